@@ -1,0 +1,12 @@
+//! What the eBPF programs and user space must agree on: map layouts, the frame stamp and the verdicts.
+//!
+//! May be imported by every crate; imports nothing. All types here are plain old data without padding.
+
+#![no_std]
+
+pub mod maps;
+pub mod stamp;
+pub mod verdict;
+
+pub use stamp::Stamp;
+pub use verdict::Verdict;

@@ -1,0 +1,116 @@
+//! Keys and values of the eBPF maps, by map name. Multi-octet wire fields are kept as octets in network order.
+
+/// Names of the maps and programs in the eBPF object.
+pub mod names {
+    /// `ARRAY` of [`super::Tunnel`], by tunnel number.
+    pub const TUNNELS: &str = "TUNNELS";
+    /// `HASH` from a tunnel device's ifindex (u32) to its tunnel number (u32).
+    pub const PRIVATE_DEVICES: &str = "PRIVATE_DEVICES";
+    /// `XSKMAP` by [`super::private_socket_index`].
+    pub const PRIVATE_SOCKETS: &str = "PRIVATE_SOCKETS";
+    /// `HASH` from [`super::CarrierAddress`] to a tunnel number (u32).
+    pub const CARRIER_ADDRESSES: &str = "CARRIER_ADDRESSES";
+    /// `HASH` from a carrier device's ifindex (u32) to the index of its queue 0 in `CARRIER_SOCKETS` (u32).
+    pub const CARRIER_DEVICES: &str = "CARRIER_DEVICES";
+    /// `XSKMAP` by the device's base index plus the receive queue.
+    pub const CARRIER_SOCKETS: &str = "CARRIER_SOCKETS";
+    /// `ARRAY` of [`super::KeySlot`], `BPF_F_MMAPABLE`, by [`super::key_index`].
+    pub const KEYS: &str = "KEYS";
+    /// `PERCPU_ARRAY` of u64 by [`super::verdict_index`].
+    pub const VERDICTS: &str = "VERDICTS";
+    /// XDP (frags) program of carrier devices.
+    pub const CARRIER_XDP: &str = "carrier_xdp";
+    /// tcx egress program of tunnel devices.
+    pub const PRIVATE_TC: &str = "private_tc";
+    /// XDP (frags) program of the hidden ends.
+    pub const PRIVATE_XDP: &str = "private_xdp";
+}
+
+/// Tunnels that one engine can hold; user space may resize the maps to fewer before loading.
+pub const MAX_TUNNELS: u32 = 16_384;
+/// Receive queues of a hidden end that can have a socket.
+pub const PRIVATE_QUEUES: u32 = 4;
+/// Carrier devices of one engine.
+pub const MAX_CARRIERS: u32 = 64;
+/// Receive queues of a carrier device that can have a socket.
+pub const CARRIER_QUEUES: u32 = 64;
+
+/// Value of `TUNNELS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Bits of [`Tunnel::ALIVE`] and [`Tunnel::NOKEY`].
+    pub flags: u32,
+    /// Largest TCP MSS to let through, in octets, for IPv4; IPv6 is 20 less. 0: do not clamp.
+    pub mss: u32,
+}
+
+impl Tunnel {
+    /// The engine takes traffic for it.
+    pub const ALIVE: u32 = 1;
+    /// Payloads travel bare (`nokey`): no length rule, no key flag.
+    pub const NOKEY: u32 = 2;
+}
+
+/// Key of `CARRIER_ADDRESSES`: a local carrier address and port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CarrierAddress {
+    /// IPv6, or IPv4 as `::ffff:a.b.c.d`; all zero matches any local address.
+    pub address: [u8; 16],
+    /// UDP port, big-endian.
+    pub port: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// The four key slots of a tunnel in `KEYS`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// The pre-shared key.
+    Static = 0,
+    /// The dynamic key that we send under.
+    Send = 1,
+    /// The dynamic key that the peer sends under.
+    Receive = 2,
+    /// The peer's dynamic key before that, for packets still in flight.
+    Previous = 3,
+}
+
+/// Key slots of one tunnel.
+pub const SLOTS: u32 = 4;
+
+/// Value of `KEYS`. Written by the engine's control thread only, read by XDP and by the workers.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeySlot {
+    /// Sequence lock and generation: odd while being written, another even number after each change, 0 never set.
+    pub generation: u64,
+    /// 1 if the slot holds a live key.
+    pub live: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Key octets 0..15.
+    pub key: [u8; 16],
+}
+
+/// Index of a tunnel's slot in `KEYS`.
+#[inline(always)]
+pub const fn key_index(tunnel: u32, slot: Slot) -> u32 {
+    tunnel * SLOTS + slot as u32
+}
+
+/// Index of a hidden end's receive queue in `PRIVATE_SOCKETS`.
+#[inline(always)]
+pub const fn private_socket_index(tunnel: u32, queue: u32) -> u32 {
+    tunnel * PRIVATE_QUEUES + queue
+}
+
+/// Index of a tunnel's counter in `VERDICTS`.
+#[inline(always)]
+pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
+    tunnel * crate::Verdict::COUNT as u32 + verdict as u32
+}
+
+const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 8);

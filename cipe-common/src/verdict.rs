@@ -1,0 +1,106 @@
+//! One enum says what became of a packet. A drop without a verdict does not exist.
+
+macro_rules! verdicts {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// What became of one packet. The discriminants index the counter maps; each packet is counted once.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Verdict { $($(#[$doc])* $name,)* }
+
+        impl Verdict {
+            /// Every verdict, in the order of the discriminants.
+            pub const ALL: &'static [Verdict] = &[$(Verdict::$name,)*];
+
+            /// The name in status, metrics and documentation.
+            pub const fn name(self) -> &'static str {
+                match self { $(Verdict::$name => $text,)* }
+            }
+        }
+    };
+}
+
+verdicts! {
+    // Private to carrier.
+    /// Outbound: sealed and handed to the carrier.
+    Sent = "sent",
+    /// Outbound: a key-exchange or control message of our own was sent.
+    ControlSent = "control-sent",
+    /// Outbound drop: neither IPv4 nor IPv6.
+    PrivateNotIp = "private-not-ip",
+    /// Outbound drop: the frame did not pass the TC program, so its tunnel is unknown.
+    PrivateUnstamped = "private-unstamped",
+    /// Outbound drop: the inner headers contradict the frame (short, wrong lengths).
+    PrivateMalformed = "private-malformed",
+    /// Outbound drop: the tunnel is not attached; fail closed.
+    TunnelDead = "tunnel-dead",
+    /// Outbound drop: no engine socket is bound to the device; fail closed.
+    NoEngine = "no-engine",
+    /// Outbound drop: the peer's carrier address is not known yet.
+    NoPeer = "no-peer",
+    /// Outbound drop: no carrier route leads to the peer.
+    NoRoute = "no-route",
+    /// Outbound drop: the carrier route leads back into the tunnel.
+    RouteLoop = "route-loop",
+    /// Outbound drop: larger than the tunnel takes.
+    TooBig = "too-big",
+    /// Outbound drop: a key is being negotiated and data must not go under the static key.
+    NoSendKey = "no-send-key",
+    /// Outbound drop: the carrier did not take it (ring or socket buffer full).
+    CarrierFull = "carrier-full",
+
+    // Carrier to private.
+    /// Inbound: opened, checked and handed to the private side.
+    Delivered = "delivered",
+    /// Inbound: a key-exchange or control message, handed to the daemon.
+    ControlReceived = "control-received",
+    /// Inbound drop: not a multiple of 8 octets, or under 16.
+    BadLength = "bad-length",
+    /// Inbound drop: sent under a dynamic key that we do not have (protocol section 2).
+    NoReceiveKey = "no-receive-key",
+    /// Inbound drop: the CRC does not match; wrong key, damage or forgery.
+    BadCrc = "bad-crc",
+    /// Inbound drop: reserved bits of P are set, or the padding is longer than the packet.
+    BadPadding = "bad-padding",
+    /// Inbound drop: packet type 10 or 11.
+    BadType = "bad-type",
+    /// Inbound drop: the payload is not exactly one IP packet.
+    BadInner = "bad-inner",
+    /// Inbound drop: this very packet was accepted before.
+    Replayed = "replayed",
+    /// Inbound drop: a packet of our own came back to us.
+    Reflected = "reflected",
+    /// Inbound drop: valid, but from an address other than the pinned peer's.
+    WrongPeer = "wrong-peer",
+    /// Inbound drop: a control packet that is no message of protocol section 3.
+    BadMessage = "bad-message",
+    /// Inbound drop: the daemon's queue was full.
+    ControlFull = "control-full",
+    /// Inbound drop: the private device did not take it.
+    PrivateFull = "private-full",
+
+    // Either way.
+    /// Drop: no free UMEM frame.
+    NoFrame = "no-frame",
+}
+
+impl Verdict {
+    /// Number of verdicts.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Whether the packet ended here against its sender's wish.
+    pub const fn is_drop(self) -> bool {
+        !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discriminants_index_the_list() {
+        for (index, verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(*verdict as usize, index);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The daemon: options, key exchange, scripts; one process a tunnel.

@@ -1,0 +1,217 @@
+//! Messages of the control socket: one JSON object a `SOCK_SEQPACKET` message, at most [`MAX_MESSAGE`] octets.
+//!
+//! A connection attaches at most one tunnel and owns it: when it closes, the tunnel goes.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Largest message in octets.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Changes whenever an older peer would misread a message.
+pub const VERSION: u32 = 1;
+
+/// 16 key octets, as hexadecimal text on the socket. Never in Debug output.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+pub struct KeyOctets(pub [u8; 16]);
+
+impl std::fmt::Debug for KeyOctets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyOctets(..)")
+    }
+}
+
+impl Serialize for KeyOctets {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyOctets {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let mut octets = [0; 16];
+        hex::decode_to_slice(&*text, &mut octets)
+            .map_err(|_| serde::de::Error::custom("a key is 32 hexadecimal digits"))?;
+        Ok(Self(octets))
+    }
+}
+
+/// Cipher of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cipher {
+    /// Blowfish (`ciped-cb`).
+    Blowfish,
+    /// IDEA, big-endian words (`ciped-ci`).
+    Idea,
+    /// IDEA, little-endian words (`idea_words=little`).
+    IdeaLittle,
+}
+
+/// From daemon to engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "request")]
+pub enum Request {
+    /// Makes a tunnel; answered by [`Event::Attached`] or [`Event::Failed`].
+    Attach(Box<Attach>),
+    /// Installs a dynamic key for sending; data goes under it from the next packet on.
+    SetSendKey {
+        /// The new key.
+        key: KeyOctets,
+    },
+    /// Installs a dynamic key for receiving; the one before it stays valid for `keep_ms` milliseconds.
+    SetReceiveKey {
+        /// The new key.
+        key: KeyOctets,
+        /// How long packets under the previous key are still taken.
+        keep_ms: u64,
+    },
+    /// Stops using the dynamic send key; data goes under the static key until the next one.
+    DropSendKey,
+    /// Seals `payload` as a control packet (type 01) and sends it, under the dynamic send key if there is one.
+    SendControl {
+        /// Message octets in hexadecimal, before padding.
+        payload: String,
+    },
+    /// Asks for [`Event::Status`], one a tunnel, then [`Event::StatusEnd`]. Needs no attached tunnel.
+    Status,
+}
+
+/// What a tunnel needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Interface to make, such as `cipcb0`; `None`: the next free of `prefix`.
+    pub device: Option<String>,
+    /// `cipcb` or `cipci`.
+    pub prefix: String,
+    /// Cipher and word order.
+    pub cipher: Cipher,
+    /// The static key; `None`: `nokey`.
+    pub key: Option<KeyOctets>,
+    /// Own address on the tunnel.
+    pub ipaddr: IpAddr,
+    /// The peer's address on the tunnel.
+    pub ptpaddr: IpAddr,
+    /// Device MTU in octets.
+    pub mtu: u32,
+    /// Interface metric (0 or 1: none).
+    pub metric: u32,
+    /// Own carrier address; unspecified address and port 0: the system picks.
+    pub me: SocketAddr,
+    /// The peer's carrier address; unspecified: learn it.
+    pub peer: SocketAddr,
+    /// Outer TTL; 0: the inner packet's.
+    pub cttl: u8,
+    /// Whether to send UDP checksums over IPv4.
+    pub checksum: bool,
+    /// Packets under one send key before a new one is wanted.
+    pub send_packets: u64,
+    /// Payload octets under one send key before a new one is wanted.
+    pub send_octets: u64,
+    /// Packets under one receive key before it is forgotten; 0: never.
+    pub receive_packets: u64,
+    /// Seconds of a send key's life before a new one is wanted (tokey).
+    pub send_seconds: u64,
+    /// Least seconds between two key-wanted events of one direction (tokxc).
+    pub retry_seconds: u64,
+}
+
+/// Why a new key is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    /// A packet was sent and there is no dynamic send key yet (or the exchange under way has not ended).
+    NoSendKey,
+    /// The send key is old.
+    Age,
+    /// The send key has sealed its share of packets.
+    Packets,
+    /// The send key has sealed its share of octets.
+    Octets,
+    /// A packet came under a dynamic key that we do not have; the peer must make one (NK_REQ).
+    NoReceiveKey,
+    /// The receive key is used up; the peer must make one (NK_REQ).
+    ReceiveKeySpent,
+}
+
+/// From engine to daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum Event {
+    /// The tunnel is up.
+    Attached {
+        /// Interface name.
+        device: String,
+        /// Own carrier address as bound.
+        me: SocketAddr,
+        /// Modes got, for the log, such as `wire0: native XDP, copy mode, 1 queue`.
+        notes: Vec<String>,
+    },
+    /// The last request failed; says what, where and how to fix it.
+    Failed {
+        /// One line.
+        message: String,
+    },
+    /// A control packet was opened.
+    Control {
+        /// Message octets in hexadecimal.
+        payload: String,
+        /// Where it came from.
+        from: SocketAddr,
+        /// Whether it was under the static key.
+        under_static: bool,
+    },
+    /// A new key is wanted.
+    KeyWanted {
+        /// Why.
+        reason: Wanted,
+    },
+    /// The peer was learned at, or moved to, this address.
+    NewPeer {
+        /// Its carrier address.
+        peer: SocketAddr,
+    },
+    /// The carrier reported an error (ICMP) for a packet of ours.
+    NetworkError {
+        /// One line.
+        message: String,
+    },
+    /// Something the operator should see once.
+    Notice {
+        /// One line.
+        message: String,
+    },
+    /// The interface was taken down or deleted.
+    DeviceDown,
+    /// Status of one tunnel.
+    Status(Box<Status>),
+    /// No more tunnels.
+    StatusEnd,
+}
+
+/// Status of one tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Interface name.
+    pub device: String,
+    /// Cipher.
+    pub cipher: Cipher,
+    /// Own carrier address.
+    pub me: SocketAddr,
+    /// The peer's carrier address, if known.
+    pub peer: Option<SocketAddr>,
+    /// Key slots that hold a live key: `static`, `send`, `receive`, `previous`.
+    pub keys: Vec<String>,
+    /// Packets by verdict, zeros left out.
+    pub verdicts: std::collections::BTreeMap<String, u64>,
+    /// Payload octets sent and delivered.
+    pub octets: (u64, u64),
+    /// Which doors and modes are in use.
+    pub doors: Vec<String>,
+}

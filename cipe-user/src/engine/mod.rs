@@ -1,0 +1,1 @@
+//! The engine: tunnels, the packet path and its workers.

@@ -1,0 +1,1 @@
+//! Key-exchange and control messages (protocol section 3).

@@ -1,0 +1,6 @@
+//! CIPE protocol 3 as pure functions over slices: packet layout, padding, P, CRC; key-exchange and control messages.
+//!
+//! Knows no sockets, clocks or tables. May import `cipher`; imported by `engine`, `ciped` and `cli`.
+
+pub mod message;
+pub mod packet;

@@ -1,0 +1,1 @@
+//! Network namespaces, traffic, and a second implementation of the wire, for scenarios, `xtask run` and benches.

@@ -1,0 +1,3 @@
+//! Builds, runs, tests and measures the project: `cargo xtask help`.
+
+fn main() {}
