@@ -1,1 +1,3 @@
 //! The daemon: options, key exchange, scripts; one process a tunnel.
+
+pub mod exchange;
