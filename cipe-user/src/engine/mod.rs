@@ -1,1 +1,5 @@
 //! The engine: tunnels, the packet path and its workers.
+
+pub mod checksum;
+pub mod headers;
+pub mod replay;

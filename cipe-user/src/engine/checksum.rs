@@ -1,0 +1,358 @@
+//! The Internet checksum (RFC 1071), wide, and its place in inner TCP and UDP packets.
+//!
+//! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
+//! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
+
+use std::net::IpAddr;
+
+use super::headers::{Inner, TCP, UDP};
+
+/// A running one's complement sum over octets that may come in pieces of any length.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum {
+    /// Congruent, modulo 2^16 - 1, to the sum of the native-endian 16-bit words; folded after each piece.
+    words: u64,
+    /// Whether an odd number of octets came so far, so that the next piece starts in the second half of a word.
+    odd: bool,
+}
+
+impl Sum {
+    /// The sum of the pseudo header of a transport packet of `len` octets (RFC 9293, section 3.1; RFC 8200, section
+    /// 8.1), to which the packet is then added.
+    #[inline]
+    pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Self {
+        let addresses = plus(address_words(source), address_words(destination));
+        // The IPv4 form has a length of 16 bits, the IPv6 form one of 32: the same sum for all that fits in either.
+        let len = u32::from_ne_bytes((len as u32).to_be_bytes());
+        let protocol = u16::from_ne_bytes([0, protocol]);
+        Self { words: u64::from(fold(addresses)) + u64::from(len) + u64::from(protocol), odd: false }
+    }
+
+    /// Adds a piece.
+    #[inline]
+    pub fn add(&mut self, piece: &[u8]) {
+        self.join(words(piece), piece.len());
+    }
+
+    /// Copies `from` to `to` and adds it, in one pass.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn copy(&mut self, to: &mut [u8], from: &[u8]) {
+        self.join(copy_words(to, from), from.len());
+    }
+
+    /// The sum folded to 16 bits, as octets of the wire: what a stack leaves in a checksum field that a device is to
+    /// complete. Zero only if all octets so far were zero.
+    #[inline]
+    pub fn folded(self) -> [u8; 2] {
+        fold(self.words).to_ne_bytes()
+    }
+
+    /// The checksum: the folded sum inverted. Never 0xFFFF unless all octets so far were zero.
+    #[inline]
+    pub fn checksum(self) -> [u8; 2] {
+        (!fold(self.words)).to_ne_bytes()
+    }
+
+    #[inline]
+    fn join(&mut self, words: u64, len: usize) {
+        let words = u64::from(fold(words));
+        // A piece that starts in the second half of a word has each octet on the other side.
+        self.words += if self.odd { u64::from((words as u16).swap_bytes()) } else { words };
+        self.odd ^= len % 2 == 1;
+    }
+}
+
+/// Folds to 16 bits with end-around carry.
+#[inline]
+fn fold(words: u64) -> u16 {
+    let words = (words & 0xFFFF_FFFF) + (words >> 32);
+    let words = (words & 0xFFFF) + (words >> 16 & 0xFFFF) + (words >> 32);
+    let words = (words & 0xFFFF) + (words >> 16);
+    ((words & 0xFFFF) + (words >> 16)) as u16
+}
+
+/// One's complement addition of 64-bit words, of which 16-bit words are the digits.
+#[inline]
+fn plus(a: u64, b: u64) -> u64 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u64::from(carry)
+}
+
+fn address_words(address: IpAddr) -> u64 {
+    match address {
+        IpAddr::V4(address) => u64::from(u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(address) => address.octets().as_chunks().0.iter().map(word).fold(0, plus),
+    }
+}
+
+#[inline]
+fn word(octets: &[u8; 8]) -> u64 {
+    u64::from_ne_bytes(*octets)
+}
+
+/// Up to seven octets, zeros behind them.
+#[inline]
+fn tail_word(octets: &[u8]) -> u64 {
+    let mut last = [0; 8];
+    last[..octets.len()].copy_from_slice(octets);
+    word(&last)
+}
+
+fn words(piece: &[u8]) -> u64 {
+    let (blocks, rest) = piece.as_chunks::<32>();
+    let mut lanes = [0; 4];
+    for block in blocks {
+        let (four, _) = block.as_chunks::<8>();
+        for (lane, octets) in lanes.iter_mut().zip(four) {
+            *lane = plus(*lane, word(octets));
+        }
+    }
+    let (singles, tail) = rest.as_chunks::<8>();
+    let start = plus(plus(lanes[0], lanes[1]), plus(lanes[2], lanes[3]));
+    plus(singles.iter().fold(start, |sum, octets| plus(sum, word(octets))), tail_word(tail))
+}
+
+fn copy_words(to: &mut [u8], from: &[u8]) -> u64 {
+    assert_eq!(to.len(), from.len(), "a copy needs room of the same length");
+    to.copy_from_slice(from);
+    words(from)
+}
+
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: usize = 16;
+/// Offset of the checksum in a UDP header.
+pub const UDP_CHECKSUM: usize = 6;
+
+/// Completes the checksum of a TCP or UDP packet that the local stack left to the device (`CHECKSUM_PARTIAL`): one
+/// whose checksum field holds the folded sum of its pseudo header. Returns whether it did. Anything else is left as it
+/// is: other protocols, fragments, packets that end before their header says, UDP without a checksum.
+///
+/// Nothing but that number in the field tells such a packet, and that is enough. What is written is computed from all
+/// octets *except* the field, so a packet that was complete, and whose right checksum happens to be that number, gets
+/// the number that it had; and so does whatever this function is called for twice: either the field no longer holds
+/// the folded sum, or it holds the right checksum already. Only a packet that was damaged before it came here is
+/// changed for the better by mistake, if its field is that number: one of 65,535.
+pub fn complete_partial(packet: &mut [u8]) -> bool {
+    let Ok(inner) = Inner::parse(packet) else { return false };
+    let (header, field) = match inner.protocol {
+        TCP => (20, TCP_CHECKSUM),
+        UDP => (8, UDP_CHECKSUM),
+        _ => return false,
+    };
+    let Some(transport) = packet.get_mut(inner.transport..inner.total_len) else { return false };
+    if inner.fragment || transport.len() < header {
+        return false;
+    }
+    let mut sum = Sum::pseudo_header(inner.source, inner.destination, inner.protocol, transport.len());
+    if transport[field..field + 2] != sum.folded() {
+        return false;
+    }
+    transport[field..field + 2].fill(0);
+    sum.add(transport);
+    transport[field..field + 2].copy_from_slice(&transport_checksum(sum, inner.protocol));
+    true
+}
+
+/// The field for a finished sum: in UDP, 0 would say that there is no checksum, so its other form stands for it
+/// (RFC 768).
+#[inline]
+pub fn transport_checksum(sum: Sum, protocol: u8) -> [u8; 2] {
+    let checksum = sum.checksum();
+    if protocol == UDP && checksum == [0; 2] { [0xFF; 2] } else { checksum }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition of RFC 1071 in so many words.
+    fn naive(octets: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for pair in octets.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+            sum = (sum & 0xFFFF) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    fn pseudo_header(packet: &[u8], transport: usize, protocol: u8) -> Vec<u8> {
+        let addresses = if packet[0] >> 4 == 4 { &packet[12..20] } else { &packet[8..40] };
+        let len = (packet.len() - transport) as u32;
+        [addresses, &len.to_be_bytes(), &[0, 0, 0, protocol]].concat()
+    }
+
+    /// An IP packet whose transport checksum field is zero, and the offset of the transport header.
+    fn packet(v6: bool, udp: bool, options: usize, payload: &[u8]) -> (Vec<u8>, usize) {
+        let (protocol, header) = if udp { (UDP, 8) } else { (TCP, 20) };
+        let mut packet = Vec::new();
+        let transport_len = header + payload.len();
+        let transport = if v6 {
+            let extension = if options > 0 { options * 8 } else { 0 };
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(((extension + transport_len) as u16).to_be_bytes());
+            packet.extend([if options > 0 { 0 } else { protocol }, 64]);
+            packet.extend((100..132).collect::<Vec<u8>>());
+            if options > 0 {
+                packet.extend([protocol, options as u8 - 1, 1, (extension - 4) as u8]);
+                packet.resize(40 + extension, 0);
+            }
+            40 + extension
+        } else {
+            packet.extend([0x45 + options as u8, 0]);
+            packet.extend(((20 + options * 4 + transport_len) as u16).to_be_bytes());
+            packet.extend([1, 2, 0, 0, 64, protocol, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2]);
+            packet.resize(20 + options * 4, 1);
+            20 + options * 4
+        };
+        packet.extend([0x12, 0x34, 0x56, 0x78]);
+        if udp {
+            packet.extend((transport_len as u16).to_be_bytes());
+            packet.extend([0, 0]);
+        } else {
+            packet.extend([0, 0, 0, 9, 0, 0, 0, 7, 0x50, 0x18, 0xFF, 0xFF, 0, 0, 0, 0]);
+        }
+        packet.extend(payload);
+        (packet, transport)
+    }
+
+    /// Sets the field to the folded sum of the pseudo header (`true`) or to the right checksum.
+    fn set_field(packet: &mut [u8], transport: usize, udp: bool, partial: bool) {
+        let (protocol, field) = if udp { (UDP, UDP_CHECKSUM) } else { (TCP, TCP_CHECKSUM) };
+        let mut summed = pseudo_header(packet, transport, protocol);
+        if !partial {
+            summed.extend(&packet[transport..]);
+        }
+        let folded = naive(&summed);
+        let value = match (partial, udp, !folded) {
+            (true, ..) => folded,
+            (false, true, 0) => 0xFFFF,
+            (false, _, checksum) => checksum,
+        };
+        packet[transport + field..transport + field + 2].copy_from_slice(&value.to_be_bytes());
+    }
+
+    #[test]
+    fn the_example_of_rfc_1071_sums_up() {
+        let mut sum = Sum::default();
+        sum.add(&[0x00, 0x01, 0xF2, 0x03, 0xF4, 0xF5, 0xF6, 0xF7]);
+        assert_eq!((sum.folded(), sum.checksum()), ([0xDD, 0xF2], [0x22, 0x0D]));
+    }
+
+    #[test]
+    fn carries_run_through_every_width() {
+        for len in 0..200 {
+            let mut sum = Sum::default();
+            sum.add(&vec![0xFF; len]);
+            assert_eq!(u16::from_be_bytes(sum.folded()), naive(&vec![0xFF; len]), "{len}");
+        }
+    }
+
+    #[test]
+    fn fragments_other_protocols_and_cut_packets_are_left_alone() {
+        let (mut base, transport) = packet(false, false, 0, b"payload");
+        set_field(&mut base, transport, false, true);
+        let change = |at: usize, value: u8| {
+            let mut packet = base.clone();
+            packet[at] = value;
+            packet
+        };
+        for mut packet in [change(6, 0x20), change(7, 1), change(9, 47), change(3, 255), change(0, 0x55), Vec::new()] {
+            let before = packet.clone();
+            assert!(!complete_partial(&mut packet));
+            assert_eq!(packet, before);
+        }
+        assert!(complete_partial(&mut base));
+    }
+
+    #[test]
+    fn udp_without_a_checksum_stays_without() {
+        let (mut packet, _) = packet(false, true, 0, b"payload");
+        assert!(!complete_partial(&mut packet));
+        assert_eq!(packet[26..28], [0, 0]);
+    }
+
+    #[test]
+    fn a_udp_checksum_of_zero_is_sent_in_its_other_form() {
+        for v6 in [false, true] {
+            let (mut packet, transport) = packet(v6, true, 0, &[0; 2]);
+            let summed = [pseudo_header(&packet, transport, UDP), packet[transport..].to_vec()].concat();
+            let missing = !naive(&summed);
+            packet[transport + 8..].copy_from_slice(&missing.to_be_bytes());
+            set_field(&mut packet, transport, true, true);
+            assert!(complete_partial(&mut packet));
+            assert_eq!(packet[transport + 6..transport + 8], [0xFF, 0xFF]);
+        }
+    }
+
+    #[test]
+    fn a_right_checksum_that_looks_partial_stays_as_it_is() {
+        for v6 in [false, true] {
+            for udp in [false, true] {
+                // The field equals both sums when the transport octets add up to all ones beside twice the field.
+                let (mut packet, transport) = packet(v6, udp, 0, &[0; 2]);
+                let protocol = if udp { UDP } else { TCP };
+                let pseudo = naive(&pseudo_header(&packet, transport, protocol));
+                let others = naive(&[&packet[transport..], &pseudo.to_be_bytes(), &pseudo.to_be_bytes()].concat());
+                let end = packet.len();
+                packet[end - 2..].copy_from_slice(&(!others).to_be_bytes());
+                set_field(&mut packet, transport, udp, false);
+                let field = transport + if udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
+                assert_eq!(packet[field..field + 2], pseudo.to_be_bytes());
+                let before = packet.clone();
+                assert!(complete_partial(&mut packet));
+                assert_eq!(packet, before);
+            }
+        }
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..90), 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_length_sum_as_one(pieces in pieces()) {
+            let (mut sum, mut copied) = (Sum::default(), Sum::default());
+            for piece in &pieces {
+                sum.add(piece);
+                let mut copy = vec![0; piece.len()];
+                copied.copy(&mut copy, piece);
+                prop_assert_eq!(&copy, piece);
+            }
+            prop_assert_eq!(u16::from_be_bytes(sum.folded()), naive(&pieces.concat()));
+            prop_assert_eq!(sum.folded(), copied.folded());
+        }
+
+        #[test]
+        fn a_partial_checksum_is_completed_and_a_right_one_kept(
+            v6: bool, udp: bool, options in 0usize..=3, payload in prop::collection::vec(any::<u8>(), 0..300),
+            excess in 0usize..3,
+        ) {
+            let (mut partial, transport) = packet(v6, udp, options, &payload);
+            let mut right = partial.clone();
+            set_field(&mut partial, transport, udp, true);
+            set_field(&mut right, transport, udp, false);
+            let whole = right.len();
+            for packet in [&mut partial, &mut right] {
+                packet.resize(whole + excess, 0xEE);
+            }
+            prop_assert!(complete_partial(&mut partial));
+            prop_assert_eq!(&partial, &right);
+            complete_partial(&mut partial);
+            prop_assert_eq!(&partial, &right);
+        }
+
+        #[test]
+        fn any_octets_are_taken(mut octets in prop::collection::vec(any::<u8>(), 0..120), first in 0x40u8..0x70) {
+            if let Some(octet) = octets.first_mut() {
+                *octet = first;
+            }
+            complete_partial(&mut octets);
+        }
+    }
+}
