@@ -8,11 +8,11 @@ pub mod checksum;
 mod counters;
 pub mod headers;
 mod keys;
-mod manager;
+//mod manager;
 mod outer;
 mod random;
 pub mod replay;
 mod tunnel;
 mod worker;
 
-pub use manager::{EngineOptions, run};
+

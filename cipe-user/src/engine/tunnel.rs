@@ -29,6 +29,19 @@ pub struct Path {
     pub mtu: usize,
 }
 
+/// How datagrams leave for the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By AF_XDP on a carrier device; too large ones by the UDP socket.
+    Carrier(Path),
+    /// By the tunnel's UDP socket: no Ethernet, no AF_XDP, or the next hop is not resolved yet.
+    Socket,
+    /// Nowhere: no route.
+    NoRoute,
+    /// Nowhere: the route leads back into a tunnel.
+    Looped,
+}
+
 /// When a new key is to be asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -58,8 +71,8 @@ pub struct Tunnel {
     pub udp: UdpSocket,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
-    /// Way to the peer by AF_XDP; without one, datagrams leave by `udp`.
-    pub path: Option<Path>,
+    /// Way to the peer.
+    pub way: Way,
     /// Link-layer addresses from the hidden end to the tunnel device.
     pub private_hop: Hop,
     /// Largest inner packet in octets.

@@ -12,7 +12,7 @@ use super::{BATCH, FRESH, Worker};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
 use crate::engine::outer::{self, ETHERNET};
-use crate::engine::tunnel::{Head, Opened};
+use crate::engine::tunnel::{Head, Opened, Way};
 use crate::wire::packet;
 use crate::xsk::{Frame, Packet};
 
@@ -174,7 +174,7 @@ impl Worker {
             Ok(opened) => {
                 if tunnel.peer != Some(item.from) {
                     tunnel.peer = Some(item.from);
-                    tunnel.path = None;
+                    tunnel.way = Way::Socket;
                     // Without the event the way stays the UDP socket's, which needs no address of a next hop.
                     let _ = self.events.try_send((number, Event::NewPeer { peer: item.from }));
                 }
@@ -237,7 +237,11 @@ impl Worker {
         let offset = (inner.start - ETHERNET) as u32;
         let packet = Packet { frame, offset, len: (octets + ETHERNET) as u32, more: false };
         let counters = &endpoint.tunnel.counters;
-        match endpoint.ports.first_mut().map_or(Err(packet), |port| port.transmit(packet, &mut self.pool)) {
+        let handed_over = match endpoint.ports.first_mut() {
+            Some(port) => port.transmit(packet, &mut self.pool),
+            None => Err(packet),
+        };
+        match handed_over {
             Ok(()) => counters.delivered(octets),
             Err(packet) => {
                 counters.count(Verdict::PrivateFull);

@@ -13,13 +13,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use super::outer::Hop;
 use super::random::Random;
-use super::tunnel::{Path, Tunnel};
+use super::tunnel::{Tunnel, Way};
 use crate::cipher::Lanes;
 use crate::control::protocol::Event;
 use crate::xsk::{Packet, Pool, Socket, Umem};
@@ -44,7 +43,7 @@ pub enum Command {
     /// A tunnel goes; the sender is dropped when its sockets are closed.
     RemoveTunnel(u16, Sender<()>),
     /// The way to a tunnel's peer changed.
-    SetPath(u16, Option<Path>),
+    SetWay(u16, Way),
     /// A message to seal and send.
     SendControl(u16, Vec<u8>),
     /// The end.
@@ -238,7 +237,9 @@ impl Worker {
             }
             Command::RemoveCarrier(slot, _done) => {
                 for endpoint in self.endpoints.values_mut() {
-                    endpoint.tunnel.path = endpoint.tunnel.path.filter(|path| path.carrier != slot);
+                    if matches!(endpoint.tunnel.way, Way::Carrier(path) if path.carrier == slot) {
+                        endpoint.tunnel.way = Way::Socket;
+                    }
                 }
                 for port in self.carriers.get_mut(slot).and_then(Option::take).into_iter().flatten() {
                     port.close(&mut self.pool);
@@ -260,9 +261,9 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::SetPath(number, path) => {
+            Command::SetWay(number, way) => {
                 if let Some(endpoint) = self.endpoints.get_mut(&number) {
-                    endpoint.tunnel.path = path;
+                    endpoint.tunnel.way = way;
                 }
             }
             Command::SendControl(number, payload) => self.send_control(number, &payload),

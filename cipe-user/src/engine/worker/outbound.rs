@@ -11,7 +11,7 @@ use super::{BATCH, FRESH, Worker};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
 use crate::engine::outer::{self, Marks};
-use crate::engine::tunnel::Tunnel;
+use crate::engine::tunnel::{Tunnel, Way};
 use crate::wire::inner;
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::{Frame, Packet, Umem};
@@ -73,7 +73,7 @@ impl Worker {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
         let tunnel = &mut endpoint.tunnel;
         tunnel.keys.refresh(self.now);
-        let fits = FRESH + packet::sealed_len(message.len()) <= self.umem.frame_size();
+        let fits = FRESH + packet::sealed_len(message.len()) <= self.umem.frame_size() as usize;
         let slot = tunnel.keys.sending();
         let frame = match slot {
             _ if !fits => Err(Verdict::TooBig),
@@ -142,7 +142,15 @@ impl Worker {
             return self.pool.put(frame);
         };
         let ip_len = outer::room(peer.ip()) - outer::ETHERNET + datagram.len();
-        let path = tunnel.path.filter(|path| ip_len <= path.mtu);
+        let path = match tunnel.way {
+            Way::Carrier(path) if ip_len <= path.mtu => Some(path),
+            Way::Carrier(_) | Way::Socket => None,
+            Way::NoRoute | Way::Looped => {
+                let verdict = if tunnel.way == Way::Looped { Verdict::RouteLoop } else { Verdict::NoRoute };
+                tunnel.counters.count(verdict);
+                return self.pool.put(frame);
+            }
+        };
         let port = path.and_then(|path| self.carriers.get_mut(path.carrier)?.as_mut()?.first_mut());
         let result = match path.zip(port) {
             Some((path, port)) => {
