@@ -13,3 +13,4 @@ pub mod netlink;
 mod owner;
 pub mod routes;
 mod sysctl;
+pub mod nexthop;
