@@ -8,7 +8,8 @@ pub mod checksum;
 mod counters;
 pub mod headers;
 mod keys;
-//mod manager;
+mod manager;
+
 mod outer;
 mod random;
 pub mod replay;
