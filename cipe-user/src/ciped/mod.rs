@@ -1,1 +1,5 @@
 //! The daemon: options, key exchange, scripts; one process a tunnel.
+//!
+//! Knows the engine through `control` only. May import `wire` and `control`; imported by `cli`.
+
+pub mod options;
