@@ -9,11 +9,10 @@ mod counters;
 pub mod headers;
 mod keys;
 mod manager;
-
 mod outer;
 mod random;
 pub mod replay;
 mod tunnel;
 mod worker;
 
-
+pub use manager::{EngineOptions, run};

@@ -29,7 +29,7 @@ use super::netlink::{Netlink, Result};
 use super::routes::{self, Route};
 
 /// The way to a peer, down to the frame's addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// Index of the device that packets leave by.
     pub ifindex: u32,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use cipe_common::maps::{Slot, Tunnel as TunnelEntry, private_socket_index};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{Manager, Tenant};
 use crate::cipher::Algorithm;
@@ -168,8 +169,8 @@ impl Manager {
         udp.set_nonblocking(true)?;
         // ICMP errors are wanted as events; without them the tunnel works all the same.
         let wants_errors = match me.ip() {
-            IpAddr::V4(_) => rustix::net::sockopt::set_ip_recverr(&udp, true),
-            IpAddr::V6(_) => rustix::net::sockopt::set_ipv6_recverr(&udp, true),
+            IpAddr::V4(_) => setsockopt(&udp, sockopt::Ipv4RecvErr, &true),
+            IpAddr::V6(_) => setsockopt(&udp, sockopt::Ipv6RecvErr, &true),
         };
         if let Err(error) = wants_errors {
             tracing::debug!("{me}: {error}; ICMP errors of the carrier will not be seen");

@@ -57,10 +57,10 @@ impl Manager {
         let hop = match state {
             State::Unknown => return,
             State::Unreachable(reason) => {
-                self.notice(number, reason.clone());
+                self.notice(number, reason.to_string());
                 None
             }
-            State::Reachable(hop) => Some(*hop),
+            State::Found(hop) => Some(*hop),
         };
         let looped = hop.is_some_and(|hop| self.tenants.values().any(|tenant| tenant.device.index == hop.ifindex));
         if looped {
@@ -104,6 +104,7 @@ impl Manager {
         match self.open_carrier(ifindex).await {
             Ok((slot, note)) => {
                 tracing::info!("{note}");
+                self.notice(number, note.clone());
                 let carrier = Carrier { slot, tunnels: BTreeSet::from([number]), note };
                 self.carriers.open.insert(ifindex, carrier);
                 true

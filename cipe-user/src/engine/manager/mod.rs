@@ -108,7 +108,7 @@ pub fn run(options: EngineOptions, ready: impl FnOnce() -> std::io::Result<()>) 
 }
 
 async fn serve(options: EngineOptions, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
-    let server = Server::bind(RunDir::current()?)?;
+    let server = Server::bind(RunDir::of_this_namespace()?)?;
     let netlink = Netlink::new()?;
     for name in netlink.sweep().await? {
         tracing::info!("{name}: left by an engine that died; removed");
