@@ -51,7 +51,7 @@ impl Lanes {
     pub fn with(blowfish: Option<&str>, idea: Option<&str>) -> Self {
         Self {
             blowfish: Ladder::new(blowfish::kernels(), blowfish, &blowfish::Schedule::new(&[0; KEY])),
-            idea: Ladder::new(idea::kernels(), idea, &idea::Schedule::new(&[0; KEY])),
+            idea: Ladder::new(idea::kernels(), idea, &idea::Schedule::new(&[0; KEY], u16::from_be_bytes)),
             stage: Box::new(Stage {
                 rows: [[0; WIDTH]; STEPS],
                 chain: [0; WIDTH],

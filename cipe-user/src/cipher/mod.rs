@@ -31,7 +31,7 @@ pub enum Algorithm {
     Blowfish,
     /// IDEA with four big-endian words a block, as in the textbook.
     Idea,
-    /// IDEA with four little-endian words a block (`idea_words=little`).
+    /// IDEA with little-endian words: the four of a block and the eight of the key (`idea_words=little`).
     IdeaLittle,
 }
 
@@ -53,7 +53,8 @@ impl Key {
     pub fn new(algorithm: Algorithm, octets: &[u8; KEY]) -> Self {
         let schedule = match algorithm {
             Algorithm::Blowfish => Schedule::Blowfish(blowfish::Schedule::new(octets)),
-            Algorithm::Idea | Algorithm::IdeaLittle => Schedule::Idea(idea::Schedule::new(octets)),
+            Algorithm::Idea => Schedule::Idea(idea::Schedule::new(octets, u16::from_be_bytes)),
+            Algorithm::IdeaLittle => Schedule::Idea(idea::Schedule::new(octets, u16::from_le_bytes)),
         };
         Self { algorithm, schedule }
     }

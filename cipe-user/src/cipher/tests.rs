@@ -25,10 +25,11 @@ fn oracle(algorithm: Algorithm, key: &[u8; KEY], iv: [u8; BLOCK], data: &mut [u8
         Algorithm::Blowfish => run(blowfish_of(key), iv, data, encrypt),
         Algorithm::Idea => run(::idea::Idea::new(&Array(*key)), iv, data, encrypt),
         Algorithm::IdeaLittle => {
-            let mut iv = iv;
+            let (mut key, mut iv) = (*key, iv);
+            swap(&mut key);
             swap(&mut iv);
             swap(&mut data[..whole]);
-            run(::idea::Idea::new(&Array(*key)), iv, data, encrypt);
+            run(::idea::Idea::new(&Array(key)), iv, data, encrypt);
             swap(&mut data[..whole]);
         }
     }

@@ -22,10 +22,11 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// The textbook key schedule: the key's words, then the key rotated left by 25 bits again and again; for
-    /// decryption the inverses in reverse order.
-    pub(super) fn new(octets: &[u8; KEY]) -> Box<Self> {
+    /// decryption the inverses in reverse order. `word` gives the octet order.
+    pub(super) fn new(octets: &[u8; KEY], word: fn([u8; 2]) -> u16) -> Box<Self> {
         let mut schedule = Box::new(Self { encrypt: [0; SUBKEYS], decrypt: [0; SUBKEYS] });
-        let mut key = u128::from_be_bytes(*octets);
+        let words = octets.as_chunks().0.iter();
+        let mut key = words.fold(0, |key, octets| key << 16 | u128::from(word(*octets)));
         for words in schedule.encrypt.chunks_mut(8) {
             for (i, word) in words.iter_mut().enumerate() {
                 *word = (key >> (112 - 16 * i)) as u16;
