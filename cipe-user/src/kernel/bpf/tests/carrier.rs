@@ -141,7 +141,9 @@ fn a_length_field_that_lies_is_a_bad_length() {
     let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
     let udp_length = ETHERNET + IPV4 + 4;
     let ip_length = ETHERNET + 2;
-    for (at, value) in [(udp_length, 7u16), (udp_length, 0), (udp_length, 8 + 32), (ip_length, 20 + 8 + 8), (ip_length, 19)] {
+    for (at, value) in
+        [(udp_length, 7u16), (udp_length, 0), (udp_length, 8 + 32), (ip_length, 20 + 8 + 8), (ip_length, 19)]
+    {
         let mut frame = frame(24);
         frame[at..at + 2].copy_from_slice(&value.to_be_bytes());
         assert_eq!(programs.carrier(&frame), XDP_DROP, "{value} at {at}");
