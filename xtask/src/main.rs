@@ -1,3 +1,19 @@
 //! Builds, runs, tests and measures the project: `cargo xtask help`.
 
-fn main() {}
+mod build_ebpf;
+
+use clap::Parser;
+
+/// Builds, runs, tests and measures the project.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Command {
+    /// Build the eBPF object (cipe-ebpf/prebuilt) from its sources
+    BuildEbpf(build_ebpf::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::BuildEbpf(args) => build_ebpf::run(&args),
+    }
+}
