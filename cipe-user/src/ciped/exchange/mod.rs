@@ -9,6 +9,10 @@
 mod receiver;
 mod retry;
 mod sender;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -57,7 +61,8 @@ pub enum Action {
     SetReceiveKey {
         /// The new key.
         key: KeyOctets,
-        /// How long the one before it stays valid.
+        /// How long the one before it stays valid, from the first packet under the new one on. Until that packet the
+        /// peer has perhaps not begun to use it: two NK_IND of an original may overtake each other.
         keep: Duration,
     },
     /// Tell the operator.
