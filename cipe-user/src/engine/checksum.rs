@@ -169,72 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// The definition of RFC 1071 in so many words.
-    fn naive(octets: &[u8]) -> u16 {
-        let mut sum = 0u32;
-        for pair in octets.chunks(2) {
-            sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
-            sum = (sum & 0xFFFF) + (sum >> 16);
-        }
-        sum as u16
-    }
-
-    fn pseudo_header(packet: &[u8], transport: usize, protocol: u8) -> Vec<u8> {
-        let addresses = if packet[0] >> 4 == 4 { &packet[12..20] } else { &packet[8..40] };
-        let len = (packet.len() - transport) as u32;
-        [addresses, &len.to_be_bytes(), &[0, 0, 0, protocol]].concat()
-    }
-
-    /// An IP packet whose transport checksum field is zero, and the offset of the transport header.
-    fn packet(v6: bool, udp: bool, options: usize, payload: &[u8]) -> (Vec<u8>, usize) {
-        let (protocol, header) = if udp { (UDP, 8) } else { (TCP, 20) };
-        let mut packet = Vec::new();
-        let transport_len = header + payload.len();
-        let transport = if v6 {
-            let extension = if options > 0 { options * 8 } else { 0 };
-            packet.extend([0x60, 0, 0, 0]);
-            packet.extend(((extension + transport_len) as u16).to_be_bytes());
-            packet.extend([if options > 0 { 0 } else { protocol }, 64]);
-            packet.extend((100..132).collect::<Vec<u8>>());
-            if options > 0 {
-                packet.extend([protocol, options as u8 - 1, 1, (extension - 4) as u8]);
-                packet.resize(40 + extension, 0);
-            }
-            40 + extension
-        } else {
-            packet.extend([0x45 + options as u8, 0]);
-            packet.extend(((20 + options * 4 + transport_len) as u16).to_be_bytes());
-            packet.extend([1, 2, 0, 0, 64, protocol, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2]);
-            packet.resize(20 + options * 4, 1);
-            20 + options * 4
-        };
-        packet.extend([0x12, 0x34, 0x56, 0x78]);
-        if udp {
-            packet.extend((transport_len as u16).to_be_bytes());
-            packet.extend([0, 0]);
-        } else {
-            packet.extend([0, 0, 0, 9, 0, 0, 0, 7, 0x50, 0x18, 0xFF, 0xFF, 0, 0, 0, 0]);
-        }
-        packet.extend(payload);
-        (packet, transport)
-    }
-
-    /// Sets the field to the folded sum of the pseudo header (`true`) or to the right checksum.
-    fn set_field(packet: &mut [u8], transport: usize, udp: bool, partial: bool) {
-        let (protocol, field) = if udp { (UDP, UDP_CHECKSUM) } else { (TCP, TCP_CHECKSUM) };
-        let mut summed = pseudo_header(packet, transport, protocol);
-        if !partial {
-            summed.extend(&packet[transport..]);
-        }
-        let folded = naive(&summed);
-        let value = match (partial, udp, !folded) {
-            (true, ..) => folded,
-            (false, true, 0) => 0xFFFF,
-            (false, _, checksum) => checksum,
-        };
-        packet[transport + field..transport + field + 2].copy_from_slice(&value.to_be_bytes());
-    }
+    use crate::engine::testpackets::{Flow, naive_sum};
 
     #[test]
     fn the_example_of_rfc_1071_sums_up() {
@@ -248,14 +183,13 @@ mod tests {
         for len in 0..200 {
             let mut sum = Sum::default();
             sum.add(&vec![0xFF; len]);
-            assert_eq!(u16::from_be_bytes(sum.folded()), naive(&vec![0xFF; len]), "{len}");
+            assert_eq!(u16::from_be_bytes(sum.folded()), naive_sum(&vec![0xFF; len]), "{len}");
         }
     }
 
     #[test]
     fn fragments_other_protocols_and_cut_packets_are_left_alone() {
-        let (mut base, transport) = packet(false, false, 0, b"payload");
-        set_field(&mut base, transport, false, true);
+        let base = Flow::tcp4().with_partial_checksum(b"payload");
         let change = |at: usize, value: u8| {
             let mut packet = base.clone();
             packet[at] = value;
@@ -266,57 +200,47 @@ mod tests {
             assert!(!complete_partial(&mut packet));
             assert_eq!(packet, before);
         }
-        assert!(complete_partial(&mut base));
+        assert!(complete_partial(&mut base.clone()));
     }
 
     #[test]
     fn udp_without_a_checksum_stays_without() {
-        let (mut packet, _) = packet(false, true, 0, b"payload");
+        let mut packet = Flow::udp4().packet(b"payload");
+        packet[26..28].fill(0);
         assert!(!complete_partial(&mut packet));
         assert_eq!(packet[26..28], [0, 0]);
     }
 
     #[test]
     fn a_udp_checksum_of_zero_is_sent_in_its_other_form() {
-        for v6 in [false, true] {
-            let (mut packet, transport) = packet(v6, true, 0, &[0; 2]);
-            let summed = [pseudo_header(&packet, transport, UDP), packet[transport..].to_vec()].concat();
-            let missing = !naive(&summed);
-            packet[transport + 8..].copy_from_slice(&missing.to_be_bytes());
-            set_field(&mut packet, transport, true, true);
+        for flow in [Flow::udp4(), Flow::udp6()] {
+            // With its own checksum as the payload, a packet has a checksum of zero.
+            let payload = &flow.packet(&[0; 2])[flow.transport() + 6..flow.transport() + 8].to_vec();
+            let mut packet = flow.with_partial_checksum(payload);
             assert!(complete_partial(&mut packet));
-            assert_eq!(packet[transport + 6..transport + 8], [0xFF, 0xFF]);
+            assert_eq!(packet[flow.transport() + 6..flow.transport() + 8], [0xFF, 0xFF]);
         }
     }
 
     #[test]
     fn a_right_checksum_that_looks_partial_stays_as_it_is() {
-        for v6 in [false, true] {
-            for udp in [false, true] {
-                // The field equals both sums when the transport octets add up to all ones beside twice the field.
-                let (mut packet, transport) = packet(v6, udp, 0, &[0; 2]);
-                let protocol = if udp { UDP } else { TCP };
-                let pseudo = naive(&pseudo_header(&packet, transport, protocol));
-                let others = naive(&[&packet[transport..], &pseudo.to_be_bytes(), &pseudo.to_be_bytes()].concat());
-                let end = packet.len();
-                packet[end - 2..].copy_from_slice(&(!others).to_be_bytes());
-                set_field(&mut packet, transport, udp, false);
-                let field = transport + if udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
-                assert_eq!(packet[field..field + 2], pseudo.to_be_bytes());
-                let before = packet.clone();
-                assert!(complete_partial(&mut packet));
-                assert_eq!(packet, before);
-            }
+        for flow in [Flow::tcp4(), Flow::tcp6(), Flow::udp4(), Flow::udp6()] {
+            let field = flow.transport() + flow.checksum_field();
+            let partial = flow.with_partial_checksum(&[0; 2])[field..field + 2].to_vec();
+            let right = |payload: u16| flow.packet(&payload.to_be_bytes());
+            let mut packet =
+                (0..=u16::MAX).map(right).find(|packet| packet[field..field + 2] == partial).expect("one of all");
+            let before = packet.clone();
+            assert!(complete_partial(&mut packet));
+            assert_eq!(packet, before);
         }
-    }
-
-    fn pieces() -> impl Strategy<Value = Vec<Vec<u8>>> {
-        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..90), 0..8)
     }
 
     proptest! {
         #[test]
-        fn pieces_of_any_length_sum_as_one(pieces in pieces()) {
+        fn pieces_of_any_length_sum_as_one(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..90), 0..8),
+        ) {
             let (mut sum, mut copied) = (Sum::default(), Sum::default());
             for piece in &pieces {
                 sum.add(piece);
@@ -324,19 +248,15 @@ mod tests {
                 copied.copy(&mut copy, piece);
                 prop_assert_eq!(&copy, piece);
             }
-            prop_assert_eq!(u16::from_be_bytes(sum.folded()), naive(&pieces.concat()));
+            prop_assert_eq!(u16::from_be_bytes(sum.folded()), naive_sum(&pieces.concat()));
             prop_assert_eq!(sum.folded(), copied.folded());
         }
 
         #[test]
         fn a_partial_checksum_is_completed_and_a_right_one_kept(
-            v6: bool, udp: bool, options in 0usize..=3, payload in prop::collection::vec(any::<u8>(), 0..300),
-            excess in 0usize..3,
+            flow in Flow::any(), payload in prop::collection::vec(any::<u8>(), 0..300), excess in 0usize..3,
         ) {
-            let (mut partial, transport) = packet(v6, udp, options, &payload);
-            let mut right = partial.clone();
-            set_field(&mut partial, transport, udp, true);
-            set_field(&mut right, transport, udp, false);
+            let (mut partial, mut right) = (flow.with_partial_checksum(&payload), flow.packet(&payload));
             let whole = right.len();
             for packet in [&mut partial, &mut right] {
                 packet.resize(whole + excess, 0xEE);

@@ -3,3 +3,7 @@
 pub mod checksum;
 pub mod headers;
 pub mod replay;
+pub mod segment;
+
+#[cfg(test)]
+mod testpackets;
