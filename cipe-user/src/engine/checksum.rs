@@ -10,7 +10,7 @@ use super::headers::{Inner, TCP, UDP};
 /// A running one's complement sum over octets that may come in pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum {
-    /// Congruent, modulo 2^16 - 1, to the sum of the native-endian 16-bit words; folded after each piece.
+    /// Congruent, modulo 2^16 - 1, to the sum of the native-endian 16-bit words.
     words: u64,
     /// Whether an odd number of octets came so far, so that the next piece starts in the second half of a word.
     odd: bool,
@@ -34,7 +34,7 @@ impl Sum {
         self.join(words(piece), piece.len());
     }
 
-    /// Copies `from` to `to` and adds it, in one pass.
+    /// Copies `from` to `to` and adds it while it is in the nearest cache.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -58,9 +58,8 @@ impl Sum {
 
     #[inline]
     fn join(&mut self, words: u64, len: usize) {
-        let words = u64::from(fold(words));
         // A piece that starts in the second half of a word has each octet on the other side.
-        self.words += if self.odd { u64::from((words as u16).swap_bytes()) } else { words };
+        self.words = plus(self.words, if self.odd { words.rotate_left(8) } else { words });
         self.odd ^= len % 2 == 1;
     }
 }
@@ -93,12 +92,22 @@ fn word(octets: &[u8; 8]) -> u64 {
     u64::from_ne_bytes(*octets)
 }
 
-/// Up to seven octets, zeros behind them.
+/// The words of up to seven octets.
 #[inline]
-fn tail_word(octets: &[u8]) -> u64 {
-    let mut last = [0; 8];
-    last[..octets.len()].copy_from_slice(octets);
-    word(&last)
+fn tail_words(octets: &[u8]) -> u64 {
+    let (mut words, mut rest) = (0, octets);
+    if let Some((four, later)) = rest.split_first_chunk() {
+        words += u64::from(u32::from_ne_bytes(*four));
+        rest = later;
+    }
+    if let Some((two, later)) = rest.split_first_chunk() {
+        words += u64::from(u16::from_ne_bytes(*two));
+        rest = later;
+    }
+    if let Some(last) = rest.first() {
+        words += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    words
 }
 
 fn words(piece: &[u8]) -> u64 {
@@ -112,7 +121,7 @@ fn words(piece: &[u8]) -> u64 {
     }
     let (singles, tail) = rest.as_chunks::<8>();
     let start = plus(plus(lanes[0], lanes[1]), plus(lanes[2], lanes[3]));
-    plus(singles.iter().fold(start, |sum, octets| plus(sum, word(octets))), tail_word(tail))
+    plus(singles.iter().fold(start, |sum, octets| plus(sum, word(octets))), tail_words(tail))
 }
 
 fn copy_words(to: &mut [u8], from: &[u8]) -> u64 {

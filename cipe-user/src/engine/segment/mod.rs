@@ -33,7 +33,8 @@ pub struct Superframe<'a> {
     /// Payload octets of the whole superframe, and of the segments cut so far.
     payload: usize,
     cut: usize,
-    /// Segments cut so far.
+    /// Segments in all, and cut so far.
+    segments: usize,
     index: usize,
 }
 
@@ -58,15 +59,18 @@ impl<'a> Superframe<'a> {
         if inner.fragment || gso_size == 0 || !headers_are_whole || received < inner.total_len {
             return Err(Verdict::PrivateMalformed);
         }
+        let payload = inner.total_len - headers_len;
+        let gso_size = usize::from(gso_size);
         let mut superframe = Self {
             pieces,
             at: 0,
             headers,
             headers_len,
             inner,
-            gso_size: usize::from(gso_size),
-            payload: inner.total_len - headers_len,
+            gso_size,
+            payload,
             cut: 0,
+            segments: payload.div_ceil(gso_size).max(1),
             index: 0,
         };
         superframe.skip(headers_len);
@@ -80,7 +84,7 @@ impl<'a> Superframe<'a> {
 
     /// Segments in all; at least one.
     pub fn segments(&self) -> usize {
-        self.payload.div_ceil(self.gso_size).max(1)
+        self.segments
     }
 
     /// Octets of the longest segment, which is the first.
@@ -94,7 +98,7 @@ impl<'a> Superframe<'a> {
     /// # Panics
     /// If `buffer` is shorter than [`Superframe::longest`].
     pub fn cut(&mut self, buffer: &mut [u8]) -> Option<usize> {
-        if self.index == self.segments() {
+        if self.index == self.segments {
             return None;
         }
         let payload = self.gso_size.min(self.payload - self.cut);
@@ -147,7 +151,7 @@ impl<'a> Superframe<'a> {
         if self.index > 0 {
             transport[TCP_FLAGS] &= !CWR;
         }
-        if self.index + 1 < self.segments() {
+        if self.index + 1 < self.segments {
             transport[TCP_FLAGS] &= !(PSH | FIN);
         }
         TCP_CHECKSUM
