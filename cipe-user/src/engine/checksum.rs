@@ -3,9 +3,7 @@
 //! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
 //! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
 
-use std::net::IpAddr;
-
-use super::headers::{Inner, TCP, UDP};
+use super::headers::{Inner, TCP, UDP, Version};
 
 /// A running one's complement sum over octets that may come in pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,15 +15,23 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// The sum of the pseudo header of a transport packet of `len` octets (RFC 9293, section 3.1; RFC 8200, section
-    /// 8.1), to which the packet is then added.
+    /// The sum of the pseudo header of a transport packet of `len` octets behind the given IP header, to which the
+    /// packet is then added (RFC 9293, section 3.1; RFC 8200, section 8.1).
+    ///
+    /// # Panics
+    /// If `ip` is shorter than the fixed header of its version.
     #[inline]
-    pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Self {
-        let addresses = plus(address_words(source), address_words(destination));
+    pub fn pseudo_header(version: Version, ip: &[u8], protocol: u8, len: usize) -> Self {
+        let mut sum = Self::default();
+        match version {
+            Version::V4 => sum.add(&ip[12..20]),
+            Version::V6 => sum.add(&ip[8..40]),
+        }
         // The IPv4 form has a length of 16 bits, the IPv6 form one of 32: the same sum for all that fits in either.
         let len = u32::from_ne_bytes((len as u32).to_be_bytes());
         let protocol = u16::from_ne_bytes([0, protocol]);
-        Self { words: u64::from(fold(addresses)) + u64::from(len) + u64::from(protocol), odd: false }
+        sum.words = plus(sum.words, u64::from(len) + u64::from(protocol));
+        sum
     }
 
     /// Adds a piece.
@@ -78,13 +84,6 @@ fn fold(words: u64) -> u16 {
 fn plus(a: u64, b: u64) -> u64 {
     let (sum, carry) = a.overflowing_add(b);
     sum + u64::from(carry)
-}
-
-fn address_words(address: IpAddr) -> u64 {
-    match address {
-        IpAddr::V4(address) => u64::from(u32::from_ne_bytes(address.octets())),
-        IpAddr::V6(address) => address.octets().as_chunks().0.iter().map(word).fold(0, plus),
-    }
 }
 
 #[inline]
@@ -151,11 +150,11 @@ pub fn complete_partial(packet: &mut [u8]) -> bool {
         UDP => (8, UDP_CHECKSUM),
         _ => return false,
     };
-    let Some(transport) = packet.get_mut(inner.transport..inner.total_len) else { return false };
-    if inner.fragment || transport.len() < header {
+    if inner.fragment || inner.transport_len() < header || packet.len() < inner.total_len {
         return false;
     }
-    let mut sum = Sum::pseudo_header(inner.source, inner.destination, inner.protocol, transport.len());
+    let (ip, transport) = packet[..inner.total_len].split_at_mut(inner.transport);
+    let mut sum = Sum::pseudo_header(inner.version, ip, inner.protocol, transport.len());
     if transport[field..field + 2] != sum.folded() {
         return false;
     }

@@ -1,6 +1,7 @@
 //! The engine: tunnels, the packet path and its workers.
 
 pub mod checksum;
+pub mod coalesce;
 pub mod headers;
 pub mod replay;
 pub mod segment;

@@ -111,8 +111,8 @@ impl<'a> Superframe<'a> {
         let has_checksum = self.inner.protocol == TCP || transport[field..field + 2] != [0; 2];
         transport[field..field + 2].fill(0);
 
-        let Inner { source, destination, protocol, .. } = self.inner;
-        let mut sum = Sum::pseudo_header(source, destination, protocol, transport.len() + payload);
+        let Inner { version, protocol, .. } = self.inner;
+        let mut sum = Sum::pseudo_header(version, ip, protocol, transport.len() + payload);
         sum.add(transport);
         self.copy(&mut rest[..payload], &mut sum);
         if has_checksum {
