@@ -3,29 +3,35 @@
 //! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
 //! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
 
-use std::net::IpAddr;
-
-use super::headers::{Inner, TCP, UDP};
+use super::headers::{Inner, TCP, UDP, Version};
 
 /// A running one's complement sum over octets that may come in pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum {
-    /// Congruent, modulo 2^16 - 1, to the sum of the native-endian 16-bit words; folded after each piece.
+    /// Congruent, modulo 2^16 - 1, to the sum of the native-endian 16-bit words.
     words: u64,
     /// Whether an odd number of octets came so far, so that the next piece starts in the second half of a word.
     odd: bool,
 }
 
 impl Sum {
-    /// The sum of the pseudo header of a transport packet of `len` octets (RFC 9293, section 3.1; RFC 8200, section
-    /// 8.1), to which the packet is then added.
+    /// The sum of the pseudo header of a transport packet of `len` octets behind the given IP header, to which the
+    /// packet is then added (RFC 9293, section 3.1; RFC 8200, section 8.1).
+    ///
+    /// # Panics
+    /// If `ip` is shorter than the fixed header of its version.
     #[inline]
-    pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Self {
-        let addresses = plus(address_words(source), address_words(destination));
+    pub fn pseudo_header(version: Version, ip: &[u8], protocol: u8, len: usize) -> Self {
+        let mut sum = Self::default();
+        match version {
+            Version::V4 => sum.add(&ip[12..20]),
+            Version::V6 => sum.add(&ip[8..40]),
+        }
         // The IPv4 form has a length of 16 bits, the IPv6 form one of 32: the same sum for all that fits in either.
         let len = u32::from_ne_bytes((len as u32).to_be_bytes());
         let protocol = u16::from_ne_bytes([0, protocol]);
-        Self { words: u64::from(fold(addresses)) + u64::from(len) + u64::from(protocol), odd: false }
+        sum.words = plus(sum.words, u64::from(len) + u64::from(protocol));
+        sum
     }
 
     /// Adds a piece.
@@ -34,7 +40,7 @@ impl Sum {
         self.join(words(piece), piece.len());
     }
 
-    /// Copies `from` to `to` and adds it, in one pass.
+    /// Copies `from` to `to` and adds it while it is in the nearest cache.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -58,9 +64,8 @@ impl Sum {
 
     #[inline]
     fn join(&mut self, words: u64, len: usize) {
-        let words = u64::from(fold(words));
         // A piece that starts in the second half of a word has each octet on the other side.
-        self.words += if self.odd { u64::from((words as u16).swap_bytes()) } else { words };
+        self.words = plus(self.words, if self.odd { words.rotate_left(8) } else { words });
         self.odd ^= len % 2 == 1;
     }
 }
@@ -81,24 +86,27 @@ fn plus(a: u64, b: u64) -> u64 {
     sum + u64::from(carry)
 }
 
-fn address_words(address: IpAddr) -> u64 {
-    match address {
-        IpAddr::V4(address) => u64::from(u32::from_ne_bytes(address.octets())),
-        IpAddr::V6(address) => address.octets().as_chunks().0.iter().map(word).fold(0, plus),
-    }
-}
-
 #[inline]
 fn word(octets: &[u8; 8]) -> u64 {
     u64::from_ne_bytes(*octets)
 }
 
-/// Up to seven octets, zeros behind them.
+/// The words of up to seven octets.
 #[inline]
-fn tail_word(octets: &[u8]) -> u64 {
-    let mut last = [0; 8];
-    last[..octets.len()].copy_from_slice(octets);
-    word(&last)
+fn tail_words(octets: &[u8]) -> u64 {
+    let (mut words, mut rest) = (0, octets);
+    if let Some((four, later)) = rest.split_first_chunk() {
+        words += u64::from(u32::from_ne_bytes(*four));
+        rest = later;
+    }
+    if let Some((two, later)) = rest.split_first_chunk() {
+        words += u64::from(u16::from_ne_bytes(*two));
+        rest = later;
+    }
+    if let Some(last) = rest.first() {
+        words += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    words
 }
 
 fn words(piece: &[u8]) -> u64 {
@@ -112,7 +120,7 @@ fn words(piece: &[u8]) -> u64 {
     }
     let (singles, tail) = rest.as_chunks::<8>();
     let start = plus(plus(lanes[0], lanes[1]), plus(lanes[2], lanes[3]));
-    plus(singles.iter().fold(start, |sum, octets| plus(sum, word(octets))), tail_word(tail))
+    plus(singles.iter().fold(start, |sum, octets| plus(sum, word(octets))), tail_words(tail))
 }
 
 fn copy_words(to: &mut [u8], from: &[u8]) -> u64 {
@@ -142,11 +150,11 @@ pub fn complete_partial(packet: &mut [u8]) -> bool {
         UDP => (8, UDP_CHECKSUM),
         _ => return false,
     };
-    let Some(transport) = packet.get_mut(inner.transport..inner.total_len) else { return false };
-    if inner.fragment || transport.len() < header {
+    if inner.fragment || inner.transport_len() < header || packet.len() < inner.total_len {
         return false;
     }
-    let mut sum = Sum::pseudo_header(inner.source, inner.destination, inner.protocol, transport.len());
+    let (ip, transport) = packet[..inner.total_len].split_at_mut(inner.transport);
+    let mut sum = Sum::pseudo_header(inner.version, ip, inner.protocol, transport.len());
     if transport[field..field + 2] != sum.folded() {
         return false;
     }
@@ -169,72 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// The definition of RFC 1071 in so many words.
-    fn naive(octets: &[u8]) -> u16 {
-        let mut sum = 0u32;
-        for pair in octets.chunks(2) {
-            sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
-            sum = (sum & 0xFFFF) + (sum >> 16);
-        }
-        sum as u16
-    }
-
-    fn pseudo_header(packet: &[u8], transport: usize, protocol: u8) -> Vec<u8> {
-        let addresses = if packet[0] >> 4 == 4 { &packet[12..20] } else { &packet[8..40] };
-        let len = (packet.len() - transport) as u32;
-        [addresses, &len.to_be_bytes(), &[0, 0, 0, protocol]].concat()
-    }
-
-    /// An IP packet whose transport checksum field is zero, and the offset of the transport header.
-    fn packet(v6: bool, udp: bool, options: usize, payload: &[u8]) -> (Vec<u8>, usize) {
-        let (protocol, header) = if udp { (UDP, 8) } else { (TCP, 20) };
-        let mut packet = Vec::new();
-        let transport_len = header + payload.len();
-        let transport = if v6 {
-            let extension = if options > 0 { options * 8 } else { 0 };
-            packet.extend([0x60, 0, 0, 0]);
-            packet.extend(((extension + transport_len) as u16).to_be_bytes());
-            packet.extend([if options > 0 { 0 } else { protocol }, 64]);
-            packet.extend((100..132).collect::<Vec<u8>>());
-            if options > 0 {
-                packet.extend([protocol, options as u8 - 1, 1, (extension - 4) as u8]);
-                packet.resize(40 + extension, 0);
-            }
-            40 + extension
-        } else {
-            packet.extend([0x45 + options as u8, 0]);
-            packet.extend(((20 + options * 4 + transport_len) as u16).to_be_bytes());
-            packet.extend([1, 2, 0, 0, 64, protocol, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2]);
-            packet.resize(20 + options * 4, 1);
-            20 + options * 4
-        };
-        packet.extend([0x12, 0x34, 0x56, 0x78]);
-        if udp {
-            packet.extend((transport_len as u16).to_be_bytes());
-            packet.extend([0, 0]);
-        } else {
-            packet.extend([0, 0, 0, 9, 0, 0, 0, 7, 0x50, 0x18, 0xFF, 0xFF, 0, 0, 0, 0]);
-        }
-        packet.extend(payload);
-        (packet, transport)
-    }
-
-    /// Sets the field to the folded sum of the pseudo header (`true`) or to the right checksum.
-    fn set_field(packet: &mut [u8], transport: usize, udp: bool, partial: bool) {
-        let (protocol, field) = if udp { (UDP, UDP_CHECKSUM) } else { (TCP, TCP_CHECKSUM) };
-        let mut summed = pseudo_header(packet, transport, protocol);
-        if !partial {
-            summed.extend(&packet[transport..]);
-        }
-        let folded = naive(&summed);
-        let value = match (partial, udp, !folded) {
-            (true, ..) => folded,
-            (false, true, 0) => 0xFFFF,
-            (false, _, checksum) => checksum,
-        };
-        packet[transport + field..transport + field + 2].copy_from_slice(&value.to_be_bytes());
-    }
+    use crate::engine::testpackets::{Flow, naive_sum};
 
     #[test]
     fn the_example_of_rfc_1071_sums_up() {
@@ -248,14 +191,13 @@ mod tests {
         for len in 0..200 {
             let mut sum = Sum::default();
             sum.add(&vec![0xFF; len]);
-            assert_eq!(u16::from_be_bytes(sum.folded()), naive(&vec![0xFF; len]), "{len}");
+            assert_eq!(u16::from_be_bytes(sum.folded()), naive_sum(&vec![0xFF; len]), "{len}");
         }
     }
 
     #[test]
     fn fragments_other_protocols_and_cut_packets_are_left_alone() {
-        let (mut base, transport) = packet(false, false, 0, b"payload");
-        set_field(&mut base, transport, false, true);
+        let base = Flow::tcp4().with_partial_checksum(b"payload");
         let change = |at: usize, value: u8| {
             let mut packet = base.clone();
             packet[at] = value;
@@ -266,57 +208,47 @@ mod tests {
             assert!(!complete_partial(&mut packet));
             assert_eq!(packet, before);
         }
-        assert!(complete_partial(&mut base));
+        assert!(complete_partial(&mut base.clone()));
     }
 
     #[test]
     fn udp_without_a_checksum_stays_without() {
-        let (mut packet, _) = packet(false, true, 0, b"payload");
+        let mut packet = Flow::udp4().packet(b"payload");
+        packet[26..28].fill(0);
         assert!(!complete_partial(&mut packet));
         assert_eq!(packet[26..28], [0, 0]);
     }
 
     #[test]
     fn a_udp_checksum_of_zero_is_sent_in_its_other_form() {
-        for v6 in [false, true] {
-            let (mut packet, transport) = packet(v6, true, 0, &[0; 2]);
-            let summed = [pseudo_header(&packet, transport, UDP), packet[transport..].to_vec()].concat();
-            let missing = !naive(&summed);
-            packet[transport + 8..].copy_from_slice(&missing.to_be_bytes());
-            set_field(&mut packet, transport, true, true);
+        for flow in [Flow::udp4(), Flow::udp6()] {
+            // With its own checksum as the payload, a packet has a checksum of zero.
+            let payload = &flow.packet(&[0; 2])[flow.transport() + 6..flow.transport() + 8].to_vec();
+            let mut packet = flow.with_partial_checksum(payload);
             assert!(complete_partial(&mut packet));
-            assert_eq!(packet[transport + 6..transport + 8], [0xFF, 0xFF]);
+            assert_eq!(packet[flow.transport() + 6..flow.transport() + 8], [0xFF, 0xFF]);
         }
     }
 
     #[test]
     fn a_right_checksum_that_looks_partial_stays_as_it_is() {
-        for v6 in [false, true] {
-            for udp in [false, true] {
-                // The field equals both sums when the transport octets add up to all ones beside twice the field.
-                let (mut packet, transport) = packet(v6, udp, 0, &[0; 2]);
-                let protocol = if udp { UDP } else { TCP };
-                let pseudo = naive(&pseudo_header(&packet, transport, protocol));
-                let others = naive(&[&packet[transport..], &pseudo.to_be_bytes(), &pseudo.to_be_bytes()].concat());
-                let end = packet.len();
-                packet[end - 2..].copy_from_slice(&(!others).to_be_bytes());
-                set_field(&mut packet, transport, udp, false);
-                let field = transport + if udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
-                assert_eq!(packet[field..field + 2], pseudo.to_be_bytes());
-                let before = packet.clone();
-                assert!(complete_partial(&mut packet));
-                assert_eq!(packet, before);
-            }
+        for flow in [Flow::tcp4(), Flow::tcp6(), Flow::udp4(), Flow::udp6()] {
+            let field = flow.transport() + flow.checksum_field();
+            let partial = flow.with_partial_checksum(&[0; 2])[field..field + 2].to_vec();
+            let right = |payload: u16| flow.packet(&payload.to_be_bytes());
+            let mut packet =
+                (0..=u16::MAX).map(right).find(|packet| packet[field..field + 2] == partial).expect("one of all");
+            let before = packet.clone();
+            assert!(complete_partial(&mut packet));
+            assert_eq!(packet, before);
         }
-    }
-
-    fn pieces() -> impl Strategy<Value = Vec<Vec<u8>>> {
-        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..90), 0..8)
     }
 
     proptest! {
         #[test]
-        fn pieces_of_any_length_sum_as_one(pieces in pieces()) {
+        fn pieces_of_any_length_sum_as_one(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..90), 0..8),
+        ) {
             let (mut sum, mut copied) = (Sum::default(), Sum::default());
             for piece in &pieces {
                 sum.add(piece);
@@ -324,19 +256,15 @@ mod tests {
                 copied.copy(&mut copy, piece);
                 prop_assert_eq!(&copy, piece);
             }
-            prop_assert_eq!(u16::from_be_bytes(sum.folded()), naive(&pieces.concat()));
+            prop_assert_eq!(u16::from_be_bytes(sum.folded()), naive_sum(&pieces.concat()));
             prop_assert_eq!(sum.folded(), copied.folded());
         }
 
         #[test]
         fn a_partial_checksum_is_completed_and_a_right_one_kept(
-            v6: bool, udp: bool, options in 0usize..=3, payload in prop::collection::vec(any::<u8>(), 0..300),
-            excess in 0usize..3,
+            flow in Flow::any(), payload in prop::collection::vec(any::<u8>(), 0..300), excess in 0usize..3,
         ) {
-            let (mut partial, transport) = packet(v6, udp, options, &payload);
-            let mut right = partial.clone();
-            set_field(&mut partial, transport, udp, true);
-            set_field(&mut right, transport, udp, false);
+            let (mut partial, mut right) = (flow.with_partial_checksum(&payload), flow.packet(&payload));
             let whole = right.len();
             for packet in [&mut partial, &mut right] {
                 packet.resize(whole + excess, 0xEE);

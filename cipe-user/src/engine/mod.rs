@@ -5,6 +5,7 @@
 //! path is pure functions over slices around them. May import every lower room; imported by `cli`.
 
 pub mod checksum;
+pub mod coalesce;
 mod counters;
 pub mod headers;
 mod keys;
@@ -12,6 +13,9 @@ mod manager;
 mod outer;
 mod random;
 pub mod replay;
+pub mod segment;
+#[cfg(test)]
+mod testpackets;
 mod tunnel;
 mod worker;
 
