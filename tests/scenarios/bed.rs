@@ -28,6 +28,24 @@ fn plain_routes_carry_every_size_and_the_tap_sees_them_in_clear() -> Result<()> 
 }
 
 #[test]
+fn superframes_travel_only_with_offloads_on() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for (offload, superframes) in [(Offload::On, true), (Offload::Off, false), (Offload::Raw, false)] {
+        let net = Topology::new(Carrier::Tapped, offload)?;
+        net.route_plainly()?;
+        let capture = net.capture_carrier(10_000)?;
+        let to = (net.lan(Side::B), Side::B.host());
+        traffic::tcp_transfer(net.lan(Side::A), to, &[7; 1_000_000])?;
+        let frames = capture.finish()?;
+        assert!(frames.len() > 10);
+        assert_eq!(frames.iter().any(|frame| frame.len() > 1514), superframes, "{offload:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn without_a_route_nothing_passes() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
