@@ -22,11 +22,21 @@ use std::time::Duration;
 /// Deadline of waits for something that should take well under a second; generous, for loaded machines.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// Whether the caller may make namespaces. Prints why a test is skipped when it may not.
+/// Whether we run as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether a test may make namespaces. Prints why it is skipped when it may not.
 pub fn may_make_namespaces() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
+    if !is_root() {
         eprintln!("skipped: network namespaces need root; run `cargo xtask test` as root");
     }
-    root
+    is_root()
+}
+
+/// Removes every namespace and run directory of this process at once, for a signal that leaves no time to drop guards.
+pub fn remove_everything() {
+    namespace::remove_all();
+    topology::remove_run_directories();
 }

@@ -164,19 +164,7 @@ pub struct DeviceCounters {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // The namespace is our own, so whatever lives in it was started by us or by what we started.
-        let left = self.processes().unwrap_or_default();
-        for &pid in &left {
-            let _ = process::signal(pid, Signal::KILL);
-        }
-        for pid in left {
-            if let Err(error) = process::wait_gone(pid, SOON) {
-                eprintln!("{}: {error}", self.name);
-            }
-        }
-        if let Err(error) = ip(&["netns", "del", &self.name]) {
-            eprintln!("{error:#}");
-        }
+        remove(&self.name);
     }
 }
 
@@ -194,4 +182,31 @@ pub fn ip(arguments: &[&str]) -> Result<String> {
         bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Removes all namespaces of this process, with the processes in them.
+pub(crate) fn remove_all() {
+    let prefix = format!("cipe-{}-", std::process::id());
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) {
+            remove(&name);
+        }
+    }
+}
+
+/// Ends what lives in a namespace of our own, which was started by us or by what we started, and removes it.
+fn remove(name: &str) {
+    let left = process::in_namespace(&path_of(name)).unwrap_or_default();
+    for &pid in &left {
+        let _ = process::signal(pid, Signal::KILL);
+    }
+    for pid in left {
+        if let Err(error) = process::wait_gone(pid, SOON) {
+            eprintln!("{name}: {error}");
+        }
+    }
+    if let Err(error) = ip(&["netns", "del", name]) {
+        eprintln!("{error:#}");
+    }
 }

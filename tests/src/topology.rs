@@ -130,7 +130,6 @@ impl Topology {
                 gateway.sysctl(&format!("net.ipv4.{setting}"), "0")?;
             }
             gateway.sysctl("net.ipv4.ip_forward", "1")?;
-            // A gateway that comes back must not owe its errors to a budget that the last test has spent.
             gateway.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         }
         for side in [Side::A, Side::B] {
@@ -271,8 +270,7 @@ impl RunDirectory {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        // Not under /tmp: an option file's parents must not be writable by others.
-        let path = PathBuf::from(format!("/run/cipe-tests-{}-{number}", std::process::id()));
+        let path = Path::new(RUN).join(format!("{}{number}", run_prefix()));
         fs::DirBuilder::new().mode(0o755).create(&path).with_context(|| format!("{}", path.display()))?;
         let directory = Self { path };
         let bin = directory.path.join("bin");
@@ -281,6 +279,24 @@ impl RunDirectory {
             symlink(gateway::binary()?, bin.join(name))?;
         }
         Ok(directory)
+    }
+}
+
+/// Where run directories stand: not under /tmp, since an option file's parents must not be writable by others.
+const RUN: &str = "/run";
+
+fn run_prefix() -> String {
+    format!("cipe-tests-{}-", std::process::id())
+}
+
+/// Removes all run directories of this process.
+pub(crate) fn remove_run_directories() {
+    for entry in fs::read_dir(RUN).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&run_prefix())
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            eprintln!("{}: {error}", entry.path().display());
+        }
     }
 }
 
