@@ -1,4 +1,4 @@
-//! Headings, tables and hex dumps for a terminal of 100 columns, or for a pipe.
+//! Headings and tables for a terminal of 100 columns, or for a pipe.
 
 use std::io::IsTerminal;
 
@@ -81,28 +81,6 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// Sixteen octets a line, in hexadecimal.
-pub fn hex_lines(octets: &[u8]) -> Vec<String> {
-    octets
-        .chunks(16)
-        .map(|line| {
-            let (left, right) = line.split_at(line.len().min(8));
-            let spell = |part: &[u8]| part.iter().map(|o| format!("{o:02x}")).collect::<Vec<_>>().join(" ");
-            format!("{}  {}", spell(left), spell(right)).trim_end().to_owned()
-        })
-        .collect()
-}
-
-/// Two columns of lines side by side.
-pub fn beside(left: &[String], right: &[String]) {
-    let width = left.iter().map(|line| line.chars().count()).max().unwrap_or_default();
-    for number in 0..left.len().max(right.len()) {
-        let (left, right) = (left.get(number), right.get(number));
-        let (left, right) = (left.map_or("", String::as_str), right.map_or("", String::as_str));
-        println!("  {}", format!("{left:<width$}   {right}").trim_end());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,12 +91,6 @@ mod tests {
             [0, 999, 1000, 1_234_567].map(grouped),
             ["0".to_owned(), "999".to_owned(), "1 000".to_owned(), "1 234 567".to_owned()]
         );
-    }
-
-    #[test]
-    fn a_dump_line_has_sixteen_octets_in_two_halves() {
-        let lines = hex_lines(&[0xAB; 17]);
-        assert_eq!(lines, [format!("{0}  {0}", ["ab"; 8].join(" ")), "ab".to_owned()]);
     }
 
     #[test]

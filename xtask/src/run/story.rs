@@ -52,7 +52,7 @@ pub fn exchange_and_packet(daemon: Daemon) -> Result<()> {
     println!("\nPing from lanA to lanB, through both: {} of {} answered.", report.received(), report.sent);
 
     paint::heading("A packet as the carrier sees it, and what is in it");
-    show_packet(&pair, capture)?;
+    show_packet(&pair, daemon, capture)?;
     for status in pair.stop()? {
         anyhow::ensure!(status.success(), "a daemon ended with {status}");
     }
@@ -79,7 +79,7 @@ struct Found {
     datagram: Vec<u8>,
 }
 
-fn show_packet(pair: &Pair, capture: Capture) -> Result<()> {
+fn show_packet(pair: &Pair, daemon: Daemon, capture: Capture) -> Result<()> {
     capture.wait_for(SOON, |frame| datagram(frame).is_some()).context("no CIPE packet came to the carrier")?;
     let frames = capture.finish()?;
     let leaks = frames.iter().filter(|frame| in_clear(frame)).count();
@@ -99,8 +99,9 @@ fn show_packet(pair: &Pair, capture: Capture) -> Result<()> {
         datagrams.len() - under_static.len(),
         found.what
     );
-    let decoded = decode(pair, &found.datagram)?;
-    paint::beside(&paint::hex_lines(&found.datagram), &decoded);
+    for line in decode(pair, daemon, &found.datagram)?.lines() {
+        println!("  {line}");
+    }
     Ok(())
 }
 
@@ -112,9 +113,16 @@ fn datagram(frame: &[u8]) -> Option<&[u8]> {
     (payload.len() >= 16).then_some(payload)
 }
 
-/// What `cipe decode` says of a datagram.
-fn decode(pair: &Pair, datagram: &[u8]) -> Result<Vec<String>> {
-    let output = pair.a.cipe(&["decode", KEY, &hex::encode(datagram)]).output()?;
-    let text = String::from_utf8_lossy(if output.status.success() { &output.stdout } else { &output.stderr });
-    Ok(text.lines().map(str::to_owned).collect())
+/// What `cipe decode` says of a datagram under the static key.
+fn decode(pair: &Pair, daemon: Daemon, datagram: &[u8]) -> Result<String> {
+    let file = pair.a.directory().join("key");
+    std::fs::write(&file, KEY)?;
+    let file = file.to_str().context("the bed's paths are ASCII")?;
+    let cipher = match daemon {
+        Daemon::Blowfish => "blowfish",
+        Daemon::Idea => "idea",
+    };
+    let output = pair.a.cipe(&["decode", "--cipher", cipher, "--key", file, &hex::encode(datagram)]).output()?;
+    anyhow::ensure!(output.status.success(), "cipe decode: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
