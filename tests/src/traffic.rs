@@ -182,7 +182,7 @@ pub enum Pace {
 }
 
 /// Datagrams that leave together.
-const BATCH: usize = 32;
+const BATCH: usize = 64;
 /// How long the receiver listens for stragglers.
 const STRAGGLERS: Duration = Duration::from_millis(300);
 
@@ -288,7 +288,7 @@ fn offer(socket: &Socket, length: usize, pace: Pace, arrived: &Arrived, sent: &A
             let (new, missing) = (got - looked.2, lost - looked.3);
             let offered = (number - looked.1) as f64 / (now - looked.0).as_secs_f64();
             // A sender that cannot keep its rate must not run away from it.
-            rate = if missing * 200 > new || new == 0 { rate * 0.85 } else { rate.min(offered * 1.05) * 1.05 };
+            rate = if missing * 200 > new || new == 0 { rate * 0.85 } else { rate.min(offered * 1.1) * 1.1 };
             rate = rate.max(1000.0);
             (looked, due) = ((now, number, got, lost), due.max(now));
         }
