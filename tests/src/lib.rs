@@ -1,1 +1,42 @@
-//! Network namespaces, traffic, and a second implementation of the wire, for scenarios, `xtask run` and benches.
+//! The test bed: network namespaces, traffic, captures and guarded gateways, for scenarios, `cargo xtask run` and benches.
+//!
+//! Everything made here has a name that is unique by process, and is removed when its guard is dropped, also on a panic.
+//! Nothing here imports `cipe-user`: the bed sees the project as an operator does, by option files, packets and status.
+//! Waits end at an event or at a deadline; nothing sleeps.
+
+pub mod capture;
+pub mod gateway;
+pub mod log;
+pub mod namespace;
+pub mod net;
+pub mod offload;
+pub mod options;
+pub mod ping;
+pub mod process;
+pub mod status;
+pub mod topology;
+pub mod traffic;
+
+use std::time::Duration;
+
+/// Deadline of waits for something that should take well under a second; generous, for loaded machines.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Whether we run as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether a test may make namespaces. Prints why it is skipped when it may not.
+pub fn may_make_namespaces() -> bool {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root; run `cargo xtask test` as root");
+    }
+    is_root()
+}
+
+/// Removes every namespace and run directory of this process at once, for a signal that leaves no time to drop guards.
+pub fn remove_everything() {
+    namespace::remove_all();
+    topology::remove_run_directories();
+}

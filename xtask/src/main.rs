@@ -1,19 +1,41 @@
 //! Builds, runs, tests and measures the project: `cargo xtask help`.
 
 mod build_ebpf;
+mod fuzz;
+mod package;
+mod run;
+mod test;
+mod tools;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
-/// Builds, runs, tests and measures the project.
 #[derive(Parser)]
-#[command(name = "cargo xtask")]
+#[command(name = "cargo xtask", about = "Builds, runs, tests and measures the project", disable_version_flag = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
 enum Command {
-    /// Build the eBPF object (cipe-ebpf/prebuilt) from its sources
+    /// Makes two LANs and two gateways in network namespaces and shows the tunnel at work
+    Run(run::Args),
+    /// Builds the eBPF object (cipe-ebpf/prebuilt) from its sources
     BuildEbpf(build_ebpf::Args),
+    /// Runs every check: format, lints, eBPF build, unit tests, scenarios, documentation
+    Test(test::Args),
+    /// Runs the fuzz targets, each for a while
+    Fuzz(fuzz::Args),
+    /// Puts what a gateway needs into one folder
+    Package(package::Args),
 }
 
 fn main() -> anyhow::Result<()> {
-    match Command::parse() {
+    match Arguments::parse().command {
+        Command::Run(args) => run::run(args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
+        Command::Test(args) => test::run(args),
+        Command::Fuzz(args) => fuzz::run(args),
+        Command::Package(args) => package::run(args),
     }
 }

@@ -1,0 +1,139 @@
+//! An engine killed with SIGKILL: private traffic is dropped, never sent in clear, and the tunnel comes back.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::net::{Frame, in_clear};
+use cipe_tests::offload::Offload;
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::process;
+use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces};
+use rustix::process::Signal;
+
+/// The gateways' default route leads over the carrier, as that of a gateway on the Internet does: whatever loses its way
+/// into the tunnel would leave in clear.
+fn tempting(net: &Topology) -> Result<()> {
+    for side in [Side::A, Side::B] {
+        net.gw(side).ip(&["route", "add", "default", "via", &side.other().carrier().to_string()])?;
+    }
+    Ok(())
+}
+
+fn leaks(frames: &[Vec<u8>]) -> Vec<String> {
+    let inner = |frame: &[u8]| {
+        let packet = Frame::parse(frame).and_then(|frame| frame.ipv4());
+        packet.is_some_and(|packet| [Side::A.host(), Side::B.host()].contains(&packet.source))
+    };
+    frames.iter().filter(|frame| in_clear(frame) || inner(frame)).map(hex::encode).collect()
+}
+
+#[test]
+fn the_check_itself_sees_a_leak() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    tempting(&net)?;
+    let capture = net.capture_carrier(1000)?;
+    let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(1) };
+    ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
+    capture.wait_for(SOON, in_clear).context("a ping without a tunnel takes the default route")?;
+    assert!(!leaks(&capture.finish()?).is_empty());
+    Ok(())
+}
+
+#[test]
+fn traffic_is_dropped_while_the_engine_is_dead() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    const PINGS: usize = 50;
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    tempting(&net)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let engine = pair.a.engine_pid().context("an engine runs")?;
+
+    // A daemon that is stopped cannot start another engine: the state between lasts as long as we look.
+    process::signal(pair.a.pid(), Signal::STOP)?;
+    let capture = net.capture_carrier(10_000)?;
+    process::signal(engine, Signal::KILL)?;
+    process::wait_gone(engine, SOON)?;
+    let plan = Plan { timeout: Duration::from_millis(500), window: PINGS, ..Plan::count(PINGS) };
+    let outward = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
+    let inward = ping::run(net.lan(Side::B), Side::A.host(), &plan)?;
+    process::signal(pair.a.pid(), Signal::CONT)?;
+    assert_eq!((outward.sent, outward.received()), (PINGS, 0));
+    assert_eq!((inward.sent, inward.received()), (PINGS, 0));
+
+    let frames = capture.finish()?;
+    assert!(leaks(&frames).is_empty(), "in clear: {:#?}", leaks(&frames));
+    assert!(frames.len() >= PINGS, "B's pings came to the carrier sealed: {} frames", frames.len());
+    Ok(())
+}
+
+#[test]
+fn the_tunnel_comes_back_and_nothing_leaks_on_the_way() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    tempting(&net)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let capture = net.capture_carrier(1_000_000)?;
+
+    // Pings go on without a break through death and return, so that no moment goes unseen.
+    let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| -> Result<()> {
+        let pinging = scope.spawn(|| {
+            let plan = Plan {
+                window: 1000,
+                interval: Duration::from_millis(1),
+                timeout: Duration::from_millis(500),
+                ..Plan::count(1_000_000)
+            };
+            ping::run_while(net.lan(Side::A), Side::B.host(), &plan, || {
+                sent.fetch_add(1, Ordering::Relaxed);
+                !stop.load(Ordering::Relaxed)
+            })
+        });
+        let result = (0..3).try_for_each(|round| kill_and_wait(&net, &pair).with_context(|| format!("kill {round}")));
+        stop.store(true, Ordering::Relaxed);
+        let report = pinging.join().expect("the pinging thread does not panic")?;
+        result?;
+        assert!(report.received() > 0 && report.damaged == 0, "{} of {}", report.received(), report.sent);
+        Ok(())
+    })?;
+    let leaks = leaks(&capture.finish()?);
+    assert!(
+        leaks.is_empty(),
+        "{} frames in clear of {} pings, the first: {}",
+        leaks.len(),
+        sent.into_inner(),
+        leaks[0]
+    );
+    Ok(())
+}
+
+/// Kills A's engine and waits until another one carries pings.
+fn kill_and_wait(net: &Topology, pair: &Pair) -> Result<()> {
+    let engine = pair.a.engine_pid().context("an engine runs")?;
+    process::signal(engine, Signal::KILL)?;
+    process::wait_gone(engine, SOON)?;
+    let deadline = Instant::now() + SOON;
+    let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(5) };
+    while ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received() < 5 {
+        if Instant::now() > deadline {
+            bail!("no pings {SOON:?} after the engine was killed; A's log:\n{}", pair.a.log().text());
+        }
+    }
+    let new = pair.a.engine_pid().context("another engine runs")?;
+    if new == engine {
+        bail!("the engine {engine} was not killed");
+    }
+    Ok(())
+}

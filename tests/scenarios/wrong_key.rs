@@ -1,0 +1,45 @@
+//! Two gateways with different static keys: nothing passes, and the counters say why.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::may_make_namespaces;
+use cipe_tests::offload::Offload;
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::topology::{Carrier, Side, Topology};
+
+fn nothing_passes(daemon: Daemon) -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    const PINGS: usize = 50;
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, daemon, |side, options| match side {
+        Side::A => options,
+        Side::B => options.set("key", "000102030405060708090a0b0c0d0e0e"),
+    })?;
+    let plan = Plan { timeout: Duration::from_millis(500), window: PINGS, ..Plan::count(PINGS) };
+    let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
+    assert_eq!((report.sent, report.received()), (PINGS, 0));
+
+    let (a, b) = (pair.a.status()?, pair.b.status()?);
+    for status in [&a, &b] {
+        assert_eq!((status.count("delivered"), status.count("control-received")), (0, 0), "{status:?}");
+        assert!(!status.has_key("send") && !status.has_key("receive"), "{status:?}");
+    }
+    // The very packets that A has sent are those that B refuses, key-exchange messages and pings alike.
+    assert!(a.count("sent") > 0, "{a:?}");
+    assert_eq!(b.count("bad-crc"), a.count("sent") + a.count("control-sent"), "A: {a:?}\nB: {b:?}");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_key_lets_nothing_pass_and_is_counted_with_blowfish() -> Result<()> {
+    nothing_passes(Daemon::Blowfish)
+}
+
+#[test]
+fn a_wrong_key_lets_nothing_pass_and_is_counted_with_idea() -> Result<()> {
+    nothing_passes(Daemon::Idea)
+}

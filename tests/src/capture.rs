@@ -1,0 +1,116 @@
+//! Frames as a packet socket sees them, kept by a thread until somebody asks.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::OwnedFd;
+use rustix::net::{RecvFlags, recv};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::namespace::Namespace;
+
+/// `ETH_P_ALL`, in network order as packet(7) wants it.
+const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
+
+/// A running capture; ends when dropped.
+pub struct Capture {
+    shared: Arc<Shared>,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    frames: Mutex<Vec<Vec<u8>>>,
+    arrived: Condvar,
+}
+
+impl Capture {
+    /// Captures on all devices of `namespace` the frames that `keep` wants, in both directions, up to `limit` frames.
+    ///
+    /// # Errors
+    /// A packet socket that cannot be had.
+    pub fn start(namespace: &Namespace, limit: usize, keep: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Self> {
+        let socket = namespace
+            .run(|| Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ALL_PROTOCOLS))))
+            .context("packet socket")?;
+        socket.set_recv_buffer_size(16 << 20)?;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::spawn({
+            let (shared, stop) = (shared.clone(), stop.clone());
+            move || run(&socket, &stop, &shared, limit, keep)
+        });
+        Ok(Self { shared, stop, thread: Some(thread) })
+    }
+
+    /// Waits until a frame is there that `wanted` accepts, and returns it; `None` if none came `within` that time.
+    pub fn wait_for(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + within;
+        let mut seen = 0;
+        let mut frames = self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(frame) = frames[seen..].iter().find(|frame| wanted(frame)) {
+                return Some(frame.clone());
+            }
+            seen = frames.len();
+            let left = deadline.checked_duration_since(Instant::now())?;
+            frames = self.shared.arrived.wait_timeout(frames, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends the capture and returns the frames in order.
+    ///
+    /// # Errors
+    /// What went wrong while capturing: frames may be missing.
+    pub fn finish(mut self) -> Result<Vec<Vec<u8>>> {
+        self.end().context("capture")?;
+        Ok(std::mem::take(&mut *self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        rustix::io::write(&*self.stop, &1_u64.to_ne_bytes())?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the capture thread panicked")))
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("capture: {error}");
+        }
+    }
+}
+
+fn run(socket: &Socket, stop: &OwnedFd, shared: &Shared, limit: usize, keep: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => result?,
+        };
+        let (packet, ending) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        if packet {
+            // Frames that came before the end was asked for are taken first.
+            let (length, _) = match recv(socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NETDOWN) => continue,
+                result => result?,
+            };
+            if keep(&buffer[..length]) {
+                let mut frames = shared.frames.lock().unwrap_or_else(PoisonError::into_inner);
+                if frames.len() < limit {
+                    frames.push(buffer[..length].to_vec());
+                    shared.arrived.notify_all();
+                }
+            }
+        } else if ending {
+            return Ok(());
+        }
+    }
+}

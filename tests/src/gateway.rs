@@ -1,0 +1,392 @@
+//! A daemon in a namespace, started from a real option file, and what can be asked of it.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::process::Signal;
+
+use crate::log::{Line, Log};
+use crate::options::Options;
+use crate::process::{self, BpfObjects};
+use crate::status::Status;
+use crate::topology::{Side, Topology};
+use crate::{SOON, ping};
+
+/// Which daemon, by the name it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// `ciped-cb`: Blowfish, device `cipcb0`.
+    Blowfish,
+    /// `ciped-ci`: IDEA, device `cipci0`.
+    Idea,
+}
+
+impl Daemon {
+    /// Program name.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Blowfish => "ciped-cb",
+            Self::Idea => "ciped-ci",
+        }
+    }
+
+    /// The first device it makes.
+    pub fn device(self) -> &'static str {
+        match self {
+            Self::Blowfish => "cipcb0",
+            Self::Idea => "cipci0",
+        }
+    }
+}
+
+static BINARY: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+
+/// Uses this `cipe` binary from now on; has no effect once one is in use.
+///
+/// # Errors
+/// A path that leads nowhere.
+pub fn use_binary(path: &Path) -> Result<()> {
+    let path = fs::canonicalize(path).with_context(|| format!("{}", path.display()))?;
+    BINARY.get_or_init(|| Ok(path));
+    Ok(())
+}
+
+/// The `cipe` binary in use: by default `CIPE_BIN`, or the one of this program's own build, brought up to date first if
+/// cargo runs us.
+///
+/// # Errors
+/// A build that fails, or no binary.
+pub fn binary() -> Result<&'static Path> {
+    let found = BINARY.get_or_init(|| find_binary().map_err(|error| format!("{error:#}")));
+    found.as_deref().map_err(|error| anyhow!("{error}"))
+}
+
+fn find_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("CIPE_BIN") {
+        return fs::canonicalize(&path).with_context(|| format!("CIPE_BIN={}", path.display()));
+    }
+    let this = std::env::current_exe()?;
+    // A test stands in target/PROFILE/deps, a program in target/PROFILE.
+    let profile =
+        this.ancestors().skip(1).find(|dir| !dir.ends_with("deps")).context("a program stands in a folder")?;
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--package", "cipe-user", "--bin", "cipe"]);
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        if !build.status()?.success() {
+            bail!("cargo build --package cipe-user --bin cipe failed");
+        }
+    }
+    let path = profile.join("cipe");
+    fs::canonicalize(&path).with_context(|| format!("{}: build it or set CIPE_BIN", path.display()))
+}
+
+/// A running daemon, with the engine that it has started. Dropping it stops it.
+pub struct Gateway {
+    child: Child,
+    daemon: Daemon,
+    device: Option<String>,
+    directory: PathBuf,
+    run_directory: PathBuf,
+    bin: PathBuf,
+    namespace: PathBuf,
+    namespace_name: String,
+    up: fs::File,
+    log: Log,
+    /// When it was started.
+    pub started: Instant,
+    /// The command line.
+    pub command: String,
+}
+
+impl Gateway {
+    /// Writes the option file, with an `ip-up` that routes the other side's LAN into the tunnel, and starts the daemon.
+    ///
+    /// # Errors
+    /// Files that cannot be written or a program that cannot be started. A daemon that gives up is seen by
+    /// [`Gateway::wait_up`].
+    pub fn start(net: &Topology, side: Side, daemon: Daemon, options: &Options) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gw{}-{number}", side.letter());
+        let directory = net.directory().join(&name);
+        let fifo = directory.join("up");
+        let script = directory.join("ip-up");
+        let path = options.clone().set("ipup", script.display()).write(&directory)?;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        // Open for writing too: the end of one writer is then no end of file.
+        let up =
+            fs::File::from(rustix::fs::open(&fifo, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&script)?;
+        // Arguments of ip-up: device, own carrier address, pid, ipaddr, ptpaddr, arg.
+        write!(
+            file,
+            "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\nip route replace {} dev \"$1\"\necho \"$1\" >{}\n",
+            side.other().lan(),
+            fifo.display()
+        )?;
+        drop(file);
+
+        let namespace = net.gw(side);
+        // One engine a namespace: the run directory belongs to the side, not to the daemon.
+        let run_directory = net.directory().join(format!("run{}", side.letter()));
+        let bin = net.directory().join("bin");
+        let mut command = namespace.command(bin.join(daemon.program()));
+        command.arg("-o").arg(&path).env("CIPE_RUN_DIR", &run_directory);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let text = format!(
+            "CIPE_RUN_DIR={} ip netns exec {} {} -o {}",
+            run_directory.display(),
+            namespace.name(),
+            bin.join(daemon.program()).display(),
+            path.display()
+        );
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| text.clone())?;
+        let stderr = child.stderr.take().context("stderr is a pipe")?;
+        Ok(Self {
+            child,
+            daemon,
+            device: None,
+            directory,
+            run_directory,
+            bin,
+            namespace: namespace.path(),
+            namespace_name: namespace.name().to_owned(),
+            up,
+            log: Log::follow(stderr),
+            started,
+            command: text,
+        })
+    }
+
+    /// Waits until `ip-up` has run, and returns the tunnel's device.
+    ///
+    /// # Errors
+    /// The daemon's log, if it ends before or takes longer than [`SOON`].
+    pub fn wait_up(&mut self) -> Result<String> {
+        use std::io::Read;
+        let deadline = Instant::now() + SOON;
+        let gone = process_handle(self.child.id())?;
+        loop {
+            let mut fds = [
+                rustix::event::PollFd::new(&self.up, rustix::event::PollFlags::IN),
+                rustix::event::PollFd::new(&gone, rustix::event::PollFlags::IN),
+            ];
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout =
+                rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match rustix::event::poll(&mut fds, Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) => bail!("{}: ip-up has not run after {SOON:?}; its log:\n{}", self.command, self.log.text()),
+                result => result?,
+            };
+            if !fds[0].revents().is_empty() {
+                let mut text = [0; 64];
+                let length = (&self.up).read(&mut text)?;
+                let device = String::from_utf8_lossy(&text[..length]).trim().to_owned();
+                self.device = Some(device.clone());
+                return Ok(device);
+            }
+            let status = self.child.wait()?;
+            self.log.wait_for_end(Duration::from_secs(1));
+            bail!("{}: ended with {status}; its log:\n{}", self.command, self.log.text());
+        }
+    }
+
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The engine's process, if there is one.
+    pub fn engine_pid(&self) -> Option<u32> {
+        let inside = process::in_namespace(&self.namespace).ok()?;
+        inside.into_iter().find(|&pid| process::arguments(pid).iter().skip(1).any(|argument| argument == "engine"))
+    }
+
+    /// BPF objects that the engine and the daemon hold open.
+    pub fn bpf_objects(&self) -> BpfObjects {
+        let mut all = BpfObjects::default();
+        for pid in [Some(self.pid()), self.engine_pid()].into_iter().flatten() {
+            let objects = BpfObjects::of(pid).unwrap_or_default();
+            all.programs.extend(objects.programs);
+            all.maps.extend(objects.maps);
+            all.links.extend(objects.links);
+        }
+        all
+    }
+
+    /// The log of daemon and engine.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Waits for a line of the log.
+    ///
+    /// # Errors
+    /// The whole log, if none came within [`SOON`].
+    pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<Line> {
+        self.log
+            .wait_for_line(0, SOON, wanted)
+            .with_context(|| format!("no line {what} in the log:\n{}", self.log.text()))
+    }
+
+    /// A `cipe` command line for this gateway's engine, such as `cipe show --json`.
+    pub fn cipe(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace_name]).arg(self.bin.join("cipe")).args(arguments);
+        command.env("CIPE_RUN_DIR", &self.run_directory).stdin(Stdio::null());
+        command
+    }
+
+    /// The same as text, for people.
+    pub fn cipe_text(&self, arguments: &str) -> String {
+        let (run, namespace, bin) = (self.run_directory.display(), &self.namespace_name, self.bin.display());
+        format!("CIPE_RUN_DIR={run} ip netns exec {namespace} {bin}/cipe {arguments}")
+    }
+
+    /// Status of this tunnel.
+    ///
+    /// # Errors
+    /// What `cipe show --json` says, or a tunnel that it does not know.
+    pub fn status(&self) -> Result<Status> {
+        let output = self.cipe(&["show", "--json"]).output()?;
+        if !output.status.success() {
+            bail!("cipe show --json: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        let device = self.device.as_deref().unwrap_or(self.daemon.device());
+        let text = String::from_utf8_lossy(&output.stdout);
+        let tunnels = Status::parse(&text)?;
+        let found = tunnels.into_iter().find(|status| status.device == device);
+        found.with_context(|| format!("cipe show --json does not know {device}: {text}"))
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Errors
+    /// A daemon that does not end within [`SOON`]; it is killed then.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.end(Signal::TERM)
+    }
+
+    /// Sends SIGKILL and waits for the end; the engine is left alone.
+    ///
+    /// # Errors
+    /// What wait(2) reports.
+    pub fn kill(mut self) -> Result<ExitStatus> {
+        self.end(Signal::KILL)
+    }
+
+    fn end(&mut self, how: Signal) -> Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        process::signal(self.child.id(), how)?;
+        let ended = process::wait_gone(self.child.id(), SOON);
+        if ended.is_err() {
+            self.child.kill()?;
+        }
+        let status = self.child.wait()?;
+        ended.with_context(|| format!("{how:?}; its log:\n{}", self.log.text()))?;
+        Ok(status)
+    }
+
+    /// Where option file and scripts stand.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where the engine's socket stands.
+    pub fn run_directory(&self) -> &Path {
+        &self.run_directory
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}---", self.command, self.log.text());
+        }
+        if let Err(error) = self.end(Signal::TERM) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn process_handle(pid: u32) -> Result<rustix::fd::OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).context("a child has a number")?;
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+}
+
+/// Both gateways of a topology.
+pub struct Pair {
+    /// Side A.
+    pub a: Gateway,
+    /// Side B.
+    pub b: Gateway,
+}
+
+impl Pair {
+    /// Starts both from the options that `change` makes of the usual ones, and waits until both are up.
+    ///
+    /// # Errors
+    /// What [`Gateway::start`] and [`Gateway::wait_up`] say.
+    pub fn start(net: &Topology, daemon: Daemon, change: impl Fn(Side, Options) -> Options) -> Result<Self> {
+        let start = |side| Gateway::start(net, side, daemon, &change(side, Options::of(side)));
+        let mut pair = Self { a: start(Side::A)?, b: start(Side::B)? };
+        pair.a.wait_up()?;
+        pair.b.wait_up()?;
+        Ok(pair)
+    }
+
+    /// Pings from LAN to LAN, in both directions, until both ends have dynamic keys for both directions.
+    ///
+    /// # Errors
+    /// Logs and counters, if that takes longer than [`SOON`].
+    pub fn wait_for_keys(&self, net: &Topology) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            // The exchange is driven by packets: every round sends one each way and waits for its answer.
+            for side in [Side::A, Side::B] {
+                let one = ping::Plan { timeout: Duration::from_millis(200), ..ping::Plan::count(1) };
+                ping::run(net.lan(side), side.other().host(), &one)?;
+            }
+            let (a, b) = (self.a.status()?, self.b.status()?);
+            if [&a, &b].iter().all(|status| status.has_key("send") && status.has_key("receive")) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let logs = format!("{}\n{}", self.a.log.text(), self.b.log.text());
+                bail!("no dynamic keys after {SOON:?}\nA: {a:?}\nB: {b:?}\n{logs}");
+            }
+        }
+    }
+
+    /// The gateway of a side.
+    pub fn of(&self, side: Side) -> &Gateway {
+        match side {
+            Side::A => &self.a,
+            Side::B => &self.b,
+        }
+    }
+
+    /// Stops both at the same time and returns how they ended.
+    ///
+    /// # Errors
+    /// What [`Gateway::stop`] says.
+    pub fn stop(self) -> Result<[ExitStatus; 2]> {
+        process::signal(self.b.pid(), Signal::TERM)?;
+        Ok([self.a.stop()?, self.b.stop()?])
+    }
+}

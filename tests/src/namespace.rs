@@ -1,0 +1,212 @@
+//! A network namespace that is removed, with the processes in it, when its guard is dropped.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use rustix::fd::AsFd;
+use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::{SOON, process};
+
+/// A network namespace made by `ip netns add`.
+pub struct Namespace {
+    name: String,
+    handle: File,
+}
+
+impl Namespace {
+    /// Makes `cipe-PID-NUMBER-role` with its loopback up.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn new(role: &str) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("cipe-{}-{number}-{role}", std::process::id());
+        ip(&["netns", "add", &name])?;
+        let handle = match File::open(path_of(&name)) {
+            Ok(handle) => handle,
+            Err(error) => {
+                ip(&["netns", "del", &name])?;
+                return Err(error).with_context(|| format!("namespace {name}"));
+            }
+        };
+        let namespace = Self { name, handle };
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Its name, for `ip netns exec NAME`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `/run/netns/NAME`.
+    pub fn path(&self) -> PathBuf {
+        path_of(&self.name)
+    }
+
+    /// Runs `ip -n NAME ...` and returns what it prints.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn ip(&self, arguments: &[&str]) -> Result<String> {
+        let mut all = vec!["-n", self.name.as_str()];
+        all.extend_from_slice(arguments);
+        ip(&all)
+    }
+
+    /// Runs `work` in a thread inside the namespace; sockets opened there stay in it.
+    ///
+    /// # Panics
+    /// If `work` panics, or if the namespace cannot be entered.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                self.enter();
+                work()
+            });
+            match inside.join() {
+                Ok(value) => value,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    fn enter(&self) {
+        move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network))
+            .expect("root can enter a namespace that it holds open");
+    }
+
+    /// Sets `net.X.Y` of this namespace.
+    ///
+    /// # Errors
+    /// A name that this kernel does not have.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        self.run(|| std::fs::write(&path, value)).with_context(|| format!("{}: {path}={value}", self.name))
+    }
+
+    /// A command that runs inside, as an operator would start it.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
+    }
+
+    /// Names of the network devices, in the kernel's order.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn devices(&self) -> Result<Vec<String>> {
+        let links: Vec<serde_json::Value> = serde_json::from_str(&self.ip(&["-j", "link", "show"])?)?;
+        Ok(links.iter().filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// Hardware address of a device.
+    ///
+    /// # Errors
+    /// A device that is not there.
+    pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
+        let links: Vec<serde_json::Value> = serde_json::from_str(&self.ip(&["-j", "link", "show", "dev", device])?)?;
+        let text = links.first().and_then(|link| link["address"].as_str()).unwrap_or_default().replace(':', "");
+        let mut mac = [0; 6];
+        hex::decode_to_slice(&text, &mut mac).with_context(|| format!("{}: address of {device}", self.name))?;
+        Ok(mac)
+    }
+
+    /// Packets and octets that a device has received and sent, from `/proc/net/dev`.
+    ///
+    /// # Errors
+    /// A device that is not there.
+    pub fn counters(&self, device: &str) -> Result<DeviceCounters> {
+        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
+        for line in text.lines() {
+            let Some((name, fields)) = line.split_once(':') else { continue };
+            if name.trim() != device {
+                continue;
+            }
+            let f: Vec<u64> = fields.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+            // Eight receive columns, then eight transmit columns; octets and packets come first in both.
+            if let [rx_octets, rx_packets, _, _, _, _, _, _, tx_octets, tx_packets, ..] = f[..] {
+                return Ok(DeviceCounters { rx_packets, rx_octets, tx_packets, tx_octets });
+            }
+        }
+        bail!("{}: no device {device}", self.name)
+    }
+
+    /// Processes that live in the namespace.
+    ///
+    /// # Errors
+    /// A /proc that cannot be read.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        process::in_namespace(&self.path())
+    }
+}
+
+/// Counters of a network device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeviceCounters {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Octets received.
+    pub rx_octets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Octets sent.
+    pub tx_octets: u64,
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+fn path_of(name: &str) -> PathBuf {
+    PathBuf::from("/run/netns").join(name)
+}
+
+/// Runs `ip` (iproute2) and returns what it prints.
+///
+/// # Errors
+/// The command line and what `ip` says.
+pub fn ip(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("ip").args(arguments).output().context("ip (Debian package iproute2)")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Removes all namespaces of this process, with the processes in them.
+pub(crate) fn remove_all() {
+    let prefix = format!("cipe-{}-", std::process::id());
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) {
+            remove(&name);
+        }
+    }
+}
+
+/// Ends what lives in a namespace of our own, which was started by us or by what we started, and removes it.
+fn remove(name: &str) {
+    let left = process::in_namespace(&path_of(name)).unwrap_or_default();
+    for &pid in &left {
+        let _ = process::signal(pid, Signal::KILL);
+    }
+    for pid in left {
+        if let Err(error) = process::wait_gone(pid, SOON) {
+            eprintln!("{name}: {error}");
+        }
+    }
+    if let Err(error) = ip(&["netns", "del", name]) {
+        eprintln!("{error:#}");
+    }
+}

@@ -1,0 +1,170 @@
+//! ICMP echo by a raw socket: sizes to the octet, bounded packets in flight, round-trip times.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use rustix::net::{RecvFlags, recv};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::namespace::Namespace;
+use crate::net::{ICMP, Ipv4, checksum, pattern};
+use crate::process::wait_readable;
+
+/// Octets of the IPv4 and ICMP headers, the smallest ping.
+pub const HEADERS: usize = 28;
+
+/// What to send.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Total length in octets of each IP packet, at least [`HEADERS`]; one packet each, in order.
+    pub sizes: Vec<usize>,
+    /// Packets that may be unanswered before the next is held back: the bound of packets in flight.
+    pub window: usize,
+    /// Least time between two packets.
+    pub interval: Duration,
+    /// After this, a packet counts as lost.
+    pub timeout: Duration,
+}
+
+impl Plan {
+    /// `count` packets of 84 octets, as ping(8) sends them, one after the other.
+    pub fn count(count: usize) -> Self {
+        Self::sizes(vec![84; count])
+    }
+
+    /// One packet of each size, one after the other.
+    pub fn sizes(sizes: Vec<usize>) -> Self {
+        Self { sizes, window: 1, interval: Duration::ZERO, timeout: Duration::from_secs(2) }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Packets sent.
+    pub sent: usize,
+    /// Round-trip times of the answered ones, sorted.
+    pub times: Vec<Duration>,
+    /// Sizes that found no answer, or an answer with other octets.
+    pub lost: Vec<usize>,
+    /// Answers whose octets were not those that were sent.
+    pub damaged: usize,
+}
+
+impl Report {
+    /// Packets answered as they should be.
+    pub fn received(&self) -> usize {
+        self.times.len()
+    }
+
+    /// The round-trip time that a share `p` (0 to 1) of the answers did not exceed.
+    pub fn quantile(&self, p: f64) -> Option<Duration> {
+        let last = self.times.len().checked_sub(1)?;
+        self.times.get((last as f64 * p).round() as usize).copied()
+    }
+}
+
+/// Sends the packets of `plan` from `namespace` to `to` and waits for the answers.
+///
+/// # Errors
+/// A raw socket that cannot be had. A packet that the kernel refuses to send counts as lost.
+pub fn run(namespace: &Namespace, to: Ipv4Addr, plan: &Plan) -> io::Result<Report> {
+    run_while(namespace, to, plan, || true)
+}
+
+/// Like [`run`], but ends early, after the answers due, once `go_on` says so; it is asked before each packet.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_while(namespace: &Namespace, to: Ipv4Addr, plan: &Plan, go_on: impl Fn() -> bool) -> io::Result<Report> {
+    let socket = namespace.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
+    socket.connect(&SocketAddr::from((to, 0)).into())?;
+    socket.set_recv_buffer_size(1 << 20)?;
+    let mut run = Run { socket, identifier: rand::random(), in_flight: BTreeMap::new(), report: Report::default() };
+    let mut next_at = Instant::now();
+    let mut sizes = plan.sizes.iter().copied().take_while(|_| go_on()).peekable();
+    loop {
+        let now = Instant::now();
+        run.expire(now, plan.timeout);
+        if run.in_flight.len() < plan.window && now >= next_at {
+            if let Some(size) = sizes.next() {
+                run.send(size, now);
+                next_at = now + plan.interval;
+                continue;
+            }
+            if run.in_flight.is_empty() {
+                break;
+            }
+        }
+        // The oldest packet's timeout, or the time of the next packet if the window has room for it.
+        let oldest = run.in_flight.values().next().map(|(_, at)| *at + plan.timeout);
+        let next = (run.in_flight.len() < plan.window && sizes.peek().is_some()).then_some(next_at);
+        let until = [oldest, next].into_iter().flatten().min().unwrap_or(next_at);
+        if wait_readable(&run.socket, until)? {
+            run.receive()?;
+        }
+    }
+    run.report.times.sort();
+    Ok(run.report)
+}
+
+struct Run {
+    socket: Socket,
+    identifier: u16,
+    /// By number of the packet: its size and when it was sent.
+    in_flight: BTreeMap<u32, (usize, Instant)>,
+    report: Report,
+}
+
+impl Run {
+    fn send(&mut self, size: usize, now: Instant) {
+        let number = self.report.sent as u32;
+        let mut packet = vec![8, 0, 0, 0];
+        packet.extend(self.identifier.to_be_bytes());
+        packet.extend((number as u16).to_be_bytes());
+        packet.extend(pattern(number, size - HEADERS));
+        let sum = checksum(&packet);
+        packet[2..4].copy_from_slice(&sum.to_be_bytes());
+        self.report.sent += 1;
+        match self.socket.send(&packet) {
+            Ok(_) => _ = self.in_flight.insert(number, (size, now)),
+            Err(_) => self.report.lost.push(size),
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 1 << 16];
+        loop {
+            let length = match recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((length, _)) => length,
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                // ICMP errors surface here; the packet they are about times out.
+                Err(_) => continue,
+            };
+            let Some(packet) = Ipv4::parse(&buffer[..length]) else { continue };
+            let [0, 0, _, _, i0, i1, n0, n1, ref payload @ ..] = *packet.payload else { continue };
+            if packet.protocol != ICMP || u16::from_be_bytes([i0, i1]) != self.identifier {
+                continue;
+            }
+            let low = u16::from_be_bytes([n0, n1]);
+            let Some(number) = self.in_flight.keys().copied().find(|&number| number as u16 == low) else { continue };
+            let Some((size, at)) = self.in_flight.remove(&number) else { continue };
+            if payload == pattern(number, size - HEADERS) && checksum(packet.payload) == 0 {
+                self.report.times.push(at.elapsed());
+            } else {
+                self.report.damaged += 1;
+                self.report.lost.push(size);
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant, timeout: Duration) {
+        while let Some(entry) = self.in_flight.first_entry()
+            && now >= entry.get().1 + timeout
+        {
+            self.report.lost.push(entry.remove().0);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Processes: waiting with a deadline, ending what a namespace holds, and CPU time.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// Polls one descriptor for input until `deadline`; false if the deadline came first.
+///
+/// # Errors
+/// What poll(2) reports, interruptions aside.
+pub fn wait_readable(fd: impl AsFd, deadline: Instant) -> io::Result<bool> {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits until `pid` has ended (a zombie has); true at once if there is no such process.
+///
+/// # Errors
+/// A process that is still there after `within`.
+pub fn wait_gone(pid: u32, within: Duration) -> Result<()> {
+    let Some(fd) = open(pid) else { return Ok(()) };
+    if wait_readable(&fd, Instant::now() + within)? {
+        return Ok(());
+    }
+    bail!("process {pid} is still there after {within:?}")
+}
+
+/// Sends `signal` to `pid`; a process that is gone is no error.
+///
+/// # Errors
+/// What pidfd_send_signal(2) reports otherwise.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let Some(fd) = open(pid) else { return Ok(()) };
+    match pidfd_send_signal(fd, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("signal to process {pid}")),
+    }
+}
+
+fn open(pid: u32) -> Option<rustix::fd::OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Processes whose network namespace is the one that `path` (such as `/run/netns/NAME`) names, zombies left out.
+///
+/// # Errors
+/// A path that cannot be looked at.
+pub fn in_namespace(path: &Path) -> Result<Vec<u32>> {
+    use std::os::unix::fs::MetadataExt;
+    let wanted = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process may end while we look; a zombie has no namespaces any more.
+        if let Ok(meta) = fs::metadata(entry.path().join("ns/net"))
+            && (meta.dev(), meta.ino()) == (wanted.dev(), wanted.ino())
+        {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// The arguments of a process, empty if it is gone.
+pub fn arguments(pid: u32) -> Vec<String> {
+    let octets = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    octets.split(|&o| o == 0).filter(|a| !a.is_empty()).map(|a| String::from_utf8_lossy(a).into_owned()).collect()
+}
+
+/// CPU time of a process and its threads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuTime {
+    /// In user mode.
+    pub user: Duration,
+    /// In the kernel on the process's behalf, with the softirq work done on the back of its system calls.
+    pub system: Duration,
+}
+
+impl CpuTime {
+    /// What `pid` has used so far; `None` if it is gone.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in parentheses, may hold spaces: count fields from behind it. utime and stime are fields 14 and 15.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        let mut next = || Some(ticks(fields.next()?.parse().ok()?));
+        Some(Self { user: next()?, system: next()? })
+    }
+
+    /// Time used since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { user: self.user.saturating_sub(earlier.user), system: self.system.saturating_sub(earlier.system) }
+    }
+}
+
+fn ticks(count: u64) -> Duration {
+    Duration::from_secs_f64(count as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Identifiers of the BPF programs, maps and links that a process holds open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BpfObjects {
+    /// Program identifiers.
+    pub programs: Vec<u32>,
+    /// Map identifiers.
+    pub maps: Vec<u32>,
+    /// Link identifiers.
+    pub links: Vec<u32>,
+}
+
+impl BpfObjects {
+    /// Reads `/proc/PID/fdinfo`.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn of(pid: u32) -> Result<Self> {
+        let mut objects = Self::default();
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
+            let Ok(text) = fs::read_to_string(entry.path()) else { continue };
+            let field = |name: &str| {
+                text.lines().find_map(|line| line.strip_prefix(name)).and_then(|value| value.trim().parse().ok())
+            };
+            // A link names its program too: the link comes first.
+            if let Some(id) = field("link_id:") {
+                objects.links.push(id);
+            } else if let Some(id) = field("map_id:") {
+                objects.maps.push(id);
+            } else if let Some(id) = field("prog_id:") {
+                objects.programs.push(id);
+            }
+        }
+        Ok(objects)
+    }
+}

@@ -1,0 +1,78 @@
+//! What `cipe show --json` says, read without the project's own types.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// Status of one tunnel.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Interface name.
+    pub device: String,
+    /// Which key slots hold a live key: `static`, `send`, `receive`, `previous`.
+    pub keys: Vec<String>,
+    /// Packets by verdict, zeros left out.
+    pub verdicts: BTreeMap<String, u64>,
+    /// Which doors and modes are in use.
+    pub doors: Vec<String>,
+}
+
+impl Status {
+    /// Reads the status of every tunnel from one JSON array, or from objects one after the other.
+    ///
+    /// # Errors
+    /// Text that is not JSON.
+    pub fn parse(text: &str) -> Result<Vec<Self>> {
+        let mut tunnels = Vec::new();
+        for value in serde_json::Deserializer::from_str(text).into_iter() {
+            let value: Value = value.with_context(|| format!("cipe show --json: {text}"))?;
+            match value {
+                Value::Array(list) => tunnels.extend(list.iter().map(Self::of)),
+                object => tunnels.push(Self::of(&object)),
+            }
+        }
+        Ok(tunnels)
+    }
+
+    fn of(object: &Value) -> Self {
+        let texts = |name: &str| {
+            let list = object[name].as_array().map(Vec::as_slice).unwrap_or_default();
+            list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let verdicts = object["verdicts"].as_object().into_iter().flatten();
+        Self {
+            device: object["device"].as_str().unwrap_or_default().to_owned(),
+            keys: texts("keys"),
+            verdicts: verdicts.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect(),
+            doors: texts("doors"),
+        }
+    }
+
+    /// Packets under a verdict.
+    pub fn count(&self, verdict: &str) -> u64 {
+        self.verdicts.get(verdict).copied().unwrap_or_default()
+    }
+
+    /// Whether a key slot holds a live key.
+    pub fn has_key(&self, slot: &str) -> bool {
+        self.keys.iter().any(|key| key == slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_shapes_of_a_status_are_read() {
+        let one = r#"{"device":"cipcb0","keys":["static","send"],"verdicts":{"sent":7},"doors":["wire0: native"]}"#;
+        for text in [one.to_owned(), format!("[{one}]")] {
+            let all = Status::parse(&text).expect("JSON");
+            assert_eq!((all.len(), all[0].count("sent"), all[0].count("replayed")), (1, 7, 0));
+            assert!(all[0].has_key("send") && !all[0].has_key("receive"));
+        }
+        assert!(Status::parse("[]").expect("JSON").is_empty());
+        assert!(Status::parse("no engine").is_err());
+    }
+}

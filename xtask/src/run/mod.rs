@@ -1,0 +1,124 @@
+//! `cargo xtask run`: the tunnel at work, in one terminal.
+
+mod figures;
+mod paint;
+mod story;
+
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cipe_tests::gateway::{self, Daemon, Pair};
+use cipe_tests::offload::Offload;
+use cipe_tests::topology::{Carrier, Side, Topology};
+
+use crate::tools;
+
+/// What to show.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Cipher of the tunnel
+    #[arg(long, value_enum, default_value_t = Cipher::Blowfish)]
+    cipher: Cipher,
+    /// Seconds of TCP, and of UDP
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Leaves everything running afterwards and says what can be tried
+    #[arg(long)]
+    hold: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Cipher {
+    Blowfish,
+    Idea,
+}
+
+impl Cipher {
+    fn daemon(self) -> Daemon {
+        match self {
+            Self::Blowfish => Daemon::Blowfish,
+            Self::Idea => Daemon::Idea,
+        }
+    }
+}
+
+/// Builds, makes the network, shows the tunnel at work, and removes everything again.
+///
+/// # Errors
+/// Whatever keeps the tunnel from working.
+pub fn run(args: Args) -> Result<()> {
+    tools::need_namespaces()?;
+    println!("Building cipe (release) ...");
+    gateway::use_binary(&tools::build_cipe(true)?)?;
+    clean_up_on_signals()?;
+    let daemon = args.cipher.daemon();
+    let duration = Duration::from_secs(args.seconds.max(1));
+
+    story::introduce(daemon)?;
+    story::exchange_and_packet(daemon)?;
+
+    // The plain routes come first: starting the tunnel replaces them.
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    net.route_plainly()?;
+    let plain = figures::measure(&net, None, duration.min(Duration::from_secs(3)))?;
+    let pair = Pair::start(&net, daemon, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let tunnel = figures::measure(&net, Some(&pair), duration)?;
+    figures::verdicts(&pair)?;
+    figures::compare(daemon, &tunnel, &plain);
+    if args.hold {
+        hold(&net, &pair)?;
+    }
+    for status in pair.stop()? {
+        anyhow::ensure!(status.success(), "a daemon ended with {status}");
+    }
+    Ok(())
+}
+
+/// Ctrl-C and SIGTERM end the process where it stands, with no guard dropped: remove what it has made first.
+fn clean_up_on_signals() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        cipe_tests::remove_everything();
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+fn hold(net: &Topology, pair: &Pair) -> Result<()> {
+    paint::heading("It goes on running; things to try in another terminal, as root");
+    let on = |side: Side, command: &str| println!("  ip netns exec {} {command}", net.lan(side).name());
+    on(Side::A, &format!("ping {}", Side::B.host()));
+    println!("  {}", pair.a.cipe_text("show"));
+    println!("  {}", pair.b.cipe_text("show --json"));
+    println!("  ip netns exec {} ip addr show", net.gw(Side::A).name());
+    on(Side::B, "iperf3 -s -1 -D");
+    on(Side::A, &format!("iperf3 -c {}", Side::B.host()));
+    for side in [Side::A, Side::B] {
+        let engine = pair.of(side).engine_pid().context("an engine runs")?;
+        println!(
+            "  kill -9 {engine}   {}",
+            paint::faint(&format!("# the engine of gw{}: it comes back", side.letter()))
+        );
+    }
+    println!("\nEnter, or Ctrl-C, ends it and removes everything.");
+    if std::io::stdin().read(&mut [0])? == 0 {
+        // Nobody can press Enter: wait for the signal.
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! The first part: the network, the key exchange as it happens, and one packet as the carrier sees it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cipe_tests::SOON;
+use cipe_tests::capture::Capture;
+use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::net::{Frame, in_clear};
+use cipe_tests::offload::Offload;
+use cipe_tests::options::{KEY, Options};
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::topology::{Carrier, Side, Topology};
+
+use super::paint;
+
+/// Draws the network and prints A's option file.
+pub fn introduce(daemon: Daemon) -> Result<()> {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let processors = std::thread::available_parallelism()?;
+    paint::heading(&format!("CIPE: two LANs, two gateways, one tunnel (Linux {}, {processors} CPUs)", kernel.trim()));
+    let device = daemon.device();
+    println!(
+        "
+    lanA                gwA                                      gwB                lanB
+  ┌────────────┐    ┌────────────────────┐                 ┌────────────────────┐    ┌────────────┐
+  │ 10.210.1.2 ├────┤ 10.210.1.1         │                 │         10.210.2.1 ├────┤ 10.210.2.2 │
+  └────────────┘    │   {device} 10.201.0.1┝━━━━━━━━━━━━━━━━━┥10.201.0.2 {device}   │    └────────────┘
+                    │    wire0 10.200.0.1├─────────────────┤10.200.0.2 wire0    │
+                    └────────────────────┘  UDP port 6789  └────────────────────┘
+"
+    );
+    println!("Option file of gwA ({} -o FILE), and of gwB with the addresses the other way round:\n", daemon.program());
+    for line in Options::of(Side::A).to_string().lines() {
+        println!("    {line}");
+    }
+    Ok(())
+}
+
+/// Starts both gateways on a carrier that can be captured, and shows exchange and first packets.
+pub fn exchange_and_packet(daemon: Daemon) -> Result<()> {
+    paint::heading("Key exchange, as both daemons log it");
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    let capture = net.capture_carrier(1000)?;
+    let pair = Pair::start(&net, daemon, |_, options| options)?;
+    let first = Plan { timeout: Duration::from_millis(300), ..Plan::count(1) };
+    ping::run(net.lan(Side::A), Side::B.host(), &first)?;
+    pair.wait_for_keys(&net)?;
+    print_logs(&pair);
+
+    let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::count(3))?;
+    println!("\nPing from lanA to lanB, through both: {} of {} answered.", report.received(), report.sent);
+
+    paint::heading("A packet as the carrier sees it, and what is in it");
+    show_packet(&pair, daemon, capture)?;
+    for status in pair.stop()? {
+        anyhow::ensure!(status.success(), "a daemon ended with {status}");
+    }
+    Ok(())
+}
+
+fn print_logs(pair: &Pair) {
+    let mut lines = Vec::new();
+    for side in [Side::A, Side::B] {
+        let gateway = pair.of(side);
+        lines.extend(gateway.log().lines().into_iter().map(|line| (line.at, side, line.text)));
+    }
+    lines.sort_by_key(|(at, ..)| *at);
+    let Some(&(start, ..)) = lines.first() else { return };
+    for (at, side, text) in lines {
+        let time = format!("{:>7.3} s", (at - start).as_secs_f64());
+        println!("  {}  {}  {}", paint::faint(&time), paint::bold(&format!("gw{}", side.letter())), text);
+    }
+}
+
+/// A datagram of the carrier and what it is.
+struct Found {
+    what: &'static str,
+    datagram: Vec<u8>,
+}
+
+fn show_packet(pair: &Pair, daemon: Daemon, capture: Capture) -> Result<()> {
+    capture.wait_for(SOON, |frame| datagram(frame).is_some()).context("no CIPE packet came to the carrier")?;
+    let frames = capture.finish()?;
+    let leaks = frames.iter().filter(|frame| in_clear(frame)).count();
+    let datagrams: Vec<&[u8]> = frames.iter().filter_map(|frame| datagram(frame)).collect();
+    // Bit 7 of the first octet is the key flag. Only the static key is known to us here, so a packet from before the end of
+    // the exchange is shown: the first ping if it went under the static key, else the first message of the exchange.
+    let under_static: Vec<&[u8]> = datagrams.iter().copied().filter(|datagram| datagram[0] & 0x80 == 0).collect();
+    let chosen = under_static.iter().find(|datagram| datagram.len() == SEALED_PING);
+    let found = match (chosen, under_static.first()) {
+        (Some(ping), _) => Found { what: "the first ping, under the static key", datagram: ping.to_vec() },
+        (None, Some(first)) => Found { what: "the first message of the exchange", datagram: first.to_vec() },
+        (None, None) => anyhow::bail!("no packet under the static key was captured"),
+    };
+    println!(
+        "{} datagrams captured, {} of them under dynamic keys; {leaks} with clear text. This is {}:\n",
+        datagrams.len(),
+        datagrams.len() - under_static.len(),
+        found.what
+    );
+    for line in decode(pair, daemon, &found.datagram)?.lines() {
+        println!("  {line}");
+    }
+    Ok(())
+}
+
+/// Octets of a datagram that carries a ping of 84 octets: IV 8, padding 7, P 1, CRC 4.
+const SEALED_PING: usize = 104;
+
+fn datagram(frame: &[u8]) -> Option<&[u8]> {
+    let (_, _, payload) = Frame::parse(frame)?.ipv4()?.udp()?;
+    (payload.len() >= 16).then_some(payload)
+}
+
+/// What `cipe decode` says of a datagram under the static key.
+fn decode(pair: &Pair, daemon: Daemon, datagram: &[u8]) -> Result<String> {
+    let file = pair.a.directory().join("key");
+    std::fs::write(&file, KEY)?;
+    let file = file.to_str().context("the bed's paths are ASCII")?;
+    let cipher = match daemon {
+        Daemon::Blowfish => "blowfish",
+        Daemon::Idea => "idea",
+    };
+    let output = pair.a.cipe(&["decode", "--cipher", cipher, "--key", file, &hex::encode(datagram)]).output()?;
+    anyhow::ensure!(output.status.success(), "cipe decode: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,78 @@
+//! `cargo xtask test`: every check that the project has, and a summary.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::tools;
+
+/// Runs every check.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only the steps whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+}
+
+struct Step {
+    name: &'static str,
+    command: Command,
+}
+
+/// Runs the steps one after the other, all of them even if one fails.
+///
+/// # Errors
+/// The names of the steps that failed.
+pub fn run(args: Args) -> Result<()> {
+    tools::need_namespaces()?;
+    let mut steps = steps()?;
+    if let Some(only) = &args.only {
+        steps.retain(|step| step.name.contains(only.as_str()));
+        if steps.is_empty() {
+            bail!("no step is called {only:?}");
+        }
+    }
+    let mut results: Vec<(&str, bool, Duration)> = Vec::new();
+    for step in &mut steps {
+        println!("\n==> {}: {}", step.name, tools::text(&step.command));
+        let start = Instant::now();
+        let passed = match tools::check(&mut step.command) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("{error:#}");
+                false
+            }
+        };
+        results.push((step.name, passed, start.elapsed()));
+    }
+    println!("\n==> summary");
+    for (name, passed, took) in &results {
+        println!("{:<14} {:<6} {:>6.1} s", name, if *passed { "ok" } else { "FAILED" }, took.as_secs_f64());
+    }
+    let failed: Vec<&str> = results.iter().filter(|(_, passed, _)| !passed).map(|(name, ..)| *name).collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn steps() -> Result<Vec<Step>> {
+    let step = |name, command| Step { name, command };
+    let mut ebpf = Command::new(std::env::current_exe()?);
+    // The committed object must be what its sources give; the tests below then run against a fresh one.
+    ebpf.args(["build-ebpf", "--install", "--check"]).current_dir(tools::workspace());
+    let mut documentation = tools::cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    documentation.env("RUSTDOCFLAGS", "-D warnings");
+    let mut scenarios = tools::cargo(&["test", "--package", "cipe-tests", "--no-fail-fast", "--", "--test-threads=1"]);
+    scenarios.env("CIPE_BIN", tools::target().join("debug/cipe"));
+    Ok(vec![
+        step("format", tools::cargo(&["fmt", "--all", "--check"])),
+        step("ebpf", ebpf),
+        step("lints", tools::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+        step("unit tests", tools::cargo(&["test", "--workspace", "--exclude", "cipe-tests", "--no-fail-fast"])),
+        step("binary", tools::cargo(&["build", "--package", "cipe-user", "--bin", "cipe"])),
+        step("scenarios", scenarios),
+        step("documentation", documentation),
+    ])
+}

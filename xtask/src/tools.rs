@@ -1,0 +1,85 @@
+//! Cargo, the workspace's folders, and the one tool of the system that we need.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The workspace's root folder.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the workspace")
+}
+
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
+}
+
+/// A cargo command in the workspace's root folder.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(workspace()).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// The command line, if it fails.
+pub fn check(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| text(command))?;
+    if !status.success() {
+        bail!("{}: {status}", text(command));
+    }
+    Ok(())
+}
+
+/// A command line for people.
+pub fn text(command: &Command) -> String {
+    let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    command.get_args().fold(name, |line, argument| line + " " + &argument.to_string_lossy())
+}
+
+/// Builds the `cipe` binary and returns its path.
+///
+/// # Errors
+/// What cargo says.
+pub fn build_cipe(release: bool) -> Result<PathBuf> {
+    let mut build = cargo(&["build", "--package", "cipe-user", "--bin", "cipe"]);
+    if release {
+        build.arg("--release");
+    }
+    check(&mut build)?;
+    Ok(target().join(if release { "release" } else { "debug" }).join("cipe"))
+}
+
+/// Sees to it that network namespaces can be made: root, and `ip`, which is installed on Debian if it is missing.
+///
+/// # Errors
+/// What to do about it.
+pub fn need_namespaces() -> Result<()> {
+    if !cipe_tests::is_root() {
+        bail!(
+            "network namespaces need root; run it again as root, such as: sudo -E env PATH=\"$PATH\" cargo xtask ..."
+        );
+    }
+    if has("ip") {
+        return Ok(());
+    }
+    if !has("apt-get") {
+        bail!("`ip` is missing; install iproute2");
+    }
+    println!("`ip` is missing: installing Debian's iproute2");
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+        check(&mut command)
+    };
+    apt(&["update", "-qq"])?;
+    apt(&["install", "-qq", "-y", "--no-install-recommends", "iproute2"])
+}
+
+fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
