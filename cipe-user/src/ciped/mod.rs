@@ -2,4 +2,5 @@
 //!
 //! Knows the engine through `control` only. May import `wire` and `control`; imported by `cli`.
 
+pub mod exchange;
 pub mod options;

@@ -41,7 +41,13 @@ impl Key {
             Algorithm::Blowfish => {
                 Schedule::Blowfish(BlowfishLE::new_from_slice(octets).expect("Blowfish takes 16 octets"))
             }
-            Algorithm::Idea | Algorithm::IdeaLittle => Schedule::Idea(Idea::new(&Array::from(*octets))),
+            Algorithm::Idea => Schedule::Idea(Idea::new(&Array::from(*octets))),
+            Algorithm::IdeaLittle => {
+                // The key's words are little-endian too.
+                let mut octets = *octets;
+                octets.as_chunks_mut::<2>().0.iter_mut().for_each(|word| word.swap(0, 1));
+                Schedule::Idea(Idea::new(&Array::from(octets)))
+            }
         };
         Self { algorithm, schedule: Box::new(schedule) }
     }
