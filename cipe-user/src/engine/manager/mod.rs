@@ -240,6 +240,9 @@ impl Manager {
             }
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => self.keys.clear(number.into(), Slot::Send),
+            (Request::SetSendLimits { packets, octets }, Some(number)) => {
+                self.worker.send(Command::SetSendLimits(number, packets, octets));
+            }
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
                 // The worker moves the old key's replay filter along when it sees it in the previous slot first.
                 if let Some((_, old)) = self.keys.reader().read(key_index(number.into(), Slot::Receive)) {
