@@ -156,8 +156,6 @@ fn install_debian(root: &Path) -> anyhow::Result<()> {
             .arg(format!("llvm-{DEBIAN_LLVM}"))
             .arg("--root")
             .arg(own_linker_root(root, DEBIAN_LLVM))
-            .arg("--target-dir")
-            .arg(root.join("target/ebpf-tools/build"))
             .env("LLVM_PREFIX", &prefix)
             .env("LLVM_SYS_221_PREFIX", &prefix),
     )

@@ -8,6 +8,7 @@ mod error;
 mod tests;
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd},
     path::PathBuf,
@@ -263,8 +264,15 @@ impl Programs {
 
     /// Work that hands the programs' log records to the `log` crate's logger (and so to tracing's); to be spawned on a
     /// tokio runtime with I/O, it ends only with an error. `None` the second time.
-    pub fn logs(&mut self) -> Option<impl Future<Output = std::io::Error> + Send + 'static> {
-        let logger = EbpfLogger::init(&mut self.ebpf).ok()?;
+    pub fn logs(&mut self) -> Option<impl Future<Output = io::Error> + Send + 'static> {
+        self.logs_to(log::logger())
+    }
+
+    fn logs_to(
+        &mut self,
+        logger: impl log::Log + Send + 'static,
+    ) -> Option<impl Future<Output = io::Error> + Send + 'static> {
+        let logger = EbpfLogger::init_with_logger(&mut self.ebpf, logger).ok()?;
         Some(async move {
             // SAFETY: the logger owns the ring buffer's descriptor, and neither replaces nor closes it before its drop.
             let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
@@ -274,8 +282,9 @@ impl Programs {
             loop {
                 match logger.readable_mut().await {
                     Ok(mut ready) => {
-                        ready.get_inner_mut().flush();
+                        // Cleared first: what is logged from here on makes it ready anew.
                         ready.clear_ready();
+                        ready.get_inner_mut().flush();
                     }
                     Err(error) => return error,
                 }
@@ -313,7 +322,7 @@ fn in_map(map: &'static str) -> impl FnOnce(MapError) -> Error {
 /// Removing what is not there is no failure.
 fn forgotten(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(MapError::KeyNotFound) => Ok(()),
         other => other,
     }

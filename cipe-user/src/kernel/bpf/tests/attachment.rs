@@ -75,8 +75,11 @@ fn a_veth_runs_native_xdp_unless_generic_is_asked_for() {
         let generic = programs.attach_carrier(veth.visible, XdpPreference::Generic).unwrap();
         assert_eq!(generic, XdpMode::Generic { refused: None });
         let busy = programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap_err().to_string();
-        assert!(busy.starts_with("v0: another XDP program is attached"), "{busy}");
-        assert!(busy.ends_with("detach it with `ip link set v0 xdp off`"), "{busy}");
+        let id = xdp(&mut programs.ebpf, names::CARRIER_XDP).unwrap().info().unwrap().id();
+        assert_eq!(
+            busy,
+            format!("v0: another XDP program is attached (id {id}); detach it with `ip link set v0 xdp off`")
+        );
         programs.detach_carrier(veth.visible);
         assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap(), XdpMode::Native);
     });

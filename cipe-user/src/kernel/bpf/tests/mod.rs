@@ -4,6 +4,7 @@
 mod attachment;
 mod carrier;
 mod frames;
+mod logs;
 mod private;
 
 use std::os::fd::OwnedFd;
@@ -27,7 +28,11 @@ const TC_SHOT: u32 = 2;
 
 /// Loads the programs with small maps; `None` if not allowed to.
 fn programs() -> Option<Programs> {
-    match Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..LoadOptions::default() }) {
+    programs_with(LoadOptions::default())
+}
+
+fn programs_with(options: LoadOptions) -> Option<Programs> {
+    match Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..options }) {
         Ok(programs) => Some(programs),
         Err(error @ Error::Privilege { .. }) => {
             eprintln!("skipped: {error}");
