@@ -2,6 +2,8 @@
 
 mod build_ebpf;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 /// Builds, runs, tests and measures the project.
@@ -12,8 +14,15 @@ enum Command {
     BuildEbpf(build_ebpf::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
+fn main() -> ExitCode {
+    let result = match Command::parse() {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

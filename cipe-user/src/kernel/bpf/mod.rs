@@ -4,6 +4,7 @@
 
 mod attach;
 mod error;
+mod logs;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,6 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, XskMap},
     programs::{SchedClassifier, Xdp},
 };
-use aya_log::EbpfLogger;
 use cipe_common::{
     Verdict,
     maps::{
@@ -28,7 +28,6 @@ use cipe_common::{
     },
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::keys::KeyWriter;
 pub use attach::{XdpMode, XdpPreference};
@@ -260,36 +259,6 @@ impl Programs {
             self.verdicts.set(verdict_index(tunnel, *verdict), zero, 0).map_err(in_map(names::VERDICTS))?;
         }
         Ok(())
-    }
-
-    /// Work that hands the programs' log records to the `log` crate's logger (and so to tracing's); to be spawned on a
-    /// tokio runtime with I/O, it ends only with an error. `None` the second time.
-    pub fn logs(&mut self) -> Option<impl Future<Output = io::Error> + Send + 'static> {
-        self.logs_to(log::logger())
-    }
-
-    fn logs_to(
-        &mut self,
-        logger: impl log::Log + Send + 'static,
-    ) -> Option<impl Future<Output = io::Error> + Send + 'static> {
-        let logger = EbpfLogger::init_with_logger(&mut self.ebpf, logger).ok()?;
-        Some(async move {
-            // SAFETY: the logger owns the ring buffer's descriptor, and neither replaces nor closes it before its drop.
-            let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
-                Ok(logger) => logger,
-                Err(error) => return error.into(),
-            };
-            loop {
-                match logger.readable_mut().await {
-                    Ok(mut ready) => {
-                        // Cleared first: what is logged from here on makes it ready anew.
-                        ready.clear_ready();
-                        ready.get_inner_mut().flush();
-                    }
-                    Err(error) => return error,
-                }
-            }
-        })
     }
 }
 
