@@ -7,7 +7,13 @@ mod run;
 mod test;
 mod tools;
 
+<<<<<<< HEAD
 use clap::{Parser, Subcommand};
+=======
+use std::process::ExitCode;
+
+use clap::Parser;
+>>>>>>> ebpf
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs, tests and measures the project", disable_version_flag = true)]
@@ -30,6 +36,7 @@ enum Command {
     Package(package::Args),
 }
 
+<<<<<<< HEAD
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
@@ -37,5 +44,17 @@ fn main() -> anyhow::Result<()> {
         Command::Test(args) => test::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Package(args) => package::run(args),
+=======
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::BuildEbpf(args) => build_ebpf::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+>>>>>>> ebpf
     }
 }
