@@ -1,1 +1,3 @@
 //! The command line for people.
+
+pub mod bench_cipher;
