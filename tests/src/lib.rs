@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The test bed: network namespaces, traffic, captures and guarded gateways, for scenarios, `cargo xtask run` and benches.
 //!
 //! Everything made here has a name that is unique by process, and is removed when its guard is dropped, also on a panic.
@@ -40,3 +41,8 @@ pub fn remove_everything() {
     namespace::remove_all();
     topology::remove_run_directories();
 }
+=======
+//! Network namespaces, traffic, and a second implementation of the wire, for scenarios, `xtask run` and benches.
+
+pub mod peer;
+>>>>>>> wire
