@@ -1,5 +1,5 @@
 //! The `cipe` binary; also `ciped-cb` and `ciped-ci` by name.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+    cipe_user::cli::main(std::env::args_os().collect())
 }
