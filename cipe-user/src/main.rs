@@ -1,6 +1,7 @@
 //! The `cipe` binary; also `ciped-cb` and `ciped-ci` by name.
 
 fn main() -> std::process::ExitCode {
+<<<<<<< HEAD
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).init();
     match cipe_user::engine::run(Default::default(), || Ok(println!("ready"))) {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -9,4 +10,7 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
+=======
+    cipe_user::cli::main(std::env::args_os().collect())
+>>>>>>> ciped
 }
