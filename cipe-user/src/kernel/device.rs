@@ -318,3 +318,6 @@ fn valid(name: &str) -> Result<&str> {
     }
     Ok(name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,3 +14,5 @@ mod owner;
 pub mod routes;
 mod sysctl;
 pub mod nexthop;
+#[cfg(test)]
+mod testnet;
