@@ -153,22 +153,21 @@ impl Netlink {
     }
 
     async fn make_pair(&self, name: &str, wanted: &TunnelDevice) -> Result<(u32, u32)> {
-        let end = |name: String, mtu| {
+        let end = |name: String| {
             let mut end = LinkMessage::default();
             end.attributes = vec![
                 LinkAttribute::IfName(name),
-                LinkAttribute::Mtu(mtu),
                 LinkAttribute::NumTxQueues(wanted.queues),
                 LinkAttribute::NumRxQueues(wanted.queues),
             ];
             end
         };
-        let hidden = end(owner::unfinished_template(), HIDDEN_MTU);
-        let mut visible = end(name.to_owned(), wanted.mtu);
+        let hidden = end(owner::unfinished_template());
+        let mut visible = end(name.to_owned());
         let veth = LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(hidden)));
         visible.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), veth]));
 
-        let what = || format!("{}: cannot make a veth pair with an MTU of {}", name.replace("%d", "N"), wanted.mtu);
+        let what = || format!("{}: cannot make a veth pair", name.replace("%d", "N"));
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
         let answers = self.request(what, RouteNetlinkMessage::NewLink(visible), flags).await;
         let answers = answers.map_err(|error| match error.errno() {
@@ -209,9 +208,10 @@ impl Netlink {
             sysctl::set(Family::Ipv6, &name, switch, value)?;
         }
         self.without_own_addresses(index).await?;
-        self.set_address(&name, index, wanted.local, wanted.peer).await?;
         let what = || format!("{name}: cannot take it up");
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
+        // IPv6 makes the route to the peer only if the device is up.
+        self.set_address(&name, index, wanted.local, wanted.peer).await?;
 
         let (visible, hidden) = (self.card(index).await?, self.card(hidden_index).await?);
         let mac = |card: &Card| card.mac.ok_or_else(|| Error::Answer(format!("{}: has no address", card.name)));

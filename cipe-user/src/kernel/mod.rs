@@ -10,9 +10,9 @@ pub mod links;
 pub mod neighbours;
 pub mod netlink;
 
+pub mod nexthop;
 mod owner;
 pub mod routes;
 mod sysctl;
-pub mod nexthop;
 #[cfg(test)]
 mod testnet;

@@ -129,6 +129,11 @@ impl Netlink {
         self.handle.route().add(route.build()).replace().execute().await.unwrap();
     }
 
+    pub(super) async fn add_device_route(&self, to: [u8; 4], bits: u8, index: u32) {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to.into(), bits).output_interface(index);
+        self.handle.route().add(route.build()).execute().await.unwrap();
+    }
+
     pub(super) async fn delete_route(&self, to: [u8; 4], bits: u8) {
         let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to.into(), bits);
         self.handle.route().del(route.build()).execute().await.unwrap();

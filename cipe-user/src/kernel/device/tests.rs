@@ -4,6 +4,9 @@ use futures_util::{StreamExt, future::join_all};
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::LinkVeth;
 
+mod offloads;
+mod silence;
+
 use super::*;
 use crate::kernel::links::LinkChange;
 use crate::kernel::testnet::{DEADLINE, Other, in_namespace};
@@ -153,7 +156,7 @@ fn a_refused_mtu_or_address_leaves_nothing_behind() {
         let error = netlink.make(&TunnelDevice { mtu: 20, ..wanted() }).await.unwrap_err().to_string();
         assert_eq!(
             error,
-            "cipcbN: cannot make a veth pair with an MTU of 20: Invalid argument (os error 22) (mtu less than device minimum)"
+            "cipcb0: cannot set the MTU to 20: Invalid argument (os error 22) (mtu less than device minimum)"
         );
         let error = netlink.make(&TunnelDevice { local: Ipv6Addr::LOCALHOST.into(), ..wanted() }).await.unwrap_err();
         assert!(error.to_string().starts_with("cipcb0: cannot set the address ::1 peer 10.9.0.2: "), "{error}");

@@ -52,6 +52,21 @@ fn a_peer_on_the_link_is_resolved() {
 }
 
 #[test]
+fn an_ipv6_peer_is_resolved() {
+    in_namespace(|netlink| async move {
+        let other = Other::new();
+        netlink.cable("wire0", HERE, &other, "far0", THERE).await;
+        let (here, there) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+        netlink.add_address("wire0", here, 64).await;
+        other.run(move |netlink| async move { netlink.add_address("far0", there, 64).await }).await;
+        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        // The own address cannot be used until the kernel has seen that nobody else has it.
+        let state = until(&mut hops.watch(there, Some(here)), resolved).await;
+        assert!(goes_to(&state, mac_of(&other, "far0").await));
+    });
+}
+
+#[test]
 fn a_peer_behind_a_router_goes_to_the_router() {
     in_namespace(|netlink| async move {
         let other = Other::new();
