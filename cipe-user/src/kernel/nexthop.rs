@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
@@ -106,6 +106,13 @@ impl NextHops {
             MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Rule,
         ])?;
+        Self::with_events(netlink, events, timing).await
+    }
+
+    async fn with_events<E>(netlink: &Netlink, events: E, timing: Timing) -> Result<Self>
+    where
+        E: Stream<Item = Event> + Send + Unpin + 'static,
+    {
         let mut links = LinkTable::default();
         links.reload(netlink).await?;
         let follower = Follower {
@@ -164,7 +171,10 @@ struct Follower {
 }
 
 impl Follower {
-    async fn run(mut self, mut events: Events, mut commands: mpsc::UnboundedReceiver<Command>, timing: Timing) {
+    async fn run<E>(mut self, mut events: E, mut commands: mpsc::UnboundedReceiver<Command>, timing: Timing)
+    where
+        E: Stream<Item = Event> + Unpin,
+    {
         let mut refresh = tokio::time::interval(timing.refresh);
         let mut retry = tokio::time::interval(timing.retry);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -219,7 +229,10 @@ impl Follower {
             }
             RouteNetlinkMessage::DelNeighbour(neighbour) => {
                 if let Some(neighbour) = Neighbour::from_message(neighbour) {
-                    self.set_neighbour((neighbour.ifindex, neighbour.address), None);
+                    let hop = (neighbour.ifindex, neighbour.address);
+                    self.set_neighbour(hop, None);
+                    // Somebody flushed it: one peer's look-up asks for it again, for all.
+                    self.marked.extend(self.hops.get(&hop).and_then(|via| via.peers.iter().next()));
                 }
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {

@@ -105,6 +105,12 @@ impl Netlink {
         self.handle.link().set(link.build()).execute().await.unwrap();
     }
 
+    /// Without ARP a device neither asks nor answers, and forgets whom it knew.
+    pub(super) async fn set_arp(&self, name: &str, on: bool) {
+        let link = LinkUnspec::new_with_index(self.index(name).await).arp(on).build();
+        self.handle.link().set(link).execute().await.unwrap();
+    }
+
     pub(super) async fn set_attribute(&self, name: &str, attribute: LinkAttribute) {
         let link = LinkUnspec::new_with_index(self.index(name).await).append_extra_attribute(attribute);
         self.handle.link().set(link.build()).execute().await.unwrap();

@@ -1,6 +1,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use futures_util::{StreamExt, future::join_all};
+use futures_util::future::join_all;
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::LinkVeth;
 

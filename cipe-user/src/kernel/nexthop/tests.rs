@@ -5,6 +5,8 @@ use netlink_packet_route::link::LinkAttribute;
 use super::*;
 use crate::kernel::testnet::{Other, in_namespace, until};
 
+/// Never looks by itself, except for neighbours that do not answer: what a test sees was told by the kernel.
+const TOLD: Timing = Timing { refresh: Duration::from_secs(3600), retry: Duration::from_secs(1) };
 /// Short, so that a test does not wait for what the kernel does not tell.
 const TIMING: Timing = Timing { refresh: Duration::from_millis(200), retry: Duration::from_millis(100) };
 const HERE: [u8; 4] = [192, 0, 2, 1];
@@ -35,8 +37,9 @@ fn a_peer_on_the_link_is_resolved() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
-        let state = until(&mut hops.watch(ip(THERE), None), resolved).await;
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let running = |state: &State| resolved(state) && matches!(state, State::Found(hop) if hop.running);
+        let state = until(&mut hops.watch(ip(THERE), None), running).await;
         let card = netlink.card_named("wire0").await.unwrap();
         let expected = NextHop {
             ifindex: card.ifindex,
@@ -59,7 +62,7 @@ fn an_ipv6_peer_is_resolved() {
         let (here, there) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
         netlink.add_address("wire0", here, 64).await;
         other.run(move |netlink| async move { netlink.add_address("far0", there, 64).await }).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         // The own address cannot be used until the kernel has seen that nobody else has it.
         let state = until(&mut hops.watch(there, Some(here)), resolved).await;
         assert!(goes_to(&state, mac_of(&other, "far0").await));
@@ -72,7 +75,7 @@ fn a_peer_behind_a_router_goes_to_the_router() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.add_route(FAR, 32, THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let state = until(&mut hops.watch(ip(FAR), Some(ip(HERE))), resolved).await;
         assert!(goes_to(&state, mac_of(&other, "far0").await));
     });
@@ -83,7 +86,7 @@ fn a_changed_address_of_the_neighbour_is_followed() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(ip(THERE), None);
         until(&mut watch, resolved).await;
         // A replaced router tells its new address by a gratuitous ARP when it comes up.
@@ -106,7 +109,7 @@ fn a_route_that_moves_to_another_card_is_followed() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.cable("wire1", HERE2, &other, "far1", THERE2).await;
         netlink.add_route(FAR, 32, THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(ip(FAR), None);
         until(&mut watch, resolved).await;
         netlink.add_route(FAR, 32, THERE2).await;
@@ -122,7 +125,7 @@ fn a_route_that_goes_and_comes_back_is_followed() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.add_route(FAR, 32, THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(ip(FAR), None);
         until(&mut watch, resolved).await;
         netlink.delete_route(FAR, 32).await;
@@ -140,7 +143,7 @@ fn a_card_that_goes_down_and_up_is_followed() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(ip(THERE), None);
         until(&mut watch, resolved).await;
         netlink.set_up("wire0", false).await;
@@ -157,7 +160,7 @@ fn a_lost_cable_and_a_new_mtu_are_told() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(ip(THERE), None);
         until(&mut watch, resolved).await;
         netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
@@ -180,17 +183,48 @@ fn a_neighbour_that_falls_silent_and_comes_back_is_followed() {
         let hops = NextHops::new(&netlink, TIMING).await.unwrap();
         let mut watch = hops.watch(ip(THERE), None);
         until(&mut watch, resolved).await;
-        let deaf = |arp: bool| {
-            move |netlink: Netlink| async move {
-                let index = netlink.index("far0").await;
-                let link = rtnetlink::LinkUnspec::new_with_index(index).arp(arp).build();
-                netlink.handle.link().set(link).execute().await.unwrap();
-            }
-        };
-        other.run(deaf(false)).await;
+        other.run(|netlink| async move { netlink.set_arp("far0", false).await }).await;
         until(&mut watch, |state| goes_to(state, None)).await;
-        other.run(deaf(true)).await;
+        other.run(|netlink| async move { netlink.set_arp("far0", true).await }).await;
         until(&mut watch, resolved).await;
+    });
+}
+
+#[test]
+fn a_flushed_neighbour_is_asked_for_again() {
+    in_namespace(|netlink| async move {
+        let other = Other::new();
+        netlink.cable("wire0", HERE, &other, "far0", THERE).await;
+        let never = Duration::from_secs(3600);
+        let hops = NextHops::new(&netlink, Timing { refresh: never, retry: never }).await.unwrap();
+        let mut watch = hops.watch(ip(THERE), None);
+        until(&mut watch, resolved).await;
+        watch.mark_unchanged();
+        netlink.set_arp("wire0", false).await;
+        netlink.set_arp("wire0", true).await;
+        until(&mut watch, |state| goes_to(state, None)).await;
+        until(&mut watch, resolved).await;
+    });
+}
+
+#[test]
+fn nothing_is_missed_when_notifications_are_lost() {
+    in_namespace(|netlink| async move {
+        let other = Other::new();
+        netlink.cable("wire0", HERE, &other, "far0", THERE).await;
+        netlink.cable("wire1", HERE2, &other, "far1", THERE2).await;
+        netlink.add_route(FAR, 32, THERE).await;
+        // Loses every notification, and says so when it is told to.
+        let (lose, mut lost) = mpsc::unbounded_channel();
+        let events = futures_util::stream::poll_fn(move |context| lost.poll_recv(context));
+        let hops = NextHops::with_events(&netlink, events, TOLD).await.unwrap();
+        let mut watch = hops.watch(ip(FAR), None);
+        let mac = mac_of(&other, "far0").await;
+        until(&mut watch, |state| goes_to(state, mac)).await;
+        netlink.add_route(FAR, 32, THERE2).await;
+        lose.send(Event::Lost).unwrap();
+        let mac = mac_of(&other, "far1").await;
+        until(&mut watch, |state| goes_to(state, mac)).await;
     });
 }
 
@@ -218,7 +252,7 @@ fn a_neighbour_set_by_hand_stays_as_it_is() {
 #[test]
 fn an_own_address_as_peer_is_known_as_local() {
     in_namespace(|netlink| async move {
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(Ipv4Addr::LOCALHOST.into(), None);
         until(&mut watch, |state| matches!(state, State::Found(hop) if hop.local)).await;
     });
@@ -230,7 +264,7 @@ fn an_own_address_that_appears_later_makes_its_peers_reachable() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let later = [192, 0, 2, 77];
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(ip(THERE), Some(ip(later)));
         let State::Unreachable(reason) = until(&mut watch, |state| *state != State::Unknown).await else { panic!() };
         assert_eq!(
@@ -249,7 +283,7 @@ fn ten_thousand_peers_move_together() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.cable("wire1", HERE2, &other, "far1", THERE2).await;
         netlink.add_route([10, 0, 0, 0], 8, THERE).await;
-        let hops = NextHops::new(&netlink, Timing::default()).await.unwrap();
+        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let peer = |number: u16| Ipv4Addr::from(0x0A00_0000 + u32::from(number)).into();
         let mut watches: Vec<_> = (1..=10_000).map(|number| hops.watch(peer(number), None)).collect();
         for watch in &mut watches {

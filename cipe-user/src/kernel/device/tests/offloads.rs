@@ -78,6 +78,10 @@ async fn frames_with(netlink: &Netlink, offloads: Offloads) -> Vec<Frame> {
             (TcpListener::bind((PEER, 0)).unwrap(), Capture::open())
         })
         .await;
+    // The kernel drops what is sent before it has noticed that the other end is up.
+    while !netlink.card(device.index).await.unwrap().running {
+        tokio::task::yield_now().await;
+    }
     let datagrams = UdpSocket::bind((LOCAL, 0)).unwrap();
     for length in [1, 2, 511, 1000, MTU - 28] {
         datagrams.send_to(&vec![0x5A; length], (PEER, 9)).unwrap();
