@@ -4,7 +4,7 @@
 pub mod names {
     /// `ARRAY` of [`super::Tunnel`], by tunnel number.
     pub const TUNNELS: &str = "TUNNELS";
-    /// `HASH` from a tunnel device's ifindex (u32) to its tunnel number (u32).
+    /// `HASH` from the ifindex (u32) of either end of a tunnel device to its tunnel number (u32).
     pub const PRIVATE_DEVICES: &str = "PRIVATE_DEVICES";
     /// `XSKMAP` by [`super::private_socket_index`].
     pub const PRIVATE_SOCKETS: &str = "PRIVATE_SOCKETS";
@@ -18,6 +18,9 @@ pub mod names {
     pub const KEYS: &str = "KEYS";
     /// `PERCPU_ARRAY` of u64 by [`super::verdict_index`].
     pub const VERDICTS: &str = "VERDICTS";
+    /// `ARRAY` of u64 by tunnel number: when a packet under a dynamic key that we do not have was last let through, in
+    /// nanoseconds of `CLOCK_MONOTONIC`.
+    pub const KEYLESS: &str = "KEYLESS";
     /// XDP (frags) program of carrier devices.
     pub const CARRIER_XDP: &str = "carrier_xdp";
     /// tcx egress program of tunnel devices.
@@ -28,6 +31,8 @@ pub mod names {
 
 /// Tunnels that one engine can hold; user space may resize the maps to fewer before loading.
 pub const MAX_TUNNELS: u32 = 16_384;
+/// Row of `VERDICTS` for drops whose tunnel is unknown.
+pub const NO_TUNNEL: u32 = u32::MAX;
 /// Receive queues of a hidden end that can have a socket.
 pub const PRIVATE_QUEUES: u32 = 4;
 /// Carrier devices of one engine.
@@ -107,10 +112,16 @@ pub const fn private_socket_index(tunnel: u32, queue: u32) -> u32 {
     tunnel * PRIVATE_QUEUES + queue
 }
 
-/// Index of a tunnel's counter in `VERDICTS`.
+/// Entries that a map with an entry for each [`verdict_index`] of `tunnels` tunnels and [`NO_TUNNEL`] needs.
+#[inline(always)]
+pub const fn verdict_entries(tunnels: u32) -> u32 {
+    (tunnels + 1) * crate::Verdict::COUNT as u32
+}
+
+/// Index of a tunnel's counter in `VERDICTS`. Row 0 is [`NO_TUNNEL`]'s.
 #[inline(always)]
 pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
-    tunnel * crate::Verdict::COUNT as u32 + verdict as u32
+    tunnel.wrapping_add(1) * crate::Verdict::COUNT as u32 + verdict as u32
 }
 
 const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 8);

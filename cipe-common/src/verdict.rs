@@ -87,6 +87,18 @@ impl Verdict {
     /// Number of verdicts.
     pub const COUNT: usize = Self::ALL.len();
 
+    /// Those that the eBPF programs count; the rest is the engine's. `NoReceiveKey` and `BadLength` are counted on both
+    /// sides, each packet once.
+    pub const KERNEL: &'static [Verdict] = &[
+        Self::PrivateNotIp,
+        Self::PrivateUnstamped,
+        Self::PrivateMalformed,
+        Self::TunnelDead,
+        Self::NoEngine,
+        Self::BadLength,
+        Self::NoReceiveKey,
+    ];
+
     /// Whether the packet ended here against its sender's wish.
     pub const fn is_drop(self) -> bool {
         !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived)

@@ -1,1 +1,6 @@
 //! The daemon: options, key exchange, scripts; one process a tunnel.
+//!
+//! Knows the engine through `control` only. May import `wire` and `control`; imported by `cli`.
+
+pub mod exchange;
+pub mod options;

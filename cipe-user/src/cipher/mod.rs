@@ -1,10 +1,22 @@
 //! Blowfish and IDEA in CBC mode, many packets wide.
 //!
+//! CBC encryption is serial inside a message and parallel across messages; decryption is parallel inside one, too. So a
+//! batch of [`Job`]s is spread over *lanes* ([`lanes`]), which the fastest kernel of this CPU for that many lanes works
+//! on in lock step ([`ladder`]).
+//!
 //! Knows blocks, keys and lanes; knows no packets, sockets or clocks. Imported by `wire` and `engine`.
 
-use blowfish::BlowfishLE;
-use cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
-use idea::Idea;
+mod blowfish;
+mod idea;
+mod kernel;
+mod ladder;
+mod lanes;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+pub use ladder::Report;
+pub use lanes::Lanes;
 
 /// Octets of a cipher block, of an IV, and the granule of every length here.
 pub const BLOCK: usize = 8;
@@ -19,31 +31,32 @@ pub enum Algorithm {
     Blowfish,
     /// IDEA with four big-endian words a block, as in the textbook.
     Idea,
-    /// IDEA with four little-endian words a block (`idea_words=little`).
+    /// IDEA with little-endian words: the four of a block and the eight of the key (`idea_words=little`).
     IdeaLittle,
 }
 
-/// An expanded key, ready for both directions. Zeroized on drop; not `Debug`, so that it cannot reach a log.
+/// An expanded key, ready for both directions: 8.4 KiB for Blowfish, 208 octets for IDEA. Zeroized on drop; not
+/// `Debug`, so that it cannot reach a log.
 pub struct Key {
     algorithm: Algorithm,
-    schedule: Box<Schedule>,
+    schedule: Schedule,
 }
 
+/// Boxed, so that a key can be moved without leaving a copy behind.
 enum Schedule {
-    Blowfish(BlowfishLE),
-    Idea(Idea),
+    Blowfish(Box<blowfish::Schedule>),
+    Idea(Box<idea::Schedule>),
 }
 
 impl Key {
     /// Expands 16 key octets.
     pub fn new(algorithm: Algorithm, octets: &[u8; KEY]) -> Self {
         let schedule = match algorithm {
-            Algorithm::Blowfish => {
-                Schedule::Blowfish(BlowfishLE::new_from_slice(octets).expect("Blowfish takes 16 octets"))
-            }
-            Algorithm::Idea | Algorithm::IdeaLittle => Schedule::Idea(Idea::new(&Array::from(*octets))),
+            Algorithm::Blowfish => Schedule::Blowfish(blowfish::Schedule::new(octets)),
+            Algorithm::Idea => Schedule::Idea(idea::Schedule::new(octets, u16::from_be_bytes)),
+            Algorithm::IdeaLittle => Schedule::Idea(idea::Schedule::new(octets, u16::from_le_bytes)),
         };
-        Self { algorithm, schedule: Box::new(schedule) }
+        Self { algorithm, schedule }
     }
 
     /// The algorithm that the key was expanded for.
@@ -61,75 +74,4 @@ pub struct Job<'a> {
     /// Whole blocks: plaintext before [`Lanes::encrypt`] and ciphertext after, or the reverse for [`Lanes::decrypt`].
     /// Octets beyond the last whole block are left alone.
     pub data: &'a mut [u8],
-}
-
-/// Runs batches of jobs through the fastest kernels of this CPU. One a worker; cheap to keep, not shared.
-pub struct Lanes {
-    _private: (),
-}
-
-impl Lanes {
-    /// Chooses kernels for this CPU.
-    #[expect(clippy::new_without_default, reason = "measures the CPU; not a default value")]
-    pub fn new() -> Self {
-        Self { _private: () }
-    }
-
-    /// CBC-encrypts every job in place. Does not allocate; jobs are independent of each other and of their order.
-    pub fn encrypt(&mut self, jobs: &mut [Job<'_>]) {
-        for job in jobs {
-            let mut chain = job.iv;
-            for block in job.data.chunks_exact_mut(BLOCK) {
-                for (octet, c) in block.iter_mut().zip(chain) {
-                    *octet ^= c;
-                }
-                encrypt_block(job.key, block);
-                chain.copy_from_slice(block);
-            }
-        }
-    }
-
-    /// CBC-decrypts every job in place. Does not allocate; jobs are independent of each other and of their order.
-    pub fn decrypt(&mut self, jobs: &mut [Job<'_>]) {
-        for job in jobs {
-            let mut chain = job.iv;
-            for block in job.data.chunks_exact_mut(BLOCK) {
-                let mut next = [0; BLOCK];
-                next.copy_from_slice(block);
-                decrypt_block(job.key, block);
-                for (octet, c) in block.iter_mut().zip(chain) {
-                    *octet ^= c;
-                }
-                chain = next;
-            }
-        }
-    }
-}
-
-fn swap_words(key: &Key, block: &mut [u8]) {
-    if key.algorithm == Algorithm::IdeaLittle {
-        for word in block.chunks_exact_mut(2) {
-            word.swap(0, 1);
-        }
-    }
-}
-
-fn encrypt_block(key: &Key, block: &mut [u8]) {
-    swap_words(key, block);
-    let array: &mut Array<u8, _> = block.try_into().expect("a block has 8 octets");
-    match &*key.schedule {
-        Schedule::Blowfish(c) => c.encrypt_block(array),
-        Schedule::Idea(c) => c.encrypt_block(array),
-    }
-    swap_words(key, block);
-}
-
-fn decrypt_block(key: &Key, block: &mut [u8]) {
-    swap_words(key, block);
-    let array: &mut Array<u8, _> = block.try_into().expect("a block has 8 octets");
-    match &*key.schedule {
-        Schedule::Blowfish(c) => c.decrypt_block(array),
-        Schedule::Idea(c) => c.decrypt_block(array),
-    }
-    swap_words(key, block);
 }

@@ -1,1 +1,4 @@
 //! The command line for people.
+
+pub mod decode;
+pub mod vectors;

@@ -1,1 +1,22 @@
-//! The engine: tunnels, the packet path and its workers.
+//! The engine: what the kernel module was. Tunnels, the packet path and its workers; keys come from daemons over the
+//! control socket and live in eBPF maps.
+//!
+//! A control thread (`manager`) owns devices, maps and connections; workers own sockets, frames and ciphers. The packet
+//! path is pure functions over slices around them. May import every lower room; imported by `cli`.
+
+pub mod checksum;
+pub mod coalesce;
+mod counters;
+pub mod headers;
+mod keys;
+mod manager;
+mod outer;
+mod random;
+pub mod replay;
+pub mod segment;
+#[cfg(test)]
+mod testpackets;
+mod tunnel;
+mod worker;
+
+pub use manager::{EngineOptions, run};

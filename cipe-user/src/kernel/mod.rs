@@ -1,1 +1,18 @@
 //! What we ask of the kernel: eBPF objects and maps, links and addresses, routes and neighbours.
+//!
+//! May import `cipe_common` and `xsk`; must not know tunnels' state, keys' lives or packets. Imported by `engine` and
+//! `cli`. aya is used in [`bpf`] only; everything netlink acts in the network namespace of the thread that calls it.
+
+pub mod bpf;
+pub mod device;
+pub mod ethtool;
+mod events;
+pub mod keys;
+pub mod links;
+pub mod neighbours;
+pub mod netlink;
+pub mod nexthop;
+mod owner;
+pub mod routes;
+mod shared;
+mod sysctl;

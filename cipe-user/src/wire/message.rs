@@ -1,1 +1,330 @@
-//! Key-exchange and control messages (protocol section 3).
+//! Key-exchange and control messages (protocol section 3): `type | data | random filler`, with the sender's time.
+
+use cipe_common::Verdict;
+use rand::{CryptoRng, RngExt};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::packet::crc;
+use crate::cipher::KEY;
+
+/// Octets of data after the type in a control message: octet 47 ends it, and the time stamp follows.
+pub const MAX_DATA: usize = 46;
+
+/// Where a time stamp stands: in 1.4.5 at the first place, in later versions perhaps at the second. Both are written.
+const STAMPS: [usize; 2] = [48, 56];
+/// Octets of a message without its random tail.
+const BASE: usize = 56;
+/// Fewest octets of the random tail: room for the second time stamp.
+const MIN_TAIL: usize = 4;
+
+mod number {
+    pub const NK_REQ: u8 = 1;
+    pub const NK_IND: u8 = 2;
+    pub const NK_ACK: u8 = 3;
+    pub const CT_DUMMY: u8 = 0x70;
+    pub const CT_DEBUG: u8 = 0x71;
+    pub const CT_PING: u8 = 0x72;
+    pub const CT_PONG: u8 = 0x73;
+    pub const CT_KILL: u8 = 0x74;
+    pub const CT_CONFREQ: u8 = 0x75;
+    pub const CT_CONF: u8 = 0x76;
+}
+
+/// The octets of a dynamic key on their way. Zeroized on drop; not `Debug`, so that they cannot reach a log.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+pub struct DynamicKey(pub [u8; KEY]);
+
+impl DynamicKey {
+    /// A new random key.
+    pub fn random(rng: &mut impl CryptoRng) -> Self {
+        let mut key = Self([0; KEY]);
+        rng.fill_bytes(&mut key.0);
+        key
+    }
+
+    /// The check sum that names this key in NK_IND and NK_ACK, in the order that we send.
+    pub fn sum(&self) -> [u8; 4] {
+        crc(&self.0).to_be_bytes()
+    }
+
+    /// Whether `sum` names this key, in either octet order: no source settles which one the originals use.
+    pub fn has_sum(&self, sum: [u8; 4]) -> bool {
+        let own = self.sum();
+        let [a, b, c, d] = own;
+        sum == own || sum == [d, c, b, a]
+    }
+}
+
+/// A message. Data that is borrowed points into the payload it was parsed from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// NK_REQ: make a new send key.
+    Request,
+    /// NK_IND: this is my next send key. Exists only if the check sum was right.
+    Indication {
+        /// The key.
+        key: DynamicKey,
+        /// Its check sum in the sender's octet order, to be echoed as it is.
+        sum: [u8; 4],
+    },
+    /// NK_ACK: I have taken the key with this check sum.
+    Acknowledgement {
+        /// The check sum as the NK_IND had it.
+        sum: [u8; 4],
+    },
+    /// CT_DUMMY: anything; originals ignore it.
+    Dummy(&'a [u8]),
+    /// CT_DEBUG: text to log, up to its terminating zero.
+    Debug(&'a [u8]),
+    /// CT_PING: echo these octets.
+    Ping(&'a [u8]),
+    /// CT_PONG: the echo.
+    Pong(&'a [u8]),
+    /// CT_KILL: the sender goes away.
+    Kill,
+    /// CT_CONFREQ, ignored.
+    ConfigurationRequest,
+    /// CT_CONF, ignored.
+    Configuration,
+}
+
+impl<'a> Message<'a> {
+    /// Reads the payload of a control packet. Nothing is required beyond what the type needs, since no source settles
+    /// the frame of every version; the time is checked apart, by [`is_fresh`].
+    ///
+    /// # Errors
+    /// [`Verdict::BadMessage`] for an unknown type, missing octets, or a key whose check sum is wrong.
+    pub fn parse(payload: &'a [u8]) -> Result<Self, Verdict> {
+        let (&number, rest) = payload.split_first().ok_or(Verdict::BadMessage)?;
+        let data = &rest[..rest.len().min(MAX_DATA)];
+        Ok(match number {
+            number::NK_REQ => Self::Request,
+            number::NK_IND => {
+                let (octets, rest) = rest.split_first_chunk().ok_or(Verdict::BadMessage)?;
+                let sum = *rest.first_chunk().ok_or(Verdict::BadMessage)?;
+                let key = DynamicKey(*octets);
+                if !key.has_sum(sum) {
+                    return Err(Verdict::BadMessage);
+                }
+                Self::Indication { key, sum }
+            }
+            number::NK_ACK => Self::Acknowledgement { sum: *rest.first_chunk().ok_or(Verdict::BadMessage)? },
+            number::CT_DUMMY => Self::Dummy(data),
+            number::CT_DEBUG => Self::Debug(data.split(|octet| *octet == 0).next().unwrap_or_default()),
+            number::CT_PING => Self::Ping(data),
+            number::CT_PONG => Self::Pong(data),
+            number::CT_KILL => Self::Kill,
+            number::CT_CONFREQ => Self::ConfigurationRequest,
+            number::CT_CONF => Self::Configuration,
+            _ => return Err(Verdict::BadMessage),
+        })
+    }
+
+    /// The name in logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Request => "NK_REQ",
+            Self::Indication { .. } => "NK_IND",
+            Self::Acknowledgement { .. } => "NK_ACK",
+            Self::Dummy(_) => "CT_DUMMY",
+            Self::Debug(_) => "CT_DEBUG",
+            Self::Ping(_) => "CT_PING",
+            Self::Pong(_) => "CT_PONG",
+            Self::Kill => "CT_KILL",
+            Self::ConfigurationRequest => "CT_CONFREQ",
+            Self::Configuration => "CT_CONF",
+        }
+    }
+
+    /// The NK_IND that announces `key`.
+    pub fn indication(key: &DynamicKey) -> Self {
+        Self::Indication { key: key.clone(), sum: key.sum() }
+    }
+
+    /// Builds the payload: 60 to 311 octets, filled up with random ones, stamped with `unix_time` (seconds) in both
+    /// places. Data beyond [`MAX_DATA`] octets is cut off.
+    pub fn build(&self, unix_time: u32, rng: &mut impl CryptoRng) -> Zeroizing<Vec<u8>> {
+        let tail = rng.random_range(MIN_TAIL..=usize::from(u8::MAX));
+        let mut payload = Zeroizing::new(vec![0; BASE + tail]);
+        rng.fill_bytes(&mut payload);
+        let control = match self {
+            Self::Request => {
+                payload[0] = number::NK_REQ;
+                None
+            }
+            Self::Indication { key, sum } => {
+                payload[0] = number::NK_IND;
+                payload[1..1 + KEY].copy_from_slice(&key.0);
+                payload[1 + KEY..5 + KEY].copy_from_slice(sum);
+                None
+            }
+            Self::Acknowledgement { sum } => {
+                payload[0] = number::NK_ACK;
+                payload[1..5].copy_from_slice(sum);
+                None
+            }
+            Self::Dummy(data) => Some((number::CT_DUMMY, *data)),
+            Self::Debug(text) => Some((number::CT_DEBUG, *text)),
+            Self::Ping(data) => Some((number::CT_PING, *data)),
+            Self::Pong(data) => Some((number::CT_PONG, *data)),
+            Self::Kill => Some((number::CT_KILL, &[][..])),
+            Self::ConfigurationRequest => Some((number::CT_CONFREQ, &[][..])),
+            Self::Configuration => Some((number::CT_CONF, &[][..])),
+        };
+        if let Some((number, data)) = control {
+            let data = &data[..data.len().min(MAX_DATA)];
+            payload[0] = number;
+            payload[1..=data.len()].copy_from_slice(data);
+            // Ends a text that fills its room; a shorter one ends here.
+            payload[1 + data.len()] = 0;
+            payload[1 + MAX_DATA] = 0;
+        }
+        for at in STAMPS {
+            payload[at..at + 4].copy_from_slice(&unix_time.to_be_bytes());
+        }
+        payload
+    }
+}
+
+/// Whether a message of section 3 begins with this octet.
+pub const fn is_known(number: u8) -> bool {
+    matches!(number, number::NK_REQ..=number::NK_ACK | number::CT_DUMMY..=number::CT_CONF)
+}
+
+/// Whether a message's time stamp, at either place, is within `tokxts` seconds of `unix_time`. A `tokxts` of 0 does
+/// not check; a message too short for a stamp is otherwise not fresh.
+pub fn is_fresh(payload: &[u8], unix_time: u32, tokxts: u32) -> bool {
+    tokxts == 0
+        || STAMPS.iter().any(|&at| {
+            let stamp = payload.get(at..).and_then(|rest| rest.first_chunk());
+            // The difference modulo 2^32, so that the window holds in 2106 too.
+            stamp.is_some_and(|octets| {
+                let ahead = u32::from_be_bytes(*octets).wrapping_sub(unix_time);
+                ahead.min(ahead.wrapping_neg()) <= tokxts
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    fn rng() -> StdRng {
+        StdRng::seed_from_u64(3)
+    }
+
+    #[test]
+    fn every_message_comes_back() {
+        let key = DynamicKey::random(&mut rng());
+        let messages = [
+            Message::Request,
+            Message::indication(&key),
+            Message::Acknowledgement { sum: key.sum() },
+            Message::Debug(b"the quick brown fox jumps over the lazy dogs.."),
+            Message::Debug(b"short"),
+            Message::Debug(b""),
+            Message::Kill,
+            Message::ConfigurationRequest,
+            Message::Configuration,
+        ];
+        for message in messages {
+            let payload = message.build(1_000_000, &mut rng());
+            assert!(Message::parse(&payload).is_ok_and(|parsed| parsed == message), "{}", message.name());
+            assert!(is_known(payload[0]));
+        }
+    }
+
+    #[test]
+    fn the_data_of_ping_pong_and_dummy_comes_first() {
+        for message in [Message::Ping(b"12345678"), Message::Pong(b"12345678"), Message::Dummy(b"12345678")] {
+            let payload = message.build(0, &mut rng());
+            let Ok(Message::Ping(data) | Message::Pong(data) | Message::Dummy(data)) = Message::parse(&payload) else {
+                panic!("{}", message.name());
+            };
+            assert!(data.starts_with(b"12345678") && data.len() == MAX_DATA);
+        }
+    }
+
+    #[test]
+    fn the_frame_is_that_of_the_protocol() {
+        let mut rng = rng();
+        let mut lengths = std::collections::BTreeSet::new();
+        for _ in 0..10_000 {
+            let payload = Message::Debug(&[b'x'; 100]).build(0x6543_2100, &mut rng);
+            lengths.insert(payload.len());
+            assert_eq!(payload[..47], [&[0x71][..], &[b'x'; 46]].concat());
+            assert_eq!(payload[47], 0);
+            assert_eq!(payload[48..52], [0x65, 0x43, 0x21, 0]);
+            assert_eq!(payload[56..60], [0x65, 0x43, 0x21, 0]);
+        }
+        assert_eq!((lengths.first(), lengths.last()), (Some(&60), Some(&311)));
+    }
+
+    #[test]
+    fn a_key_sum_counts_in_either_octet_order_and_is_echoed() {
+        let key = DynamicKey::random(&mut rng());
+        let mut payload = Message::indication(&key).build(0, &mut rng());
+        payload[17..21].reverse();
+        let mut reversed = key.sum();
+        reversed.reverse();
+        let Ok(Message::Indication { key: parsed, sum }) = Message::parse(&payload) else { panic!("refused") };
+        assert!(parsed == key && sum == reversed && key.has_sum(sum));
+        payload[1] ^= 1;
+        assert!(Message::parse(&payload).is_err());
+    }
+
+    #[test]
+    fn unknown_and_short_messages_are_refused() {
+        let long = Message::indication(&DynamicKey([1; KEY])).build(0, &mut rng());
+        assert!(Message::parse(&[]).is_err());
+        for end in 1..21 {
+            assert!(Message::parse(&long[..end]).is_err());
+        }
+        assert!(Message::parse(&long[..21]).is_ok());
+        assert!(Message::parse(&[3, 0, 0, 0]).is_err());
+        for number in (0..=255).filter(|number| !is_known(*number)) {
+            assert!(Message::parse(&[number; 60]).is_err());
+        }
+    }
+
+    #[test]
+    fn either_stamp_inside_the_window_will_do() {
+        let mut payload = Message::Kill.build(1_000, &mut rng());
+        for (now, window, fresh) in
+            [(1_000, 1, true), (1_005, 5, true), (995, 5, true), (1_006, 5, false), (994, 5, false), (9_999, 0, true)]
+        {
+            assert_eq!(is_fresh(&payload, now, window), fresh, "{now} {window}");
+        }
+        payload[48] = 0xFF;
+        assert!(is_fresh(&payload, 1_000, 1));
+        payload[48] = 0;
+        payload[56] = 0xFF;
+        assert!(is_fresh(&payload, 1_000, 1));
+        payload[48] = 0xFF;
+        assert!(!is_fresh(&payload, 1_000, 1));
+        assert!(!is_fresh(&payload[..51], 1_000, 1));
+        assert!(is_fresh(&[], 1_000, 0));
+    }
+
+    #[test]
+    fn the_window_holds_when_the_stamp_wraps() {
+        let payload = Message::Kill.build(u32::MAX, &mut rng());
+        assert!(is_fresh(&payload, 3, 4) && !is_fresh(&payload, 4, 4));
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_get_a_verdict(first in prop_oneof![0u8..4, 0x70u8..0x78, any::<u8>()],
+                                    rest in proptest::collection::vec(any::<u8>(), 0..80), now: u32, window: u32) {
+            let payload: Vec<u8> = std::iter::once(first).chain(rest).collect();
+            is_fresh(&payload, now, window);
+            if Message::parse(&payload).is_ok() {
+                prop_assert!(is_known(first));
+            }
+        }
+    }
+}

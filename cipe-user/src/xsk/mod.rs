@@ -1,1 +1,30 @@
-//! AF_XDP: UMEM, rings and sockets. All AF_XDP unsafe lives here.
+//! AF_XDP in Rust alone: UMEM, rings and sockets. All AF_XDP unsafe lives here, in `map.rs` and `umem.rs`.
+//!
+//! One worker owns one [`Umem`], its [`Pool`] of free frames, and a [`Socket`] for each device queue that it serves.
+//! All sockets use the same UMEM, so a frame received on one device is worked on in place and transmitted on another.
+//! A [`Frame`] is the right to use one chunk; it is always in exactly one place: a pool, a packet, or a socket.
+//!
+//! Knows no packets' contents, eBPF or tunnels; imports no other room. Imported by `engine`.
+//!
+//! Kernel features and how they degrade:
+//! - UMEM for several devices: 5.10. Older kernels refuse the second socket.
+//! - `multi_buffer` (`XDP_USE_SG`): 6.6. Older kernels refuse the bind.
+//! - Large copy-mode transmit batches (`XDP_MAX_TX_SKB_BUDGET`): 6.17. Older kernels take 32 packets a system call, and
+//!   [`Socket::kick`] repeats it.
+//! - Zero copy: where the driver has it; [`Mode::Auto`] falls back to copies.
+
+mod bind;
+mod error;
+mod frames;
+mod map;
+mod queue;
+mod ring;
+mod socket;
+mod umem;
+
+pub use bind::{Mode, SocketConfig};
+pub use error::Error;
+pub use frames::{Frame, Packet, Pool};
+pub use queue::Anomalies;
+pub use socket::{Closed, Kick, Socket, Statistics};
+pub use umem::{PACKET_HEADROOM, Umem, UmemConfig};

@@ -1,0 +1,176 @@
+//! Carrier side: is this UDP datagram one of ours, and worth the engine's time?
+
+use aya_ebpf::{
+    bindings::xdp_action::XDP_PASS,
+    helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
+use aya_log_ebpf::debug;
+use cipe_common::{
+    Verdict,
+    maps::{CarrierAddress, Slot, Tunnel, key_index},
+};
+
+use crate::{
+    frame::{
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, Front, Ipv4, Ipv6,
+        PROTOCOL_UDP, Udp, Vlan,
+    },
+    maps::{CARRIER_ADDRESSES, CARRIER_DEVICES, CARRIER_SOCKETS, KEYLESS, KEYS, TUNNELS},
+    verdicts::Drop,
+};
+
+/// Of the packets that no receive key fits, one per tunnel and this many nanoseconds goes on to the engine, which asks
+/// for a key; the rest would only cost it time.
+const KEYLESS_INTERVAL: u64 = 100_000_000;
+
+/// A UDP datagram whose headers are where we expect them.
+struct Datagram {
+    local: CarrierAddress,
+    /// The UDP header's length field: header and payload.
+    length: usize,
+    /// Octets from the UDP header to the end of what carries it: IP packet or frame, whichever ends first.
+    room: usize,
+    /// Offset of the UDP payload in the frame.
+    payload: usize,
+}
+
+/// Returns the XDP action. Anything that is not plainly a datagram to one of our addresses passes untouched: IP options,
+/// extension headers and fragments too, which the kernel turns into datagrams for the engine's UDP socket.
+#[inline(always)]
+pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
+    let front = Front::of_xdp(ctx);
+    let Some(datagram) = parse(ctx, front) else { return Ok(XDP_PASS) };
+    let Some(tunnel) = tunnel_of(datagram.local) else { return Ok(XDP_PASS) };
+    let Some(state) = TUNNELS.get(tunnel) else { return Ok(XDP_PASS) };
+    if state.flags & Tunnel::ALIVE == 0 {
+        return Ok(XDP_PASS);
+    }
+    let n = datagram.length.wrapping_sub(size_of::<Udp>());
+    if datagram.length < size_of::<Udp>() || datagram.length > datagram.room {
+        return Err(Drop { tunnel, verdict: Verdict::BadLength });
+    }
+    if state.flags & Tunnel::NOKEY == 0 {
+        if n % 8 != 0 || n < 16 {
+            return Err(Drop { tunnel, verdict: Verdict::BadLength });
+        }
+        // A payload beyond the front is the engine's to look at.
+        if let Some(first) = front.at::<u8>(datagram.payload)
+            && first & 0x80 != 0
+            && !has_receive_key(tunnel)
+        {
+            may_ask_for_key(ctx, tunnel)?;
+        }
+    }
+    let device = ctx.ingress_ifindex() as u32;
+    // SAFETY: values are plain u32 that live in a preallocated element; a torn or reused one is some other base, whose
+    // sockets the kernel refuses for a frame of this device.
+    let Some(base) = (unsafe { CARRIER_DEVICES.get(device) }) else { return Ok(XDP_PASS) };
+    Ok(CARRIER_SOCKETS.redirect(base + ctx.rx_queue_index(), u64::from(XDP_PASS)).unwrap_or_else(|action| action))
+}
+
+#[inline(always)]
+fn parse(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
+    let mut ethertype = front.at::<Ethernet>(0)?.ethertype;
+    if !is_vlan(ethertype) {
+        return parse_ip::<ETHERNET>(ctx, front, ethertype);
+    }
+    ethertype = front.at::<Vlan>(ETHERNET)?.ethertype;
+    if !is_vlan(ethertype) {
+        return parse_ip::<{ ETHERNET + size_of::<Vlan>() }>(ctx, front, ethertype);
+    }
+    ethertype = front.at::<Vlan>(ETHERNET + size_of::<Vlan>())?.ethertype;
+    parse_ip::<{ ETHERNET + 2 * size_of::<Vlan>() }>(ctx, front, ethertype)
+}
+
+#[inline(always)]
+fn is_vlan(ethertype: [u8; 2]) -> bool {
+    ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
+}
+
+#[inline(always)]
+fn parse_ip<const OFFSET: usize>(ctx: &XdpContext, front: Front, ethertype: [u8; 2]) -> Option<Datagram> {
+    match ethertype {
+        ETHERTYPE_IPV4 => parse_ipv4::<OFFSET>(ctx, front),
+        ETHERTYPE_IPV6 => parse_ipv6::<OFFSET>(ctx, front),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn parse_ipv4<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
+    let ip = front.at::<Ipv4>(OFFSET)?;
+    if ip.version_ihl != 0x45 || ip.is_fragment() || ip.protocol != PROTOCOL_UDP {
+        return None;
+    }
+    let udp = front.at::<Udp>(OFFSET + size_of::<Ipv4>())?;
+    let d = ip.destination;
+    let address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, d[0], d[1], d[2], d[3]];
+    let carried = usize::from(u16::from_be_bytes(ip.total_length)).saturating_sub(size_of::<Ipv4>());
+    Some(datagram(ctx, udp, address, carried, OFFSET + size_of::<Ipv4>()))
+}
+
+#[inline(always)]
+fn parse_ipv6<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
+    let ip = front.at::<Ipv6>(OFFSET)?;
+    if ip.version_class_flow[0] >> 4 != 6 || ip.next_header != PROTOCOL_UDP {
+        return None;
+    }
+    let udp = front.at::<Udp>(OFFSET + size_of::<Ipv6>())?;
+    let carried = usize::from(u16::from_be_bytes(ip.payload_length));
+    Some(datagram(ctx, udp, ip.destination, carried, OFFSET + size_of::<Ipv6>()))
+}
+
+#[inline(always)]
+fn datagram(ctx: &XdpContext, udp: &Udp, address: [u8; 16], carried: usize, offset: usize) -> Datagram {
+    // SAFETY: the context is the one the kernel called us with. The helper counts all fragments of the frame.
+    let frame = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
+    Datagram {
+        local: CarrierAddress { address, port: udp.destination, reserved: [0; 2] },
+        length: usize::from(u16::from_be_bytes(udp.length)),
+        room: carried.min(frame.saturating_sub(offset)),
+        payload: offset + size_of::<Udp>(),
+    }
+}
+
+/// The tunnel that listens on the address, or on the port at any address.
+#[inline(always)]
+fn tunnel_of(local: CarrierAddress) -> Option<u32> {
+    // SAFETY: values are plain u32; a torn or reused element is some other tunnel number, and the engine drops what
+    // does not decrypt under that tunnel's keys.
+    unsafe {
+        if let Some(tunnel) = CARRIER_ADDRESSES.get(local) {
+            return Some(*tunnel);
+        }
+        CARRIER_ADDRESSES.get(CarrierAddress { address: [0; 16], ..local }).copied()
+    }
+}
+
+#[inline(always)]
+fn has_receive_key(tunnel: u32) -> bool {
+    is_live(tunnel, Slot::Receive) || is_live(tunnel, Slot::Previous)
+}
+
+/// A slot that is being written may look either way for a moment; the engine decides with its own copy of the keys.
+#[inline(always)]
+fn is_live(tunnel: u32, slot: Slot) -> bool {
+    KEYS.get(key_index(tunnel, slot)).is_some_and(|slot| slot.live != 0)
+}
+
+/// Lets one packet through per [`KEYLESS_INTERVAL`] (two CPUs at once may let through one each).
+#[inline(always)]
+fn may_ask_for_key(ctx: &XdpContext, tunnel: u32) -> Result<(), Drop> {
+    let refused = Drop { tunnel, verdict: Verdict::NoReceiveKey };
+    let last = KEYLESS.get_ptr_mut(tunnel).ok_or(refused)?;
+    // SAFETY: the helper takes no arguments; the pointer comes from a successful array look-up, is aligned, and stays
+    // valid as long as the map, which the program holds.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        if now.wrapping_sub(*last) < KEYLESS_INTERVAL && *last != 0 {
+            return Err(refused);
+        }
+        *last = now;
+    }
+    debug!(ctx, "tunnel {}: dynamic key flag without a receive key, handed on so that a key is asked for", tunnel);
+    Ok(())
+}

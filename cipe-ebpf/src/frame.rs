@@ -1,0 +1,102 @@
+//! Packet access: headers as octet arrays (no alignment, no host order) behind one bounds check each.
+
+use core::marker::PhantomData;
+
+use aya_ebpf::programs::{TcContext, XdpContext};
+
+/// Ethertypes and IP protocols, as they stand in the headers.
+pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xDD];
+pub const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
+pub const ETHERTYPE_QINQ: [u8; 2] = [0x88, 0xA8];
+pub const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_UDP: u8 = 17;
+
+/// Octets of an untagged Ethernet header.
+pub const ETHERNET: usize = size_of::<Ethernet>();
+
+#[repr(C)]
+pub struct Ethernet {
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+    pub ethertype: [u8; 2],
+}
+
+#[repr(C)]
+pub struct Vlan {
+    pub tci: [u8; 2],
+    pub ethertype: [u8; 2],
+}
+
+#[repr(C)]
+pub struct Ipv4 {
+    pub version_ihl: u8,
+    pub tos: u8,
+    pub total_length: [u8; 2],
+    pub id: [u8; 2],
+    pub fragment: [u8; 2],
+    pub ttl: u8,
+    pub protocol: u8,
+    pub checksum: [u8; 2],
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+}
+
+impl Ipv4 {
+    /// Whether more fragments follow or this is not the first one.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0x3FFF != 0
+    }
+}
+
+#[repr(C)]
+pub struct Ipv6 {
+    pub version_class_flow: [u8; 4],
+    pub payload_length: [u8; 2],
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+}
+
+#[repr(C)]
+pub struct Udp {
+    pub source: [u8; 2],
+    pub destination: [u8; 2],
+    pub length: [u8; 2],
+    pub checksum: [u8; 2],
+}
+
+/// The directly readable front of a packet. In TC, helpers that change the packet invalidate it (the verifier sees to
+/// that).
+#[derive(Clone, Copy)]
+pub struct Front<'a> {
+    data: usize,
+    end: usize,
+    context: PhantomData<&'a ()>,
+}
+
+impl<'a> Front<'a> {
+    #[inline(always)]
+    pub fn of_xdp(ctx: &'a XdpContext) -> Self {
+        Self { data: ctx.data(), end: ctx.data_end(), context: PhantomData }
+    }
+
+    #[inline(always)]
+    pub fn of_tc(ctx: &'a TcContext) -> Self {
+        Self { data: ctx.data(), end: ctx.data_end(), context: PhantomData }
+    }
+
+    /// The header at a constant offset, if the front reaches that far. `T` is one of the octet structs of this module.
+    #[inline(always)]
+    pub fn at<T>(self, offset: usize) -> Option<&'a T> {
+        const { assert!(align_of::<T>() == 1) };
+        if self.data + offset + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: the octets lie between data and data_end, which the kernel guarantees to be readable for the life of
+        // the program's context; the type is made of octets, so any address and content is valid.
+        Some(unsafe { &*((self.data + offset) as *const T) })
+    }
+}

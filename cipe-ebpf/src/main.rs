@@ -1,0 +1,51 @@
+//! The kernel side of the data path: three programs that classify, stamp and redirect. They never touch a payload.
+//!
+//! Flat on purpose: every header is reached at a constant offset behind one bounds check, which is what the verifier can
+//! follow. Each program turns its packet into a `Result<action, Drop>`; drops are counted in one place.
+
+#![no_std]
+#![no_main]
+
+mod carrier;
+mod frame;
+mod maps;
+mod mss;
+mod private;
+mod verdicts;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+
+/// XDP on a carrier device: our datagrams to the engine, everything else on its way untouched.
+#[xdp(frags)]
+pub fn carrier_xdp(ctx: XdpContext) -> u32 {
+    carrier::classify(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
+}
+
+/// tcx egress on a tunnel device: stamps what the hidden end cannot see, drops what may not leave.
+#[classifier]
+pub fn private_tc(ctx: TcContext) -> i32 {
+    match private::stamp(&ctx) {
+        Ok(()) => TC_ACT_OK as i32,
+        Err(drop) => drop.count(TC_ACT_SHOT as i32),
+    }
+}
+
+/// XDP on a hidden end: stamped frames to the engine, nothing past it.
+#[xdp(frags)]
+pub fn private_xdp(ctx: XdpContext) -> u32 {
+    private::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// Licence of the object. Dual, because the kernel offers the ring buffer and clock helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,37 @@
+//! The maps, sized for the largest engine; the loader shrinks them. Layouts and names are `cipe_common::maps`'.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, XskMap},
+};
+use cipe_common::maps::{
+    CARRIER_QUEUES, CarrierAddress, KeySlot, MAX_CARRIERS, MAX_TUNNELS, PRIVATE_QUEUES, SLOTS, Tunnel, verdict_entries,
+};
+
+#[map]
+pub static TUNNELS: Array<Tunnel> = Array::with_max_entries(MAX_TUNNELS, 0);
+
+#[map]
+pub static PRIVATE_DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(2 * MAX_TUNNELS, 0);
+
+#[map]
+pub static PRIVATE_SOCKETS: XskMap = XskMap::with_max_entries(MAX_TUNNELS * PRIVATE_QUEUES, 0);
+
+#[map]
+pub static CARRIER_ADDRESSES: HashMap<CarrierAddress, u32> = HashMap::with_max_entries(2 * MAX_TUNNELS, 0);
+
+#[map]
+pub static CARRIER_DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_CARRIERS, 0);
+
+#[map]
+pub static CARRIER_SOCKETS: XskMap = XskMap::with_max_entries(MAX_CARRIERS * CARRIER_QUEUES, 0);
+
+#[map]
+pub static KEYS: Array<KeySlot> = Array::with_max_entries(MAX_TUNNELS * SLOTS, BPF_F_MMAPABLE);
+
+#[map]
+pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(verdict_entries(MAX_TUNNELS), 0);
+
+#[map]
+pub static KEYLESS: Array<u64> = Array::with_max_entries(MAX_TUNNELS, 0);

@@ -1,0 +1,213 @@
+//! The key exchange of one tunnel (protocol section 3) as a state machine without sockets or clocks.
+//!
+//! Two directions that know nothing of each other: [`sender`] makes our send keys and announces them, [`receiver`]
+//! takes the peer's. Whatever may be lost is sent again by a timer. Towards an original, the old send key is given up
+//! before a new one is announced, since an original forgets its old receive key at the NK_IND; a peer that says with a
+//! CT_DUMMY (which originals ignore) that it keeps the old one for a while is sent to under the old key until its
+//! NK_ACK.
+
+mod receiver;
+mod retry;
+mod sender;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use rand::CryptoRng;
+use zeroize::Zeroizing;
+
+use self::receiver::Receiver;
+use self::retry::Timing;
+use self::sender::Sender;
+use crate::control::protocol::{KeyOctets, Wanted};
+use crate::wire::message::Message;
+
+/// The time of an input, on two clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic, since any fixed moment.
+    pub at: Duration,
+    /// Unix time in seconds, for time stamps.
+    pub unix: u32,
+}
+
+/// What happened.
+pub enum Input<'a> {
+    /// The engine wants a new key.
+    KeyWanted(Wanted),
+    /// A message was opened, parsed and found fresh.
+    Message {
+        /// The message. Those that are no business of the key exchange are ignored.
+        message: Message<'a>,
+        /// Whether it was under the static key.
+        under_static: bool,
+    },
+    /// [`Exchange::deadline`] has passed.
+    Tick,
+}
+
+/// What to do, in this order. Not `Debug`: it holds keys.
+pub enum Action {
+    /// Send this control payload, under the dynamic send key if there is one.
+    SendMessage(Zeroizing<Vec<u8>>),
+    /// Send under this key from now on.
+    SetSendKey(KeyOctets),
+    /// Send under the static key from now on.
+    DropSendKey,
+    /// Receive under this key from now on.
+    SetReceiveKey {
+        /// The new key.
+        key: KeyOctets,
+        /// How long the one before it stays valid, from the first packet under the new one on. Until that packet the
+        /// peer has perhaps not begun to use it: two NK_IND of an original may overtake each other.
+        keep: Duration,
+    },
+    /// Tell the operator.
+    Log(Note),
+}
+
+/// What an operator may want to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Note {
+    /// Our new send key is in use.
+    #[error("new send key, acknowledged after {} ms", after.as_millis())]
+    NewSendKey {
+        /// From the first NK_IND to the NK_ACK.
+        after: Duration,
+    },
+    /// The peer's new key is in use.
+    #[error("new receive key")]
+    NewReceiveKey,
+    /// The peer asked for a key.
+    #[error("the peer asks for a new key")]
+    Requested,
+    /// An NK_IND brought back a key that was used before.
+    #[error("refused a receive key that was used before; an NK_IND came late or was replayed")]
+    ReusedKey,
+    /// An NK_ACK that no NK_IND is waiting for.
+    #[error("ignored an NK_ACK for a key that is not waiting for one")]
+    StrayAcknowledgement,
+    /// Every NK_IND stayed without an answer.
+    #[error("no answer to NK_IND for {} s; is the peer up, and has it the same static key?", after.as_secs())]
+    NoAcknowledgement {
+        /// Since the first one.
+        after: Duration,
+    },
+    /// Every NK_REQ stayed without an answer.
+    #[error("no answer to NK_REQ for {} s; is the peer up, and has it the same static key?", after.as_secs())]
+    NoIndication {
+        /// Since the first one.
+        after: Duration,
+    },
+    /// The peer said that it keeps old receive keys, as we do.
+    #[error("the peer keeps old keys at a change, so keys are announced ahead")]
+    PeerKeepsKeys,
+}
+
+/// Data of the CT_DUMMY that tells our own kind, and behind it whether an answer is asked for (1) or not (0).
+const MARKER: &[u8; 8] = b"CIPEkeep";
+
+/// The key exchange of one tunnel. `R` makes the keys and the filler.
+pub struct Exchange<R> {
+    sender: Sender,
+    receiver: Receiver,
+    /// The peer keeps the previous receive key at a change.
+    peer_keeps_keys: bool,
+    rng: R,
+}
+
+impl<R: CryptoRng> Exchange<R> {
+    /// A tunnel without dynamic keys. `tokxc` bounds how often the peer is bothered; less than a second counts as one.
+    pub fn new(tokxc: Duration, rng: R) -> Self {
+        let timing = Timing::new(tokxc);
+        Self { sender: Sender::new(timing), receiver: Receiver::new(timing), peer_keeps_keys: false, rng }
+    }
+
+    /// When [`Input::Tick`] is due, on the clock of [`Now::at`]; `None` while nothing is waited for. Changes with every
+    /// input.
+    pub fn deadline(&self) -> Option<Duration> {
+        [self.sender.deadline(), self.receiver.deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes one input. Total: no input, in no order, is an error.
+    pub fn handle(&mut self, input: Input<'_>, now: Now) -> Vec<Action> {
+        let mut out = Out { actions: Vec::new(), now, introduce: !self.peer_keeps_keys, rng: &mut self.rng };
+        match input {
+            Input::Tick => {
+                self.sender.tick(&mut out);
+                self.receiver.tick(&mut out);
+            }
+            Input::KeyWanted(Wanted::NoSendKey) => self.sender.key_missing(&mut out),
+            Input::KeyWanted(Wanted::Age | Wanted::Packets | Wanted::Octets) => {
+                self.sender.key_spent(self.peer_keeps_keys, &mut out);
+            }
+            Input::KeyWanted(Wanted::NoReceiveKey | Wanted::ReceiveKeySpent) => self.receiver.key_missing(&mut out),
+            Input::Message { message, under_static } => {
+                if under_static && matches!(message, Message::Request | Message::Indication { .. }) {
+                    // The peer starts afresh, perhaps as another program.
+                    self.peer_keeps_keys = false;
+                    out.introduce = true;
+                }
+                match message {
+                    Message::Request => self.sender.requested(&mut out),
+                    Message::Indication { key, sum } => self.receiver.indication(key, sum, &mut out),
+                    Message::Acknowledgement { sum } => self.sender.acknowledged(sum, &mut out),
+                    Message::Dummy(data) => {
+                        if let Some(asked) = data.strip_prefix(MARKER).and_then(|rest| rest.first()) {
+                            if !std::mem::replace(&mut self.peer_keeps_keys, true) {
+                                out.log(Note::PeerKeepsKeys);
+                            }
+                            if *asked == 1 {
+                                out.marker(false);
+                            }
+                        }
+                    }
+                    Message::Debug(_)
+                    | Message::Ping(_)
+                    | Message::Pong(_)
+                    | Message::Kill
+                    | Message::ConfigurationRequest
+                    | Message::Configuration => {}
+                }
+            }
+        }
+        out.actions
+    }
+}
+
+/// What both directions write their actions to.
+struct Out<'a, R> {
+    actions: Vec<Action>,
+    now: Now,
+    /// Whether to send our marker along, since the peer has not sent its own.
+    introduce: bool,
+    rng: &'a mut R,
+}
+
+impl<R: CryptoRng> Out<'_, R> {
+    fn send(&mut self, message: &Message<'_>) {
+        self.actions.push(Action::SendMessage(message.build(self.now.unix, self.rng)));
+    }
+
+    /// Sends a message that opens an exchange.
+    fn send_opening(&mut self, message: &Message<'_>) {
+        self.send(message);
+        if self.introduce {
+            self.marker(true);
+        }
+    }
+
+    fn marker(&mut self, ask: bool) {
+        let mut data = [0; MARKER.len() + 1];
+        data[..MARKER.len()].copy_from_slice(MARKER);
+        data[MARKER.len()] = ask.into();
+        self.send(&Message::Dummy(&data));
+    }
+
+    fn log(&mut self, note: Note) {
+        self.actions.push(Action::Log(note));
+    }
+}

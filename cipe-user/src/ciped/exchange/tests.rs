@@ -1,0 +1,316 @@
+//! Single steps of the exchange, and any sequence of them.
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::*;
+use crate::wire::message::DynamicKey;
+
+const TOKXC: Duration = Duration::from_secs(10);
+
+/// What an action list says, with keys and messages in short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Message(&'static str),
+    SetSendKey([u8; 16]),
+    DropSendKey,
+    SetReceiveKey([u8; 16]),
+}
+
+struct Machine {
+    exchange: Exchange<StdRng>,
+    now: Duration,
+    /// The key of the last NK_IND sent.
+    announced: Option<DynamicKey>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self { exchange: Exchange::new(TOKXC, StdRng::seed_from_u64(1)), now: Duration::ZERO, announced: None }
+    }
+
+    /// Markers are left out.
+    fn handle(&mut self, input: Input<'_>) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for action in self.exchange.handle(input, Now { at: self.now, unix: 0 }) {
+            seen.push(match action {
+                Action::SendMessage(payload) => match Message::parse(&payload).unwrap() {
+                    Message::Dummy(_) => continue,
+                    message => {
+                        if let Message::Indication { key, .. } = &message {
+                            self.announced = Some(key.clone());
+                        }
+                        Seen::Message(message.name())
+                    }
+                },
+                Action::SetSendKey(key) => Seen::SetSendKey(key.0),
+                Action::DropSendKey => Seen::DropSendKey,
+                Action::SetReceiveKey { key, keep } => {
+                    assert_eq!(keep, 2 * TOKXC);
+                    Seen::SetReceiveKey(key.0)
+                }
+                Action::Log(_) => continue,
+            });
+        }
+        seen
+    }
+
+    fn wanted(&mut self, reason: Wanted) -> Vec<Seen> {
+        self.handle(Input::KeyWanted(reason))
+    }
+
+    fn message(&mut self, message: Message<'_>) -> Vec<Seen> {
+        self.handle(Input::Message { message, under_static: true })
+    }
+
+    fn indication(&mut self, key: u8) -> Vec<Seen> {
+        self.message(Message::indication(&DynamicKey([key; 16])))
+    }
+
+    fn tick(&mut self) -> Vec<Seen> {
+        self.now = self.exchange.deadline().unwrap();
+        self.handle(Input::Tick)
+    }
+
+    /// Acknowledges what was announced last.
+    fn acknowledge(&mut self) -> Vec<Seen> {
+        let sum = self.announced.as_ref().unwrap().sum();
+        self.message(Message::Acknowledgement { sum })
+    }
+}
+
+const IND: Seen = Seen::Message("NK_IND");
+const REQ: Seen = Seen::Message("NK_REQ");
+const ACK: Seen = Seen::Message("NK_ACK");
+
+#[test]
+fn a_key_is_used_from_its_acknowledgement_on() {
+    let mut machine = Machine::new();
+    assert_eq!(machine.wanted(Wanted::NoSendKey), [IND]);
+    let key = machine.announced.clone().unwrap();
+    assert_eq!(machine.message(Message::Acknowledgement { sum: [1; 4] }), []);
+    let mut sum = key.sum();
+    sum.reverse();
+    assert_eq!(machine.message(Message::Acknowledgement { sum }), [Seen::SetSendKey(key.0)]);
+    assert_eq!(machine.message(Message::Acknowledgement { sum }), []);
+    assert_eq!(machine.exchange.deadline(), None);
+}
+
+#[test]
+fn the_same_key_is_announced_again_until_it_is_acknowledged() {
+    let mut machine = Machine::new();
+    machine.wanted(Wanted::NoSendKey);
+    let key = machine.announced.clone().unwrap();
+    for _ in 0..5 {
+        assert_eq!(machine.tick(), [IND]);
+        assert!(machine.announced.as_ref() == Some(&key));
+        assert_eq!(machine.wanted(Wanted::NoSendKey), []);
+    }
+    assert_eq!(machine.acknowledge(), [Seen::SetSendKey(key.0)]);
+}
+
+#[test]
+fn after_three_tokxc_without_an_answer_the_next_packet_starts_with_another_key() {
+    let mut machine = Machine::new();
+    machine.wanted(Wanted::NoSendKey);
+    let key = machine.announced.clone().unwrap();
+    while machine.exchange.deadline().is_some() {
+        machine.tick();
+    }
+    assert_eq!(machine.now, 3 * TOKXC);
+    assert_eq!(machine.acknowledge(), []);
+    assert_eq!(machine.wanted(Wanted::NoSendKey), [IND]);
+    assert!(machine.announced.as_ref() != Some(&key));
+}
+
+#[test]
+fn towards_an_original_the_old_key_goes_before_the_new_one_is_announced() {
+    for reason in [Wanted::Age, Wanted::Packets, Wanted::Octets] {
+        let mut machine = Machine::new();
+        machine.wanted(Wanted::NoSendKey);
+        machine.acknowledge();
+        assert_eq!(machine.wanted(reason), [Seen::DropSendKey, IND]);
+        assert_eq!(machine.wanted(reason), []);
+    }
+}
+
+fn introduce(machine: &mut Machine) {
+    let data = [&MARKER[..], &[0]].concat();
+    machine.message(Message::Dummy(&data));
+}
+
+#[test]
+fn towards_our_own_the_old_key_stays_until_the_acknowledgement_or_for_one_tokxc() {
+    let mut machine = Machine::new();
+    introduce(&mut machine);
+    machine.wanted(Wanted::NoSendKey);
+    machine.acknowledge();
+    assert_eq!(machine.wanted(Wanted::Packets), [IND]);
+    assert!(matches!(machine.acknowledge()[..], [Seen::SetSendKey(_)]));
+    machine.wanted(Wanted::Packets);
+    let start = machine.now;
+    let dropped = loop {
+        let seen = machine.tick();
+        if seen != [IND] {
+            break seen;
+        }
+        assert!(machine.now < start + TOKXC);
+    };
+    assert_eq!(dropped, [Seen::DropSendKey, IND]);
+}
+
+#[test]
+fn a_request_drops_the_send_key_and_repeats_what_is_pending() {
+    let mut machine = Machine::new();
+    introduce(&mut machine);
+    assert_eq!(machine.message(Message::Request), [IND]);
+    let key = machine.announced.clone();
+    assert_eq!(machine.message(Message::Request), [IND]);
+    assert!(machine.announced == key);
+    machine.acknowledge();
+    assert_eq!(machine.message(Message::Request), [Seen::DropSendKey, IND]);
+    assert!(machine.announced != key);
+}
+
+#[test]
+fn a_receive_key_is_taken_once_and_acknowledged_each_time() {
+    let mut machine = Machine::new();
+    assert_eq!(machine.indication(1), [Seen::SetReceiveKey([1; 16]), ACK]);
+    assert_eq!(machine.indication(1), [ACK]);
+    assert_eq!(machine.indication(2), [Seen::SetReceiveKey([2; 16]), ACK]);
+}
+
+#[test]
+fn a_receive_key_never_comes_back() {
+    let mut machine = Machine::new();
+    for key in 1..100 {
+        machine.indication(key);
+    }
+    for key in 1..99 {
+        assert_eq!(machine.indication(key), []);
+    }
+}
+
+#[test]
+fn the_sum_is_echoed_as_it_came() {
+    let mut machine = Machine::new();
+    let key = DynamicKey([9; 16]);
+    let mut sum = key.sum();
+    sum.reverse();
+    let input = Input::Message { message: Message::Indication { key, sum }, under_static: true };
+    let actions = machine.exchange.handle(input, Now::default());
+    let sent = actions.iter().find_map(|action| match action {
+        Action::SendMessage(payload) => Some(payload),
+        _ => None,
+    });
+    assert!(Message::parse(sent.unwrap()).is_ok_and(|message| message == Message::Acknowledgement { sum }));
+}
+
+#[test]
+fn asking_begins_at_most_once_per_tokxc() {
+    let mut machine = Machine::new();
+    assert_eq!(machine.wanted(Wanted::NoReceiveKey), [REQ]);
+    assert_eq!(machine.wanted(Wanted::NoReceiveKey), []);
+    machine.now += Duration::from_millis(100);
+    machine.indication(1);
+    assert_eq!(machine.exchange.deadline(), None);
+    assert_eq!(machine.wanted(Wanted::ReceiveKeySpent), []);
+    assert_eq!(machine.exchange.deadline(), Some(TOKXC));
+    assert_eq!(machine.tick(), [REQ]);
+}
+
+#[test]
+fn markers_are_answered_once_and_stop_when_the_peer_is_known() {
+    let markers = |actions: Vec<Action>| {
+        let is_marker = |action: &Action| {
+            matches!(action, Action::SendMessage(payload)
+                if matches!(Message::parse(payload), Ok(Message::Dummy(data)) if data.starts_with(MARKER)))
+        };
+        actions.iter().filter(|action| is_marker(action)).count()
+    };
+    let mut exchange = Exchange::new(TOKXC, StdRng::seed_from_u64(1));
+    let mut input = |input| markers(exchange.handle(input, Now::default()));
+    let [asking, answering] = [1, 0].map(|ask| [&MARKER[..], &[ask]].concat());
+    assert_eq!(input(Input::KeyWanted(Wanted::NoSendKey)), 1);
+    assert_eq!(input(Input::Message { message: Message::Dummy(&asking), under_static: true }), 1);
+    assert_eq!(input(Input::Message { message: Message::Dummy(&answering), under_static: true }), 0);
+    assert_eq!(input(Input::KeyWanted(Wanted::NoReceiveKey)), 0);
+    assert_eq!(input(Input::Message { message: Message::Request, under_static: true }), 1);
+    assert_eq!(input(Input::Message { message: Message::Dummy(b"something else"), under_static: true }), 0);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Wanted(Wanted),
+    Request(bool),
+    Indication(u8, bool),
+    Acknowledgement(Option<[u8; 4]>),
+    Marker(u8),
+    Wait(u64),
+    Tick,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    use Wanted::*;
+    let wanted = prop::sample::select(vec![NoSendKey, Age, Packets, Octets, NoReceiveKey, ReceiveKeySpent]);
+    prop_oneof![
+        wanted.prop_map(Op::Wanted),
+        any::<bool>().prop_map(Op::Request),
+        (0u8..6, any::<bool>()).prop_map(|(key, under_static)| Op::Indication(key, under_static)),
+        prop::option::weighted(0.2, any::<[u8; 4]>()).prop_map(Op::Acknowledgement),
+        (0u8..2).prop_map(Op::Marker),
+        (0u64..40_000).prop_map(Op::Wait),
+        Just(Op::Tick),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_sequence_of_events_breaks_the_rules(ops in prop::collection::vec(op(), 0..200)) {
+        let mut machine = Machine::new();
+        let mut sending = false;
+        let mut taken = std::collections::HashSet::new();
+        for op in ops {
+            let message = |message, under_static| Input::Message { message, under_static };
+            let marker;
+            let (input, acknowledges) = match op {
+                Op::Wanted(reason) => (Input::KeyWanted(reason), false),
+                Op::Request(under_static) => (message(Message::Request, under_static), false),
+                Op::Indication(key, under_static) =>
+                    (message(Message::indication(&DynamicKey([key; 16])), under_static), false),
+                Op::Acknowledgement(sum) => {
+                    let sum = sum.or(machine.announced.as_ref().map(DynamicKey::sum)).unwrap_or_default();
+                    (message(Message::Acknowledgement { sum }, true), true)
+                }
+                Op::Marker(ask) => {
+                    marker = [&MARKER[..], &[ask]].concat();
+                    (message(Message::Dummy(&marker), true), false)
+                }
+                Op::Wait(ms) => {
+                    machine.now += Duration::from_millis(ms);
+                    (Input::Tick, false)
+                }
+                Op::Tick => {
+                    machine.now = machine.now.max(machine.exchange.deadline().unwrap_or_default());
+                    (Input::Tick, false)
+                }
+            };
+            let ticked = matches!(input, Input::Tick);
+            for seen in machine.handle(input) {
+                match seen {
+                    Seen::SetSendKey(key) => {
+                        prop_assert!(acknowledges && machine.announced.as_ref().is_some_and(|last| last.0 == key));
+                        sending = true;
+                    }
+                    Seen::DropSendKey => prop_assert!(std::mem::take(&mut sending)),
+                    Seen::SetReceiveKey(key) => prop_assert!(taken.insert(key)),
+                    Seen::Message(_) => {}
+                }
+            }
+            if ticked {
+                prop_assert!(machine.exchange.deadline().is_none_or(|next| next > machine.now));
+            }
+        }
+    }
+}

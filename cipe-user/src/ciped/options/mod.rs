@@ -1,0 +1,162 @@
+//! Options of `ciped-cb` and `ciped-ci` (protocol section 5): where they come from, what they mean, what is wrong.
+//!
+//! [`load`] reads `/etc/cipe/options`, the `-o` files and the command line, in this order; a later value wins.
+//! [`settle`] turns what was read into [`Options`]: names resolved, rules between options checked. Both are total:
+//! whatever is in a file, the outcome is values and a list of all problems.
+
+mod file;
+mod nearest;
+mod permission;
+mod problem;
+mod resolve;
+mod settle;
+mod table;
+mod value;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+pub use problem::{Mistake, Origin, Problem, Severity};
+pub use settle::{Endpoint, Options, settle};
+pub use table::{Draft, SPECS, Setting, Spec};
+pub use value::{Carrier, CipherName, IdeaWords, XdpMode};
+
+use crate::control::protocol::Cipher;
+
+/// Read first, if it exists.
+pub const SYSTEM_FILE: &str = "/etc/cipe/options";
+
+/// Under which name the daemon was called: sets the default cipher, the interface prefix and the name in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `ciped-cb`: Blowfish, `cipcbN`.
+    Cb,
+    /// `ciped-ci`: IDEA, `cipciN`.
+    Ci,
+}
+
+impl Program {
+    /// From the last component of `argv[0]`; `None` if it is neither daemon.
+    pub fn from_name(name: &[u8]) -> Option<Self> {
+        match Path::new(std::ffi::OsStr::from_bytes(name)).file_name()?.as_bytes() {
+            b"ciped-cb" => Some(Self::Cb),
+            b"ciped-ci" => Some(Self::Ci),
+            _ => None,
+        }
+    }
+
+    /// Name in messages and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cb => "ciped-cb",
+            Self::Ci => "ciped-ci",
+        }
+    }
+
+    /// Cipher when no option says otherwise.
+    pub const fn cipher(self) -> CipherName {
+        match self {
+            Self::Cb => CipherName::Blowfish,
+            Self::Ci => CipherName::Idea,
+        }
+    }
+}
+
+/// Interface prefix of a cipher: the number of the next free one is appended.
+pub const fn prefix(cipher: Cipher) -> &'static str {
+    match cipher {
+        Cipher::Blowfish => "cipcb",
+        Cipher::Idea | Cipher::IdeaLittle => "cipci",
+    }
+}
+
+/// Where options are read from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Name that the daemon was called by.
+    pub program: Program,
+    /// System-wide file, no error if it does not exist.
+    pub system: PathBuf,
+    /// `-o` files, in order; must exist.
+    pub files: Vec<PathBuf>,
+    /// `name=value` or `name` (booleans) of the command line.
+    pub arguments: Vec<OsString>,
+}
+
+impl Sources {
+    /// The usual places.
+    pub fn new(program: Program, files: Vec<PathBuf>, arguments: Vec<OsString>) -> Self {
+        Self { program, system: PathBuf::from(SYSTEM_FILE), files, arguments }
+    }
+}
+
+/// Reads every source; the draft holds what could be understood, the problems name the rest.
+pub fn load(sources: &Sources) -> (Draft, Vec<Problem>) {
+    let mut draft = Draft::new(sources.program);
+    let mut problems = Vec::new();
+    // Checking the system-wide file itself must not read it twice.
+    if !sources.files.contains(&sources.system) && sources.system.exists() {
+        read(&sources.system, &mut draft, &mut problems);
+    }
+    for path in &sources.files {
+        read(path, &mut draft, &mut problems);
+    }
+    for argument in &sources.arguments {
+        let (name, value) = file::split_argument(argument.as_bytes());
+        assign(&mut draft, &mut problems, name, value, &Origin::CommandLine);
+    }
+    (draft, problems)
+}
+
+fn read(path: &Path, draft: &mut Draft, problems: &mut Vec<Problem>) {
+    match permission::read_guarded(path) {
+        Ok(text) => read_text(&text, path, draft, problems),
+        Err(mistake) => problems.push(Problem::error(mistake, Origin::Path(path.to_owned()))),
+    }
+}
+
+/// Applies the text of one option file, already read from `path`.
+pub fn read_text(text: &[u8], path: &Path, draft: &mut Draft, problems: &mut Vec<Problem>) {
+    for line in file::lines(text) {
+        let origin = Origin::File { path: path.to_owned(), line: line.number };
+        assign(draft, problems, line.name, line.value, &origin);
+    }
+}
+
+fn assign(draft: &mut Draft, problems: &mut Vec<Problem>, name: &[u8], value: &[u8], origin: &Origin) {
+    if name == b"key" && *origin == Origin::CommandLine {
+        let mistake = Mistake::new(
+            "option `key`: refused on a command line, where every user can read it",
+            "put it into an option file of mode 0600",
+        );
+        problems.push(Problem::error(mistake, origin.clone()));
+        return;
+    }
+    let outcome = match std::str::from_utf8(name) {
+        Ok(text) => draft.assign(text, value, origin).unwrap_or_else(|| Err(unknown(text, origin))),
+        Err(_) => Err(unknown(&String::from_utf8_lossy(name), origin)),
+    };
+    if let Err(mistake) = outcome {
+        problems.push(Problem::error(mistake, origin.clone()));
+    }
+}
+
+fn unknown(name: &str, origin: &Origin) -> Mistake {
+    // Quoted with escapes, since a file of another kind may hold anything; cut, since its lines may be long.
+    let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
+    let what = format!("unknown option `{shown}`");
+    let in_file = matches!(origin, Origin::File { .. });
+    if in_file && name.starts_with('#') {
+        return Mistake::new(what, "start a comment in the first column");
+    }
+    match name.split_once('=') {
+        Some((first, _)) if in_file && SPECS.iter().any(|spec| spec.name == first) => {
+            Mistake::new(what, format!("in a file write a blank between name and value: `{first} VALUE`"))
+        }
+        _ => Mistake::new(what, format!("the nearest known option is `{}`", nearest::nearest(name))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! Where a value came from, and what is wrong with it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where the value of an option was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nowhere: the built-in default.
+    Default,
+    /// The name that the program was called by.
+    Program(&'static str),
+    /// A file as a whole.
+    Path(PathBuf),
+    /// A line of a file; the first is 1.
+    File {
+        /// Path as given.
+        path: PathBuf,
+        /// Line number.
+        line: usize,
+    },
+    /// `name=value` on the command line.
+    CommandLine,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Program(name) => write!(f, "called as {name}"),
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::CommandLine => f.write_str("command line"),
+        }
+    }
+}
+
+/// What is wrong and how to put it right, without the place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// What is wrong.
+    pub what: String,
+    /// How to fix it.
+    pub fix: String,
+}
+
+impl Mistake {
+    /// Puts the two together.
+    pub fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { what: what.into(), fix: fix.into() }
+    }
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Nothing is started.
+    Error,
+    /// Said, and then started.
+    Warning,
+}
+
+/// One thing wrong in the options; displays as `what; where; how to fix`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong and how to fix it.
+    pub mistake: Mistake,
+    /// Where.
+    pub origin: Origin,
+}
+
+impl Problem {
+    /// A problem that prevents the start.
+    pub fn error(mistake: Mistake, origin: Origin) -> Self {
+        Self { severity: Severity::Error, mistake, origin }
+    }
+
+    /// A problem that is only said.
+    pub fn warning(mistake: Mistake, origin: Origin) -> Self {
+        Self { severity: Severity::Warning, mistake, origin }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}; {}", self.mistake.what, self.origin, self.mistake.fix)
+    }
+}

@@ -1,0 +1,323 @@
+//! From options as read to options as used: names resolved, rules between options checked.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::problem::{Mistake, Origin, Problem, Severity};
+use super::table::{Draft, Setting};
+use super::value::{Carrier, CipherName, EndpointName, IdeaWords, KeyText, XdpMode};
+use super::{prefix, resolve};
+use crate::control::protocol::{Cipher, KeyOctets};
+
+/// A carrier address and the text it was resolved from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// As written, such as `gw.example.org:6789`.
+    pub text: String,
+    /// As resolved.
+    pub address: SocketAddr,
+}
+
+/// What a tunnel runs by. Field meanings as in [`super::SPECS`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Interface; `None`: the next free of [`Options::prefix`].
+    pub device: Option<String>,
+    /// Foreground, log to stderr.
+    pub debug: bool,
+    /// Cipher and word order.
+    pub cipher: Cipher,
+    /// Own address on the tunnel.
+    pub ipaddr: IpAddr,
+    /// The peer's address on the tunnel.
+    pub ptpaddr: IpAddr,
+    /// Octets.
+    pub mtu: u32,
+    /// Device metric.
+    pub metric: u32,
+    /// Outer TTL; 0: the inner packet's.
+    pub cttl: u8,
+    /// Own carrier address; unspecified parts are the system's choice.
+    pub me: Endpoint,
+    /// The peer's carrier address; unspecified: learn it.
+    pub peer: Endpoint,
+    /// Never re-point the peer.
+    pub pin_peer: bool,
+    /// Static key; `None`: `nokey`.
+    pub key: Option<KeyOctets>,
+    /// Data may go under the static key.
+    pub static_data: bool,
+    /// Seconds until an unanswered exchange is begun anew.
+    pub tokxc: u32,
+    /// Seconds of a dynamic key's life.
+    pub tokey: u32,
+    /// Seconds that a time stamp may be off; 0: unchecked.
+    pub tokxts: u32,
+    /// Seconds between CT_PINGs; 0: none.
+    pub ping: u32,
+    /// Seconds to wait for a CT_PONG; 0: not at all.
+    pub toping: u32,
+    /// Errors between two exchanges until the end; `None`: never.
+    pub maxerr: Option<u32>,
+    /// Script for the way up.
+    pub ipup: PathBuf,
+    /// Script for the way down.
+    pub ipdown: PathBuf,
+    /// Last argument of both.
+    pub arg: OsString,
+    /// Own carrier address may change.
+    pub dynip: bool,
+    /// UDP checksums over IPv4.
+    pub checksum: bool,
+    /// Ignore the carrier's path MTU.
+    pub force_mtu: bool,
+    /// Do not copy DF.
+    pub ignore_df: bool,
+    /// Clamp TCP MSS.
+    pub mss_clamp: bool,
+    /// Way to the carrier network.
+    pub carrier: Carrier,
+    /// Where XDP programs run.
+    pub xdp_mode: XdpMode,
+}
+
+impl Options {
+    /// Default device MTU in octets (protocol section 2).
+    pub const MTU: u32 = 1442;
+
+    /// `cipcb` or `cipci`.
+    pub const fn prefix(&self) -> &'static str {
+        prefix(self.cipher)
+    }
+}
+
+/// Resolves names and checks the rules between options. `problems` are those of [`super::load`]; what is found here is
+/// added. The options are there exactly if no problem is an error.
+pub fn settle(draft: &Draft, mut problems: Vec<Problem>) -> (Option<Options>, Vec<Problem>) {
+    let settled = Settle { draft, problems: &mut problems }.run();
+    let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
+    (settled.filter(|_| !failed), problems)
+}
+
+struct Settle<'a> {
+    draft: &'a Draft,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Settle<'_> {
+    fn run(mut self) -> Option<Options> {
+        // Every check runs, so that all problems are told at once; only then are missing values fatal.
+        let key = self.key();
+        let tunnel = self.tunnel_addresses();
+        let carrier = self.carrier_addresses();
+        self.warn_of_idle_options();
+        let (key, (ipaddr, ptpaddr), (me, peer)) = (key?, tunnel?, carrier?);
+        let draft = self.draft;
+        Some(Options {
+            device: draft.device.value.clone(),
+            debug: draft.debug.value,
+            cipher: match (draft.cipher.value, draft.idea_words.value) {
+                (CipherName::Blowfish, _) => Cipher::Blowfish,
+                (CipherName::Idea, IdeaWords::Big) => Cipher::Idea,
+                (CipherName::Idea, IdeaWords::Little) => Cipher::IdeaLittle,
+            },
+            ipaddr,
+            ptpaddr,
+            mtu: draft.mtu.value,
+            metric: draft.metric.value,
+            cttl: draft.cttl.value,
+            me,
+            peer,
+            pin_peer: draft.pinpeer.value,
+            key: match key {
+                KeyChoice::NoKey => None,
+                KeyChoice::Key(key) => Some(key),
+            },
+            static_data: draft.staticdata.value,
+            tokxc: draft.tokxc.value,
+            tokey: draft.tokey.value,
+            tokxts: draft.tokxts.value,
+            ping: draft.ping.value,
+            toping: draft.toping.value,
+            maxerr: u32::try_from(draft.maxerr.value).ok(),
+            ipup: draft.ipup.value.clone(),
+            ipdown: draft.ipdown.value.clone(),
+            arg: draft.arg.value.clone(),
+            dynip: draft.dynip.value,
+            checksum: draft.checksum.value,
+            force_mtu: draft.forcemtu.value,
+            ignore_df: draft.ignoredf.value,
+            mss_clamp: draft.mssclamp.value,
+            carrier: draft.carrier.value,
+            xdp_mode: draft.xdp_mode.value,
+        })
+    }
+
+    fn error<T>(&mut self, mistake: Mistake, origin: &Origin) -> Option<T> {
+        self.problems.push(Problem::error(mistake, origin.clone()));
+        None
+    }
+
+    fn warn(&mut self, what: impl Into<String>, fix: &str, origin: &Origin) {
+        self.problems.push(Problem::warning(Mistake::new(what, fix), origin.clone()));
+    }
+
+    fn set<'b, T>(&mut self, setting: &'b Setting<Option<T>>, name: &str, example: &str) -> Option<&'b T> {
+        // A value that was given and refused has been told already.
+        let told = format!("option `{name}`:");
+        if setting.value.is_none() && !self.problems.iter().any(|problem| problem.mistake.what.starts_with(&told)) {
+            let mistake =
+                Mistake::new(format!("option `{name}` is missing"), format!("set it, such as `{name} {example}`"));
+            return self.error(mistake, &Origin::Default);
+        }
+        setting.value.as_ref()
+    }
+
+    fn resolved<T>(&mut self, name: &str, outcome: Result<T, Mistake>, origin: &Origin) -> Option<T> {
+        match outcome {
+            Ok(value) => Some(value),
+            Err(Mistake { what, fix }) => self.error(Mistake::new(format!("option `{name}`: {what}"), fix), origin),
+        }
+    }
+
+    fn key(&mut self) -> Option<KeyChoice> {
+        let (key, nokey) = (&self.draft.key, &self.draft.nokey);
+        match (&key.value, nokey.value) {
+            (Some(_), true) => {
+                let what = format!("`key` ({}) and `nokey` exclude each other", key.origin);
+                self.error(Mistake::new(what, "remove one of them"), &nokey.origin)
+            }
+            (None, true) => {
+                let fix = "use it for tests only, and set `key` for anything else";
+                self.warn("NO ENCRYPTION: `nokey` sends all traffic in the clear", fix, &nokey.origin);
+                Some(KeyChoice::NoKey)
+            }
+            _ => {
+                let text: &KeyText = self.set(key, "key", "32-HEX-DIGITS")?;
+                let octets = if self.draft.keybug.value { text.keybug_octets } else { text.octets };
+                Some(KeyChoice::Key(KeyOctets(octets)))
+            }
+        }
+    }
+
+    fn tunnel_addresses(&mut self) -> Option<(IpAddr, IpAddr)> {
+        let (own, peer) = (&self.draft.ipaddr, &self.draft.ptpaddr);
+        let own_name = self.set(own, "ipaddr", "10.0.0.1");
+        let peer_name = self.set(peer, "ptpaddr", "10.0.0.2");
+        let ipaddr = self.resolved("ipaddr", resolve::one_host(own_name?, None), &own.origin)?;
+        let ptpaddr = self.resolved("ptpaddr", resolve::one_host(peer_name?, Some(ipaddr)), &peer.origin)?;
+        if ipaddr.is_unspecified() {
+            let mistake = Mistake::new(
+                format!("option `ipaddr`: {ipaddr} is no address to use"),
+                "write this end's address on the tunnel",
+            );
+            return self.error(mistake, &own.origin);
+        }
+        if ipaddr == ptpaddr {
+            let mistake =
+                Mistake::new(format!("`ipaddr` and `ptpaddr` are both {ipaddr}"), "give each end its own address");
+            return self.error(mistake, &peer.origin);
+        }
+        Some((ipaddr, ptpaddr))
+    }
+
+    fn carrier_addresses(&mut self) -> Option<(Endpoint, Endpoint)> {
+        let (me, peer) = (&self.draft.me, &self.draft.peer);
+        let peer_name = self.set(peer, "peer", "192.0.2.2:6789");
+        let own = match &me.value {
+            Some(name) => Some(self.resolved("me", endpoint(name, None), &me.origin)?),
+            None => None,
+        };
+        // An address written out decides the family, a wildcard too.
+        let like = own.as_ref().map(|own| own.address.ip());
+        let mut peer_end = self.resolved("peer", endpoint(peer_name?, like), &peer.origin)?;
+        if is_learned(peer_end.address) {
+            peer_end.address = SocketAddr::new(unspecified(peer_end.address.ip()), 0);
+        } else if peer_end.address.port() == 0 {
+            let mistake =
+                Mistake::new("option `peer`: the port is 0", "write the peer's UDP port, or 0.0.0.0:0 to learn both");
+            return self.error(mistake, &peer.origin);
+        }
+        if self.draft.pinpeer.value && peer_end.address.ip().is_unspecified() {
+            let mistake = Mistake::new(
+                "`pinpeer` needs a known peer, and `peer` is to be learned",
+                "write the peer's address, or remove `pinpeer`",
+            );
+            return self.error(mistake, &self.draft.pinpeer.origin);
+        }
+        let own = own.unwrap_or_else(|| {
+            let address = SocketAddr::new(unspecified(peer_end.address.ip()), 0);
+            Endpoint { text: address.to_string(), address }
+        });
+        Some((own, peer_end))
+    }
+
+    fn warn_of_idle_options(&mut self) {
+        let draft = self.draft;
+        if draft.socks.value.is_some() {
+            // Going past the SOCKS server would send traffic on a way that the operator did not choose.
+            let mistake = Mistake::new(
+                "option `socks`: this version has no SOCKS5 carrier",
+                "remove it, if the peer can be reached directly",
+            );
+            self.error::<()>(mistake, &draft.socks.origin);
+        }
+        if draft.idea_words.origin != Origin::Default && draft.cipher.value == CipherName::Blowfish {
+            self.warn(
+                "`idea_words` has no effect with cipher blowfish",
+                "remove it, or set `cipher idea`",
+                &draft.idea_words.origin,
+            );
+        }
+        if draft.keybug.value && draft.nokey.value {
+            self.warn("`keybug` has no effect with `nokey`", "remove it", &draft.keybug.origin);
+        }
+        if draft.toping.value > 0 && draft.ping.value == 0 {
+            self.warn("`toping` has no effect without `ping`", "set `ping` too", &draft.toping.origin);
+        }
+        if draft.toping.value > draft.ping.value && draft.ping.value > 0 {
+            self.warn(
+                "`toping` is longer than `ping`",
+                "set it to less, so that each CT_PING is judged",
+                &draft.toping.origin,
+            );
+        }
+        for (name, origin) in [
+            ("ifconfig", &draft.ifconfig.origin),
+            ("mask", &draft.mask.origin),
+            ("bcast", &draft.bcast.origin),
+            ("hwaddr", &draft.hwaddr.origin),
+        ] {
+            if *origin != Origin::Default {
+                self.warn(
+                    format!("`{name}` has no effect on a point-to-point device"),
+                    "it may stay for the sake of old files",
+                    origin,
+                );
+            }
+        }
+    }
+}
+
+enum KeyChoice {
+    NoKey,
+    Key(KeyOctets),
+}
+
+fn endpoint(name: &EndpointName, like: Option<IpAddr>) -> Result<Endpoint, Mistake> {
+    Ok(Endpoint { text: name.to_string(), address: resolve::endpoint(name, like)? })
+}
+
+/// Protocol section 4: 0.0.0.0, or the later idiom of the discard port on the loopback.
+fn is_learned(peer: SocketAddr) -> bool {
+    peer.ip().is_unspecified() || (peer.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) && peer.port() == 9)
+}
+
+/// The wildcard of the family of `like`.
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}

@@ -1,0 +1,110 @@
+//! The one list of options: name, type, default, parser and meaning.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::problem::{Mistake, Origin};
+use super::value::{self, Carrier, CipherName, EndpointName, HostName, IdeaWords, KeyText, Show, XdpMode};
+use super::{Options, Program};
+
+/// A value and where it was set.
+#[derive(Clone, Debug)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// Where it was set.
+    pub origin: Origin,
+}
+
+/// What there is to say about an option.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// Name in files and on the command line.
+    pub name: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+}
+
+macro_rules! options {
+    ($($field:ident: $type:ty = $default:expr, $parse:expr, $name:literal, $help:literal;)*) => {
+        /// Every option, in the order of the manual.
+        pub const SPECS: &[Spec] = &[$(Spec { name: $name, help: $help },)*];
+
+        /// Options as read, each value well-formed by itself; see [`super::settle`] for the rules between them.
+        #[derive(Clone, Debug)]
+        pub struct Draft {
+            $(#[doc = $help] pub $field: Setting<$type>,)*
+        }
+
+        impl Draft {
+            /// All defaults.
+            pub fn new(program: Program) -> Self {
+                let mut draft = Self { $($field: Setting { value: $default, origin: Origin::Default },)* };
+                draft.cipher = Setting { value: program.cipher(), origin: Origin::Program(program.name()) };
+                draft
+            }
+
+            /// Sets one option from its text; `None` if there is no option of this name.
+            ///
+            /// # Errors
+            /// What is wrong with the value; the option keeps its former value then.
+            pub fn assign(&mut self, name: &str, text: &[u8], origin: &Origin) -> Option<Result<(), Mistake>> {
+                match name {
+                    $($name => Some(match ($parse)(text) {
+                        Ok(value) => {
+                            self.$field = Setting { value, origin: origin.clone() };
+                            Ok(())
+                        }
+                        Err(Mistake { what, fix }) => Err(Mistake { what: format!("option `{name}`: {what}"), fix }),
+                    }),)*
+                    _ => None,
+                }
+            }
+
+            /// Name, value as text and origin of every option, in the order of [`SPECS`]. Keys are not shown.
+            pub fn effective(&self) -> Vec<(&'static str, String, &Origin)> {
+                vec![$(($name, self.$field.value.show(), &self.$field.origin),)*]
+            }
+        }
+    };
+}
+
+options! {
+    device: Option<String> = None, value::device, "device", "interface; the next free cipcbN or cipciN if not given";
+    debug: bool = false, value::flag, "debug", "stay in the foreground, log to stderr";
+    cipher: CipherName = CipherName::Blowfish, value::choice, "cipher", "blowfish or idea; by default as the program's name says";
+    ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required";
+    ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required";
+    mtu: u32 = Options::MTU, value::number::<u32, 68, 65_535>, "mtu", "device MTU in octets";
+    metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "device metric";
+    cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's";
+    me: Option<EndpointName> = None, value::endpoint, "me", "own carrier address:port; the system picks what is zero";
+    peer: Option<EndpointName> = None, value::endpoint, "peer", "the peer's carrier address:port; 0.0.0.0:0 learns it; required";
+    pinpeer: bool = false, value::flag, "pinpeer", "never follow the peer to another carrier address";
+    key: Option<KeyText> = None, value::key, "key", "static key, 32 hexadecimal digits; only in a file";
+    keybug: bool = false, value::flag, "keybug", "read the digits a to f as 1 to 6, as versions before 1.4.0 did";
+    nokey: bool = false, value::flag, "nokey", "NO ENCRYPTION AT ALL; for tests";
+    staticdata: bool = true, value::flag, "staticdata", "whether data may go under the static key while no dynamic key is agreed";
+    idea_words: IdeaWords = IdeaWords::Big, value::choice, "idea_words", "big or little: word order of IDEA on the wire";
+    socks: Option<EndpointName> = None, value::endpoint, "socks", "SOCKS5 server address:port";
+    tokxc: u32 = 10, value::number::<u32, 1, 86_400>, "tokxc", "seconds until an unanswered key exchange is begun anew";
+    tokey: u32 = 600, value::number::<u32, 1, 31_536_000>, "tokey", "seconds of a dynamic key's life";
+    tokxts: u32 = 0, value::number::<u32, 0, 31_536_000>, "tokxts", "seconds that a key exchange message's time stamp may be off; 0 does not check";
+    ping: u32 = 0, value::number::<u32, 0, 86_400>, "ping", "seconds between CT_PINGs; 0 sends none";
+    toping: u32 = 0, value::number::<u32, 0, 86_400>, "toping", "seconds to wait for the CT_PONG; then one error; 0 does not wait";
+    maxerr: i32 = 8, value::number::<i32, -1, 0x7FFF_FFFF>, "maxerr", "network errors between two key exchanges until the daemon gives up; -1 never";
+    ipup: PathBuf = PathBuf::from("/etc/cipe/ip-up"), value::path, "ipup", "script to run when the tunnel is up";
+    ipdown: PathBuf = PathBuf::from("/etc/cipe/ip-down"), value::path, "ipdown", "script to run when the tunnel is down";
+    arg: OsString = OsString::new(), value::text, "arg", "last argument of both scripts";
+    dynip: bool = false, value::flag, "dynip", "own carrier address may change";
+    checksum: bool = false, value::flag, "checksum", "send UDP checksums over IPv4 too";
+    forcemtu: bool = false, value::flag, "forcemtu", "ignore the carrier's path MTU";
+    ignoredf: bool = false, value::flag, "ignoredf", "do not copy DF to the outer packet";
+    mssclamp: bool = true, value::flag, "mssclamp", "clamp the MSS of TCP through the tunnel";
+    carrier: Carrier = Carrier::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
+    xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
+    ifconfig: bool = true, value::flag, "ifconfig", "accepted for old files";
+    mask: Option<HostName> = None, value::host, "mask", "accepted for old files; the netmask is always 255.255.255.255";
+    bcast: Option<HostName> = None, value::host, "bcast", "accepted for old files; a point-to-point device has none";
+    hwaddr: Option<String> = None, value::hwaddr, "hwaddr", "accepted for old files; a point-to-point device has none";
+}

@@ -1,0 +1,61 @@
+//! Blowfish with a 128-bit key: 16 rounds of four table look-ups.
+
+mod pi;
+mod scalar;
+
+use super::kernel::Kernel;
+use super::{BLOCK, KEY};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Rounds of a block.
+const ROUNDS: usize = 16;
+
+/// What a key expands to.
+#[derive(Zeroize, ZeroizeOnDrop)]
+#[repr(C, align(64))]
+pub(super) struct Schedule {
+    /// The four tables of the round function, most significant octet of its argument first.
+    s: [[u32; 256]; 4],
+    /// Round keys and the two words of the output whitening, in the order of encryption.
+    p: [u32; ROUNDS + 2],
+}
+
+impl Schedule {
+    /// The textbook key schedule: key octets big-endian and repeated, then 521 encryptions in a chain.
+    pub(super) fn new(octets: &[u8; KEY]) -> Box<Self> {
+        let mut schedule = Box::new(Self { s: pi::S, p: pi::P });
+        let (words, _) = octets.as_chunks::<4>();
+        for (p, word) in schedule.p.iter_mut().zip(words.iter().cycle()) {
+            *p ^= u32::from_be_bytes(*word);
+        }
+        let mut block = 0;
+        for i in (0..ROUNDS + 2).step_by(2) {
+            block = scalar::encrypt_one(&schedule, block);
+            [schedule.p[i], schedule.p[i + 1]] = split(block);
+        }
+        for table in 0..4 {
+            for i in (0..256).step_by(2) {
+                block = scalar::encrypt_one(&schedule, block);
+                [schedule.s[table][i], schedule.s[table][i + 1]] = split(block);
+            }
+        }
+        schedule
+    }
+}
+
+/// The kernels that this CPU can run, narrowest first.
+pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
+    vec![Box::new(scalar::Scalar)]
+}
+
+/// A block's words.
+fn split(block: u64) -> [u32; 2] {
+    [block as u32, (block >> 32) as u32]
+}
+
+/// The block of two words.
+fn join([first, second]: [u32; 2]) -> u64 {
+    u64::from(first) | u64::from(second) << 32
+}
+
+const _: () = assert!(size_of::<Schedule>() <= 10 * 1024 && size_of::<[u32; 2]>() == BLOCK);

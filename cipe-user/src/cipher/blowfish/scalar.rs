@@ -1,0 +1,136 @@
+//! Blowfish on plain registers, up to eight blocks interleaved. Runs on any CPU, and with any mix of keys.
+//!
+//! One block alone waits for its table look-ups most of the time: each round needs the one before. Blocks of other
+//! lanes fill the gaps.
+
+use super::{ROUNDS, Schedule, join, split};
+use crate::cipher::kernel::Kernel;
+use crate::cipher::stage::Rows;
+
+/// Lanes that fill a core: beyond it, more lanes only spill more registers.
+const LANES: usize = 8;
+
+/// The kernel.
+pub(super) struct Scalar;
+
+impl Kernel<Schedule> for Scalar {
+    fn name(&self) -> &'static str {
+        "scalar"
+    }
+
+    fn lanes(&self) -> usize {
+        LANES
+    }
+
+    fn mixes_keys(&self) -> bool {
+        true
+    }
+
+    fn constant_time(&self) -> bool {
+        false
+    }
+
+    fn encrypt(&mut self, keys: &[&Schedule], _fresh: u64, chain: &mut [u64], rows: &mut Rows, steps: usize) {
+        match keys.len() {
+            1 => encrypt::<1>(keys, chain, rows, steps),
+            2 => encrypt::<2>(keys, chain, rows, steps),
+            3 => encrypt::<3>(keys, chain, rows, steps),
+            4 => encrypt::<4>(keys, chain, rows, steps),
+            5 => encrypt::<5>(keys, chain, rows, steps),
+            6 => encrypt::<6>(keys, chain, rows, steps),
+            7 => encrypt::<7>(keys, chain, rows, steps),
+            _ => encrypt::<LANES>(keys, chain, rows, steps),
+        }
+    }
+
+    fn decrypt(&mut self, key: &Schedule, blocks: &mut [u64]) {
+        let (whole, rest) = blocks.as_chunks_mut::<LANES>();
+        for blocks in whole {
+            *blocks = decrypt(key, *blocks);
+        }
+        match rest.len() {
+            0 => {}
+            1 => decrypt_rest::<1>(key, rest),
+            2 => decrypt_rest::<2>(key, rest),
+            3 => decrypt_rest::<3>(key, rest),
+            4 => decrypt_rest::<4>(key, rest),
+            5 => decrypt_rest::<5>(key, rest),
+            6 => decrypt_rest::<6>(key, rest),
+            _ => decrypt_rest::<7>(key, rest),
+        }
+    }
+}
+
+/// One block.
+pub(super) fn encrypt_one(key: &Schedule, block: u64) -> u64 {
+    let [block] = crypt(&[key], [block], |p, i| p[i]);
+    block
+}
+
+fn encrypt<const N: usize>(keys: &[&Schedule], chain: &mut [u64], rows: &mut Rows, steps: usize) {
+    let (Some(keys), Some(chain)) = (keys.first_chunk::<N>(), chain.first_chunk_mut::<N>()) else {
+        unreachable!("a lane has a key and a chain");
+    };
+    if keys.iter().all(|key| std::ptr::eq(*key, keys[0])) {
+        let keys = &[keys[0]; N];
+        encrypt_rows(keys, chain, rows, steps);
+    } else {
+        encrypt_rows(keys, chain, rows, steps);
+    }
+}
+
+#[inline(always)]
+fn encrypt_rows<const N: usize>(keys: &[&Schedule; N], chain: &mut [u64; N], rows: &mut Rows, steps: usize) {
+    let mut last = *chain;
+    for row in &mut rows[..steps] {
+        for (last, block) in last.iter_mut().zip(&*row) {
+            *last ^= block;
+        }
+        last = crypt(keys, last, |p, i| p[i]);
+        row[..N].copy_from_slice(&last);
+    }
+    *chain = last;
+}
+
+#[inline(always)]
+fn decrypt<const N: usize>(key: &Schedule, blocks: [u64; N]) -> [u64; N] {
+    crypt(&[key; N], blocks, |p, i| p[ROUNDS + 1 - i])
+}
+
+fn decrypt_rest<const N: usize>(key: &Schedule, rest: &mut [u64]) {
+    if let Some(blocks) = rest.first_chunk_mut::<N>() {
+        *blocks = decrypt(key, *blocks);
+    }
+}
+
+/// `N` blocks at once; `p` gives the round keys in the order of the direction.
+#[inline(always)]
+fn crypt<const N: usize>(
+    keys: &[&Schedule; N],
+    blocks: [u64; N],
+    p: impl Fn(&[u32; ROUNDS + 2], usize) -> u32,
+) -> [u64; N] {
+    let mut halves = blocks.map(split);
+    for round in 0..ROUNDS {
+        for ([left, right], key) in halves.iter_mut().zip(keys) {
+            *left ^= p(&key.p, round);
+            *right ^= key.f(*left);
+            std::mem::swap(left, right);
+        }
+    }
+    for ([left, right], key) in halves.iter_mut().zip(keys) {
+        std::mem::swap(left, right);
+        *right ^= p(&key.p, ROUNDS);
+        *left ^= p(&key.p, ROUNDS + 1);
+    }
+    halves.map(join)
+}
+
+impl Schedule {
+    /// The round function.
+    #[inline(always)]
+    fn f(&self, x: u32) -> u32 {
+        let [a, b, c, d] = x.to_be_bytes().map(usize::from);
+        (self.s[0][a].wrapping_add(self.s[1][b]) ^ self.s[2][c]).wrapping_add(self.s[3][d])
+    }
+}

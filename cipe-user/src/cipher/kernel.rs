@@ -1,0 +1,29 @@
+//! What a kernel is.
+
+use super::stage::Rows;
+
+/// An implementation of a block cipher, `lanes()` blocks wide. `S` is the cipher's key schedule.
+pub(super) trait Kernel<S>: Send {
+    /// The name in the environment, in `cipe doctor` and in tables.
+    fn name(&self) -> &'static str;
+
+    /// Most lanes of one call.
+    fn lanes(&self) -> usize;
+
+    /// Whether the lanes of one call may have different keys.
+    fn mixes_keys(&self) -> bool;
+
+    /// Whether neither address nor branch depends on keys or data.
+    fn constant_time(&self) -> bool;
+
+    /// CBC-encrypts the first `steps` rows of the first `keys.len()` columns. `chain[l]` is the last ciphertext of lane
+    /// `l`, or its IV, and is brought up to date. Bit `l` of `fresh` says that lane `l` has another key than in the call
+    /// before. Columns from `keys.len()` to `lanes()` are left in any state, the others beyond it alone.
+    fn encrypt(&mut self, keys: &[&S], fresh: u64, chain: &mut [u64], rows: &mut Rows, steps: usize);
+
+    /// Decrypts each block by itself; any number of them.
+    fn decrypt(&mut self, key: &S, blocks: &mut [u64]);
+
+    /// Forgets what was derived from keys.
+    fn wipe(&mut self) {}
+}

@@ -1,0 +1,153 @@
+//! Which kernel for how many lanes: measured at start, in about a millisecond, because neither the CPU's name nor its
+//! feature bits tell how fast its gathers and shuffles are.
+
+use super::kernel::Kernel;
+use super::stage::{Rows, STEPS, WIDTH};
+use std::time::{Duration, Instant};
+
+/// Every kernel that this CPU can run, and the best for each number of lanes.
+pub(super) struct Ladder<S> {
+    kernels: Vec<Box<dyn Kernel<S>>>,
+    /// Megabytes a second of each kernel: encryption, decryption.
+    rates: Vec<[f64; 2]>,
+    /// Best kernel for `n` lanes of one key, by `n - 1`.
+    uniform: [usize; WIDTH],
+    /// Best kernel for `n` lanes of several keys, by `n - 1`.
+    mixed: [usize; WIDTH],
+    /// Best kernel to decrypt `n` blocks, by `n - 1`; the last stands for all more.
+    decrypt: [usize; WIDTH],
+}
+
+impl<S> Ladder<S> {
+    /// Measures the kernels with any key. A kernel `forced` by name does all that it can.
+    pub(super) fn new(mut kernels: Vec<Box<dyn Kernel<S>>>, forced: Option<&str>, key: &S) -> Self {
+        let forced = forced.and_then(|name| {
+            let found = kernels.iter().position(|kernel| kernel.name() == name);
+            if found.is_none() {
+                log::warn!("this CPU has no cipher kernel named {name}; choosing by measurement");
+            }
+            found
+        });
+        let mut ladder = Self {
+            uniform: [0; WIDTH],
+            mixed: [0; WIDTH],
+            decrypt: [0; WIDTH],
+            rates: Vec::new(),
+            kernels: Vec::new(),
+        };
+        let mut best = [[f64::INFINITY; WIDTH]; 3];
+        for (index, kernel) in kernels.iter_mut().enumerate() {
+            let mut rate = [0.0; 2];
+            for n in 1..=WIDTH {
+                // A vector costs the same for any number of lanes in it, so that few points tell all.
+                if n <= kernel.lanes() && (n <= 8 || n.is_multiple_of(16)) {
+                    rate = [encrypt_cost(&mut **kernel, key, n), decrypt_cost(&mut **kernel, key, n)];
+                }
+                let busy = n.min(kernel.lanes()) as f64;
+                let mut cost = [rate[0] / busy, rate[0] / busy, rate[1]];
+                if forced == Some(index) {
+                    cost = [-1.0; 3];
+                }
+                if !kernel.mixes_keys() {
+                    cost[1] = f64::INFINITY;
+                }
+                let picks = [&mut ladder.uniform, &mut ladder.mixed, &mut ladder.decrypt];
+                for ((cost, best), pick) in cost.into_iter().zip(&mut best).zip(picks) {
+                    if cost < best[n - 1] {
+                        best[n - 1] = cost;
+                        pick[n - 1] = index;
+                    }
+                }
+            }
+            ladder.rates.push([kernel.lanes() as f64 / rate[0], WIDTH as f64 / rate[1]].map(|blocks| blocks * 8e3));
+        }
+        ladder.kernels = kernels;
+        ladder
+    }
+
+    /// The kernel to encrypt `n` lanes, of one key or of several.
+    pub(super) fn pick(&self, n: usize, uniform: bool) -> usize {
+        let pick = if uniform { &self.uniform } else { &self.mixed };
+        pick[n.clamp(1, WIDTH) - 1]
+    }
+
+    /// A kernel that [`Self::pick`] gave.
+    pub(super) fn kernel(&mut self, pick: usize) -> &mut dyn Kernel<S> {
+        &mut *self.kernels[pick]
+    }
+
+    /// Whether `n` lanes of one key are better off alone than among others.
+    pub(super) fn wants_one_key(&self, n: usize) -> bool {
+        !self.kernels[self.uniform[n.clamp(1, WIDTH) - 1]].mixes_keys()
+    }
+
+    /// The kernel to decrypt `n` blocks.
+    pub(super) fn decrypt(&mut self, n: usize) -> &mut dyn Kernel<S> {
+        &mut *self.kernels[self.decrypt[n.clamp(1, WIDTH) - 1]]
+    }
+
+    /// What `cipe doctor` and tables say about each kernel.
+    pub(super) fn report(&self, cipher: &'static str) -> impl Iterator<Item = Report> {
+        self.kernels.iter().enumerate().map(move |(index, kernel)| Report {
+            cipher,
+            kernel: kernel.name(),
+            lanes: kernel.lanes(),
+            constant_time: kernel.constant_time(),
+            rate: self.rates[index],
+            encrypts_from: self.uniform.iter().position(|pick| *pick == index).map(|n| n + 1),
+            decrypts_from: self.decrypt.iter().position(|pick| *pick == index).map(|n| n + 1),
+        })
+    }
+
+    /// Every kernel forgets what it derived from keys.
+    pub(super) fn wipe(&mut self) {
+        self.kernels.iter_mut().for_each(|kernel| kernel.wipe());
+    }
+}
+
+/// A kernel, as measured at start.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// `blowfish` or `idea`.
+    pub cipher: &'static str,
+    /// The kernel's name, as `CIPE_BLOWFISH` and `CIPE_IDEA` take it.
+    pub kernel: &'static str,
+    /// Messages that it works on at once.
+    pub lanes: usize,
+    /// Whether neither address nor branch depends on keys or data.
+    pub constant_time: bool,
+    /// Megabytes a second with all lanes busy: encryption, decryption.
+    pub rate: [f64; 2],
+    /// Fewest messages of one key that it is chosen to encrypt; none if never.
+    pub encrypts_from: Option<usize>,
+    /// Fewest blocks that it is chosen to decrypt; none if never.
+    pub decrypts_from: Option<usize>,
+}
+
+/// Nanoseconds to encrypt a row of `n` lanes.
+fn encrypt_cost<S>(kernel: &mut dyn Kernel<S>, key: &S, n: usize) -> f64 {
+    let (mut chain, mut rows): (_, Rows) = ([0; WIDTH], [[0; WIDTH]; STEPS]);
+    let keys = [key; WIDTH];
+    let mut fresh = u64::MAX;
+    shortest(|| {
+        kernel.encrypt(&keys[..n], fresh, &mut chain, &mut rows, STEPS);
+        fresh = 0;
+    }) / STEPS as f64
+}
+
+/// Nanoseconds to decrypt `n` blocks.
+fn decrypt_cost<S>(kernel: &mut dyn Kernel<S>, key: &S, n: usize) -> f64 {
+    let mut blocks = [0; WIDTH];
+    shortest(|| kernel.decrypt(key, &mut blocks[..n]))
+}
+
+/// Nanoseconds of the fastest of a few runs: noise only ever adds.
+fn shortest(mut run: impl FnMut()) -> f64 {
+    run();
+    let time = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    };
+    (0..5).map(time).min().unwrap_or(Duration::MAX).as_nanos() as f64
+}

@@ -1,0 +1,287 @@
+//! The scheduler: fills lanes with the jobs of a batch, and refills those that end early.
+
+use super::ladder::{Ladder, Report};
+use super::stage::{Rows, STEPS, WIDTH};
+use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
+use std::ptr;
+
+/// Runs batches of jobs through the fastest kernels of this CPU. One a worker; cheap to keep, not shared.
+pub struct Lanes {
+    blowfish: Ladder<blowfish::Schedule>,
+    idea: Ladder<idea::Schedule>,
+    stage: Box<Stage>,
+}
+
+/// Blocks on their way through a kernel.
+struct Stage {
+    rows: Rows,
+    chain: [u64; WIDTH],
+    cipher: [u64; WIDTH * STEPS],
+    plain: [u64; WIDTH * STEPS],
+}
+
+/// Jobs that are looked at together. A poll brings fewer; a longer batch is cut.
+const BATCH: usize = 128;
+
+/// A set of jobs of a batch.
+type Set = u128;
+
+/// A message on its way through a lane.
+#[derive(Clone, Copy, Default)]
+struct Lane {
+    /// Which job.
+    job: usize,
+    /// Octets done.
+    done: usize,
+    /// Blocks to do; never 0 in a busy lane.
+    left: usize,
+}
+
+impl Lanes {
+    /// Chooses kernels for this CPU, by what it has and by measuring what is fast: about a millisecond.
+    ///
+    /// `CIPE_BLOWFISH` and `CIPE_IDEA` in the environment force a kernel by name where the CPU has it.
+    #[expect(clippy::new_without_default, reason = "measures the CPU; not a default value")]
+    pub fn new() -> Self {
+        let named = |variable| std::env::var(variable).ok();
+        Self::with(named("CIPE_BLOWFISH").as_deref(), named("CIPE_IDEA").as_deref())
+    }
+
+    /// As [`Self::new`], with kernels forced by name rather than by the environment.
+    pub fn with(blowfish: Option<&str>, idea: Option<&str>) -> Self {
+        Self {
+            blowfish: Ladder::new(blowfish::kernels(), blowfish, &blowfish::Schedule::new(&[0; KEY])),
+            idea: Ladder::new(idea::kernels(), idea, &idea::Schedule::new(&[0; KEY], u16::from_be_bytes)),
+            stage: Box::new(Stage {
+                rows: [[0; WIDTH]; STEPS],
+                chain: [0; WIDTH],
+                cipher: [0; WIDTH * STEPS],
+                plain: [0; WIDTH * STEPS],
+            }),
+        }
+    }
+
+    /// CBC-encrypts every job in place. Does not allocate; jobs are independent of each other and of their order.
+    pub fn encrypt(&mut self, jobs: &mut [Job<'_>]) {
+        let Self { blowfish, idea, stage } = self;
+        for jobs in jobs.chunks_mut(BATCH) {
+            encrypt_batch(blowfish, Key::blowfish, stage, jobs);
+            encrypt_batch(idea, Key::idea, stage, jobs);
+        }
+        idea.wipe();
+    }
+
+    /// CBC-decrypts every job in place. Does not allocate; jobs are independent of each other and of their order.
+    pub fn decrypt(&mut self, jobs: &mut [Job<'_>]) {
+        let Self { blowfish, idea, stage } = self;
+        for jobs in jobs.chunks_mut(BATCH) {
+            decrypt_batch(blowfish, Key::blowfish, stage, jobs);
+            decrypt_batch(idea, Key::idea, stage, jobs);
+        }
+        idea.wipe();
+    }
+}
+
+impl Lanes {
+    /// The kernels of this CPU and how fast they were at start.
+    pub fn report(&self) -> Vec<Report> {
+        self.blowfish.report("blowfish").chain(self.idea.report("idea")).collect()
+    }
+}
+
+impl Key {
+    fn blowfish(&self) -> Option<&blowfish::Schedule> {
+        match &self.schedule {
+            Schedule::Blowfish(schedule) => Some(schedule),
+            Schedule::Idea(_) => None,
+        }
+    }
+
+    fn idea(&self) -> Option<&idea::Schedule> {
+        match &self.schedule {
+            Schedule::Idea(schedule) => Some(schedule),
+            Schedule::Blowfish(_) => None,
+        }
+    }
+}
+
+/// The jobs that have work for a cipher, `of` telling its schedule from another's.
+fn working<S>(of: fn(&Key) -> Option<&S>, jobs: &[Job<'_>]) -> Set {
+    let mut set = 0;
+    for (i, job) in jobs.iter().enumerate() {
+        if of(job.key).is_some() && job.data.len() >= BLOCK {
+            set |= 1 << i;
+        }
+    }
+    set
+}
+
+/// The jobs of `set` under the key of its first.
+fn same_key(set: Set, jobs: &[Job<'_>]) -> Set {
+    let first = jobs[set.trailing_zeros() as usize].key;
+    members(set).filter(|i| ptr::eq(jobs[*i].key, first)).fold(0, |same, i| same | 1 << i)
+}
+
+fn members(mut set: Set) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let first = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (first < BATCH).then_some(first)
+    })
+}
+
+fn encrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
+    let mut todo = working(of, jobs);
+    let mut together = 0;
+    while todo != 0 {
+        let same = same_key(todo, jobs);
+        if ladder.wants_one_key(same.count_ones() as usize) || same == todo && together == 0 {
+            encrypt_set(ladder, of, stage, jobs, same, true);
+        } else {
+            together |= same;
+        }
+        todo &= !same;
+    }
+    encrypt_set(ladder, of, stage, jobs, together, false);
+}
+
+fn encrypt_set<S>(
+    ladder: &mut Ladder<S>,
+    of: fn(&Key) -> Option<&S>,
+    stage: &mut Stage,
+    jobs: &mut [Job<'_>],
+    set: Set,
+    uniform: bool,
+) {
+    let Some(first) = members(set).next() else { return };
+    let Some(any) = of(jobs[first].key) else { return };
+    let mut waiting = members(set);
+    let mut keys = [any; WIDTH];
+    let mut lanes = [Lane::default(); WIDTH];
+    let mut fresh = u64::MAX;
+    let mut last = usize::MAX;
+    let mut busy = 0;
+    loop {
+        while busy < WIDTH
+            && let Some(job) = waiting.next()
+        {
+            let Job { key, iv, data } = &jobs[job];
+            if let Some(schedule) = of(key)
+                && !ptr::eq(keys[busy], schedule)
+            {
+                keys[busy] = schedule;
+                fresh |= 1 << busy;
+            }
+            stage.chain[busy] = key.algorithm.block(*iv);
+            lanes[busy] = Lane { job, done: 0, left: data.len() / BLOCK };
+            busy += 1;
+        }
+        if busy == 0 {
+            return;
+        }
+        let pick = ladder.pick(busy, uniform);
+        if pick != last {
+            (fresh, last) = (u64::MAX, pick);
+        }
+        let kernel = ladder.kernel(pick);
+        let running = busy.min(kernel.lanes());
+        let steps = lanes[..running].iter().fold(STEPS, |steps, lane| steps.min(lane.left));
+        for (column, lane) in lanes[..running].iter().enumerate() {
+            let job = &jobs[lane.job];
+            let blocks = stage.rows[..steps].iter_mut().map(|row| &mut row[column]);
+            job.key.algorithm.load(&job.data[lane.done..], blocks);
+        }
+        kernel.encrypt(&keys[..running], fresh, &mut stage.chain, &mut stage.rows, steps);
+        fresh &= u64::MAX.unbounded_shl(running as u32);
+        for (column, lane) in lanes[..running].iter_mut().enumerate() {
+            let job = &mut jobs[lane.job];
+            let blocks = stage.rows[..steps].iter().map(|row| row[column]);
+            job.key.algorithm.store(&mut job.data[lane.done..], blocks);
+            lane.done += steps * BLOCK;
+            lane.left -= steps;
+        }
+        // Backwards, so that the lane that takes an ended one's place has been looked at.
+        for column in (0..running).rev() {
+            if lanes[column].left == 0 {
+                busy -= 1;
+                lanes[column] = lanes[busy];
+                stage.chain[column] = stage.chain[busy];
+                if !ptr::eq(keys[column], keys[busy]) {
+                    keys[column] = keys[busy];
+                    fresh |= 1 << column;
+                }
+            }
+        }
+    }
+}
+
+fn decrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
+    let mut todo = working(of, jobs);
+    while todo != 0 {
+        let same = same_key(todo, jobs);
+        if let Some(key) = of(jobs[todo.trailing_zeros() as usize].key) {
+            decrypt_set(ladder, key, stage, jobs, same);
+        }
+        todo &= !same;
+    }
+}
+
+/// Lays the blocks of all jobs of `set` end to end, as many as the stage holds at a time: a short message shares its
+/// vectors with the next.
+fn decrypt_set<S>(ladder: &mut Ladder<S>, key: &S, stage: &mut Stage, jobs: &mut [Job<'_>], set: Set) {
+    let mut waiting = members(set);
+    let mut pieces = [Piece::default(); BATCH];
+    let mut rest: Option<Piece> = None;
+    loop {
+        let (mut count, mut filled) = (0, 0);
+        while filled < stage.cipher.len() && count < BATCH {
+            let Some(mut piece) = rest.take().or_else(|| waiting.next().map(|job| Piece::whole(job, &jobs[job])))
+            else {
+                break;
+            };
+            let Job { key, data, .. } = &jobs[piece.job];
+            let left = piece.blocks;
+            piece.blocks = left.min(stage.cipher.len() - filled);
+            let cipher = &mut stage.cipher[filled..][..piece.blocks];
+            key.algorithm.load(&data[piece.start..], cipher.iter_mut());
+            if left > piece.blocks {
+                let start = piece.start + piece.blocks * BLOCK;
+                rest = Some(Piece { start, blocks: left - piece.blocks, chain: cipher[piece.blocks - 1], ..piece });
+            }
+            filled += piece.blocks;
+            pieces[count] = piece;
+            count += 1;
+        }
+        if count == 0 {
+            return;
+        }
+        stage.plain[..filled].copy_from_slice(&stage.cipher[..filled]);
+        ladder.decrypt(filled).decrypt(key, &mut stage.plain[..filled]);
+        let (mut cipher, mut plain) = (&stage.cipher[..filled], &stage.plain[..filled]);
+        for piece in &pieces[..count] {
+            let (chain, blocks);
+            (chain, cipher) = cipher.split_at(piece.blocks);
+            (blocks, plain) = plain.split_at(piece.blocks);
+            let Job { key, data, .. } = &mut jobs[piece.job];
+            let chain = std::iter::once(&piece.chain).chain(chain);
+            key.algorithm.store(&mut data[piece.start..], blocks.iter().zip(chain).map(|(block, chain)| block ^ chain));
+        }
+    }
+}
+
+/// Consecutive blocks of a message on the stage.
+#[derive(Clone, Copy, Default)]
+struct Piece {
+    job: usize,
+    /// Octets of the message before.
+    start: usize,
+    blocks: usize,
+    /// The block before, or the IV.
+    chain: u64,
+}
+
+impl Piece {
+    fn whole(index: usize, job: &Job<'_>) -> Self {
+        Self { job: index, start: 0, blocks: job.data.len() / BLOCK, chain: job.key.algorithm.block(job.iv) }
+    }
+}

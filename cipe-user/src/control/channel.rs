@@ -1,0 +1,260 @@
+//! One end of a control connection: whole messages over a `SOCK_SEQPACKET` unix socket.
+//!
+//! Neither std nor tokio has a type for these, but their datagram type takes any unix socket, and its readiness is all
+//! that is used of it here.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::protocol::MAX_MESSAGE;
+
+/// A message that is no message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Over [`MAX_MESSAGE`].
+    #[error("control message of {0} octets is over the limit of {MAX_MESSAGE}")]
+    TooLong(usize),
+    /// Not JSON, or not what is expected here. Says the place only: the text may hold a key.
+    #[error("control message is malformed at octet {0}; are engine and daemon of the same version?")]
+    Malformed(usize),
+}
+
+/// Why a message was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The other side does not read; this message is lost.
+    #[error("the other side of the control socket does not read")]
+    Full,
+    /// The other side has gone.
+    #[error("the other side of the control socket has gone")]
+    Closed,
+    /// Over [`MAX_MESSAGE`]; lost.
+    #[error(transparent)]
+    TooLong(DecodeError),
+    /// The system said so.
+    #[error("control socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Reads one message.
+///
+/// # Errors
+/// Any octets that are no message of type `T`.
+pub fn decode<T: DeserializeOwned>(message: &[u8]) -> Result<T, DecodeError> {
+    if message.len() > MAX_MESSAGE {
+        return Err(DecodeError::TooLong(message.len()));
+    }
+    serde_json::from_slice(message).map_err(|error| DecodeError::Malformed(error.column()))
+}
+
+/// Writes one message.
+///
+/// # Errors
+/// [`DecodeError::TooLong`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, DecodeError> {
+    // At its full size from the start: growing would leave copies of a key behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_MESSAGE));
+    let written = serde_json::to_writer(&mut *text, message);
+    match written {
+        Ok(()) if text.len() <= MAX_MESSAGE => Ok(text),
+        _ => Err(DecodeError::TooLong(text.len())),
+    }
+}
+
+/// A connected socket that takes `In` and gives `Out`.
+#[derive(Debug)]
+pub struct Channel<In, Out> {
+    socket: UnixDatagram,
+    buffer: Zeroizing<Vec<u8>>,
+    types: PhantomData<fn(Out) -> In>,
+}
+
+/// What was received.
+#[derive(Debug)]
+pub enum Received<In> {
+    /// A message.
+    Message(In),
+    /// Something else; the connection goes on.
+    Malformed(DecodeError),
+    /// The other side has closed, or died.
+    Closed,
+}
+
+impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
+    /// Wraps a connected, non-blocking socket. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be registered.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            socket: UnixDatagram::from_std(socket.into())?,
+            buffer: Zeroizing::new(vec![0; MAX_MESSAGE]),
+            types: PhantomData,
+        })
+    }
+
+    /// Waits for a message. Cancel safe: a message is either returned or still there.
+    ///
+    /// # Errors
+    /// Of the socket, other than that the other side has gone.
+    pub async fn receive(&mut self) -> io::Result<Received<In>> {
+        let (socket, buffer) = (&self.socket, &mut self.buffer);
+        // TRUNC: the true length of a message that does not fit.
+        let receive = || Ok(rustix::net::recv(socket, buffer.as_mut_slice(), RecvFlags::TRUNC)?.1);
+        let length = match socket.async_io(Interest::READABLE, receive).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            outcome => outcome?,
+        };
+        if length == 0 {
+            return Ok(Received::Closed);
+        }
+        if length > buffer.len() {
+            return Ok(Received::Malformed(DecodeError::TooLong(length)));
+        }
+        let decoded = decode(&buffer[..length]);
+        buffer[..length].zeroize();
+        Ok(match decoded {
+            Ok(message) => Received::Message(message),
+            Err(error) => Received::Malformed(error),
+        })
+    }
+
+    /// Sends a message, or fails at once: never waits. What the kernel's socket buffer holds (some 200 KiB) is all the
+    /// queue there is.
+    ///
+    /// # Errors
+    /// The message is lost.
+    pub fn send(&self, message: &Out) -> Result<(), SendError> {
+        let text = encode(message).map_err(SendError::TooLong)?;
+        loop {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match rustix::net::send(&self.socket, &text, flags) {
+                Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return Err(SendError::Full),
+                Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET | rustix::io::Errno::NOTCONN) => {
+                    return Err(SendError::Closed);
+                }
+                Err(error) => return Err(SendError::Io(error.into())),
+            }
+        }
+    }
+
+    /// The other side's user and process, as the kernel knows them.
+    ///
+    /// # Errors
+    /// Of getsockopt.
+    pub fn peer(&self) -> io::Result<Peer> {
+        let credentials = rustix::net::sockopt::socket_peercred(&self.socket)?;
+        Ok(Peer { uid: credentials.uid.as_raw(), pid: credentials.pid.as_raw_nonzero().get() })
+    }
+}
+
+/// Who is at the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// User.
+    pub uid: u32,
+    /// Process.
+    pub pid: i32,
+}
+
+impl Peer {
+    /// Root, or the user that this process runs as (which is root but in tests).
+    pub fn is_trusted(self) -> bool {
+        self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
+    }
+}
+
+/// A non-blocking, close-on-exec socket of the right type.
+pub(super) fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::{Event, KeyOctets, Request};
+    use proptest::prelude::*;
+
+    fn pair() -> (Channel<Request, Event>, Channel<Event, Request>) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        (Channel::new(a).unwrap(), Channel::new(b).unwrap())
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn messages_keep_their_borders_and_the_end_is_seen() {
+        let (mut engine, daemon) = pair();
+        daemon.send(&Request::DropSendKey).unwrap();
+        daemon.send(&Request::SetSendKey { key: KeyOctets([7; 16]) }).unwrap();
+        drop(daemon);
+        assert!(matches!(engine.receive().await.unwrap(), Received::Message(Request::DropSendKey)));
+        let Received::Message(Request::SetSendKey { key }) = engine.receive().await.unwrap() else { panic!() };
+        assert_eq!(key.0, [7; 16]);
+        assert!(matches!(engine.receive().await.unwrap(), Received::Closed));
+        assert!(matches!(engine.send(&Event::DeviceDown), Err(SendError::Closed)));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn oversized_and_malformed_messages_are_told_apart_and_survived() {
+        let (mut engine, daemon) = pair();
+        for text in [vec![b'x'; MAX_MESSAGE + 1], b"{}".to_vec(), vec![0xFF; 3]] {
+            rustix::net::send(&daemon.socket, &text, SendFlags::empty()).unwrap();
+        }
+        daemon.send(&Request::Status).unwrap();
+        let too_long = engine.receive().await.unwrap();
+        assert!(matches!(too_long, Received::Malformed(DecodeError::TooLong(n)) if n == MAX_MESSAGE + 1));
+        for _ in 0..2 {
+            assert!(matches!(engine.receive().await.unwrap(), Received::Malformed(DecodeError::Malformed(_))));
+        }
+        assert!(matches!(engine.receive().await.unwrap(), Received::Message(Request::Status)));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_daemon_that_does_not_read_never_blocks_the_engine() {
+        let (engine, mut daemon) = pair();
+        let mut sent = 0;
+        let error = loop {
+            match engine.send(&Event::DeviceDown) {
+                Ok(()) => sent += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, SendError::Full) && sent > 50, "{error} after {sent}");
+        assert!(matches!(daemon.receive().await.unwrap(), Received::Message(Event::DeviceDown)));
+        engine.send(&Event::StatusEnd).unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_kernel_says_who_is_there() {
+        let (engine, _daemon) = pair();
+        let peer = engine.peer().unwrap();
+        assert!(peer.is_trusted());
+        assert_eq!(peer.pid.unsigned_abs(), std::process::id());
+        assert!(!Peer { uid: rustix::process::geteuid().as_raw() + 1, pid: 1 }.is_trusted());
+    }
+
+    #[test]
+    fn no_error_repeats_what_was_sent() {
+        let error = decode::<Request>(br#"{"request":"set-send-key","key":"deadbeef"}"#).unwrap_err();
+        assert!(!error.to_string().contains("dead"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_is_total(message: Vec<u8>) {
+            let _ = decode::<Request>(&message);
+            let _ = decode::<Event>(&message);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Where the control socket is: one directory a network namespace, root's alone.
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Replaces [`BASE`], for tests.
+pub const BASE_VARIABLE: &str = "CIPE_RUN_DIR";
+/// Parent of the directories.
+pub const BASE: &str = "/run/cipe";
+
+/// Directory of one network namespace, such as `/run/cipe/net-4026531840`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// That of the calling thread's network namespace, under [`BASE`] or what [`BASE_VARIABLE`] says.
+    ///
+    /// # Errors
+    /// /proc cannot be read.
+    pub fn of_this_namespace() -> io::Result<Self> {
+        let base = std::env::var_os(BASE_VARIABLE).filter(|base| !base.is_empty());
+        let inode = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
+        Ok(Self::new(Path::new(&base.unwrap_or_else(|| OsString::from(BASE))), inode))
+    }
+
+    /// That of the network namespace with this inode.
+    pub fn new(base: &Path, inode: u64) -> Self {
+        Self { path: base.join(format!("net-{inode}")) }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("control")
+    }
+
+    /// Held by the engine while it lives.
+    pub fn engine_lock(&self) -> PathBuf {
+        self.path.join("engine.lock")
+    }
+
+    /// Held by a daemon while it starts the engine.
+    pub fn start_lock(&self) -> PathBuf {
+        self.path.join("start.lock")
+    }
+
+    /// Makes the directory with mode 0700, or checks the one that is there.
+    ///
+    /// # Errors
+    /// It cannot be made, or is open to others.
+    pub fn create(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
+        let metadata = std::fs::metadata(&self.path)?;
+        let owner = rustix::process::geteuid().as_raw();
+        if metadata.uid() == owner && metadata.mode() & 0o077 == 0 {
+            return Ok(());
+        }
+        let path = self.path.display();
+        let reason = format!("{path} is not this user's alone; remove it and start again");
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+    }
+
+    /// Removes the directory if nothing is in it.
+    pub fn remove(&self) {
+        // Not empty: somebody else is at home, and removes it later.
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_directory_is_private_or_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let run = RunDir::new(base.path(), 7);
+        run.create().unwrap();
+        run.create().unwrap();
+        assert_eq!(std::fs::metadata(run.path()).unwrap().mode() & 0o777, 0o700);
+        std::fs::set_permissions(run.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        assert_eq!(run.create().unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        run.remove();
+        assert!(!run.path().exists());
+    }
+}

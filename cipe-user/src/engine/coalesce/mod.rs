@@ -1,0 +1,305 @@
+//! Joins decrypted TCP segments into superframes, as GRO would have on a network card.
+//!
+//! The promise is that nobody can tell afterwards: cutting a superframe, by the kernel or by [`super::segment`], gives
+//! back the very packets, octet for octet. So the rules are those of the kernel's `tcp_gro_receive` and
+//! `inet_gro_receive`, and stricter where the segmentation of a superframe that comes in by `PACKET_VNET_HDR` knows
+//! less than GRO does:
+//!
+//! - TCP over IPv4 without options or over IPv6 without extension headers, no fragments;
+//! - equal in every header field and option but those that count on: IPv4 id (by one), sequence number (by the
+//!   payload before), lengths and checksums, and PSH and FIN, which end a run. So one acknowledgement number and one
+//!   window, one ECN codepoint, equal time stamps;
+//! - payloads of one size; the last may be shorter, never empty;
+//! - never SYN, RST, URG or CWR (which segmentation would leave on the first segment only);
+//! - IPv4 header and TCP checksum are what a segmenter would write: a damaged packet stays damaged.
+//!
+//! Order is kept inside each flow: a packet that cannot join ends the run of its flow. Packets of other flows may
+//! overtake. UDP is never joined: on the way out of this host, nothing would tell that it was.
+
+use super::checksum::{Sum, TCP_CHECKSUM};
+use super::headers::{Inner, TCP, Version};
+
+/// Most segments of a superframe: with three more for the headers, well inside the 1024 slices of one `sendmsg`.
+pub const MAX_SEGMENTS: usize = 64;
+/// Most octets of a superframe, without the Ethernet header: what the length fields of either version can say.
+pub const MAX_SUPERFRAME: usize = 65_535;
+/// Octets of a `struct virtio_net_hdr`.
+pub const VNET_HEADER: usize = 10;
+
+/// The longest IPv6 and TCP headers that are joined.
+const MAX_HEADERS: usize = 40 + 60;
+/// Flows that can have an open run at a time, as long as their hashes differ.
+const SLOTS: usize = 256;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const PSH: u8 = 0x08;
+const URG: u8 = 0x20;
+const CWR: u8 = 0x80;
+
+/// From `linux/virtio_net.h`.
+const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
+const VIRTIO_NET_HDR_GSO_TCPV4: u8 = 1;
+const VIRTIO_NET_HDR_GSO_TCPV6: u8 = 4;
+
+/// Joins the packets of one batch at a time. Keeps its memory from batch to batch.
+pub struct Coalescer {
+    runs: Vec<State>,
+    /// For each packet of the batch, the one that follows it in its run.
+    next: Vec<usize>,
+    /// By flow hash, the run that a packet of the flow may join.
+    open: [Option<usize>; SLOTS],
+}
+
+/// A run as it grows.
+struct State {
+    segment: Segment,
+    first: usize,
+    last: usize,
+    count: usize,
+    /// Payload octets so far.
+    payload: usize,
+}
+
+/// What a packet brings to a run.
+#[derive(Clone, Copy)]
+struct Segment {
+    /// IP and TCP headers with zeros for all that may differ inside a run.
+    headers: [u8; MAX_HEADERS],
+    /// Octets of `headers` in use; 0 for a packet that can be in no run but its own.
+    headers_len: usize,
+    version: Version,
+    transport: usize,
+    id: u16,
+    sequence: u32,
+    payload: usize,
+    /// PSH and FIN.
+    ending: u8,
+}
+
+impl Default for Coalescer {
+    fn default() -> Self {
+        Self { runs: Vec::new(), next: Vec::new(), open: [None; SLOTS] }
+    }
+}
+
+impl Coalescer {
+    /// Forgets the last batch.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.next.clear();
+        self.open.fill(None);
+    }
+
+    /// Takes the next packet of the batch, an inner IP packet to the octet. The first is number 0.
+    pub fn push(&mut self, packet: &[u8]) {
+        let index = self.next.len();
+        self.next.push(index);
+        let inner = Inner::parse(packet);
+        let slot = inner.as_ref().map_or(0, |inner| inner.flow as usize % SLOTS);
+        let segment = inner.ok().and_then(|inner| Segment::read(packet, &inner));
+        if let (Some(segment), Some(run)) = (&segment, self.open[slot])
+            && self.runs[run].takes(segment)
+        {
+            let run = &mut self.runs[run];
+            self.next[run.last] = index;
+            run.join(index, segment);
+            if run.is_full() {
+                self.open[slot] = None;
+            }
+            return;
+        }
+        let run = State::new(index, segment.unwrap_or(Segment::OTHER));
+        self.open[slot] = (!run.is_full()).then_some(self.runs.len());
+        self.runs.push(run);
+    }
+
+    /// The runs of the batch, in the order of their first packets. Every packet is in exactly one.
+    pub fn runs(&mut self) -> impl Iterator<Item = Run<'_>> {
+        self.runs.iter_mut().filter(|run| run.count > 1).for_each(State::write_headers);
+        self.runs.iter().map(|run| Run { run, next: &self.next })
+    }
+}
+
+/// Packets that leave as one: a superframe, or a single packet as it came.
+///
+/// On the wire to an `AF_PACKET` socket with `PACKET_VNET_HDR` it is [`Run::vnet_header`], the Ethernet header,
+/// [`Run::headers`], and of each of [`Run::packets`] in order the octets from `headers().len()` on.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    run: &'a State,
+    next: &'a [usize],
+}
+
+impl<'a> Run<'a> {
+    /// Number of its packets.
+    pub fn count(&self) -> usize {
+        self.run.count
+    }
+
+    /// Numbers of its packets in the batch, in order.
+    pub fn packets(&self) -> impl Iterator<Item = usize> + use<'a> {
+        let next = self.next;
+        std::iter::successors(Some(self.run.first), move |packet| Some(next[*packet])).take(self.run.count)
+    }
+
+    /// IP and TCP headers of the superframe: its lengths, the checksum of the IPv4 header, PSH and FIN of the last
+    /// packet, and as TCP checksum the folded sum of the pseudo header. Empty for a single packet.
+    pub fn headers(&self) -> &'a [u8] {
+        if self.run.count > 1 { &self.run.segment.headers[..self.run.segment.headers_len] } else { &[] }
+    }
+
+    /// TCP payload octets of each packet but the last; 0 for a single packet.
+    pub fn gso_size(&self) -> u16 {
+        if self.run.count > 1 { self.run.segment.payload as u16 } else { 0 }
+    }
+
+    /// The `struct virtio_net_hdr` that belongs before a link-layer header of `link` octets; all zero for a single
+    /// packet. Fields are in native byte order, as packet(7) sockets have it.
+    pub fn vnet_header(&self, link: usize) -> [u8; VNET_HEADER] {
+        let mut header = [0; VNET_HEADER];
+        if self.run.count > 1 {
+            let segment = &self.run.segment;
+            header[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+            header[1] = match segment.version {
+                Version::V4 => VIRTIO_NET_HDR_GSO_TCPV4,
+                Version::V6 => VIRTIO_NET_HDR_GSO_TCPV6,
+            };
+            let fields = [link + segment.headers_len, segment.payload, link + segment.transport, TCP_CHECKSUM];
+            for (to, field) in header[2..].as_chunks_mut().0.iter_mut().zip(fields) {
+                *to = (field as u16).to_ne_bytes();
+            }
+        }
+        header
+    }
+}
+
+impl State {
+    fn new(index: usize, segment: Segment) -> Self {
+        Self { segment, first: index, last: index, count: 1, payload: segment.payload }
+    }
+
+    /// Whether `next` goes on where this run ends.
+    fn takes(&self, next: &Segment) -> bool {
+        let head = &self.segment;
+        let id = head.id.wrapping_add(self.count as u16);
+        next.sequence == head.sequence.wrapping_add(self.payload as u32)
+            && next.payload <= head.payload
+            && (next.id == id || head.version == Version::V6)
+            && head.headers_len + self.payload + next.payload <= MAX_SUPERFRAME
+            && next.headers[..next.headers_len] == head.headers[..head.headers_len]
+    }
+
+    fn join(&mut self, index: usize, next: &Segment) {
+        self.last = index;
+        self.count += 1;
+        self.payload += next.payload;
+        self.segment.ending = next.ending;
+    }
+
+    /// Whether nothing more may join: a superframe can end in a short segment, PSH and FIN, but not go on behind them.
+    fn is_full(&self) -> bool {
+        let short = self.payload < self.count * self.segment.payload;
+        short || self.segment.ending != 0 || self.segment.headers_len == 0 || self.count == MAX_SEGMENTS
+    }
+
+    /// Fills the gaps of the headers with what is true of the whole run.
+    fn write_headers(&mut self) {
+        let segment = &mut self.segment;
+        let len = segment.headers_len + self.payload;
+        let tcp_len = len - segment.transport;
+        let (ip, tcp) = segment.headers[..segment.headers_len].split_at_mut(segment.transport);
+        match segment.version {
+            Version::V4 => {
+                ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+                ip[4..6].copy_from_slice(&segment.id.to_be_bytes());
+                ip[10..12].fill(0);
+                let mut sum = Sum::default();
+                sum.add(ip);
+                ip[10..12].copy_from_slice(&sum.checksum());
+            }
+            Version::V6 => ip[4..6].copy_from_slice(&(tcp_len as u16).to_be_bytes()),
+        }
+        tcp[4..8].copy_from_slice(&segment.sequence.to_be_bytes());
+        tcp[13] |= segment.ending;
+        let sum = Sum::pseudo_header(segment.version, ip, TCP, tcp_len);
+        tcp[TCP_CHECKSUM..TCP_CHECKSUM + 2].copy_from_slice(&sum.folded());
+    }
+}
+
+impl Segment {
+    /// Stands for a packet that is never joined.
+    const OTHER: Self = Self {
+        headers: [0; MAX_HEADERS],
+        headers_len: 0,
+        version: Version::V4,
+        transport: 0,
+        id: 0,
+        sequence: 0,
+        payload: 0,
+        ending: 0,
+    };
+
+    /// Takes a packet apart; `None` if it must not be joined with any other.
+    fn read(packet: &[u8], inner: &Inner) -> Option<Self> {
+        let plain = match inner.version {
+            // No options, and of the flags none but DF.
+            Version::V4 => inner.transport == 20 && packet[6] & !0x40 == 0,
+            Version::V6 => inner.transport == 40,
+        };
+        if !plain || inner.fragment || inner.protocol != TCP || inner.total_len != packet.len() {
+            return None;
+        }
+        let (ip, tcp) = packet.split_at(inner.transport);
+        let fixed: &[u8; 20] = tcp.first_chunk()?;
+        let tcp_header = usize::from(fixed[12] >> 4) * 4;
+        let payload = tcp.len().checked_sub(tcp_header)?;
+        if tcp_header < 20 || payload == 0 || fixed[13] & (SYN | RST | URG | CWR) != 0 {
+            return None;
+        }
+        if !is_canonical(Sum::pseudo_header(inner.version, ip, TCP, tcp.len()), tcp, TCP_CHECKSUM) {
+            return None;
+        }
+
+        let headers_len = ip.len() + tcp_header;
+        let mut headers = [0; MAX_HEADERS];
+        headers[..headers_len].copy_from_slice(&packet[..headers_len]);
+        let (ip_gaps, tcp_gaps) = headers.split_at_mut(ip.len());
+        let mut id = 0;
+        match inner.version {
+            Version::V4 => {
+                if !is_canonical(Sum::default(), ip, 10) {
+                    return None;
+                }
+                id = u16::from_be_bytes([ip[4], ip[5]]);
+                ip_gaps[2..6].fill(0);
+                ip_gaps[10..12].fill(0);
+            }
+            Version::V6 => ip_gaps[4..6].fill(0),
+        }
+        tcp_gaps[4..8].fill(0);
+        tcp_gaps[13] &= !(PSH | FIN);
+        tcp_gaps[TCP_CHECKSUM..TCP_CHECKSUM + 2].fill(0);
+        Some(Self {
+            headers,
+            headers_len,
+            version: inner.version,
+            transport: ip.len(),
+            id,
+            sequence: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
+            payload,
+            ending: fixed[13] & (PSH | FIN),
+        })
+    }
+}
+
+/// Whether the checksum at `field` is what this host would write: right, and of the two forms that zero has in one's
+/// complement, the one that [`Sum::checksum`] gives.
+fn is_canonical(mut sum: Sum, octets: &[u8], field: usize) -> bool {
+    sum.add(octets);
+    sum.folded() == [0xFF; 2] && octets[field..field + 2] != [0xFF; 2]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! Counters of one tunnel as one worker sees it: written by that worker alone, read by anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cipe_common::Verdict;
+
+/// Packets by verdict and payload octets. A single writer makes load-and-store enough: no locked instruction.
+pub struct Counters {
+    verdicts: [AtomicU64; Verdict::COUNT],
+    octets_sent: AtomicU64,
+    octets_delivered: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            verdicts: std::array::from_fn(|_| AtomicU64::new(0)),
+            octets_sent: AtomicU64::new(0),
+            octets_delivered: AtomicU64::new(0),
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+}
+
+impl Counters {
+    /// Counts one packet.
+    pub fn count(&self, verdict: Verdict) {
+        add(&self.verdicts[verdict as usize], 1);
+    }
+
+    /// Counts one sent data packet of `octets` payload octets.
+    pub fn sent(&self, octets: usize) {
+        self.count(Verdict::Sent);
+        add(&self.octets_sent, octets as u64);
+    }
+
+    /// Counts one delivered packet of `octets` payload octets.
+    pub fn delivered(&self, octets: usize) {
+        self.count(Verdict::Delivered);
+        add(&self.octets_delivered, octets as u64);
+    }
+
+    /// Packets under one verdict.
+    pub fn of(&self, verdict: Verdict) -> u64 {
+        self.verdicts[verdict as usize].load(Ordering::Relaxed)
+    }
+
+    /// Payload octets sent and delivered.
+    pub fn octets(&self) -> (u64, u64) {
+        (self.octets_sent.load(Ordering::Relaxed), self.octets_delivered.load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,216 @@
+//! Making and removing tunnels.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use cipe_common::maps::{Slot, Tunnel as TunnelEntry, private_socket_index};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{Manager, Tenant};
+use crate::cipher::Algorithm;
+use crate::control::protocol::{Attach, Cipher, VERSION};
+use crate::engine::counters::Counters;
+use crate::engine::keys::Keys;
+use crate::engine::outer::Hop;
+use crate::engine::replay::SentIvs;
+use crate::engine::tunnel::{Limits, Tunnel, Way};
+use crate::engine::worker::Command;
+use crate::kernel::device::{Device, TunnelDevice};
+use crate::xsk::{Socket, SocketConfig};
+
+/// Smallest and largest device MTU in octets: RFC 791's minimum, and what fits a UMEM frame with all headers.
+const MTU: std::ops::RangeInclusive<u32> = 68..=3500;
+
+/// Queues of a tunnel device: one worker serves them all.
+const QUEUES: u32 = 1;
+
+impl Manager {
+    /// Makes the tunnel that a daemon asked for and returns its number; on an error nothing of it stays.
+    ///
+    /// # Errors
+    /// What was refused, where, and how to go on.
+    pub(super) async fn attach(&mut self, connection: u64, attach: &Attach) -> anyhow::Result<u16> {
+        if attach.version != VERSION {
+            bail!("the engine speaks control protocol {VERSION}, the daemon {}; restart the older one", attach.version);
+        }
+        if self.tenants.values().any(|tenant| tenant.connection == connection) {
+            bail!("this daemon has a tunnel already; start another daemon for another tunnel");
+        }
+        if !MTU.contains(&attach.mtu) {
+            bail!("mtu {}: must be between {} and {}", attach.mtu, MTU.start(), MTU.end());
+        }
+        let max = self.options.max_tunnels.min(u16::MAX.into()) as u16;
+        let number = (0..max).find(|number| !self.tenants.contains_key(number));
+        let number = number.with_context(|| format!("all {max} tunnels of the engine are in use"))?;
+
+        let (udp, me) = self.bind(attach).await?;
+        let device = TunnelDevice {
+            name: attach.device.clone(),
+            prefix: attach.prefix.clone(),
+            local: attach.ipaddr,
+            peer: attach.ptpaddr,
+            mtu: attach.mtu,
+            queues: QUEUES,
+        };
+        let device = self.netlink.make(&device).await?;
+        let tenant = Tenant {
+            connection,
+            device: device.clone(),
+            cipher: attach.cipher,
+            me,
+            peer: known(attach.peer),
+            counters: Arc::default(),
+            carrier: None,
+            previous_until: None,
+            notes: Vec::new(),
+            follower: None,
+        };
+        let counters = tenant.counters.clone();
+        self.tenants.insert(number, tenant);
+        match self.open(number, attach, udp, &device, counters).await {
+            Ok(()) => Ok(number),
+            Err(error) => {
+                self.detach(number).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything of a new tunnel that [`Self::detach`] can take back.
+    async fn open(
+        &mut self,
+        number: u16,
+        attach: &Attach,
+        udp: UdpSocket,
+        device: &Device,
+        counters: Arc<Counters>,
+    ) -> anyhow::Result<()> {
+        let tunnel = u32::from(number);
+        self.programs.reset_verdicts(tunnel)?;
+        self.keys.clear_tunnel(tunnel);
+        if let Some(key) = &attach.key {
+            self.keys.set(tunnel, Slot::Static, &key.0);
+        }
+        self.programs.set_private_device(device.index, tunnel)?;
+        self.programs.set_private_device(device.hidden_index, tunnel)?;
+        let mode = self.programs.attach_private(device.index, device.hidden_index, self.options.xdp_mode)?;
+        let mut sockets = Vec::new();
+        for queue in 0..QUEUES {
+            let socket = Socket::bind(&self.umem, device.hidden_index, queue, SocketConfig::default())?;
+            self.programs.set_private_socket(private_socket_index(tunnel, queue), &socket)?;
+            sockets.push(socket);
+        }
+        let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
+        tenant.notes.push(format!("{}: {mode} XDP, {} queue(s)", device.name, sockets.len()));
+        let (me, peer) = (tenant.me, tenant.peer);
+        self.programs.add_carrier_address(me, tunnel)?;
+
+        let algorithm = match attach.cipher {
+            Cipher::Blowfish => Algorithm::Blowfish,
+            Cipher::Idea => Algorithm::Idea,
+            Cipher::IdeaLittle => Algorithm::IdeaLittle,
+        };
+        let state = Tunnel {
+            number,
+            keys: Keys::new(algorithm, self.keys.reader(), number),
+            nokey: attach.key.is_none(),
+            counters,
+            udp,
+            peer,
+            way: Way::Socket,
+            private_hop: Hop { source: device.hidden_mac, destination: device.mac },
+            mtu: attach.mtu as usize,
+            cttl: attach.cttl,
+            checksum: attach.checksum,
+            limits: Limits {
+                send_packets: attach.send_packets,
+                send_octets: attach.send_octets,
+                send_age: Duration::from_secs(attach.send_seconds),
+                receive_packets: attach.receive_packets,
+                retry: Duration::from_secs(attach.retry_seconds),
+            },
+            sent_ivs: SentIvs::default(),
+            ip_id: 0,
+            asked: [None; 2],
+        };
+        self.worker.send(Command::AddTunnel(Box::new(state), sockets, vec![me]));
+        if let Some(peer) = peer {
+            self.follow(number, peer);
+        }
+        let nokey = if attach.key.is_none() { TunnelEntry::NOKEY } else { 0 };
+        self.programs.set_tunnel(tunnel, TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss: 0 })?;
+        Ok(())
+    }
+
+    /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that the
+    /// peer will see.
+    async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpSocket, SocketAddr)> {
+        let mut me = attach.me;
+        if me.ip().is_unspecified() {
+            let any = if attach.peer.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+            me.set_ip(match known(attach.peer) {
+                Some(peer) => self.netlink.route(peer.ip(), None).await?.source,
+                None => any,
+            });
+        } else if let Some(peer) = known(attach.peer) {
+            self.netlink.route(peer.ip(), Some(me.ip())).await?;
+        }
+        let udp = UdpSocket::bind(me).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                anyhow::anyhow!("me {me}: the port is taken; stop the other program or choose another port with `me`")
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                anyhow::anyhow!("me {me}: no interface has this address; correct `me` or leave it out")
+            }
+            _ => anyhow::anyhow!("me {me}: {error}"),
+        })?;
+        udp.set_nonblocking(true)?;
+        // ICMP errors are wanted as events; without them the tunnel works all the same.
+        let wants_errors = match me.ip() {
+            IpAddr::V4(_) => setsockopt(&udp, sockopt::Ipv4RecvErr, &true),
+            IpAddr::V6(_) => setsockopt(&udp, sockopt::Ipv6RecvErr, &true),
+        };
+        if let Err(error) = wants_errors {
+            tracing::debug!("{me}: {error}; ICMP errors of the carrier will not be seen");
+        }
+        let me = udp.local_addr()?;
+        Ok((udp, me))
+    }
+
+    /// Removes a tunnel and everything that it had, in the order that lets no packet out unsealed.
+    pub(super) async fn detach(&mut self, number: u16) {
+        let Some(tenant) = self.tenants.remove(&number) else { return };
+        let tunnel = u32::from(number);
+        log_failure(self.programs.clear_tunnel(tunnel));
+        if let Some(follower) = &tenant.follower {
+            follower.abort();
+        }
+        let (done, gone) = std::sync::mpsc::channel();
+        self.worker.send(Command::RemoveTunnel(number, done));
+        // The worker drops its end when the sockets are closed, which takes 100 ms at most.
+        let _ = gone.recv_timeout(Duration::from_secs(1));
+        log_failure(self.programs.remove_carrier_address(tenant.me));
+        self.programs.detach_private(tenant.device.index);
+        log_failure(self.programs.remove_private_device(tenant.device.index));
+        log_failure(self.programs.remove_private_device(tenant.device.hidden_index));
+        self.keys.clear_tunnel(tunnel);
+        log_failure(self.netlink.remove(&tenant.device).await);
+        if let Some(carrier) = tenant.carrier {
+            self.release_carrier(carrier, number);
+        }
+    }
+}
+
+/// The peer's address if it is not to be learned: 0.0.0.0 or 127.0.0.1:9 say that it is (protocol section 4).
+fn known(peer: SocketAddr) -> Option<SocketAddr> {
+    let learn = peer.ip().is_unspecified() || peer == SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+    (!learn).then_some(peer)
+}
+
+fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::warn!("while removing a tunnel: {error}");
+    }
+}

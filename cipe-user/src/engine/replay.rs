@@ -1,0 +1,346 @@
+//! Which packets were seen before: exact, where a window of sequence numbers cannot be had (protocol section 6).
+//!
+//! A packet is known by its IV and first cipher block. They are remembered as 64-bit fingerprints under a hash
+//! (SipHash, by the standard library's `RandomState`) whose key is random and never leaves the process, so nobody can
+//! choose packets that share a fingerprint or crowd a table. A fresh packet is taken for a replay with a chance of
+//! n / 2^64 where n packets are remembered: at the 2^18 packets of a key, 2^-46 a packet and under 2^-28 for a key's
+//! whole life. No replay is ever taken for fresh while it is remembered.
+//!
+//! **Insert a packet only after every other check has passed** (CRC, P, inner headers). Whoever lacks the key could
+//! otherwise send an invented packet with the IV and first block of a genuine one that it has overheard and delayed,
+//! and the genuine one would be refused.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// Entries at which a set is split into shards.
+const SPLIT: usize = 4096;
+/// Shards of a large set. Each grows by itself, so that one insertion moves a 256th of all entries at most.
+const SHARDS: usize = 256;
+/// Slots of the smallest table with anything in it.
+const SMALLEST: usize = 16;
+
+/// An open-addressed table of fingerprints.
+#[derive(Debug, Default)]
+struct Table {
+    /// A power of two of them, or none; zero is a free one.
+    slots: Vec<u64>,
+    used: usize,
+}
+
+impl Table {
+    /// The slot that holds `fingerprint`, or the free one where it belongs. There is one: at most three quarters are
+    /// used.
+    fn find(&self, fingerprint: u64) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut at = fingerprint as usize & mask;
+        while self.slots[at] != 0 && self.slots[at] != fingerprint {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    fn contains(&self, fingerprint: u64) -> bool {
+        !self.slots.is_empty() && self.slots[self.find(fingerprint)] != 0
+    }
+
+    fn insert(&mut self, fingerprint: u64) -> bool {
+        if self.used * 4 >= self.slots.len() * 3 {
+            self.grow();
+        }
+        let at = self.find(fingerprint);
+        let fresh = self.slots[at] == 0;
+        self.slots[at] = fingerprint;
+        self.used += usize::from(fresh);
+        fresh
+    }
+
+    fn grow(&mut self) {
+        let larger = vec![0; (self.slots.len() * 2).max(SMALLEST)];
+        let smaller = std::mem::replace(&mut self.slots, larger);
+        for fingerprint in smaller.into_iter().filter(|slot| *slot != 0) {
+            let at = self.find(fingerprint);
+            self.slots[at] = fingerprint;
+        }
+    }
+}
+
+/// A set of fingerprints: one table while it is small, then shards by the upper bits.
+#[derive(Debug, Default)]
+struct Set {
+    tables: Vec<Table>,
+    used: usize,
+}
+
+impl Set {
+    fn shard(&self, fingerprint: u64) -> usize {
+        if self.tables.len() == SHARDS { (fingerprint >> 56) as usize } else { 0 }
+    }
+
+    fn contains(&self, fingerprint: u64) -> bool {
+        self.tables.get(self.shard(fingerprint)).is_some_and(|table| table.contains(fingerprint))
+    }
+
+    fn insert(&mut self, fingerprint: u64) -> bool {
+        if self.tables.is_empty() {
+            self.tables = vec![Table::default()];
+        } else if self.used == SPLIT && self.tables.len() == 1 {
+            self.split();
+        }
+        let shard = self.shard(fingerprint);
+        let fresh = self.tables[shard].insert(fingerprint);
+        self.used += usize::from(fresh);
+        fresh
+    }
+
+    fn split(&mut self) {
+        let whole = std::mem::take(&mut self.tables);
+        self.tables.resize_with(SHARDS, Table::default);
+        for fingerprint in whole.into_iter().flat_map(|table| table.slots).filter(|slot| *slot != 0) {
+            let shard = self.shard(fingerprint);
+            self.tables[shard].insert(fingerprint);
+        }
+    }
+
+    fn memory(&self) -> usize {
+        let slots: usize = self.tables.iter().map(|table| table.slots.capacity()).sum();
+        slots * size_of::<u64>() + self.tables.capacity() * size_of::<Table>()
+    }
+}
+
+/// Zero means a free slot, so the fingerprint that would be zero shares one with another.
+fn fingerprint(key: &RandomState, octets: &[u8]) -> u64 {
+    let mut hasher = key.build_hasher();
+    hasher.write(octets);
+    hasher.finish().max(1)
+}
+
+/// The packets received under one dynamic key. It grows with them; the packet limit of the key bounds it.
+///
+/// Nothing while it is empty, 128 octets from the first packet, then at most 22 octets a packet: 4 MiB for 2^18.
+#[derive(Debug, Default)]
+pub struct ReplayFilter {
+    key: RandomState,
+    seen: Set,
+}
+
+impl ReplayFilter {
+    /// Remembers a packet by its IV and first cipher block, and returns whether it was new. For packets that passed
+    /// every other check only, see the module.
+    pub fn insert(&mut self, packet: &[u8; 16]) -> bool {
+        self.seen.insert(fingerprint(&self.key, packet))
+    }
+
+    /// Forgets everything and gives the memory back: for a new key.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Octets of memory in use.
+    pub fn memory(&self) -> usize {
+        self.seen.memory()
+    }
+}
+
+/// Entries of a generation, where a key has no end. At most 32 MiB for both generations, 16 of them from 2^20 on.
+const GENERATION: usize = 1 << 20;
+
+/// A set that forgets: at least the last `limit` entries are in it, at most twice as many.
+#[derive(Debug)]
+struct Generations {
+    key: RandomState,
+    limit: usize,
+    recent: Set,
+    older: Set,
+    /// Tables that were forgotten, given back one an insertion: giving back megabytes at once takes milliseconds.
+    retired: Vec<Table>,
+}
+
+impl Generations {
+    fn new(limit: usize) -> Self {
+        Self { key: RandomState::new(), limit, recent: Set::default(), older: Set::default(), retired: Vec::new() }
+    }
+
+    fn contains(&self, octets: &[u8]) -> bool {
+        let fingerprint = fingerprint(&self.key, octets);
+        self.recent.contains(fingerprint) || self.older.contains(fingerprint)
+    }
+
+    fn insert(&mut self, octets: &[u8]) -> bool {
+        let fingerprint = fingerprint(&self.key, octets);
+        self.retired.pop();
+        if self.older.contains(fingerprint) {
+            return false;
+        }
+        let fresh = self.recent.insert(fingerprint);
+        if self.recent.used == self.limit {
+            let forgotten = std::mem::replace(&mut self.older, std::mem::take(&mut self.recent));
+            self.retired = forgotten.tables;
+        }
+        fresh
+    }
+
+    fn memory(&self) -> usize {
+        let retired: usize = self.retired.iter().map(|table| table.slots.capacity() * size_of::<u64>()).sum();
+        self.recent.memory() + self.older.memory() + retired
+    }
+}
+
+/// The packets received under the static key, which lives for ever: of the last 2^20 at least, of the last 2^21 at
+/// most.
+///
+/// What that means: whoever records a packet under the static key and waits until 2^20 more have been received under
+/// it, or until the engine starts anew, can have it accepted once more. Data travels under that key only while a
+/// dynamic one is negotiated, so 2^20 of them are days where keys change every minute. Memory is used as by
+/// [`ReplayFilter`], up to 32 MiB.
+#[derive(Debug)]
+pub struct StaticReplayFilter(Generations);
+
+impl Default for StaticReplayFilter {
+    fn default() -> Self {
+        Self(Generations::new(GENERATION))
+    }
+}
+
+impl StaticReplayFilter {
+    /// As [`ReplayFilter::insert`].
+    pub fn insert(&mut self, packet: &[u8; 16]) -> bool {
+        self.0.insert(packet)
+    }
+
+    /// Octets of memory in use.
+    pub fn memory(&self) -> usize {
+        self.0.memory()
+    }
+}
+
+/// The IVs that this end has sent under the static key, which both ends send under: a packet that comes in with one of
+/// them is our own, reflected (protocol section 6). Bounded as [`StaticReplayFilter`].
+#[derive(Debug)]
+pub struct SentIvs(Generations);
+
+impl Default for SentIvs {
+    fn default() -> Self {
+        Self(Generations::new(GENERATION))
+    }
+}
+
+impl SentIvs {
+    /// Remembers an IV as it goes out.
+    pub fn insert(&mut self, iv: &[u8; 8]) {
+        self.0.insert(iv);
+    }
+
+    /// Whether a packet with this IV is one of ours.
+    pub fn contains(&self, iv: &[u8; 8]) -> bool {
+        self.0.contains(iv)
+    }
+
+    /// Octets of memory in use.
+    pub fn memory(&self) -> usize {
+        self.0.memory()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packet(number: u64) -> [u8; 16] {
+        let mut packet = [0; 16];
+        packet[..8].copy_from_slice(&number.to_le_bytes());
+        packet
+    }
+
+    #[test]
+    fn every_packet_of_a_long_key_is_taken_once() {
+        let mut filter = ReplayFilter::default();
+        for number in 0..1 << 18 {
+            assert!(filter.insert(&packet(number)), "{number}");
+        }
+        for number in 0..1 << 18 {
+            assert!(!filter.insert(&packet(number)), "{number}");
+        }
+    }
+
+    #[test]
+    fn memory_follows_the_number_of_packets() {
+        let mut filter = ReplayFilter::default();
+        let mut after = |packets: std::ops::Range<u64>| {
+            packets.for_each(|number| assert!(filter.insert(&packet(number))));
+            filter.memory()
+        };
+        assert_eq!(after(0..0), 0);
+        assert!(after(0..1) <= 192);
+        assert!(after(1..1000) <= 22 << 10);
+        assert!(after(1000..1 << 16) <= (1 << 20) + (8 << 10));
+        assert!(after(1 << 16..1 << 18) <= (4 << 20) + (8 << 10));
+        filter.clear();
+        assert_eq!(filter.memory(), 0);
+        assert!(filter.insert(&packet(0)));
+    }
+
+    #[test]
+    fn a_difference_in_any_bit_is_another_packet() {
+        let mut filter = ReplayFilter::default();
+        assert!(filter.insert(&[0; 16]));
+        for bit in 0..128 {
+            let mut packet = [0; 16];
+            packet[bit / 8] = 1 << (bit % 8);
+            assert!(filter.insert(&packet), "{bit}");
+        }
+    }
+
+    #[test]
+    fn the_work_of_one_insertion_stays_small() {
+        let mut set = Set::default();
+        let key = RandomState::new();
+        for number in 0..GENERATION as u64 {
+            set.insert(fingerprint(&key, &packet(number)));
+        }
+        // A growing table moves what it holds.
+        assert!(set.tables.iter().all(|table| table.used < 2 * SPLIT));
+    }
+
+    #[test]
+    fn generations_remember_the_limit_and_forget_twice_the_limit() {
+        let mut set = Generations::new(1000);
+        for number in 0..10_000u64 {
+            assert!(set.insert(&packet(number)));
+            let last = number.saturating_sub(999);
+            assert!(set.contains(&packet(last)) && !set.insert(&packet(last)), "{number}");
+            assert!(number < 2000 || !set.contains(&packet(number - 2000)));
+        }
+        assert!(set.memory() <= 3 * 22 * 1000 + 4096, "{}", set.memory());
+    }
+
+    #[test]
+    fn our_own_ivs_are_known_again() {
+        let mut sent = SentIvs::default();
+        assert_eq!(sent.memory(), 0);
+        sent.insert(b"ours....");
+        assert!(sent.contains(b"ours...."));
+        assert!(!sent.contains(b"theirs.."));
+    }
+
+    #[test]
+    fn the_static_filter_takes_a_packet_once() {
+        let mut filter = StaticReplayFilter::default();
+        assert_eq!(filter.memory(), 0);
+        assert!(filter.insert(&packet(1)));
+        assert!(!filter.insert(&packet(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn the_filter_agrees_with_a_plain_set(numbers in prop::collection::vec(0u64..6000, 0..9000)) {
+            let (mut filter, mut model) = (ReplayFilter::default(), HashSet::new());
+            for number in numbers {
+                prop_assert_eq!(filter.insert(&packet(number)), model.insert(number));
+            }
+        }
+    }
+}

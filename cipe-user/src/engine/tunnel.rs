@@ -1,0 +1,202 @@
+//! One tunnel as its worker sees it: keys, peer, way out, and the judgement on each opened packet.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cipe_common::Verdict;
+use cipe_common::maps::Slot;
+
+use super::counters::Counters;
+use super::keys::Keys;
+use super::outer::Hop;
+use super::replay::SentIvs;
+use crate::control::protocol::Wanted;
+use crate::wire::inner;
+use crate::wire::packet::{self, KeyKind, Type};
+
+/// A resolved way to the peer through an AF_XDP carrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Slot of the carrier in the worker.
+    pub carrier: usize,
+    /// Link-layer addresses.
+    pub hop: Hop,
+    /// Own carrier address.
+    pub source: SocketAddr,
+    /// Largest IP packet that the carrier takes, in octets.
+    pub mtu: usize,
+}
+
+/// How datagrams leave for the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By AF_XDP on a carrier device; too large ones by the UDP socket.
+    Carrier(Path),
+    /// By the tunnel's UDP socket: no Ethernet, no AF_XDP, or the next hop is not resolved yet.
+    Socket,
+    /// Nowhere: no route.
+    NoRoute,
+    /// Nowhere: the route leads back into a tunnel.
+    Looped,
+}
+
+/// When a new key is to be asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Packets under one send key.
+    pub send_packets: u64,
+    /// Payload octets under one send key.
+    pub send_octets: u64,
+    /// Age of a send key.
+    pub send_age: Duration,
+    /// Packets under one receive key, after which it is forgotten; 0: never.
+    pub receive_packets: u64,
+    /// Least time between two requests of one direction.
+    pub retry: Duration,
+}
+
+/// What a tunnel is made of, before the worker has it.
+pub struct Tunnel {
+    /// Its number: index of maps and of the worker's table.
+    pub number: u16,
+    /// Live keys.
+    pub keys: Keys,
+    /// Payloads travel bare.
+    pub nokey: bool,
+    /// What became of its packets.
+    pub counters: Arc<Counters>,
+    /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
+    pub udp: UdpSocket,
+    /// The peer's carrier address, once known.
+    pub peer: Option<SocketAddr>,
+    /// Way to the peer.
+    pub way: Way,
+    /// Link-layer addresses from the hidden end to the tunnel device.
+    pub private_hop: Hop,
+    /// Largest inner packet in octets.
+    pub mtu: usize,
+    /// Outer TTL; 0: the inner packet's.
+    pub cttl: u8,
+    /// UDP checksums over IPv4.
+    pub checksum: bool,
+    /// When to ask for keys.
+    pub limits: Limits,
+    /// IVs sent under the static key.
+    pub sent_ivs: SentIvs,
+    /// Identification of the next outer IPv4 header.
+    pub ip_id: u16,
+    /// When the last key was asked for, sending and receiving.
+    pub asked: [Option<Instant>; 2],
+}
+
+/// IV and first cipher block of a datagram: what the replay filter knows it by.
+pub type Head = [u8; 16];
+
+/// What an opened packet is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// An inner IP packet, at this place in the datagram.
+    Data(Range<usize>),
+    /// A key-exchange or control message, at this place in the datagram.
+    Control(Range<usize>),
+}
+
+impl Tunnel {
+    /// The slot that opens a datagram, by its length and key flag.
+    ///
+    /// # Errors
+    /// [`Verdict::BadLength`] or [`Verdict::NoReceiveKey`].
+    pub fn slot_for(&self, datagram: &[u8]) -> Result<Slot, Verdict> {
+        if datagram.len() < packet::MIN || !datagram.len().is_multiple_of(8) {
+            return Err(Verdict::BadLength);
+        }
+        match KeyKind::of(datagram[0]) {
+            KeyKind::Static => Ok(Slot::Static),
+            KeyKind::Dynamic => self.keys.receiving().ok_or(Verdict::NoReceiveKey),
+        }
+    }
+
+    /// Judges a datagram that was decrypted in place under `slot`; `head` is as it was on the wire.
+    ///
+    /// # Errors
+    /// The verdict that it is dropped under. On [`Verdict::BadCrc`] nothing was recorded.
+    pub fn judge(&mut self, datagram: &[u8], head: &Head, slot: Slot) -> Result<Opened, Verdict> {
+        let (kind, n) = packet::unframe(&datagram[packet::IV..])?;
+        let payload = packet::IV..packet::IV + n;
+        if kind == Type::Data {
+            inner::check(&datagram[payload.clone()])?;
+        }
+        let iv: [u8; packet::IV] = std::array::from_fn(|i| head[i]);
+        if slot == Slot::Static && self.sent_ivs.contains(&iv) {
+            return Err(Verdict::Reflected);
+        }
+        let live = self.keys.get_mut(slot).ok_or(Verdict::NoReceiveKey)?;
+        if !live.replay.insert(head) {
+            return Err(Verdict::Replayed);
+        }
+        live.packets += 1;
+        live.octets_used += n as u64;
+        Ok(match kind {
+            Type::Data => Opened::Data(payload),
+            Type::Control => Opened::Control(payload),
+        })
+    }
+
+    /// Judges a bare payload (`nokey`).
+    ///
+    /// # Errors
+    /// [`Verdict::BadInner`].
+    pub fn judge_bare(&self, datagram: &[u8]) -> Result<Opened, Verdict> {
+        inner::check(datagram)?;
+        Ok(Opened::Data(0..datagram.len()))
+    }
+
+    /// Accounts for one sealed packet and says whether a new send key is wanted now.
+    ///
+    /// Messages are accounted for but ask for nothing: the exchange that sends them has timers of its own.
+    pub fn sealed(&mut self, slot: Slot, octets: usize, kind: Type, now: Instant) -> Option<Wanted> {
+        let limits = self.limits;
+        let live = self.keys.get_mut(slot)?;
+        live.packets += 1;
+        live.octets_used += octets as u64;
+        let reason = if kind == Type::Control {
+            return None;
+        } else if slot == Slot::Static {
+            Wanted::NoSendKey
+        } else if live.packets >= limits.send_packets {
+            Wanted::Packets
+        } else if live.octets_used >= limits.send_octets {
+            Wanted::Octets
+        } else if now.duration_since(live.since) >= limits.send_age {
+            Wanted::Age
+        } else {
+            return None;
+        };
+        self.ask(reason, now)
+    }
+
+    /// Says whether the peer must be asked for a key after a packet was dropped for want of one, or the key is spent.
+    pub fn receiving(&mut self, now: Instant) -> Option<Wanted> {
+        let limit = self.limits.receive_packets;
+        match self.keys.get(Slot::Receive) {
+            Some(live) if limit > 0 && live.packets >= limit => self.ask(Wanted::ReceiveKeySpent, now),
+            Some(_) => None,
+            None => self.ask(Wanted::NoReceiveKey, now),
+        }
+    }
+
+    fn ask(&mut self, reason: Wanted, now: Instant) -> Option<Wanted> {
+        let receiving = matches!(reason, Wanted::NoReceiveKey | Wanted::ReceiveKeySpent);
+        let direction = usize::from(receiving);
+        let key = self.keys.get(if receiving { Slot::Receive } else { Slot::Send });
+        // A key that came since the last request answered it.
+        let answered = |last| key.is_some_and(|key| key.since > last);
+        if self.asked[direction].is_some_and(|last| !answered(last) && now.duration_since(last) < self.limits.retry) {
+            return None;
+        }
+        self.asked[direction] = Some(now);
+        Some(reason)
+    }
+}

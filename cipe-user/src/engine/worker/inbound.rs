@@ -1,0 +1,256 @@
+//! Carrier to private: found in its frame, opened there, judged, and sent on to the tunnel device from there.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+use cipe_common::Verdict;
+use cipe_common::maps::Slot;
+use rustix::net::RecvFlags;
+
+use super::{BATCH, FRESH, Worker};
+use crate::cipher::Job;
+use crate::control::protocol::Event;
+use crate::engine::outer::{self, ETHERNET};
+use crate::engine::tunnel::{Head, Opened, Way};
+use crate::wire::packet;
+use crate::xsk::{Frame, Packet};
+
+/// A datagram of ours on its way in.
+pub struct Incoming {
+    tunnel: u16,
+    frame: Frame,
+    /// Where the datagram stands in the chunk.
+    datagram: Range<usize>,
+    from: SocketAddr,
+    /// IV and first cipher block as on the wire.
+    head: Head,
+    /// Key to open it under; `None`: bare (`nokey`).
+    slot: Option<Slot>,
+}
+
+impl Worker {
+    /// Takes one batch from a carrier device; returns the packets taken.
+    pub(super) fn inbound_carrier(&mut self, carrier: usize) -> usize {
+        let Some(Some(ports)) = self.carriers.get_mut(carrier) else { return 0 };
+        let mut taken = 0;
+        for port in ports {
+            taken += port.receive(&mut self.received, BATCH - taken, &mut self.pool);
+        }
+        let mut received = std::mem::take(&mut self.received);
+        for packet in received.drain(..) {
+            let start = packet.offset as usize;
+            let chunk = self.umem.chunk(&packet.frame);
+            let found = chunk.get(start..start + packet.len as usize).and_then(outer::parse_frame);
+            let owner = found.and_then(|datagram| Some((self.owner(datagram.to)?, datagram)));
+            match owner {
+                Some((number, found)) if !packet.more => {
+                    let datagram = start + found.payload.start..start + found.payload.end;
+                    self.classify(number, packet.frame, datagram, found.from);
+                }
+                // The XDP program sends only what it has parsed; the tunnel may have gone since.
+                _ => self.pool.put(packet.frame),
+            }
+        }
+        self.received = received;
+        self.open_incoming();
+        taken
+    }
+
+    /// Takes one batch from a tunnel's own UDP socket: fragments, other devices, carriers without AF_XDP.
+    pub(super) fn inbound_udp(&mut self, number: u16) -> usize {
+        let mut taken = 0;
+        while taken < BATCH {
+            let Some(endpoint) = self.endpoints.get(&number) else { break };
+            let Some(mut frame) = self.pool.take() else {
+                endpoint.tunnel.counters.count(Verdict::NoFrame);
+                break;
+            };
+            let buffer = &mut self.umem.chunk_mut(&mut frame)[FRESH..];
+            let room = buffer.len();
+            match rustix::net::recvfrom(&endpoint.tunnel.udp, buffer, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
+                Ok((_, length, from)) => {
+                    taken += 1;
+                    match from.and_then(|from| SocketAddr::try_from(from).ok()) {
+                        Some(from) if length <= room => self.classify(number, frame, FRESH..FRESH + length, from),
+                        _ => {
+                            endpoint.tunnel.counters.count(Verdict::BadLength);
+                            self.pool.put(frame);
+                        }
+                    }
+                }
+                Err(rustix::io::Errno::AGAIN) => {
+                    self.pool.put(frame);
+                    break;
+                }
+                Err(error) => {
+                    self.pool.put(frame);
+                    self.network_error(number, error);
+                    break;
+                }
+            }
+        }
+        self.open_incoming();
+        taken
+    }
+
+    /// An ICMP error for something that we sent: the daemon counts it, the queue of details is emptied.
+    fn network_error(&mut self, number: u16, error: rustix::io::Errno) {
+        let Some(endpoint) = self.endpoints.get(&number) else { return };
+        let mut details = [0; 256];
+        for _ in 0..BATCH {
+            let flags = RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT;
+            if rustix::net::recv(&endpoint.tunnel.udp, &mut details, flags).is_err() {
+                break;
+            }
+        }
+        let message = match endpoint.tunnel.peer {
+            Some(peer) => format!("{peer}: {error}"),
+            None => error.to_string(),
+        };
+        self.tell(number, Event::NetworkError { message });
+    }
+
+    fn owner(&self, to: SocketAddr) -> Option<u16> {
+        self.addresses.get(&to).copied()
+    }
+
+    /// Chooses the key for a datagram, or drops it.
+    fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, from: SocketAddr) {
+        let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(frame) };
+        let tunnel = &mut endpoint.tunnel;
+        let octets = &self.umem.chunk(&frame)[datagram.clone()];
+        let slot = if tunnel.nokey {
+            Ok(None)
+        } else {
+            tunnel.keys.refresh(self.now);
+            tunnel.slot_for(octets).map(Some)
+        };
+        match slot {
+            Ok(slot) => {
+                let head = std::array::from_fn(|i| octets.get(i).copied().unwrap_or(0));
+                self.incoming.push(Incoming { tunnel: number, frame, datagram, from, head, slot });
+            }
+            Err(verdict) => {
+                tunnel.counters.count(verdict);
+                self.pool.put(frame);
+                if verdict == Verdict::NoReceiveKey
+                    && let Some(reason) = tunnel.receiving(self.now)
+                {
+                    self.tell(number, Event::KeyWanted { reason });
+                }
+            }
+        }
+    }
+
+    fn open_incoming(&mut self) {
+        let mut incoming = std::mem::take(&mut self.incoming);
+        for batch in incoming.chunks_mut(BATCH) {
+            let mut jobs: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
+            for item in batch {
+                let (Some(endpoint), Some(slot)) = (self.endpoints.get(&item.tunnel), item.slot) else { continue };
+                let Some(live) = endpoint.tunnel.keys.get(slot) else { continue };
+                let data = &mut self.umem.chunk_mut(&mut item.frame)[item.datagram.clone()][packet::IV..];
+                jobs.push(Job { key: &live.key, iv: iv_of(&item.head), data });
+            }
+            self.lanes.decrypt(&mut jobs);
+        }
+        for item in incoming.drain(..) {
+            self.conclude(item);
+        }
+        self.incoming = incoming;
+    }
+
+    /// Judges one opened datagram and hands it on.
+    fn conclude(&mut self, mut item: Incoming) {
+        let number = item.tunnel;
+        let mut opened = self.judge(&mut item);
+        if opened == Err(Verdict::BadCrc) && item.slot == Some(Slot::Receive) && self.try_previous(&mut item) {
+            opened = self.judge(&mut item);
+        }
+        let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(item.frame) };
+        let tunnel = &mut endpoint.tunnel;
+        let verdict = match opened {
+            Ok(opened) => {
+                if tunnel.peer != Some(item.from) {
+                    tunnel.peer = Some(item.from);
+                    tunnel.way = Way::Socket;
+                    // Without the event the way stays the UDP socket's, which needs no address of a next hop.
+                    let _ = self.events.try_send((number, Event::NewPeer { peer: item.from }));
+                }
+                let spent = tunnel.receiving(self.now).filter(|_| item.slot == Some(Slot::Receive));
+                if let Some(reason) = spent {
+                    let _ = self.events.try_send((number, Event::KeyWanted { reason }));
+                }
+                let at = item.datagram.start;
+                match opened {
+                    Opened::Data(range) => return self.deliver(number, item.frame, at + range.start..at + range.end),
+                    Opened::Control(range) => {
+                        let message = &self.umem.chunk(&item.frame)[at + range.start..at + range.end];
+                        let event = Event::Control {
+                            payload: hex::encode(message),
+                            from: item.from,
+                            under_static: item.slot == Some(Slot::Static),
+                        };
+                        match self.events.try_send((number, event)) {
+                            Ok(()) => Verdict::ControlReceived,
+                            Err(_) => Verdict::ControlFull,
+                        }
+                    }
+                }
+            }
+            Err(verdict) => verdict,
+        };
+        tunnel.counters.count(verdict);
+        self.pool.put(item.frame);
+    }
+
+    fn judge(&mut self, item: &mut Incoming) -> Result<Opened, Verdict> {
+        let tunnel = &mut self.endpoints.get_mut(&item.tunnel).ok_or(Verdict::TunnelDead)?.tunnel;
+        let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];
+        match item.slot {
+            Some(slot) => tunnel.judge(datagram, &item.head, slot),
+            None => tunnel.judge_bare(datagram),
+        }
+    }
+
+    /// Undoes a decryption under the receive key and tries the key before it; whether there was one.
+    fn try_previous(&mut self, item: &mut Incoming) -> bool {
+        let Some(endpoint) = self.endpoints.get(&item.tunnel) else { return false };
+        let keys = &endpoint.tunnel.keys;
+        let (Some(current), Some(previous)) = (keys.get(Slot::Receive), keys.get(Slot::Previous)) else { return false };
+        let data = &mut self.umem.chunk_mut(&mut item.frame)[item.datagram.clone()][packet::IV..];
+        let iv = iv_of(&item.head);
+        self.lanes.encrypt(&mut [Job { key: &current.key, iv, data }]);
+        self.lanes.decrypt(&mut [Job { key: &previous.key, iv, data }]);
+        item.slot = Some(Slot::Previous);
+        true
+    }
+
+    /// Sends an inner packet to the tunnel device in the frame where it stands.
+    fn deliver(&mut self, number: u16, mut frame: Frame, inner: Range<usize>) {
+        let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(frame) };
+        let chunk = self.umem.chunk_mut(&mut frame);
+        let is_ipv4 = chunk[inner.start] >> 4 == 4;
+        outer::write_ethernet(chunk, inner.start, endpoint.tunnel.private_hop, is_ipv4);
+        let octets = inner.len();
+        let offset = (inner.start - ETHERNET) as u32;
+        let packet = Packet { frame, offset, len: (octets + ETHERNET) as u32, more: false };
+        let counters = &endpoint.tunnel.counters;
+        let handed_over = match endpoint.ports.first_mut() {
+            Some(port) => port.transmit(packet, &mut self.pool),
+            None => Err(packet),
+        };
+        match handed_over {
+            Ok(()) => counters.delivered(octets),
+            Err(packet) => {
+                counters.count(Verdict::PrivateFull);
+                self.pool.put(packet.frame);
+            }
+        }
+    }
+}
+
+fn iv_of(head: &Head) -> [u8; packet::IV] {
+    std::array::from_fn(|i| head[i])
+}

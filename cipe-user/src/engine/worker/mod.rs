@@ -1,0 +1,299 @@
+//! A worker: one thread that owns sockets, frames and ciphers, and moves packets between private and carrier side.
+//!
+//! Everything that a packet touches is here and belongs to this thread alone. The control thread speaks to it by
+//! [`Command`]s and hears of it by events; keys come through the key map.
+
+mod inbound;
+mod outbound;
+mod port;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+use super::random::Random;
+use super::tunnel::{Tunnel, Way};
+use crate::cipher::Lanes;
+use crate::control::protocol::Event;
+use crate::xsk::{Packet, Pool, Socket, Umem};
+use inbound::Incoming;
+use outbound::Outgoing;
+use port::Port;
+
+/// Packets of one batch: as many as the ciphers run side by side.
+pub const BATCH: usize = 64;
+
+/// What a worker tells the control thread: tunnel number and event.
+pub type Events = tokio::sync::mpsc::Sender<(u16, Event)>;
+
+/// What the control thread tells a worker.
+pub enum Command {
+    /// A carrier device was opened: its slot, and a socket for each receive queue.
+    AddCarrier(usize, Vec<Socket>),
+    /// The carrier device in this slot is no longer used; the sender is dropped when its sockets are closed.
+    RemoveCarrier(usize, Sender<()>),
+    /// A tunnel was made; the sockets are those of its hidden end.
+    AddTunnel(Box<Tunnel>, Vec<Socket>, Vec<SocketAddr>),
+    /// A tunnel goes; the sender is dropped when its sockets are closed.
+    RemoveTunnel(u16, Sender<()>),
+    /// The way to a tunnel's peer changed.
+    SetWay(u16, Way),
+    /// A message to seal and send.
+    SendControl(u16, Vec<u8>),
+    /// The end.
+    Stop,
+}
+
+/// The control thread's hold on a worker.
+pub struct Handle {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Hands a command over and wakes the worker.
+    pub fn send(&self, command: Command) {
+        // A worker that is gone has nothing left to do for us; its end is reported by its thread.
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A tunnel and the sockets of its hidden end.
+struct Endpoint {
+    tunnel: Tunnel,
+    ports: Vec<Port>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// Epoll tokens: a kind in the upper half, an index in the lower.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Wake,
+    Private(u16),
+    Carrier(usize),
+    Udp(u16),
+}
+
+impl Source {
+    fn token(self) -> u64 {
+        match self {
+            Self::Wake => 0,
+            Self::Private(number) => 1 << 32 | u64::from(number),
+            Self::Carrier(slot) => 2 << 32 | slot as u64,
+            Self::Udp(number) => 3 << 32 | u64::from(number),
+        }
+    }
+
+    fn of(token: u64) -> Self {
+        match token >> 32 {
+            1 => Self::Private(token as u16),
+            2 => Self::Carrier(token as u32 as usize),
+            3 => Self::Udp(token as u16),
+            _ => Self::Wake,
+        }
+    }
+}
+
+struct Worker {
+    umem: Umem,
+    pool: Pool,
+    lanes: Lanes,
+    random: Random,
+    endpoints: HashMap<u16, Endpoint>,
+    addresses: HashMap<SocketAddr, u16>,
+    carriers: Vec<Option<Vec<Port>>>,
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    commands: Receiver<Command>,
+    events: Events,
+    now: Instant,
+    received: Vec<Packet>,
+    outgoing: Vec<Outgoing>,
+    incoming: Vec<Incoming>,
+}
+
+/// Starts a worker on a UMEM of its own.
+///
+/// # Errors
+/// If the kernel refuses an epoll or event descriptor, random octets or a thread.
+pub fn start(umem: Umem, pool: Pool, events: Events) -> anyhow::Result<Handle> {
+    let (sender, commands) = channel();
+    let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, &wake, epoll::EventData::new_u64(Source::Wake.token()), epoll::EventFlags::IN)?;
+    let worker = Worker {
+        umem,
+        pool,
+        lanes: Lanes::new(),
+        random: Random::new()?,
+        endpoints: HashMap::new(),
+        addresses: HashMap::new(),
+        carriers: Vec::new(),
+        epoll,
+        wake: wake.clone(),
+        commands,
+        events,
+        now: Instant::now(),
+        received: Vec::with_capacity(BATCH),
+        outgoing: Vec::with_capacity(BATCH),
+        incoming: Vec::with_capacity(BATCH),
+    };
+    let thread = std::thread::Builder::new().name("cipe-worker".into()).spawn(move || worker.run())?;
+    Ok(Handle { commands: sender, wake, thread: Some(thread) })
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut ready = Vec::with_capacity(64);
+        let mut sources: Vec<Source> = Vec::with_capacity(64);
+        loop {
+            // A second without events is only a chance to look at the clock.
+            let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+            ready.clear();
+            if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&second))
+                && error != rustix::io::Errno::INTR
+            {
+                tracing::error!("epoll: {error}; the worker ends");
+                return;
+            }
+            sources.clear();
+            sources.extend(ready.iter().map(|event: &epoll::Event| Source::of(event.data.u64())));
+            if sources.contains(&Source::Wake) && !self.obey() {
+                return;
+            }
+            // Serve the ready sources until all are empty, but hear commands between the rounds.
+            for _ in 0..16 {
+                self.now = Instant::now();
+                sources.retain(|source| self.serve(*source));
+                self.flush();
+                if sources.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// One batch from one source; whether there may be more.
+    fn serve(&mut self, source: Source) -> bool {
+        let packets = match source {
+            Source::Wake => 0,
+            Source::Private(number) => self.outbound(number),
+            Source::Carrier(slot) => self.inbound_carrier(slot),
+            Source::Udp(number) => self.inbound_udp(number),
+        };
+        packets >= BATCH
+    }
+
+    fn flush(&mut self) {
+        for port in self.carriers.iter_mut().flatten().flatten() {
+            port.flush(&mut self.pool);
+        }
+        for endpoint in self.endpoints.values_mut() {
+            for port in &mut endpoint.ports {
+                port.flush(&mut self.pool);
+            }
+        }
+    }
+
+    /// Carries out what the control thread asked; `false` at the end.
+    fn obey(&mut self) -> bool {
+        let mut count = [0; 8];
+        // An empty event descriptor only means that somebody read it before.
+        let _ = rustix::io::read(&self.wake, &mut count);
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Ok(command) => self.carry_out(command),
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::AddCarrier(slot, sockets) => {
+                let ports = self.open_ports(sockets, Source::Carrier(slot));
+                if self.carriers.len() <= slot {
+                    self.carriers.resize_with(slot + 1, || None);
+                }
+                self.carriers[slot] = Some(ports);
+            }
+            Command::RemoveCarrier(slot, _done) => {
+                for endpoint in self.endpoints.values_mut() {
+                    if matches!(endpoint.tunnel.way, Way::Carrier(path) if path.carrier == slot) {
+                        endpoint.tunnel.way = Way::Socket;
+                    }
+                }
+                for port in self.carriers.get_mut(slot).and_then(Option::take).into_iter().flatten() {
+                    port.close(&mut self.pool);
+                }
+            }
+            Command::AddTunnel(tunnel, sockets, addresses) => {
+                let number = tunnel.number;
+                let ports = self.open_ports(sockets, Source::Private(number));
+                self.watch(&tunnel.udp, Source::Udp(number));
+                self.addresses.extend(addresses.iter().map(|address| (*address, number)));
+                self.endpoints.insert(number, Endpoint { tunnel: *tunnel, ports, addresses });
+            }
+            Command::RemoveTunnel(number, _done) => {
+                let Some(endpoint) = self.endpoints.remove(&number) else { return };
+                for address in endpoint.addresses {
+                    self.addresses.remove(&address);
+                }
+                for port in endpoint.ports {
+                    port.close(&mut self.pool);
+                }
+            }
+            Command::SetWay(number, way) => {
+                if let Some(endpoint) = self.endpoints.get_mut(&number) {
+                    endpoint.tunnel.way = way;
+                }
+            }
+            Command::SendControl(number, payload) => self.send_control(number, &payload),
+            Command::Stop => {}
+        }
+    }
+
+    fn open_ports(&mut self, sockets: Vec<Socket>, source: Source) -> Vec<Port> {
+        let mut ports = Vec::with_capacity(sockets.len());
+        for socket in sockets {
+            self.watch(&socket, source);
+            ports.push(Port::new(socket, &mut self.pool));
+        }
+        ports
+    }
+
+    fn watch(&self, fd: impl AsFd, source: Source) {
+        let data = epoll::EventData::new_u64(source.token());
+        if let Err(error) = epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN) {
+            tracing::error!("epoll: {error}; a socket goes unheard");
+        }
+    }
+
+    /// Tells the control thread; `false` if its queue is full.
+    fn tell(&self, number: u16, event: Event) -> bool {
+        self.events.try_send((number, event)).is_ok()
+    }
+}
+
+/// Frame offset of a datagram or message that the worker itself puts into a fresh frame: room for any headers before.
+const FRESH: usize = 256;
+
+const _: () = assert!(FRESH >= super::outer::ETHERNET + super::outer::IPV6 + super::outer::UDP + 8);

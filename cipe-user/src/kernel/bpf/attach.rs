@@ -1,0 +1,160 @@
+//! Attaching and detaching: one link an attachment, held here and gone with it.
+
+use std::{collections::HashMap, fmt, io};
+
+use aya::programs::{
+    LinkOrder, ProgramError, TcAttachType,
+    tc::{SchedClassifierLink, TcAttachOptions},
+    xdp::XdpLink,
+};
+use cipe_common::maps::names;
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+
+use super::{
+    Programs, classifier,
+    error::{Error, chain, os_error},
+    xdp,
+};
+
+/// Which way of running XDP is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpPreference {
+    /// Native where the driver takes it, else generic.
+    #[default]
+    Auto,
+    /// Native or nothing.
+    Native,
+    /// Generic, also where the driver could do native: superframes stay whole.
+    Generic,
+}
+
+/// How XDP runs on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the network stack; with the reason if native was tried first.
+    Generic {
+        /// Why the driver refused, in words.
+        refused: Option<String>,
+    },
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Native => f.write_str("native"),
+            Self::Generic { refused: None } => f.write_str("generic"),
+            Self::Generic { refused: Some(reason) } => write!(f, "generic (native refused: {reason})"),
+        }
+    }
+}
+
+/// Everything that is attached. Dropping a link detaches it; one whose device is gone is detached already.
+#[derive(Default)]
+pub(super) struct Links {
+    /// By carrier device.
+    carrier: HashMap<u32, XdpLink>,
+    /// By visible end.
+    private: HashMap<u32, (SchedClassifierLink, XdpLink)>,
+}
+
+impl Programs {
+    /// Attaches carrier classification to a device. Once per device.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::NativeRefused`], [`Error::Privilege`], [`Error::NoDevice`] or [`Error::Attach`].
+    pub fn attach_carrier(&mut self, ifindex: u32, preference: XdpPreference) -> Result<XdpMode, Error> {
+        let (link, mode) = self.attach_xdp(names::CARRIER_XDP, ifindex, preference)?;
+        self.links.carrier.insert(ifindex, link);
+        Ok(mode)
+    }
+
+    /// Detaches it; nothing happens if it was not attached.
+    pub fn detach_carrier(&mut self, ifindex: u32) {
+        self.links.carrier.remove(&ifindex);
+    }
+
+    /// Attaches the stamp to a tunnel device (tcx egress, behind what is there already) and redirection to its hidden
+    /// end. The way is open only when both are: on an error neither stays.
+    ///
+    /// # Errors
+    /// As [`Self::attach_carrier`].
+    pub fn attach_private(&mut self, visible: u32, hidden: u32, preference: XdpPreference) -> Result<XdpMode, Error> {
+        let (xdp_link, mode) = self.attach_xdp(names::PRIVATE_XDP, hidden, preference)?;
+        let device = name(visible)?;
+        let failed = |error: ProgramError| attach_error(&device, names::PRIVATE_TC, &error);
+        let program = classifier(&mut self.ebpf, names::PRIVATE_TC)?;
+        let tc_link = program
+            .attach_with_options(&device, TcAttachType::Egress, TcAttachOptions::TcxOrder(LinkOrder::last()))
+            .and_then(|id| program.take_link(id))
+            .map_err(failed)?;
+        self.links.private.insert(visible, (tc_link, xdp_link));
+        Ok(mode)
+    }
+
+    /// Detaches both; nothing happens if they were not attached. The hidden end then receives nothing, so private
+    /// traffic ends in it.
+    pub fn detach_private(&mut self, visible: u32) {
+        self.links.private.remove(&visible);
+    }
+
+    fn attach_xdp(
+        &mut self,
+        program: &'static str,
+        ifindex: u32,
+        preference: XdpPreference,
+    ) -> Result<(XdpLink, XdpMode), Error> {
+        let device = name(ifindex)?;
+        let xdp = xdp(&mut self.ebpf, program)?;
+        let mut attach = |mode| xdp.attach_to_if_index(ifindex, mode).and_then(|id| xdp.take_link(id));
+        let refused = match preference {
+            XdpPreference::Generic => None,
+            XdpPreference::Auto | XdpPreference::Native => match attach(aya::programs::XdpMode::Driver) {
+                Ok(link) => return Ok((link, XdpMode::Native)),
+                Err(error) => match os_error(&error) {
+                    Some(libc::EPERM | libc::EBUSY | libc::EEXIST | libc::ENODEV) => {
+                        return Err(attach_error(&device, program, &error));
+                    }
+                    errno => Some(refusal(errno, &error)),
+                },
+            },
+        };
+        match (preference, refused) {
+            (XdpPreference::Native, Some(reason)) => Err(Error::NativeRefused { device, reason }),
+            (_, refused) => match attach(aya::programs::XdpMode::Skb) {
+                Ok(link) => Ok((link, XdpMode::Generic { refused })),
+                Err(error) => Err(attach_error(&device, program, &error)),
+            },
+        }
+    }
+}
+
+/// Why a driver refuses native XDP, as far as the error number tells.
+fn refusal(errno: Option<i32>, error: &ProgramError) -> String {
+    match errno {
+        Some(libc::EOPNOTSUPP) => "the driver has no native XDP".to_owned(),
+        Some(libc::ERANGE) => "the MTU is too large for it".to_owned(),
+        Some(libc::ENOSPC) => "the peer has more transmit queues than the device has receive queues".to_owned(),
+        _ => chain(error),
+    }
+}
+
+fn attach_error(device: &str, program: &'static str, error: &ProgramError) -> Error {
+    let device = device.to_owned();
+    match os_error(error) {
+        Some(libc::EPERM) => Error::Privilege { what: format!("{device}: attaching eBPF") },
+        Some(libc::EBUSY | libc::EEXIST) if program != names::PRIVATE_TC => Error::Busy { device, id: None },
+        _ => Error::Attach { device, program, reason: chain(error) },
+    }
+}
+
+/// Name of a device in this network namespace.
+fn name(ifindex: u32) -> Result<String, Error> {
+    let look_up = || -> io::Result<String> {
+        // Any socket does: the question goes by ioctl.
+        let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        Ok(netdevice::index_to_name(any, ifindex)?)
+    };
+    look_up().map_err(|_| Error::NoDevice { ifindex })
+}

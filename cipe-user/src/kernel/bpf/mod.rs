@@ -1,0 +1,327 @@
+//! The eBPF programs and their maps: the only place that knows aya.
+//!
+//! [`Programs`] owns everything that it loaded: programs, maps and links go when it is dropped.
+
+mod attach;
+mod error;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, XskMap},
+    programs::{SchedClassifier, Xdp},
+};
+use aya_log::EbpfLogger;
+use cipe_common::{
+    Verdict,
+    maps::{
+        CARRIER_QUEUES, CarrierAddress, MAX_CARRIERS, MAX_TUNNELS, PRIVATE_QUEUES, SLOTS, Tunnel, names,
+        verdict_entries, verdict_index,
+    },
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::keys::KeyWriter;
+pub use attach::{XdpMode, XdpPreference};
+pub use error::Error;
+
+/// The committed object, built from `cipe-ebpf` by `cargo xtask build-ebpf`.
+const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../cipe-ebpf/prebuilt/cipe.bpf.o");
+
+/// Environment variable that names an object to load instead of the committed one (`cargo xtask build-ebpf --check`).
+pub const OBJECT_VARIABLE: &str = "CIPE_BPF_OBJECT";
+
+/// [`Tunnel`] as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct TunnelValue(Tunnel);
+
+/// [`CarrierAddress`] as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct AddressKey(CarrierAddress);
+
+// SAFETY: two u32, no padding, every bit pattern valid.
+unsafe impl Pod for TunnelValue {}
+// SAFETY: octet arrays only.
+unsafe impl Pod for AddressKey {}
+
+/// How large the maps are made.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Tunnels, 1 to [`MAX_TUNNELS`]; their numbers are below this.
+    pub max_tunnels: u32,
+    /// Carrier devices, 1 to [`MAX_CARRIERS`].
+    pub max_carriers: u32,
+    /// Let the programs log at debug level (rare events only). Below it they are silent.
+    pub debug: bool,
+    /// An object file in place of the built-in one.
+    pub object: Option<PathBuf>,
+}
+
+impl Default for LoadOptions {
+    /// The largest tables, and the object that [`OBJECT_VARIABLE`] names, if it is set.
+    fn default() -> Self {
+        Self {
+            max_tunnels: MAX_TUNNELS,
+            max_carriers: MAX_CARRIERS,
+            debug: false,
+            object: std::env::var_os(OBJECT_VARIABLE).map(PathBuf::from),
+        }
+    }
+}
+
+/// The loaded programs, their maps and where they are attached. Owned by the engine's control thread.
+pub struct Programs {
+    ebpf: Ebpf,
+    links: attach::Links,
+    tunnels: Array<MapData, TunnelValue>,
+    private_devices: HashMap<MapData, u32, u32>,
+    private_sockets: XskMap<MapData>,
+    carrier_addresses: HashMap<MapData, AddressKey, u32>,
+    carrier_devices: HashMap<MapData, u32, u32>,
+    carrier_sockets: XskMap<MapData>,
+    verdicts: PerCpuArray<MapData, u64>,
+    keys: Option<KeyWriter>,
+}
+
+impl Programs {
+    /// Loads the three programs and makes their maps. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// [`Error::Privilege`] without the capabilities; [`Error::Load`] with the verifier's or kernel's word otherwise.
+    pub fn load(options: &LoadOptions) -> Result<Self, Error> {
+        raise_memlock();
+        let tunnels = options.max_tunnels.clamp(1, MAX_TUNNELS);
+        let carriers = options.max_carriers.clamp(1, MAX_CARRIERS);
+        let level = if options.debug { aya_log::Level::Debug } else { aya_log::Level::Info } as u8;
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries(names::TUNNELS, tunnels)
+            .map_max_entries(names::KEYLESS, tunnels)
+            .map_max_entries(names::PRIVATE_DEVICES, 2 * tunnels)
+            .map_max_entries(names::PRIVATE_SOCKETS, tunnels * PRIVATE_QUEUES)
+            .map_max_entries(names::CARRIER_ADDRESSES, 2 * tunnels)
+            .map_max_entries(names::KEYS, tunnels * SLOTS)
+            .map_max_entries(names::VERDICTS, verdict_entries(tunnels))
+            .map_max_entries(names::CARRIER_DEVICES, carriers)
+            .map_max_entries(names::CARRIER_SOCKETS, carriers * CARRIER_QUEUES)
+            .override_global(aya_log::LEVEL, &level, false);
+        let mut ebpf = match &options.object {
+            None => loader.load(OBJECT),
+            Some(path) => loader.load_file(path),
+        }
+        .map_err(Error::load)?;
+        // Before the maps are taken out: loading a program wants all of them in place.
+        for name in [names::CARRIER_XDP, names::PRIVATE_XDP] {
+            xdp(&mut ebpf, name)?.load().map_err(|error| Error::load(error.into()))?;
+        }
+        classifier(&mut ebpf, names::PRIVATE_TC)?.load().map_err(|error| Error::load(error.into()))?;
+        let keys = match ebpf.take_map(names::KEYS) {
+            Some(Map::Array(map)) => KeyWriter::map(map.fd().as_fd(), (tunnels * SLOTS) as usize)
+                .map_err(|source| Error::Map { map: names::KEYS, source: source.into() })?,
+            _ => return Err(Error::Object { name: names::KEYS }),
+        };
+        Ok(Self {
+            links: attach::Links::default(),
+            tunnels: map(&mut ebpf, names::TUNNELS)?,
+            private_devices: map(&mut ebpf, names::PRIVATE_DEVICES)?,
+            private_sockets: map(&mut ebpf, names::PRIVATE_SOCKETS)?,
+            carrier_addresses: map(&mut ebpf, names::CARRIER_ADDRESSES)?,
+            carrier_devices: map(&mut ebpf, names::CARRIER_DEVICES)?,
+            carrier_sockets: map(&mut ebpf, names::CARRIER_SOCKETS)?,
+            verdicts: map(&mut ebpf, names::VERDICTS)?,
+            keys: Some(keys),
+            ebpf,
+        })
+    }
+
+    /// Hands out the one writer of the key slots; its [`KeyWriter::reader`]s are for the workers. `None` the second time.
+    pub fn take_keys(&mut self) -> Option<KeyWriter> {
+        self.keys.take()
+    }
+
+    /// Sets what the programs know of a tunnel. Without [`Tunnel::ALIVE`] its private traffic is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the number is not below [`LoadOptions::max_tunnels`].
+    pub fn set_tunnel(&mut self, number: u32, tunnel: Tunnel) -> Result<(), Error> {
+        self.tunnels.set(number, TunnelValue(tunnel), 0).map_err(in_map(names::TUNNELS))
+    }
+
+    /// Declares a tunnel dead: everything routed into its device is dropped and counted from now on.
+    ///
+    /// # Errors
+    /// As [`Self::set_tunnel`].
+    pub fn clear_tunnel(&mut self, number: u32) -> Result<(), Error> {
+        self.set_tunnel(number, Tunnel::default())
+    }
+
+    /// Says which tunnel a device belongs to: call it for both ends, before [`Self::attach_private`].
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the table is full.
+    pub fn set_private_device(&mut self, ifindex: u32, tunnel: u32) -> Result<(), Error> {
+        self.private_devices.insert(ifindex, tunnel, 0).map_err(in_map(names::PRIVATE_DEVICES))
+    }
+
+    /// Forgets a device; no error if it was not known.
+    ///
+    /// # Errors
+    /// [`Error::Map`] with the kernel's answer.
+    pub fn remove_private_device(&mut self, ifindex: u32) -> Result<(), Error> {
+        forgotten(self.private_devices.remove(&ifindex)).map_err(in_map(names::PRIVATE_DEVICES))
+    }
+
+    /// Gives a carrier device its place in the sockets' table: queue `q` is at `base + q`. Bases are multiples of
+    /// [`CARRIER_QUEUES`].
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the table is full.
+    pub fn set_carrier_device(&mut self, ifindex: u32, base: u32) -> Result<(), Error> {
+        self.carrier_devices.insert(ifindex, base, 0).map_err(in_map(names::CARRIER_DEVICES))
+    }
+
+    /// Forgets a carrier device: its datagrams go the kernel's way. No error if it was not known.
+    ///
+    /// # Errors
+    /// [`Error::Map`] with the kernel's answer.
+    pub fn remove_carrier_device(&mut self, ifindex: u32) -> Result<(), Error> {
+        forgotten(self.carrier_devices.remove(&ifindex)).map_err(in_map(names::CARRIER_DEVICES))
+    }
+
+    /// Puts an AF_XDP socket at a carrier device's base plus queue. The map holds no reference that keeps the socket
+    /// open: a closed socket leaves by itself.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the index is out of range or the descriptor is no AF_XDP socket.
+    pub fn set_carrier_socket(&mut self, index: u32, socket: impl AsFd) -> Result<(), Error> {
+        self.carrier_sockets.set(index, socket.as_fd().as_raw_fd(), 0).map_err(in_map(names::CARRIER_SOCKETS))
+    }
+
+    /// Puts an AF_XDP socket at [`cipe_common::maps::private_socket_index`].
+    ///
+    /// # Errors
+    /// As [`Self::set_carrier_socket`].
+    pub fn set_private_socket(&mut self, index: u32, socket: impl AsFd) -> Result<(), Error> {
+        self.private_sockets.set(index, socket.as_fd().as_raw_fd(), 0).map_err(in_map(names::PRIVATE_SOCKETS))
+    }
+
+    /// Directs datagrams to a local address (an unspecified one: any address of that port) to a tunnel.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the table is full.
+    pub fn add_carrier_address(&mut self, local: SocketAddr, tunnel: u32) -> Result<(), Error> {
+        self.carrier_addresses.insert(address_key(local), tunnel, 0).map_err(in_map(names::CARRIER_ADDRESSES))
+    }
+
+    /// Takes that back; no error if it was not there.
+    ///
+    /// # Errors
+    /// [`Error::Map`] with the kernel's answer.
+    pub fn remove_carrier_address(&mut self, local: SocketAddr) -> Result<(), Error> {
+        forgotten(self.carrier_addresses.remove(&address_key(local))).map_err(in_map(names::CARRIER_ADDRESSES))
+    }
+
+    /// The drops that the programs counted for a tunnel ([`cipe_common::maps::NO_TUNNEL`]: for none), by discriminant of [`Verdict`]. The
+    /// engine's own counts are to be added.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the number is not below [`LoadOptions::max_tunnels`].
+    pub fn verdicts(&self, tunnel: u32) -> Result<[u64; Verdict::COUNT], Error> {
+        let mut counts = [0; Verdict::COUNT];
+        for verdict in Verdict::KERNEL {
+            let per_cpu = self.verdicts.get(&verdict_index(tunnel, *verdict), 0).map_err(in_map(names::VERDICTS))?;
+            counts[*verdict as usize] = per_cpu.iter().sum();
+        }
+        Ok(counts)
+    }
+
+    /// Sets a tunnel's counts to zero, before its number is used again.
+    ///
+    /// # Errors
+    /// As [`Self::verdicts`].
+    pub fn reset_verdicts(&mut self, tunnel: u32) -> Result<(), Error> {
+        let cpus =
+            aya::util::nr_cpus().map_err(|(_, source)| Error::Map { map: names::VERDICTS, source: source.into() })?;
+        for verdict in Verdict::KERNEL {
+            // Built anew each time: the map takes it by value.
+            let zero = PerCpuValues::try_from(vec![0; cpus])
+                .map_err(|source| Error::Map { map: names::VERDICTS, source: source.into() })?;
+            self.verdicts.set(verdict_index(tunnel, *verdict), zero, 0).map_err(in_map(names::VERDICTS))?;
+        }
+        Ok(())
+    }
+
+    /// Work that hands the programs' log records to the `log` crate's logger (and so to tracing's); to be spawned on a
+    /// tokio runtime with I/O, it ends only with an error. `None` the second time.
+    pub fn logs(&mut self) -> Option<impl Future<Output = std::io::Error> + Send + 'static> {
+        let logger = EbpfLogger::init(&mut self.ebpf).ok()?;
+        Some(async move {
+            // SAFETY: the logger owns the ring buffer's descriptor, and neither replaces nor closes it before its drop.
+            let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
+                Ok(logger) => logger,
+                Err(error) => return error.into(),
+            };
+            loop {
+                match logger.readable_mut().await {
+                    Ok(mut ready) => {
+                        ready.get_inner_mut().flush();
+                        ready.clear_ready();
+                    }
+                    Err(error) => return error,
+                }
+            }
+        })
+    }
+}
+
+/// The key of a local carrier address.
+fn address_key(local: SocketAddr) -> AddressKey {
+    let address = match local.ip() {
+        ip if ip.is_unspecified() => [0; 16],
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    };
+    AddressKey(CarrierAddress { address, port: local.port().to_be_bytes(), reserved: [0; 2] })
+}
+
+fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {
+    ebpf.take_map(name).ok_or(Error::Object { name })?.try_into().map_err(in_map(name))
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Error> {
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(Error::Object { name })
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, Error> {
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(Error::Object { name })
+}
+
+fn in_map(map: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |source| Error::Map { map, source: source.into() }
+}
+
+/// Removing what is not there is no failure.
+fn forgotten(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}
+
+/// Kernels before 5.11 count maps against it; refusal (no CAP_SYS_RESOURCE) does not matter on later ones.
+fn raise_memlock() {
+    if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
+        log::debug!("RLIMIT_MEMLOCK stays as it is: {error}");
+    }
+}

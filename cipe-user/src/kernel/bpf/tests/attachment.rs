@@ -1,0 +1,151 @@
+//! Attachment to real devices: a veth pair in a network namespace that only the test's thread is in, and that goes with it.
+
+use std::{
+    io::Read as _,
+    net::{Ipv4Addr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use cipe_common::Stamp;
+use futures_util::TryStreamExt as _;
+use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{
+    frames::{ETHERNET, IPV4, TCP, pseudo_sum},
+    *,
+};
+
+/// Address of the visible end, and the network behind it.
+const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 1);
+const PREFIX: u8 = 24;
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 2);
+
+/// Longer than anything here takes: what has not come by then never comes.
+const GIVE_UP: Duration = Duration::from_secs(10);
+
+/// Both ends' ifindex.
+struct Veth {
+    visible: u32,
+    hidden: u32,
+}
+
+/// Runs `test` on a thread in a network namespace of its own, with a veth pair `v0`, `v1` that is up.
+fn in_namespace(test: impl FnOnce(&mut Programs, Veth) + Send) {
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            // Loaded first: says whether we may do any of this.
+            let Some(mut programs) = programs() else { return };
+            // SAFETY: a network namespace is no resource that other threads' safety rests on; only this thread changes.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let veth = runtime.block_on(make_veth());
+            test(&mut programs, veth);
+        });
+        if let Err(panic) = run.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+async fn make_veth() -> Veth {
+    let (connection, netlink, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    netlink.link().add(LinkVeth::new("v0", "v1").build()).execute().await.unwrap();
+    let veth = Veth { visible: index(&netlink, "v0").await, hidden: index(&netlink, "v1").await };
+    netlink.address().add(veth.visible, NEAR.into(), PREFIX).execute().await.unwrap();
+    for end in [veth.visible, veth.hidden] {
+        let change = LinkUnspec::new_with_index(end).up().arp(false).build();
+        netlink.link().set(change).execute().await.unwrap();
+    }
+    veth
+}
+
+async fn index(netlink: &Handle, name: &str) -> u32 {
+    let mut links = netlink.link().get().match_name(name.to_owned()).execute();
+    links.try_next().await.unwrap().unwrap().header.index
+}
+
+#[test]
+fn a_veth_runs_native_xdp_unless_generic_is_asked_for() {
+    in_namespace(|programs, veth| {
+        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Auto).unwrap(), XdpMode::Native);
+        programs.detach_carrier(veth.visible);
+        let generic = programs.attach_carrier(veth.visible, XdpPreference::Generic).unwrap();
+        assert_eq!(generic, XdpMode::Generic { refused: None });
+        let busy = programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap_err().to_string();
+        assert!(busy.starts_with("v0: another XDP program is attached"), "{busy}");
+        assert!(busy.ends_with("detach it with `ip link set v0 xdp off`"), "{busy}");
+        programs.detach_carrier(veth.visible);
+        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap(), XdpMode::Native);
+    });
+}
+
+#[test]
+fn loopback_falls_back_to_generic_with_the_reason() {
+    in_namespace(|programs, _| {
+        let mode = programs.attach_carrier(DEVICE, XdpPreference::Auto).unwrap();
+        assert_eq!(mode.to_string(), "generic (native refused: the driver has no native XDP)");
+        programs.detach_carrier(DEVICE);
+        let error = programs.attach_carrier(DEVICE, XdpPreference::Native).unwrap_err().to_string();
+        assert_eq!(error, "lo: native XDP refused (the driver has no native XDP); use generic XDP (xdp-mode=generic)");
+    });
+}
+
+#[test]
+fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
+    in_namespace(|programs, veth| {
+        programs.set_private_device(veth.visible, TUNNEL).unwrap();
+        programs.set_private_device(veth.hidden, TUNNEL).unwrap();
+        programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 1_000 }).unwrap();
+        programs.attach_private(veth.visible, veth.hidden, XdpPreference::Auto).unwrap();
+        let tap = tap();
+        let _half_open = syn();
+        let frame = next_tcp(&tap);
+        assert_eq!(Stamp::from_mac(frame[..6].try_into().unwrap()), Some(Stamp { gso_size: 0, tunnel: TUNNEL as u16 }));
+        assert_eq!(frame[ETHERNET + IPV4 + TCP..][..4], [2, 4, 3, 0xE8], "MSS 1000");
+        // The device is to complete it: so far it is the sum of the pseudo-header, untouched by the clamp.
+        let sum = u16::from_be_bytes(frame[ETHERNET + IPV4 + 16..][..2].try_into().unwrap());
+        assert_eq!(sum, pseudo_sum(&frame[ETHERNET..], IPV4));
+        // No socket is there: nothing gets past the hidden end, where the frame arrives in its own time.
+        let start = Instant::now();
+        while programs.counted(TUNNEL, Verdict::NoEngine) == 0 && start.elapsed() < GIVE_UP {
+            thread::yield_now();
+        }
+        assert_ne!(programs.counted(TUNNEL, Verdict::NoEngine), 0);
+        let before = programs.counted(TUNNEL, Verdict::TunnelDead);
+        programs.clear_tunnel(TUNNEL).unwrap();
+        let _half_open = syn();
+        assert!(programs.counted(TUNNEL, Verdict::TunnelDead) > before);
+    });
+}
+
+/// Makes the kernel send a SYN to [`FAR`]; the connection never comes about.
+fn syn() -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let answer = socket.connect(&SocketAddr::from((FAR, 443)).into());
+    assert_eq!(answer.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+    socket
+}
+
+/// Sees every frame of the namespace as it leaves or arrives, and gives up after ten seconds without one.
+fn tap() -> Socket {
+    const ETH_P_ALL: u16 = 3;
+    let tap = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ETH_P_ALL.to_be())))).unwrap();
+    tap.set_read_timeout(Some(GIVE_UP)).unwrap();
+    tap
+}
+
+/// The next frame with a TCP segment over IPv4.
+fn next_tcp(mut tap: &Socket) -> Vec<u8> {
+    let mut frame = vec![0; 2048];
+    loop {
+        let length = tap.read(&mut frame).unwrap();
+        if length >= ETHERNET + IPV4 + TCP && frame[12..14] == [0x08, 0x00] && frame[ETHERNET + 9] == 6 {
+            frame.truncate(length);
+            return frame;
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Promises of the carrier program.
+
+use cipe_common::maps::Slot;
+
+use super::{
+    frames::{ETHERNET, IPV4, UDP, tagged, udp},
+    *,
+};
+
+const LOCAL: &str = "192.0.2.1:4000";
+const LOCAL_V6: &str = "[2001:db8::1]:4000";
+const VLAN: [u8; 2] = [0x81, 0x00];
+const QINQ: [u8; 2] = [0x88, 0xA8];
+
+/// A payload with the flag of a static or dynamic key.
+fn payload(length: usize, dynamic: bool) -> Vec<u8> {
+    vec![if dynamic { 0x80 } else { 0x7F }; length]
+}
+
+fn frame(length: usize) -> Vec<u8> {
+    udp(LOCAL.parse().unwrap(), &payload(length, false))
+}
+
+/// Programs with a live tunnel at both local addresses, and a socket. The socket must live as long as it is wanted.
+fn ready(flags: u32) -> Option<(Programs, OwnedFd)> {
+    let mut programs = programs()?;
+    let socket = xdp_socket();
+    programs.set_tunnel(TUNNEL, Tunnel { flags, mss: 0 }).unwrap();
+    programs.add_carrier_address(LOCAL.parse().unwrap(), TUNNEL).unwrap();
+    programs.add_carrier_address(LOCAL_V6.parse().unwrap(), TUNNEL).unwrap();
+    programs.set_carrier_device(DEVICE, CARRIER_QUEUES).unwrap();
+    programs.set_carrier_socket(CARRIER_QUEUES, &socket).unwrap();
+    Some((programs, socket))
+}
+
+impl Programs {
+    fn carrier(&mut self, frame: &[u8]) -> u32 {
+        self.run_xdp(names::CARRIER_XDP, frame)
+    }
+}
+
+#[test]
+fn our_datagrams_go_to_the_engine_with_up_to_two_tags_over_either_ip() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    for plain in [frame(16), udp(LOCAL_V6.parse().unwrap(), &payload(1440, false))] {
+        assert_eq!(programs.carrier(&plain), XDP_REDIRECT);
+        assert_eq!(programs.carrier(&tagged(&plain, VLAN)), XDP_REDIRECT);
+        let twice = tagged(&tagged(&plain, VLAN), QINQ);
+        assert_eq!(programs.carrier(&twice), XDP_REDIRECT);
+        assert_eq!(programs.carrier(&tagged(&twice, QINQ)), XDP_PASS);
+    }
+    assert_eq!(programs.verdicts(TUNNEL).unwrap(), [0; Verdict::COUNT]);
+}
+
+#[test]
+fn octets_behind_the_datagram_are_no_matter() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let mut padded = frame(16);
+    padded.resize(padded.len() + 7, 0);
+    assert_eq!(programs.carrier(&padded), XDP_REDIRECT);
+}
+
+#[test]
+fn a_datagram_to_another_address_or_port_passes() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    for other in ["192.0.2.2:4000", "192.0.2.1:4001", "[2001:db8::2]:4000", "[::ffff:192.0.2.3]:4000"] {
+        assert_eq!(programs.carrier(&udp(other.parse().unwrap(), &payload(16, false))), XDP_PASS, "{other}");
+    }
+}
+
+#[test]
+fn an_unspecified_address_takes_its_port_at_any_address_unless_one_is_listed() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    programs.add_carrier_address("0.0.0.0:5000".parse().unwrap(), TUNNEL).unwrap();
+    for any in ["203.0.113.9:5000", "[2001:db8::9]:5000"] {
+        assert_eq!(programs.carrier(&udp(any.parse().unwrap(), &payload(16, false))), XDP_REDIRECT, "{any}");
+    }
+    // A listed address of a dead tunnel wins over the wildcard.
+    programs.add_carrier_address("203.0.113.9:5000".parse().unwrap(), TUNNEL + 1).unwrap();
+    assert_eq!(programs.carrier(&udp("203.0.113.9:5000".parse().unwrap(), &payload(16, false))), XDP_PASS);
+}
+
+#[test]
+fn what_is_not_plain_udp_passes() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let change = |at: usize, value: u8| {
+        let mut frame = frame(16);
+        frame[at] = value;
+        frame
+    };
+    let v6 = |at: usize, value: u8| {
+        let mut frame = udp(LOCAL_V6.parse().unwrap(), &payload(16, false));
+        frame[at] = value;
+        frame
+    };
+    for (what, frame) in [
+        ("ARP", change(13, 0x06)),
+        ("IP options", change(ETHERNET, 0x46)),
+        ("version 5", change(ETHERNET, 0x55)),
+        ("more fragments", change(ETHERNET + 6, 0x20)),
+        ("a later fragment", change(ETHERNET + 7, 0x01)),
+        ("TCP", change(ETHERNET + 9, 6)),
+        ("an IPv6 fragment header", v6(ETHERNET + 6, 44)),
+        ("IPv6 hop-by-hop options", v6(ETHERNET + 6, 0)),
+        ("version 4 in an IPv6 frame", v6(ETHERNET, 0x40)),
+    ] {
+        assert_eq!(programs.carrier(&frame), XDP_PASS, "{what}");
+    }
+}
+
+#[test]
+fn a_frame_cut_within_the_headers_passes_and_within_the_payload_is_a_bad_length() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let whole = frame(24);
+    let headers = ETHERNET + IPV4 + UDP;
+    for cut in ETHERNET..headers {
+        assert_eq!(programs.carrier(&whole[..cut]), XDP_PASS, "{cut} octets");
+    }
+    for cut in headers..whole.len() {
+        assert_eq!(programs.carrier(&whole[..cut]), XDP_DROP, "{cut} octets");
+    }
+    assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), (whole.len() - headers) as u64);
+}
+
+#[test]
+fn only_lengths_of_the_protocol_go_to_the_engine() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let mut dropped = 0;
+    for length in 0..=80 {
+        let fits = length >= 16 && length % 8 == 0;
+        assert_eq!(programs.carrier(&frame(length)), if fits { XDP_REDIRECT } else { XDP_DROP }, "{length} octets");
+        dropped += u64::from(!fits);
+    }
+    assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), dropped);
+    programs.reset_verdicts(TUNNEL).unwrap();
+    assert_eq!(programs.verdicts(TUNNEL).unwrap(), [0; Verdict::COUNT]);
+}
+
+#[test]
+fn a_length_field_that_lies_is_a_bad_length() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let udp_length = ETHERNET + IPV4 + 4;
+    let ip_length = ETHERNET + 2;
+    for (at, value) in
+        [(udp_length, 7u16), (udp_length, 0), (udp_length, 8 + 32), (ip_length, 20 + 8 + 8), (ip_length, 19)]
+    {
+        let mut frame = frame(24);
+        frame[at..at + 2].copy_from_slice(&value.to_be_bytes());
+        assert_eq!(programs.carrier(&frame), XDP_DROP, "{value} at {at}");
+    }
+    assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), 5);
+}
+
+#[test]
+fn without_a_cipher_any_length_and_first_octet_goes_to_the_engine() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE | Tunnel::NOKEY) else { return };
+    for length in 0..=40 {
+        let frame = udp(LOCAL.parse().unwrap(), &payload(length, true));
+        assert_eq!(programs.carrier(&frame), XDP_REDIRECT, "{length} octets");
+    }
+    assert_eq!(programs.carrier(&frame(24)[..ETHERNET + IPV4 + UDP + 23]), XDP_DROP);
+}
+
+#[test]
+fn a_dead_tunnel_leaves_its_datagrams_to_the_kernel() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    programs.clear_tunnel(TUNNEL).unwrap();
+    assert_eq!(programs.carrier(&frame(16)), XDP_PASS);
+    assert_eq!(programs.carrier(&frame(15)), XDP_PASS);
+}
+
+#[test]
+fn without_a_socket_or_device_datagrams_are_left_to_the_kernel() {
+    let Some((mut programs, socket)) = ready(Tunnel::ALIVE) else { return };
+    programs.remove_carrier_device(DEVICE).unwrap();
+    assert_eq!(programs.carrier(&frame(16)), XDP_PASS);
+    programs.set_carrier_device(DEVICE, 0).unwrap();
+    assert_eq!(programs.carrier(&frame(16)), XDP_PASS);
+    programs.set_carrier_socket(0, &socket).unwrap();
+    assert_eq!(programs.carrier(&frame(16)), XDP_REDIRECT);
+    programs.remove_carrier_address(LOCAL.parse().unwrap()).unwrap();
+    assert_eq!(programs.carrier(&frame(16)), XDP_PASS);
+}
+
+#[test]
+fn under_an_unknown_dynamic_key_few_reach_the_engine_and_the_rest_is_counted() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let dynamic = udp(LOCAL.parse().unwrap(), &payload(16, true));
+    const SENT: u64 = 1_000;
+    let passed = (0..SENT).filter(|_| programs.carrier(&dynamic) == XDP_REDIRECT).count() as u64;
+    assert!(passed >= 1, "the engine must see one, or it never asks for a key");
+    assert!(passed < SENT, "the rest must not reach it");
+    assert_eq!(programs.counted(TUNNEL, Verdict::NoReceiveKey), SENT - passed);
+    assert_eq!(programs.carrier(&frame(16)), XDP_REDIRECT, "the static key is always there");
+}
+
+#[test]
+fn under_the_current_or_previous_receive_key_all_reach_the_engine() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let mut keys = programs.take_keys().unwrap();
+    let dynamic = udp(LOCAL.parse().unwrap(), &payload(16, true));
+    for slot in [Slot::Receive, Slot::Previous] {
+        keys.set(TUNNEL, slot, &[1; 16]);
+        for _ in 0..10 {
+            assert_eq!(programs.carrier(&dynamic), XDP_REDIRECT, "{slot:?}");
+        }
+        keys.clear(TUNNEL, slot);
+    }
+    // Keys that are not for receiving, or another tunnel's, do not count.
+    keys.set(TUNNEL, Slot::Static, &[1; 16]);
+    keys.set(TUNNEL, Slot::Send, &[1; 16]);
+    keys.set(TUNNEL + 1, Slot::Receive, &[1; 16]);
+    assert!((0..100).any(|_| programs.carrier(&dynamic) == XDP_DROP));
+}

@@ -1,0 +1,66 @@
+//! Notifications of rtnetlink's multicast groups.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::Stream;
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
+
+use super::netlink::{Error, Result};
+
+/// Octets of notifications that may wait: a routing daemon that changes its mind tells hundreds of routes at once.
+const RECEIVE_BUFFER: u32 = 1 << 20;
+
+/// What a subscription delivers.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A notification.
+    Message(Box<RouteNetlinkMessage>),
+    /// Notifications came faster than they were read and some are lost: read everything again.
+    Lost,
+}
+
+type Notification = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
+
+/// A subscription to groups of notifications. A socket of its own, so that a flood of them cannot lose an answer.
+pub(super) struct Events {
+    stream: Pin<Box<dyn Stream<Item = Notification> + Send>>,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Events {
+    /// Subscribes. What changes after this returns is delivered.
+    pub(super) fn open(groups: &[MulticastGroup]) -> Result<Self> {
+        let open = |source| Error::Io { what: "cannot subscribe to netlink notifications".to_owned(), source };
+        let (mut connection, _, stream) = rtnetlink::new_multicast_connection(groups).map_err(open)?;
+        // The system's limit caps it silently, which costs no more than an earlier `Event::Lost`.
+        connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER).map_err(open)?;
+        Ok(Self { stream: Box::pin(stream), connection: tokio::spawn(connection) })
+    }
+}
+
+impl Stream for Events {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        loop {
+            let Some((message, _)) = std::task::ready!(self.stream.as_mut().poll_next(context)) else {
+                return Poll::Ready(None);
+            };
+            match message.payload {
+                NetlinkPayload::InnerMessage(message) => return Poll::Ready(Some(Event::Message(Box::new(message)))),
+                NetlinkPayload::Overrun(_) => return Poll::Ready(Some(Event::Lost)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}

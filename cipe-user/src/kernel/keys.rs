@@ -1,0 +1,245 @@
+//! The `KEYS` map as memory: live session keys, written by the control thread, read by the workers without a system call.
+//!
+//! Each slot is a sequence lock: `generation` is odd while the slot is written and another even number after each change.
+//! There is one [`KeyWriter`] a map, and as many [`KeyReader`]s as there are workers; XDP reads `live` only.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering, fence},
+    },
+};
+
+use cipe_common::maps::{KeySlot, Slot, key_index};
+use zeroize::Zeroizing;
+
+use super::shared::{SharedArray, Words};
+
+/// 64-bit words of a [`KeySlot`]: generation; live and reserved; two of key.
+const WORDS: usize = size_of::<KeySlot>() / size_of::<u64>();
+const _: () =
+    assert!(WORDS == 4 && std::mem::offset_of!(KeySlot, live) == 8 && std::mem::offset_of!(KeySlot, key) == 16);
+
+/// Octets of a key.
+pub const KEY: usize = 16;
+
+/// The one writer of the key slots.
+pub struct KeyWriter {
+    slots: Arc<SharedArray<WORDS>>,
+}
+
+/// A reader of the key slots, for a worker. Clones are cheap and see the same memory.
+#[derive(Clone)]
+pub struct KeyReader {
+    slots: Arc<SharedArray<WORDS>>,
+}
+
+impl KeyWriter {
+    /// Maps `len` slots of the map behind `fd`. The caller sees to it that no other writer exists.
+    ///
+    /// # Errors
+    /// What mmap(2) answers.
+    pub(super) fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
+        Ok(Self { slots: Arc::new(SharedArray::map(fd, len)?) })
+    }
+
+    /// A reader of the same slots.
+    pub fn reader(&self) -> KeyReader {
+        KeyReader { slots: Arc::clone(&self.slots) }
+    }
+
+    /// Puts a live key into a slot.
+    ///
+    /// # Panics
+    /// If the table has no such tunnel.
+    pub fn set(&mut self, tunnel: u32, slot: Slot, key: &[u8; KEY]) {
+        let (low, high) = halves(key);
+        self.write(tunnel, slot, [live_word(1), low, high]);
+    }
+
+    /// Empties a slot; no octet of the key stays.
+    ///
+    /// # Panics
+    /// If the table has no such tunnel.
+    pub fn clear(&mut self, tunnel: u32, slot: Slot) {
+        self.write(tunnel, slot, [0; 3]);
+    }
+
+    /// Empties all slots of a tunnel.
+    ///
+    /// # Panics
+    /// If the table has no such tunnel.
+    pub fn clear_tunnel(&mut self, tunnel: u32) {
+        for slot in [Slot::Static, Slot::Send, Slot::Receive, Slot::Previous] {
+            self.clear(tunnel, slot);
+        }
+    }
+
+    fn write(&mut self, tunnel: u32, slot: Slot, words: [u64; WORDS - 1]) {
+        let [generation, content @ ..] = &self.slots[key_index(tunnel, slot) as usize];
+        // Odd already if a writer died in the middle: this write completes it.
+        let odd = generation.load(Ordering::Relaxed) | 1;
+        generation.store(odd, Ordering::Relaxed);
+        // The odd generation is visible before the first word changes.
+        fence(Ordering::Release);
+        for (place, word) in content.iter().zip(words) {
+            place.store(word, Ordering::Relaxed);
+        }
+        generation.store(odd.wrapping_add(1), Ordering::Release);
+    }
+}
+
+impl KeyReader {
+    /// Generation of the slot at [`key_index`]: differs from an earlier value if the key may have changed. One load, for
+    /// the check per batch; 0 means never set.
+    ///
+    /// # Panics
+    /// If `index` is not below the number of slots.
+    pub fn generation(&self, index: u32) -> u64 {
+        self.slots[index as usize][0].load(Ordering::Acquire)
+    }
+
+    /// The live key at [`key_index`] with its generation; `None` for an empty slot, and for one whose writer has
+    /// stopped half way.
+    ///
+    /// # Panics
+    /// If `index` is not below the number of slots.
+    pub fn read(&self, index: u32) -> Option<(u64, Zeroizing<[u8; KEY]>)> {
+        /// Far more than a writer needs for four stores, unless it lost its CPU: then the caller goes on with what it
+        /// has and looks again at its next batch.
+        const TRIES: usize = 1_000;
+        let words = &self.slots[index as usize];
+        for _ in 0..TRIES {
+            if let Some((generation, [live, low, high])) = consistent(words) {
+                return (live != 0).then(|| (generation, Zeroizing::new(octets(low, high))));
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+}
+
+/// One attempt of the sequence lock: `None` if a writer was at it.
+fn consistent(words: &Words<WORDS>) -> Option<(u64, [u64; WORDS - 1])> {
+    let [generation, content @ ..] = words;
+    let before = generation.load(Ordering::Acquire);
+    let seen = content.each_ref().map(|word: &AtomicU64| word.load(Ordering::Relaxed));
+    // The words are read before the generation is looked at again.
+    fence(Ordering::Acquire);
+    let after = generation.load(Ordering::Relaxed);
+    (before == after && before % 2 == 0).then_some((before, seen))
+}
+
+/// `live` and `reserved` as the word that they share.
+fn live_word(live: u32) -> u64 {
+    let l = live.to_ne_bytes();
+    u64::from_ne_bytes([l[0], l[1], l[2], l[3], 0, 0, 0, 0])
+}
+
+fn halves(key: &[u8; KEY]) -> (u64, u64) {
+    let all = u128::from_le_bytes(*key);
+    ((all as u64).to_le(), ((all >> 64) as u64).to_le())
+}
+
+fn octets(low: u64, high: u64) -> [u8; KEY] {
+    (u128::from(u64::from_le(low)) | u128::from(u64::from_le(high)) << 64).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    fn table(slots: usize) -> KeyWriter {
+        let file = memfd_create("cipe-keys-test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, (slots * size_of::<KeySlot>()) as u64).unwrap();
+        KeyWriter::map(&file, slots).unwrap()
+    }
+
+    #[test]
+    fn a_slot_never_set_has_generation_0_and_no_key() {
+        let reader = table(4).reader();
+        assert_eq!(reader.generation(0), 0);
+        assert!(reader.read(0).is_none());
+    }
+
+    #[test]
+    fn a_key_is_read_as_it_was_set_under_a_new_even_generation() {
+        let mut writer = table(8);
+        let reader = writer.reader();
+        let key = *b"0123456789abcdef";
+        writer.set(1, Slot::Receive, &key);
+        let index = key_index(1, Slot::Receive);
+        let (generation, read) = reader.read(index).unwrap();
+        assert_eq!((*read, generation), (key, reader.generation(index)));
+        assert_eq!(generation % 2, 0);
+        writer.set(1, Slot::Receive, &key);
+        assert_ne!(reader.generation(index), generation);
+        for other in (0..8).filter(|i| *i != index) {
+            assert!(reader.read(other).is_none());
+        }
+    }
+
+    #[test]
+    fn the_layout_is_that_of_the_map() {
+        let mut writer = table(4);
+        writer.set(0, Slot::Static, b"0123456789abcdef");
+        let octets: Vec<u8> =
+            writer.slots[0].iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes()).collect();
+        assert_eq!(octets[8..12], 1u32.to_ne_bytes());
+        assert_eq!(&octets[16..], b"0123456789abcdef");
+    }
+
+    #[test]
+    fn clearing_leaves_no_octet_of_the_key() {
+        let mut writer = table(4);
+        let reader = writer.reader();
+        writer.set(0, Slot::Send, &[0xAA; KEY]);
+        let before = reader.generation(1);
+        writer.clear_tunnel(0);
+        assert!(reader.read(1).is_none());
+        assert!(writer.slots[1][1..].iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        assert_ne!(reader.generation(1), before);
+    }
+
+    #[test]
+    fn a_write_that_was_cut_off_is_no_key_and_is_mended_by_the_next() {
+        let mut writer = table(4);
+        let reader = writer.reader();
+        writer.slots[0][0].store(3, Ordering::Relaxed);
+        assert!(reader.read(0).is_none());
+        writer.set(0, Slot::Static, &[7; KEY]);
+        assert_eq!(reader.read(0).map(|(generation, key)| (generation, *key)), Some((4, [7; KEY])));
+    }
+
+    #[test]
+    fn readers_never_see_half_of_one_key_and_half_of_another() {
+        let mut writer = table(4);
+        let reader = writer.reader();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let checks = scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Relaxed) {
+                    if let Some((generation, key)) = reader.read(0) {
+                        assert!(key.iter().all(|octet| *octet == key[0]), "torn: {key:?}");
+                        assert!(generation >= last && generation % 2 == 0);
+                        last = generation;
+                    }
+                }
+            });
+            for round in 0..200_000u32 {
+                writer.set(0, Slot::Static, &[round as u8; KEY]);
+                if checks.is_finished() {
+                    break;
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}

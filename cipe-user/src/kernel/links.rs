@@ -1,0 +1,290 @@
+//! Network devices as the kernel reports them, and their changes.
+
+use std::collections::HashMap;
+
+use futures_util::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NLM_F_DUMP;
+use tokio::sync::mpsc;
+
+use super::ethtool;
+use super::events::{Event, Events};
+use super::netlink::{Error, Netlink, Result};
+
+/// What a device's frames begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CardKind {
+    /// A 14-octet Ethernet header; frames can be built for AF_XDP.
+    Ethernet,
+    /// Something else (ppp, tun, another tunnel, loopback): only a socket can send there.
+    Other,
+}
+
+/// The device below a VLAN device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanParent {
+    /// Its index.
+    pub ifindex: u32,
+    /// VLAN number, 1 to 4094.
+    pub vlan: u16,
+}
+
+/// A network device that may carry tunnels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its present name.
+    pub name: String,
+    /// Its address, if it is an Ethernet device.
+    pub mac: Option<[u8; 6]>,
+    /// Largest IP packet in octets.
+    pub mtu: u32,
+    /// Ethernet or not.
+    pub kind: CardKind,
+    /// Set if this is a VLAN device.
+    pub vlan: Option<VlanParent>,
+    /// Receive queues in use; at least 1.
+    pub receive_queues: u32,
+    /// Taken up by the operator and its cable (or peer) present.
+    pub running: bool,
+    /// Taken up by the operator.
+    pub up: bool,
+}
+
+impl Card {
+    /// Reads a link message; `None` if it has no name. Queues are those allocated, not yet those in use.
+    pub(super) fn from_message(message: &LinkMessage) -> Option<Self> {
+        let flags = message.header.flags;
+        let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        let mut card = Self {
+            ifindex: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            kind: if ethernet { CardKind::Ethernet } else { CardKind::Other },
+            vlan: None,
+            receive_queues: 1,
+            running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+            up: flags.contains(LinkFlags::Up),
+        };
+        let mut lower = None;
+        let mut vlan = None;
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => card.name.clone_from(name),
+                LinkAttribute::Address(mac) if ethernet => card.mac = mac.as_slice().try_into().ok(),
+                LinkAttribute::Mtu(mtu) => card.mtu = *mtu,
+                LinkAttribute::NumRxQueues(queues) => card.receive_queues = (*queues).max(1),
+                LinkAttribute::Link(index) => lower = Some(*index),
+                LinkAttribute::LinkInfo(infos) => vlan = vlan_number(infos),
+                _ => {}
+            }
+        }
+        card.vlan = lower.zip(vlan).map(|(ifindex, vlan)| VlanParent { ifindex, vlan });
+        (!card.name.is_empty()).then_some(card)
+    }
+}
+
+fn vlan_number(infos: &[LinkInfo]) -> Option<u16> {
+    if !infos.contains(&LinkInfo::Kind(InfoKind::Vlan)) {
+        return None;
+    }
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+        _ => None,
+    })?;
+    data.iter().find_map(|info| match info {
+        InfoVlan::Id(number) => Some(*number),
+        _ => None,
+    })
+}
+
+impl Netlink {
+    /// Facts of the device with this index.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub async fn card(&self, ifindex: u32) -> Result<Card> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        let what = || format!("no network device has the index {ifindex}");
+        let mut card = Card::from_message(&self.link(what, message).await?).ok_or_else(|| Error::Answer(what()))?;
+        // Drivers allocate for the largest machine; what AF_XDP can bind to is what the device uses now.
+        card.receive_queues = ethtool::receive_queues(ifindex).unwrap_or(card.receive_queues);
+        Ok(card)
+    }
+
+    /// Facts of the device of this name.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub async fn card_named(&self, name: &str) -> Result<Card> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let link = self.link(|| format!("{name}: no such network device"), message).await?;
+        self.card(link.header.index).await
+    }
+
+    pub(super) async fn link(&self, what: impl Fn() -> String, message: LinkMessage) -> Result<LinkMessage> {
+        let answers = self.request(&what, RouteNetlinkMessage::GetLink(message), 0).await?;
+        let link = answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        });
+        link.ok_or_else(|| Error::Answer(what()))
+    }
+
+    /// All devices.
+    pub(super) async fn links(&self) -> Result<Vec<LinkMessage>> {
+        let what = || "cannot list network devices".to_owned();
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers = self.request(what, request, NLM_F_DUMP).await?;
+        let links = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        });
+        Ok(links.collect())
+    }
+
+    /// Follows all devices from now on. The task behind it ends when the receiver is dropped.
+    ///
+    /// # Errors
+    /// No netlink socket can be opened, or devices cannot be listed.
+    pub async fn watch_links(&self) -> Result<mpsc::UnboundedReceiver<LinkEvent>> {
+        let mut events = Events::open(&[MulticastGroup::Link])?;
+        let mut table = LinkTable::default();
+        table.reload(self).await?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let netlink = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    () = sender.closed() => return,
+                };
+                let changes = match event {
+                    Some(Event::Message(message)) => table.apply(&message),
+                    // Missed messages: what changed shows when all devices are read again.
+                    Some(Event::Lost) => match table.reload(&netlink).await {
+                        Ok(changes) => changes,
+                        Err(error) => {
+                            tracing::error!("cannot follow network devices any longer: {error}");
+                            return;
+                        }
+                    },
+                    None => return,
+                };
+                for change in changes {
+                    if sender.send(change).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(receiver)
+    }
+}
+
+/// A change of one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkEvent {
+    /// The device; stays the same when it is renamed.
+    pub ifindex: u32,
+    /// Its name, the new one if it was renamed.
+    pub name: String,
+    /// What happened.
+    pub change: LinkChange,
+}
+
+/// What can happen to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkChange {
+    /// Made, or moved into this network namespace.
+    Added,
+    /// Taken up by the operator.
+    Up,
+    /// Taken down by the operator.
+    Down,
+    /// Deleted, or moved to another network namespace.
+    Deleted,
+    /// Has another name.
+    Renamed,
+    /// Address, MTU or the presence of the cable changed.
+    Changed,
+}
+
+/// All devices of the network namespace.
+#[derive(Debug, Default)]
+pub(super) struct LinkTable {
+    cards: HashMap<u32, Card>,
+}
+
+impl LinkTable {
+    pub(super) fn get(&self, ifindex: u32) -> Option<&Card> {
+        self.cards.get(&ifindex)
+    }
+
+    /// Reads all devices again; returns what changed since the last reading.
+    pub(super) async fn reload(&mut self, netlink: &Netlink) -> Result<Vec<LinkEvent>> {
+        let links = netlink.links().await?;
+        let gone = self.cards.keys().copied().filter(|index| links.iter().all(|link| link.header.index != *index));
+        let gone: Vec<u32> = gone.collect();
+        let mut changes: Vec<_> = gone.into_iter().filter_map(|index| self.remove(index)).collect();
+        for link in &links {
+            self.update(link, &mut changes);
+        }
+        Ok(changes)
+    }
+
+    /// Takes in one message; returns what it changed, in order.
+    pub(super) fn apply(&mut self, message: &RouteNetlinkMessage) -> Vec<LinkEvent> {
+        let mut changes = Vec::new();
+        match message {
+            RouteNetlinkMessage::NewLink(link) if is_device(link) => self.update(link, &mut changes),
+            RouteNetlinkMessage::DelLink(link) if is_device(link) => changes.extend(self.remove(link.header.index)),
+            _ => {}
+        }
+        changes
+    }
+
+    fn remove(&mut self, ifindex: u32) -> Option<LinkEvent> {
+        let card = self.cards.remove(&ifindex)?;
+        Some(LinkEvent { ifindex, name: card.name, change: LinkChange::Deleted })
+    }
+
+    fn update(&mut self, link: &LinkMessage, changes: &mut Vec<LinkEvent>) {
+        let Some(new) = Card::from_message(link) else { return };
+        let ifindex = new.ifindex;
+        let mut tell = |change| changes.push(LinkEvent { ifindex, name: new.name.clone(), change });
+        match self.cards.get(&ifindex) {
+            None => {
+                tell(LinkChange::Added);
+                if new.up {
+                    tell(LinkChange::Up);
+                }
+            }
+            Some(old) => {
+                if old.name != new.name {
+                    tell(LinkChange::Renamed);
+                }
+                if old.up != new.up {
+                    tell(if new.up { LinkChange::Up } else { LinkChange::Down });
+                }
+                if (old.mac, old.mtu, old.running) != (new.mac, new.mtu, new.running) {
+                    tell(LinkChange::Changed);
+                }
+            }
+        }
+        self.cards.insert(ifindex, new);
+    }
+}
+
+/// Bridges report their ports as links of another family, and a port that leaves a bridge as deleted.
+fn is_device(link: &LinkMessage) -> bool {
+    u8::from(link.header.interface_family) == 0
+}

@@ -1,0 +1,148 @@
+//! One connection to rtnetlink, and how its refusals become errors that an operator can read.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator};
+use rtnetlink::sys::AsyncSocket;
+
+/// A kernel that does not answer within this time never will: the answer was lost or could not be parsed.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// `NLMSGERR_ATTR_MSG` of linux/netlink.h: the reason of a refusal in words.
+const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
+/// Octets of `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// What went wrong between us and the kernel's network configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused a request.
+    #[error("{what}: {source}{}", words(.reason))]
+    Refused {
+        /// What was asked, such as `cipcb0: cannot set the MTU to 20`.
+        what: String,
+        /// The errno.
+        source: io::Error,
+        /// The kernel's own words, if it gave any.
+        reason: Option<String>,
+    },
+    /// A file or socket of the network configuration could not be used.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The kernel's answer misses something that it always holds, or never came.
+    #[error("{0}: no usable answer from the kernel")]
+    Answer(String),
+    /// The name asked for is in use.
+    #[error("{0}: a network device of this name exists; choose another or leave the name out for the next free one")]
+    NameTaken(String),
+    /// The name asked for cannot be a network device's.
+    #[error("{0:?} cannot be a network device's name: 1 to 15 characters, no space, no slash, no percent sign")]
+    NameInvalid(String),
+    /// Packets to this address have nowhere to go.
+    #[error("no carrier route to {peer}: {source}; add a route or check the carrier device")]
+    NoRoute {
+        /// Where they should go.
+        peer: IpAddr,
+        /// Why they cannot.
+        source: io::Error,
+    },
+    /// The wanted source address is not ours.
+    #[error("no carrier route to {peer} from {from}: {from} is not an address of this host")]
+    NotOurAddress {
+        /// Where packets should go.
+        peer: IpAddr,
+        /// The address that they should come from.
+        from: IpAddr,
+    },
+}
+
+fn words(reason: &Option<String>) -> String {
+    reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default()
+}
+
+impl Error {
+    /// The kernel's errno, if the kernel refused.
+    pub(super) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } | Self::Io { source, .. } | Self::NoRoute { source, .. } => {
+                source.raw_os_error()
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A connection to rtnetlink in the network namespace of the thread that opened it. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+}
+
+impl Netlink {
+    /// Opens a connection and spawns the task that serves it; call it inside a tokio runtime with I/O and time.
+    ///
+    /// # Errors
+    /// No netlink socket can be opened.
+    pub fn new() -> Result<Self> {
+        let open = |source| Error::Io { what: "cannot open a netlink socket".to_owned(), source };
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(open)?;
+        let socket = connection.socket_mut().socket_mut();
+        // The kernel then says in words why it refuses, without sending the request back.
+        socket.set_ext_ack(true).map_err(open)?;
+        socket.set_cap_ack(true).map_err(open)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Sends one request and collects the answers. `flags` beside `NLM_F_REQUEST`; `what` begins an error message.
+    pub(super) async fn request(
+        &self,
+        what: impl FnOnce() -> String,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Vec<RouteNetlinkMessage>> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        match tokio::time::timeout(DEADLINE, self.exchange(message)).await {
+            Ok(Ok(answers)) => Ok(answers),
+            Ok(Err(Some((source, reason)))) => Err(Error::Refused { what: what(), source, reason }),
+            Ok(Err(None)) | Err(_) => Err(Error::Answer(what())),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        message: NetlinkMessage<RouteNetlinkMessage>,
+    ) -> std::result::Result<Vec<RouteNetlinkMessage>, Option<(io::Error, Option<String>)>> {
+        let mut stream = self.handle.clone().request(message).map_err(|_| None)?;
+        let mut answers = Vec::new();
+        while let Some(message) = stream.next().await {
+            match message.payload {
+                NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(Some((error.to_io(), reason(&error.header))));
+                }
+                _ => {}
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// Finds the kernel's words behind the header of the refused request.
+fn reason(header: &[u8]) -> Option<String> {
+    let attributes = NlasIterator::new(header.get(HEADER..)?);
+    let message = attributes.flatten().find(|attribute| attribute.kind() == ERROR_ATTRIBUTE_MESSAGE)?;
+    Some(String::from_utf8_lossy(message.value()).trim_end_matches('\0').to_owned())
+}

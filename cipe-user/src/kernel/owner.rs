@@ -1,0 +1,124 @@
+//! Who made a hidden end: written into its alias, so that the next engine can tell a leftover from a device in use.
+
+use std::fmt;
+
+/// First words of every alias of ours.
+const PREFIX: &str = "cipe hidden end of ";
+
+/// First letters of the name of a hidden end that has no alias yet.
+const UNFINISHED: &str = "cx";
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pid: u32,
+    /// Clock ticks between boot and the start of the process (proc_pid_stat(5), field 22).
+    start: u64,
+    /// What /proc/self/ns/pid points at: a number means nothing in another pid namespace.
+    namespace: String,
+}
+
+impl Owner {
+    /// This process.
+    pub(super) fn current() -> Option<Self> {
+        let pid = std::process::id();
+        Some(Self { pid, start: start_of(pid)?, namespace: own_namespace()? })
+    }
+
+    /// Whether the process is gone for sure. One of another pid namespace cannot be seen from here: it counts as alive.
+    pub(super) fn is_dead(&self) -> bool {
+        own_namespace().is_some_and(|own| own == self.namespace) && start_of(self.pid) != Some(self.start)
+    }
+
+    /// The alias of the hidden end of `device`.
+    pub(super) fn alias(&self, device: &str) -> String {
+        format!("{PREFIX}{device}, {self}")
+    }
+
+    /// Reads an alias; `None` if it is not ours.
+    pub(super) fn from_alias(alias: &str) -> Option<Self> {
+        let (_, owner) = alias.strip_prefix(PREFIX)?.rsplit_once(", pid ")?;
+        let mut words = owner.split(' ');
+        let pid = words.next()?.parse().ok()?;
+        let start = words.next()?.strip_prefix("start=")?.parse().ok()?;
+        let namespace = words.next()?.to_owned();
+        words.next().is_none().then_some(Self { pid, start, namespace })
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {} start={} {}", self.pid, self.start, self.namespace)
+    }
+}
+
+/// Name of a hidden end until it has its alias, which the kernel takes for existing devices only. `%d` is the kernel's.
+pub(super) fn unfinished_template() -> String {
+    format!("{UNFINISHED}{}.%d", std::process::id())
+}
+
+/// Whether a hidden end of this name was never finished, because its engine died meanwhile; `None` for other names.
+pub(super) fn unfinished_is_dead(name: &str) -> Option<bool> {
+    let (pid, number) = name.strip_prefix(UNFINISHED)?.split_once('.')?;
+    let _: u32 = number.parse().ok()?;
+    Some(start_of(pid.parse().ok()?).is_none())
+}
+
+fn own_namespace() -> Option<String> {
+    Some(std::fs::read_link("/proc/self/ns/pid").ok()?.to_str()?.to_owned())
+}
+
+/// Start time of a process that lives; a zombie has ended.
+fn start_of(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may hold anything, parentheses too.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    let start = fields.nth(18)?.parse().ok()?;
+    (state != "Z" && state != "X").then_some(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_names_its_owner() {
+        let owner = Owner::current().unwrap();
+        assert_eq!(Owner::from_alias(&owner.alias("cipcb0")), Some(owner));
+    }
+
+    #[test]
+    fn other_aliases_are_not_ours() {
+        for alias in
+            ["", "uplink to Berlin", "cipe hidden end of cipcb0", "cipe hidden end of x, pid 1 start=z pid:[1]"]
+        {
+            assert_eq!(Owner::from_alias(alias), None, "{alias}");
+        }
+    }
+
+    #[test]
+    fn an_unfinished_end_is_dead_when_its_engine_is() {
+        assert_eq!(unfinished_is_dead(&unfinished_template().replace("%d", "0")), Some(false));
+        assert_eq!(unfinished_is_dead("cx4194305.0"), Some(true));
+        assert_eq!(unfinished_is_dead("cx1"), None);
+        assert_eq!(unfinished_is_dead("eth0"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive() {
+        assert!(!Owner::current().unwrap().is_dead());
+    }
+
+    #[test]
+    fn a_later_process_with_the_same_number_is_another() {
+        let owner = Owner::current().unwrap();
+        assert!(Owner { start: owner.start - 1, ..owner }.is_dead());
+    }
+
+    #[test]
+    fn a_process_of_another_pid_namespace_counts_as_alive() {
+        let owner = Owner::current().unwrap();
+        assert!(!Owner { pid: u32::MAX, namespace: "pid:[1]".to_owned(), ..owner }.is_dead());
+    }
+}

@@ -1,0 +1,215 @@
+//! Getting a socket onto a device queue: options, sharing the UMEM, and the patience that the kernel asks for.
+//!
+//! What the kernel wants (net/xdp/xsk.c, `xsk_bind`; net/xdp/xsk_buff_pool.c, `xp_assign_dev`):
+//! - A second socket shares a UMEM by naming any *bound* socket that has it (`XDP_SHARED_UMEM`); afterwards the two are
+//!   equals, and either may be closed. For another device or queue it needs a fill and a completion ring of its own.
+//! - Flags cannot be given then: copy or zero copy, need_wakeup and multi-buffer are those of the UMEM that is shared.
+//! - The same memory may be registered more than once, as several kernel UMEMs.
+//!
+//! So there is no first socket that must stay: every bound socket is remembered here, weakly, with its flags. A new
+//! socket shares with any live one of the flags that it wants, and registers the memory anew if there is none. Thus copy
+//! and zero-copy devices pass frames to each other, and closing any socket disturbs no other.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XdpUmemReg, XdpUmemRegFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::{Error, Umem};
+
+/// A closed socket frees its queue some time later, from a kernel work queue; so long is a new owner's patience.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How packets pass between UMEM and driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Zero copy where the driver has it, else copies.
+    #[default]
+    Auto,
+    /// Copies; any driver.
+    Copy,
+    /// Zero copy, or fail.
+    ZeroCopy,
+}
+
+/// Shape of a socket. Ring sizes count descriptors and are powers of two up to 2^20.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Receive ring, or 0 for a socket that only sends.
+    pub rx: u32,
+    /// Transmit ring, or 0 for a socket that only receives.
+    pub tx: u32,
+    /// Fill ring.
+    pub fill: u32,
+    /// Completion ring.
+    pub completion: u32,
+    /// Copy or zero copy.
+    pub mode: Mode,
+    /// Packets larger than a frame arrive, and may be sent, as several descriptors (`XDP_USE_SG`, kernel 6.6).
+    pub multi_buffer: bool,
+    /// The kernel sleeps instead of spinning and says when it wants a system call (`XDP_USE_NEED_WAKEUP`).
+    pub need_wakeup: bool,
+}
+
+impl Default for SocketConfig {
+    fn default() -> Self {
+        Self {
+            rx: 2048,
+            tx: 2048,
+            fill: 2048,
+            completion: 2048,
+            mode: Mode::Auto,
+            multi_buffer: true,
+            need_wakeup: true,
+        }
+    }
+}
+
+impl SocketConfig {
+    fn check(&self) -> Result<(), Error> {
+        let rings = [
+            ("rx ring", self.rx),
+            ("tx ring", self.tx),
+            ("fill ring", self.fill),
+            ("completion ring", self.completion),
+        ];
+        for (what, value) in rings {
+            let may_be_absent = what.starts_with(['r', 't']);
+            let size = |rule| Error::Size { what, value: value.into(), rule };
+            if value > 1 << 20 || !(value.is_power_of_two() || value == 0 && may_be_absent) {
+                return Err(size("it must be a power of two up to 1048576"));
+            }
+            if self.rx == 0 && self.tx == 0 {
+                return Err(size("a socket needs an rx ring or a tx ring"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A bound socket that others may share a kernel UMEM with.
+pub(super) struct Registration {
+    socket: Weak<OwnedFd>,
+    queue: (u32, u32),
+    flags: SocketAddrXdpFlags,
+}
+
+/// Opens a socket and binds it to queue `queue.1` of device `queue.0`.
+pub(super) fn open(umem: &Umem, queue: (u32, u32), object: &str, config: &SocketConfig) -> Result<Arc<OwnedFd>, Error> {
+    config.check()?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match attempt(umem, queue, config) {
+            Ok((socket, flags)) => {
+                let socket = Arc::new(socket);
+                let registration = Registration { socket: Arc::downgrade(&socket), queue, flags };
+                let mut known = umem.registrations().lock().unwrap_or_else(PoisonError::into_inner);
+                known.retain(|other| other.socket.strong_count() > 0);
+                known.push(registration);
+                return Ok(socket);
+            }
+            Err((_, Errno::BUSY)) if Instant::now() < deadline => {
+                // The kernel tells nobody when the queue is free, so the deadline of an empty poll paces the attempts.
+                let pause_now = Timespec::try_from(pause).expect("a pause is far below the range of time_t");
+                let _ = rustix::event::poll(&mut [], Some(&pause_now));
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            Err((call, errno)) => return Err(Error::socket(object, call, errno)),
+        }
+    }
+}
+
+type Refusal = (&'static str, Errno);
+
+/// Tries each way to get the mode that is wanted; the refusal is that of the last.
+fn attempt(umem: &Umem, queue: (u32, u32), config: &SocketConfig) -> Result<(OwnedFd, SocketAddrXdpFlags), Refusal> {
+    let mut common = SocketAddrXdpFlags::empty();
+    common.set(SocketAddrXdpFlags::XDP_USE_SG, config.multi_buffer);
+    common.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, config.need_wakeup);
+    let (copy, zero_copy) = (common | SocketAddrXdpFlags::XDP_COPY, common | SocketAddrXdpFlags::XDP_ZEROCOPY);
+    let in_mode = |flags| {
+        // The address says nothing about which of the live sockets is still bound, so each is asked in turn.
+        for sharer in sharers(umem, queue, flags)? {
+            match share(&sharer, queue, config) {
+                Ok(socket) => return Ok((socket, flags)),
+                Err((_, Errno::BUSY)) => return Err(("bind", Errno::BUSY)),
+                Err((_, Errno::BADF)) => continue,
+                Err(_) => break,
+            }
+        }
+        register(umem, queue, flags, config).map(|socket| (socket, flags))
+    };
+    match config.mode {
+        Mode::Copy => in_mode(copy),
+        Mode::ZeroCopy => in_mode(zero_copy),
+        Mode::Auto => match in_mode(zero_copy) {
+            Err((_, errno)) if errno != Errno::BUSY => in_mode(copy),
+            other => other,
+        },
+    }
+}
+
+/// Live sockets of the UMEM with these flags. `EBUSY` if one of ours holds the queue itself.
+fn sharers(umem: &Umem, queue: (u32, u32), flags: SocketAddrXdpFlags) -> Result<Vec<Arc<OwnedFd>>, Refusal> {
+    let known = umem.registrations().lock().unwrap_or_else(PoisonError::into_inner);
+    let live = known.iter().filter_map(|other| Some((other, other.socket.upgrade()?)));
+    let mut found = Vec::new();
+    for (other, socket) in live {
+        if other.queue == queue {
+            return Err(("bind", Errno::BUSY));
+        }
+        if other.flags == flags {
+            found.push(socket);
+        }
+    }
+    Ok(found)
+}
+
+fn share(sharer: &OwnedFd, queue: (u32, u32), config: &SocketConfig) -> Result<OwnedFd, Refusal> {
+    let socket = with_rings(config)?;
+    let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, queue.0, queue.1);
+    let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: sharer.as_fd() };
+    rustix::net::bind(&socket, &addr).map_err(|errno| ("bind", errno))?;
+    Ok(socket)
+}
+
+fn register(
+    umem: &Umem,
+    queue: (u32, u32),
+    flags: SocketAddrXdpFlags,
+    config: &SocketConfig,
+) -> Result<OwnedFd, Refusal> {
+    let socket = with_rings(config)?;
+    let (addr, len) = umem.range();
+    let layout = umem.layout();
+    let shape = XdpUmemReg {
+        addr,
+        len,
+        chunk_size: layout.frame_size,
+        headroom: layout.headroom,
+        flags: XdpUmemRegFlags::empty(),
+        tx_metadata_len: 0,
+    };
+    sockopt::set_xdp_umem_reg(&socket, shape).map_err(|errno| ("XDP_UMEM_REG", errno))?;
+    rustix::net::bind(&socket, &SocketAddrXdp::new(flags, queue.0, queue.1)).map_err(|errno| ("bind", errno))?;
+    Ok(socket)
+}
+
+fn with_rings(config: &SocketConfig) -> Result<OwnedFd, Refusal> {
+    let socket = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| ("socket", errno))?;
+    let size = |call, set: fn(&OwnedFd, u32) -> rustix::io::Result<()>, slots: u32| {
+        if slots == 0 { Ok(()) } else { set(&socket, slots).map_err(|errno| (call, errno)) }
+    };
+    size("XDP_RX_RING", |fd, n| sockopt::set_xdp_rx_ring_size(fd, n), config.rx)?;
+    size("XDP_TX_RING", |fd, n| sockopt::set_xdp_tx_ring_size(fd, n), config.tx)?;
+    size("XDP_UMEM_FILL_RING", |fd, n| sockopt::set_xdp_umem_fill_ring_size(fd, n), config.fill)?;
+    size("XDP_UMEM_COMPLETION_RING", |fd, n| sockopt::set_xdp_umem_completion_ring_size(fd, n), config.completion)?;
+    Ok(socket)
+}

@@ -1,0 +1,93 @@
+//! What can go wrong, in words that name the object and the way out.
+
+use rustix::io::Errno;
+
+/// A failed set-up or system call of this room.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A size that the kernel or this room does not take.
+    #[error("AF_XDP {what} is {value}; {rule}")]
+    Size {
+        /// Which size.
+        what: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// What is allowed.
+        rule: &'static str,
+    },
+    /// The memory for the UMEM was refused.
+    #[error("UMEM of {octets} octets: {errno}; use fewer or smaller frames, or free memory")]
+    Memory {
+        /// Octets asked for.
+        octets: usize,
+        /// Why.
+        #[source]
+        errno: Errno,
+    },
+    /// A system call on a socket failed.
+    #[error("{object}: {call}: {errno}{hint}")]
+    Socket {
+        /// Device and queue.
+        object: String,
+        /// The system call or socket option.
+        call: &'static str,
+        /// Why.
+        #[source]
+        errno: Errno,
+        /// What to do about it, with a leading "; ", or empty.
+        hint: &'static str,
+    },
+}
+
+impl Error {
+    /// The kernel's answer, where it was the kernel that refused.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Size { .. } => None,
+            Self::Memory { errno, .. } | Self::Socket { errno, .. } => Some(*errno),
+        }
+    }
+
+    pub(super) fn socket(object: &str, call: &'static str, errno: Errno) -> Self {
+        Self::Socket { object: object.to_owned(), call, errno, hint: hint(call, errno) }
+    }
+}
+
+fn hint(call: &str, errno: Errno) -> &'static str {
+    match (call, errno) {
+        ("socket", Errno::AFNOSUPPORT) => "; AF_XDP is not supported by this kernel (CONFIG_XDP_SOCKETS)",
+        ("socket", Errno::PERM) => "; AF_XDP needs CAP_NET_RAW, run as root",
+        ("XDP_UMEM_REG", Errno::NOBUFS) => {
+            "; the UMEM is over the limit of locked memory, grant CAP_IPC_LOCK or raise RLIMIT_MEMLOCK"
+        }
+        ("bind", Errno::BUSY) => {
+            "; another AF_XDP socket owns this queue, end the program that holds it (ss --xdp -p shows it)"
+        }
+        ("bind", Errno::INVAL) => {
+            "; the device has no such queue, or the kernel is older than 6.6 and has no multi-buffer AF_XDP"
+        }
+        ("bind", Errno::OPNOTSUPP) => "; the driver has no zero copy, use copy mode",
+        ("bind", Errno::NODEV) => "; the device is gone",
+        ("bind" | "sendto", Errno::NETDOWN) => "; set the device up",
+        ("sendto", Errno::NXIO) => "; the device is gone",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_the_queue_the_reason_and_the_way_out() {
+        let text = Error::socket("wire0 queue 0", "bind", Errno::BUSY).to_string();
+        assert!(text.starts_with("wire0 queue 0: bind: "), "{text}");
+        assert!(text.contains("busy") && text.contains("another AF_XDP socket owns this queue"), "{text}");
+    }
+
+    #[test]
+    fn a_kernel_without_af_xdp_is_named_as_such() {
+        let text = Error::socket("wire0 queue 0", "socket", Errno::AFNOSUPPORT).to_string();
+        assert!(text.contains("CONFIG_XDP_SOCKETS"), "{text}");
+    }
+}

@@ -1,0 +1,232 @@
+//! The four rings of one device queue and the frames that the kernel holds through them. Knows no system calls, so tests
+//! run it over plain memory and play the kernel.
+
+use std::collections::VecDeque;
+
+use rustix::net::xdp::{XdpDesc, XdpDescOptions};
+
+use super::frames::{Frame, FrameSet, Packet, Pool};
+use super::ring::{Consumer, Memory, Producer};
+use super::umem::Layout;
+
+/// Descriptors of one packet that the kernel transmits: an skb has 17 fragments (`MAX_SKB_FRAGS`) in the default
+/// configuration, and the kernel drops what needs more.
+const MAX_DESCRIPTORS: usize = 17;
+
+/// Descriptors that were not as they should be. All zero in a sane system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Anomalies {
+    /// Received descriptors outside the UMEM, or of chunks that the kernel was not given.
+    pub receive: u64,
+    /// Completions of chunks that the kernel was not given.
+    pub completion: u64,
+    /// Packets given to `send` that the kernel would have refused: empty, beyond their chunk, or in too many pieces.
+    pub send: u64,
+}
+
+/// The rings, and who holds what. `D` is the memory of descriptor rings, `A` of address rings.
+pub(super) struct Queue<D, A> {
+    layout: Layout,
+    multi_buffer: bool,
+    receive: Option<Consumer<D>>,
+    transmit: Option<Producer<D>>,
+    fill: Producer<A>,
+    completion: Consumer<A>,
+    /// Given to the kernel to receive into.
+    filled: FrameSet,
+    /// Given to the kernel to transmit from.
+    sending: FrameSet,
+    /// Frames of packets that were dropped here, until the next chance to give them to the pool.
+    stray: Vec<Frame>,
+    /// The packet under assembly in `recv`; empty between calls.
+    parts: Vec<Packet>,
+    pub(super) anomalies: Anomalies,
+}
+
+impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
+    pub(super) fn new(
+        layout: Layout,
+        multi_buffer: bool,
+        receive: Option<D>,
+        transmit: Option<D>,
+        fill: A,
+        completion: A,
+    ) -> Self {
+        Self {
+            layout,
+            multi_buffer,
+            receive: receive.map(Consumer::new),
+            transmit: transmit.map(Producer::new),
+            fill: Producer::new(fill),
+            completion: Consumer::new(completion),
+            filled: FrameSet::new(layout),
+            sending: FrameSet::new(layout),
+            stray: Vec::new(),
+            parts: Vec::new(),
+            anomalies: Anomalies::default(),
+        }
+    }
+
+    pub(super) fn fill(&mut self, pool: &mut Pool, want: u32) -> usize {
+        assert_eq!(pool.layout(), self.layout, "a socket was used with another UMEM's pool");
+        let missing = want.saturating_sub(self.fill.pending()).min(self.fill.free(want));
+        let mut filled = 0;
+        for _ in 0..missing {
+            let Some(frame) = self.stray.pop().or_else(|| pool.take()) else { break };
+            let pushed = self.fill.push(self.filled.put(frame));
+            debug_assert!(pushed, "`missing` slots were free");
+            filled += 1;
+        }
+        if filled > 0 {
+            self.fill.submit();
+        }
+        filled
+    }
+
+    pub(super) fn recv(&mut self, out: &mut impl Extend<Packet>, max: usize) -> usize {
+        let Some(ring) = &mut self.receive else { return 0 };
+        let available = ring.available();
+        let more = |n| ring.peek(n).options.contains(XdpDescOptions::XDP_PKT_CONTD);
+        // Only whole packets: up to the last descriptor, at or behind `max`, that ends one.
+        let mut whole = 0;
+        for n in 0..available {
+            if whole as usize >= max {
+                break;
+            }
+            if !more(n) {
+                whole = n + 1;
+            }
+        }
+        if whole == 0 && available == ring.slots() {
+            // The ring is full of a packet without an end, so nothing would ever come again.
+            whole = available;
+        }
+        let mut received = 0;
+        let mut good = true;
+        for n in 0..whole {
+            let descriptor = ring.peek(n);
+            let more = descriptor.options.contains(XdpDescOptions::XDP_PKT_CONTD);
+            match self.filled.take(descriptor.addr) {
+                Some((frame, offset)) => {
+                    good &= fits(self.layout, offset, descriptor.len);
+                    self.parts.push(Packet { frame, offset, len: descriptor.len, more });
+                }
+                None => good = false,
+            }
+            if more && n + 1 < whole {
+                continue;
+            }
+            if good && !more {
+                received += self.parts.len();
+                out.extend(self.parts.drain(..));
+            } else {
+                self.anomalies.receive += 1;
+                self.stray.extend(self.parts.drain(..).map(|part| part.frame));
+            }
+            good = true;
+        }
+        if whole > 0 {
+            ring.release(whole);
+        }
+        received
+    }
+
+    pub(super) fn send(&mut self, packets: &mut VecDeque<Packet>) -> usize {
+        let Some(ring) = &mut self.transmit else { return 0 };
+        let limit = if self.multi_buffer { MAX_DESCRIPTORS.min(ring.slots() as usize) } else { 1 };
+        let mut sent = 0;
+        while let Some(end) = packets.iter().position(|part| !part.more) {
+            let parts = end + 1;
+            let good =
+                parts <= limit && packets.range(..parts).all(|p| p.len > 0 && fits(self.layout, p.offset, p.len));
+            if !good {
+                self.anomalies.send += 1;
+                self.stray.extend(packets.drain(..parts).map(|part| part.frame));
+                continue;
+            }
+            if (ring.free(parts as u32) as usize) < parts {
+                break;
+            }
+            for Packet { frame, offset, len, more } in packets.drain(..parts) {
+                let options = if more { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() };
+                let addr = self.sending.put(frame) + u64::from(offset);
+                let pushed = ring.push(XdpDesc { addr, len, options });
+                debug_assert!(pushed, "`parts` slots were free");
+            }
+            sent += parts;
+        }
+        if sent > 0 {
+            ring.submit();
+        }
+        sent
+    }
+
+    pub(super) fn reclaim(&mut self, pool: &mut Pool) -> usize {
+        let available = self.completion.available();
+        let mut reclaimed = self.stray.len();
+        self.stray.drain(..).for_each(|frame| pool.put(frame));
+        for n in 0..available {
+            match self.sending.take(self.completion.peek(n)) {
+                Some((frame, _)) => {
+                    pool.put(frame);
+                    reclaimed += 1;
+                }
+                None => self.anomalies.completion += 1,
+            }
+        }
+        if available > 0 {
+            self.completion.release(available);
+        }
+        reclaimed
+    }
+
+    /// Transmit descriptors that the kernel has not picked up.
+    pub(super) fn unsent(&mut self) -> u32 {
+        self.transmit.as_mut().map_or(0, Producer::pending)
+    }
+
+    /// Free slots of the transmit ring.
+    pub(super) fn room(&mut self) -> usize {
+        self.transmit.as_mut().map_or(0, |ring| ring.free(ring.slots()) as usize)
+    }
+
+    pub(super) fn transmit_sleeps(&self) -> bool {
+        self.transmit.as_ref().is_some_and(Producer::needs_wakeup)
+    }
+
+    pub(super) fn fill_sleeps(&self) -> bool {
+        self.fill.needs_wakeup()
+    }
+
+    pub(super) fn in_kernel(&self) -> usize {
+        self.filled.len() + self.sending.len() + self.stray.len()
+    }
+
+    /// Transmit frames that have not come back.
+    pub(super) fn sending(&self) -> usize {
+        self.sending.len()
+    }
+
+    /// Takes the rings down and returns what the kernel may still use: nothing to receive into, since a released socket
+    /// receives no more, and of the transmit frames those that it has picked up and not completed.
+    ///
+    /// `release` gives the socket up; it runs between the last look at the rings and the reuse of their frames.
+    pub(super) fn dismantle(mut self, pool: &mut Pool, release: impl FnOnce()) -> FrameSet {
+        let unsent: Vec<u64> =
+            self.transmit.iter_mut().flat_map(|ring| ring.unconsumed().map(|d| d.addr).collect::<Vec<_>>()).collect();
+        drop((self.receive, self.transmit, self.fill, self.completion));
+        release();
+        for address in unsent {
+            if let Some((frame, _)) = self.sending.take(address) {
+                pool.put(frame);
+            }
+        }
+        self.stray.into_iter().chain(self.filled.take_all()).for_each(|frame| pool.put(frame));
+        self.sending
+    }
+}
+
+/// Whether `len` octets from `offset` on stay inside a chunk.
+fn fits(layout: Layout, offset: u32, len: u32) -> bool {
+    offset.checked_add(len).is_some_and(|end| end <= layout.frame_size)
+}

@@ -1,0 +1,147 @@
+//! The memory that packets live in.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::bind::Registration;
+use super::map::Anonymous;
+use super::{Error, Frame, Pool};
+
+/// `XDP_PACKET_HEADROOM`: octets that the kernel leaves in front of a received packet, before the UMEM's own headroom.
+pub const PACKET_HEADROOM: u32 = 256;
+
+/// Shape of a UMEM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UmemConfig {
+    /// Number of chunks, one frame each; 1 or more.
+    pub frames: u32,
+    /// Octets of a chunk: 2048 or 4096.
+    pub frame_size: u32,
+    /// Octets to leave free in front of a received packet, beyond the kernel's 256.
+    pub headroom: u32,
+    /// Ask for huge pages; ordinary memory (with transparent huge pages) where there are none to be had.
+    pub huge_pages: bool,
+}
+
+impl Default for UmemConfig {
+    fn default() -> Self {
+        Self { frames: 8192, frame_size: 4096, headroom: 0, huge_pages: false }
+    }
+}
+
+/// Which UMEM, and how it is cut into chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Unique in this process.
+    pub(super) umem: u32,
+    pub(super) frames: u32,
+    pub(super) frame_size: u32,
+    pub(super) headroom: u32,
+}
+
+impl Layout {
+    /// Panics if the frame belongs to another UMEM: a mistake of the caller that would lose frames of both.
+    pub(super) fn own(&self, frame: &Frame) {
+        assert_eq!(frame.umem(), self.umem, "a frame was used with another UMEM than its own");
+    }
+
+    fn octets(&self) -> usize {
+        self.frames as usize * self.frame_size as usize
+    }
+}
+
+/// A UMEM. A cheap handle: clones are the same memory.
+#[derive(Clone)]
+pub struct Umem {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    memory: Anonymous,
+    layout: Layout,
+    /// Sockets that are bound with this memory, for later ones to share their kernel UMEM.
+    registrations: Mutex<Vec<Registration>>,
+}
+
+impl Umem {
+    /// Maps the memory and makes all of its frames.
+    ///
+    /// # Errors
+    /// Sizes out of range, or no memory.
+    pub fn new(config: UmemConfig) -> Result<(Self, Pool), Error> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+
+        let UmemConfig { frames, frame_size, headroom, huge_pages } = config;
+        let size = |what, value: u32, rule| Error::Size { what, value: value.into(), rule };
+        if !matches!(frame_size, 2048 | 4096) {
+            return Err(size("frame size", frame_size, "it must be 2048 or 4096"));
+        }
+        if frames == 0 || frames > 1 << 22 {
+            return Err(size("number of frames", frames, "it must be between 1 and 4194304"));
+        }
+        // The kernel wants room for a packet behind both headrooms; less than an Ethernet header is a mistake.
+        if headroom > frame_size - PACKET_HEADROOM - 64 {
+            return Err(size(
+                "headroom",
+                headroom,
+                "it must leave 64 octets of the frame behind it and the kernel's 256",
+            ));
+        }
+        let octets = frames as usize * frame_size as usize;
+        let memory = Anonymous::new(octets, huge_pages).map_err(|errno| Error::Memory { octets, errno })?;
+        let umem = NEXT
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1))
+            .expect("four billion UMEMs outlive any machine");
+        let layout = Layout { umem, frames, frame_size, headroom };
+        let shared = Arc::new(Shared { memory, layout, registrations: Mutex::default() });
+        Ok((Self { shared }, Pool::full(layout)))
+    }
+
+    /// Octets of a chunk.
+    pub fn frame_size(&self) -> u32 {
+        self.shared.layout.frame_size
+    }
+
+    /// The whole chunk of a frame.
+    ///
+    /// # Panics
+    /// If the frame belongs to another UMEM.
+    pub fn chunk<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
+        // SAFETY: `start` points at `frame_size` initialised octets of a mapping that `self` keeps for 'a. The frame is
+        // the only one of its chunk (invariant of `frames.rs`) and borrowed for 'a, so nobody writes: user space
+        // needs the frame for that, and the kernel gets chunks only by `FrameSet::put`, which takes the frame.
+        unsafe { std::slice::from_raw_parts(self.start(frame).as_ptr(), self.frame_size() as usize) }
+    }
+
+    /// The whole chunk of a frame, to be changed. Chunks of different frames can be borrowed at the same time.
+    ///
+    /// # Panics
+    /// If the frame belongs to another UMEM.
+    pub fn chunk_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
+        // SAFETY: as in `chunk`; and the frame is borrowed mutably for 'a, so this is the only reference to the chunk.
+        unsafe { std::slice::from_raw_parts_mut(self.start(frame).as_ptr(), self.frame_size() as usize) }
+    }
+
+    fn start(&self, frame: &Frame) -> NonNull<u8> {
+        self.shared.layout.own(frame);
+        let offset = frame.index() as usize * self.frame_size() as usize;
+        debug_assert!(offset + self.frame_size() as usize <= self.shared.layout.octets());
+        // SAFETY: a frame of this UMEM has an index below `frames` (invariant of `frames.rs`), and the mapping has
+        // `frames * frame_size` octets.
+        unsafe { self.shared.memory.start().add(offset) }
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.shared.layout
+    }
+
+    /// Start and length of the memory, for `XDP_UMEM_REG`.
+    pub(super) fn range(&self) -> (u64, u64) {
+        (self.shared.memory.start().as_ptr() as u64, self.shared.layout.octets() as u64)
+    }
+
+    pub(super) fn registrations(&self) -> &Mutex<Vec<Registration>> {
+        &self.shared.registrations
+    }
+}
