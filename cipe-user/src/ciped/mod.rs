@@ -3,4 +3,7 @@
 //! Knows the engine through `control` only. May import `wire` and `control`; imported by `cli`.
 
 pub mod exchange;
+pub mod health;
 pub mod options;
+pub mod scripts;
+pub mod session;

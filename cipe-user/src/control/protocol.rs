@@ -2,8 +2,7 @@
 //!
 //! A connection attaches at most one tunnel and owns it: when it closes, the tunnel goes.
 
-use std::net::IpAddr;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -52,6 +51,32 @@ pub enum Cipher {
     IdeaLittle,
 }
 
+/// How datagrams get to and from the carrier network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// By what the device shows.
+    #[default]
+    Auto,
+    /// AF_XDP.
+    Xdp,
+    /// A UDP socket.
+    Udp,
+}
+
+/// Where XDP programs run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpMode {
+    /// Native where the driver has it, else generic.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the stack.
+    Generic,
+}
+
 /// From daemon to engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
@@ -72,6 +97,14 @@ pub enum Request {
     },
     /// Stops using the dynamic send key; data goes under the static key until the next one.
     DropSendKey,
+    /// Replaces the limits of a send key that [`Attach`] set, from the next packet on: a peer of our own kind bears more
+    /// than an original.
+    SetSendLimits {
+        /// [`Attach::send_packets`].
+        packets: u64,
+        /// [`Attach::send_octets`].
+        octets: u64,
+    },
     /// Seals `payload` as a control packet (type 01) and sends it, under the dynamic send key if there is one.
     SendControl {
         /// Message octets in hexadecimal, before padding.
@@ -86,7 +119,7 @@ pub enum Request {
 pub struct Attach {
     /// [`VERSION`].
     pub version: u32,
-    /// Interface to make, such as `cipcb0`; `None`: the next free of `prefix`.
+    /// Interface to make, such as `cipcb0`; `None`: the next free of `prefix`. One that a dead engine left is taken over.
     pub device: Option<String>,
     /// `cipcb` or `cipci`.
     pub prefix: String,
@@ -106,10 +139,26 @@ pub struct Attach {
     pub me: SocketAddr,
     /// The peer's carrier address; unspecified: learn it.
     pub peer: SocketAddr,
+    /// Never re-point the peer.
+    pub pin_peer: bool,
     /// Outer TTL; 0: the inner packet's.
     pub cttl: u8,
     /// Whether to send UDP checksums over IPv4.
     pub checksum: bool,
+    /// Whether to send the outer packet without DF, whatever the inner one has.
+    pub ignore_df: bool,
+    /// Whether to ignore the carrier's path MTU.
+    pub force_mtu: bool,
+    /// Whether to clamp the MSS of TCP through the tunnel.
+    pub mss_clamp: bool,
+    /// Whether data may go under the static key while there is no dynamic send key; else it is held back or dropped.
+    pub static_data: bool,
+    /// Whether the own carrier address may change.
+    pub dynip: bool,
+    /// How to get to the carrier network.
+    pub carrier: Carrier,
+    /// Where XDP programs run.
+    pub xdp_mode: XdpMode,
     /// Packets under one send key before a new one is wanted.
     pub send_packets: u64,
     /// Payload octets under one send key before a new one is wanted.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
 use super::checksum::{Sum, transport_checksum};
+use super::headers::Version;
 
 /// Octets of an Ethernet header without tags.
 pub const ETHERNET: usize = 14;
@@ -72,7 +73,7 @@ pub fn write_frame(
     chunk[udp + 2..udp + 4].copy_from_slice(&to.port().to_be_bytes());
     chunk[udp + 4..udp + 6].copy_from_slice(&udp_len.to_be_bytes());
     chunk[udp + 6..udp + 8].copy_from_slice(&[0, 0]);
-    let ip = match (from.ip(), to.ip()) {
+    let (version, ip) = match (from.ip(), to.ip()) {
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let ip = udp - IPV6;
             let header = &mut chunk[ip..udp];
@@ -84,7 +85,7 @@ pub fn write_frame(
             header[7] = marks.ttl;
             header[8..24].copy_from_slice(&source.octets());
             header[24..40].copy_from_slice(&destination.octets());
-            ip
+            (Version::V6, ip)
         }
         (source, destination) => {
             let ip = udp - IPV4;
@@ -103,11 +104,11 @@ pub fn write_frame(
             let mut sum = Sum::default();
             sum.add(header);
             header[10..12].copy_from_slice(&sum.checksum());
-            ip
+            (Version::V4, ip)
         }
     };
     if checksum || to.is_ipv6() {
-        let mut sum = Sum::pseudo_header(from.ip(), to.ip(), PROTOCOL_UDP, udp_len.into());
+        let mut sum = Sum::pseudo_header(version, &chunk[ip..udp], PROTOCOL_UDP, udp_len.into());
         sum.add(&chunk[udp..datagram.end]);
         chunk[udp + 6..udp + 8].copy_from_slice(&transport_checksum(sum, PROTOCOL_UDP));
     }
@@ -220,8 +221,9 @@ mod tests {
         for (from, to) in [("192.0.2.1:6789", "198.51.100.2:6790"), ("[2001:db8::1]:1", "[2001:db8::2]:2")] {
             let frame = roundtrip(from, to, true);
             let udp = frame.len() - 33 - UDP;
-            let [from, to] = [from, to].map(|address| address.parse::<SocketAddr>().unwrap().ip());
-            assert_eq!(sum_of(Sum::pseudo_header(from, to, PROTOCOL_UDP, 33 + 8), &frame[udp..]), [0xFF; 2]);
+            let version = if frame[12] == 8 { Version::V4 } else { Version::V6 };
+            let pseudo = Sum::pseudo_header(version, &frame[ETHERNET..udp], PROTOCOL_UDP, 33 + 8);
+            assert_eq!(sum_of(pseudo, &frame[udp..]), [0xFF; 2]);
         }
     }
 

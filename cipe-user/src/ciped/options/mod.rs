@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub use problem::{Mistake, Origin, Problem, Severity};
 pub use settle::{Endpoint, Options, settle};
 pub use table::{Draft, SPECS, Setting, Spec};
-pub use value::{Carrier, CipherName, IdeaWords, XdpMode};
+pub use value::{CipherName, IdeaWords};
 
 use crate::control::protocol::Cipher;
 

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
-use super::value::{Carrier, CipherName, EndpointName, IdeaWords, KeyText, XdpMode};
+use super::value::{CipherName, EndpointName, IdeaWords, KeyText};
 use super::{prefix, resolve};
-use crate::control::protocol::{Cipher, KeyOctets};
+use crate::control::protocol::{Carrier, Cipher, KeyOctets, XdpMode};
 
 /// A carrier address and the text it was resolved from.
 #[derive(Clone, Debug, PartialEq, Eq)]

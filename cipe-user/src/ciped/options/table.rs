@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::problem::{Mistake, Origin};
-use super::value::{self, Carrier, CipherName, EndpointName, HostName, IdeaWords, KeyText, Show, XdpMode};
+use super::value::{self, CipherName, EndpointName, HostName, IdeaWords, KeyText, Show};
 use super::{Options, Program};
+use crate::control::protocol::{Carrier, XdpMode};
 
 /// A value and where it was set.
 #[derive(Clone, Debug)]
@@ -59,6 +60,15 @@ macro_rules! options {
                     }),)*
                     _ => None,
                 }
+            }
+
+            /// Names of the options whose values differ, in the order of [`SPECS`].
+            pub fn changes(&self, other: &Self) -> Vec<&'static str> {
+                let mut names = Vec::new();
+                $(if self.$field.value != other.$field.value {
+                    names.push($name);
+                })*
+                names
             }
 
             /// Name, value as text and origin of every option, in the order of [`SPECS`]. Keys are not shown.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::problem::Mistake;
+use crate::control::protocol::{Carrier, XdpMode};
 
 type Parsed<T> = Result<T, Mistake>;
 
@@ -89,27 +90,14 @@ choice! {
         Little = "little",
     }
 }
-choice! {
-    /// `carrier`.
-    Carrier {
-        /// By what the device shows.
-        Auto = "auto",
-        /// AF_XDP.
-        Xdp = "xdp",
-        /// A UDP socket.
-        Udp = "udp",
-    }
+
+impl Choice for Carrier {
+    const ALL: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("xdp", Self::Xdp), ("udp", Self::Udp)];
 }
-choice! {
-    /// `xdp-mode`.
-    XdpMode {
-        /// Native where the driver has it.
-        Auto = "auto",
-        /// In the driver.
-        Native = "native",
-        /// In the stack.
-        Generic = "generic",
-    }
+
+impl Choice for XdpMode {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("native", Self::Native), ("generic", Self::Generic)];
 }
 
 /// The value as UTF-8, not empty.

@@ -149,7 +149,8 @@ impl Manager {
     async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpSocket, SocketAddr)> {
         let mut me = attach.me;
         if me.ip().is_unspecified() {
-            let any = if attach.peer.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+            let any =
+                if attach.peer.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
             me.set_ip(match known(attach.peer) {
                 Some(peer) => self.netlink.route(peer.ip(), None).await?.source,
                 None => any,

@@ -235,7 +235,9 @@ impl Manager {
                 }
                 self.say(connection, Event::StatusEnd);
             }
-            (_, None) => self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() }),
+            (_, None) => {
+                self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
+            }
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => self.keys.clear(number.into(), Slot::Send),
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
@@ -291,8 +293,7 @@ impl Manager {
 
     /// Takes an event from the worker to the tunnel's daemon.
     fn pass_on(&mut self, number: u16, event: Event) {
-        if let Event::NewPeer { peer } = event
-        {
+        if let Event::NewPeer { peer } = event {
             self.follow(number, peer);
         }
         self.tell(number, event);
@@ -332,12 +333,8 @@ impl Manager {
             .filter(|(_, count)| *count > 0)
             .collect();
         let reader = self.keys.reader();
-        let slots = [
-            (Slot::Static, "static"),
-            (Slot::Send, "send"),
-            (Slot::Receive, "receive"),
-            (Slot::Previous, "previous"),
-        ];
+        let slots =
+            [(Slot::Static, "static"), (Slot::Send, "send"), (Slot::Receive, "receive"), (Slot::Previous, "previous")];
         let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
         let mut doors = tenant.notes.clone();
         doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
