@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The test bed: network namespaces, traffic, captures and guarded gateways, for scenarios, `cargo xtask run` and benches.
 //!
 //! Everything made here has a name that is unique by process, and is removed when its guard is dropped, also on a panic.
@@ -12,6 +11,7 @@ pub mod namespace;
 pub mod net;
 pub mod offload;
 pub mod options;
+pub mod peer;
 pub mod ping;
 pub mod process;
 pub mod status;
@@ -41,8 +41,3 @@ pub fn remove_everything() {
     namespace::remove_all();
     topology::remove_run_directories();
 }
-=======
-//! Network namespaces, traffic, and a second implementation of the wire, for scenarios, `xtask run` and benches.
-
-pub mod peer;
->>>>>>> wire

@@ -1,24 +1,17 @@
-<<<<<<< HEAD
-//! The command line for people.
-
-<<<<<<< HEAD
-pub mod decode;
-pub mod vectors;
-=======
-pub mod bench_cipher;
->>>>>>> cipher
-=======
 //! The command line for people: `cipe` and its commands, and the daemons `ciped-cb` and `ciped-ci`.
 //!
 //! May import everything; imported by `main` only. Every error is one line on stderr, `program: what; where; how to
 //! fix`, and exit code 1.
 
+pub mod bench_cipher;
 mod check;
 mod ciped;
+pub mod decode;
 mod engine;
 mod genkey;
 mod logging;
 mod show;
+pub mod vectors;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -55,6 +48,12 @@ enum Command {
     Genkey,
     /// Run the daemon of one tunnel under either name.
     Ciped(ciped::NamedArgs),
+    /// Open a captured carrier datagram with a key, and show what is in it.
+    Decode(decode::Args),
+    /// Check packets with known keys, plaintext and wire octets against this build.
+    Vectors(vectors::Args),
+    /// Measure the cipher kernels of this CPU.
+    BenchCipher(bench_cipher::BenchCipher),
     /// Run the engine in the foreground; the first daemon starts one by itself.
     Engine(engine::Args),
 }
@@ -80,6 +79,9 @@ fn run(command: Command) -> ExitCode {
         Command::Check(args) => finish("cipe", check::run(args)),
         Command::Genkey => finish("cipe", genkey::run()),
         Command::Ciped(named) => finish(named.program.name(), ciped::run(named.program, named.args)),
+        Command::Decode(args) => finish("cipe", decode::run(args)),
+        Command::Vectors(args) => finish("cipe", vectors::run(args)),
+        Command::BenchCipher(args) => finish("cipe", bench_cipher::run(&args).map(|()| ExitCode::SUCCESS)),
         Command::Engine(args) => finish("cipe", engine::run(args)),
     }
 }
@@ -138,4 +140,3 @@ mod tests {
         assert!(parse::<Cli>("cipe", &["cipe".into(), "bogus".into()]).is_err());
     }
 }
->>>>>>> ciped

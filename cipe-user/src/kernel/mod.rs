@@ -11,17 +11,10 @@ pub mod keys;
 pub mod links;
 pub mod neighbours;
 pub mod netlink;
-<<<<<<< HEAD
-=======
-
->>>>>>> net
 pub mod nexthop;
 mod owner;
 pub mod routes;
 mod shared;
 mod sysctl;
-<<<<<<< HEAD
-=======
 #[cfg(test)]
 mod testnet;
->>>>>>> net
