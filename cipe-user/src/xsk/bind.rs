@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How packets pass between UMEM and driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Zero copy where the driver has it, else copies.
+    /// Zero copy where the driver has it, else copies. Asks the driver at each bind; where the answer is known to be no
+    /// (veth), [`Mode::Copy`] spares that.
     #[default]
     Auto,
     /// Copies; any driver.
@@ -80,12 +81,12 @@ impl SocketConfig {
         ];
         for (what, value) in rings {
             let may_be_absent = what.starts_with(['r', 't']);
-            let size = |rule| Error::Size { what, value: value.into(), rule };
+            let refuse = |rule| Err(Error::Size { what, value: value.into(), rule });
             if value > 1 << 20 || !(value.is_power_of_two() || value == 0 && may_be_absent) {
-                return Err(size("it must be a power of two up to 1048576"));
+                return refuse("it must be a power of two up to 1048576");
             }
             if self.rx == 0 && self.tx == 0 {
-                return Err(size("a socket needs an rx ring or a tx ring"));
+                return refuse("a socket needs an rx ring or a tx ring");
             }
         }
         Ok(())
