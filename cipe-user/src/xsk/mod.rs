@@ -14,8 +14,8 @@
 //!   [`Socket::kick`] repeats it.
 //! - Zero copy: where the driver has it; [`Mode::Auto`] falls back to copies.
 //!
-//! What a socket costs, measured on kernel 6.18 with 16,384 frames: about 1.2 MiB of kernel memory (80 octets a frame of
-//! its UMEM), 1 ms to bind, and 14 ms to close, most of it an RCU grace period.
+//! What a socket costs, measured on kernel 6.18 with 16,384 frames: about 1.2 MiB of kernel memory (80 octets a frame
+//! of its UMEM), 1 ms to bind, and 14 ms to close, most of it an RCU grace period.
 
 mod bind;
 mod error;

@@ -1,4 +1,5 @@
-//! Sockets on real devices: veth pairs in a namespace of each test's own. Skipped, with the reason printed, without root.
+//! Sockets on real devices: veth pairs in a namespace of each test's own. Skipped, with the reason printed, without
+//! root.
 //!
 //! ```text
 //! round trip       [one]==veth==[two]          AF_XDP transmit on one, XDP redirect and AF_XDP receive on two
