@@ -270,9 +270,9 @@ proptest! {
     fn any_datagram_is_survived(octets in prop::collection::vec(any::<u8>(), 0..200), dynamic: bool) {
         let mut session = Session::new(Config::original(Cipher::Idea, SECRET));
         let from = SocketAddr::from(([127, 0, 0, 1], 9));
-        session.datagram(&octets, from, Instant::now());
+        session.datagram(&octets, from, std::time::Instant::now());
         for control in [true, false] {
-            session.datagram(&seal(Cipher::Idea, &SECRET, dynamic, control, &octets), from, Instant::now());
+            session.datagram(&seal(Cipher::Idea, &SECRET, dynamic, control, &octets), from, std::time::Instant::now());
         }
         prop_assert_eq!(session.counters.datagrams, 3);
     }
