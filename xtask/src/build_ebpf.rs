@@ -29,7 +29,7 @@ const OBJECT: &str = "cipe-ebpf/prebuilt/cipe.bpf.o";
 /// Hashes of what made it.
 const SOURCES: &str = "cipe-ebpf/prebuilt/SOURCES.sha256";
 /// Where `--check` leaves its object.
-const FRESH: &str = "target/ebpf/cipe.bpf.o";
+pub const FRESH: &str = "target/ebpf/cipe.bpf.o";
 
 /// Arguments of `cargo xtask build-ebpf`.
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -18,9 +18,9 @@ pub struct Args {
 ///
 /// # Errors
 /// What is missing and how to get it, or the target that found something.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let folder = tools::workspace().join("cipe-user/fuzz/fuzz_targets");
-    let mut targets = args.targets;
+    let mut targets = args.targets.clone();
     if targets.is_empty() {
         let entries = std::fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
         let names = entries.flatten().filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_owned()));

@@ -20,7 +20,7 @@ pub struct Args {
 ///
 /// # Errors
 /// What cargo says, or a folder that is there already.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let binary = tools::build_cipe(true)?;
     let folder = tools::workspace().join(&args.to);
     if let Some(parent) = folder.parent() {

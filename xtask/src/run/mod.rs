@@ -47,7 +47,7 @@ impl Cipher {
 ///
 /// # Errors
 /// Whatever keeps the tunnel from working.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     println!("Building cipe (release) ...");
     gateway::use_binary(&tools::build_cipe(true)?)?;
