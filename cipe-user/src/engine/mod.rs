@@ -19,6 +19,5 @@ pub struct EngineOptions {
 /// # Errors
 /// The engine cannot start: what, where, how to fix.
 pub fn run(options: EngineOptions) -> anyhow::Result<()> {
-    drop(options.readiness);
-    anyhow::bail!("this build has no engine; {}; build one that has", options.run_dir.path().display())
+    anyhow::bail!("this build has no engine ({options:?}); build one that has")
 }
