@@ -5,10 +5,12 @@
 
 mod check;
 mod ciped;
+mod decode;
 mod engine;
 mod genkey;
 mod logging;
 mod show;
+mod vectors;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -43,6 +45,10 @@ enum Command {
     Check(check::Args),
     /// Print a new random static key.
     Genkey,
+    /// Open a captured carrier packet and show what is in it.
+    Decode(decode::Args),
+    /// Run the packets of a vector file through seal and open.
+    Vectors(vectors::Args),
     /// Run the daemon of one tunnel under either name.
     Ciped(ciped::NamedArgs),
     /// Run the engine in the foreground; the first daemon starts one by itself.
@@ -69,6 +75,8 @@ fn run(command: Command) -> ExitCode {
         Command::Show(args) => finish("cipe", show::run(args)),
         Command::Check(args) => finish("cipe", check::run(args)),
         Command::Genkey => finish("cipe", genkey::run()),
+        Command::Decode(args) => finish("cipe", decode::run(args)),
+        Command::Vectors(args) => finish("cipe", vectors::run(args)),
         Command::Ciped(named) => finish(named.program.name(), ciped::run(named.program, named.args)),
         Command::Engine(args) => finish("cipe", engine::run(args)),
     }
