@@ -51,7 +51,7 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
         return Err(Drop { tunnel, verdict: Verdict::BadLength });
     }
     if state.flags & Tunnel::NOKEY == 0 {
-        if n % 8 != 0 || n < 16 {
+        if n < 16 || !n.is_multiple_of(8) {
             return Err(Drop { tunnel, verdict: Verdict::BadLength });
         }
         // A payload beyond the front is the engine's to look at.

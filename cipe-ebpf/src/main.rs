@@ -29,8 +29,8 @@ pub fn carrier_xdp(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn private_tc(ctx: TcContext) -> i32 {
     match private::stamp(&ctx) {
-        Ok(()) => TC_ACT_OK as i32,
-        Err(drop) => drop.count(TC_ACT_SHOT as i32),
+        Ok(()) => TC_ACT_OK,
+        Err(drop) => drop.count(TC_ACT_SHOT),
     }
 }
 

@@ -83,7 +83,7 @@ fn lower(ctx: &TcContext, tcp: usize, value: usize, old: [u8; 2], mss: u32) {
     // The sum runs over 16-bit words from the header's start; behind an odd number of NOPs the value lies across two.
     let word = |octets: [u8; 2]| {
         let word = u16::from_ne_bytes(octets);
-        u64::from(if value % 2 == 0 { word } else { word.swap_bytes() })
+        u64::from(if value.is_multiple_of(2) { word } else { word.swap_bytes() })
     };
     // Of the two a failure leaves the packet unclamped or with a wrong checksum, never a wrong value accepted.
     if ctx.l4_csum_replace(tcp + TCP_CHECKSUM, word(old), word(new), 2).is_ok() {

@@ -20,20 +20,27 @@ use crate::{
 #[inline(always)]
 pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
-    let (ifindex, protocol, gso_size) =
-        unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).protocol, (*ctx.skb.skb).gso_size) };
+    let (ifindex, protocol, tag, gso_size) = unsafe {
+        let skb = ctx.skb.skb;
+        ((*skb).ifindex, (*skb).protocol, (*skb).vlan_present, (*skb).gso_size)
+    };
     let tunnel = tunnel_of(ifindex);
     let dead = Drop { tunnel, verdict: Verdict::TunnelDead };
     let state = TUNNELS.get(tunnel).ok_or(dead)?;
     if state.flags & Tunnel::ALIVE == 0 {
         return Err(dead);
     }
+    let not_ip = Drop { tunnel, verdict: Verdict::PrivateNotIp };
+    if tag != 0 {
+        // A VLAN tag beside the frame would get lost on the way.
+        return Err(not_ip);
+    }
     // The field holds the ethertype in network order in its low half.
     let ethertype = (protocol as u16).to_ne_bytes();
     match ethertype {
         ETHERTYPE_IPV4 => mss::clamp_ipv4(ctx, state.mss),
         ETHERTYPE_IPV6 => mss::clamp_ipv6(ctx, state.mss),
-        _ => return Err(Drop { tunnel, verdict: Verdict::PrivateNotIp }),
+        _ => return Err(not_ip),
     }
     let mac = Stamp { gso_size: gso_size as u16, tunnel: tunnel as u16 }.to_mac();
     // Not even room for an Ethernet header: nothing that a network device hands us.

@@ -11,6 +11,7 @@ pub mod namespace;
 pub mod net;
 pub mod offload;
 pub mod options;
+pub mod peer;
 pub mod ping;
 pub mod process;
 pub mod status;

@@ -7,6 +7,8 @@ mod run;
 mod test;
 mod tools;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 /// Builds, runs, tests and measures the project.
@@ -25,12 +27,19 @@ enum Command {
     Package(package::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
+fn main() -> ExitCode {
+    let result = match Command::parse() {
         Command::Run(args) => run::run(&args),
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Package(args) => package::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! Knows blocks, keys and lanes; knows no packets, sockets or clocks. Imported by `wire` and `engine`.
 
 mod blowfish;
+mod counter;
 mod idea;
 mod kernel;
 mod ladder;
@@ -15,6 +16,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use counter::cycles;
 pub use ladder::Report;
 pub use lanes::Lanes;
 

@@ -1,4 +1,142 @@
-//! The command line for people.
+//! The command line for people: `cipe` and its commands, and the daemons `ciped-cb` and `ciped-ci`.
+//!
+//! May import everything; imported by `main` only. Every error is one line on stderr, `program: what; where; how to
+//! fix`, and exit code 1.
 
+pub mod bench_cipher;
+mod check;
+mod ciped;
 pub mod decode;
+mod engine;
+mod genkey;
+mod logging;
+mod show;
 pub mod vectors;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::ciped::options::Program;
+
+/// CIPE for today's Linux: encrypted IP in UDP, protocol 3.
+#[derive(Debug, Parser)]
+#[command(name = "cipe", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  cipe genkey                               make a static key for both ends
+  cipe check /etc/cipe/gateway-b            what an option file means, and what is wrong with it
+  ciped-cb -o /etc/cipe/gateway-b           bring a tunnel up (Blowfish; ciped-ci for IDEA)
+  ciped-cb -o /etc/cipe/gateway-b debug     the same in the foreground
+  cipe show                                 tunnels, peers, keys, rates, counters
+  cipe show cipcb0 --json                   for scripts";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the tunnels of this network namespace.
+    Show(show::Args),
+    /// Say what option files mean and what is wrong with them, without starting anything.
+    Check(check::Args),
+    /// Print a new random static key.
+    Genkey,
+    /// Run the daemon of one tunnel under either name.
+    Ciped(ciped::NamedArgs),
+    /// Open a captured carrier datagram with a key, and show what is in it.
+    Decode(decode::Args),
+    /// Check packets with known keys, plaintext and wire octets against this build.
+    Vectors(vectors::Args),
+    /// Measure the cipher kernels of this CPU.
+    BenchCipher(bench_cipher::BenchCipher),
+    /// Run the engine in the foreground; the first daemon starts one by itself.
+    Engine(engine::Args),
+}
+
+/// Runs what the arguments ask for; `arguments[0]` is the name called by.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let name = arguments.first().map(OsString::as_os_str).unwrap_or_default();
+    match Program::from_name(name.as_bytes()) {
+        Some(program) => match parse::<ciped::Args>(program.name(), &arguments) {
+            Ok(args) => finish(program.name(), ciped::run(program, args)),
+            Err(code) => code,
+        },
+        None => match parse::<Cli>("cipe", &arguments) {
+            Ok(cli) => run(cli.command),
+            Err(code) => code,
+        },
+    }
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Show(args) => finish("cipe", show::run(args)),
+        Command::Check(args) => finish("cipe", check::run(args)),
+        Command::Genkey => finish("cipe", genkey::run()),
+        Command::Ciped(named) => finish(named.program.name(), ciped::run(named.program, named.args)),
+        Command::Decode(args) => finish("cipe", decode::run(args)),
+        Command::Vectors(args) => finish("cipe", vectors::run(args)),
+        Command::BenchCipher(args) => finish("cipe", bench_cipher::run(&args).map(|()| ExitCode::SUCCESS)),
+        Command::Engine(args) => finish("cipe", engine::run(args)),
+    }
+}
+
+fn finish(program: &str, outcome: anyhow::Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{program}: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Like clap's own, but with errors on one line and exit code 1.
+fn parse<T: CommandFactory + FromArgMatches>(program: &'static str, arguments: &[OsString]) -> Result<T, ExitCode> {
+    let command = T::command().name(program).bin_name(program);
+    let parsed = command.try_get_matches_from(arguments).and_then(|matches| T::from_arg_matches(&matches));
+    parsed.map_err(|error| {
+        let asked_for = matches!(
+            error.kind(),
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        );
+        if asked_for {
+            // Nobody reads it: nothing to be done.
+            let _ = error.print();
+            return if error.exit_code() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        let text = error.render().to_string();
+        let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let what = what.join(" ");
+        eprintln!("{program}: {}; command line; see {program} --help", what.trim_start_matches("error: "));
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        Cli::command().debug_assert();
+        ciped::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_old_command_line_of_the_daemon_is_understood() {
+        let arguments =
+            ["ciped-cb", "-o", "/etc/cipe/b", "peer=192.0.2.2:6789", "maxerr=-1", "debug"].map(OsString::from);
+        let args = parse::<ciped::Args>("ciped-cb", &arguments).unwrap();
+        assert_eq!(args.files, [std::path::PathBuf::from("/etc/cipe/b")]);
+        assert_eq!(args.settings, ["peer=192.0.2.2:6789", "maxerr=-1", "debug"].map(OsString::from));
+    }
+
+    #[test]
+    fn wrong_arguments_are_an_error_and_help_is_none() {
+        assert!(parse::<ciped::Args>("ciped-cb", &["ciped-cb".into(), "--bogus".into()]).is_err());
+        assert!(parse::<Cli>("cipe", &["cipe".into(), "bogus".into()]).is_err());
+    }
+}

@@ -127,19 +127,18 @@ fn reap(mut child: Child) {
 /// The child's side: this process was started by [`launch`] and has not yet said that it is up.
 #[derive(Debug)]
 pub struct Readiness {
-    keep_stderr: bool,
+    _private: (),
 }
 
 impl Readiness {
-    /// Leaves the terminal and the starter's session. With `keep_stderr`, messages go on to the starter's stderr after
-    /// [`Readiness::up`].
+    /// Leaves the terminal and the starter's session.
     ///
     /// # Errors
     /// The process leads a group already, so it was not started by [`launch`].
-    pub fn begin(keep_stderr: bool) -> io::Result<Self> {
+    pub fn begin() -> io::Result<Self> {
         rustix::process::setsid()?;
         std::env::set_current_dir("/")?;
-        Ok(Self { keep_stderr })
+        Ok(Self { _private: () })
     }
 
     /// Says that this process is up, and lets go of stdout and stderr.
@@ -152,9 +151,7 @@ impl Readiness {
         let mut stdout = io::stdout();
         let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
         rustix::stdio::dup2_stdout(&null)?;
-        if !self.keep_stderr {
-            rustix::stdio::dup2_stderr(&null)?;
-        }
+        rustix::stdio::dup2_stderr(&null)?;
         Ok(())
     }
 }

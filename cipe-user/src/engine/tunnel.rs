@@ -77,6 +77,12 @@ pub struct Tunnel {
     pub private_hop: Hop,
     /// Largest inner packet in octets.
     pub mtu: usize,
+    /// Only `peer` may send to us.
+    pub pinned: bool,
+    /// Data may go under the static key while there is no dynamic one.
+    pub static_data: bool,
+    /// Outer packets never carry DF.
+    pub ignore_df: bool,
     /// Outer TTL; 0: the inner packet's.
     pub cttl: u8,
     /// UDP checksums over IPv4.
@@ -153,6 +159,15 @@ impl Tunnel {
         Ok(Opened::Data(0..datagram.len()))
     }
 
+    /// The slot that data is sealed under now.
+    ///
+    /// # Errors
+    /// [`Verdict::NoSendKey`].
+    pub fn data_slot(&self) -> Result<Slot, Verdict> {
+        let slot = self.keys.sending().ok_or(Verdict::NoSendKey)?;
+        if slot == Slot::Static && !self.static_data { Err(Verdict::NoSendKey) } else { Ok(slot) }
+    }
+
     /// Accounts for one sealed packet and says whether a new send key is wanted now.
     ///
     /// Messages are accounted for but ask for nothing: the exchange that sends them has timers of its own.
@@ -175,6 +190,11 @@ impl Tunnel {
             return None;
         };
         self.ask(reason, now)
+    }
+
+    /// Says whether a send key is to be asked for now, because data waits for one.
+    pub fn want_send_key(&mut self, now: Instant) -> Option<Wanted> {
+        self.ask(Wanted::NoSendKey, now)
     }
 
     /// Says whether the peer must be asked for a key after a packet was dropped for want of one, or the key is spent.

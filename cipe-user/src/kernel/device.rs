@@ -24,7 +24,9 @@
 //! what it wrote into the Ethernet header.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -32,9 +34,11 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
 };
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE};
 use rustix::io::Errno;
 
+use super::events::Events;
 use super::links::Card;
 use super::netlink::{Error, Netlink, Result};
 use super::owner::{self, Owner};
@@ -44,6 +48,9 @@ use super::sysctl::{self, Family};
 const NAME_MAX: usize = 15;
 /// The largest MTU that veth takes: no frame of the engine is ever too large for its own end.
 const HIDDEN_MTU: u32 = 65_535;
+
+/// How long an IPv6 address may take to become usable; milliseconds as a rule.
+const ADDRESS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Switches of the hidden end, under net.ipv4.conf. The module's documentation says why.
 const HIDDEN_IPV4: [(&str, &str); 4] =
@@ -153,22 +160,21 @@ impl Netlink {
     }
 
     async fn make_pair(&self, name: &str, wanted: &TunnelDevice) -> Result<(u32, u32)> {
-        let end = |name: String, mtu| {
+        let end = |name: String| {
             let mut end = LinkMessage::default();
             end.attributes = vec![
                 LinkAttribute::IfName(name),
-                LinkAttribute::Mtu(mtu),
                 LinkAttribute::NumTxQueues(wanted.queues),
                 LinkAttribute::NumRxQueues(wanted.queues),
             ];
             end
         };
-        let hidden = end(owner::unfinished_template(), HIDDEN_MTU);
-        let mut visible = end(name.to_owned(), wanted.mtu);
+        let hidden = end(owner::unfinished_template());
+        let mut visible = end(name.to_owned());
         let veth = LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(hidden)));
         visible.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), veth]));
 
-        let what = || format!("{}: cannot make a veth pair with an MTU of {}", name.replace("%d", "N"), wanted.mtu);
+        let what = || format!("{}: cannot make a veth pair", name.replace("%d", "N"));
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
         let answers = self.request(what, RouteNetlinkMessage::NewLink(visible), flags).await;
         let answers = answers.map_err(|error| match error.errno() {
@@ -209,9 +215,14 @@ impl Netlink {
             sysctl::set(Family::Ipv6, &name, switch, value)?;
         }
         self.without_own_addresses(index).await?;
-        self.set_address(&name, index, wanted.local, wanted.peer).await?;
         let what = || format!("{name}: cannot take it up");
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
+        // IPv6 makes the route to the peer only if the device is up.
+        let events = Events::open(&[MulticastGroup::Ipv6Route])?;
+        self.set_address(&name, index, wanted.local, wanted.peer).await?;
+        if wanted.peer.is_ipv6() && !wanted.peer.is_unspecified() {
+            self.routed(events, &name, index, wanted.peer).await;
+        }
 
         let (visible, hidden) = (self.card(index).await?, self.card(hidden_index).await?);
         let mac = |card: &Card| card.mac.ok_or_else(|| Error::Answer(format!("{}: has no address", card.name)));
@@ -277,6 +288,19 @@ impl Netlink {
         self.request(what, RouteNetlinkMessage::NewAddress(message), flags).await.map(drop)
     }
 
+    /// Waits until packets to the peer go into the device: an IPv6 address is usable a little later than set, and
+    /// scripts of the operator that follow want to set routes by it.
+    async fn routed(&self, mut events: Events, name: &str, index: u32, peer: IpAddr) {
+        let wait = async {
+            while !self.route(peer, None).await.is_ok_and(|route| route.oif == index) {
+                events.next().await;
+            }
+        };
+        if tokio::time::timeout(ADDRESS_DEADLINE, wait).await.is_err() {
+            tracing::warn!("{name}: the kernel has no route to {peer} by it yet");
+        }
+    }
+
     async fn delete(&self, index: u32) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -318,3 +342,6 @@ fn valid(name: &str) -> Result<&str> {
     }
     Ok(name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,7 @@ pub struct Card {
     pub vlan: Option<VlanParent>,
     /// Receive queues in use; at least 1.
     pub receive_queues: u32,
-    /// Taken up by the operator and its cable (or peer) present.
+    /// Taken up by the operator, its cable (or peer) present, and the kernel ready to send there.
     pub running: bool,
     /// Taken up by the operator.
     pub up: bool,
@@ -69,7 +69,7 @@ impl Card {
             kind: if ethernet { CardKind::Ethernet } else { CardKind::Other },
             vlan: None,
             receive_queues: 1,
-            running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+            running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
             up: flags.contains(LinkFlags::Up),
         };
         let mut lower = None;

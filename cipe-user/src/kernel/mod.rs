@@ -16,3 +16,5 @@ mod owner;
 pub mod routes;
 mod shared;
 mod sysctl;
+#[cfg(test)]
+mod testnet;

@@ -86,7 +86,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// A connection to rtnetlink in the network namespace of the thread that opened it. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Netlink {
-    handle: rtnetlink::Handle,
+    pub(super) handle: rtnetlink::Handle,
 }
 
 impl Netlink {

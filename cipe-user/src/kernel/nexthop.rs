@@ -1,8 +1,7 @@
 //! Next hops of many peers, followed live.
 //!
 //! One task holds a table of peers and listens to the kernel's notifications of routes, rules, addresses, links and
-//! neighbours. A change touches the peers that it can concern: a route those inside its prefix, a link those that leave
-//! by it. They are marked and asked for again one by one; what is marked twice is asked for once.
+//! neighbours. A change touches the peers that it can concern, a route for example those inside its prefix. They are marked and asked for again one by one; what is marked twice is asked for once.
 //!
 //! AF_XDP bypasses the kernel's neighbour table, so the kernel does not see that an entry is in use. The task says so
 //! every [`Timing::refresh`], and asks again every [`Timing::retry`] while a neighbour does not answer. The entries stay
@@ -14,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
@@ -23,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::events::{Event, Events};
-use super::links::{CardKind, LinkChange, LinkTable};
+use super::links::{CardKind, LinkTable};
 use super::neighbours::Neighbour;
 use super::netlink::{Netlink, Result};
 use super::routes::{self, Route};
@@ -107,6 +106,13 @@ impl NextHops {
             MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Rule,
         ])?;
+        Self::with_events(netlink, events, timing).await
+    }
+
+    async fn with_events<E>(netlink: &Netlink, events: E, timing: Timing) -> Result<Self>
+    where
+        E: Stream<Item = Event> + Send + Unpin + 'static,
+    {
         let mut links = LinkTable::default();
         links.reload(netlink).await?;
         let follower = Follower {
@@ -115,6 +121,7 @@ impl NextHops {
             peers: HashMap::new(),
             hops: HashMap::new(),
             marked: HashSet::new(),
+            carriers: HashSet::new(),
         };
         let (commands, receiver) = mpsc::unbounded_channel();
         tokio::spawn(follower.run(events, receiver, timing));
@@ -159,10 +166,15 @@ struct Follower {
     hops: HashMap<Hop, Via>,
     /// Peers whose route is to be asked for.
     marked: HashSet<Peer>,
+    /// Devices that a peer was ever reached by.
+    carriers: HashSet<u32>,
 }
 
 impl Follower {
-    async fn run(mut self, mut events: Events, mut commands: mpsc::UnboundedReceiver<Command>, timing: Timing) {
+    async fn run<E>(mut self, mut events: E, mut commands: mpsc::UnboundedReceiver<Command>, timing: Timing)
+    where
+        E: Stream<Item = Event> + Unpin,
+    {
         let mut refresh = tokio::time::interval(timing.refresh);
         let mut retry = tokio::time::interval(timing.retry);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -217,7 +229,10 @@ impl Follower {
             }
             RouteNetlinkMessage::DelNeighbour(neighbour) => {
                 if let Some(neighbour) = Neighbour::from_message(neighbour) {
-                    self.set_neighbour((neighbour.ifindex, neighbour.address), None);
+                    let hop = (neighbour.ifindex, neighbour.address);
+                    self.set_neighbour(hop, None);
+                    // Somebody flushed it: one peer's look-up asks for it again, for all.
+                    self.marked.extend(self.hops.get(&hop).and_then(|via| via.peers.iter().next()));
                 }
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
@@ -235,12 +250,10 @@ impl Follower {
             }
             RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => self.mark(|_, _| true),
             _ => {
-                for event in self.links.apply(&message) {
-                    // A device that goes down takes its routes along without a notification; one that comes up makes
-                    // the kernel tell of new routes. The addresses of frames and the MTU are the link's own.
-                    if event.change != LinkChange::Added {
-                        self.mark(|_, entry| entry.route.as_ref().is_ok_and(|route| route.oif == event.ifindex));
-                    }
+                // A carrier that comes or goes may take routes along, or bring them back, without a notification. Other
+                // devices do not matter: their new routes are told, and making 10,000 tunnel devices costs nothing here.
+                if self.links.apply(&message).iter().any(|event| self.carriers.contains(&event.ifindex)) {
+                    self.mark(|_, _| true);
                 }
             }
         }
@@ -270,6 +283,7 @@ impl Follower {
         let old = entry.hop(peer.0);
         entry.route = route.map_err(|error| error.to_string().into());
         let new = entry.hop(peer.0);
+        self.carriers.extend(new.map(|(ifindex, _)| ifindex));
         if old != new {
             if let Some(old) = old {
                 self.leave(old, peer);
@@ -413,3 +427,6 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests;

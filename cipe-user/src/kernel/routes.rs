@@ -31,6 +31,17 @@ impl Netlink {
     /// There is no route, or `from` is not an address of this host.
     pub async fn route(&self, peer: IpAddr, from: Option<IpAddr>) -> Result<Route> {
         let from = from.filter(|from| !from.is_unspecified());
+        let route = self.look_up(peer, from).await;
+        // For an address that is not ours, IPv4 says that the network is unreachable, and IPv6 finds a route anyway.
+        if let Some(from) = from.filter(|from| route.is_err() || from.is_ipv6())
+            && !self.look_up(from, None).await.is_ok_and(|route| route.local)
+        {
+            return Err(Error::NotOurAddress { peer, from });
+        }
+        route
+    }
+
+    async fn look_up(&self, peer: IpAddr, from: Option<IpAddr>) -> Result<Route> {
         let mut message = RouteMessage::default();
         let (family, bits) = match peer {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -45,47 +56,33 @@ impl Netlink {
         }
         let what = || format!("cannot look up the carrier route to {peer}");
         let answers = self.request(what, RouteNetlinkMessage::GetRoute(message), 0).await;
-        let answers = answers.map_err(|error| refusal(error, peer, from))?;
+        let answers = answers.map_err(|error| refusal(error, peer))?;
         let route = answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewRoute(route) => Some(route),
             _ => None,
         });
         let route = route.ok_or_else(|| Error::Answer(what()))?;
         match route.header.kind {
-            RouteType::Unicast
-            | RouteType::Local
-            | RouteType::Broadcast
-            | RouteType::Multicast
-            | RouteType::Anycast => {}
             // IPv6 answers with a route that refuses.
-            kind => return Err(no_route(peer, unreachable(kind))),
+            RouteType::Unreachable => Err(no_route(peer, Errno::NETUNREACH)),
+            RouteType::Prohibit => Err(no_route(peer, Errno::ACCESS)),
+            RouteType::BlackHole => Err(no_route(peer, Errno::INVAL)),
+            _ => parse(&route, from).ok_or_else(|| Error::Answer(what())),
         }
-        parse(&route, from).ok_or_else(|| Error::Answer(what()))
     }
 }
 
-fn refusal(error: Error, peer: IpAddr, from: Option<IpAddr>) -> Error {
-    let Error::Refused { source, .. } = &error else { return error };
-    let errno = source.raw_os_error().map(Errno::from_raw_os_error);
-    match (errno, from) {
-        (Some(Errno::INVAL), Some(from)) => Error::NotOurAddress { peer, from },
-        (Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS | Errno::INVAL | Errno::NETDOWN), _) => {
-            no_route(peer, errno.unwrap_or(Errno::NETUNREACH))
+fn refusal(error: Error, peer: IpAddr) -> Error {
+    match error.errno().map(Errno::from_raw_os_error) {
+        Some(errno @ (Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS | Errno::INVAL | Errno::NETDOWN)) => {
+            no_route(peer, errno)
         }
         _ => error,
     }
 }
 
-fn unreachable(kind: RouteType) -> Errno {
-    match kind {
-        RouteType::Prohibit => Errno::ACCESS,
-        RouteType::BlackHole => Errno::INVAL,
-        _ => Errno::NETUNREACH,
-    }
-}
-
 fn no_route(peer: IpAddr, errno: Errno) -> Error {
-    // What the kernel says of a black hole ("Invalid argument") misleads.
+    // The kernel's words for these ("Invalid argument") mislead.
     let source = match errno {
         Errno::INVAL => io::Error::other("a blackhole route"),
         Errno::ACCESS => io::Error::other("a prohibit route"),
@@ -122,5 +119,67 @@ pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet(address) => Some((*address).into()),
         RouteAddress::Inet6(address) => Some((*address).into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+    use crate::kernel::testnet::{Other, in_namespace};
+
+    const HERE: [u8; 4] = [192, 0, 2, 1];
+    const THERE: [u8; 4] = [192, 0, 2, 2];
+
+    fn ip(octets: [u8; 4]) -> IpAddr {
+        Ipv4Addr::from(octets).into()
+    }
+
+    #[test]
+    fn a_route_names_device_gateway_and_source() {
+        in_namespace(|netlink| async move {
+            let other = Other::new();
+            netlink.cable("wire0", HERE, &other, "far0", THERE).await;
+            netlink.add_route([203, 0, 113, 0], 24, THERE).await;
+            let oif = netlink.index("wire0").await;
+            let source = ip(HERE);
+            let on_link = Route { oif, gateway: None, source, mtu: None, local: false };
+            assert_eq!(netlink.route(ip(THERE), None).await.unwrap(), on_link);
+            let behind = Route { gateway: Some(ip(THERE)), ..on_link };
+            assert_eq!(netlink.route(ip([203, 0, 113, 9]), Some(source)).await.unwrap(), behind);
+        });
+    }
+
+    #[test]
+    fn an_ipv6_source_that_is_not_ours_is_refused() {
+        in_namespace(|netlink| async move {
+            let own = Ipv6Addr::LOCALHOST.into();
+            netlink.route(own, Some(own)).await.unwrap();
+            let error = netlink.route(own, Some("2001:db8::77".parse().unwrap())).await.unwrap_err();
+            assert!(matches!(error, Error::NotOurAddress { .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn an_own_address_is_local() {
+        in_namespace(|netlink| async move {
+            let route = netlink.route(Ipv4Addr::LOCALHOST.into(), None).await.unwrap();
+            assert!(route.local);
+        });
+    }
+
+    #[test]
+    fn no_route_says_so() {
+        in_namespace(|netlink| async move {
+            for peer in ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()] {
+                let error = netlink.route(peer, None).await.unwrap_err().to_string();
+                let expected = format!(
+                    "no carrier route to {peer}: Network is unreachable (os error 101); \
+                     add a route or check the carrier device"
+                );
+                assert_eq!(error, expected);
+            }
+        });
     }
 }

@@ -28,3 +28,6 @@ pub use frames::{Frame, Packet, Pool};
 pub use queue::Anomalies;
 pub use socket::{Closed, Kick, Socket, Statistics};
 pub use umem::{PACKET_HEADROOM, Umem, UmemConfig};
+
+#[cfg(test)]
+mod tests;

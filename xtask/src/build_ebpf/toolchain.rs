@@ -21,6 +21,8 @@ use super::succeed;
 
 /// Pinned: each release moves to a newer LLVM by default.
 const LINKER_VERSION: &str = "0.13.0";
+/// The oldest LLVM that this linker can be built for; rules out Debian's own older rustc.
+const OLDEST_LLVM: u32 = 21;
 /// LLVM of Debian's toolchain.
 const DEBIAN_LLVM: u32 = 22;
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -77,16 +79,16 @@ pub fn find_or_install(root: &Path, install: bool) -> anyhow::Result<Toolchain> 
         install_debian(root)?;
         return find(root).context("the Debian toolchain is installed, but is not complete");
     }
-    if compilers().is_empty() {
-        bail!(
+    match compilers().first() {
+        None => bail!(
             "no Rust compiler for the BPF target: run `cargo xtask build-ebpf --install` (Debian, as root), or `rustup toolchain \
              install nightly --component rust-src` and then this again"
-        );
+        ),
+        Some(Compiler { name, llvm, .. }) => bail!(
+            "{name} has no bpf-linker: run `cargo xtask build-ebpf --install` (Debian), or `cargo install \
+             bpf-linker@{LINKER_VERSION} --locked --no-default-features --features llvm-{llvm}`"
+        ),
     }
-    bail!(
-        "bpf-linker is missing: run `cargo xtask build-ebpf --install` (Debian), or `cargo install bpf-linker` for the LLVM that \
-         `rustc -vV` of the nightly names"
-    );
 }
 
 fn find(root: &Path) -> Option<Toolchain> {
@@ -114,10 +116,12 @@ fn compilers() -> Vec<Compiler> {
 
 fn compiler(name: String, rustc: PathBuf, cargo: PathBuf) -> Option<Compiler> {
     let version = output(&rustc, &["-vV"])?;
-    let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()?;
+    let llvm =
+        version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse::<u32>().ok()?;
     let sysroot = output(&rustc, &["--print", "sysroot"])?;
     let sources = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
-    sources.join("library/core/src/lib.rs").is_file().then_some(Compiler { name, rustc, cargo, sources, llvm })
+    let usable = llvm >= OLDEST_LLVM && sources.join("library/core/src/lib.rs").is_file();
+    usable.then_some(Compiler { name, rustc, cargo, sources, llvm })
 }
 
 /// Where `--install` puts the linker for an LLVM.
@@ -156,8 +160,6 @@ fn install_debian(root: &Path) -> anyhow::Result<()> {
             .arg(format!("llvm-{DEBIAN_LLVM}"))
             .arg("--root")
             .arg(own_linker_root(root, DEBIAN_LLVM))
-            .arg("--target-dir")
-            .arg(root.join("target/ebpf-tools/build"))
             .env("LLVM_PREFIX", &prefix)
             .env("LLVM_SYS_221_PREFIX", &prefix),
     )

@@ -48,6 +48,8 @@ pub(super) struct Retry {
     /// When it is due again.
     pub next: Duration,
     wait: Duration,
+    /// When it was sent last.
+    sent: Duration,
     /// Whether it was sent more than once, so that an answer tells no round trip (Karn).
     pub repeated: bool,
 }
@@ -67,12 +69,19 @@ impl Retry {
     /// For a message that is sent at `now`, to a peer as far as `round_trip`.
     pub fn new(timing: Timing, now: Duration, round_trip: Option<Duration>) -> Self {
         let wait = timing.first(round_trip);
-        Self { timing, started: now, next: now + wait, wait, repeated: false }
+        Self { timing, started: now, next: now + wait, wait, sent: now, repeated: false }
     }
 
     /// For a message that is not sent before `start`.
     pub fn later(timing: Timing, start: Duration) -> Self {
-        Self { timing, started: start, next: start, wait: timing.first(None) / 2, repeated: false }
+        Self {
+            timing,
+            started: start,
+            next: start,
+            wait: timing.first(None) / 2,
+            sent: Duration::ZERO,
+            repeated: false,
+        }
     }
 
     /// Takes note of the time; the wait doubles each time.
@@ -91,7 +100,12 @@ impl Retry {
     pub fn again(&mut self, now: Duration) {
         self.wait = (2 * self.wait).min(self.timing.longest());
         self.next = (now + self.wait).min(self.started + self.timing.give_up()).max(now);
-        self.repeated = true;
+        (self.repeated, self.sent) = (true, now);
+    }
+
+    /// Whether the last one has had the time to reach even a near peer, so that sending it again makes sense.
+    pub fn is_old(&self, now: Duration) -> bool {
+        now >= self.sent + Timing::SHORTEST
     }
 }
 

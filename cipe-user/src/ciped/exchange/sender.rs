@@ -55,12 +55,14 @@ impl Sender {
     /// NK_REQ: the peer cannot open what we send, and could not open an NK_IND under the same key either.
     pub fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         out.log(Note::Requested);
-        self.drop_key(out);
+        let dropped = self.drop_key(out);
         match &mut self.pending {
-            Some(pending) => {
+            Some(pending) if dropped || pending.retry.is_old(out.now.at) => {
                 pending.retry.again(out.now.at);
                 announce(&pending.key, out);
             }
+            // It crossed the NK_IND that answers it.
+            Some(_) => {}
             None => self.begin(out),
         }
     }
@@ -107,10 +109,13 @@ impl Sender {
         self.pending = Some(Pending { key, retry: Retry::new(self.timing, out.now.at, self.round_trip) });
     }
 
-    fn drop_key<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        if std::mem::take(&mut self.key_in_use) {
+    /// Whether there was one to drop.
+    fn drop_key<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) -> bool {
+        let dropped = std::mem::take(&mut self.key_in_use);
+        if dropped {
             out.actions.push(Action::DropSendKey);
         }
+        dropped
     }
 }
 

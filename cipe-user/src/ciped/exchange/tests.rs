@@ -166,6 +166,8 @@ fn a_request_drops_the_send_key_and_repeats_what_is_pending() {
     introduce(&mut machine);
     assert_eq!(machine.message(Message::Request), [IND]);
     let key = machine.announced.clone();
+    assert_eq!(machine.message(Message::Request), []);
+    machine.now += Duration::from_millis(100);
     assert_eq!(machine.message(Message::Request), [IND]);
     assert!(machine.announced == key);
     machine.acknowledge();
@@ -230,7 +232,11 @@ fn markers_are_answered_once_and_stop_when_the_peer_is_known() {
         actions.iter().filter(|action| is_marker(action)).count()
     };
     let mut exchange = Exchange::new(TOKXC, StdRng::seed_from_u64(1));
-    let mut input = |input| markers(exchange.handle(input, Now::default()));
+    let mut now = Now::default();
+    let mut input = |input| {
+        now.at += Duration::from_millis(100);
+        markers(exchange.handle(input, now))
+    };
     let [asking, answering] = [1, 0].map(|ask| [&MARKER[..], &[ask]].concat());
     assert_eq!(input(Input::KeyWanted(Wanted::NoSendKey)), 1);
     assert_eq!(input(Input::Message { message: Message::Dummy(&asking), under_static: true }), 1);

@@ -1,4 +1,4 @@
-//! Blowfish on plain registers, up to eight blocks interleaved. Runs on any CPU, and with any mix of keys.
+//! Blowfish on plain registers, up to six blocks interleaved. Runs on any CPU, and with any mix of keys.
 //!
 //! One block alone waits for its table look-ups most of the time: each round needs the one before. Blocks of other
 //! lanes fill the gaps.
@@ -8,7 +8,7 @@ use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::Rows;
 
 /// Lanes that fill a core: beyond it, more lanes only spill more registers.
-const LANES: usize = 8;
+const LANES: usize = 6;
 
 /// The kernel.
 pub(super) struct Scalar;
@@ -103,34 +103,41 @@ fn decrypt_rest<const N: usize>(key: &Schedule, rest: &mut [u64]) {
     }
 }
 
-/// `N` blocks at once; `p` gives the round keys in the order of the direction.
+/// `N` blocks at once; `p` gives the round keys in the order of the direction. Plain loops, for `array::map` of a whole
+/// block of lanes is not inlined.
 #[inline(always)]
 fn crypt<const N: usize>(
     keys: &[&Schedule; N],
-    blocks: [u64; N],
+    mut blocks: [u64; N],
     p: impl Fn(&[u32; ROUNDS + 2], usize) -> u32,
 ) -> [u64; N] {
-    let mut halves = blocks.map(split);
-    for round in 0..ROUNDS {
-        for ([left, right], key) in halves.iter_mut().zip(keys) {
-            *left ^= p(&key.p, round);
-            *right ^= key.f(*left);
-            std::mem::swap(left, right);
+    let (mut left, mut right) = ([0; N], [0; N]);
+    for lane in 0..N {
+        [left[lane], right[lane]] = split(blocks[lane]);
+    }
+    for round in (0..ROUNDS).step_by(2) {
+        for lane in 0..N {
+            let (mut l, mut r) = (left[lane], right[lane]);
+            l ^= p(&keys[lane].p, round);
+            r ^= p(&keys[lane].p, round + 1) ^ keys[lane].f(l);
+            l ^= keys[lane].f(r);
+            (left[lane], right[lane]) = (l, r);
         }
     }
-    for ([left, right], key) in halves.iter_mut().zip(keys) {
-        std::mem::swap(left, right);
-        *right ^= p(&key.p, ROUNDS);
-        *left ^= p(&key.p, ROUNDS + 1);
+    for lane in 0..N {
+        left[lane] ^= p(&keys[lane].p, ROUNDS);
+        right[lane] ^= p(&keys[lane].p, ROUNDS + 1);
+        blocks[lane] = join([right[lane], left[lane]]);
     }
-    halves.map(join)
+    blocks
 }
 
 impl Schedule {
     /// The round function.
     #[inline(always)]
     fn f(&self, x: u32) -> u32 {
-        let [a, b, c, d] = x.to_be_bytes().map(usize::from);
-        (self.s[0][a].wrapping_add(self.s[1][b]) ^ self.s[2][c]).wrapping_add(self.s[3][d])
+        let octet = |shift| usize::from((x >> shift) as u8);
+        (self.s[0][octet(24)].wrapping_add(self.s[1][octet(16)]) ^ self.s[2][octet(8)])
+            .wrapping_add(self.s[3][octet(0)])
     }
 }

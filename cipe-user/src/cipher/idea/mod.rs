@@ -1,7 +1,13 @@
 //! IDEA: eight rounds and a half of addition modulo 2^16, exclusive or, and multiplication modulo 65537, in which the
 //! word 0 stands for 65536.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use super::KEY;
 use super::kernel::Kernel;
@@ -54,7 +60,13 @@ impl Schedule {
 
 /// The kernels that this CPU can run, narrowest first.
 pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
-    vec![Box::new(portable::Portable)]
+    let mut kernels: Vec<Box<dyn Kernel<Schedule>>> = vec![Box::new(portable::Portable)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        kernels.extend(avx2::Avx2::detect().map(|kernel| Box::new(kernel) as _));
+        kernels.extend(avx512::Avx512::detect().map(|kernel| Box::new(kernel) as _));
+    }
+    kernels
 }
 
 /// The product modulo 65537, 0 standing for 65536, without a branch: 2^16 is -1, so the high half of the product counts

@@ -5,7 +5,7 @@ use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::Rows;
 
 /// Two 128-bit vectors of words: one waits while the other works.
-const LANES: usize = 16;
+const LANES: usize = 8;
 
 /// The kernel.
 pub(super) struct Portable;
@@ -32,7 +32,7 @@ impl Kernel<Schedule> for Portable {
             1 => encrypt::<1>(keys, chain, rows, steps),
             2 => encrypt::<2>(keys, chain, rows, steps),
             3..=4 => encrypt::<4>(keys, chain, rows, steps),
-            5..=8 => encrypt::<8>(keys, chain, rows, steps),
+
             _ => encrypt::<LANES>(keys, chain, rows, steps),
         }
     }
@@ -43,7 +43,7 @@ impl Kernel<Schedule> for Portable {
                 1 => decrypt::<1>(key, blocks),
                 2 => decrypt::<2>(key, blocks),
                 3..=4 => decrypt::<4>(key, blocks),
-                5..=8 => decrypt::<8>(key, blocks),
+
                 _ => decrypt::<LANES>(key, blocks),
             }
         }
@@ -76,10 +76,15 @@ fn decrypt<const N: usize>(key: &Schedule, blocks: &mut [u64]) {
     blocks.copy_from_slice(&padded[..blocks.len()]);
 }
 
-/// `N` blocks at once; `k` gives the subkey of each lane.
+/// `N` blocks at once; `k` gives the subkey of each lane. Plain loops, which compilers turn into vectors.
 #[inline(always)]
-fn crypt<const N: usize>(blocks: [u64; N], k: impl Fn(usize) -> [u16; N]) -> [u64; N] {
-    let [mut x1, mut x2, mut x3, mut x4] = [48, 32, 16, 0].map(|shift| blocks.map(|block| (block >> shift) as u16));
+fn crypt<const N: usize>(mut blocks: [u64; N], k: impl Fn(usize) -> [u16; N]) -> [u64; N] {
+    let [mut x1, mut x2, mut x3, mut x4] = [[0; N]; 4];
+    for lane in 0..N {
+        let block = blocks[lane];
+        [x1[lane], x2[lane], x3[lane], x4[lane]] =
+            [(block >> 48) as u16, (block >> 32) as u16, (block >> 16) as u16, block as u16];
+    }
     for round in 0..ROUNDS {
         let i = 6 * round;
         let y1 = each(x1, k(i), multiply);
@@ -98,14 +103,19 @@ fn crypt<const N: usize>(blocks: [u64; N], k: impl Fn(usize) -> [u16; N]) -> [u6
     let y2 = each(x3, k(SUBKEYS - 3), u16::wrapping_add);
     let y3 = each(x2, k(SUBKEYS - 2), u16::wrapping_add);
     let y4 = each(x4, k(SUBKEYS - 1), multiply);
-    std::array::from_fn(|lane| {
-        u64::from(y1[lane]) << 48 | u64::from(y2[lane]) << 32 | u64::from(y3[lane]) << 16 | u64::from(y4[lane])
-    })
+    for lane in 0..N {
+        let [y1, y2, y3, y4] = [y1, y2, y3, y4].map(|y| u64::from(y[lane]));
+        blocks[lane] = y1 << 48 | y2 << 32 | y3 << 16 | y4;
+    }
+    blocks
 }
 
 #[inline(always)]
-fn each<const N: usize>(a: [u16; N], b: [u16; N], f: impl Fn(u16, u16) -> u16) -> [u16; N] {
-    std::array::from_fn(|lane| f(a[lane], b[lane]))
+fn each<const N: usize>(mut a: [u16; N], b: [u16; N], f: impl Fn(u16, u16) -> u16) -> [u16; N] {
+    for lane in 0..N {
+        a[lane] = f(a[lane], b[lane]);
+    }
+    a
 }
 
 #[inline(always)]

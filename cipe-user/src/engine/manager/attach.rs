@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use cipe_common::maps::{Slot, Tunnel as TunnelEntry, private_socket_index};
+use cipe_common::maps::{MAX_TUNNELS, Slot, Tunnel as TunnelEntry, private_socket_index};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{Manager, Tenant};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Cipher, VERSION};
+use crate::control::protocol::{Attach, Cipher, VERSION, XdpMode};
 use crate::engine::counters::Counters;
 use crate::engine::keys::Keys;
 use crate::engine::outer::Hop;
 use crate::engine::replay::SentIvs;
 use crate::engine::tunnel::{Limits, Tunnel, Way};
 use crate::engine::worker::Command;
+use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
+use crate::kernel::ethtool::{Offloads, set_offloads};
 use crate::xsk::{Socket, SocketConfig};
 
 /// Smallest and largest device MTU in octets: RFC 791's minimum, and what fits a UMEM frame with all headers.
@@ -41,7 +43,7 @@ impl Manager {
         if !MTU.contains(&attach.mtu) {
             bail!("mtu {}: must be between {} and {}", attach.mtu, MTU.start(), MTU.end());
         }
-        let max = self.options.max_tunnels.min(u16::MAX.into()) as u16;
+        let max = MAX_TUNNELS as u16;
         let number = (0..max).find(|number| !self.tenants.contains_key(number));
         let number = number.with_context(|| format!("all {max} tunnels of the engine are in use"))?;
 
@@ -54,11 +56,20 @@ impl Manager {
             mtu: attach.mtu,
             queues: QUEUES,
         };
-        let device = self.netlink.make(&device).await?;
+        let left = match &device.name {
+            Some(name) => self.netlink.adopt(name, &device).await?,
+            None => None,
+        };
+        let device = match left {
+            Some(device) => device,
+            None => self.netlink.make(&device).await?,
+        };
         let tenant = Tenant {
             connection,
             device: device.clone(),
             cipher: attach.cipher,
+            carrier_door: attach.carrier,
+            xdp_mode: preference(attach.xdp_mode),
             me,
             peer: known(attach.peer),
             counters: Arc::default(),
@@ -95,7 +106,9 @@ impl Manager {
         }
         self.programs.set_private_device(device.index, tunnel)?;
         self.programs.set_private_device(device.hidden_index, tunnel)?;
-        let mode = self.programs.attach_private(device.index, device.hidden_index, self.options.xdp_mode)?;
+        // The kernel then finishes inner checksums, whatever the protocol, before a frame reaches us.
+        set_offloads(&device.name, device.index, Offloads::SINGLE_FRAMES)?;
+        let mode = self.programs.attach_private(device.index, device.hidden_index, preference(attach.xdp_mode))?;
         let mut sockets = Vec::new();
         for queue in 0..QUEUES {
             let socket = Socket::bind(&self.umem, device.hidden_index, queue, SocketConfig::default())?;
@@ -120,6 +133,9 @@ impl Manager {
             udp,
             peer,
             way: Way::Socket,
+            pinned: attach.pin_peer,
+            static_data: attach.static_data,
+            ignore_df: attach.ignore_df,
             private_hop: Hop { source: device.hidden_mac, destination: device.mac },
             mtu: attach.mtu as usize,
             cttl: attach.cttl,
@@ -139,8 +155,10 @@ impl Manager {
         if let Some(peer) = peer {
             self.follow(number, peer);
         }
+        // IPv4 and TCP headers without options; the program takes 20 more off for IPv6.
+        let mss = if attach.mss_clamp { attach.mtu - 40 } else { 0 };
         let nokey = if attach.key.is_none() { TunnelEntry::NOKEY } else { 0 };
-        self.programs.set_tunnel(tunnel, TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss: 0 })?;
+        self.programs.set_tunnel(tunnel, TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss })?;
         Ok(())
     }
 
@@ -208,6 +226,14 @@ impl Manager {
 fn known(peer: SocketAddr) -> Option<SocketAddr> {
     let learn = peer.ip().is_unspecified() || peer == SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     (!learn).then_some(peer)
+}
+
+pub(super) fn preference(mode: XdpMode) -> XdpPreference {
+    match mode {
+        XdpMode::Auto => XdpPreference::Auto,
+        XdpMode::Native => XdpPreference::Native,
+        XdpMode::Generic => XdpPreference::Generic,
+    }
 }
 
 fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {

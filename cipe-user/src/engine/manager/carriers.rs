@@ -7,10 +7,11 @@ use std::time::Duration;
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
 
 use super::Manager;
-use crate::control::protocol::Event;
+use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::outer::Hop;
 use crate::engine::tunnel::{Path, Way};
 use crate::engine::worker::Command;
+use crate::kernel::bpf::XdpPreference;
 use crate::kernel::links::CardKind;
 use crate::kernel::nexthop::{NextHop, State};
 use crate::xsk::{Socket, SocketConfig};
@@ -97,11 +98,15 @@ impl Manager {
 
     /// Opens a carrier device for a tunnel, or joins it; whether AF_XDP can be had on it.
     async fn use_carrier(&mut self, ifindex: u32, number: u16) -> bool {
+        let Some(tenant) = self.tenants.get(&number) else { return false };
+        if tenant.carrier_door == Door::Udp {
+            return false;
+        }
         if let Some(carrier) = self.carriers.open.get_mut(&ifindex) {
             carrier.tunnels.insert(number);
             return true;
         }
-        match self.open_carrier(ifindex).await {
+        match self.open_carrier(ifindex, tenant.xdp_mode).await {
             Ok((slot, note)) => {
                 tracing::info!("{note}");
                 self.notice(number, note.clone());
@@ -116,7 +121,7 @@ impl Manager {
         }
     }
 
-    async fn open_carrier(&mut self, ifindex: u32) -> anyhow::Result<(usize, String)> {
+    async fn open_carrier(&mut self, ifindex: u32, mode: XdpPreference) -> anyhow::Result<(usize, String)> {
         let card = self.netlink.card(ifindex).await?;
         if card.kind != CardKind::Ethernet {
             anyhow::bail!("{}: no Ethernet device, so AF_XDP cannot send on it", card.name);
@@ -125,7 +130,7 @@ impl Manager {
         let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_CARRIERS} carrier slots are in use"))?;
         let base = slot as u32 * CARRIER_QUEUES;
         let queues = card.receive_queues.clamp(1, CARRIER_QUEUES);
-        let mode = self.programs.attach_carrier(ifindex, self.options.xdp_mode)?;
+        let mode = self.programs.attach_carrier(ifindex, mode)?;
         let mut open = || -> anyhow::Result<Vec<Socket>> {
             let mut sockets = Vec::new();
             for queue in 0..queues {

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 
 use super::counters::Counters;
 use super::worker::{self, Command, Handle};
-use crate::control::protocol::{Cipher, Event, Request, Status};
+use crate::control::launch::Readiness;
+use crate::control::protocol::{Carrier, Cipher, Event, Request, Status};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference};
@@ -29,23 +30,18 @@ use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
 
 /// How the engine was asked to run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct EngineOptions {
     /// Stay when the last tunnel has gone.
     pub stay: bool,
-    /// Which XDP mode to ask for.
-    pub xdp_mode: XdpPreference,
-    /// Tunnels that the maps are made for.
-    pub max_tunnels: u32,
-    /// UMEM frames of 4096 octets.
-    pub frames: u32,
+    /// Where the control socket is.
+    pub run_dir: RunDir,
+    /// To be told when daemons can connect, if one of them started this engine.
+    pub readiness: Option<Readiness>,
 }
 
-impl Default for EngineOptions {
-    fn default() -> Self {
-        Self { stay: false, xdp_mode: XdpPreference::Auto, max_tunnels: 256, frames: 16_384 }
-    }
-}
+/// UMEM frames of 4096 octets; memory is used as they are.
+const FRAMES: u32 = 16_384;
 
 /// How long an engine without any tunnel waits for its first one.
 const FIRST_TUNNEL: Duration = Duration::from_secs(10);
@@ -55,6 +51,8 @@ struct Tenant {
     connection: u64,
     device: Device,
     cipher: Cipher,
+    carrier_door: Carrier,
+    xdp_mode: XdpPreference,
     me: SocketAddr,
     peer: Option<SocketAddr>,
     counters: Arc<Counters>,
@@ -74,7 +72,7 @@ type Daemon = mpsc::Sender<Event>;
 const EVENTS: usize = 256;
 
 struct Manager {
-    options: EngineOptions,
+    stay: bool,
     programs: Programs,
     keys: KeyWriter,
     netlink: Netlink,
@@ -98,25 +96,22 @@ enum Said {
 
 /// Runs the engine until its last tunnel has gone, or SIGTERM or SIGINT.
 ///
-/// `ready` is called once, when daemons can connect.
-///
 /// # Errors
 /// One line that says what was refused, where, and how to go on: no root, no AF_XDP, another engine, no memory.
-pub fn run(options: EngineOptions, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+pub fn run(options: EngineOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(options, ready))
+    runtime.block_on(serve(options))
 }
 
-async fn serve(options: EngineOptions, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
-    let server = Server::bind(RunDir::of_this_namespace()?)?;
+async fn serve(options: EngineOptions) -> anyhow::Result<()> {
+    let server = Server::bind(options.run_dir)?;
     let netlink = Netlink::new()?;
     for name in netlink.sweep().await? {
         tracing::info!("{name}: left by an engine that died; removed");
     }
-    let load = LoadOptions { max_tunnels: options.max_tunnels, ..LoadOptions::default() };
-    let mut programs = Programs::load(&load)?;
+    let mut programs = Programs::load(&LoadOptions::default())?;
     let keys = programs.take_keys().context("the key map has another writer")?;
-    let config = UmemConfig { frames: options.frames, ..UmemConfig::default() };
+    let config = UmemConfig { frames: FRAMES, ..UmemConfig::default() };
     let (umem, pool) = Umem::new(config)?;
     let (to_manager, mut events) = mpsc::channel(1024);
     let worker = worker::start(umem.clone(), pool, to_manager)?;
@@ -124,7 +119,7 @@ async fn serve(options: EngineOptions, ready: impl FnOnce() -> std::io::Result<(
     let mut links = netlink.watch_links().await?;
     let (ways, mut new_ways) = mpsc::channel(256);
     let mut manager = Manager {
-        options,
+        stay: options.stay,
         programs,
         keys,
         netlink,
@@ -143,7 +138,9 @@ async fn serve(options: EngineOptions, ready: impl FnOnce() -> std::io::Result<(
     let mut connections = 0;
     let started = Instant::now();
     let mut second = tokio::time::interval(Duration::from_millis(250));
-    ready()?;
+    if let Some(readiness) = options.readiness {
+        readiness.up()?;
+    }
     loop {
         tokio::select! {
             connection = server.accept() => match connection {
@@ -164,7 +161,7 @@ async fn serve(options: EngineOptions, ready: impl FnOnce() -> std::io::Result<(
             _ = second.tick() => manager.forget_previous_keys(),
         }
         let idle = manager.tenants.is_empty() && manager.connections.is_empty();
-        if idle && !manager.options.stay && (manager.had_tunnels || started.elapsed() > FIRST_TUNNEL) {
+        if idle && !manager.stay && (manager.had_tunnels || started.elapsed() > FIRST_TUNNEL) {
             break;
         }
     }
@@ -240,6 +237,9 @@ impl Manager {
             }
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => self.keys.clear(number.into(), Slot::Send),
+            (Request::SetSendLimits { packets, octets }, Some(number)) => {
+                self.worker.send(Command::SetSendLimits(number, packets, octets));
+            }
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
                 // The worker moves the old key's replay filter along when it sees it in the previous slot first.
                 if let Some((_, old)) = self.keys.reader().read(key_index(number.into(), Slot::Receive)) {

@@ -172,6 +172,10 @@ impl Worker {
         let tunnel = &mut endpoint.tunnel;
         let verdict = match opened {
             Ok(opened) => {
+                if tunnel.peer != Some(item.from) && tunnel.pinned {
+                    tunnel.counters.count(Verdict::WrongPeer);
+                    return self.pool.put(item.frame);
+                }
                 if tunnel.peer != Some(item.from) {
                     tunnel.peer = Some(item.from);
                     tunnel.way = Way::Socket;

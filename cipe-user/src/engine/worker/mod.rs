@@ -44,6 +44,8 @@ pub enum Command {
     RemoveTunnel(u16, Sender<()>),
     /// The way to a tunnel's peer changed.
     SetWay(u16, Way),
+    /// Packets and payload octets under one send key before a new one is wanted.
+    SetSendLimits(u16, u64, u64),
     /// A message to seal and send.
     SendControl(u16, Vec<u8>),
     /// The end.
@@ -166,6 +168,11 @@ impl Worker {
         loop {
             // A second without events is only a chance to look at the clock.
             let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+            if std::env::var_os("DBG").is_some() {
+                let c: Vec<_> = self.carriers.iter().flatten().flatten().map(|p| p.dbg()).collect();
+                let e: Vec<_> = self.endpoints.values().flat_map(|e| &e.ports).map(|p| p.dbg()).collect();
+                tracing::info!("pool {} carriers {c:?} private {e:?}", self.pool.free());
+            }
             ready.clear();
             if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&second))
                 && error != rustix::io::Errno::INTR
@@ -264,6 +271,12 @@ impl Worker {
             Command::SetWay(number, way) => {
                 if let Some(endpoint) = self.endpoints.get_mut(&number) {
                     endpoint.tunnel.way = way;
+                }
+            }
+            Command::SetSendLimits(number, packets, octets) => {
+                if let Some(endpoint) = self.endpoints.get_mut(&number) {
+                    endpoint.tunnel.limits.send_packets = packets;
+                    endpoint.tunnel.limits.send_octets = octets;
                 }
             }
             Command::SendControl(number, payload) => self.send_control(number, &payload),

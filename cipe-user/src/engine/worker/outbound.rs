@@ -61,6 +61,11 @@ impl Worker {
                 Err(verdict) => {
                     endpoint.tunnel.counters.count(verdict);
                     self.pool.put(packet.frame);
+                    let wanted = (verdict == Verdict::NoSendKey).then(|| endpoint.tunnel.want_send_key(self.now));
+                    if let Some(reason) = wanted.flatten() {
+                        // The daemon that cannot keep up is asked again after the retry time.
+                        let _ = self.events.try_send((number, Event::KeyWanted { reason }));
+                    }
                 }
             }
         }
@@ -196,10 +201,10 @@ fn admit(tunnel: &Tunnel, umem: &Umem, packet: &Packet) -> Result<(usize, usize,
     }
     let slot = match tunnel.nokey {
         true => None,
-        false => Some(tunnel.keys.sending().ok_or(Verdict::NoSendKey)?),
+        false => Some(tunnel.data_slot()?),
     };
     let ttl = if tunnel.cttl == 0 { inner.ttl } else { tunnel.cttl };
-    Ok((at, octets, slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment }))
+    Ok((at, octets, slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment && !tunnel.ignore_df }))
 }
 
 /// The door of last resort: the kernel resolves, routes and fragments.

@@ -8,6 +8,14 @@ use aya::programs::{
     xdp::XdpLink,
 };
 use cipe_common::maps::names;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage, LinkXdp},
+};
+use rtnetlink::{
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use super::{
@@ -83,12 +91,11 @@ impl Programs {
     pub fn attach_private(&mut self, visible: u32, hidden: u32, preference: XdpPreference) -> Result<XdpMode, Error> {
         let (xdp_link, mode) = self.attach_xdp(names::PRIVATE_XDP, hidden, preference)?;
         let device = name(visible)?;
-        let failed = |error: ProgramError| attach_error(&device, names::PRIVATE_TC, &error);
         let program = classifier(&mut self.ebpf, names::PRIVATE_TC)?;
         let tc_link = program
             .attach_with_options(&device, TcAttachType::Egress, TcAttachOptions::TcxOrder(LinkOrder::last()))
             .and_then(|id| program.take_link(id))
-            .map_err(failed)?;
+            .map_err(|error| attach_error(visible, device, names::PRIVATE_TC, &error))?;
         self.links.private.insert(visible, (tc_link, xdp_link));
         Ok(mode)
     }
@@ -114,7 +121,7 @@ impl Programs {
                 Ok(link) => return Ok((link, XdpMode::Native)),
                 Err(error) => match os_error(&error) {
                     Some(libc::EPERM | libc::EBUSY | libc::EEXIST | libc::ENODEV) => {
-                        return Err(attach_error(&device, program, &error));
+                        return Err(attach_error(ifindex, device, program, &error));
                     }
                     errno => Some(refusal(errno, &error)),
                 },
@@ -124,7 +131,7 @@ impl Programs {
             (XdpPreference::Native, Some(reason)) => Err(Error::NativeRefused { device, reason }),
             (_, refused) => match attach(aya::programs::XdpMode::Skb) {
                 Ok(link) => Ok((link, XdpMode::Generic { refused })),
-                Err(error) => Err(attach_error(&device, program, &error)),
+                Err(error) => Err(attach_error(ifindex, device, program, &error)),
             },
         }
     }
@@ -140,11 +147,13 @@ fn refusal(errno: Option<i32>, error: &ProgramError) -> String {
     }
 }
 
-fn attach_error(device: &str, program: &'static str, error: &ProgramError) -> Error {
-    let device = device.to_owned();
+fn attach_error(ifindex: u32, device: String, program: &'static str, error: &ProgramError) -> Error {
     match os_error(error) {
         Some(libc::EPERM) => Error::Privilege { what: format!("{device}: attaching eBPF") },
-        Some(libc::EBUSY | libc::EEXIST) if program != names::PRIVATE_TC => Error::Busy { device, id: None },
+        Some(libc::EBUSY | libc::EEXIST) if program != names::PRIVATE_TC => {
+            let program = attached_program(ifindex).map(|id| format!(" (id {id})")).unwrap_or_default();
+            Error::Busy { device, program }
+        }
         _ => Error::Attach { device, program, reason: chain(error) },
     }
 }
@@ -157,4 +166,27 @@ fn name(ifindex: u32) -> Result<String, Error> {
         Ok(netdevice::index_to_name(any, ifindex)?)
     };
     look_up().map_err(|_| Error::NoDevice { ifindex })
+}
+
+/// Id of the XDP program on a device, asked of rtnetlink. For a message only: without an answer it does without.
+fn attached_program(ifindex: u32) -> Option<u32> {
+    let mut request = LinkMessage::default();
+    request.header.index = ifindex;
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(request));
+    request.header.flags = NLM_F_REQUEST;
+    request.finalize();
+    let mut octets = vec![0; request.buffer_len()];
+    request.serialize(&mut octets);
+    let mut socket = Socket::new(NETLINK_ROUTE).ok()?;
+    socket.bind_auto().ok()?;
+    // The kernel is done with its answer when the request has been sent, so there is nothing to wait for.
+    socket.set_non_blocking(true).ok()?;
+    socket.send_to(&octets, &SocketAddr::new(0, 0), 0).ok()?;
+    let (answer, _) = socket.recv_from_full().ok()?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).ok()?;
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload else { return None };
+    link.attributes.iter().find_map(|attribute| {
+        let LinkAttribute::Xdp(xdp) = attribute else { return None };
+        xdp.iter().find_map(|xdp| if let LinkXdp::ProgId(id) = xdp { Some(*id) } else { None })
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt::Write as _, io};
 
-use aya::EbpfError;
+use aya::{EbpfError, programs::ProgramError};
 
 /// Boxed, so that aya's types do not leave this room.
 type Source = Box<dyn StdError + Send + Sync>;
@@ -45,12 +45,12 @@ pub enum Error {
         ifindex: u32,
     },
     /// Someone else's XDP program is there.
-    #[error("{device}: another XDP program is attached{id}; detach it with `ip link set {device} xdp off`", id = match id { Some(id) => format!(" (id {id})"), None => String::new() })]
+    #[error("{device}: another XDP program is attached{program}; detach it with `ip link set {device} xdp off`")]
     Busy {
         /// Name of the device.
         device: String,
-        /// The program's id, where the kernel tells.
-        id: Option<u32>,
+        /// " (id N)", or nothing if the kernel does not tell.
+        program: String,
     },
     /// The device refuses the mode that was asked for.
     #[error("{device}: native XDP refused ({reason}); use generic XDP (xdp-mode=generic)")]
@@ -75,19 +75,18 @@ pub enum Error {
 impl Error {
     /// Sorts out what loading answered.
     pub(super) fn load(error: EbpfError) -> Self {
-        match os_error(&error) {
-            Some(libc::EPERM | libc::EACCES) if !mentions_verifier(&error) => {
-                Self::Privilege { what: "loading eBPF".to_owned() }
-            }
-            _ => Self::Load { reason: chain(&error) },
+        if os_error(&error) == Some(libc::EPERM) {
+            return Self::Privilege { what: "loading eBPF".to_owned() };
         }
+        let EbpfError::ProgramError(ProgramError::LoadError { io_error, verifier_log }) = &error else {
+            return Self::Load { reason: chain(&error) };
+        };
+        let log = verifier_log.to_string();
+        log::debug!("the verifier's log:\n{log}");
+        // Its last line is a summary of the work done; the one before says what is wrong.
+        let complaint = log.lines().rfind(|line| !line.starts_with("processed ") && !line.trim().is_empty());
+        Self::Load { reason: format!("{io_error}: {}", complaint.unwrap_or("the verifier says nothing")) }
     }
-}
-
-/// The verifier answers EACCES too; then it has left a log.
-fn mentions_verifier(error: &EbpfError) -> bool {
-    matches!(error, EbpfError::ProgramError(aya::programs::ProgramError::LoadError { verifier_log, io_error })
-        if io_error.raw_os_error() == Some(libc::EACCES) && !verifier_log.to_string().trim().is_empty())
 }
 
 /// The system error at the bottom of a chain, if one is there.

@@ -4,10 +4,12 @@
 
 mod attach;
 mod error;
+mod logs;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd},
     path::PathBuf,
@@ -18,7 +20,6 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, XskMap},
     programs::{SchedClassifier, Xdp},
 };
-use aya_log::EbpfLogger;
 use cipe_common::{
     Verdict,
     maps::{
@@ -27,7 +28,6 @@ use cipe_common::{
     },
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::keys::KeyWriter;
 pub use attach::{XdpMode, XdpPreference};
@@ -260,28 +260,6 @@ impl Programs {
         }
         Ok(())
     }
-
-    /// Work that hands the programs' log records to the `log` crate's logger (and so to tracing's); to be spawned on a
-    /// tokio runtime with I/O, it ends only with an error. `None` the second time.
-    pub fn logs(&mut self) -> Option<impl Future<Output = std::io::Error> + Send + 'static> {
-        let logger = EbpfLogger::init(&mut self.ebpf).ok()?;
-        Some(async move {
-            // SAFETY: the logger owns the ring buffer's descriptor, and neither replaces nor closes it before its drop.
-            let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
-                Ok(logger) => logger,
-                Err(error) => return error.into(),
-            };
-            loop {
-                match logger.readable_mut().await {
-                    Ok(mut ready) => {
-                        ready.get_inner_mut().flush();
-                        ready.clear_ready();
-                    }
-                    Err(error) => return error,
-                }
-            }
-        })
-    }
 }
 
 /// The key of a local carrier address.
@@ -313,7 +291,7 @@ fn in_map(map: &'static str) -> impl FnOnce(MapError) -> Error {
 /// Removing what is not there is no failure.
 fn forgotten(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(MapError::KeyNotFound) => Ok(()),
         other => other,
     }

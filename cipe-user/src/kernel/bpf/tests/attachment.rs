@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cipe_common::Stamp;
+use cipe_common::{Stamp, maps::private_socket_index};
 use futures_util::TryStreamExt as _;
+use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    frames::{ETHERNET, IPV4, TCP, pseudo_sum},
+    frames::{ETHERNET, IPV4, TCP, pseudo_sum, udp},
     *,
 };
 
@@ -49,10 +50,13 @@ fn in_namespace(test: impl FnOnce(&mut Programs, Veth) + Send) {
     });
 }
 
+/// The hidden end has one receive queue more than the engine uses.
 async fn make_veth() -> Veth {
     let (connection, netlink, _) = rtnetlink::new_connection().unwrap();
     tokio::spawn(connection);
-    netlink.link().add(LinkVeth::new("v0", "v1").build()).execute().await.unwrap();
+    let queues = LinkAttribute::NumRxQueues(PRIVATE_QUEUES + 1);
+    let pair = LinkVeth::new("v1", "v0").append_extra_attribute(queues).build();
+    netlink.link().add(pair).execute().await.unwrap();
     let veth = Veth { visible: index(&netlink, "v0").await, hidden: index(&netlink, "v1").await };
     netlink.address().add(veth.visible, NEAR.into(), PREFIX).execute().await.unwrap();
     for end in [veth.visible, veth.hidden] {
@@ -75,8 +79,11 @@ fn a_veth_runs_native_xdp_unless_generic_is_asked_for() {
         let generic = programs.attach_carrier(veth.visible, XdpPreference::Generic).unwrap();
         assert_eq!(generic, XdpMode::Generic { refused: None });
         let busy = programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap_err().to_string();
-        assert!(busy.starts_with("v0: another XDP program is attached"), "{busy}");
-        assert!(busy.ends_with("detach it with `ip link set v0 xdp off`"), "{busy}");
+        let id = xdp(&mut programs.ebpf, names::CARRIER_XDP).unwrap().info().unwrap().id();
+        assert_eq!(
+            busy,
+            format!("v0: another XDP program is attached (id {id}); detach it with `ip link set v0 xdp off`")
+        );
         programs.detach_carrier(veth.visible);
         assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap(), XdpMode::Native);
     });
@@ -118,6 +125,24 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
         programs.clear_tunnel(TUNNEL).unwrap();
         let _half_open = syn();
         assert!(programs.counted(TUNNEL, Verdict::TunnelDead) > before);
+    });
+}
+
+#[test]
+fn a_receive_queue_beyond_the_table_is_not_another_tunnels() {
+    in_namespace(|programs, veth| {
+        let other = TUNNEL - 1;
+        programs.attach_private(veth.visible, veth.hidden, XdpPreference::Native).unwrap();
+        let last = xdp_socket();
+        programs.set_private_socket(private_socket_index(other, PRIVATE_QUEUES - 1), &last).unwrap();
+        let next = xdp_socket();
+        programs.set_private_socket(private_socket_index(TUNNEL, 0), &next).unwrap();
+        let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
+        frame[..6].copy_from_slice(&Stamp { gso_size: 0, tunnel: other as u16 }.to_mac());
+        let mut run = |queue| programs.run_xdp_from(names::PRIVATE_XDP, &frame, veth.hidden, queue);
+        assert_eq!(run(PRIVATE_QUEUES - 1), XDP_REDIRECT);
+        assert_eq!(run(PRIVATE_QUEUES), XDP_DROP);
+        assert_eq!(programs.counted(other, Verdict::NoEngine), 1);
     });
 }
 

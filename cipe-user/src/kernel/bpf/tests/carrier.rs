@@ -1,6 +1,7 @@
 //! Promises of the carrier program.
 
 use cipe_common::maps::Slot;
+use proptest::prelude::*;
 
 use super::{
     frames::{ETHERNET, IPV4, UDP, tagged, udp},
@@ -58,6 +59,14 @@ fn octets_behind_the_datagram_are_no_matter() {
     let mut padded = frame(16);
     padded.resize(padded.len() + 7, 0);
     assert_eq!(programs.carrier(&padded), XDP_REDIRECT);
+}
+
+#[test]
+fn a_frame_of_several_buffers_counts_whole() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let large = frame(16_000);
+    assert_eq!(programs.carrier(&large), XDP_REDIRECT);
+    assert_eq!(programs.carrier(&large[..large.len() - 1]), XDP_DROP);
 }
 
 #[test]
@@ -211,4 +220,77 @@ fn under_the_current_or_previous_receive_key_all_reach_the_engine() {
     keys.set(TUNNEL, Slot::Send, &[1; 16]);
     keys.set(TUNNEL + 1, Slot::Receive, &[1; 16]);
     assert!((0..100).any(|_| programs.carrier(&dynamic) == XDP_DROP));
+}
+
+/// The rules once more, written for reading: the action for a frame that meets a live tunnel at [`LOCAL`] and
+/// [`LOCAL_V6`], with a receive key.
+fn expected(frame: &[u8]) -> u32 {
+    decide(frame).unwrap_or(XDP_PASS)
+}
+
+/// `None` where the headers end or are not ours.
+fn decide(frame: &[u8]) -> Option<u32> {
+    let mut at = 12;
+    let tags = [VLAN, QINQ];
+    while at < 20 && tags.iter().any(|tag| frame.get(at..at + 2) == Some(tag)) {
+        at += 4;
+    }
+    let ethertype = frame.get(at..at + 2)?;
+    let packet = &frame[at + 2..];
+    let (header, carried) = match ethertype {
+        [0x08, 0x00] => {
+            let ip = packet.get(..20)?;
+            let fragment = u16::from_be_bytes([ip[6], ip[7]]);
+            if ip[0] != 0x45 || fragment & 0x3FFF != 0 || ip[9] != 17 || ip[16..] != [192, 0, 2, 1] {
+                return None;
+            }
+            (20, usize::from(u16::from_be_bytes([ip[2], ip[3]])).saturating_sub(20))
+        }
+        [0x86, 0xDD] => {
+            let ip = packet.get(..40)?;
+            let ours = "2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+            if ip[0] >> 4 != 6 || ip[6] != 17 || ip[24..] != ours {
+                return None;
+            }
+            (40, usize::from(u16::from_be_bytes([ip[4], ip[5]])))
+        }
+        _ => return None,
+    };
+    let udp = packet.get(header..header + 8)?;
+    if udp[2..4] != 4000u16.to_be_bytes() {
+        return None;
+    }
+    let length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+    let fits = (24..=carried.min(packet.len() - header)).contains(&length) && length.is_multiple_of(8);
+    Some(if fits { XDP_REDIRECT } else { XDP_DROP })
+}
+
+#[test]
+fn damaged_frames_are_judged_as_the_rules_say() {
+    let Some((programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let programs = std::cell::RefCell::new(programs);
+    let mut keys = programs.borrow_mut().take_keys().unwrap();
+    keys.set(TUNNEL, Slot::Receive, &[1; 16]);
+    // Interesting octets more often than others; headers more often than payload.
+    let octet = prop_oneof![
+        any::<u8>(),
+        prop::sample::select(vec![0, 1, 6, 8, 17, 0x08, 0x20, 0x40, 0x45, 0x60, 0x81, 0x88, 0xA8])
+    ];
+    let damage = prop::collection::vec((0usize..80, octet), 0..3);
+    let config = ProptestConfig::with_cases(4_096);
+    proptest!(config, |(v6 in any::<bool>(), tags in 0usize..4, length in 0usize..64, damage in damage, cut in 0usize..40)| {
+        let local = if v6 { LOCAL_V6 } else { LOCAL };
+        let mut frame = udp(local.parse().unwrap(), &payload(length, true));
+        for tag in 0..tags {
+            frame = tagged(&frame, [VLAN, QINQ][tag % 2]);
+        }
+        for (at, value) in damage {
+            if let Some(octet) = frame.get_mut(at) {
+                *octet = value;
+            }
+        }
+        // Half of the frames stay whole.
+        frame.truncate((frame.len() - cut.saturating_sub(20)).max(ETHERNET));
+        prop_assert_eq!(programs.borrow_mut().carrier(&frame), expected(&frame), "{:02X?}", frame);
+    });
 }

@@ -4,6 +4,7 @@
 mod attachment;
 mod carrier;
 mod frames;
+mod logs;
 mod private;
 
 use std::os::fd::OwnedFd;
@@ -27,7 +28,11 @@ const TC_SHOT: u32 = 2;
 
 /// Loads the programs with small maps; `None` if not allowed to.
 fn programs() -> Option<Programs> {
-    match Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..LoadOptions::default() }) {
+    programs_with(LoadOptions::default())
+}
+
+fn programs_with(options: LoadOptions) -> Option<Programs> {
+    match Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..options }) {
         Ok(programs) => Some(programs),
         Err(error @ Error::Privilege { .. }) => {
             eprintln!("skipped: {error}");
@@ -44,8 +49,17 @@ fn xdp_socket() -> OwnedFd {
 impl Programs {
     /// Runs an XDP program on a frame that comes from [`DEVICE`], queue 0; returns its action.
     fn run_xdp(&mut self, program: &'static str, frame: &[u8]) -> u32 {
+        self.run_xdp_from(program, frame, DEVICE, 0)
+    }
+
+    /// The same for a device of this network namespace that runs native XDP, and any of its receive queues.
+    fn run_xdp_from(&mut self, program: &'static str, frame: &[u8], ifindex: u32, queue: u32) -> u32 {
         let mut out = vec![0; frame.len()];
-        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex. Its data_end is
+        // that of the first buffer, which frames of several buffers do without (and then come from loopback).
+        let context = [0, frame.len() as u32, 0, ifindex, queue, 0].map(u32::to_ne_bytes).concat();
+        let ctx_in = (ifindex != DEVICE).then_some(&context[..]);
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ctx_in, ..Default::default() };
         let result = xdp(&mut self.ebpf, program).unwrap().test_run(options).unwrap();
         assert_eq!(out, frame, "{program} changed the frame");
         result.return_value

@@ -9,7 +9,7 @@ use cipe_common::{
 use proptest::prelude::*;
 
 use super::{
-    frames::{ETHERNET, IPV4, IPV6, TCP, tcp, tcp_sum, udp},
+    frames::{ETHERNET, IPV4, IPV6, TCP, tagged, tcp, tcp_sum, udp},
     *,
 };
 
@@ -71,6 +71,9 @@ fn what_is_not_ip_is_dropped_and_counted() {
     frame[13] = 0x06;
     assert_eq!(programs.run_tc(&frame, 0).0, TC_SHOT);
     assert_eq!(programs.counted(TUNNEL, Verdict::PrivateNotIp), 1);
+    let tagged = tagged(&udp("192.0.2.7:53".parse().unwrap(), b"question"), [0x81, 0x00]);
+    assert_eq!(programs.run_tc(&tagged, 0).0, TC_SHOT);
+    assert_eq!(programs.counted(TUNNEL, Verdict::PrivateNotIp), 2);
 }
 
 #[test]

@@ -1,0 +1,436 @@
+//! One tunnel from start to end: the engine's events, timers, scripts and wishes of the operator, in one loop.
+//!
+//! All decisions about events are [`Session`]'s; this carries them out. If the engine dies, the interface stays and
+//! drops everything (fail closed) until a new engine has taken it over.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::exchange::Now;
+use super::options::{self, Draft, Options, Severity, Sources};
+use super::scripts::{self, Facts};
+use super::session::{self, End, Level, Session, Step};
+use crate::control::client::Client;
+use crate::control::launch::Launch;
+use crate::control::protocol::{Attach, Event, Request, VERSION};
+use crate::control::run_dir::RunDir;
+
+/// How long the engine may take to make a tunnel.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
+/// The first wait before a dead engine is started again; doubled each time.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+/// The longest such wait.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
+/// Attempts to attach at the start, where the engine may be about to end for want of tunnels.
+const FIRST_ATTEMPTS: u32 = 3;
+
+/// What the operator wants of a running daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// SIGTERM or SIGINT: stop.
+    Stop,
+    /// SIGHUP: read the option files again.
+    Reload,
+}
+
+/// What a daemon runs by.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Where the options came from, to be read again on SIGHUP.
+    pub sources: Sources,
+    /// As read at the start.
+    pub draft: Draft,
+    /// What they come to.
+    pub options: Options,
+    /// Where the engine is.
+    pub run_dir: RunDir,
+    /// How to start it.
+    pub engine: Launch,
+}
+
+/// Runs a tunnel until it is asked to stop; calls `up` once the tunnel is up and `ip-up` has ended.
+///
+/// # Errors
+/// The tunnel does not come up, or ends unasked: what, where, how to fix.
+pub async fn run(setup: Setup, mut wishes: mpsc::Receiver<Wish>, up: impl FnOnce()) -> anyhow::Result<()> {
+    let mut daemon = Daemon::start(setup).await?;
+    let ended = daemon.serve(&mut wishes, up).await;
+    daemon.stop(&ended).await;
+    match ended {
+        End::Asked(_) => Ok(()),
+        End::Failed(reason) => bail!("{}: {reason}", daemon.facts.device),
+    }
+}
+
+/// The clocks that [`Session`] is told.
+#[derive(Clone, Copy)]
+struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    fn now(self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        // Time stamps are of 32 bits and wrap with the protocol.
+        Now { at: self.start.elapsed(), unix: unix as u32 }
+    }
+}
+
+struct Daemon {
+    setup: Setup,
+    clock: Clock,
+    session: Session<StdRng>,
+    /// `None` while the engine is dead.
+    engine: Option<Client>,
+    facts: Facts,
+    /// The peer's address of now, which a new engine is told.
+    peer: SocketAddr,
+}
+
+/// What woke the loop.
+enum Woken {
+    Event(Option<Event>),
+    Wish(Option<Wish>),
+    Timer,
+    ScriptEnded,
+}
+
+type Script = Pin<Box<dyn Future<Output = ()>>>;
+
+impl Daemon {
+    async fn start(setup: Setup) -> anyhow::Result<Self> {
+        let mut attempt = 1;
+        let (engine, device, me, notes) = loop {
+            let place = Place {
+                device: setup.options.device.clone(),
+                me: setup.options.me.address,
+                peer: setup.options.peer.address,
+            };
+            match attach(&setup, place).await {
+                Ok(attached) => break attached,
+                Err(AttachError::Gone) if attempt < FIRST_ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        for note in notes {
+            tracing::info!("{device}: {note}");
+        }
+        let clock = Clock { start: Instant::now() };
+        let session = Session::new(&setup.options, clock.now(), (random()?, random()?));
+        let options = &setup.options;
+        let peer = options.peer.address;
+        let facts = Facts {
+            device,
+            me,
+            peer: (!peer.ip().is_unspecified()).then_some(peer),
+            ipaddr: options.ipaddr,
+            ptpaddr: options.ptpaddr,
+            mtu: options.mtu,
+            cipher: options.cipher,
+            arg: options.arg.clone(),
+        };
+        tracing::info!("{}: up, {} on {me}, peer {}", facts.device, options.ipaddr, options.peer.text);
+        Ok(Self { setup, clock, session, engine: Some(engine), facts, peer })
+    }
+
+    async fn serve(&mut self, wishes: &mut mpsc::Receiver<Wish>, up: impl FnOnce()) -> End {
+        // Beside the loop, since a script may well use the tunnel, which needs keys.
+        let mut script: Option<Script> =
+            Some(Box::pin(run_script(self.setup.options.ipup.clone(), self.facts.clone())));
+        let mut up = Some(up);
+        loop {
+            if self.engine.is_none()
+                && let Some(end) = self.revive(wishes).await
+            {
+                return end;
+            }
+            let woken = self.wait(wishes, script.as_mut()).await;
+            let now = self.clock.now();
+            let steps = match woken {
+                Woken::Event(Some(event)) => self.session.event(&event, now),
+                Woken::Event(None) => {
+                    self.engine = None;
+                    continue;
+                }
+                Woken::Timer => self.session.tick(now),
+                Woken::Wish(Some(Wish::Reload)) => {
+                    self.reload();
+                    continue;
+                }
+                Woken::Wish(Some(Wish::Stop) | None) => return End::Asked("asked to stop".to_owned()),
+                Woken::ScriptEnded => {
+                    script = None;
+                    if let Some(up) = up.take() {
+                        up();
+                    }
+                    continue;
+                }
+            };
+            if let Some(end) = self.carry_out(steps) {
+                return end;
+            }
+        }
+    }
+
+    async fn wait(&mut self, wishes: &mut mpsc::Receiver<Wish>, script: Option<&mut Script>) -> Woken {
+        let deadline = self.session.deadline().map(|at| self.clock.start + at);
+        let timer = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let script = async {
+            match script {
+                Some(script) => script.await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = async {
+            match &mut self.engine {
+                Some(engine) => engine.receive().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            wish = wishes.recv() => Woken::Wish(wish),
+            event = event => Woken::Event(event.unwrap_or_else(|error| {
+                tracing::error!("{}: {error}", self.facts.device);
+                None
+            })),
+            () = timer => Woken::Timer,
+            () = script => Woken::ScriptEnded,
+        }
+    }
+
+    fn carry_out(&mut self, steps: Vec<Step>) -> Option<End> {
+        let device = &self.facts.device;
+        for step in steps {
+            match step {
+                Step::Send(request) => {
+                    if let Some(engine) = &self.engine
+                        && let Err(error) = engine.send(&request)
+                    {
+                        // What is lost comes again by a timer or by the engine's wish; a dead engine is seen at the
+                        // next receive.
+                        tracing::warn!("{device}: {error}");
+                    }
+                }
+                Step::Log(Level::Warning, text) => tracing::warn!("{device}: {text}"),
+                Step::Log(Level::Info, text) => tracing::info!("{device}: {text}"),
+                Step::Log(Level::Debug, text) => tracing::debug!("{device}: {text}"),
+                Step::Peer(peer) => {
+                    self.peer = peer;
+                    self.facts.peer = Some(peer);
+                }
+                Step::End(end) => return Some(end),
+            }
+        }
+        None
+    }
+
+    /// Starts the engine again and attaches, with growing waits in between, until it works or the operator stops us.
+    async fn revive(&mut self, wishes: &mut mpsc::Receiver<Wish>) -> Option<End> {
+        let device = self.facts.device.clone();
+        tracing::error!("{device}: the engine has gone; the interface drops all traffic until it is back");
+        let mut back_off = FIRST_BACK_OFF;
+        loop {
+            let attached = attach(&self.setup, self.place());
+            tokio::select! {
+                biased;
+                wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
+                outcome = attached => match outcome {
+                    Ok((engine, _, me, notes)) => {
+                        for note in notes {
+                            tracing::info!("{device}: {note}");
+                        }
+                        if me != self.facts.me {
+                            tracing::info!("{device}: changing my address: {me}");
+                            self.facts.me = me;
+                        }
+                        tracing::info!("{device}: the engine is back; keys are exchanged anew");
+                        self.engine = Some(engine);
+                        return None;
+                    }
+                    Err(error) => tracing::warn!("{device}: {error}; next attempt in {back_off:?}"),
+                },
+            }
+            let pause = Instant::now() + back_off;
+            loop {
+                tokio::select! {
+                    biased;
+                    wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
+                    () = tokio::time::sleep_until(pause) => break,
+                }
+            }
+            back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+        }
+    }
+
+    /// Where the tunnel is now, for the next engine. A port that the system picked is kept, since the peer knows it.
+    fn place(&self) -> Place {
+        let configured = self.setup.options.me.address;
+        let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
+        let me = SocketAddr::new(configured.ip(), port);
+        Place { device: Some(self.facts.device.clone()), me, peer: self.peer }
+    }
+
+    fn wish_without_engine(&mut self, wish: Option<Wish>) -> Option<End> {
+        match wish {
+            Some(Wish::Reload) => {
+                self.reload();
+                None
+            }
+            Some(Wish::Stop) | None => Some(End::Asked("asked to stop".to_owned())),
+        }
+    }
+
+    /// Reads the options again and applies what can be applied; says what could not.
+    fn reload(&mut self) {
+        let device = self.facts.device.clone();
+        let (draft, problems) = options::load(&self.setup.sources);
+        let (options, problems) = options::settle(&draft, problems);
+        for problem in &problems {
+            match problem.severity {
+                Severity::Error => tracing::error!("{device}: {problem}"),
+                Severity::Warning => tracing::warn!("{device}: {problem}"),
+            }
+        }
+        let Some(options) = options else {
+            tracing::error!("{device}: options not applied; the tunnel goes on with those it has");
+            return;
+        };
+        let (applied, kept): (Vec<_>, Vec<_>) =
+            draft.changes(&self.setup.draft).into_iter().partition(|name| LIVE.contains(name));
+        let running = &mut self.setup.options;
+        running.ping = options.ping;
+        running.toping = options.toping;
+        running.maxerr = options.maxerr;
+        running.tokxts = options.tokxts;
+        running.ipdown = options.ipdown;
+        running.arg = options.arg.clone();
+        self.facts.arg = options.arg;
+        self.session.reload(running, self.clock.now());
+        let list = |names: Vec<&str>| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+        tracing::info!("{device}: options read again; applied: {}; needs a restart: {}", list(applied), list(kept));
+    }
+
+    async fn stop(&mut self, ended: &End) {
+        let device = self.facts.device.clone();
+        match ended {
+            End::Asked(reason) => tracing::info!("{device}: {reason}"),
+            End::Failed(reason) => tracing::error!("{device}: {reason}"),
+        }
+        match &self.engine {
+            Some(engine) => {
+                if let Err(error) = engine.send(&self.session.farewell(self.clock.now())) {
+                    tracing::warn!("{device}: no CT_KILL sent: {error}");
+                }
+            }
+            None => tracing::warn!("{device}: no engine to remove the interface; the next engine removes it"),
+        }
+        run_script(self.setup.options.ipdown.clone(), self.facts.clone()).await;
+        // Closing the connection ends the tunnel.
+        self.engine = None;
+        tracing::info!("{device}: down");
+    }
+}
+
+/// Options that a running tunnel takes over. The new `ipup` and `arg` are for the scripts to come.
+const LIVE: &[&str] = &["ping", "toping", "maxerr", "tokxts", "ipdown", "arg"];
+
+async fn run_script(script: PathBuf, facts: Facts) {
+    if let Err(error) = scripts::run(&script, &facts, scripts::LIMIT).await {
+        tracing::error!("{}: {error}", facts.device);
+    }
+}
+
+fn random() -> anyhow::Result<StdRng> {
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *seed).context("the system gives no random numbers")?;
+    Ok(StdRng::from_seed(*seed))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AttachError {
+    #[error(transparent)]
+    Connect(#[from] crate::control::client::ConnectError),
+    #[error("{0}")]
+    Refused(String),
+    #[error("the engine ended while it made the tunnel; look at the system log for its reason")]
+    Gone,
+    #[error("the engine did not make the tunnel in {} s; look at the system log, or restart it", ATTACH_DEADLINE.as_secs())]
+    Late,
+    #[error("control socket: {0}; are engine and daemon of the same version?")]
+    Socket(String),
+}
+
+/// What of a tunnel may differ from its options.
+struct Place {
+    device: Option<String>,
+    me: SocketAddr,
+    peer: SocketAddr,
+}
+
+/// Connects to the engine and makes the tunnel: connection, interface, own carrier address, notes for the log.
+async fn attach(setup: &Setup, place: Place) -> Result<(Client, String, SocketAddr, Vec<String>), AttachError> {
+    let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
+    let request = Request::Attach(Box::new(attach_request(&setup.options, place)));
+    engine.send(&request).map_err(|error| AttachError::Socket(error.to_string()))?;
+    let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
+        loop {
+            match engine.receive().await {
+                Ok(Some(Event::Attached { device, me, notes })) => break Ok((device, me, notes)),
+                Ok(Some(Event::Failed { message })) => break Err(AttachError::Refused(message)),
+                Ok(Some(Event::Notice { message })) => tracing::warn!("{message}"),
+                Ok(Some(_)) => {}
+                Ok(None) => break Err(AttachError::Gone),
+                Err(error) => break Err(AttachError::Socket(error.to_string())),
+            }
+        }
+    });
+    let (device, me, notes) = answer.await.unwrap_or(Err(AttachError::Late))?;
+    Ok((engine, device, me, notes))
+}
+
+fn attach_request(options: &Options, place: Place) -> Attach {
+    Attach {
+        version: VERSION,
+        device: place.device,
+        prefix: options.prefix().to_owned(),
+        cipher: options.cipher,
+        key: options.key.clone(),
+        ipaddr: options.ipaddr,
+        ptpaddr: options.ptpaddr,
+        mtu: options.mtu,
+        metric: options.metric,
+        me: place.me,
+        peer: place.peer,
+        pin_peer: options.pin_peer,
+        cttl: options.cttl,
+        checksum: options.checksum,
+        ignore_df: options.ignore_df,
+        force_mtu: options.force_mtu,
+        mss_clamp: options.mss_clamp,
+        static_data: options.static_data,
+        dynip: options.dynip,
+        carrier: options.carrier,
+        xdp_mode: options.xdp_mode,
+        send_packets: session::ORIGINAL_PACKETS,
+        send_octets: session::SEND_OCTETS,
+        receive_packets: session::RECEIVE_PACKETS,
+        send_seconds: options.tokey.into(),
+        retry_seconds: options.tokxc.into(),
+    }
+}

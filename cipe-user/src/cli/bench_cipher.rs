@@ -1,0 +1,213 @@
+//! `cipe bench-cipher`: what the cipher engine does on this CPU, packet by packet as the tunnel would.
+
+use crate::cipher::{Algorithm, Job, Key, Lanes};
+use crate::wire::packet;
+use clap::Args;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Octets from frame to frame, as in a UMEM: packets stand where their cache sets collide most.
+const STRIDE: usize = 2048;
+
+/// Octets in front of the datagram: Ethernet, IPv4 and UDP.
+const HEADROOM: usize = 42;
+
+/// Measure the cipher kernels of this CPU
+#[derive(Args, Clone, Debug)]
+pub struct BenchCipher {
+    /// Payload octets of a packet (several: separate with commas)
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 576, 1440])]
+    packet: Vec<usize>,
+    /// Packets of a batch (several: separate with commas)
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32, 48, 64, 128])]
+    batch: Vec<usize>,
+    /// Only this cipher: blowfish or idea
+    #[arg(long)]
+    cipher: Option<String>,
+    /// Only this kernel, or `auto` for the choice among all
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Milliseconds a figure; the best of five parts counts
+    #[arg(long, default_value_t = 20)]
+    millis: u64,
+    /// Write one JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `blowfish` or `idea`.
+    pub cipher: String,
+    /// The kernel, `auto` for the engine's choice, or an alternative's name.
+    pub kernel: String,
+    /// `encrypt` or `decrypt`.
+    pub direction: String,
+    /// Payload octets of a packet.
+    pub packet: usize,
+    /// Packets of a batch.
+    pub batch: usize,
+    /// Payload megabytes a second.
+    pub mbps: f64,
+    /// TSC cycles a payload octet; none where the CPU has no TSC.
+    pub cycles_per_byte: Option<f64>,
+}
+
+/// Measures and prints, a line a figure as it comes.
+///
+/// # Errors
+/// If standard output fails.
+pub fn run(args: &BenchCipher) -> anyhow::Result<()> {
+    let kernels = Lanes::new().report();
+    if !args.json {
+        println!(
+            "{:8} {:10} {:>5} {:>13} {:>14} {:>17}",
+            "cipher", "kernel", "lanes", "constant time", "chosen from", "MB/s at start"
+        );
+        for report in &kernels {
+            let from = report.encrypts_from.map_or("-".into(), |n| format!("{n} packets"));
+            let [encrypt, decrypt] = report.rate;
+            let time = if report.constant_time { "yes" } else { "no" };
+            println!(
+                "{:8} {:10} {:>5} {time:>13} {from:>14} {encrypt:>8.0} {decrypt:>8.0}",
+                report.cipher, report.kernel, report.lanes
+            );
+        }
+        println!(
+            "\n{:8} {:10} {:8} {:>6} {:>5} {:>8} {:>12}",
+            "cipher", "kernel", "", "packet", "batch", "MB/s", "cycles/byte"
+        );
+    }
+    for cipher in ["blowfish", "idea"] {
+        let names = kernels.iter().filter(|report| report.cipher == cipher).map(|report| report.kernel);
+        for kernel in names.chain(["auto"]) {
+            if args.cipher.as_deref().is_none_or(|only| only == cipher)
+                && args.kernel.as_deref().is_none_or(|only| only == kernel)
+            {
+                measure(args, cipher, kernel)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure(args: &BenchCipher, cipher: &str, kernel: &str) -> anyhow::Result<()> {
+    let forced = (kernel != "auto").then_some(kernel);
+    let (algorithm, mut lanes) = match cipher {
+        "blowfish" => (Algorithm::Blowfish, Lanes::with(forced, None)),
+        _ => (Algorithm::Idea, Lanes::with(None, forced)),
+    };
+    let key = Key::new(algorithm, b"sixteen octets..");
+    for &packet in &args.packet {
+        for &batch in &args.batch {
+            let mut frames = Frames::new(packet, batch);
+            for direction in ["encrypt", "decrypt"] {
+                let encrypt = direction == "encrypt";
+                let octets = (packet * batch) as f64;
+                let (seconds, cycles) = best(args.millis, || {
+                    if encrypt { frames.seal(&mut lanes, &key) } else { frames.open(&mut lanes, &key) }
+                });
+                let (mbps, cycles_per_byte) = (octets / seconds / 1e6, cycles.map(|cycles| cycles / octets));
+                let row = Row {
+                    cipher: cipher.into(),
+                    kernel: kernel.into(),
+                    direction: direction.into(),
+                    packet,
+                    batch,
+                    mbps,
+                    cycles_per_byte,
+                };
+                print(&row, args.json)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print(row: &Row, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(row)?);
+    } else {
+        let cycles = row.cycles_per_byte.map_or("-".into(), |cycles| format!("{cycles:.2}"));
+        println!(
+            "{:8} {:10} {} {:>6} {:>5} {:>8.0} {cycles:>12}",
+            row.cipher, row.kernel, row.direction, row.packet, row.batch, row.mbps
+        );
+    }
+    Ok(())
+}
+
+/// Seconds and TSC cycles of one run: the best of five parts, for what disturbs only ever adds.
+fn best(millis: u64, mut run: impl FnMut()) -> (f64, Option<f64>) {
+    run();
+    let mut best = (f64::INFINITY, None);
+    for _ in 0..5 {
+        let (start, cycles, mut runs) = (Instant::now(), crate::cipher::cycles(), 0);
+        while start.elapsed() < Duration::from_millis(millis) / 5 {
+            run();
+            runs += 1;
+        }
+        let seconds = start.elapsed().as_secs_f64() / f64::from(runs);
+        if seconds < best.0 {
+            let cycles = crate::cipher::cycles().zip(cycles);
+            best = (seconds, cycles.map(|(end, start)| (end - start) as f64 / f64::from(runs)));
+        }
+    }
+    best
+}
+
+/// A batch of packets in frames of a UMEM.
+struct Frames {
+    memory: Vec<u8>,
+    packet: usize,
+}
+
+impl Frames {
+    fn new(packet: usize, batch: usize) -> Self {
+        let memory = (0..batch * STRIDE).map(|i| (i * 31) as u8).collect();
+        Self { memory, packet }
+    }
+
+    /// Padding, P, CRC and CBC: what stands between a segment and its datagram. The first of these runs on whatever the
+    /// run before left, which costs the same.
+    fn seal(&mut self, lanes: &mut Lanes, key: &Key) {
+        let packet = self.packet;
+        self.batch(
+            key,
+            |frame| {
+                packet::frame(frame, packet, packet::Type::Data, *b"\x80 an IV.", [7; 7]);
+            },
+            |jobs| lanes.encrypt(jobs),
+        );
+    }
+
+    /// CBC and the checks. What comes out is noise after the first time; the CRC is computed all the same.
+    fn open(&mut self, lanes: &mut Lanes, key: &Key) {
+        self.batch(
+            key,
+            |_| {},
+            |jobs| {
+                lanes.decrypt(jobs);
+                for job in jobs {
+                    let _ = std::hint::black_box(packet::unframe(job.data));
+                }
+            },
+        );
+    }
+
+    fn batch(&mut self, key: &Key, mut before: impl FnMut(&mut [u8]), mut work: impl FnMut(&mut [Job<'_>])) {
+        let sealed = packet::sealed_len(self.packet);
+        for memory in self.memory.chunks_mut(STRIDE * 128) {
+            let mut jobs = arrayvec::ArrayVec::<Job<'_>, 128>::new();
+            for frame in memory.chunks_exact_mut(STRIDE) {
+                let frame = &mut frame[HEADROOM..HEADROOM + sealed];
+                before(frame);
+                if let Some((iv, data)) = frame.split_first_chunk_mut() {
+                    jobs.push(Job { key, iv: *iv, data });
+                }
+            }
+            work(&mut jobs);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `ciped-cb` and `ciped-ci`: the daemon's way into the background, and its signals.
+//!
+//! The process that was called reads the options and, unless `debug` is set, starts itself again as a child. The child
+//! leaves the terminal once the tunnel is up, so errors are shown where they can be read, and the exit code is right.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::engine;
+use super::logging::{self, Destination, SYSLOG_ONLY};
+use crate::ciped::daemon::{self, Setup, Wish};
+use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Severity, Sources};
+use crate::control::launch::{Launch, Readiness, launch, report_failure};
+use crate::control::run_dir::RunDir;
+
+/// How long a tunnel may take to come up: the engine's start, its making of the tunnel, and ip-up.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How long threads that still wait for an engine are waited for at the end.
+const LAST_WAIT: Duration = Duration::from_millis(100);
+
+/// Arguments of the daemons.
+#[derive(Debug, Parser)]
+#[command(version, about = "Run one CIPE tunnel.", after_help = help())]
+pub struct Args {
+    /// Option file, absolute path; read after /etc/cipe/options.
+    #[arg(short = 'o', value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Options; `NAME` alone sets a boolean.
+    #[arg(value_name = "NAME=VALUE")]
+    pub settings: Vec<OsString>,
+    /// Started by itself: say on stdout when up.
+    #[arg(long, hide = true)]
+    launched: bool,
+}
+
+/// Arguments of `cipe ciped`.
+#[derive(Debug, clap::Args)]
+pub struct NamedArgs {
+    /// Name to run under: ciped-cb or ciped-ci.
+    #[arg(long, value_name = "NAME", default_value = "ciped-cb", value_parser = program)]
+    pub program: Program,
+    /// As of the daemon under this name.
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// Reads the name of a daemon.
+pub fn program(name: &str) -> Result<Program, String> {
+    Program::from_name(name.as_bytes()).ok_or_else(|| "write ciped-cb or ciped-ci".to_owned())
+}
+
+fn help() -> String {
+    let mut text = "Options, in files as `NAME VALUE`, here as NAME=VALUE; a later one wins:\n".to_owned();
+    for spec in SPECS {
+        text.push_str(&format!("  {:<10}  {}\n", spec.name, spec.help));
+    }
+    text.push_str(
+        "\nExamples:\n  ciped-cb -o /etc/cipe/gateway-b\n  ciped-cb -o /etc/cipe/gateway-b peer=192.0.2.2:6789 debug\n\
+         \nSignals: TERM and INT stop the tunnel; HUP reads the option files again.",
+    );
+    text
+}
+
+/// Runs the daemon, or brings it into the background.
+pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
+    let sources = Sources::new(program, args.files.clone(), args.settings.clone());
+    let (draft, problems) = options::load(&sources);
+    let (options, problems) = options::settle(&draft, problems);
+    let Some(options) = options else {
+        let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+        let lines: Vec<String> = errors.map(|problem| format!("{}: {problem}", program.name())).collect();
+        if args.launched {
+            report_failure(&lines.join("\n"));
+        } else {
+            eprintln!("{}", lines.join("\n"));
+        }
+        return Ok(ExitCode::FAILURE);
+    };
+    if options.debug {
+        logging::init(Destination::Stderr { verbose: true });
+        serve(sources, draft, options, &problems, || {})?;
+    } else if args.launched {
+        return launched(sources, draft, options, &problems);
+    } else {
+        let words = args.files.iter().flat_map(|file| [OsString::from("-o"), file.into()]).chain(args.settings);
+        into_background(program, words)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn into_background(program: Program, words: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
+    let arguments = std::iter::once(OsString::from("--launched")).chain(words).collect();
+    let executable = std::env::current_exe().context("own executable not found; is /proc mounted?")?;
+    Ok(launch(&Launch { program: executable, name: program.name().into(), arguments, deadline: DEADLINE })?)
+}
+
+fn launched(sources: Sources, draft: Draft, options: Options, problems: &[Problem]) -> anyhow::Result<ExitCode> {
+    let readiness = Readiness::begin().context("cannot leave the terminal")?;
+    logging::init(Destination::Syslog { name: sources.program.name() });
+    let up = || {
+        if let Err(error) = readiness.up() {
+            tracing::error!("cannot leave the terminal: {error}");
+        }
+    };
+    if let Err(error) = serve(sources, draft, options, problems, up) {
+        tracing::error!(target: SYSLOG_ONLY, "{error:#}");
+        report_failure(&format!("{error:#}"));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(
+    sources: Sources,
+    draft: Draft,
+    options: Options,
+    problems: &[Problem],
+    up: impl FnOnce(),
+) -> anyhow::Result<()> {
+    tracing::info!("CIPE daemon vers {}", env!("CARGO_PKG_VERSION"));
+    for problem in problems {
+        tracing::warn!("{problem}");
+    }
+    let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
+    let setup = Setup { sources, draft, options, run_dir, engine: engine::launch()? };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
+    let outcome = runtime.block_on(async {
+        let wishes = wishes().context("cannot handle signals")?;
+        daemon::run(setup, wishes, up).await
+    });
+    runtime.shutdown_timeout(LAST_WAIT);
+    outcome
+}
+
+/// Turns signals into wishes.
+fn wishes() -> std::io::Result<mpsc::Receiver<Wish>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        loop {
+            let wish = tokio::select! {
+                _ = terminate.recv() => Wish::Stop,
+                _ = interrupt.recv() => Wish::Stop,
+                _ = hang_up.recv() => Wish::Reload,
+            };
+            if sender.send(wish).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}

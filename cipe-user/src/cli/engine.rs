@@ -1,0 +1,54 @@
+//! `cipe engine`.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::logging::{self, Destination};
+use crate::control::launch::{Launch, Readiness, report_failure};
+use crate::control::run_dir::RunDir;
+use crate::engine::{EngineOptions, run as run_engine};
+
+/// Name in logs.
+const NAME: &str = "cipe-engine";
+/// How long the engine may take to load its programs.
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Arguments of `cipe engine`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Go on when the last tunnel has gone.
+    #[arg(long)]
+    stay: bool,
+    /// Started by a daemon: say on stdout when up, leave the terminal, log to syslog.
+    #[arg(long, hide = true)]
+    launched: bool,
+}
+
+/// How a daemon starts the engine.
+///
+/// # Errors
+/// This executable is not to be found.
+pub fn launch() -> anyhow::Result<Launch> {
+    let program = std::env::current_exe().context("own executable not found; is /proc mounted?")?;
+    let arguments = vec!["engine".into(), "--launched".into()];
+    Ok(Launch { program, name: "cipe".into(), arguments, deadline: DEADLINE })
+}
+
+/// Runs the engine.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
+    if !args.launched {
+        logging::init(Destination::Stderr { verbose: false });
+        run_engine(EngineOptions { stay: args.stay, run_dir, readiness: None })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let readiness = Readiness::begin().context("cannot leave the terminal")?;
+    logging::init(Destination::Syslog { name: NAME });
+    if let Err(error) = run_engine(EngineOptions { stay: args.stay, run_dir, readiness: Some(readiness) }) {
+        tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
+        report_failure(&format!("{error:#}"));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}

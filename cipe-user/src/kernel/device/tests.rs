@@ -1,0 +1,254 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use futures_util::future::join_all;
+use netlink_packet_route::link::LinkAttribute;
+use rtnetlink::LinkVeth;
+
+mod offloads;
+mod silence;
+
+use super::*;
+use crate::kernel::links::LinkChange;
+use crate::kernel::testnet::{DEADLINE, Other, in_namespace};
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+
+fn wanted() -> TunnelDevice {
+    TunnelDevice { name: None, prefix: "cipcb".to_owned(), local: LOCAL, peer: PEER, mtu: 1442, queues: 1 }
+}
+
+fn named(name: &str) -> TunnelDevice {
+    TunnelDevice { name: Some(name.to_owned()), ..wanted() }
+}
+
+/// The alias that an engine leaves which has died.
+fn dead_alias() -> LinkAttribute {
+    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap();
+    LinkAttribute::IfAlias(format!("cipe hidden end of cipcb0, pid 4194305 start=1 {}", namespace.display()))
+}
+
+/// Addresses of a device: own, other end, bits.
+async fn addresses(netlink: &Netlink, index: u32) -> Vec<(IpAddr, IpAddr, u8)> {
+    let mut found = Vec::new();
+    let mut stream = Box::pin(netlink.handle.address().get().set_link_index_filter(index).execute());
+    while let Some(message) = stream.next().await {
+        let message = message.unwrap();
+        let (mut local, mut other) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(address) => local = Some(*address),
+                AddressAttribute::Address(address) => other = Some(*address),
+                _ => {}
+            }
+        }
+        found.push((local.or(other).unwrap(), other.unwrap(), message.header.prefix_len));
+    }
+    found
+}
+
+async fn link(netlink: &Netlink, index: u32) -> LinkMessage {
+    netlink.links().await.unwrap().into_iter().find(|link| link.header.index == index).unwrap()
+}
+
+#[test]
+fn a_tunnel_device_is_up_and_point_to_point() {
+    in_namespace(|netlink| async move {
+        let device = netlink.make(&wanted()).await.unwrap();
+        assert_eq!((device.name.as_str(), device.hidden_name.as_str()), ("cipcb0", "cipcb0x"));
+        assert_eq!(addresses(&netlink, device.index).await, [(LOCAL, PEER, 32)]);
+        assert_eq!(addresses(&netlink, device.hidden_index).await, []);
+        let route = netlink.route(PEER, None).await.unwrap();
+        assert_eq!((route.oif, route.source), (device.index, LOCAL));
+        for (index, mac, mtu) in
+            [(device.index, device.mac, 1442), (device.hidden_index, device.hidden_mac, HIDDEN_MTU)]
+        {
+            let link = link(&netlink, index).await;
+            let flags = link.header.flags;
+            assert!(flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Noarp), "{flags}");
+            assert!(!flags.contains(LinkFlags::Multicast), "{flags}");
+            let card = Card::from_message(&link).unwrap();
+            assert_eq!((card.mac, card.mtu), (Some(mac), mtu));
+        }
+    });
+}
+
+#[test]
+fn an_ipv6_tunnel_device_has_no_address_but_its_own() {
+    in_namespace(|netlink| async move {
+        let (local, peer): (Ipv6Addr, Ipv6Addr) = ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
+        let wanted = TunnelDevice { local: local.into(), peer: peer.into(), ..wanted() };
+        let device = netlink.make(&wanted).await.unwrap();
+        assert_eq!(addresses(&netlink, device.index).await, [(local.into(), peer.into(), 128)]);
+        assert_eq!(addresses(&netlink, device.hidden_index).await, []);
+        assert_eq!(netlink.route(peer.into(), None).await.unwrap().oif, device.index);
+    });
+}
+
+#[test]
+fn a_tunnel_device_may_be_too_small_for_ipv6_and_have_no_peer_yet() {
+    in_namespace(|netlink| async move {
+        let wanted = TunnelDevice { mtu: 576, peer: Ipv4Addr::UNSPECIFIED.into(), ..wanted() };
+        let device = netlink.make(&wanted).await.unwrap();
+        assert_eq!(addresses(&netlink, device.index).await, [(LOCAL, LOCAL, 32)]);
+    });
+}
+
+#[test]
+fn both_ends_have_the_queues_asked_for() {
+    in_namespace(|netlink| async move {
+        let device = netlink.make(&TunnelDevice { queues: 4, ..wanted() }).await.unwrap();
+        for index in [device.index, device.hidden_index] {
+            assert_eq!(netlink.card(index).await.unwrap().receive_queues, 4);
+        }
+    });
+}
+
+#[test]
+fn the_next_free_name_is_taken() {
+    in_namespace(|netlink| async move {
+        let devices = join_all((0..3).map(|_| async { netlink.make(&wanted()).await.unwrap() })).await;
+        let mut names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["cipcb0", "cipcb1", "cipcb2"]);
+        let middle = devices.iter().find(|device| device.name == "cipcb1").unwrap();
+        netlink.remove(middle).await.unwrap();
+        // The name of the hidden end may be in use by anybody.
+        netlink.handle.link().add(LinkVeth::new("cipcb1x", "foreign").build()).execute().await.unwrap();
+        let device = netlink.make(&wanted()).await.unwrap();
+        assert_eq!(device.name, "cipcb1");
+        assert!(device.hidden_name.starts_with("cx"), "{}", device.hidden_name);
+    });
+}
+
+#[test]
+fn a_taken_or_impossible_name_is_one_clear_line() {
+    in_namespace(|netlink| async move {
+        netlink.make(&named("cipcb0")).await.unwrap();
+        let before = netlink.names().await;
+        let taken = netlink.make(&named("cipcb0")).await.unwrap_err().to_string();
+        assert_eq!(
+            taken,
+            "cipcb0: a network device of this name exists; choose another or leave the name out for the next free one"
+        );
+        for name in ["", "a b", "a/b", "cipcb%d", "sixteen-letters-"] {
+            let error = netlink.make(&named(name)).await.unwrap_err();
+            assert!(matches!(error, Error::NameInvalid(_)), "{error}");
+        }
+        assert_eq!(netlink.names().await, before);
+    });
+}
+
+#[test]
+fn a_name_of_fifteen_letters_leaves_the_hidden_end_its_own() {
+    in_namespace(|netlink| async move {
+        let device = netlink.make(&named("fifteen-letters")).await.unwrap();
+        assert_eq!(device.name, "fifteen-letters");
+        assert!(device.hidden_name.starts_with("cx"), "{}", device.hidden_name);
+        netlink.remove(&device).await.unwrap();
+    });
+}
+
+#[test]
+fn a_refused_mtu_or_address_leaves_nothing_behind() {
+    in_namespace(|netlink| async move {
+        let before = netlink.names().await;
+        let error = netlink.make(&TunnelDevice { mtu: 20, ..wanted() }).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "cipcb0: cannot set the MTU to 20: Invalid argument (os error 22) (mtu less than device minimum)"
+        );
+        let error = netlink.make(&TunnelDevice { local: Ipv6Addr::LOCALHOST.into(), ..wanted() }).await.unwrap_err();
+        assert!(error.to_string().starts_with("cipcb0: cannot set the address ::1 peer 10.9.0.2: "), "{error}");
+        assert_eq!(netlink.names().await, before);
+    });
+}
+
+#[test]
+fn fifty_makes_and_removes_leave_nothing() {
+    in_namespace(|netlink| async move {
+        let before = netlink.names().await;
+        for _ in 0..50 {
+            let device = netlink.make(&wanted()).await.unwrap();
+            assert_eq!(device.name, "cipcb0");
+            netlink.remove(&device).await.unwrap();
+        }
+        assert_eq!(netlink.names().await, before);
+    });
+}
+
+#[test]
+fn removing_what_is_gone_is_no_error() {
+    in_namespace(|netlink| async move {
+        let device = netlink.make(&wanted()).await.unwrap();
+        netlink.delete_named(&device.name).await;
+        netlink.remove(&device).await.unwrap();
+    });
+}
+
+#[test]
+fn a_device_that_was_moved_to_another_namespace_is_removed_too() {
+    in_namespace(|netlink| async move {
+        let before = netlink.names().await;
+        let other = Other::new();
+        let device = netlink.make(&wanted()).await.unwrap();
+        netlink.move_to(&device.name, &other).await;
+        netlink.remove(&device).await.unwrap();
+        assert_eq!(netlink.names().await, before);
+        assert_eq!(other.run(|netlink| async move { netlink.names().await }).await, ["lo"]);
+    });
+}
+
+#[test]
+fn what_a_dead_engine_left_is_swept_and_nothing_else() {
+    in_namespace(|netlink| async move {
+        let dead = netlink.make(&wanted()).await.unwrap();
+        netlink.set_attribute(&dead.hidden_name, dead_alias()).await;
+        netlink.make(&wanted()).await.unwrap();
+        netlink.handle.link().add(LinkVeth::new("cipcb7", "cx4194305.0").build()).execute().await.unwrap();
+        netlink.handle.link().add(LinkVeth::new("cipcb8", "cipcb8x").build()).execute().await.unwrap();
+        let mut swept = netlink.sweep().await.unwrap();
+        swept.sort_unstable();
+        assert_eq!(swept, ["cipcb0", "cipcb7"]);
+        let mut names = netlink.names().await;
+        names.sort_unstable();
+        assert_eq!(names, ["cipcb1", "cipcb1x", "cipcb8", "cipcb8x", "lo"]);
+    });
+}
+
+#[test]
+fn what_a_dead_engine_left_can_be_adopted() {
+    in_namespace(|netlink| async move {
+        let made = netlink.make(&wanted()).await.unwrap();
+        assert_eq!(netlink.adopt("cipcb0", &wanted()).await.unwrap(), None, "its engine lives");
+        netlink.set_attribute(&made.hidden_name, dead_alias()).await;
+        assert_eq!(netlink.adopt("cipcb1", &wanted()).await.unwrap(), None, "no such device");
+        let wanted = TunnelDevice { mtu: 1400, ..wanted() };
+        assert_eq!(netlink.adopt("cipcb0", &wanted).await.unwrap(), Some(made.clone()));
+        assert_eq!(netlink.card(made.index).await.unwrap().mtu, 1400);
+        assert_eq!(addresses(&netlink, made.index).await, [(LOCAL, PEER, 32)]);
+        assert_eq!(netlink.sweep().await.unwrap(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn what_happens_to_a_device_is_told() {
+    in_namespace(|netlink| async move {
+        let device = netlink.make(&wanted()).await.unwrap();
+        let mut events = netlink.watch_links().await.unwrap();
+        let mut next = async |change| loop {
+            let event = tokio::time::timeout(DEADLINE, events.recv()).await.unwrap().unwrap();
+            if event.ifindex == device.index && event.change == change {
+                return event.name;
+            }
+        };
+        netlink.set_up("cipcb0", false).await;
+        assert_eq!(next(LinkChange::Down).await, "cipcb0");
+        netlink.set_attribute("cipcb0", LinkAttribute::IfName("tunnel".to_owned())).await;
+        assert_eq!(next(LinkChange::Renamed).await, "tunnel");
+        netlink.set_up("tunnel", true).await;
+        assert_eq!(next(LinkChange::Up).await, "tunnel");
+        netlink.remove(&device).await.unwrap();
+        assert_eq!(next(LinkChange::Deleted).await, "tunnel");
+    });
+}

@@ -1,0 +1,9 @@
+//! Rings and queues over plain memory, with the test as the kernel; and sockets on real devices.
+
+mod frames;
+mod heap;
+mod net;
+mod program;
+mod queue;
+mod ring;
+mod sockets;

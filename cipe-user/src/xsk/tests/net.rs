@@ -1,0 +1,139 @@
+//! A network namespace of a thread's own, and what the tests need in it. Nothing here is visible outside; the kernel
+//! removes it all when the thread has ended and its sockets are closed.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, netdevice};
+
+/// How long a test waits for something that must happen.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// EtherType of test frames: local experimental (IEEE 802), so that the kernel's own chatter can be told apart.
+pub(super) const ETHERTYPE: [u8; 2] = [0x88, 0xB5];
+
+/// Runs `test` in a new network namespace, or prints why not.
+pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root, for a network namespace, BPF and AF_XDP");
+        return;
+    }
+    let body = move || {
+        // SAFETY: a new network namespace for this thread alone; no memory or descriptor changes.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("unshare");
+        test();
+    };
+    let outcome = std::thread::Builder::new().name("namespace".into()).spawn(body).expect("thread").join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip` with these words.
+pub(super) fn ip(words: &str) {
+    let output = Command::new("ip").args(words.split_whitespace()).output().expect("ip (package iproute2)");
+    assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes a veth pair, both ends up, and answers with their interface indices.
+pub(super) fn veth(one: &str, other: &str) -> (u32, u32) {
+    ip(&format!("link add name {one} type veth peer name {other}"));
+    for end in [one, other] {
+        ip(&format!("link set dev {end} addrgenmode none up"));
+    }
+    (index(one), index(other))
+}
+
+fn index(name: &str) -> u32 {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).expect("socket");
+    netdevice::name_to_index(socket, name).expect("interface index")
+}
+
+/// Waits for events on a descriptor; false if none came within the tests' patience.
+pub(super) fn wait(fd: &impl AsFd, events: PollFlags) -> bool {
+    let timeout = Timespec::try_from(PATIENCE).expect("seconds");
+    rustix::event::poll(&mut [PollFd::new(fd, events)], Some(&timeout)).is_ok_and(|ready| ready > 0)
+}
+
+/// Repeats `step` until it says yes, giving the kernel a millisecond in between; panics when patience ends.
+pub(super) fn until(what: &str, mut step: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !step() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        let _ = rustix::event::poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }));
+    }
+}
+
+/// A test frame with this payload.
+pub(super) fn frame(payload: &[u8]) -> Vec<u8> {
+    [&[0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2][..], &ETHERTYPE, payload].concat()
+}
+
+/// The payload of a test frame; `None` for anything else that a kernel may send.
+pub(super) fn payload(frame: &[u8]) -> Option<&[u8]> {
+    (frame.get(12..14)? == ETHERTYPE).then(|| &frame[14..])
+}
+
+/// A packet socket on one device: the kernel's own way in and out, to test against.
+pub(super) struct Tap(OwnedFd);
+
+impl Tap {
+    /// With `vnet_header`, each sent frame starts with a `virtio_net_hdr`.
+    pub(super) fn open(ifindex: u32, vnet_header: bool) -> io::Result<Self> {
+        const ETH_P_ALL: u16 = 3;
+        let protocol = Protocol::from_raw(std::num::NonZeroU32::new(u32::from(ETH_P_ALL.to_be())).expect("not 0"));
+        let socket = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, Some(protocol))?;
+        let sockaddr = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: ETH_P_ALL.to_be(),
+            sll_ifindex: ifindex as i32,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        // SAFETY: the kernel reads the address, whose size is given.
+        let bound = unsafe { libc::bind(fd, (&raw const sockaddr).cast(), size_of_val(&sockaddr) as u32) };
+        if bound < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if vnet_header {
+            let one: libc::c_int = 1;
+            // SAFETY: the kernel reads the integer, whose size is given.
+            let set = unsafe {
+                libc::setsockopt(
+                    fd,
+                    libc::SOL_PACKET,
+                    libc::PACKET_VNET_HDR,
+                    (&raw const one).cast(),
+                    size_of_val(&one) as u32,
+                )
+            };
+            if set < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(Self(socket))
+    }
+
+    pub(super) fn send(&self, frame: &[u8]) {
+        let sent = rustix::net::send(&self.0, frame, SendFlags::empty()).expect("send on the packet socket");
+        assert_eq!(sent, frame.len());
+    }
+
+    /// The next test frame's payload.
+    pub(super) fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            assert!(wait(&self.0, PollFlags::IN), "no frame arrived");
+            let (_, len) = rustix::net::recv(&self.0, buffer.as_mut_slice(), RecvFlags::DONTWAIT).expect("receive");
+            if let Some(payload) = payload(&buffer[..len]) {
+                return payload.to_vec();
+            }
+        }
+    }
+}

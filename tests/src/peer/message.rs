@@ -1,0 +1,60 @@
+//! Section 3 of the specification: frames of the key exchange and of control messages.
+
+use super::cipher::KEY;
+use super::packet::crc;
+use super::{Order, Stamp};
+
+pub(super) const NK_REQ: u8 = 1;
+pub(super) const NK_IND: u8 = 2;
+pub(super) const NK_ACK: u8 = 3;
+pub(super) const CT_PING: u8 = 0x72;
+pub(super) const CT_PONG: u8 = 0x73;
+
+impl Stamp {
+    fn place(self) -> usize {
+        match self {
+            Self::First => 48,
+            Self::Second => 56,
+        }
+    }
+
+    /// Whether the stamp of a message is at most `window` seconds from now.
+    pub(super) fn is_near(self, payload: &[u8], window: u32) -> bool {
+        let Some(octets) = payload.get(self.place()..self.place() + 4) else { return false };
+        let stamp = octets.iter().fold(0, |sum, octet| sum << 8 | i64::from(*octet));
+        (stamp - unix_time()).abs() <= window.into()
+    }
+}
+
+/// Builds a frame: type, data, and random octets behind it, with the time.
+pub(super) fn frame(number: u8, data: &[u8], stamp: Stamp) -> Vec<u8> {
+    let random = usize::from(rand::random::<u8>());
+    // A stamp at the second place has to fit.
+    let len = 56 + random.max(if stamp == Stamp::Second { 4 } else { 0 });
+    let mut frame: Vec<u8> = std::iter::repeat_with(rand::random).take(len).collect();
+    frame[0] = number;
+    frame[1..=data.len()].copy_from_slice(data);
+    if number >= 0x70 {
+        frame[47] = 0;
+    }
+    frame[stamp.place()..][..4].copy_from_slice(&(unix_time() as u32).to_be_bytes());
+    frame
+}
+
+/// The check sum of a key in some order.
+pub(super) fn key_sum(key: &[u8; KEY], order: Order) -> [u8; 4] {
+    match order {
+        Order::Big => crc(key).to_be_bytes(),
+        Order::Little => crc(key).to_le_bytes(),
+    }
+}
+
+/// Whether `sum` is the check sum of `key` in any order.
+pub(super) fn is_sum(key: &[u8; KEY], sum: &[u8]) -> bool {
+    [Order::Big, Order::Little].iter().any(|order| key_sum(key, *order) == *sum)
+}
+
+fn unix_time() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs() as i64)
+}
