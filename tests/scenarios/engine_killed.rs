@@ -128,7 +128,10 @@ fn kill_and_wait(net: &Topology, pair: &Pair) -> Result<()> {
     let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(5) };
     while ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received() < 5 {
         if Instant::now() > deadline {
-            bail!("no pings {SOON:?} after the engine was killed; A's log:\n{}", pair.a.log().text());
+            let (a, b, gw) = (pair.a.status(), pair.b.status(), net.gw(Side::A));
+            let routes = gw.ip(&["route", "show"])?;
+            let log = pair.a.log().text();
+            bail!("no pings {SOON:?} after the engine was killed\nA: {a:?}\nB: {b:?}\nroutes:\n{routes}log:\n{log}");
         }
     }
     let new = pair.a.engine_pid().context("another engine runs")?;
