@@ -187,6 +187,25 @@ impl Peer {
     /// # Errors
     /// No event descriptor or thread could be made, or the socket cannot be made non-blocking.
     pub fn start(socket: UdpSocket, config: Config) -> io::Result<(Self, Receiver<Event>)> {
+        Self::launch(socket, config, None)
+    }
+
+    /// Starts a peer that stands between the tunnel and a device: a descriptor that takes and gives one bare IP packet
+    /// a call, such as a TUN device without packet information. What it delivers is written there; whatever is read
+    /// there is sent.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or the device cannot be made non-blocking.
+    pub fn start_with_device(
+        socket: UdpSocket,
+        config: Config,
+        device: OwnedFd,
+    ) -> io::Result<(Self, Receiver<Event>)> {
+        rustix::io::ioctl_fionbio(&device, true)?;
+        Self::launch(socket, config, Some(device))
+    }
+
+    fn launch(socket: UdpSocket, config: Config, device: Option<OwnedFd>) -> io::Result<(Self, Receiver<Event>)> {
         socket.set_nonblocking(true)?;
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let counters = Arc::new(Mutex::new(Counters::default()));
@@ -194,6 +213,7 @@ impl Peer {
         let (events, told) = mpsc::channel();
         let worker = Worker {
             socket,
+            device,
             session: Session::new(config),
             events,
             wake: wake.clone(),

@@ -8,13 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::session::Session;
 use super::{Command, Counters, Event};
 
+/// Datagrams taken in a row before anything else is looked at.
+const BURST: usize = 64;
+
 /// A peer's thread: it waits on the socket and on an event descriptor that wakes it for commands.
 pub(super) struct Worker {
     pub(super) socket: UdpSocket,
+    /// Gives and takes inner packets.
+    pub(super) device: Option<OwnedFd>,
     pub(super) session: Session,
     pub(super) events: Sender<Event>,
     pub(super) wake: Arc<OwnedFd>,
@@ -43,8 +49,13 @@ impl Worker {
             }
             self.session.tick(Instant::now());
             self.finish()?;
+            for _ in 0..BURST {
+                let Some(len) = self.read_device(&mut buffer)? else { break };
+                self.session.send(&buffer[..len], Instant::now());
+                self.finish()?;
+            }
             // Not for ever: under a flood, commands are to be heard too.
-            for _ in 0..64 {
+            for _ in 0..BURST {
                 match self.socket.recv_from(&mut buffer) {
                     Ok(_) if self.silent => {}
                     Ok((len, from)) => {
@@ -63,6 +74,7 @@ impl Worker {
     /// behind an event.
     fn finish(&mut self) -> io::Result<()> {
         self.flush()?;
+        self.write_device()?;
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = self.session.counters;
         for event in self.session.events.drain(..) {
             // Nobody has to listen.
@@ -75,12 +87,34 @@ impl Worker {
     fn wait(&self) -> io::Result<()> {
         let timeout = self.session.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut descriptors =
-            [self.socket.as_fd(), self.wake.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let descriptors = [Some(self.socket.as_fd()), Some(self.wake.as_fd()), self.device.as_ref().map(AsFd::as_fd)];
+        let mut descriptors: Vec<_> =
+            descriptors.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match rustix::event::poll(&mut descriptors, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn read_device(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(device) = &self.device else { return Ok(None) };
+        match rustix::io::read(device, buffer) {
+            Ok(len) => Ok(Some(len)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write_device(&mut self) -> io::Result<()> {
+        for packet in self.session.inside.drain(..) {
+            let Some(device) = &self.device else { continue };
+            match rustix::io::write(device, &packet) {
+                // INVAL: what came is no IP packet. IO: the device is down. A full device loses packets, as any does.
+                Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INVAL | Errno::IO) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
