@@ -2,6 +2,8 @@
 //!
 //! Without the usual harness, since this program plays the engine too, which must say nothing but "ready" on stdout.
 
+#![expect(clippy::unwrap_used, reason = "all of this file is a test, which clippy sees by the harness only")]
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
