@@ -105,7 +105,7 @@ enum Woken {
     ScriptEnded,
 }
 
-type Script = Pin<Box<dyn Future<Output = ()>>>;
+type Script = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
@@ -434,3 +434,6 @@ fn attach_request(options: &Options, place: Place) -> Attach {
         retry_seconds: options.tokxc.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

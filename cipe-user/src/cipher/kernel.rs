@@ -17,13 +17,13 @@ pub(super) trait Kernel<S>: Send {
     fn constant_time(&self) -> bool;
 
     /// CBC-encrypts the first `steps` rows of the first `keys.len()` columns. `chain[l]` is the last ciphertext of lane
-    /// `l`, or its IV, and is brought up to date. Bit `l` of `fresh` says that lane `l` has another key than in the call
-    /// before. Columns from `keys.len()` to `lanes()` are left in any state, the others beyond it alone.
-    fn encrypt(&mut self, keys: &[&S], fresh: u64, chain: &mut [u64], rows: &mut Rows, steps: usize);
+    /// `l`, or its IV, and is brought up to date. Columns from `keys.len()` to `lanes()` are left in any state, the others
+    /// beyond it alone.
+    fn encrypt(&mut self, keys: &[&S], chain: &mut [u64], rows: &mut Rows, steps: usize);
 
     /// Decrypts each block by itself; any number of them.
     fn decrypt(&mut self, key: &S, blocks: &mut [u64]);
 
-    /// Forgets what was derived from keys.
+    /// Forgets what was derived from keys, at the end of a batch.
     fn wipe(&mut self) {}
 }

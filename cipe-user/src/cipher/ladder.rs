@@ -37,16 +37,16 @@ impl<S> Ladder<S> {
         };
         let mut best = [[f64::INFINITY; WIDTH]; 3];
         for (index, kernel) in kernels.iter_mut().enumerate() {
-            let mut rate = [0.0; 2];
+            let mut cost = [0.0; 3];
+            let mut rate = [0f64; 2];
             for n in 1..=WIDTH {
                 // A vector costs the same for any number of lanes in it, so that few points tell all.
-                if n <= kernel.lanes() && (n <= 8 || n.is_multiple_of(16)) {
-                    rate = [encrypt_cost(&mut **kernel, key, n), decrypt_cost(&mut **kernel, key, n)];
-                }
-                let busy = n.min(kernel.lanes()) as f64;
-                let mut cost = [rate[0] / busy, rate[0] / busy, rate[1]];
-                if forced == Some(index) {
-                    cost = [-1.0; 3];
+                if n <= 8 || n.is_multiple_of(16) {
+                    let running = n.min(kernel.lanes());
+                    let encrypt = encrypt_cost(&mut **kernel, key, running) / running as f64;
+                    let decrypt = decrypt_cost(&mut **kernel, key, n) / n as f64;
+                    rate = [rate[0].max(8e3 / encrypt), rate[1].max(8e3 / decrypt)];
+                    cost = [encrypt, encrypt, decrypt].map(|cost| if forced == Some(index) { -1.0 } else { cost });
                 }
                 if !kernel.mixes_keys() {
                     cost[1] = f64::INFINITY;
@@ -59,21 +59,17 @@ impl<S> Ladder<S> {
                     }
                 }
             }
-            ladder.rates.push([kernel.lanes() as f64 / rate[0], WIDTH as f64 / rate[1]].map(|blocks| blocks * 8e3));
+            ladder.rates.push(rate);
         }
         ladder.kernels = kernels;
+        ladder.wipe();
         ladder
     }
 
     /// The kernel to encrypt `n` lanes, of one key or of several.
-    pub(super) fn pick(&self, n: usize, uniform: bool) -> usize {
+    pub(super) fn encrypt(&mut self, n: usize, uniform: bool) -> &mut dyn Kernel<S> {
         let pick = if uniform { &self.uniform } else { &self.mixed };
-        pick[n.clamp(1, WIDTH) - 1]
-    }
-
-    /// A kernel that [`Self::pick`] gave.
-    pub(super) fn kernel(&mut self, pick: usize) -> &mut dyn Kernel<S> {
-        &mut *self.kernels[pick]
+        &mut *self.kernels[pick[n.clamp(1, WIDTH) - 1]]
     }
 
     /// Whether `n` lanes of one key are better off alone than among others.
@@ -128,11 +124,7 @@ pub struct Report {
 fn encrypt_cost<S>(kernel: &mut dyn Kernel<S>, key: &S, n: usize) -> f64 {
     let (mut chain, mut rows): (_, Rows) = ([0; WIDTH], [[0; WIDTH]; STEPS]);
     let keys = [key; WIDTH];
-    let mut fresh = u64::MAX;
-    shortest(|| {
-        kernel.encrypt(&keys[..n], fresh, &mut chain, &mut rows, STEPS);
-        fresh = 0;
-    }) / STEPS as f64
+    shortest(|| kernel.encrypt(&keys[..n], &mut chain, &mut rows, STEPS)) / STEPS as f64
 }
 
 /// Nanoseconds to decrypt `n` blocks.

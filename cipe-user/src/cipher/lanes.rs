@@ -1,7 +1,7 @@
 //! The scheduler: fills lanes with the jobs of a batch, and refills those that end early.
 
 use super::ladder::{Ladder, Report};
-use super::stage::{Rows, STEPS, WIDTH};
+use super::stage::{Lane, Mover, Piece, Rows, STEPS, WIDTH};
 use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
 use std::ptr;
 
@@ -14,6 +14,7 @@ pub struct Lanes {
 
 /// Blocks on their way through a kernel.
 struct Stage {
+    mover: Mover,
     rows: Rows,
     chain: [u64; WIDTH],
     cipher: [u64; WIDTH * STEPS],
@@ -25,17 +26,6 @@ const BATCH: usize = 128;
 
 /// A set of jobs of a batch.
 type Set = u128;
-
-/// A message on its way through a lane.
-#[derive(Clone, Copy, Default)]
-struct Lane {
-    /// Which job.
-    job: usize,
-    /// Octets done.
-    done: usize,
-    /// Blocks to do; never 0 in a busy lane.
-    left: usize,
-}
 
 impl Lanes {
     /// Chooses kernels for this CPU, by what it has and by measuring what is fast: about a millisecond.
@@ -53,6 +43,7 @@ impl Lanes {
             blowfish: Ladder::new(blowfish::kernels(), blowfish, &blowfish::Schedule::new(&[0; KEY])),
             idea: Ladder::new(idea::kernels(), idea, &idea::Schedule::new(&[0; KEY], u16::from_be_bytes)),
             stage: Box::new(Stage {
+                mover: Mover::detect(),
                 rows: [[0; WIDTH]; STEPS],
                 chain: [0; WIDTH],
                 cipher: [0; WIDTH * STEPS],
@@ -158,20 +149,13 @@ fn encrypt_set<S>(
     let mut waiting = members(set);
     let mut keys = [any; WIDTH];
     let mut lanes = [Lane::default(); WIDTH];
-    let mut fresh = u64::MAX;
-    let mut last = usize::MAX;
     let mut busy = 0;
     loop {
         while busy < WIDTH
             && let Some(job) = waiting.next()
         {
             let Job { key, iv, data } = &jobs[job];
-            if let Some(schedule) = of(key)
-                && !ptr::eq(keys[busy], schedule)
-            {
-                keys[busy] = schedule;
-                fresh |= 1 << busy;
-            }
+            keys[busy] = of(key).unwrap_or(any);
             stage.chain[busy] = key.algorithm.block(*iv);
             lanes[busy] = Lane { job, done: 0, left: data.len() / BLOCK };
             busy += 1;
@@ -179,24 +163,13 @@ fn encrypt_set<S>(
         if busy == 0 {
             return;
         }
-        let pick = ladder.pick(busy, uniform);
-        if pick != last {
-            (fresh, last) = (u64::MAX, pick);
-        }
-        let kernel = ladder.kernel(pick);
+        let kernel = ladder.encrypt(busy, uniform);
         let running = busy.min(kernel.lanes());
         let steps = lanes[..running].iter().fold(STEPS, |steps, lane| steps.min(lane.left));
-        for (column, lane) in lanes[..running].iter().enumerate() {
-            let job = &jobs[lane.job];
-            let blocks = stage.rows[..steps].iter_mut().map(|row| &mut row[column]);
-            job.key.algorithm.load(&job.data[lane.done..], blocks);
-        }
-        kernel.encrypt(&keys[..running], fresh, &mut stage.chain, &mut stage.rows, steps);
-        fresh &= u64::MAX.unbounded_shl(running as u32);
-        for (column, lane) in lanes[..running].iter_mut().enumerate() {
-            let job = &mut jobs[lane.job];
-            let blocks = stage.rows[..steps].iter().map(|row| row[column]);
-            job.key.algorithm.store(&mut job.data[lane.done..], blocks);
+        stage.mover.fill(jobs, &lanes[..running], &mut stage.rows[..steps]);
+        kernel.encrypt(&keys[..running], &mut stage.chain, &mut stage.rows, steps);
+        stage.mover.drain(jobs, &lanes[..running], &stage.rows[..steps]);
+        for lane in &mut lanes[..running] {
             lane.done += steps * BLOCK;
             lane.left -= steps;
         }
@@ -206,10 +179,7 @@ fn encrypt_set<S>(
                 busy -= 1;
                 lanes[column] = lanes[busy];
                 stage.chain[column] = stage.chain[busy];
-                if !ptr::eq(keys[column], keys[busy]) {
-                    keys[column] = keys[busy];
-                    fresh |= 1 << column;
-                }
+                keys[column] = keys[busy];
             }
         }
     }
@@ -239,11 +209,10 @@ fn decrypt_set<S>(ladder: &mut Ladder<S>, key: &S, stage: &mut Stage, jobs: &mut
             else {
                 break;
             };
-            let Job { key, data, .. } = &jobs[piece.job];
             let left = piece.blocks;
             piece.blocks = left.min(stage.cipher.len() - filled);
             let cipher = &mut stage.cipher[filled..][..piece.blocks];
-            key.algorithm.load(&data[piece.start..], cipher.iter_mut());
+            stage.mover.lay(&jobs[piece.job], &piece, cipher);
             if left > piece.blocks {
                 let start = piece.start + piece.blocks * BLOCK;
                 rest = Some(Piece { start, blocks: left - piece.blocks, chain: cipher[piece.blocks - 1], ..piece });
@@ -259,25 +228,12 @@ fn decrypt_set<S>(ladder: &mut Ladder<S>, key: &S, stage: &mut Stage, jobs: &mut
         ladder.decrypt(filled).decrypt(key, &mut stage.plain[..filled]);
         let (mut cipher, mut plain) = (&stage.cipher[..filled], &stage.plain[..filled]);
         for piece in &pieces[..count] {
-            let (chain, blocks);
-            (chain, cipher) = cipher.split_at(piece.blocks);
+            let (before, blocks);
+            (before, cipher) = cipher.split_at(piece.blocks);
             (blocks, plain) = plain.split_at(piece.blocks);
-            let Job { key, data, .. } = &mut jobs[piece.job];
-            let chain = std::iter::once(&piece.chain).chain(chain);
-            key.algorithm.store(&mut data[piece.start..], blocks.iter().zip(chain).map(|(block, chain)| block ^ chain));
+            stage.mover.take(&mut jobs[piece.job], piece, blocks, before);
         }
     }
-}
-
-/// Consecutive blocks of a message on the stage.
-#[derive(Clone, Copy, Default)]
-struct Piece {
-    job: usize,
-    /// Octets of the message before.
-    start: usize,
-    blocks: usize,
-    /// The block before, or the IV.
-    chain: u64,
 }
 
 impl Piece {

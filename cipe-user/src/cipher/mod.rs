@@ -15,6 +15,8 @@ mod lanes;
 mod stage;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
 pub use counter::cycles;
 pub use ladder::Report;

@@ -82,7 +82,7 @@ fn batch() -> impl Strategy<Value = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 24 }))]
 
     #[test]
     fn every_kernel_agrees_with_the_plain_ciphers_on_any_batch((keys, specs, seed) in batch()) {

@@ -3,15 +3,15 @@
 //! May import everything; imported by `main` only. Every error is one line on stderr, `program: what; where; how to
 //! fix`, and exit code 1.
 
-pub mod bench_cipher;
+mod bench_cipher;
 mod check;
 mod ciped;
-pub mod decode;
+mod decode;
 mod engine;
 mod genkey;
 mod logging;
 mod show;
-pub mod vectors;
+mod vectors;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -46,12 +46,12 @@ enum Command {
     Check(check::Args),
     /// Print a new random static key.
     Genkey,
+    /// Open a captured carrier packet and show what is in it.
+    Decode(decode::Args),
+    /// Run the packets of a vector file through seal and open.
+    Vectors(vectors::Args),
     /// Run the daemon of one tunnel under either name.
     Ciped(ciped::NamedArgs),
-    /// Open a captured carrier datagram with a key, and show what is in it.
-    Decode(decode::Args),
-    /// Check packets with known keys, plaintext and wire octets against this build.
-    Vectors(vectors::Args),
     /// Measure the cipher kernels of this CPU.
     BenchCipher(bench_cipher::BenchCipher),
     /// Run the engine in the foreground; the first daemon starts one by itself.
@@ -78,9 +78,9 @@ fn run(command: Command) -> ExitCode {
         Command::Show(args) => finish("cipe", show::run(args)),
         Command::Check(args) => finish("cipe", check::run(args)),
         Command::Genkey => finish("cipe", genkey::run()),
-        Command::Ciped(named) => finish(named.program.name(), ciped::run(named.program, named.args)),
         Command::Decode(args) => finish("cipe", decode::run(args)),
         Command::Vectors(args) => finish("cipe", vectors::run(args)),
+        Command::Ciped(named) => finish(named.program.name(), ciped::run(named.program, named.args)),
         Command::BenchCipher(args) => finish("cipe", bench_cipher::run(&args).map(|()| ExitCode::SUCCESS)),
         Command::Engine(args) => finish("cipe", engine::run(args)),
     }

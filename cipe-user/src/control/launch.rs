@@ -79,7 +79,7 @@ pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
     match words {
         Ok(words) if words == READY => {
             reap(child);
-            return Ok(());
+            Ok(())
         }
         Ok(words) => {
             // It has closed its stdout without being up, so it is on its way out.

@@ -3,7 +3,8 @@
 //! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
 //! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
 
-use super::headers::{Inner, TCP, UDP, Version};
+use super::carried::carried;
+use super::headers::{Headers, TCP, UDP, Version};
 
 /// A running one's complement sum over octets that may come in pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -135,8 +136,9 @@ pub const TCP_CHECKSUM: usize = 16;
 pub const UDP_CHECKSUM: usize = 6;
 
 /// Completes the checksum of a TCP or UDP packet that the local stack left to the device (`CHECKSUM_PARTIAL`): one
-/// whose checksum field holds the folded sum of its pseudo header. Returns whether it did. Anything else is left as it
-/// is: other protocols, fragments, packets that end before their header says, UDP without a checksum.
+/// whose checksum field holds the folded sum of its pseudo header. Returns whether it did. In a packet that carries
+/// another one through a tunnel of a known kind, the other one is completed. Anything else is left as it is: other
+/// protocols, fragments, packets that end before their header says, UDP without a checksum.
 ///
 /// Nothing but that number in the field tells such a packet, and that is enough. What is written is computed from all
 /// octets *except* the field, so a packet that was complete, and whose right checksum happens to be that number, gets
@@ -144,23 +146,39 @@ pub const UDP_CHECKSUM: usize = 6;
 /// the folded sum, or it holds the right checksum already. Only a packet that was damaged before it came here is
 /// changed for the better by mistake, if its field is that number: one of 65,535.
 pub fn complete_partial(packet: &mut [u8]) -> bool {
-    let Ok(inner) = Inner::parse(packet) else { return false };
-    let (header, field) = match inner.protocol {
+    complete_to(packet, MAX_LAYERS)
+}
+
+/// Tunnels inside one another that are looked into.
+const MAX_LAYERS: usize = 3;
+
+fn complete_to(packet: &mut [u8], tunnels: usize) -> bool {
+    let Ok(headers) = Headers::parse(packet) else { return false };
+    // Innermost first: the checksum of an envelope covers the one inside.
+    let inside = carried(packet, &headers)
+        .filter(|_| tunnels > 0)
+        .and_then(|at| packet.get_mut(at..))
+        .is_some_and(|inside| complete_to(inside, tunnels - 1));
+    complete_one(packet, &headers) || inside
+}
+
+fn complete_one(packet: &mut [u8], headers: &Headers) -> bool {
+    let (shortest, field) = match headers.protocol {
         TCP => (20, TCP_CHECKSUM),
         UDP => (8, UDP_CHECKSUM),
         _ => return false,
     };
-    if inner.fragment || inner.transport_len() < header || packet.len() < inner.total_len {
+    if headers.fragment || headers.transport_len() < shortest || packet.len() < headers.ip.total {
         return false;
     }
-    let (ip, transport) = packet[..inner.total_len].split_at_mut(inner.transport);
-    let mut sum = Sum::pseudo_header(inner.version, ip, inner.protocol, transport.len());
+    let (ip, transport) = packet[..headers.ip.total].split_at_mut(headers.transport);
+    let mut sum = Sum::pseudo_header(headers.version(), ip, headers.protocol, transport.len());
     if transport[field..field + 2] != sum.folded() {
         return false;
     }
     transport[field..field + 2].fill(0);
     sum.add(transport);
-    transport[field..field + 2].copy_from_slice(&transport_checksum(sum, inner.protocol));
+    transport[field..field + 2].copy_from_slice(&transport_checksum(sum, headers.protocol));
     true
 }
 

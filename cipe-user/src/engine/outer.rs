@@ -234,7 +234,7 @@ mod tests {
         tagged.extend([0x81, 0x00, 0, 100]);
         tagged.extend(&frame[12..]);
         assert_eq!(parse_frame(&tagged).map(|d| d.payload.len()), Some(33));
-        for (index, value) in [(20, 0x20), (21, 1), (14, 0x46), (23, 6), (38, 0), (39, 7)] {
+        for (index, value) in [(20, 0x20), (21, 1), (14, 0x46), (23, 6), (38, 1), (39, 7)] {
             let mut other = frame.clone();
             other[index] = value;
             assert_eq!(parse_frame(&other), None, "octet {index}");

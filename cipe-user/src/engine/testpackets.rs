@@ -120,6 +120,11 @@ impl Flow {
         packet
     }
 
+    /// An IP packet of this protocol whose content is these octets.
+    pub fn carrying(&self, content: &[u8]) -> Vec<u8> {
+        [self.ip_header(content.len()), content.to_vec()].concat()
+    }
+
     /// The packets that a sender without segmentation offload would have sent.
     pub fn segments(&self, payload: &[u8], size: usize) -> Vec<Vec<u8>> {
         let chunks: Vec<&[u8]> = if payload.is_empty() { vec![payload] } else { payload.chunks(size).collect() };
@@ -149,7 +154,7 @@ impl Flow {
 
     fn without_checksum(&self, payload: &[u8]) -> Vec<u8> {
         let transport_len = self.transport_header_len() + payload.len();
-        let mut packet = if self.v6() { self.v6_header(transport_len) } else { self.v4_header(transport_len) };
+        let mut packet = self.ip_header(transport_len);
         packet.extend(self.ports.iter().flat_map(|port| port.to_be_bytes()));
         if self.protocol == UDP {
             packet.extend((transport_len as u16).to_be_bytes());
@@ -164,6 +169,10 @@ impl Flow {
         }
         packet.extend(payload);
         packet
+    }
+
+    fn ip_header(&self, transport_len: usize) -> Vec<u8> {
+        if self.v6() { self.v6_header(transport_len) } else { self.v4_header(transport_len) }
     }
 
     fn v4_header(&self, transport_len: usize) -> Vec<u8> {

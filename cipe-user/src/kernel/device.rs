@@ -19,9 +19,9 @@
 //! | `tx_checksum` | partial (pseudo header only) | cut to the MTU |
 //! | `tx_checksum`, `tso`, `uso` | partial | superframes |
 //!
-//! The kernel cuts and completes after the tcx egress hook (`validate_xmit_skb` in net/core/dev.c): a TC program on the
-//! visible end sees superframes with partial checksums whatever the offloads are, and each cut frame carries a copy of
-//! what it wrote into the Ethernet header.
+//! The kernel cuts and completes after the tc egress hook (seen by mirroring there: 65,160 octets with TSO off): a TC
+//! program on the visible end sees superframes with partial checksums whatever the offloads are, and each cut frame
+//! carries a copy of what it wrote into the Ethernet header.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub struct TunnelDevice {
     pub mtu: u32,
     /// Transmit and receive queues of either end; at least 1.
     pub queues: u32,
+    /// The process that it is made for: when that ends, the device is a leftover.
+    pub owner: u32,
 }
 
 /// A tunnel device that exists.
@@ -99,6 +101,9 @@ struct Pair {
     name: Option<String>,
     index: Option<u32>,
     hidden_index: u32,
+    /// The process that it was made for, if it was finished.
+    owner: Option<u32>,
+    /// That process is gone.
     dead: bool,
 }
 
@@ -124,12 +129,17 @@ impl Netlink {
         }
     }
 
-    /// Takes over the pair of this name that an engine left behind when it died; `None` if there is none.
+    /// Takes over the pair of this name that an engine left behind when it died: one that was made for the same owner,
+    /// or whose owner is gone, too. `None` if there is none.
     ///
     /// # Errors
     /// The kernel refuses the MTU or an address. The pair then stays as it is.
     pub async fn adopt(&self, name: &str, wanted: &TunnelDevice) -> Result<Option<Device>> {
-        let pair = self.pairs().await?.into_iter().find(|pair| pair.dead && pair.name.as_deref() == Some(name));
+        let pair = self
+            .pairs()
+            .await?
+            .into_iter()
+            .find(|pair| pair.name.as_deref() == Some(name) && (pair.dead || pair.owner == Some(wanted.owner)));
         match pair.and_then(|pair| pair.index.zip(Some(pair.hidden_index))) {
             Some((index, hidden_index)) => self.configure(wanted, index, hidden_index).await.map(Some),
             None => Ok(None),
@@ -145,7 +155,7 @@ impl Netlink {
         self.delete(device.hidden_index).await
     }
 
-    /// Removes what engines left behind that are dead; returns the names of the visible ends. [`Netlink::adopt`] first
+    /// Removes what is left of tunnels whose owners are gone; returns the names of the visible ends. [`Netlink::adopt`] first
     /// what shall live on.
     ///
     /// # Errors
@@ -192,8 +202,8 @@ impl Netlink {
     /// Brings a fresh or adopted pair into the wanted state; the visible end goes up last.
     async fn configure(&self, wanted: &TunnelDevice, index: u32, hidden_index: u32) -> Result<Device> {
         let name = self.card(index).await?.name;
-        let owner = Owner::current().ok_or_else(|| Error::Io {
-            what: "/proc/self/stat: cannot read".to_owned(),
+        let owner = Owner::of(wanted.owner).ok_or_else(|| Error::Io {
+            what: format!("/proc/{}/stat: cannot read", wanted.owner),
             source: std::io::ErrorKind::NotFound.into(),
         })?;
         let what = || format!("{name}: cannot configure its hidden end");
@@ -314,14 +324,16 @@ impl Netlink {
     async fn pairs(&self) -> Result<Vec<Pair>> {
         let links = self.links().await?;
         let pair = |hidden: &LinkMessage| {
-            let dead = hidden.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfAlias(alias) => Owner::from_alias(alias).map(|owner| owner.is_dead()),
-                LinkAttribute::IfName(name) => owner::unfinished_is_dead(name),
+            let (owner, dead) = hidden.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfAlias(alias) => {
+                    Owner::from_alias(alias).map(|owner| (Some(owner.pid()), owner.is_dead()))
+                }
+                LinkAttribute::IfName(name) => owner::unfinished_is_dead(name).map(|dead| (None, dead)),
                 _ => None,
             })?;
             let index = peer_of(hidden);
             let visible = links.iter().find(|link| Some(link.header.index) == index).and_then(Card::from_message);
-            Some(Pair { name: visible.map(|card| card.name), index, hidden_index: hidden.header.index, dead })
+            Some(Pair { name: visible.map(|card| card.name), index, hidden_index: hidden.header.index, owner, dead })
         };
         Ok(links.iter().filter_map(pair).collect())
     }

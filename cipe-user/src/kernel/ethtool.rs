@@ -173,9 +173,7 @@ pub fn set_offloads(name: &str, index: u32, offloads: Offloads) -> Result<()> {
         ("rx-gro", gro),
     ];
     // Accurate ECN superframes want another treatment of CWR. Kernels before 6.18 neither have nor know the feature.
-    match set_features(index, &[("tx-tcp-accecn-segmentation", false)]) {
-        Ok(()) | Err(_) => {}
-    }
+    set_features(index, &[("tx-tcp-accecn-segmentation", false)]).ok();
     set_features(index, &features)
         .map_err(|source| Error::Io { what: format!("{name}: cannot set offloads to {offloads:?}"), source })
 }

@@ -288,3 +288,49 @@ impl LinkTable {
 fn is_device(link: &LinkMessage) -> bool {
     u8::from(link.header.interface_family) == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::kernel::testnet::{Other, in_namespace};
+
+    /// Kernels without VLAN support cannot make such a device for a test.
+    #[test]
+    fn a_vlan_device_knows_its_parent() {
+        let mut link = LinkMessage::default();
+        link.header.index = 7;
+        link.header.link_layer_type = LinkLayerType::Ether;
+        let data = LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(100)]));
+        link.attributes = vec![
+            LinkAttribute::IfName("eth0.100".to_owned()),
+            LinkAttribute::Link(2),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan), data]),
+        ];
+        let card = Card::from_message(&link).unwrap();
+        assert_eq!(card.vlan, Some(VlanParent { ifindex: 2, vlan: 100 }));
+    }
+
+    #[test]
+    fn a_card_tells_ethernet_from_others() {
+        in_namespace(|netlink| async move {
+            let other = Other::new();
+            netlink.cable("wire0", [192, 0, 2, 1], &other, "far0", [192, 0, 2, 2]).await;
+            let card = netlink.card_named("wire0").await.unwrap();
+            assert_eq!((card.kind, card.mtu, card.receive_queues, card.vlan), (CardKind::Ethernet, 1500, 1, None));
+            assert!(card.up && card.mac.is_some());
+            let index = netlink.route(Ipv4Addr::LOCALHOST.into(), None).await.unwrap().oif;
+            let loopback = netlink.card(index).await.unwrap();
+            assert_eq!((loopback.kind, loopback.mac), (CardKind::Other, None));
+        });
+    }
+
+    #[test]
+    fn a_missing_device_is_named() {
+        in_namespace(|netlink| async move {
+            let error = netlink.card_named("eth9").await.unwrap_err().to_string();
+            assert_eq!(error, "eth9: no such network device: No such device (os error 19)");
+        });
+    }
+}

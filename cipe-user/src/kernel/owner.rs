@@ -1,4 +1,5 @@
-//! Who made a hidden end: written into its alias, so that the next engine can tell a leftover from a device in use.
+//! Whom a hidden end was made for: written into its alias, so that the next engine can tell a leftover from a device
+//! in use.
 
 use std::fmt;
 
@@ -19,15 +20,19 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// This process.
-    pub(super) fn current() -> Option<Self> {
-        let pid = std::process::id();
+    /// A process that lives, of the own pid namespace.
+    pub(super) fn of(pid: u32) -> Option<Self> {
         Some(Self { pid, start: start_of(pid)?, namespace: own_namespace()? })
     }
 
     /// Whether the process is gone for sure. One of another pid namespace cannot be seen from here: it counts as alive.
     pub(super) fn is_dead(&self) -> bool {
         own_namespace().is_some_and(|own| own == self.namespace) && start_of(self.pid) != Some(self.start)
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// The alias of the hidden end of `device`.
@@ -84,7 +89,7 @@ mod tests {
 
     #[test]
     fn an_alias_names_its_owner() {
-        let owner = Owner::current().unwrap();
+        let owner = Owner::of(std::process::id()).unwrap();
         assert_eq!(Owner::from_alias(&owner.alias("cipcb0")), Some(owner));
     }
 
@@ -107,18 +112,18 @@ mod tests {
 
     #[test]
     fn this_process_is_alive() {
-        assert!(!Owner::current().unwrap().is_dead());
+        assert!(!Owner::of(std::process::id()).unwrap().is_dead());
     }
 
     #[test]
     fn a_later_process_with_the_same_number_is_another() {
-        let owner = Owner::current().unwrap();
+        let owner = Owner::of(std::process::id()).unwrap();
         assert!(Owner { start: owner.start - 1, ..owner }.is_dead());
     }
 
     #[test]
     fn a_process_of_another_pid_namespace_counts_as_alive() {
-        let owner = Owner::current().unwrap();
+        let owner = Owner::of(std::process::id()).unwrap();
         assert!(!Owner { pid: u32::MAX, namespace: "pid:[1]".to_owned(), ..owner }.is_dead());
     }
 }

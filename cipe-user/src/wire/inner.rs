@@ -1,4 +1,4 @@
-//! The strict check of an opened data payload: exactly one IP packet (protocol section 6).
+//! Inner IP headers, and the strict check of an opened data payload: exactly one IP packet (protocol section 6).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -21,9 +21,22 @@ pub struct Inner {
     pub protocol: u8,
     /// Octets of the header: 20 to 60, or 40 for IPv6 without its extension headers.
     pub header: usize,
+    /// Octets of the whole packet as the header says; at least [`Inner::header`].
+    pub total: usize,
 }
 
 impl Inner {
+    /// Reads the header at the start of `packet`, which may end before the packet does or after it. The layouts are
+    /// those of RFC 791 and RFC 8200; `None` for other versions, a header that is cut off, or lengths that contradict
+    /// each other. The IPv4 checksum is not looked at.
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => ipv4(packet),
+            6 => ipv6(packet),
+            _ => None,
+        }
+    }
+
     /// IP version, 4 or 6.
     pub fn version(&self) -> u8 {
         if self.source.is_ipv4() { 4 } else { 6 }
@@ -39,19 +52,18 @@ impl Inner {
 /// # Errors
 /// [`Verdict::BadInner`].
 pub fn check(payload: &[u8]) -> Result<Inner, Verdict> {
-    match payload.first().map(|octet| octet >> 4) {
-        Some(4) => ipv4(payload),
-        Some(6) => ipv6(payload),
-        _ => None,
+    let inner = Inner::parse(payload).filter(|inner| inner.total == payload.len()).ok_or(Verdict::BadInner)?;
+    if inner.source.is_ipv4() && checksum(&payload[..inner.header]) != 0xFFFF {
+        return Err(Verdict::BadInner);
     }
-    .ok_or(Verdict::BadInner)
+    Ok(inner)
 }
 
-fn ipv4(payload: &[u8]) -> Option<Inner> {
-    let fixed: &[u8; 20] = payload.first_chunk()?;
+fn ipv4(packet: &[u8]) -> Option<Inner> {
+    let fixed: &[u8; 20] = packet.first_chunk()?;
     let header = usize::from(fixed[0] & 0xF) * 4;
     let total = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
-    if header < 20 || header > total || total != payload.len() || checksum(&payload[..header]) != 0xFFFF {
+    if header < 20 || header > total || header > packet.len() {
         return None;
     }
     Some(Inner {
@@ -62,14 +74,12 @@ fn ipv4(payload: &[u8]) -> Option<Inner> {
         dont_fragment: fixed[6] & 0x40 != 0,
         protocol: fixed[9],
         header,
+        total,
     })
 }
 
-fn ipv6(payload: &[u8]) -> Option<Inner> {
-    let (fixed, rest) = payload.split_first_chunk::<40>()?;
-    if usize::from(u16::from_be_bytes([fixed[4], fixed[5]])) != rest.len() {
-        return None;
-    }
+fn ipv6(packet: &[u8]) -> Option<Inner> {
+    let fixed: &[u8; 40] = packet.first_chunk()?;
     let address = |at: usize| fixed[at..].first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets));
     Some(Inner {
         source: address(8)?.into(),
@@ -79,6 +89,7 @@ fn ipv6(payload: &[u8]) -> Option<Inner> {
         dont_fragment: true,
         protocol: fixed[6],
         header: 40,
+        total: 40 + usize::from(u16::from_be_bytes([fixed[4], fixed[5]])),
     })
 }
 
@@ -171,6 +182,14 @@ mod tests {
         assert_eq!(check(&packet), Err(Verdict::BadInner));
         assert_eq!(check(&v4(28)[..19]), Err(Verdict::BadInner));
         assert_eq!(check(&v6(0)[..39]), Err(Verdict::BadInner));
+    }
+
+    #[test]
+    fn a_header_is_read_from_the_first_piece_of_its_packet() {
+        for (packet, header) in [(v4(28), 20), (v6(9), 40)] {
+            assert_eq!(Inner::parse(&packet[..header]), check(&packet).ok());
+            assert_eq!(Inner::parse(&packet[..header - 1]), None);
+        }
     }
 
     proptest! {

@@ -7,8 +7,8 @@
 //! - The same memory may be registered more than once, as several kernel UMEMs.
 //!
 //! So there is no first socket that must stay: every bound socket is remembered here, weakly, with its flags. A new
-//! socket shares with any live one of the flags that it wants, and registers the memory anew if there is none. Thus copy
-//! and zero-copy devices pass frames to each other, and closing any socket disturbs no other.
+//! socket shares with any live one of the flags that it wants, and registers the memory anew if there is none. Thus
+//! copy and zero-copy devices pass frames to each other, and closing any socket disturbs no other.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, Weak};
@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How packets pass between UMEM and driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Zero copy where the driver has it, else copies.
+    /// Zero copy where the driver has it, else copies. Asks the driver at each bind; where the answer is known to be no
+    /// (veth), [`Mode::Copy`] spares that.
     #[default]
     Auto,
     /// Copies; any driver.
@@ -72,20 +73,20 @@ impl Default for SocketConfig {
 
 impl SocketConfig {
     fn check(&self) -> Result<(), Error> {
+        let refuse = |what, value: u32, rule| Err(Error::Size { what, value: value.into(), rule });
+        if self.rx == 0 && self.tx == 0 {
+            return refuse("rx ring", 0, "a socket needs an rx ring or a tx ring");
+        }
+        let optional = |slots: u32| if slots == 0 { 1 } else { slots };
         let rings = [
-            ("rx ring", self.rx),
-            ("tx ring", self.tx),
+            ("rx ring", optional(self.rx)),
+            ("tx ring", optional(self.tx)),
             ("fill ring", self.fill),
             ("completion ring", self.completion),
         ];
         for (what, value) in rings {
-            let may_be_absent = what.starts_with(['r', 't']);
-            let size = |rule| Error::Size { what, value: value.into(), rule };
-            if value > 1 << 20 || !(value.is_power_of_two() || value == 0 && may_be_absent) {
-                return Err(size("it must be a power of two up to 1048576"));
-            }
-            if self.rx == 0 && self.tx == 0 {
-                return Err(size("a socket needs an rx ring or a tx ring"));
+            if !value.is_power_of_two() || value > 1 << 20 {
+                return refuse(what, value, "it must be a power of two up to 1048576");
             }
         }
         Ok(())

@@ -127,6 +127,7 @@ impl FrameSet {
     pub(super) fn put(&mut self, frame: Frame) -> u64 {
         self.layout.own(&frame);
         let index = frame.index;
+        debug_assert_eq!(self.bits[index as usize / 64] & 1 << (index % 64), 0, "a chunk has one frame");
         self.bits[index as usize / 64] |= 1 << (index % 64);
         self.len += 1;
         u64::from(index) * u64::from(self.layout.frame_size)

@@ -107,8 +107,12 @@ impl<T: Slot> Ring<T> {
         let offset = |octets: u64| usize::try_from(octets).map_err(|_| Errno::RANGE);
         let (producer, consumer, flags, desc) =
             (offset(at.producer)?, offset(at.consumer)?, offset(flags)?, offset(at.desc)?);
-        let len = desc + slots as usize * size_of::<T>();
-        let index_fits = |at: usize| at.is_multiple_of(align_of::<AtomicU32>()) && at + size_of::<AtomicU32>() <= len;
+        let len = (slots as usize)
+            .checked_mul(size_of::<T>())
+            .and_then(|octets| octets.checked_add(desc))
+            .ok_or(Errno::RANGE)?;
+        let index_fits =
+            |at: usize| at.is_multiple_of(align_of::<AtomicU32>()) && at <= len.saturating_sub(size_of::<AtomicU32>());
         let sane = [producer, consumer, flags].into_iter().all(index_fits) && desc.is_multiple_of(align_of::<T>());
         if !slots.is_power_of_two() || !sane {
             return Err(Errno::RANGE);

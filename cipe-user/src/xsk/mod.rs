@@ -1,4 +1,5 @@
-//! AF_XDP in Rust alone: UMEM, rings and sockets. All AF_XDP unsafe lives here, in `map.rs` and `umem.rs`.
+//! AF_XDP in Rust alone: UMEM, rings and sockets. All AF_XDP unsafe lives here: mappings
+//! in `map.rs`, chunks in `umem.rs`, one socket option in `socket.rs`.
 //!
 //! One worker owns one [`Umem`], its [`Pool`] of free frames, and a [`Socket`] for each device queue that it serves.
 //! All sockets use the same UMEM, so a frame received on one device is worked on in place and transmitted on another.
@@ -12,6 +13,9 @@
 //! - Large copy-mode transmit batches (`XDP_MAX_TX_SKB_BUDGET`): 6.17. Older kernels take 32 packets a system call, and
 //!   [`Socket::kick`] repeats it.
 //! - Zero copy: where the driver has it; [`Mode::Auto`] falls back to copies.
+//!
+//! What a socket costs, measured on kernel 6.18 with 16,384 frames: about 1.2 MiB of kernel memory (80 octets a frame
+//! of its UMEM), 1 ms to bind, and 14 ms to close, most of it an RCU grace period.
 
 mod bind;
 mod error;

@@ -1,5 +1,5 @@
-//! The four rings of one device queue and the frames that the kernel holds through them. Knows no system calls, so tests
-//! run it over plain memory and play the kernel.
+//! The four rings of one device queue and the frames that the kernel holds through them. Knows no system calls, so
+//! tests run it over plain memory and play the kernel.
 
 use std::collections::VecDeque;
 

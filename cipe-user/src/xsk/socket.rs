@@ -124,15 +124,15 @@ impl Socket {
         self.queue.fill(pool, want)
     }
 
-    /// Appends received packets to `out`; descriptors appended. Stops at `max` descriptors or, since a packet of several
-    /// descriptors comes whole, at the end of the packet that goes past it.
+    /// Appends received packets to `out`; descriptors appended. Stops at `max` descriptors or, since a packet of
+    /// several descriptors comes whole, at the end of the packet that goes past it.
     pub fn recv(&mut self, out: &mut impl Extend<Packet>, max: usize) -> usize {
         self.queue.recv(out, max)
     }
 
-    /// Moves packets from the front of `packets` to the transmit ring; descriptors moved. What does not fit stays, a packet
-    /// of several descriptors as a whole; so does a last one that has no end yet. Packets that the kernel would refuse are
-    /// dropped and counted in [`Anomalies::send`]. [`Socket::kick`] afterwards.
+    /// Moves packets from the front of `packets` to the transmit ring; descriptors moved. What does not fit stays, a
+    /// packet of several descriptors as a whole; so does a last one that has no end yet. Packets that the kernel would
+    /// refuse are dropped and counted in [`Anomalies::send`]. [`Socket::kick`] afterwards.
     ///
     /// # Panics
     /// If a frame belongs to another UMEM.
@@ -153,8 +153,8 @@ impl Socket {
         self.queue.room()
     }
 
-    /// Lets the kernel transmit what `send` has queued. In copy mode this call does the work, in zero-copy mode it wakes
-    /// the driver if that sleeps. Nothing queued: no system call.
+    /// Lets the kernel transmit what `send` has queued. In copy mode this call does the work, in zero-copy mode it
+    /// wakes the driver if that sleeps. Nothing queued: no system call.
     ///
     /// # Errors
     /// What is not mere back-pressure: the device is down or gone.
@@ -210,12 +210,12 @@ impl Socket {
         })
     }
 
-    /// Closes the socket and gives every frame to the pool that the kernel no longer uses. Waits up to 100 ms for packets
-    /// in flight.
+    /// Closes the socket and gives every frame to the pool that the kernel no longer uses. Waits up to 100 ms for
+    /// packets in flight.
     ///
-    /// In copy mode only transmit frames that were picked up and never completed stay lost. A zero-copy driver lets go of
-    /// its frames some time after the close, without telling; there all that it still had is lost, and the UMEM is to be
-    /// rebuilt when too few are left.
+    /// In copy mode only transmit frames that were picked up and never completed stay lost. A zero-copy driver lets go
+    /// of its frames some time after the close, without telling; there all that it still had is lost, and the UMEM is
+    /// to be rebuilt when too few are left.
     ///
     /// # Panics
     /// If the pool is of another UMEM.

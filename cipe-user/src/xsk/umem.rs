@@ -88,7 +88,9 @@ impl Umem {
                 "it must leave 64 octets of the frame behind it and the kernel's 256",
             ));
         }
-        let octets = frames as usize * frame_size as usize;
+        let octets = (frames as usize)
+            .checked_mul(frame_size as usize)
+            .ok_or_else(|| size("number of frames", frames, "that is more than the address space"))?;
         let memory = Anonymous::new(octets, huge_pages).map_err(|errno| Error::Memory { octets, errno })?;
         let umem = NEXT
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1))

@@ -12,20 +12,22 @@ mod packet;
 mod session;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::EventfdFlags;
 
 pub use self::cipher::{Cipher, KEY};
 pub use self::packet::{Opened, Refused, open, seal};
 use self::session::Session;
+use self::worker::Worker;
 
 /// Where a time stamp stands in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +187,25 @@ impl Peer {
     /// # Errors
     /// No event descriptor or thread could be made, or the socket cannot be made non-blocking.
     pub fn start(socket: UdpSocket, config: Config) -> io::Result<(Self, Receiver<Event>)> {
+        Self::launch(socket, config, None)
+    }
+
+    /// Starts a peer that stands between the tunnel and a device: a descriptor that takes and gives one bare IP packet
+    /// a call, such as a TUN device without packet information. What it delivers is written there; whatever is read
+    /// there is sent.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or the device cannot be made non-blocking.
+    pub fn start_with_device(
+        socket: UdpSocket,
+        config: Config,
+        device: OwnedFd,
+    ) -> io::Result<(Self, Receiver<Event>)> {
+        rustix::io::ioctl_fionbio(&device, true)?;
+        Self::launch(socket, config, Some(device))
+    }
+
+    fn launch(socket: UdpSocket, config: Config, device: Option<OwnedFd>) -> io::Result<(Self, Receiver<Event>)> {
         socket.set_nonblocking(true)?;
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let counters = Arc::new(Mutex::new(Counters::default()));
@@ -192,6 +213,7 @@ impl Peer {
         let (events, told) = mpsc::channel();
         let worker = Worker {
             socket,
+            device,
             session: Session::new(config),
             events,
             wake: wake.clone(),
@@ -255,96 +277,4 @@ impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.halt();
     }
-}
-
-struct Worker {
-    socket: UdpSocket,
-    session: Session,
-    events: Sender<Event>,
-    wake: Arc<OwnedFd>,
-    inbox: Receiver<Command>,
-    published: Arc<Mutex<Counters>>,
-    silent: bool,
-}
-
-impl Worker {
-    fn run(mut self) -> io::Result<()> {
-        let mut buffer = vec![0; 65_536];
-        loop {
-            self.wait()?;
-            let mut count = [0; 8];
-            let _ = rustix::io::read(&self.wake, &mut count);
-            while let Ok(command) = self.inbox.try_recv() {
-                let now = Instant::now();
-                match command {
-                    Command::Data(packet) => self.session.send(&packet, now),
-                    Command::Control(number, data) => self.session.send_control(number, &data),
-                    Command::Silence(silent) => self.silent = silent,
-                    Command::Renew => self.session.announce(now),
-                    Command::Stop => return Ok(()),
-                }
-                self.finish()?;
-            }
-            self.session.tick(Instant::now());
-            self.finish()?;
-            // Not for ever: under a flood, commands are to be heard too.
-            for _ in 0..64 {
-                match self.socket.recv_from(&mut buffer) {
-                    Ok(_) if self.silent => {}
-                    Ok((len, from)) => {
-                        self.session.datagram(&buffer[..len], from, Instant::now());
-                        self.finish()?;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if is_passing(&error) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-    }
-
-    /// Sends what the session wants to send, and tells what it has to tell: counters first, so that they are never
-    /// behind an event.
-    fn finish(&mut self) -> io::Result<()> {
-        self.flush()?;
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = self.session.counters;
-        for event in self.session.events.drain(..) {
-            // Nobody has to listen.
-            let _ = self.events.send(event);
-        }
-        Ok(())
-    }
-
-    /// Waits for a datagram, a command or the session's deadline.
-    fn wait(&self) -> io::Result<()> {
-        let timeout = self.session.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut descriptors =
-            [self.socket.as_fd(), self.wake.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match rustix::event::poll(&mut descriptors, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        for (to, datagram) in self.session.out.drain(..) {
-            if self.silent {
-                continue;
-            }
-            match self.socket.send_to(&datagram, to) {
-                Ok(_) => {}
-                // A full buffer loses a datagram, as a network does.
-                Err(error) if is_passing(&error) || error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Errors that tell of the network, not of the socket.
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::*;
-    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | Interrupted)
 }

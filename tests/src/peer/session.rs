@@ -25,6 +25,8 @@ pub(super) struct Session {
     /// Events to tell.
     pub events: Vec<Event>,
     pub counters: Counters,
+    /// Inner packets that came, for a device.
+    pub inside: Vec<Vec<u8>>,
     /// Datagrams to send.
     pub out: Vec<(SocketAddr, Vec<u8>)>,
     peer: Option<SocketAddr>,
@@ -43,6 +45,7 @@ impl Session {
             config,
             events: Vec::new(),
             counters: Counters::default(),
+            inside: Vec::new(),
             out: Vec::new(),
             peer,
             send: None,
@@ -196,8 +199,9 @@ impl Session {
             self.send(&answer, now);
         }
         if self.config.tell_packets {
-            self.events.push(Event::Delivered(payload));
+            self.events.push(Event::Delivered(payload.clone()));
         }
+        self.inside.push(payload);
     }
 
     /// `None` for a message that is none.

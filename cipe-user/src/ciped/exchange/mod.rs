@@ -126,6 +126,11 @@ impl<R: CryptoRng> Exchange<R> {
         Self { sender: Sender::new(timing), receiver: Receiver::new(timing), peer_keeps_keys: false, rng }
     }
 
+    /// Whether the peer is of our own kind, as far as is known now; it may be replaced by an original at any time.
+    pub fn peer_keeps_keys(&self) -> bool {
+        self.peer_keeps_keys
+    }
+
     /// When [`Input::Tick`] is due, on the clock of [`Now::at`]; `None` while nothing is waited for. Changes with every
     /// input.
     pub fn deadline(&self) -> Option<Duration> {

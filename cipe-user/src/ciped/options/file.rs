@@ -60,13 +60,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parsed(text: &[u8]) -> Vec<(usize, &[u8], &[u8])> {
+    type Parts<'a> = (usize, &'a [u8], &'a [u8]);
+
+    fn parsed(text: &[u8]) -> Vec<Parts<'_>> {
         lines(text).map(|l| (l.number, l.name, l.value)).collect()
     }
 
     #[test]
     fn examples_of_the_file_syntax() {
-        let cases: &[(&[u8], &[(usize, &[u8], &[u8])])] = &[
+        let cases: &[(&[u8], &[Parts<'_>])] = &[
             (b"", &[]),
             (b"\n\n  \n", &[]),
             (b"# comment\n#key 00\n", &[]),

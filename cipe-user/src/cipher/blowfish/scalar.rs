@@ -30,7 +30,7 @@ impl Kernel<Schedule> for Scalar {
         false
     }
 
-    fn encrypt(&mut self, keys: &[&Schedule], _fresh: u64, chain: &mut [u64], rows: &mut Rows, steps: usize) {
+    fn encrypt(&mut self, keys: &[&Schedule], chain: &mut [u64], rows: &mut Rows, steps: usize) {
         match keys.len() {
             1 => encrypt::<1>(keys, chain, rows, steps),
             2 => encrypt::<2>(keys, chain, rows, steps),

@@ -1,6 +1,6 @@
 //! IDEA with AVX2: 32 blocks, constant time.
 
-use super::wide::{Mixed, Uniform, place, zero_of};
+use super::wide::{DECRYPTS, Mixed, Uniform, mask_of, place, zero_of};
 use super::{ROUNDS, Schedule};
 use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::{Rows, WIDTH};
@@ -69,17 +69,41 @@ fn unpack64(a: __m256i, b: __m256i) -> [__m256i; 2] {
     [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)]
 }
 
-/// The product modulo 65537, as [`super::multiply`]; `zero` is 1 less `b`. Low less high half is 0 only for a product of
-/// 0: equal halves make a multiple of 65537, which is prime.
+/// The product modulo 65537, as [`super::multiply`]: `zero` is 1 less `b`, `mask` is 0 if `b` is, else all ones. That a
+/// factor is 0 is seen from the factors rather than from the product, for all wait for the latter.
+///
+/// In assembly, for out of intrinsics the compiler makes comparisons and widening, and twice the time.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn multiply(a: __m256i, b: __m256i, zero: __m256i) -> __m256i {
-    let (low, high) = (_mm256_mullo_epi16(a, b), _mm256_mulhi_epu16(a, b));
-    let difference = _mm256_sub_epi16(low, high);
-    let is_zero = _mm256_cmpeq_epi16(difference, _mm256_setzero_si256());
-    // There is no unsigned comparison; the maximum is the low half unless that is less.
-    let borrows_not = _mm256_cmpeq_epi16(_mm256_max_epu16(low, high), low);
-    let borrow = _mm256_add_epi16(borrows_not, _mm256_set1_epi16(1));
-    let product = _mm256_add_epi16(difference, borrow);
-    _mm256_or_si256(product, _mm256_and_si256(is_zero, _mm256_sub_epi16(zero, a)))
+fn multiply(a: __m256i, b: __m256i, zero: __m256i, mask: __m256i) -> __m256i {
+    let product;
+    // SAFETY: instructions of the enabled feature that touch nothing but their operands.
+    unsafe {
+        std::arch::asm!(
+            "vpmullw {product}, {a}, {b}",
+            "vpmulhuw {high}, {a}, {b}",
+            "vpsubw {instead}, {zero}, {a}",
+            "vpand {is_zero}, {a}, {mask}",
+            "vpcmpeqw {is_zero}, {is_zero}, {none}",
+            "vpand {instead}, {instead}, {is_zero}",
+            "vpsubusw {borrow}, {high}, {product}",
+            "vpsubw {product}, {product}, {high}",
+            "vpminuw {borrow}, {borrow}, {one}",
+            "vpaddw {borrow}, {borrow}, {instead}",
+            "vpaddw {product}, {product}, {borrow}",
+            product = out(ymm_reg) product,
+            high = out(ymm_reg) _,
+            borrow = out(ymm_reg) _,
+            is_zero = out(ymm_reg) _,
+            instead = out(ymm_reg) _,
+            a = in(ymm_reg) a,
+            b = in(ymm_reg) b,
+            zero = in(ymm_reg) zero,
+            mask = in(ymm_reg) mask,
+            none = in(ymm_reg) _mm256_setzero_si256(),
+            one = in(ymm_reg) _mm256_set1_epi16(1),
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    product
 }

@@ -1,6 +1,6 @@
 //! IDEA with AVX-512BW: 64 blocks, constant time.
 
-use super::wide::{Mixed, Uniform, place, zero_of};
+use super::wide::{DECRYPTS, Mixed, Uniform, mask_of, place, zero_of};
 use super::{ROUNDS, Schedule};
 use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::{Rows, WIDTH};
@@ -69,15 +69,36 @@ fn unpack64(a: __m512i, b: __m512i) -> [__m512i; 2] {
     [_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)]
 }
 
-/// The product modulo 65537, as [`super::multiply`]; `zero` is 1 less `b`. Low less high half is 0 only for a product of
-/// 0: equal halves make a multiple of 65537, which is prime.
+/// The product modulo 65537, as [`super::multiply`]: `zero` is 1 less `b`, `mask` is 0 if `b` is, else all ones. That a
+/// factor is 0 is seen from the factors rather than from the product, for all wait for the latter.
+///
+/// In assembly, for out of intrinsics the compiler makes comparisons, masks and widening, and twice the time.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn multiply(a: __m512i, b: __m512i, zero: __m512i) -> __m512i {
-    let (low, high) = (_mm512_mullo_epi16(a, b), _mm512_mulhi_epu16(a, b));
-    let difference = _mm512_sub_epi16(low, high);
-    let is_zero = _mm512_testn_epi16_mask(difference, difference);
-    let borrows = _mm512_cmplt_epu16_mask(low, high);
-    let product = _mm512_mask_sub_epi16(difference, is_zero, zero, a);
-    _mm512_mask_sub_epi16(product, borrows, product, _mm512_set1_epi16(-1))
+fn multiply(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {
+    let product;
+    // SAFETY: instructions of the enabled features that touch nothing but their operands.
+    unsafe {
+        std::arch::asm!(
+            "vpmullw {product}, {a}, {b}",
+            "vpmulhuw {high}, {a}, {b}",
+            "vptestnmw {is_zero}, {a}, {mask}",
+            "vpsubusw {borrow}, {high}, {product}",
+            "vpsubw {product}, {product}, {high}",
+            "vpminuw {borrow}, {borrow}, {one}",
+            "vpaddw {product}, {product}, {borrow}",
+            "vpsubw {product} {{{is_zero}}}, {zero}, {a}",
+            product = out(zmm_reg) product,
+            high = out(zmm_reg) _,
+            borrow = out(zmm_reg) _,
+            is_zero = out(kreg) _,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            zero = in(zmm_reg) zero,
+            mask = in(zmm_reg) mask,
+            one = in(zmm_reg) _mm512_set1_epi16(1),
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    product
 }

@@ -6,10 +6,13 @@
 use super::{ROUNDS, SUBKEYS};
 use zeroize::Zeroize;
 
-/// Subkeys, and behind them what a product of zero wants: 1 less each subkey that multiplies, four a round and two.
-pub(super) const ENTRIES: usize = SUBKEYS + 4 * ROUNDS + 2;
+/// Subkeys that multiply: four a round and two.
+const FACTORS: usize = 4 * ROUNDS + 2;
 
-/// Where the difference for subkey `i` stands; `i` is one that multiplies.
+/// Subkeys, and behind them two words for each that multiplies, both for the factor 0, which stands for 65536.
+pub(super) const ENTRIES: usize = SUBKEYS + 2 * FACTORS;
+
+/// Where 1 less subkey `i` stands, from which to take the other factor if either is 0; `i` is one that multiplies.
 pub(super) const fn zero_of(i: usize) -> usize {
     let (round, place) = (i / 6, i % 6);
     SUBKEYS
@@ -23,15 +26,19 @@ pub(super) const fn zero_of(i: usize) -> usize {
         }
 }
 
+/// Where the mask for the other factor stands, after which it is 0 if either factor is 0.
+pub(super) const fn mask_of(i: usize) -> usize {
+    zero_of(i) + FACTORS
+}
+
 /// The entries of a direction of a key.
 fn entries(subkeys: &[u16; SUBKEYS]) -> [u16; ENTRIES] {
     let mut entries = [0; ENTRIES];
     entries[..SUBKEYS].copy_from_slice(subkeys);
-    for round in 0..=ROUNDS {
-        for place in [0, 3, 4, 5] {
-            if let Some(subkey) = subkeys.get(6 * round + place) {
-                entries[zero_of(6 * round + place)] = 1u16.wrapping_sub(*subkey);
-            }
+    for (i, subkey) in subkeys.iter().enumerate() {
+        if matches!(i % 6, 0 | 3..=5) {
+            entries[zero_of(i)] = 1u16.wrapping_sub(*subkey);
+            entries[mask_of(i)] = u16::from(*subkey != 0).wrapping_neg();
         }
     }
     entries
@@ -41,20 +48,25 @@ fn entries(subkeys: &[u16; SUBKEYS]) -> [u16; ENTRIES] {
 pub(super) struct Uniform(pub(super) [u32; ENTRIES]);
 
 impl Uniform {
-    pub(super) fn new(subkeys: &[u16; SUBKEYS]) -> Self {
-        let mut uniform = [0; ENTRIES];
-        for (both, entry) in uniform.iter_mut().zip(entries(subkeys)) {
+    pub(super) fn new() -> Self {
+        Self([0; ENTRIES])
+    }
+
+    pub(super) fn set(&mut self, subkeys: &[u16; SUBKEYS]) {
+        let mut entries = entries(subkeys);
+        for (both, entry) in self.0.iter_mut().zip(entries) {
             *both = u32::from(entry) * 0x0001_0001;
         }
-        Self(uniform)
+        entries.zeroize();
     }
-}
 
-impl Drop for Uniform {
-    fn drop(&mut self) {
+    pub(super) fn wipe(&mut self) {
         self.0.zeroize();
     }
 }
+
+/// Instead of the address of a key for encryption. No address is odd.
+pub(super) const DECRYPTS: usize = 1;
 
 /// A key for each lane: row `i` is entry `i` of `W` lanes, in their places.
 #[repr(align(64))]
@@ -92,8 +104,11 @@ macro_rules! kernel {
     ($Kernel:ident, $name:literal, $feature:literal, $Vector:ty, $n:literal) => {
         /// The kernel. There is one only where the CPU has the instructions.
         pub(in crate::cipher) struct $Kernel {
+            uniform: Uniform,
             mixed: Box<Mixed<LANES>>,
-            dirty: bool,
+            /// Addresses of the keys in these, 0 for none: the first is `uniform`'s, then each lane's in `mixed`. They
+            /// hold until [`Kernel::wipe`], before which no key of a batch can go.
+            holds: [usize; LANES + 1],
         }
 
         const LANES: usize = 2 * $n;
@@ -101,7 +116,11 @@ macro_rules! kernel {
         impl $Kernel {
             /// The kernel, if the CPU has what it needs.
             pub(in crate::cipher) fn detect() -> Option<Self> {
-                detected().then(|| Self { mixed: Box::new(Mixed::new()), dirty: false })
+                detected().then(|| Self {
+                    uniform: Uniform::new(),
+                    mixed: Box::new(Mixed::new()),
+                    holds: [0; LANES + 1],
+                })
             }
         }
 
@@ -122,35 +141,43 @@ macro_rules! kernel {
                 true
             }
 
-            fn encrypt(&mut self, keys: &[&Schedule], fresh: u64, chain: &mut [u64], rows: &mut Rows, steps: usize) {
+            fn encrypt(&mut self, keys: &[&Schedule], chain: &mut [u64], rows: &mut Rows, steps: usize) {
                 let rows = &mut rows[..steps];
                 let Some(chain) = chain.first_chunk_mut::<LANES>() else { unreachable!("a chain for every lane") };
                 if keys.iter().all(|key| std::ptr::eq(*key, keys[0])) {
-                    let uniform = Uniform::new(&keys[0].encrypt);
+                    let address = std::ptr::from_ref(keys[0]).addr();
+                    if std::mem::replace(&mut self.holds[0], address) != address {
+                        self.uniform.set(&keys[0].encrypt);
+                    }
                     // SAFETY: `detect` found the instructions.
-                    unsafe { encrypt_uniform(&uniform, keys.len(), chain, rows) };
+                    unsafe { encrypt_uniform(&self.uniform, keys.len(), chain, rows) };
                 } else {
-                    for (lane, key) in keys.iter().enumerate() {
-                        if !self.dirty || fresh & 1 << lane != 0 {
+                    for ((lane, key), holds) in keys.iter().enumerate().zip(&mut self.holds[1..]) {
+                        let address = std::ptr::from_ref(*key).addr();
+                        if std::mem::replace(holds, address) != address {
                             self.mixed.set(place(lane, $n), &key.encrypt);
                         }
                     }
-                    self.dirty = true;
                     // SAFETY: `detect` found the instructions.
                     unsafe { encrypt_mixed(&self.mixed, keys.len(), chain, rows) };
                 }
             }
 
             fn decrypt(&mut self, key: &Schedule, blocks: &mut [u64]) {
-                let uniform = Uniform::new(&key.decrypt);
+                self.uniform.set(&key.decrypt);
+                self.holds[0] = DECRYPTS;
                 // SAFETY: `detect` found the instructions.
-                unsafe { decrypt(&uniform, blocks) };
+                unsafe { decrypt(&self.uniform, blocks) };
             }
 
             fn wipe(&mut self) {
-                if std::mem::take(&mut self.dirty) {
+                if self.holds[0] != 0 {
+                    self.uniform.wipe();
+                }
+                if self.holds[1..].iter().any(|address| *address != 0) {
                     self.mixed.wipe();
                 }
+                self.holds = [0; LANES + 1];
             }
         }
 
@@ -240,33 +267,36 @@ macro_rules! kernel {
             }
         }
 
-        /// Eight rounds and a half on `G` groups of blocks; `key(i, group)` gives entry `i`.
+        /// Eight rounds and a half on `G` groups of blocks; `key(i, group)` gives entry `i`. Each step is done for all
+        /// groups before the next one, for a step waits for the one before.
         #[target_feature(enable = $feature)]
         #[inline]
         fn crypt<const G: usize>(key: impl Fn(usize, usize) -> $Vector, x: &mut [[$Vector; 4]; G]) {
-            for round in 0..ROUNDS {
-                let i = 6 * round;
+            let multiply_by = |x, i, group| multiply(x, key(i, group), key(zero_of(i), group), key(mask_of(i), group));
+            let (mut t, mut u) = ([spread(0); G], [spread(0); G]);
+            for i in (0..6 * ROUNDS).step_by(6) {
                 for (group, [x1, x2, x3, x4]) in x.iter_mut().enumerate() {
-                    let multiply_by = |x, i| multiply(x, key(i, group), key(zero_of(i), group));
-                    let y1 = multiply_by(*x1, i);
-                    let y2 = add(*x2, key(i + 1, group));
-                    let y3 = add(*x3, key(i + 2, group));
-                    let y4 = multiply_by(*x4, i + 3);
-                    let t = multiply_by(xor(y1, y3), i + 4);
-                    let u = multiply_by(add(xor(y2, y4), t), i + 5);
-                    let v = add(t, u);
-                    [*x1, *x2, *x3, *x4] = [xor(y1, u), xor(y3, u), xor(y2, v), xor(y4, v)];
+                    *x1 = multiply_by(*x1, i, group);
+                    *x3 = add(*x3, key(i + 2, group));
+                    *x4 = multiply_by(*x4, i + 3, group);
+                    *x2 = add(*x2, key(i + 1, group));
+                }
+                for (group, [x1, _, x3, _]) in x.iter().enumerate() {
+                    t[group] = multiply_by(xor(*x1, *x3), i + 4, group);
+                }
+                for (group, [_, x2, _, x4]) in x.iter().enumerate() {
+                    u[group] = multiply_by(add(xor(*x2, *x4), t[group]), i + 5, group);
+                }
+                for (group, [x1, x2, x3, x4]) in x.iter_mut().enumerate() {
+                    let (u, v) = (u[group], add(t[group], u[group]));
+                    [*x1, *x2, *x3, *x4] = [xor(*x1, u), xor(*x3, u), xor(*x2, v), xor(*x4, v)];
                 }
             }
             let i = 6 * ROUNDS;
             for (group, [x1, x2, x3, x4]) in x.iter_mut().enumerate() {
-                let multiply_by = |x, i| multiply(x, key(i, group), key(zero_of(i), group));
-                [*x1, *x2, *x3, *x4] = [
-                    multiply_by(*x1, i),
-                    add(*x3, key(i + 1, group)),
-                    add(*x2, key(i + 2, group)),
-                    multiply_by(*x4, i + 3),
-                ];
+                *x1 = multiply_by(*x1, i, group);
+                [*x2, *x3] = [add(*x3, key(i + 1, group)), add(*x2, key(i + 2, group))];
+                *x4 = multiply_by(*x4, i + 3, group);
             }
         }
     };

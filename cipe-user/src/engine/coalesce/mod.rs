@@ -17,7 +17,7 @@
 //! overtake. UDP is never joined: on the way out of this host, nothing would tell that it was.
 
 use super::checksum::{Sum, TCP_CHECKSUM};
-use super::headers::{Inner, TCP, Version};
+use super::headers::{Headers, TCP, Version};
 
 /// Most segments of a superframe: with three more for the headers, well inside the 1024 slices of one `sendmsg`.
 pub const MAX_SEGMENTS: usize = 64;
@@ -96,9 +96,9 @@ impl Coalescer {
     pub fn push(&mut self, packet: &[u8]) {
         let index = self.next.len();
         self.next.push(index);
-        let inner = Inner::parse(packet);
-        let slot = inner.as_ref().map_or(0, |inner| inner.flow as usize % SLOTS);
-        let segment = inner.ok().and_then(|inner| Segment::read(packet, &inner));
+        let headers = Headers::parse(packet);
+        let slot = headers.as_ref().map_or(0, |headers| headers.flow as usize % SLOTS);
+        let segment = headers.ok().and_then(|headers| Segment::read(packet, &headers));
         if let (Some(segment), Some(run)) = (&segment, self.open[slot])
             && self.runs[run].takes(segment)
         {
@@ -242,23 +242,24 @@ impl Segment {
     };
 
     /// Takes a packet apart; `None` if it must not be joined with any other.
-    fn read(packet: &[u8], inner: &Inner) -> Option<Self> {
-        let plain = match inner.version {
+    fn read(packet: &[u8], found: &Headers) -> Option<Self> {
+        let version = found.version();
+        let plain = match version {
             // No options, and of the flags none but DF.
-            Version::V4 => inner.transport == 20 && packet[6] & !0x40 == 0,
-            Version::V6 => inner.transport == 40,
+            Version::V4 => found.transport == 20 && packet[6] & !0x40 == 0,
+            Version::V6 => found.transport == 40,
         };
-        if !plain || inner.fragment || inner.protocol != TCP || inner.total_len != packet.len() {
+        if !plain || found.fragment || found.protocol != TCP || found.ip.total != packet.len() {
             return None;
         }
-        let (ip, tcp) = packet.split_at(inner.transport);
+        let (ip, tcp) = packet.split_at(found.transport);
         let fixed: &[u8; 20] = tcp.first_chunk()?;
         let tcp_header = usize::from(fixed[12] >> 4) * 4;
         let payload = tcp.len().checked_sub(tcp_header)?;
         if tcp_header < 20 || payload == 0 || fixed[13] & (SYN | RST | URG | CWR) != 0 {
             return None;
         }
-        if !is_canonical(Sum::pseudo_header(inner.version, ip, TCP, tcp.len()), tcp, TCP_CHECKSUM) {
+        if !is_canonical(Sum::pseudo_header(version, ip, TCP, tcp.len()), tcp, TCP_CHECKSUM) {
             return None;
         }
 
@@ -267,7 +268,7 @@ impl Segment {
         headers[..headers_len].copy_from_slice(&packet[..headers_len]);
         let (ip_gaps, tcp_gaps) = headers.split_at_mut(ip.len());
         let mut id = 0;
-        match inner.version {
+        match version {
             Version::V4 => {
                 if !is_canonical(Sum::default(), ip, 10) {
                     return None;
@@ -284,7 +285,7 @@ impl Segment {
         Some(Self {
             headers,
             headers_len,
-            version: inner.version,
+            version,
             transport: ip.len(),
             id,
             sequence: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),

@@ -194,6 +194,20 @@ fn a_damaged_segment_stays_damaged_and_alone() {
 }
 
 #[test]
+fn a_checksum_of_zero_in_its_other_form_is_kept() {
+    for flow in [Flow::tcp4(), Flow::tcp6()] {
+        let field = flow.transport() + flow.checksum_field();
+        // With its own checksum as the payload, a packet has a checksum of zero.
+        let payload = flow.packet(&[0; 2])[field..field + 2].to_vec();
+        let first = flow.packet(&payload);
+        let mut packets = vec![first, Flow { id: flow.id + 1, sequence: flow.sequence + 2, ..flow }.packet(&payload)];
+        assert_eq!((&packets[0][field..field + 2], runs(&packets)), (&[0, 0][..], vec![vec![0, 1]]));
+        packets[0][field..field + 2].fill(0xFF);
+        assert_eq!(runs(&packets), [[0], [1]]);
+    }
+}
+
+#[test]
 fn udp_and_other_packets_pass_as_they_are() {
     let datagrams = stream(&Flow::udp4(), &[100; 3]);
     assert_eq!(runs(&datagrams), [[0], [1], [2]]);

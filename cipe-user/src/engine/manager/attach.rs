@@ -34,6 +34,7 @@ impl Manager {
     /// # Errors
     /// What was refused, where, and how to go on.
     pub(super) async fn attach(&mut self, connection: u64, attach: &Attach) -> anyhow::Result<u16> {
+        let owner = self.connections.get(&connection).context("the daemon has gone")?.pid;
         if attach.version != VERSION {
             bail!("the engine speaks control protocol {VERSION}, the daemon {}; restart the older one", attach.version);
         }
@@ -55,6 +56,7 @@ impl Manager {
             peer: attach.ptpaddr,
             mtu: attach.mtu,
             queues: QUEUES,
+            owner,
         };
         let left = match &device.name {
             Some(name) => self.netlink.adopt(name, &device).await?,

@@ -65,8 +65,13 @@ struct Tenant {
     follower: Option<tokio::task::AbortHandle>,
 }
 
-/// The hold on a connection's task.
-type Daemon = mpsc::Sender<Event>;
+/// A connection, as the manager sees it.
+struct Daemon {
+    /// Its process.
+    pid: u32,
+    /// To its task.
+    events: mpsc::Sender<Event>,
+}
 
 /// Events that may wait for a connection's task; beyond, a daemon that does not read loses them.
 const EVENTS: usize = 256;
@@ -146,8 +151,9 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             connection = server.accept() => match connection {
                 Ok(connection) => {
                     connections += 1;
-                    let (daemon, events) = mpsc::channel(EVENTS);
-                    manager.connections.insert(connections, daemon);
+                    let (sender, events) = mpsc::channel(EVENTS);
+                    let pid = connection.peer().map_or(0, |peer| peer.pid.unsigned_abs());
+                    manager.connections.insert(connections, Daemon { pid, events: sender });
                     tokio::spawn(converse(connections, connection, events, say.clone()));
                 }
                 Err(error) => tracing::warn!("control socket: {error}"),
@@ -278,7 +284,7 @@ impl Manager {
     /// Says something to a daemon. One that does not listen loses it; what matters comes again.
     fn say(&self, connection: u64, event: Event) {
         if let Some(daemon) = self.connections.get(&connection)
-            && daemon.try_send(event).is_err()
+            && daemon.events.try_send(event).is_err()
         {
             tracing::debug!("control connection {connection} does not listen");
         }

@@ -9,7 +9,8 @@
 use cipe_common::Verdict;
 
 use super::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM, transport_checksum};
-use super::headers::{Inner, TCP, UDP, Version};
+use super::headers::{Headers, TCP, UDP, Version};
+use crate::wire::inner::Inner;
 
 /// Room for IP and transport headers with all options of IPv4 and TCP, and a few extension headers of IPv6.
 const MAX_HEADER: usize = 192;
@@ -26,9 +27,9 @@ pub struct Superframe<'a> {
     pieces: &'a [&'a [u8]],
     at: usize,
     /// All headers, as they were; read from the pieces once.
-    headers: [u8; MAX_HEADER],
+    octets: [u8; MAX_HEADER],
     headers_len: usize,
-    inner: Inner,
+    headers: Headers,
     gso_size: usize,
     /// Payload octets of the whole superframe, and of the segments cut so far.
     payload: usize,
@@ -46,40 +47,32 @@ impl<'a> Superframe<'a> {
     /// [`Verdict::PrivateNotIp`]; [`Verdict::PrivateMalformed`] where the headers contradict the frame, the packet is a
     /// fragment or neither TCP nor UDP, or `gso_size` is 0.
     pub fn parse(pieces: &'a [&'a [u8]], gso_size: u16) -> Result<Self, Verdict> {
-        let (headers, gathered) = gather(pieces);
-        let inner = Inner::parse(&headers[..gathered])?;
-        let headers_len = inner.transport
-            + match inner.protocol {
-                TCP => tcp_header_len(&headers[inner.transport..gathered]).ok_or(Verdict::PrivateMalformed)?,
+        let (octets, gathered) = gather(pieces);
+        let headers = Headers::parse(&octets[..gathered])?;
+        let headers_len = headers.transport
+            + match headers.protocol {
+                TCP => tcp_header_len(&octets[headers.transport..gathered]).ok_or(Verdict::PrivateMalformed)?,
                 UDP => 8,
                 _ => return Err(Verdict::PrivateMalformed),
             };
+        let total = headers.ip.total;
         let received: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let headers_are_whole = headers_len <= gathered && headers_len <= inner.total_len;
-        if inner.fragment || gso_size == 0 || !headers_are_whole || received < inner.total_len {
+        let headers_are_whole = headers_len <= gathered && headers_len <= total;
+        if headers.fragment || gso_size == 0 || !headers_are_whole || received < total {
             return Err(Verdict::PrivateMalformed);
         }
-        let payload = inner.total_len - headers_len;
+        let payload = total - headers_len;
         let gso_size = usize::from(gso_size);
-        let mut superframe = Self {
-            pieces,
-            at: 0,
-            headers,
-            headers_len,
-            inner,
-            gso_size,
-            payload,
-            cut: 0,
-            segments: payload.div_ceil(gso_size).max(1),
-            index: 0,
-        };
+        let segments = payload.div_ceil(gso_size).max(1);
+        let mut superframe =
+            Self { pieces, at: 0, octets, headers_len, headers, gso_size, payload, cut: 0, segments, index: 0 };
         superframe.skip(headers_len);
         Ok(superframe)
     }
 
-    /// What its headers say; the same for every segment but for the lengths.
-    pub fn inner(&self) -> &Inner {
-        &self.inner
+    /// Its IP header; the same for every segment but for the lengths.
+    pub fn ip(&self) -> &Inner {
+        &self.headers.ip
     }
 
     /// Segments in all; at least one.
@@ -104,15 +97,15 @@ impl<'a> Superframe<'a> {
         let payload = self.gso_size.min(self.payload - self.cut);
         let len = self.headers_len + payload;
         let (headers, rest) = buffer.split_at_mut(self.headers_len);
-        headers.copy_from_slice(&self.headers[..self.headers_len]);
-        let (ip, transport) = headers.split_at_mut(self.inner.transport);
+        headers.copy_from_slice(&self.octets[..self.headers_len]);
+        let (ip, transport) = headers.split_at_mut(self.headers.transport);
         self.adjust_ip(ip, len);
         let field = self.adjust_transport(transport, payload);
-        let has_checksum = self.inner.protocol == TCP || transport[field..field + 2] != [0; 2];
+        let has_checksum = self.headers.protocol == TCP || transport[field..field + 2] != [0; 2];
         transport[field..field + 2].fill(0);
 
-        let Inner { version, protocol, .. } = self.inner;
-        let mut sum = Sum::pseudo_header(version, ip, protocol, transport.len() + payload);
+        let protocol = self.headers.protocol;
+        let mut sum = Sum::pseudo_header(self.headers.version(), ip, protocol, transport.len() + payload);
         sum.add(transport);
         self.copy(&mut rest[..payload], &mut sum);
         if has_checksum {
@@ -125,7 +118,7 @@ impl<'a> Superframe<'a> {
 
     /// Lengths, IPv4 id and IPv4 header checksum of the segment that is `len` octets long.
     fn adjust_ip(&self, ip: &mut [u8], len: usize) {
-        match self.inner.version {
+        match self.headers.version() {
             Version::V4 => {
                 ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
                 let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(self.index as u16);
@@ -141,7 +134,7 @@ impl<'a> Superframe<'a> {
 
     /// Sequence number and flags, or the UDP length; returns the offset of the checksum field.
     fn adjust_transport(&self, transport: &mut [u8], payload: usize) -> usize {
-        if self.inner.protocol == UDP {
+        if self.headers.protocol == UDP {
             transport[4..6].copy_from_slice(&((8 + payload) as u16).to_be_bytes());
             return UDP_CHECKSUM;
         }

@@ -15,7 +15,15 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 
 fn wanted() -> TunnelDevice {
-    TunnelDevice { name: None, prefix: "cipcb".to_owned(), local: LOCAL, peer: PEER, mtu: 1442, queues: 1 }
+    TunnelDevice {
+        name: None,
+        prefix: "cipcb".to_owned(),
+        local: LOCAL,
+        peer: PEER,
+        mtu: 1442,
+        queues: 1,
+        owner: std::process::id(),
+    }
 }
 
 fn named(name: &str) -> TunnelDevice {
@@ -220,7 +228,9 @@ fn what_a_dead_engine_left_is_swept_and_nothing_else() {
 fn what_a_dead_engine_left_can_be_adopted() {
     in_namespace(|netlink| async move {
         let made = netlink.make(&wanted()).await.unwrap();
-        assert_eq!(netlink.adopt("cipcb0", &wanted()).await.unwrap(), None, "its engine lives");
+        let other = TunnelDevice { owner: std::os::unix::process::parent_id(), ..wanted() };
+        assert_eq!(netlink.adopt("cipcb0", &other).await.unwrap(), None, "its owner is another, and lives");
+        assert_eq!(netlink.adopt("cipcb0", &wanted()).await.unwrap(), Some(made.clone()), "its owner asks");
         netlink.set_attribute(&made.hidden_name, dead_alias()).await;
         assert_eq!(netlink.adopt("cipcb1", &wanted()).await.unwrap(), None, "no such device");
         let wanted = TunnelDevice { mtu: 1400, ..wanted() };

@@ -16,8 +16,8 @@ struct Shared<T> {
     slots: Box<[UnsafeCell<T>]>,
 }
 
-// SAFETY: slots are written by one producer and read by one consumer, ordered by the two indices as `ring.rs` describes;
-// miri and thread sanitizers see a race here if that order is broken.
+// SAFETY: slots are written by one producer and read by one consumer, ordered by the two indices as `ring.rs`
+// describes; miri and thread sanitizers see a race here if that order is broken.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T: Copy + Default> Heap<T> {

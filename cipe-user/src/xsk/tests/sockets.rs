@@ -1,4 +1,5 @@
-//! Sockets on real devices: veth pairs in a namespace of each test's own. Skipped, with the reason printed, without root.
+//! Sockets on real devices: veth pairs in a namespace of each test's own. Skipped, with the reason printed, without
+//! root.
 //!
 //! ```text
 //! round trip       [one]==veth==[two]          AF_XDP transmit on one, XDP redirect and AF_XDP receive on two
@@ -300,6 +301,22 @@ fn devices_and_queues_that_are_not_there_are_refused_by_name() {
         let forced = SocketConfig { mode: Mode::ZeroCopy, ..small() };
         assert!(Socket::bind(&umem, one, 0, forced).is_err(), "veth has no zero copy");
     });
+}
+
+#[test]
+fn ring_sizes_that_the_kernel_refuses_are_refused_by_name() {
+    let (umem, _pool) = umem(64);
+    let cases = [
+        (SocketConfig { rx: 100, ..small() }, "rx ring is 100"),
+        (SocketConfig { tx: 1 << 21, ..small() }, "tx ring is 2097152"),
+        (SocketConfig { fill: 0, ..small() }, "fill ring is 0"),
+        (SocketConfig { completion: 3, ..small() }, "completion ring is 3"),
+        (SocketConfig { rx: 0, tx: 0, ..small() }, "needs an rx ring or a tx ring"),
+    ];
+    for (config, expected) in cases {
+        let error = Socket::bind(&umem, 1, 0, config).err().expect("a refusal");
+        assert!(matches!(error, Error::Size { .. }) && error.to_string().contains(expected), "{error}");
+    }
 }
 
 #[test]

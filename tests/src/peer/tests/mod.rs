@@ -2,6 +2,8 @@
 
 mod ours;
 
+use std::os::unix::net::UnixDatagram;
+
 use cipe_user::cipher::{Algorithm, Key, Lanes};
 use cipe_user::wire::message::{Message, is_fresh};
 use cipe_user::wire::packet::{self as theirs, KeyKind, Type};
@@ -102,6 +104,27 @@ fn two_peers_exchange_keys_and_ping_each_other() {
         assert_eq!((a.sent_static, a.sent_dynamic, a.delivered_static, a.delivered_dynamic), (1, 1, 1, 1));
         assert_eq!((b.echoed, b.moves, b.send_keys, b.receive_keys), (2, 1, 1, 1));
     }
+}
+
+#[test]
+fn packets_go_from_device_to_device() {
+    let (a, b) = (socket(), socket());
+    let device = || UnixDatagram::pair().unwrap();
+    let ((left, a_device), (right, b_device)) = (device(), device());
+    let config = Config { echo: false, ..Config::original(Cipher::Idea, SECRET) };
+    let a_config = Config { peer: Some(b.local_addr().unwrap()), ..config.clone() };
+    let (a, _) = Peer::start_with_device(a, a_config, a_device.into()).unwrap();
+    let (b, _) = Peer::start_with_device(b, config, b_device.into()).unwrap();
+    for n in [31, 1400] {
+        for (from, to) in [(&left, &right), (&right, &left)] {
+            from.send(&ping(n)).unwrap();
+            let mut buffer = [0; 2000];
+            to.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let len = to.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..len], ping(n));
+        }
+    }
+    assert_eq!((a.stop().unwrap().echoed, b.stop().unwrap().echoed), (0, 0));
 }
 
 #[test]
@@ -270,9 +293,9 @@ proptest! {
     fn any_datagram_is_survived(octets in prop::collection::vec(any::<u8>(), 0..200), dynamic: bool) {
         let mut session = Session::new(Config::original(Cipher::Idea, SECRET));
         let from = SocketAddr::from(([127, 0, 0, 1], 9));
-        session.datagram(&octets, from, Instant::now());
+        session.datagram(&octets, from, std::time::Instant::now());
         for control in [true, false] {
-            session.datagram(&seal(Cipher::Idea, &SECRET, dynamic, control, &octets), from, Instant::now());
+            session.datagram(&seal(Cipher::Idea, &SECRET, dynamic, control, &octets), from, std::time::Instant::now());
         }
         prop_assert_eq!(session.counters.datagrams, 3);
     }

@@ -1,0 +1,287 @@
+//! The daemon against an engine that is played by the test, over a real control socket.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process;
+
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::ciped::options::Program;
+use crate::control::protocol::{KeyOctets, Wanted};
+use crate::control::server::{Connection, Server};
+
+/// A directory for sockets and scripts, and an engine that listens in it.
+struct Stage {
+    directory: TempDir,
+    server: Option<Server>,
+}
+
+/// A daemon that runs.
+struct Player {
+    wishes: mpsc::Sender<Wish>,
+    up: oneshot::Receiver<()>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Player {
+    async fn ended(self) -> anyhow::Result<()> {
+        self.task.await.unwrap()
+    }
+}
+
+impl Stage {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut stage = Self { directory, server: None };
+        stage.start_engine();
+        stage
+    }
+
+    fn run_dir(&self) -> RunDir {
+        RunDir::new(self.directory.path(), 1)
+    }
+
+    fn start_engine(&mut self) {
+        self.server = Some(Server::bind(self.run_dir()).unwrap());
+    }
+
+    async fn accept(&self) -> Connection {
+        self.server.as_ref().unwrap().accept().await.unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn script(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn daemon(&self, number: u8, extra: &str) -> Player {
+        let text = format!(
+            "ipaddr 10.9.0.{number}\nptpaddr 10.9.0.99\npeer 192.0.2.99:6789\nkey 000102030405060708090a0b0c0d0e0f\n\
+             ipup /nonexistent/ip-up\nipdown /nonexistent/ip-down\n{extra}\n"
+        );
+        let sources = Sources {
+            program: Program::Cb,
+            system: "/nonexistent/cipe/options".into(),
+            files: Vec::new(),
+            arguments: Vec::new(),
+        };
+        let mut draft = Draft::new(Program::Cb);
+        let mut problems = Vec::new();
+        options::read_text(text.as_bytes(), Path::new("/x"), &mut draft, &mut problems);
+        let (options, problems) = options::settle(&draft, problems);
+        let options = options.unwrap_or_else(|| panic!("{problems:?}"));
+        let engine = Launch {
+            program: "/nonexistent/cipe".into(),
+            name: "cipe".into(),
+            arguments: Vec::new(),
+            deadline: Duration::from_secs(60),
+        };
+        let setup = Setup { sources, draft, options, run_dir: self.run_dir(), engine };
+        let (wishes, receiver) = mpsc::channel(4);
+        let (up_sender, up) = oneshot::channel();
+        let task = tokio::spawn(run(setup, receiver, || {
+            let _ = up_sender.send(());
+        }));
+        Player { wishes, up, task }
+    }
+
+    /// Accepts a daemon and makes its tunnel.
+    async fn attach(&self, device: &str) -> (Connection, Attach) {
+        let mut connection = self.accept().await;
+        let Some(Request::Attach(request)) = connection.receive().await.unwrap() else { panic!("no attach") };
+        let me = "192.0.2.1:40000".parse().unwrap();
+        connection.send(&Event::Attached { device: device.to_owned(), me, notes: vec!["played".to_owned()] }).unwrap();
+        (connection, *request)
+    }
+}
+
+/// Type octet of a control message in a request.
+fn message_type(request: &Request) -> Option<u8> {
+    let Request::SendControl { payload } = request else { return None };
+    hex::decode(payload).unwrap().first().copied()
+}
+
+async fn next(connection: &mut Connection) -> Request {
+    connection.receive().await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_engine_is_told_what_the_options_say() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "device cipcb5\nmtu 1400\ncttl 64\ntokey 60\ncarrier udp\nmssclamp no\nstaticdata no");
+    let (_connection, attach) = stage.attach("cipcb5").await;
+    assert_eq!((attach.version, attach.device.as_deref(), attach.prefix.as_str()), (VERSION, Some("cipcb5"), "cipcb"));
+    assert_eq!((attach.mtu, attach.cttl, attach.send_seconds, attach.retry_seconds), (1400, 64, 60, 10));
+    assert!(!attach.mss_clamp && !attach.static_data && attach.key.is_some());
+    player.wishes.send(Wish::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn two_daemons_agree_on_keys_for_both_directions() {
+    let stage = Stage::new();
+    let players = [stage.daemon(1, ""), stage.daemon(2, "")];
+    let mut ends = [stage.attach("cipcb0").await.0, stage.attach("cipcb1").await.0];
+    let mut send: [Option<KeyOctets>; 2] = [None, None];
+    let mut receive: [Option<KeyOctets>; 2] = [None, None];
+    for end in &ends {
+        end.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
+    }
+    while send.iter().chain(&receive).any(Option::is_none) {
+        let [first, second] = &mut ends;
+        let (from, request) = tokio::select! {
+            request = next(first) => (0, request),
+            request = next(second) => (1, request),
+        };
+        match request {
+            Request::SetSendKey { key } => send[from] = Some(key),
+            Request::SetReceiveKey { key, .. } => receive[from] = Some(key),
+            Request::SendControl { payload } => {
+                let from_address = "192.0.2.9:6789".parse().unwrap();
+                let event = Event::Control { payload, from: from_address, under_static: true };
+                ends[1 - from].send(&event).unwrap();
+            }
+            _ => {}
+        }
+    }
+    assert!(send[0] == receive[1] && send[1] == receive[0] && send[0] != send[1]);
+    drop(ends);
+    for player in players {
+        player.wishes.send(Wish::Stop).await.unwrap();
+        player.ended().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
+    let stage = Stage::new();
+    let out = stage.path("out");
+    let script = stage.script("ip-down", &format!("#!/bin/sh\necho \"$1 $2 $CIPE_PEER $6\" >{}\n", out.display()));
+    let player = stage.daemon(1, &format!("ipdown {}\narg a b", script.display()));
+    let (mut connection, _) = stage.attach("cipcb0").await;
+    let peer = "198.51.100.7:1234".parse().unwrap();
+    connection.send(&Event::NewPeer { peer }).unwrap();
+    // Answered only after the event before it.
+    let ping = hex::encode([0x72; 60]);
+    connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+    assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
+    player.wishes.send(Wish::Stop).await.unwrap();
+    assert_eq!(message_type(&next(&mut connection).await), Some(0x74));
+    assert!(connection.receive().await.unwrap().is_none());
+    player.ended().await.unwrap();
+    assert_eq!(std::fs::read_to_string(out).unwrap(), "cipcb0 192.0.2.1:40000 198.51.100.7:1234 a b\n");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn ip_up_runs_before_the_tunnel_is_called_up_and_beside_the_key_exchange() {
+    let stage = Stage::new();
+    let (fifo, out) = (stage.path("fifo"), stage.path("out"));
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    // Waits for the test to write, as a script that pings the peer waits for keys.
+    let text = format!("#!/bin/sh\nread word <{}\necho \"$# $3 $word\" >{}\n", fifo.display(), out.display());
+    let script = stage.script("ip-up", &text);
+    let mut player = stage.daemon(1, &format!("ipup {}", script.display()));
+    let (mut connection, _) = stage.attach("cipcb0").await;
+    connection.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
+    while message_type(&next(&mut connection).await) != Some(2) {}
+    assert!(player.up.try_recv().is_err(), "up before ip-up has ended");
+    tokio::task::spawn_blocking(move || std::fs::write(fifo, "go\n").unwrap()).await.unwrap();
+    (&mut player.up).await.unwrap();
+    assert_eq!(std::fs::read_to_string(out).unwrap(), format!("6 {} go\n", process::id()));
+    player.wishes.send(Wish::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_dead_engine_is_met_again_with_the_same_interface_port_and_peer() {
+    let mut stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let (mut connection, first) = stage.attach("cipcb3").await;
+    assert_eq!((first.device, first.me.port()), (None, 0));
+    let peer = "198.51.100.7:1234".parse().unwrap();
+    connection.send(&Event::NewPeer { peer }).unwrap();
+    let ping = hex::encode([0x72; 60]);
+    connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+    next(&mut connection).await;
+    drop(connection);
+    stage.server = None;
+    stage.start_engine();
+    let (mut connection, second) = stage.attach("cipcb3").await;
+    assert_eq!(second.device.as_deref(), Some("cipcb3"));
+    assert_eq!((second.me.port(), second.peer), (40000, peer));
+    connection.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
+    assert!(message_type(&next(&mut connection).await).is_some());
+    player.wishes.send(Wish::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_daemon_without_an_engine_can_be_stopped() {
+    let mut stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let (connection, _) = stage.attach("cipcb0").await;
+    stage.server = None;
+    drop(connection);
+    player.wishes.send(Wish::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_interface_taken_down_ends_the_daemon_without_error() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let (mut connection, _) = stage.attach("cipcb0").await;
+    connection.send(&Event::DeviceDown).unwrap();
+    assert_eq!(message_type(&next(&mut connection).await), Some(0x74));
+    player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn too_many_network_errors_end_the_daemon_with_one() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "maxerr 2");
+    let (connection, _) = stage.attach("cipcb0").await;
+    for _ in 0..3 {
+        connection.send(&Event::NetworkError { message: "192.0.2.99: port unreachable".to_owned() }).unwrap();
+    }
+    let error = player.ended().await.unwrap_err().to_string();
+    assert!(
+        error.contains("cipcb0: 192.0.2.99: port unreachable; 3 network errors") && error.contains("maxerr"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_engine_s_refusal_is_the_daemon_s_error() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let mut connection = stage.accept().await;
+    assert!(matches!(next(&mut connection).await, Request::Attach(_)));
+    let message = "UDP port 6789 is taken; 192.0.2.1; choose another with `me`".to_owned();
+    connection.send(&Event::Failed { message: message.clone() }).unwrap();
+    assert_eq!(player.ended().await.unwrap_err().to_string(), message);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn options_that_cannot_be_read_again_change_nothing() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let (mut connection, _) = stage.attach("cipcb0").await;
+    // The sources of the played daemon have no options at all, so these are errors.
+    player.wishes.send(Wish::Reload).await.unwrap();
+    let peer = "192.0.2.99:6789".parse().unwrap();
+    let ping = hex::encode([0x72; 60]);
+    connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+    assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
+    player.wishes.send(Wish::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}

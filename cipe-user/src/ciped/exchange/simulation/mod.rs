@@ -1,0 +1,191 @@
+//! Two ends of a tunnel on a bad path, in virtual time: what many seeds of loss and reorder do to the exchange.
+
+mod end;
+mod world;
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use self::end::End;
+use self::world::{Event, World};
+
+const TOKXC: Duration = Duration::from_secs(10);
+const MS: Duration = Duration::from_millis(1);
+
+fn pair(first: bool, second: bool, seed: u64) -> World {
+    let end = |ours, seed| if ours { End::ours(seed) } else { End::original(seed) };
+    World::new([end(first, seed), end(second, seed + 1_000_000)], seed).traffic(0, 50 * MS).traffic(1, 50 * MS)
+}
+
+const KINDS: [(bool, bool); 3] = [(true, true), (true, false), (false, true)];
+
+#[test]
+fn both_sides_at_once_get_their_keys_within_a_round_trip() {
+    for (first, second) in KINDS {
+        let mut world = pair(first, second, 1);
+        world.run_until(31 * MS);
+        assert!(world.keyed(0) && world.keyed(1));
+        assert_eq!(world.ends[0].counters.changes, 1);
+    }
+}
+
+#[test]
+fn between_our_own_no_packet_is_lost_or_static_at_a_key_change() {
+    let ends = [End::ours(1).with_limits(20, u32::MAX), End::ours(2).with_limits(30, u32::MAX)];
+    let mut world = World::new(ends, 3).traffic(0, 5 * MS).traffic(1, 5 * MS);
+    world.jitter = 10 * MS;
+    world.run_until(Duration::from_secs(1));
+    let at_start = [0, 1].map(|i| world.ends[i].counters.sent_static);
+    world.run_until(Duration::from_secs(20));
+    for (end, at_start) in world.ends.iter().zip(at_start) {
+        assert!(end.counters.changes > 90, "{}", end.counters.changes);
+        assert_eq!((end.counters.lost, end.counters.sent_static), (0, at_start));
+    }
+}
+
+#[test]
+fn an_original_loses_only_what_was_in_flight_at_a_key_change() {
+    let ends = [End::ours(1).with_limits(200, u32::MAX), End::original(2).with_limits(300, 500)];
+    let mut world = World::new(ends, 3).traffic(0, MS).traffic(1, MS);
+    world.run_until(Duration::from_secs(20));
+    let changes = world.ends[0].counters.changes;
+    assert!(changes > 60 && world.ends[1].counters.changes > 50);
+    // 15 ms of latency: the old key goes before the NK_IND, so nothing is under way when the original takes the new.
+    assert_eq!((world.ends[0].counters.lost, world.ends[1].counters.lost), (0, 0));
+}
+
+#[test]
+fn an_original_that_went_deaf_gets_a_key() {
+    // Ours does not renew, so that the original reaches its limit, 1,000 packets here.
+    let mut world = World::new([End::ours(1), End::original(2).with_limits(u32::MAX, 1_000)], 3).traffic(0, MS);
+    world.run_until(Duration::from_secs(20));
+    assert!(world.ends[0].counters.changes > 15);
+    assert!(world.ends[1].counters.lost < 50 * world.ends[0].counters.changes);
+}
+
+#[test]
+fn any_one_lost_message_is_made_good_within_half_a_second() {
+    for (first, second) in [(true, true), (true, false)] {
+        for lose in [
+            |from, number, before| from == 0 && number == 2 && before == 0,
+            |from, number, before| from == 1 && number == 3 && before == 0,
+            |from, number, before| from == 0 && number == 0x70 && before == 0,
+            |from, number, before| from == 1 && number == 0x70 && before == 0,
+        ] {
+            let mut world = pair(first, second, 1);
+            world.lose = lose;
+            world.run_until(500 * MS);
+            assert!(world.keyed(0));
+        }
+    }
+}
+
+#[test]
+fn a_restarted_peer_is_heard_again_although_its_request_was_lost() {
+    for other in [true, false] {
+        let mut world = pair(true, other, 1);
+        world.run_until(Duration::from_secs(30));
+        // Ours starts again and only listens: it must ask for a key, and the first NK_REQ gets lost.
+        world.ends[0] = End::ours(77);
+        world.queue.retain(|_, event| !matches!(event, Event::Data(0, _)));
+        world.messages.clear();
+        world.lose = |from, number, before| from == 0 && number == 1 && before == 0;
+        world.run_until(world.now + 500 * MS);
+        assert!(world.keyed(1) && world.passes(1));
+    }
+}
+
+#[test]
+fn one_of_our_own_replaced_by_an_original_is_treated_as_one() {
+    let mut world = pair(true, true, 1);
+    world.ends[0].send_limit = 100;
+    world.run_until(Duration::from_secs(30));
+    world.ends[1] = End::original(99);
+    world.run_until(world.now + TOKXC);
+    let lost = world.ends[1].counters.lost;
+    world.run_until(world.now + 3 * TOKXC);
+    assert!(world.ends[0].counters.changes > 10 && world.keyed(0));
+    assert_eq!(world.ends[1].counters.lost, lost);
+}
+
+#[test]
+fn a_dead_peer_is_left_alone_when_there_is_no_traffic() {
+    let mut world = World::new([End::ours(1), End::ours(2)], 3);
+    world.loss = 1.0;
+    world.ends[0].send_data(Duration::ZERO);
+    world.run_until(4 * TOKXC);
+    assert_eq!(world.ends[0].deadline(), None);
+    assert!(world.messages[&(0, 2)] < 20);
+}
+
+/// Every exchange that an end of ours starts, on a path that loses one datagram in five.
+fn recovers(first: bool, second: bool, seed: u64) {
+    let mut world = pair(first, second, seed);
+    (world.loss, world.duplication, world.jitter) = (0.2, 0.1, 100 * MS);
+    world.run_until(3 * TOKXC);
+    let check = |world: &mut World, what| {
+        let own: Vec<_> = [first, second].into_iter().enumerate().filter(|(_, ours)| *ours).map(|(i, _)| i).collect();
+        for i in own {
+            assert!(world.keyed(i), "{what}: end {i} of {first} {second}, seed {seed}");
+        }
+        assert!(world.passes(0) && world.passes(1), "{what}: {first} {second}, seed {seed}");
+    };
+    check(&mut world, "start");
+    for i in 0..2 {
+        let ours = [first, second][i];
+        world.ends[i] = if ours { End::ours(seed + 5) } else { End::original(seed + 5) };
+        // An original that lost our key asks once per tokxc, and nobody else can know that it has to.
+        world.run_until(world.now + if ours { 3 } else { 8 } * TOKXC);
+        check(&mut world, "restart");
+    }
+}
+
+#[test]
+fn one_datagram_in_five_lost_delays_it_by_less_than_three_tokxc() {
+    for seed in 0..25 {
+        for (first, second) in KINDS {
+            recovers(first, second, seed);
+        }
+    }
+}
+
+#[test]
+fn renewal_goes_on_for_ever_on_a_lossy_path() {
+    for seed in 0..5 {
+        let ends = [End::ours(seed).with_limits(100, u32::MAX), End::ours(seed + 50).with_limits(100, 200)];
+        let mut world = World::new(ends, seed).traffic(0, 5 * MS).traffic(1, 5 * MS);
+        (world.loss, world.duplication, world.jitter) = (0.2, 0.1, 30 * MS);
+        for _ in 0..5 {
+            let before = [0, 1].map(|i| world.ends[i].counters.changes);
+            world.run_until(world.now + 3 * TOKXC);
+            for (end, before) in world.ends.iter().zip(before) {
+                assert!(end.counters.changes > before, "seed {seed}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_is_lost_the_tunnel_comes_back_when_the_path_does(
+        seed: u64, kinds in 0usize..3, loss in 0.0f64..1.0, jitter in 0u32..400, latency in 1u32..700,
+        bad_seconds in 1u64..60, limit in 20u32..400,
+    ) {
+        let (first, second) = KINDS[kinds];
+        let mut world = pair(first, second, seed % 1_000_000);
+        for end in &mut world.ends {
+            end.send_limit = limit;
+        }
+        (world.loss, world.jitter, world.latency) = (loss, jitter * MS, latency * MS);
+        world.run_until(Duration::from_secs(bad_seconds));
+        (world.loss, world.jitter) = (0.0, Duration::ZERO);
+        for end in &mut world.ends {
+            end.send_limit = u32::MAX;
+        }
+        world.run_until(world.now + 3 * TOKXC);
+        prop_assert!(world.keyed(0) && world.keyed(1));
+        prop_assert!(world.passes(0) && world.passes(1));
+    }
+}

@@ -1,0 +1,140 @@
+//! The socket side of a peer.
+
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+use super::session::Session;
+use super::{Command, Counters, Event};
+
+/// Datagrams taken in a row before anything else is looked at.
+const BURST: usize = 64;
+
+/// A peer's thread: it waits on the socket and on an event descriptor that wakes it for commands.
+pub(super) struct Worker {
+    pub(super) socket: UdpSocket,
+    /// Gives and takes inner packets.
+    pub(super) device: Option<OwnedFd>,
+    pub(super) session: Session,
+    pub(super) events: Sender<Event>,
+    pub(super) wake: Arc<OwnedFd>,
+    pub(super) inbox: Receiver<Command>,
+    pub(super) published: Arc<Mutex<Counters>>,
+    pub(super) silent: bool,
+}
+
+impl Worker {
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            self.wait()?;
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.wake, &mut count);
+            while let Ok(command) = self.inbox.try_recv() {
+                let now = Instant::now();
+                match command {
+                    Command::Data(packet) => self.session.send(&packet, now),
+                    Command::Control(number, data) => self.session.send_control(number, &data),
+                    Command::Silence(silent) => self.silent = silent,
+                    Command::Renew => self.session.announce(now),
+                    Command::Stop => return Ok(()),
+                }
+                self.finish()?;
+            }
+            self.session.tick(Instant::now());
+            self.finish()?;
+            for _ in 0..BURST {
+                let Some(len) = self.read_device(&mut buffer)? else { break };
+                self.session.send(&buffer[..len], Instant::now());
+                self.finish()?;
+            }
+            // Not for ever: under a flood, commands are to be heard too.
+            for _ in 0..BURST {
+                match self.socket.recv_from(&mut buffer) {
+                    Ok(_) if self.silent => {}
+                    Ok((len, from)) => {
+                        self.session.datagram(&buffer[..len], from, Instant::now());
+                        self.finish()?;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if is_passing(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Sends what the session wants to send, and tells what it has to tell: counters first, so that they are never
+    /// behind an event.
+    fn finish(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.write_device()?;
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = self.session.counters;
+        for event in self.session.events.drain(..) {
+            // Nobody has to listen.
+            let _ = self.events.send(event);
+        }
+        Ok(())
+    }
+
+    /// Waits for a datagram, a command or the session's deadline.
+    fn wait(&self) -> io::Result<()> {
+        let timeout = self.session.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let descriptors = [Some(self.socket.as_fd()), Some(self.wake.as_fd()), self.device.as_ref().map(AsFd::as_fd)];
+        let mut descriptors: Vec<_> =
+            descriptors.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match rustix::event::poll(&mut descriptors, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read_device(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(device) = &self.device else { return Ok(None) };
+        match rustix::io::read(device, buffer) {
+            Ok(len) => Ok(Some(len)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write_device(&mut self) -> io::Result<()> {
+        for packet in self.session.inside.drain(..) {
+            let Some(device) = &self.device else { continue };
+            match rustix::io::write(device, &packet) {
+                // INVAL: what came is no IP packet. IO: the device is down. A full device loses packets, as any does.
+                Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INVAL | Errno::IO) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        for (to, datagram) in self.session.out.drain(..) {
+            if self.silent {
+                continue;
+            }
+            match self.socket.send_to(&datagram, to) {
+                Ok(_) => {}
+                // A full buffer loses a datagram, as a network does.
+                Err(error) if is_passing(&error) || error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Errors that tell of the network, not of the socket.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | Interrupted)
+}
