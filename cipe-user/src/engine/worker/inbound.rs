@@ -8,13 +8,14 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 use rustix::net::RecvFlags;
 
+use super::delivery::Delivery;
 use super::{BATCH, FRESH, Worker};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
-use crate::engine::outer::{self, ETHERNET};
+use crate::engine::outer;
 use crate::engine::tunnel::{Head, Opened, Way};
 use crate::wire::packet;
-use crate::xsk::{Frame, Packet};
+use crate::xsk::Frame;
 
 /// A datagram of ours on its way in.
 pub struct Incoming {
@@ -159,6 +160,7 @@ impl Worker {
             self.conclude(item);
         }
         self.incoming = incoming;
+        self.deliver();
     }
 
     /// Judges one opened datagram and hands it on.
@@ -188,7 +190,10 @@ impl Worker {
                 }
                 let at = item.datagram.start;
                 match opened {
-                    Opened::Data(range) => return self.deliver(number, item.frame, at + range.start..at + range.end),
+                    Opened::Data(range) => {
+                        let inner = at + range.start..at + range.end;
+                        return self.deliveries.push(Delivery { tunnel: number, frame: Some(item.frame), inner });
+                    }
                     Opened::Control(range) => {
                         let message = &self.umem.chunk(&item.frame)[at + range.start..at + range.end];
                         let event = Event::Control {
@@ -229,29 +234,6 @@ impl Worker {
         self.lanes.decrypt(&mut [Job { key: &previous.key, iv, data }]);
         item.slot = Some(Slot::Previous);
         true
-    }
-
-    /// Sends an inner packet to the tunnel device in the frame where it stands.
-    fn deliver(&mut self, number: u16, mut frame: Frame, inner: Range<usize>) {
-        let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(frame) };
-        let chunk = self.umem.chunk_mut(&mut frame);
-        let is_ipv4 = chunk[inner.start] >> 4 == 4;
-        outer::write_ethernet(chunk, inner.start, endpoint.tunnel.private_hop, is_ipv4);
-        let octets = inner.len();
-        let offset = (inner.start - ETHERNET) as u32;
-        let packet = Packet { frame, offset, len: (octets + ETHERNET) as u32, more: false };
-        let counters = &endpoint.tunnel.counters;
-        let handed_over = match endpoint.ports.first_mut() {
-            Some(port) => port.transmit(packet, &mut self.pool),
-            None => Err(packet),
-        };
-        match handed_over {
-            Ok(()) => counters.delivered(octets),
-            Err(packet) => {
-                counters.count(Verdict::PrivateFull);
-                self.pool.put(packet.frame);
-            }
-        }
     }
 }
 

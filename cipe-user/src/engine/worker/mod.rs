@@ -3,6 +3,7 @@
 //! Everything that a packet touches is here and belongs to this thread alone. The control thread speaks to it by
 //! [`Command`]s and hears of it by events; keys come through the key map.
 
+mod delivery;
 mod inbound;
 mod outbound;
 mod port;
@@ -17,11 +18,13 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use super::coalesce::Coalescer;
 use super::random::Random;
 use super::tunnel::{Tunnel, Way};
 use crate::cipher::Lanes;
 use crate::control::protocol::Event;
-use crate::xsk::{Packet, Pool, Socket, Umem};
+use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
+use delivery::Delivery;
 use inbound::Incoming;
 use outbound::Outgoing;
 use port::Port;
@@ -38,8 +41,8 @@ pub enum Command {
     AddCarrier(usize, Vec<Socket>),
     /// The carrier device in this slot is no longer used; the sender is dropped when its sockets are closed.
     RemoveCarrier(usize, Sender<()>),
-    /// A tunnel was made; the sockets are those of its hidden end.
-    AddTunnel(Box<Tunnel>, Vec<Socket>, Vec<SocketAddr>),
+    /// A tunnel was made: its hidden end's sockets, and the carrier addresses that are its own.
+    AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>),
     /// A tunnel goes; the sender is dropped when its sockets are closed.
     RemoveTunnel(u16, Sender<()>),
     /// The way to a tunnel's peer changed.
@@ -81,6 +84,7 @@ impl Drop for Handle {
 struct Endpoint {
     tunnel: Tunnel,
     ports: Vec<Port>,
+    injector: Injector,
     addresses: Vec<SocketAddr>,
 }
 
@@ -129,6 +133,8 @@ struct Worker {
     received: Vec<Packet>,
     outgoing: Vec<Outgoing>,
     incoming: Vec<Incoming>,
+    deliveries: Vec<Delivery>,
+    coalescer: Coalescer,
 }
 
 /// Starts a worker on a UMEM of its own.
@@ -156,6 +162,8 @@ pub fn start(umem: Umem, pool: Pool, events: Events) -> anyhow::Result<Handle> {
         received: Vec::with_capacity(BATCH),
         outgoing: Vec::with_capacity(BATCH),
         incoming: Vec::with_capacity(BATCH),
+        deliveries: Vec::with_capacity(BATCH),
+        coalescer: Coalescer::default(),
     };
     let thread = std::thread::Builder::new().name("cipe-worker".into()).spawn(move || worker.run())?;
     Ok(Handle { commands: sender, wake, thread: Some(thread) })
@@ -247,12 +255,12 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::AddTunnel(tunnel, sockets, addresses) => {
+            Command::AddTunnel(tunnel, sockets, injector, addresses) => {
                 let number = tunnel.number;
                 let ports = self.open_ports(sockets, Source::Private(number));
                 self.watch(&tunnel.udp, Source::Udp(number));
                 self.addresses.extend(addresses.iter().map(|address| (*address, number)));
-                self.endpoints.insert(number, Endpoint { tunnel: *tunnel, ports, addresses });
+                self.endpoints.insert(number, Endpoint { tunnel: *tunnel, ports, injector, addresses });
             }
             Command::RemoveTunnel(number, _done) => {
                 let Some(endpoint) = self.endpoints.remove(&number) else { return };

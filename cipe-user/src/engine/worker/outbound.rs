@@ -4,17 +4,19 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
-use cipe_common::Verdict;
 use cipe_common::maps::Slot;
+use cipe_common::{Stamp, Verdict, stamp};
 
 use super::{BATCH, FRESH, Worker};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
+use crate::engine::checksum::complete_partial;
 use crate::engine::outer::{self, Marks};
+use crate::engine::segment::Superframe;
 use crate::engine::tunnel::{Tunnel, Way};
-use crate::wire::inner;
+use crate::wire::inner::{self, Inner};
 use crate::wire::packet::{self, KeyKind, Type};
-use crate::xsk::{Frame, Packet, Umem};
+use crate::xsk::{Frame, Packet, Pool, Umem};
 
 /// A payload on its way out.
 pub struct Outgoing {
@@ -51,26 +53,46 @@ impl Worker {
         endpoint.tunnel.keys.refresh(self.now);
         let mut taken = 0;
         for port in &mut endpoint.ports {
-            taken += port.receive(&mut self.received, BATCH - taken, &mut self.pool);
+            taken += port.receive(&mut self.received, BATCH, &mut self.pool);
         }
-        for packet in self.received.drain(..) {
-            match admit(&endpoint.tunnel, &self.umem, &packet) {
-                Ok((at, octets, slot, marks)) => {
-                    self.outgoing.push(Outgoing::new(number, packet.frame, at, octets, Type::Data, slot, marks));
-                }
-                Err(verdict) => {
-                    endpoint.tunnel.counters.count(verdict);
-                    self.pool.put(packet.frame);
-                    let wanted = (verdict == Verdict::NoSendKey).then(|| endpoint.tunnel.want_send_key(self.now));
-                    if let Some(reason) = wanted.flatten() {
-                        // The daemon that cannot keep up is asked again after the retry time.
-                        let _ = self.events.try_send((number, Event::KeyWanted { reason }));
-                    }
-                }
+        let mut received = std::mem::take(&mut self.received);
+        let mut pieces = ArrayVec::new();
+        for piece in received.drain(..) {
+            let last = !piece.more;
+            if let Err(full) = pieces.try_push(piece) {
+                // More than the largest frame has: only a kernel of another build sends that.
+                self.pool.put(full.element().frame);
+            }
+            if last {
+                self.admit(number, &mut pieces);
             }
         }
+        self.received = received;
         self.send_outgoing();
         taken
+    }
+
+    /// Takes in one private frame of one or more pieces: a packet to seal, or several to cut it into.
+    fn admit(&mut self, number: u16, pieces: &mut Pieces) {
+        let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
+        let tunnel = &mut endpoint.tunnel;
+        let octets = pieces.iter().map(|piece| piece.len as usize).sum::<usize>().saturating_sub(outer::ETHERNET);
+        let admitted = if octets <= tunnel.mtu && pieces.len() == 1 {
+            pieces.pop().map_or(Ok(()), |packet| single(tunnel, &self.umem, packet, &mut self.outgoing, &mut self.pool))
+        } else {
+            cut(tunnel, &self.umem, pieces, &mut self.outgoing, &mut self.pool)
+        };
+        for piece in pieces.drain(..) {
+            self.pool.put(piece.frame);
+        }
+        if let Err(verdict) = admitted {
+            tunnel.counters.count(verdict);
+            let wanted = (verdict == Verdict::NoSendKey).then(|| tunnel.want_send_key(self.now)).flatten();
+            if let Some(reason) = wanted {
+                // The daemon that cannot keep up is asked again after the retry time.
+                let _ = self.events.try_send((number, Event::KeyWanted { reason }));
+            }
+        }
     }
 
     /// Seals and sends a message of the daemon's.
@@ -182,29 +204,89 @@ impl Worker {
     }
 }
 
-/// Checks a frame from the private side; returns where its payload stands, its length, the key to seal it under and
-/// what its outer header copies.
-fn admit(tunnel: &Tunnel, umem: &Umem, packet: &Packet) -> Result<(usize, usize, Option<Slot>, Marks), Verdict> {
-    if packet.more {
-        return Err(Verdict::TooBig);
-    }
+/// The descriptors of one private frame; 64 KiB need 18 of them.
+type Pieces = ArrayVec<Packet, 32>;
+
+/// Checks a packet that came in one frame, and queues it where it stands.
+fn single(
+    tunnel: &Tunnel,
+    umem: &Umem,
+    mut packet: Packet,
+    outgoing: &mut Vec<Outgoing>,
+    pool: &mut Pool,
+) -> Result<(), Verdict> {
     let at = packet.offset as usize + outer::ETHERNET;
-    let chunk = umem.chunk(&packet.frame);
-    let payload = chunk.get(at..packet.offset as usize + packet.len as usize).ok_or(Verdict::PrivateMalformed)?;
-    let octets = payload.len();
-    let inner = inner::check(payload).map_err(|_| Verdict::PrivateMalformed)?;
-    if octets > tunnel.mtu || at + packet::sealed_len(octets) > chunk.len() {
+    let end = packet.offset as usize + packet.len as usize;
+    let checked =
+        umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed).and_then(|payload| {
+            let inner = inner::check(payload).map_err(|_| malformed(payload))?;
+            complete_partial(payload);
+            way_out(tunnel, &inner)
+        });
+    let fits = at + packet::sealed_len(end.saturating_sub(at)) <= umem.frame_size() as usize;
+    match checked {
+        Ok((slot, marks)) if fits => {
+            outgoing.push(Outgoing::new(tunnel.number, packet.frame, at, end - at, Type::Data, slot, marks));
+            Ok(())
+        }
+        other => {
+            pool.put(packet.frame);
+            other.and(Err(Verdict::TooBig))
+        }
+    }
+}
+
+/// Cuts a superframe into packets, each in a frame of its own.
+fn cut(
+    tunnel: &Tunnel,
+    umem: &Umem,
+    pieces: &Pieces,
+    outgoing: &mut Vec<Outgoing>,
+    pool: &mut Pool,
+) -> Result<(), Verdict> {
+    let mac: [u8; stamp::LEN] =
+        pieces.first().and_then(|first| first.data(umem).first_chunk().copied()).ok_or(Verdict::PrivateMalformed)?;
+    let stamp = Stamp::from_mac(mac).ok_or(Verdict::PrivateUnstamped)?;
+    if stamp.gso_size == 0 {
         return Err(Verdict::TooBig);
     }
+    let octets: ArrayVec<&[u8], 32> = pieces
+        .iter()
+        .enumerate()
+        .map(|(index, piece)| piece.data(umem).get(if index == 0 { outer::ETHERNET } else { 0 }..).unwrap_or_default())
+        .collect();
+    let mut superframe = Superframe::parse(&octets, stamp.gso_size)?;
+    if superframe.longest() > tunnel.mtu {
+        return Err(Verdict::TooBig);
+    }
+    let (slot, marks) = way_out(tunnel, superframe.ip())?;
+    for _ in 0..superframe.segments() {
+        let mut frame = pool.take().ok_or(Verdict::NoFrame)?;
+        match superframe.cut(&mut umem.chunk_mut(&mut frame)[FRESH..]) {
+            Some(octets) => {
+                outgoing.push(Outgoing::new(tunnel.number, frame, FRESH, octets, Type::Data, slot, marks));
+            }
+            None => pool.put(frame),
+        }
+    }
+    Ok(())
+}
+
+/// The key to seal a packet under, and what its outer header copies.
+fn way_out(tunnel: &Tunnel, inner: &Inner) -> Result<(Option<Slot>, Marks), Verdict> {
     if tunnel.peer.is_none() {
         return Err(Verdict::NoPeer);
     }
-    let slot = match tunnel.nokey {
-        true => None,
-        false => Some(tunnel.data_slot()?),
-    };
+    let slot = if tunnel.nokey { None } else { Some(tunnel.data_slot()?) };
     let ttl = if tunnel.cttl == 0 { inner.ttl } else { tunnel.cttl };
-    Ok((at, octets, slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment && !tunnel.ignore_df }))
+    Ok((slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment && !tunnel.ignore_df }))
+}
+
+fn malformed(payload: &[u8]) -> Verdict {
+    match payload.first().map(|octet| octet >> 4) {
+        Some(4 | 6) => Verdict::PrivateMalformed,
+        _ => Verdict::PrivateNotIp,
+    }
 }
 
 /// The door of last resort: the kernel resolves, routes and fragments.
