@@ -23,6 +23,8 @@ pub struct Carriers {
 }
 
 struct Carrier {
+    /// AF_XDP transmits from the UMEM itself.
+    zero_copy: bool,
     /// Index in the worker's table, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`].
     slot: usize,
     tunnels: BTreeSet<u16>,

@@ -3,10 +3,12 @@
 //! Everything that a packet touches is here and belongs to this thread alone. The control thread speaks to it by
 //! [`Command`]s and hears of it by events; keys come through the key map.
 
+mod admission;
 mod delivery;
 mod inbound;
 mod outbound;
 mod port;
+mod ship;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

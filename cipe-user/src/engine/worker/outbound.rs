@@ -1,40 +1,44 @@
-//! Private to carrier: checked, padded, sealed in the frame that it came in, and sent from there.
+//! Private to carrier: taken in, padded, sealed in the frame that it came in or was cut into, and sent from there.
 
-use std::net::SocketAddr;
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
+use cipe_common::Verdict;
 use cipe_common::maps::Slot;
-use cipe_common::{Stamp, Verdict, stamp};
 
+use super::admission::{self, Pieces};
 use super::{BATCH, FRESH, Worker};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
-use crate::engine::checksum::complete_partial;
 use crate::engine::outer::{self, Marks};
-use crate::engine::segment::Superframe;
-use crate::engine::tunnel::{Tunnel, Way};
-use crate::wire::inner::{self, Inner};
 use crate::wire::packet::{self, KeyKind, Type};
-use crate::xsk::{Frame, Packet, Pool, Umem};
+use crate::xsk::Frame;
 
 /// A payload on its way out.
 pub struct Outgoing {
-    tunnel: u16,
-    frame: Frame,
+    pub tunnel: u16,
+    pub frame: Frame,
     /// Where the datagram stands in the chunk once it is sealed.
-    datagram: Range<usize>,
+    pub datagram: Range<usize>,
     /// Payload octets.
-    octets: usize,
-    kind: Type,
+    pub octets: usize,
+    pub kind: Type,
     /// Key to seal under; `None`: bare (`nokey`).
     slot: Option<Slot>,
-    marks: Marks,
+    pub marks: Marks,
 }
 
 impl Outgoing {
     /// The payload of `octets` octets stands at `at` in the chunk, with room before and behind it.
-    fn new(tunnel: u16, frame: Frame, at: usize, octets: usize, kind: Type, slot: Option<Slot>, marks: Marks) -> Self {
+    pub fn new(
+        tunnel: u16,
+        frame: Frame,
+        at: usize,
+        octets: usize,
+        kind: Type,
+        slot: Option<Slot>,
+        marks: Marks,
+    ) -> Self {
         let datagram = match slot {
             Some(_) => at - packet::IV..at - packet::IV + packet::sealed_len(octets),
             None => at..at + octets,
@@ -78,9 +82,11 @@ impl Worker {
         let tunnel = &mut endpoint.tunnel;
         let octets = pieces.iter().map(|piece| piece.len as usize).sum::<usize>().saturating_sub(outer::ETHERNET);
         let admitted = if octets <= tunnel.mtu && pieces.len() == 1 {
-            pieces.pop().map_or(Ok(()), |packet| single(tunnel, &self.umem, packet, &mut self.outgoing, &mut self.pool))
+            pieces.pop().map_or(Ok(()), |packet| {
+                admission::single(tunnel, &self.umem, packet, &mut self.outgoing, &mut self.pool)
+            })
         } else {
-            cut(tunnel, &self.umem, pieces, &mut self.outgoing, &mut self.pool)
+            admission::cut(tunnel, &self.umem, pieces, &mut self.outgoing, &mut self.pool)
         };
         for piece in pieces.drain(..) {
             self.pool.put(piece.frame);
@@ -124,9 +130,7 @@ impl Worker {
         for batch in outgoing.chunks_mut(BATCH) {
             self.seal(batch);
         }
-        for out in outgoing.drain(..) {
-            self.ship(out);
-        }
+        self.ship(&mut outgoing);
         self.outgoing = outgoing;
     }
 
@@ -156,152 +160,5 @@ impl Worker {
             jobs.push(Job { key: &live.key, iv: std::array::from_fn(|i| iv[i]), data });
         }
         self.lanes.encrypt(&mut jobs);
-    }
-
-    /// Sends one sealed datagram by the tunnel's door and counts it.
-    fn ship(&mut self, out: Outgoing) {
-        let Outgoing { tunnel: number, mut frame, datagram, octets, kind, marks, .. } = out;
-        let Some(tunnel) = self.endpoints.get_mut(&number).map(|endpoint| &mut endpoint.tunnel) else {
-            return self.pool.put(frame);
-        };
-        let Some(peer) = tunnel.peer else {
-            tunnel.counters.count(Verdict::NoPeer);
-            return self.pool.put(frame);
-        };
-        let ip_len = outer::room(peer.ip()) - outer::ETHERNET + datagram.len();
-        let path = match tunnel.way {
-            Way::Carrier(path) if ip_len <= path.mtu => Some(path),
-            Way::Carrier(_) | Way::Socket => None,
-            Way::NoRoute | Way::Looped => {
-                let verdict = if tunnel.way == Way::Looped { Verdict::RouteLoop } else { Verdict::NoRoute };
-                tunnel.counters.count(verdict);
-                return self.pool.put(frame);
-            }
-        };
-        let port = path.and_then(|path| self.carriers.get_mut(path.carrier)?.as_mut()?.first_mut());
-        let result = match path.zip(port) {
-            Some((path, port)) => {
-                tunnel.ip_id = tunnel.ip_id.wrapping_add(1);
-                let end = datagram.end;
-                let chunk = self.umem.chunk_mut(&mut frame);
-                let addresses = (path.source, peer);
-                let start =
-                    outer::write_frame(chunk, datagram, path.hop, addresses, marks, tunnel.ip_id, tunnel.checksum);
-                let packet = Packet { frame, offset: start as u32, len: (end - start) as u32, more: false };
-                port.transmit(packet, &mut self.pool).map_err(|packet| self.pool.put(packet.frame))
-            }
-            None => {
-                let sent = send_by_udp(tunnel, &self.umem.chunk(&frame)[datagram], peer, marks);
-                self.pool.put(frame);
-                sent
-            }
-        };
-        match (result, kind) {
-            (Ok(()), Type::Data) => tunnel.counters.sent(octets),
-            (Ok(()), Type::Control) => tunnel.counters.count(Verdict::ControlSent),
-            (Err(()), _) => tunnel.counters.count(Verdict::CarrierFull),
-        }
-    }
-}
-
-/// The descriptors of one private frame; 64 KiB need 18 of them.
-type Pieces = ArrayVec<Packet, 32>;
-
-/// Checks a packet that came in one frame, and queues it where it stands.
-fn single(
-    tunnel: &Tunnel,
-    umem: &Umem,
-    mut packet: Packet,
-    outgoing: &mut Vec<Outgoing>,
-    pool: &mut Pool,
-) -> Result<(), Verdict> {
-    let at = packet.offset as usize + outer::ETHERNET;
-    let end = packet.offset as usize + packet.len as usize;
-    let checked =
-        umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed).and_then(|payload| {
-            let inner = inner::check(payload).map_err(|_| malformed(payload))?;
-            complete_partial(payload);
-            way_out(tunnel, &inner)
-        });
-    let fits = at + packet::sealed_len(end.saturating_sub(at)) <= umem.frame_size() as usize;
-    match checked {
-        Ok((slot, marks)) if fits => {
-            outgoing.push(Outgoing::new(tunnel.number, packet.frame, at, end - at, Type::Data, slot, marks));
-            Ok(())
-        }
-        other => {
-            pool.put(packet.frame);
-            other.and(Err(Verdict::TooBig))
-        }
-    }
-}
-
-/// Cuts a superframe into packets, each in a frame of its own.
-fn cut(
-    tunnel: &Tunnel,
-    umem: &Umem,
-    pieces: &Pieces,
-    outgoing: &mut Vec<Outgoing>,
-    pool: &mut Pool,
-) -> Result<(), Verdict> {
-    let mac: [u8; stamp::LEN] =
-        pieces.first().and_then(|first| first.data(umem).first_chunk().copied()).ok_or(Verdict::PrivateMalformed)?;
-    let stamp = Stamp::from_mac(mac).ok_or(Verdict::PrivateUnstamped)?;
-    if stamp.gso_size == 0 {
-        return Err(Verdict::TooBig);
-    }
-    let octets: ArrayVec<&[u8], 32> = pieces
-        .iter()
-        .enumerate()
-        .map(|(index, piece)| piece.data(umem).get(if index == 0 { outer::ETHERNET } else { 0 }..).unwrap_or_default())
-        .collect();
-    let mut superframe = Superframe::parse(&octets, stamp.gso_size)?;
-    if superframe.longest() > tunnel.mtu {
-        return Err(Verdict::TooBig);
-    }
-    let (slot, marks) = way_out(tunnel, superframe.ip())?;
-    for _ in 0..superframe.segments() {
-        let mut frame = pool.take().ok_or(Verdict::NoFrame)?;
-        match superframe.cut(&mut umem.chunk_mut(&mut frame)[FRESH..]) {
-            Some(octets) => {
-                outgoing.push(Outgoing::new(tunnel.number, frame, FRESH, octets, Type::Data, slot, marks));
-            }
-            None => pool.put(frame),
-        }
-    }
-    Ok(())
-}
-
-/// The key to seal a packet under, and what its outer header copies.
-fn way_out(tunnel: &Tunnel, inner: &Inner) -> Result<(Option<Slot>, Marks), Verdict> {
-    if tunnel.peer.is_none() {
-        return Err(Verdict::NoPeer);
-    }
-    let slot = if tunnel.nokey { None } else { Some(tunnel.data_slot()?) };
-    let ttl = if tunnel.cttl == 0 { inner.ttl } else { tunnel.cttl };
-    Ok((slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment && !tunnel.ignore_df }))
-}
-
-fn malformed(payload: &[u8]) -> Verdict {
-    match payload.first().map(|octet| octet >> 4) {
-        Some(4 | 6) => Verdict::PrivateMalformed,
-        _ => Verdict::PrivateNotIp,
-    }
-}
-
-/// The door of last resort: the kernel resolves, routes and fragments.
-fn send_by_udp(tunnel: &Tunnel, datagram: &[u8], peer: SocketAddr, marks: Marks) -> Result<(), ()> {
-    use rustix::net::sockopt;
-    if peer.is_ipv4() {
-        // Refused marks cost a packet its TOS, not its way.
-        let _ = sockopt::set_ip_tos(&tunnel.udp, marks.tos);
-        let _ = sockopt::set_ip_ttl(&tunnel.udp, marks.ttl.into());
-    }
-    match tunnel.udp.send_to(datagram, peer) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            tracing::debug!("{peer}: {error}");
-            Err(())
-        }
     }
 }
