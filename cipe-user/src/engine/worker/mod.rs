@@ -168,11 +168,6 @@ impl Worker {
         loop {
             // A second without events is only a chance to look at the clock.
             let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-            if std::env::var_os("DBG").is_some() {
-                let c: Vec<_> = self.carriers.iter().flatten().flatten().map(|p| p.dbg()).collect();
-                let e: Vec<_> = self.endpoints.values().flat_map(|e| &e.ports).map(|p| p.dbg()).collect();
-                tracing::info!("pool {} carriers {c:?} private {e:?}", self.pool.free());
-            }
             ready.clear();
             if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&second))
                 && error != rustix::io::Errno::INTR

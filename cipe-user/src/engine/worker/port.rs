@@ -55,16 +55,6 @@ impl Port {
         self.socket.reclaim(pool);
     }
 
-    pub fn dbg(&self) -> String {
-        format!(
-            "in_kernel {} pending {} unsent {} {:?}",
-            self.socket.in_kernel(),
-            self.pending.len(),
-            self.unsent,
-            self.socket.statistics()
-        )
-    }
-
     /// Closes the socket and takes its frames back.
     pub fn close(self, pool: &mut Pool) {
         for packet in self.pending {
