@@ -56,7 +56,7 @@ impl Manager {
     /// Takes up a new way to a tunnel's peer, or that there is none.
     pub(super) async fn set_way(&mut self, number: u16, state: &State) {
         let Some(tenant) = self.tenants.get(&number) else { return };
-        let (me, before) = (tenant.me, tenant.carrier);
+        let (me, before, door) = (tenant.me, tenant.carrier, tenant.carrier_door);
         let hop = match state {
             State::Unknown => return,
             State::Unreachable(reason) => {
@@ -83,13 +83,17 @@ impl Manager {
         let way = match usable {
             None if looped => Way::Looped,
             None => Way::NoRoute,
-            Some(hop) => self.path(hop, me).map_or(Way::Socket, Way::Carrier),
+            Some(hop) => self.path(hop, me, door).map_or(Way::Socket, Way::Carrier),
         };
         self.worker.send(Command::SetWay(number, way));
     }
 
-    fn path(&self, hop: NextHop, me: SocketAddr) -> Option<Path> {
+    /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster (docs/BENCHMARKS.md).
+    fn path(&self, hop: NextHop, me: SocketAddr, door: Door) -> Option<Path> {
         let carrier = self.carriers.open.get(&hop.ifindex)?;
+        if door == Door::Auto && !carrier.zero_copy {
+            return None;
+        }
         Some(Path {
             carrier: carrier.slot,
             hop: Hop { source: hop.source_mac?, destination: hop.destination_mac? },
@@ -109,10 +113,10 @@ impl Manager {
             return true;
         }
         match self.open_carrier(ifindex, tenant.xdp_mode).await {
-            Ok((slot, note)) => {
-                tracing::info!("{note}");
-                self.notice(number, note.clone());
-                let carrier = Carrier { slot, tunnels: BTreeSet::from([number]), note };
+            Ok(mut carrier) => {
+                tracing::info!("{}", carrier.note);
+                self.notice(number, carrier.note.clone());
+                carrier.tunnels.insert(number);
                 self.carriers.open.insert(ifindex, carrier);
                 true
             }
@@ -123,7 +127,7 @@ impl Manager {
         }
     }
 
-    async fn open_carrier(&mut self, ifindex: u32, mode: XdpPreference) -> anyhow::Result<(usize, String)> {
+    async fn open_carrier(&mut self, ifindex: u32, mode: XdpPreference) -> anyhow::Result<Carrier> {
         let card = self.netlink.card(ifindex).await?;
         if card.kind != CardKind::Ethernet {
             anyhow::bail!("{}: no Ethernet device, so AF_XDP cannot send on it", card.name);
@@ -145,10 +149,11 @@ impl Manager {
         };
         match open() {
             Ok(sockets) => {
-                let copying = if sockets.iter().all(Socket::zero_copy) { "zero copy" } else { "copy mode" };
+                let zero_copy = sockets.iter().all(Socket::zero_copy);
+                let copying = if zero_copy { "zero copy" } else { "copy mode" };
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
                 self.worker.send(Command::AddCarrier(slot, sockets));
-                Ok((slot, note))
+                Ok(Carrier { zero_copy, slot, tunnels: BTreeSet::new(), note })
             }
             Err(error) => {
                 self.programs.detach_carrier(ifindex);
