@@ -1,5 +1,7 @@
 //! Blowfish with a 128-bit key: 16 rounds of four table look-ups.
 
+#[cfg(target_arch = "x86_64")]
+mod gather;
 mod pi;
 #[cfg(target_arch = "x86_64")]
 mod planes;
@@ -61,7 +63,10 @@ impl Schedule {
 pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
     let mut kernels: Vec<Box<dyn Kernel<Schedule>>> = vec![Box::new(scalar::Scalar)];
     #[cfg(target_arch = "x86_64")]
-    kernels.extend(planes::Planes::detect().map(|kernel| Box::new(kernel) as _));
+    {
+        kernels.extend(gather::Gather::detect().map(|kernel| Box::new(kernel) as _));
+        kernels.extend(planes::Planes::detect().map(|kernel| Box::new(kernel) as _));
+    }
     kernels
 }
 
