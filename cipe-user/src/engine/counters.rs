@@ -31,6 +31,11 @@ impl Counters {
         add(&self.verdicts[verdict as usize], 1);
     }
 
+    /// Counts several packets.
+    pub fn count_all(&self, verdict: Verdict, packets: u64) {
+        add(&self.verdicts[verdict as usize], packets);
+    }
+
     /// Counts one sent data packet of `octets` payload octets.
     pub fn sent(&self, octets: usize) {
         self.count(Verdict::Sent);
