@@ -162,8 +162,7 @@ fn keys_change_while_another_implementation_listens() -> Result<()> {
     let start = link.theirs.counters();
     let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES);
     let (mut lost, mut sent) = (0, 0);
-    let plan =
-        Plan { window: WINDOW, interval: Duration::from_millis(1), timeout: SOON / 20, ..Plan::count(250) };
+    let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), timeout: SOON / 20, ..Plan::count(250) };
     let changes = loop {
         let report = ping::run(link.net.lan(Side::A), Side::B.host(), &plan)?;
         (lost, sent) = (lost + report.lost.len(), sent + report.sent);

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod gateway;
+pub mod impair;
 pub mod log;
 pub mod namespace;
 pub mod net;
