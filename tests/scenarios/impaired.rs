@@ -1,94 +1,19 @@
 //! A carrier that loses, doubles, damages and reorders datagrams: keys are always agreed in the end, packets get through,
 //! and the counters of both ends tell exactly what happened on the way.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use cipe_common::Verdict;
-use cipe_tests::gateway::{Daemon, Gateway, Pair};
-use cipe_tests::impair::{Impairment, Passed, Relay};
-use cipe_tests::offload::Offload;
-use cipe_tests::options::PORT;
+use anyhow::{Result, bail};
+use cipe_tests::gateway::{Daemon, Gateway};
+use cipe_tests::impair::{Impairment, Passed};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::relayed::Relayed;
 use cipe_tests::status::Status;
-use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
 
 /// Least time between two key exchanges, in seconds, the smallest there is.
 const TOKXC: u64 = 1;
-
-/// Two gateways that take a relay in the tap for each other.
-struct Link {
-    pair: Pair,
-    relay: Relay,
-    net: Topology,
-}
-
-/// The tap's own address on the side of a gateway.
-fn port_of(side: Side) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, if side == Side::A { 1 } else { 2 }], PORT))
-}
-
-fn link(daemon: Daemon, seed: u64) -> Result<Link> {
-    let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    let tap = net.tap().context("a tapped carrier has a tap")?;
-    for side in [Side::A, Side::B] {
-        net.gw(side).ip(&["route", "add", &port_of(side).ip().to_string(), "dev", "wire0"])?;
-    }
-    let sockets =
-        tap.run(|| -> Result<_> { Ok([UdpSocket::bind(port_of(Side::A))?, UdpSocket::bind(port_of(Side::B))?]) })?;
-    let ends = [Side::A, Side::B].map(|side| SocketAddr::new(IpAddr::V4(side.carrier()), PORT));
-    let relay = Relay::start(sockets, ends, seed)?;
-    let pair = Pair::start(&net, daemon, |side, options| {
-        options.set("peer", port_of(side)).set("tokey", 1).set("tokxc", TOKXC)
-    })?;
-    Ok(Link { pair, relay, net })
-}
-
-impl Link {
-    /// Waits until nothing is on the way any more: every datagram has been counted by the end that it was meant for.
-    /// Returns what the ends and the relay have counted.
-    fn settle(&self) -> Result<([Status; 2], [Passed; 2])> {
-        let deadline = Instant::now() + SOON;
-        loop {
-            let before = self.relay.passed();
-            let ends = [self.pair.a.status()?, self.pair.b.status()?];
-            let passed = self.relay.passed();
-            // The relay counts before and after the ends: what it counted in between is still on its way to them.
-            let quiet = before == passed && self.relay.waiting() == 0;
-            if quiet
-                && outbound(&ends[0]) == passed[0].received
-                && outbound(&ends[1]) == passed[1].received
-                && inbound(&ends[1]) == passed[0].sent
-                && inbound(&ends[0]) == passed[1].sent
-            {
-                return Ok((ends, passed));
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "the counters do not add up:\nA {ends:#?}\nrelay {passed:#?}\nA sent {}, B sent {}, A got {}, B got {}",
-                    outbound(&ends[0]),
-                    outbound(&ends[1]),
-                    inbound(&ends[0]),
-                    inbound(&ends[1])
-                );
-            }
-        }
-    }
-}
-
-/// Datagrams that an end has sent.
-fn outbound(status: &Status) -> u64 {
-    status.count("sent") + status.count("control-sent")
-}
-
-/// Datagrams that an end has received, by the sum of everything that may become of one.
-fn inbound(status: &Status) -> u64 {
-    let first = Verdict::Delivered as usize;
-    let last = Verdict::PrivateFull as usize;
-    Verdict::ALL[first..=last].iter().map(|verdict| status.count(verdict.name())).sum()
-}
 
 /// How long each exchange of a gateway took, by its log, in milliseconds.
 fn exchanges(gateway: &Gateway) -> Vec<u64> {
@@ -99,14 +24,14 @@ fn exchanges(gateway: &Gateway) -> Vec<u64> {
 /// Changes keys again and again while pings go both ways, and holds the counters against what the relay did.
 fn recovers(daemon: Daemon, impairment: Impairment) -> Result<Option<([Status; 2], [Passed; 2])>> {
     /// Key changes of each end.
-    const CHANGES: usize = 6;
+    const CHANGES: usize = 4;
     if !may_make_namespaces() {
         return Ok(None);
     }
-    let link = link(daemon, 2026)?;
+    let link = Relayed::start(daemon, 2026, |options| options.set("tokey", 1).set("tokxc", TOKXC))?;
     link.relay.impair(impairment);
     let deadline = Instant::now() + SOON + Duration::from_secs(3 * TOKXC * 2 * CHANGES as u64);
-    let plan = Plan { window: 8, interval: Duration::from_millis(2), timeout: SOON / 40, ..Plan::count(100) };
+    let plan = Plan { window: 8, interval: Duration::from_millis(2), timeout: SOON / 100, ..Plan::count(100) };
     let (mut sent, mut received) = (0, 0);
     while exchanges(&link.pair.a).len().min(exchanges(&link.pair.b).len()) < CHANGES {
         for side in [Side::A, Side::B] {

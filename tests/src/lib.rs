@@ -15,6 +15,7 @@ pub mod options;
 pub mod peer;
 pub mod ping;
 pub mod process;
+pub mod relayed;
 pub mod status;
 pub mod topology;
 pub mod traffic;
