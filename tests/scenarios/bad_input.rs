@@ -37,14 +37,16 @@ fn refusal(mut command: Command) -> Result<String> {
     }
 }
 
+/// A gateway to make mistakes on. Goes through a whole table before it complains.
 struct Desk {
     net: Topology,
     number: usize,
+    complaints: Vec<String>,
 }
 
 impl Desk {
     fn new() -> Result<Self> {
-        Ok(Self { net: Topology::new(Carrier::Direct, Offload::On)?, number: 0 })
+        Ok(Self { net: Topology::new(Carrier::Direct, Offload::On)?, number: 0, complaints: Vec::new() })
     }
 
     fn file(&mut self, options: &Options) -> Result<PathBuf> {
@@ -60,17 +62,30 @@ impl Desk {
     }
 
     /// Checks that the daemon refuses with a line that holds all of `words`, and that it leaves nothing.
-    fn expect(&self, case: &str, command: Command, words: &[&str]) -> Result<()> {
-        let line = refusal(command).with_context(|| case.to_owned())?;
-        println!("{case}: {line}");
-        for word in words {
-            assert!(line.to_lowercase().contains(&word.to_lowercase()), "{case}: no {word:?} in: {line}");
+    fn expect(&mut self, case: &str, command: Command, words: &[&str]) -> Result<()> {
+        match refusal(command) {
+            Err(error) => self.complaints.push(format!("{case}: {error:#}")),
+            Ok(line) => {
+                println!("{case}: {line}");
+                let missing = words.iter().filter(|word| !line.to_lowercase().contains(&word.to_lowercase()));
+                self.complaints.extend(missing.map(|word| format!("{case}: no {word:?} in: {line}")));
+            }
         }
         let namespace = self.net.gw(Side::A);
         for pid in namespace.processes()? {
             process::wait_gone(pid, SOON).with_context(|| case.to_owned())?;
         }
-        assert_eq!(namespace.devices()?, ["lo", "lan0", "wire0"], "{case}");
+        let devices = namespace.devices()?;
+        if devices != ["lo", "lan0", "wire0"] {
+            self.complaints.push(format!("{case}: devices left: {devices:?}"));
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        if !self.complaints.is_empty() {
+            bail!("{}", self.complaints.join("\n"));
+        }
         Ok(())
     }
 
@@ -108,7 +123,8 @@ fn wrong_options_are_named() -> Result<()> {
     }
     let path = desk.file(&good.without("key"))?;
     let command = desk.daemon(&["-o", text(&path), "key=000102030405060708090a0b0c0d0e0f"]);
-    desk.expect("a key on the command line", command, &["key", "command line"])
+    desk.expect("a key on the command line", command, &["key", "command line"])?;
+    desk.finish()
 }
 
 #[test]
@@ -130,7 +146,8 @@ fn files_that_cannot_be_trusted_are_named() -> Result<()> {
     let directory = parent.parent().context("a file has a directory")?;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o777))?;
     let command = desk.daemon(&["-o", text(&parent)]);
-    desk.expect("a file in a directory that others can write", command, &[text(directory)])
+    desk.expect("a file in a directory that others can write", command, &[text(directory)])?;
+    desk.finish()
 }
 
 #[test]
@@ -153,7 +170,7 @@ fn a_carrier_that_cannot_work_is_named() -> Result<()> {
     let holder = desk.net.gw(Side::A).run(|| UdpSocket::bind(&port))?;
     desk.expect_file("a taken port", &good, &[&port])?;
     drop(holder);
-    Ok(())
+    desk.finish()
 }
 
 #[test]
@@ -162,7 +179,7 @@ fn only_root_may_start_it() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
-    let desk = Desk::new()?;
+    let mut desk = Desk::new()?;
     // A copy that everybody can execute, wherever the build stands.
     let program = desk.net.directory().join("ciped-cb");
     fs::copy(gateway::binary()?, &program)?;
@@ -170,5 +187,6 @@ fn only_root_may_start_it() -> Result<()> {
     let mut command = Command::new(&program);
     command.arg("debug").uid(NOBODY).gid(NOBODY).current_dir("/");
     command.env("CIPE_RUN_DIR", desk.net.directory().join("runA"));
-    desk.expect("not root", command, &["root"])
+    desk.expect("not root", command, &["root"])?;
+    desk.finish()
 }

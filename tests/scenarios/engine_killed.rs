@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cipe_tests::capture::Captured;
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::net::{Frame, in_clear};
 use cipe_tests::offload::Offload;
@@ -22,12 +23,13 @@ fn tempting(net: &Topology) -> Result<()> {
     Ok(())
 }
 
-fn leaks(frames: &[Vec<u8>]) -> Vec<String> {
+fn leaks(frames: &[Captured]) -> Vec<String> {
     let inner = |frame: &[u8]| {
         let packet = Frame::parse(frame).and_then(|frame| frame.ipv4());
         packet.is_some_and(|packet| [Side::A.host(), Side::B.host()].contains(&packet.source))
     };
-    frames.iter().filter(|frame| in_clear(frame) || inner(frame)).map(hex::encode).collect()
+    let octets = frames.iter().map(|frame| &frame.octets);
+    octets.filter(|frame| in_clear(frame) || inner(frame)).map(hex::encode).collect()
 }
 
 #[test]

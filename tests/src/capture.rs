@@ -16,6 +16,15 @@ use crate::namespace::Namespace;
 /// `ETH_P_ALL`, in network order as packet(7) wants it.
 const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
 
+/// A captured frame.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// When it was read.
+    pub at: Instant,
+    /// The frame, from the Ethernet header on.
+    pub octets: Vec<u8>,
+}
+
 /// A running capture; ends when dropped.
 pub struct Capture {
     shared: Arc<Shared>,
@@ -25,7 +34,7 @@ pub struct Capture {
 
 #[derive(Default)]
 struct Shared {
-    frames: Mutex<Vec<Vec<u8>>>,
+    frames: Mutex<Vec<Captured>>,
     arrived: Condvar,
 }
 
@@ -49,12 +58,12 @@ impl Capture {
     }
 
     /// Waits until a frame is there that `wanted` accepts, and returns it; `None` if none came `within` that time.
-    pub fn wait_for(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    pub fn wait_for(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Captured> {
         let deadline = Instant::now() + within;
         let mut seen = 0;
         let mut frames = self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(frame) = frames[seen..].iter().find(|frame| wanted(frame)) {
+            if let Some(frame) = frames[seen..].iter().find(|frame| wanted(&frame.octets)) {
                 return Some(frame.clone());
             }
             seen = frames.len();
@@ -67,7 +76,7 @@ impl Capture {
     ///
     /// # Errors
     /// What went wrong while capturing: frames may be missing.
-    pub fn finish(mut self) -> Result<Vec<Vec<u8>>> {
+    pub fn finish(mut self) -> Result<Vec<Captured>> {
         self.end().context("capture")?;
         Ok(std::mem::take(&mut *self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner)))
     }
@@ -105,7 +114,7 @@ fn run(socket: &Socket, stop: &OwnedFd, shared: &Shared, limit: usize, keep: imp
             if keep(&buffer[..length]) {
                 let mut frames = shared.frames.lock().unwrap_or_else(PoisonError::into_inner);
                 if frames.len() < limit {
-                    frames.push(buffer[..length].to_vec());
+                    frames.push(Captured { at: Instant::now(), octets: buffer[..length].to_vec() });
                     shared.arrived.notify_all();
                 }
             }

@@ -29,6 +29,11 @@ impl Second {
     pub fn mbit(&self) -> f64 {
         self.octets as f64 * 8e-6 / self.length.as_secs_f64().max(1e-9)
     }
+
+    /// Datagrams a second.
+    pub fn datagrams_a_second(&self) -> f64 {
+        self.datagrams as f64 / self.length.as_secs_f64().max(1e-9)
+    }
 }
 
 /// What came of a load.
@@ -177,7 +182,8 @@ pub fn tcp_transfer(from: &Namespace, (to, address): (&Namespace, Ipv4Addr), oct
 pub enum Pace {
     /// So many datagrams a second.
     Fixed(u64),
-    /// As many as arrive: from this rate, up while under one in 200 is lost, down while more.
+    /// As many as arrive: from this rate up in great steps until something is lost; then up in small steps while under one
+    /// in 200 is lost, and down while more.
     Found(u64),
 }
 
@@ -264,6 +270,7 @@ fn offer(socket: &Socket, length: usize, pace: Pace, arrived: &Arrived, sent: &A
     let mut rate = match pace {
         Pace::Fixed(rate) | Pace::Found(rate) => rate as f64,
     };
+    let mut step = 1.5;
     let mut number = 0_u64;
     let mut due = Instant::now();
     let mut looked = (due, 0, 0, 0);
@@ -287,9 +294,12 @@ fn offer(socket: &Socket, length: usize, pace: Pace, arrived: &Arrived, sent: &A
             let (got, lost) = (arrived.datagrams.load(Relaxed), arrived.lost.load(Relaxed));
             let (new, missing) = (got - looked.2, lost - looked.3);
             let offered = (number - looked.1) as f64 / (now - looked.0).as_secs_f64();
-            // A sender that cannot keep its rate must not run away from it.
-            rate = if missing * 200 > new || new == 0 { rate * 0.85 } else { rate.min(offered * 1.1) * 1.1 };
-            rate = rate.max(1000.0);
+            if missing * 200 > new || new == 0 {
+                (rate, step) = ((rate * 0.9).max(1000.0), 1.02);
+            } else {
+                // A sender that cannot keep its rate must not run away from it.
+                rate = rate.min(offered * 1.1) * step;
+            }
             (looked, due) = ((now, number, got, lost), due.max(now));
         }
     }

@@ -16,17 +16,16 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::attach::{AttachError, Attached, Place, attach};
 use super::exchange::Now;
 use super::options::{self, Draft, Options, Severity, Sources};
 use super::scripts::{self, Facts};
-use super::session::{self, End, Level, Session, Step};
+use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
 use crate::control::client::Client;
 use crate::control::launch::Launch;
-use crate::control::protocol::{Attach, Event, Request, VERSION};
+use crate::control::protocol::Event;
 use crate::control::run_dir::RunDir;
 
-/// How long the engine may take to make a tunnel.
-const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
 /// The first wait before a dead engine is started again; doubled each time.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
 /// The longest such wait.
@@ -110,11 +109,12 @@ type Script = Pin<Box<dyn Future<Output = ()> + Send>>;
 impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
         let mut attempt = 1;
-        let (engine, device, me, notes) = loop {
+        let Attached { engine, device, me } = loop {
             let place = Place {
                 device: setup.options.device.clone(),
                 me: setup.options.me.address,
                 peer: setup.options.peer.address,
+                send_packets: ORIGINAL_PACKETS,
             };
             match attach(&setup, place).await {
                 Ok(attached) => break attached,
@@ -122,9 +122,6 @@ impl Daemon {
                 Err(error) => return Err(error.into()),
             }
         };
-        for note in notes {
-            tracing::info!("{device}: {note}");
-        }
         let clock = Clock { start: Instant::now() };
         let session = Session::new(&setup.options, clock.now(), (random()?, random()?));
         let options = &setup.options;
@@ -251,10 +248,7 @@ impl Daemon {
                 biased;
                 wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
                 outcome = attached => match outcome {
-                    Ok((engine, _, me, notes)) => {
-                        for note in notes {
-                            tracing::info!("{device}: {note}");
-                        }
+                    Ok(Attached { engine, me, .. }) => {
                         if me != self.facts.me {
                             tracing::info!("{device}: changing my address: {me}");
                             self.facts.me = me;
@@ -283,7 +277,8 @@ impl Daemon {
         let configured = self.setup.options.me.address;
         let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
         let me = SocketAddr::new(configured.ip(), port);
-        Place { device: Some(self.facts.device.clone()), me, peer: self.peer }
+        let device = Some(self.facts.device.clone());
+        Place { device, me, peer: self.peer, send_packets: self.session.send_packets() }
     }
 
     fn wish_without_engine(&mut self, wish: Option<Wish>) -> Option<End> {
@@ -360,79 +355,6 @@ fn random() -> anyhow::Result<StdRng> {
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed).context("the system gives no random numbers")?;
     Ok(StdRng::from_seed(*seed))
-}
-
-#[derive(Debug, thiserror::Error)]
-enum AttachError {
-    #[error(transparent)]
-    Connect(#[from] crate::control::client::ConnectError),
-    #[error("{0}")]
-    Refused(String),
-    #[error("the engine ended while it made the tunnel; look at the system log for its reason")]
-    Gone,
-    #[error("the engine did not make the tunnel in {} s; look at the system log, or restart it", ATTACH_DEADLINE.as_secs())]
-    Late,
-    #[error("control socket: {0}; are engine and daemon of the same version?")]
-    Socket(String),
-}
-
-/// What of a tunnel may differ from its options.
-struct Place {
-    device: Option<String>,
-    me: SocketAddr,
-    peer: SocketAddr,
-}
-
-/// Connects to the engine and makes the tunnel: connection, interface, own carrier address, notes for the log.
-async fn attach(setup: &Setup, place: Place) -> Result<(Client, String, SocketAddr, Vec<String>), AttachError> {
-    let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
-    let request = Request::Attach(Box::new(attach_request(&setup.options, place)));
-    engine.send(&request).map_err(|error| AttachError::Socket(error.to_string()))?;
-    let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
-        loop {
-            match engine.receive().await {
-                Ok(Some(Event::Attached { device, me, notes })) => break Ok((device, me, notes)),
-                Ok(Some(Event::Failed { message })) => break Err(AttachError::Refused(message)),
-                Ok(Some(Event::Notice { message })) => tracing::warn!("{message}"),
-                Ok(Some(_)) => {}
-                Ok(None) => break Err(AttachError::Gone),
-                Err(error) => break Err(AttachError::Socket(error.to_string())),
-            }
-        }
-    });
-    let (device, me, notes) = answer.await.unwrap_or(Err(AttachError::Late))?;
-    Ok((engine, device, me, notes))
-}
-
-fn attach_request(options: &Options, place: Place) -> Attach {
-    Attach {
-        version: VERSION,
-        device: place.device,
-        prefix: options.prefix().to_owned(),
-        cipher: options.cipher,
-        key: options.key.clone(),
-        ipaddr: options.ipaddr,
-        ptpaddr: options.ptpaddr,
-        mtu: options.mtu,
-        metric: options.metric,
-        me: place.me,
-        peer: place.peer,
-        pin_peer: options.pin_peer,
-        cttl: options.cttl,
-        checksum: options.checksum,
-        ignore_df: options.ignore_df,
-        force_mtu: options.force_mtu,
-        mss_clamp: options.mss_clamp,
-        static_data: options.static_data,
-        dynip: options.dynip,
-        carrier: options.carrier,
-        xdp_mode: options.xdp_mode,
-        send_packets: session::ORIGINAL_PACKETS,
-        send_octets: session::SEND_OCTETS,
-        receive_packets: session::RECEIVE_PACKETS,
-        send_seconds: options.tokey.into(),
-        retry_seconds: options.tokxc.into(),
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Knows the engine through `control` only. May import `wire` and `control`; imported by `cli`.
 
+mod attach;
 pub mod daemon;
 pub mod exchange;
 pub mod health;

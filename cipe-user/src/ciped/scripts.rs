@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
+use crate::control::launch::keep_descriptors;
 use crate::control::protocol::Cipher;
 
 /// How long a script may run.
@@ -19,8 +20,6 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Longest line of output that is logged whole, in octets.
 const MAX_LINE: usize = 1024;
-/// The first descriptor that is not stdin, stdout or stderr.
-const FIRST_OTHER_FD: i32 = 3;
 /// For a daemon that was started with none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -125,8 +124,7 @@ pub async fn run(script: &Path, facts: &Facts, limit: Duration) -> Result<(), Sc
         tracing::debug!("{}: no script {shown}", facts.device);
         return Ok(());
     }
-    // Ours are close-on-exec anyway; these may be left over from whoever started the daemon.
-    close_fds::set_fds_cloexec_threadsafe(FIRST_OTHER_FD, &[]);
+    keep_descriptors();
     let mut command = Command::new(script);
     command
         .args(facts.arguments())

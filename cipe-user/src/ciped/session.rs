@@ -83,6 +83,11 @@ impl<R: CryptoRng> Session<R> {
         self.health.set_limits(limits(options), now.at);
     }
 
+    /// Packets under one send key towards the peer as it is known now.
+    pub fn send_packets(&self) -> u64 {
+        if self.peer_keeps_keys { OWN_PACKETS } else { ORIGINAL_PACKETS }
+    }
+
     /// When [`Session::tick`] is due, on the clock of [`Now::at`].
     pub fn deadline(&self) -> Option<Duration> {
         [self.exchange.deadline(), self.health.deadline()].into_iter().flatten().min()
@@ -184,14 +189,13 @@ impl<R: CryptoRng> Session<R> {
                     let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
                     steps.push(Step::Send(Request::SetReceiveKey { key, keep_ms }));
                 }
-                Action::Log(note) => {
-                    if note == Note::PeerKeepsKeys && !self.peer_keeps_keys {
-                        self.peer_keeps_keys = true;
-                        steps.push(Step::Send(Request::SetSendLimits { packets: OWN_PACKETS, octets: SEND_OCTETS }));
-                    }
-                    steps.push(Step::Log(level(note), note.to_string()));
-                }
+                Action::Log(note) => steps.push(Step::Log(level(note), note.to_string())),
             }
+        }
+        if self.peer_keeps_keys != self.exchange.peer_keeps_keys() {
+            self.peer_keeps_keys = self.exchange.peer_keeps_keys();
+            let packets = self.send_packets();
+            steps.push(Step::Send(Request::SetSendLimits { packets, octets: SEND_OCTETS }));
         }
         steps
     }
@@ -234,3 +238,6 @@ fn level(note: Note) -> Level {
         Note::Requested | Note::StrayAcknowledgement => Level::Debug,
     }
 }
+
+#[cfg(test)]
+mod tests;

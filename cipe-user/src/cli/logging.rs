@@ -50,7 +50,7 @@ pub fn init(destination: Destination) {
                 Ok(syslog) => registry.with(terminal).with(plain().with_writer(syslog)).try_init(),
                 Err(error) => {
                     eprintln!(
-                        "{name}: no system log ({error}); {SOCKET}; messages after the start are lost, use debug"
+                        "{name}: no system log ({error}); {SOCKET}; messages after the start are lost; start a syslogd, or use debug"
                     );
                     registry.with(terminal).try_init()
                 }

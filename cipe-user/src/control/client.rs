@@ -1,6 +1,7 @@
 //! The daemon's side of the control socket.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
@@ -12,7 +13,7 @@ use super::lock::{Lock, Wait};
 use super::protocol::{Event, Request};
 use super::run_dir::RunDir;
 
-/// Attempts to meet an engine that is going or coming.
+/// Engines that are started in a row, if each goes before it is met.
 const ATTEMPTS: u32 = 5;
 
 /// Why there is no connection.
@@ -59,15 +60,12 @@ impl Client {
     /// # Errors
     /// No engine, or not root's.
     pub fn connect(run: &RunDir) -> Result<Self, ConnectError> {
+        Self::over(connect(run)?, run)
+    }
+
+    fn over(socket: OwnedFd, run: &RunDir) -> Result<Self, ConnectError> {
         let path = run.socket();
         let io_error = |source| ConnectError::Io { path: path.clone(), source };
-        let socket = channel::socket().map_err(io_error)?;
-        let address = SocketAddrUnix::new(&path).map_err(|error| io_error(error.into()))?;
-        match rustix::net::connect(&socket, &address) {
-            Ok(()) => {}
-            Err(Errno::NOENT | Errno::CONNREFUSED) => return Err(ConnectError::NotRunning { path }),
-            Err(error) => return Err(io_error(error.into())),
-        }
         let client = Self { channel: Channel::new(socket).map_err(io_error)? };
         let peer = client.channel.peer().map_err(io_error)?;
         if !peer.is_trusted() {
@@ -81,26 +79,15 @@ impl Client {
     /// # Errors
     /// No connection, or the engine did not start; its own words are in the error.
     pub async fn connect_or_start(run: &RunDir, engine: &Launch) -> Result<Self, ConnectError> {
-        let mut outcome = Self::connect(run);
-        for _ in 0..ATTEMPTS {
-            // Anything but "not running" is final. The engine may end between its start and the connection when its
-            // last tunnel went at that moment.
-            let Err(ConnectError::NotRunning { .. }) = &outcome else { break };
-            let (run_dir, engine) = (run.clone(), engine.clone());
-            let started = tokio::task::spawn_blocking(move || start(&run_dir, &engine)).await;
-            match started.unwrap_or_else(|error| Err(io::Error::other(error).into())) {
-                Ok(()) => outcome = Self::connect(run),
-                Err(StartError::Launch(error)) => {
-                    // Another one, started by hand or by systemd, may have come first.
-                    outcome = Self::connect(run);
-                    if outcome.is_err() {
-                        return Err(error.into());
-                    }
-                }
-                Err(StartError::Io(source)) => return Err(ConnectError::Io { path: run.socket(), source }),
-            }
+        match connect(run) {
+            Err(ConnectError::NotRunning { .. }) => {}
+            outcome => return Self::over(outcome?, run),
         }
-        outcome
+        let (run_dir, engine) = (run.clone(), engine.clone());
+        let started = tokio::task::spawn_blocking(move || start_and_connect(&run_dir, &engine)).await;
+        let socket = started
+            .unwrap_or_else(|error| Err(ConnectError::Io { path: run.socket(), source: io::Error::other(error) }))?;
+        Self::over(socket, run)
     }
 
     /// Waits for an event; `None` when the engine has gone. Cancel safe.
@@ -124,35 +111,56 @@ impl Client {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum StartError {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-}
-
-/// Starts the engine unless one listens by now. Blocks.
-fn start(run: &RunDir, engine: &Launch) -> Result<(), StartError> {
-    // Held until the engine is ready: the others wait here, and then find it.
-    let lock = loop {
-        run.create()?;
-        match Lock::take(&run.start_lock(), Wait::Block) {
-            Ok(Some(lock)) => break lock,
-            Ok(None) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
+fn connect(run: &RunDir) -> Result<OwnedFd, ConnectError> {
+    let path = run.socket();
+    let attempt = || -> io::Result<Option<OwnedFd>> {
+        let socket = channel::socket()?;
+        match rustix::net::connect(&socket, &SocketAddrUnix::new(&path)?) {
+            Ok(()) => Ok(Some(socket)),
+            Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     };
-    let socket = channel::socket()?;
-    let address = SocketAddrUnix::new(run.socket()).map_err(io::Error::from)?;
-    if rustix::net::connect(&socket, &address).is_ok() {
-        return Ok(());
+    match attempt() {
+        Ok(Some(socket)) => Ok(socket),
+        Ok(None) => Err(ConnectError::NotRunning { path }),
+        Err(source) => Err(ConnectError::Io { path, source }),
     }
-    let outcome = launch(engine);
+}
+
+/// Starts the engine unless one listens by now, and connects. Blocks.
+fn start_and_connect(run: &RunDir, engine: &Launch) -> Result<OwnedFd, ConnectError> {
+    // Held until the engine is ready: the others wait here, and then find it.
+    let lock = start_lock(run).map_err(|source| ConnectError::Io { path: run.start_lock(), source })?;
+    let mut outcome = connect(run);
+    for _ in 0..ATTEMPTS {
+        if !matches!(outcome, Err(ConnectError::NotRunning { .. })) {
+            break;
+        }
+        let launched = launch(engine);
+        // Whether it came up or not, there may be one: a failed start may have found another, begun by hand or by
+        // systemd. And one that came up may have gone again, if its last tunnel went at that moment.
+        outcome = connect(run);
+        if let (Err(_), Err(error)) = (&outcome, launched) {
+            outcome = Err(error.into());
+        }
+    }
+    drop(lock);
     if outcome.is_err() {
-        drop(lock);
         run.remove();
     }
-    Ok(outcome?)
+    outcome
+}
+
+fn start_lock(run: &RunDir) -> io::Result<Lock> {
+    loop {
+        run.create()?;
+        match Lock::take(&run.start_lock(), Wait::Block) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) => {}
+            // An engine that ended removed the directory between the two steps.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -66,6 +66,7 @@ pub enum LaunchError {
 /// # Errors
 /// It did not come up; nothing of it is left.
 pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
+    keep_descriptors();
     let mut child = Command::new(&launch.program)
         .arg0(&launch.name)
         .args(&launch.arguments)
@@ -93,6 +94,12 @@ pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
             Err(LaunchError::Late { name, deadline: launch.deadline })
         }
     }
+}
+
+/// Keeps every descriptor but stdin, stdout and stderr from programs that this process starts. Its own are close-on-exec
+/// anyway; others may be left over from whoever started it.
+pub fn keep_descriptors() {
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
 }
 
 /// Everything up to [`READY`] or the end.

@@ -46,6 +46,13 @@ pub fn room(peer: IpAddr) -> usize {
     ETHERNET + ip + UDP
 }
 
+/// An Ethernet header.
+pub fn ethernet(hop: Hop, is_ipv4: bool) -> [u8; ETHERNET] {
+    let mut header = [0; ETHERNET];
+    write_ethernet(&mut header, ETHERNET, hop, is_ipv4);
+    header
+}
+
 /// Writes an Ethernet header whose payload is the IP packet at `at`; `at` is at least [`ETHERNET`].
 pub fn write_ethernet(chunk: &mut [u8], at: usize, hop: Hop, is_ipv4: bool) {
     let header = &mut chunk[at - ETHERNET..at];

@@ -20,6 +20,7 @@
 mod bind;
 mod error;
 mod frames;
+mod injector;
 mod map;
 mod queue;
 mod ring;
@@ -29,6 +30,7 @@ mod umem;
 pub use bind::{Mode, SocketConfig};
 pub use error::Error;
 pub use frames::{Frame, Packet, Pool};
+pub use injector::Injector;
 pub use queue::Anomalies;
 pub use socket::{Closed, Kick, Socket, Statistics};
 pub use umem::{PACKET_HEADROOM, Umem, UmemConfig};

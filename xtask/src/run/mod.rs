@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
     // The plain routes come first: starting the tunnel replaces them.
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     net.route_plainly()?;
-    let plain = figures::measure(&net, None, duration.min(Duration::from_secs(3)))?;
+    let plain = figures::measure(&net, None, duration.min(Duration::from_secs(5)))?;
     let pair = Pair::start(&net, daemon, |_, options| options)?;
     pair.wait_for_keys(&net)?;
     let tunnel = figures::measure(&net, Some(&pair), duration)?;

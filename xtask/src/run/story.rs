@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cipe_tests::SOON;
-use cipe_tests::capture::Capture;
+use cipe_tests::capture::Captured;
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::net::{Frame, in_clear};
 use cipe_tests::offload::Offload;
@@ -39,38 +39,62 @@ pub fn introduce(daemon: Daemon) -> Result<()> {
 
 /// Starts both gateways on a carrier that can be captured, and shows exchange and first packets.
 pub fn exchange_and_packet(daemon: Daemon) -> Result<()> {
-    paint::heading("Key exchange, as both daemons log it");
+    paint::heading("Key exchange, as both daemons log it and as the carrier sees it");
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
     let capture = net.capture_carrier(1000)?;
     let pair = Pair::start(&net, daemon, |_, options| options)?;
     let first = Plan { timeout: Duration::from_millis(300), ..Plan::count(1) };
     ping::run(net.lan(Side::A), Side::B.host(), &first)?;
     pair.wait_for_keys(&net)?;
-    print_logs(&pair);
-
     let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::count(3))?;
-    println!("\nPing from lanA to lanB, through both: {} of {} answered.", report.received(), report.sent);
+    capture.wait_for(SOON, |frame| datagram(frame).is_some()).context("no CIPE packet came to the carrier")?;
+    let frames = capture.finish()?;
+    print_exchange(&pair, daemon, &frames)?;
+    println!("\n  Ping from lanA to lanB, through both: {} of {} answered.", report.received(), report.sent);
 
     paint::heading("A packet as the carrier sees it, and what is in it");
-    show_packet(&pair, daemon, capture)?;
+    show_packet(&pair, daemon, &frames)?;
     for status in pair.stop()? {
         anyhow::ensure!(status.success(), "a daemon ended with {status}");
     }
     Ok(())
 }
 
-fn print_logs(pair: &Pair) {
+/// Packets of the carrier to show beside the log.
+const PACKETS: usize = 24;
+
+/// The log lines of both daemons and the packets of the carrier, in the order of time.
+fn print_exchange(pair: &Pair, daemon: Daemon, frames: &[Captured]) -> Result<()> {
     let mut lines = Vec::new();
     for side in [Side::A, Side::B] {
         let gateway = pair.of(side);
-        lines.extend(gateway.log().lines().into_iter().map(|line| (line.at, side, line.text)));
+        let name = format!("gw{}", side.letter());
+        lines.extend(gateway.log().lines().into_iter().map(|line| (line.at, paint::bold(&name), line.text)));
+    }
+    let packets = frames.iter().filter_map(|frame| Some((frame, datagram(&frame.octets)?))).take(PACKETS);
+    for (frame, datagram) in packets {
+        let to_b = Frame::parse(&frame.octets).and_then(|f| f.ipv4()).is_some_and(|p| p.source == Side::A.carrier());
+        let arrow = if to_b { "A►B" } else { "B►A" };
+        let what = if is_static(datagram) {
+            let decoded = decode(pair, daemon, datagram)?;
+            let payload = decoded.lines().find_map(|line| line.strip_prefix("payload")).unwrap_or_default().trim();
+            format!("static key: {}", payload.rsplit_once("octets: ").map_or(payload, |(_, what)| what))
+        } else {
+            "dynamic key".to_owned()
+        };
+        lines.push((frame.at, paint::faint(arrow), format!("UDP, {} octets, {what}", datagram.len())));
     }
     lines.sort_by_key(|(at, ..)| *at);
-    let Some(&(start, ..)) = lines.first() else { return };
-    for (at, side, text) in lines {
-        let time = format!("{:>7.3} s", (at - start).as_secs_f64());
-        println!("  {}  {}  {}", paint::faint(&time), paint::bold(&format!("gw{}", side.letter())), text);
+    let Some(&(start, ..)) = lines.first() else { return Ok(()) };
+    for (at, who, text) in lines {
+        println!("  {}  {who}  {text}", paint::faint(&format!("{:>7.4} s", (at - start).as_secs_f64())));
     }
+    Ok(())
+}
+
+/// Bit 7 of the first octet of a datagram is its key flag.
+fn is_static(datagram: &[u8]) -> bool {
+    datagram[0] & 0x80 == 0
 }
 
 /// A datagram of the carrier and what it is.
@@ -79,14 +103,12 @@ struct Found {
     datagram: Vec<u8>,
 }
 
-fn show_packet(pair: &Pair, daemon: Daemon, capture: Capture) -> Result<()> {
-    capture.wait_for(SOON, |frame| datagram(frame).is_some()).context("no CIPE packet came to the carrier")?;
-    let frames = capture.finish()?;
-    let leaks = frames.iter().filter(|frame| in_clear(frame)).count();
-    let datagrams: Vec<&[u8]> = frames.iter().filter_map(|frame| datagram(frame)).collect();
-    // Bit 7 of the first octet is the key flag. Only the static key is known to us here, so a packet from before the end of
-    // the exchange is shown: the first ping if it went under the static key, else the first message of the exchange.
-    let under_static: Vec<&[u8]> = datagrams.iter().copied().filter(|datagram| datagram[0] & 0x80 == 0).collect();
+fn show_packet(pair: &Pair, daemon: Daemon, frames: &[Captured]) -> Result<()> {
+    let leaks = frames.iter().filter(|frame| in_clear(&frame.octets)).count();
+    let datagrams: Vec<&[u8]> = frames.iter().filter_map(|frame| datagram(&frame.octets)).collect();
+    // Only the static key is known to us here, so a packet from before the end of the exchange is shown: the first ping if
+    // it went under the static key, else the first message of the exchange.
+    let under_static: Vec<&[u8]> = datagrams.iter().copied().filter(|datagram| is_static(datagram)).collect();
     let chosen = under_static.iter().find(|datagram| datagram.len() == SEALED_PING);
     let found = match (chosen, under_static.first()) {
         (Some(ping), _) => Found { what: "the first ping, under the static key", datagram: ping.to_vec() },

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::ciped::options::Program;
-use crate::control::protocol::{KeyOctets, Wanted};
+use crate::control::protocol::{Attach, KeyOctets, Request, VERSION, Wanted};
 use crate::control::server::{Connection, Server};
 
 /// A directory for sockets and scripts, and an engine that listens in it.

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub enum Origin {
     /// Nowhere: the built-in default.
     Default,
+    /// Nowhere, and there is no default.
+    Unset,
     /// The name that the program was called by.
     Program(&'static str),
     /// A file as a whole.
@@ -27,6 +29,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::Unset => f.write_str("no file and no argument sets it"),
             Self::Program(name) => write!(f, "called as {name}"),
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),

@@ -164,12 +164,14 @@ impl Settle<'_> {
     }
 
     fn set<'b, T>(&mut self, setting: &'b Setting<Option<T>>, name: &str, example: &str) -> Option<&'b T> {
-        // A value that was given and refused has been told already.
+        // A value that was given and refused has been told already, and a file that was not read may hold it.
         let told = format!("option `{name}`:");
-        if setting.value.is_none() && !self.problems.iter().any(|problem| problem.mistake.what.starts_with(&told)) {
+        let told =
+            |problem: &Problem| problem.mistake.what.starts_with(&told) || matches!(problem.origin, Origin::Path(_));
+        if setting.value.is_none() && !self.problems.iter().any(told) {
             let mistake =
                 Mistake::new(format!("option `{name}` is missing"), format!("set it, such as `{name} {example}`"));
-            return self.error(mistake, &Origin::Default);
+            return self.error(mistake, &Origin::Unset);
         }
         setting.value.as_ref()
     }

@@ -20,7 +20,7 @@ use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::ethtool::{Offloads, set_offloads};
-use crate::xsk::{Socket, SocketConfig};
+use crate::xsk::{Injector, Socket, SocketConfig};
 
 /// Smallest and largest device MTU in octets: RFC 791's minimum, and what fits a UMEM frame with all headers.
 const MTU: std::ops::RangeInclusive<u32> = 68..=3500;
@@ -108,9 +108,13 @@ impl Manager {
         }
         self.programs.set_private_device(device.index, tunnel)?;
         self.programs.set_private_device(device.hidden_index, tunnel)?;
-        // The kernel then finishes inner checksums, whatever the protocol, before a frame reaches us.
-        set_offloads(&device.name, device.index, Offloads::SINGLE_FRAMES)?;
-        let mode = self.programs.attach_private(device.index, device.hidden_index, preference(attach.xdp_mode))?;
+        // Native XDP takes no superframes; generic XDP does, and the engine cuts them at less cost than the kernel.
+        let (offloads, mode) = match preference(attach.xdp_mode) {
+            XdpPreference::Native => (Offloads::SINGLE_FRAMES, XdpPreference::Native),
+            XdpPreference::Auto | XdpPreference::Generic => (Offloads::SUPERFRAMES, XdpPreference::Generic),
+        };
+        set_offloads(&device.name, device.index, offloads)?;
+        let mode = self.programs.attach_private(device.index, device.hidden_index, mode)?;
         let mut sockets = Vec::new();
         for queue in 0..QUEUES {
             let socket = Socket::bind(&self.umem, device.hidden_index, queue, SocketConfig::default())?;
@@ -153,7 +157,7 @@ impl Manager {
             ip_id: 0,
             asked: [None; 2],
         };
-        self.worker.send(Command::AddTunnel(Box::new(state), sockets, vec![me]));
+        self.worker.send(Command::AddTunnel(Box::new(state), sockets, Injector::open(device.hidden_index)?, vec![me]));
         if let Some(peer) = peer {
             self.follow(number, peer);
         }

@@ -23,6 +23,8 @@ pub struct Carriers {
 }
 
 struct Carrier {
+    /// AF_XDP transmits from the UMEM itself.
+    zero_copy: bool,
     /// Index in the worker's table, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`].
     slot: usize,
     tunnels: BTreeSet<u16>,
@@ -54,7 +56,7 @@ impl Manager {
     /// Takes up a new way to a tunnel's peer, or that there is none.
     pub(super) async fn set_way(&mut self, number: u16, state: &State) {
         let Some(tenant) = self.tenants.get(&number) else { return };
-        let (me, before) = (tenant.me, tenant.carrier);
+        let (me, before, door, peer) = (tenant.me, tenant.carrier, tenant.carrier_door, tenant.peer);
         let hop = match state {
             State::Unknown => return,
             State::Unreachable(reason) => {
@@ -81,13 +83,19 @@ impl Manager {
         let way = match usable {
             None if looped => Way::Looped,
             None => Way::NoRoute,
-            Some(hop) => self.path(hop, me).map_or(Way::Socket, Way::Carrier),
+            Some(hop) => self.path(hop, me, door).map_or(Way::Socket, Way::Carrier),
         };
-        self.worker.send(Command::SetWay(number, way));
+        if let Some(peer) = peer {
+            self.worker.send(Command::SetWay(number, peer.ip(), way));
+        }
     }
 
-    fn path(&self, hop: NextHop, me: SocketAddr) -> Option<Path> {
+    /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster (docs/BENCHMARKS.md).
+    fn path(&self, hop: NextHop, me: SocketAddr, door: Door) -> Option<Path> {
         let carrier = self.carriers.open.get(&hop.ifindex)?;
+        if door == Door::Auto && !carrier.zero_copy {
+            return None;
+        }
         Some(Path {
             carrier: carrier.slot,
             hop: Hop { source: hop.source_mac?, destination: hop.destination_mac? },
@@ -107,10 +115,10 @@ impl Manager {
             return true;
         }
         match self.open_carrier(ifindex, tenant.xdp_mode).await {
-            Ok((slot, note)) => {
-                tracing::info!("{note}");
-                self.notice(number, note.clone());
-                let carrier = Carrier { slot, tunnels: BTreeSet::from([number]), note };
+            Ok(mut carrier) => {
+                tracing::info!("{}", carrier.note);
+                self.notice(number, carrier.note.clone());
+                carrier.tunnels.insert(number);
                 self.carriers.open.insert(ifindex, carrier);
                 true
             }
@@ -121,7 +129,7 @@ impl Manager {
         }
     }
 
-    async fn open_carrier(&mut self, ifindex: u32, mode: XdpPreference) -> anyhow::Result<(usize, String)> {
+    async fn open_carrier(&mut self, ifindex: u32, mode: XdpPreference) -> anyhow::Result<Carrier> {
         let card = self.netlink.card(ifindex).await?;
         if card.kind != CardKind::Ethernet {
             anyhow::bail!("{}: no Ethernet device, so AF_XDP cannot send on it", card.name);
@@ -143,10 +151,11 @@ impl Manager {
         };
         match open() {
             Ok(sockets) => {
-                let copying = if sockets.iter().all(Socket::zero_copy) { "zero copy" } else { "copy mode" };
+                let zero_copy = sockets.iter().all(Socket::zero_copy);
+                let copying = if zero_copy { "zero copy" } else { "copy mode" };
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
                 self.worker.send(Command::AddCarrier(slot, sockets));
-                Ok((slot, note))
+                Ok(Carrier { zero_copy, slot, tunnels: BTreeSet::new(), note })
             }
             Err(error) => {
                 self.programs.detach_carrier(ifindex);

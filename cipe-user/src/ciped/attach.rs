@@ -1,0 +1,104 @@
+//! How a daemon gets its tunnel from the engine.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::daemon::Setup;
+use super::options::Options;
+use super::session::{RECEIVE_PACKETS, SEND_OCTETS};
+use crate::control::client::{Client, ConnectError};
+use crate::control::protocol::{Attach, Event, Request, VERSION};
+
+/// How long the engine may take to make a tunnel.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AttachError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Refused(String),
+    #[error("the engine ended while it made the tunnel; look at the system log for its reason")]
+    Gone,
+    #[error("the engine did not make the tunnel in {} s; look at the system log, or restart it", ATTACH_DEADLINE.as_secs())]
+    Late,
+    #[error("control socket: {0}; are engine and daemon of the same version?")]
+    Socket(String),
+}
+
+/// What of a tunnel may differ from its options.
+pub(super) struct Place {
+    /// Interface; `None`: the next free.
+    pub device: Option<String>,
+    /// Own carrier address.
+    pub me: SocketAddr,
+    /// The peer's carrier address.
+    pub peer: SocketAddr,
+    /// Packets under one send key.
+    pub send_packets: u64,
+}
+
+/// A tunnel that the engine has made.
+pub(super) struct Attached {
+    /// The connection that owns it.
+    pub engine: Client,
+    /// Interface.
+    pub device: String,
+    /// Own carrier address as bound.
+    pub me: SocketAddr,
+}
+
+/// Connects to the engine, which is started if need be, and has it make the tunnel; logs the modes it got.
+pub(super) async fn attach(setup: &Setup, place: Place) -> Result<Attached, AttachError> {
+    let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
+    let request = Request::Attach(Box::new(attach_request(&setup.options, place)));
+    engine.send(&request).map_err(|error| AttachError::Socket(error.to_string()))?;
+    let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
+        loop {
+            match engine.receive().await {
+                Ok(Some(Event::Attached { device, me, notes })) => break Ok((device, me, notes)),
+                Ok(Some(Event::Failed { message })) => break Err(AttachError::Refused(message)),
+                Ok(Some(Event::Notice { message })) => tracing::warn!("{message}"),
+                Ok(Some(_)) => {}
+                Ok(None) => break Err(AttachError::Gone),
+                Err(error) => break Err(AttachError::Socket(error.to_string())),
+            }
+        }
+    });
+    let (device, me, notes) = answer.await.unwrap_or(Err(AttachError::Late))?;
+    for note in notes {
+        tracing::info!("{device}: {note}");
+    }
+    Ok(Attached { engine, device, me })
+}
+
+fn attach_request(options: &Options, place: Place) -> Attach {
+    Attach {
+        version: VERSION,
+        device: place.device,
+        prefix: options.prefix().to_owned(),
+        cipher: options.cipher,
+        key: options.key.clone(),
+        ipaddr: options.ipaddr,
+        ptpaddr: options.ptpaddr,
+        mtu: options.mtu,
+        metric: options.metric,
+        me: place.me,
+        peer: place.peer,
+        pin_peer: options.pin_peer,
+        cttl: options.cttl,
+        checksum: options.checksum,
+        ignore_df: options.ignore_df,
+        force_mtu: options.force_mtu,
+        mss_clamp: options.mss_clamp,
+        static_data: options.static_data,
+        dynip: options.dynip,
+        carrier: options.carrier,
+        xdp_mode: options.xdp_mode,
+        send_packets: place.send_packets,
+        send_octets: SEND_OCTETS,
+        receive_packets: RECEIVE_PACKETS,
+        send_seconds: options.tokey.into(),
+        retry_seconds: options.tokxc.into(),
+    }
+}

@@ -1,0 +1,92 @@
+//! Opened packets to the tunnel device: runs of TCP segments as one superframe, the rest in the frames where they stand.
+
+use std::io::IoSlice;
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+use cipe_common::Verdict;
+
+use super::{Endpoint, Worker};
+use crate::engine::coalesce::{MAX_SEGMENTS, Run};
+use crate::engine::outer::{self, ETHERNET};
+use crate::xsk::{Frame, Packet, Pool, Umem};
+
+/// An opened inner packet.
+pub struct Delivery {
+    /// Its tunnel.
+    pub tunnel: u16,
+    /// The frame that it is in, until that is handed on.
+    pub frame: Option<Frame>,
+    /// Where it stands in the chunk.
+    pub inner: Range<usize>,
+}
+
+impl Worker {
+    /// Hands all waiting deliveries to their tunnel devices.
+    pub(super) fn deliver(&mut self) {
+        for batch in self.deliveries.chunk_by_mut(|a, b| a.tunnel == b.tunnel) {
+            let Some(endpoint) = self.endpoints.get_mut(&batch[0].tunnel) else { continue };
+            self.coalescer.clear();
+            for delivery in &*batch {
+                let chunk = delivery.frame.as_ref().map_or(&[][..], |frame| self.umem.chunk(frame));
+                self.coalescer.push(chunk.get(delivery.inner.clone()).unwrap_or_default());
+            }
+            for run in self.coalescer.runs() {
+                if run.count() > 1 {
+                    inject(endpoint, &self.umem, &mut self.pool, batch, &run);
+                } else {
+                    run.packets().for_each(|index| transmit(endpoint, &self.umem, &mut self.pool, &mut batch[index]));
+                }
+            }
+        }
+        for frame in self.deliveries.drain(..).filter_map(|delivery| delivery.frame) {
+            self.pool.put(frame);
+        }
+    }
+}
+
+/// Sends one packet in its own frame.
+fn transmit(endpoint: &mut Endpoint, umem: &Umem, pool: &mut Pool, delivery: &mut Delivery) {
+    let Some(mut frame) = delivery.frame.take() else { return };
+    let chunk = umem.chunk_mut(&mut frame);
+    let is_ipv4 = chunk[delivery.inner.start] >> 4 == 4;
+    outer::write_ethernet(chunk, delivery.inner.start, endpoint.tunnel.private_hop, is_ipv4);
+    let octets = delivery.inner.len();
+    let offset = (delivery.inner.start - ETHERNET) as u32;
+    let packet = Packet { frame, offset, len: (octets + ETHERNET) as u32, more: false };
+    let handed_over = match endpoint.ports.first_mut() {
+        Some(port) => port.transmit(packet, pool),
+        None => Err(packet),
+    };
+    match handed_over {
+        Ok(()) => endpoint.tunnel.counters.delivered(octets),
+        Err(packet) => {
+            endpoint.tunnel.counters.count(Verdict::PrivateFull);
+            pool.put(packet.frame);
+        }
+    }
+}
+
+/// Sends a run of packets as one superframe; their frames stay.
+fn inject(endpoint: &mut Endpoint, umem: &Umem, pool: &mut Pool, batch: &[Delivery], run: &Run<'_>) {
+    // What waits in a port may belong to the same flow, and came before.
+    for port in &mut endpoint.ports {
+        port.flush(pool);
+    }
+    let vnet = run.vnet_header(ETHERNET);
+    let headers = run.headers();
+    let ethernet = outer::ethernet(endpoint.tunnel.private_hop, headers.first().is_some_and(|first| first >> 4 == 4));
+    let mut pieces: ArrayVec<IoSlice<'_>, { MAX_SEGMENTS + 3 }> = ArrayVec::new();
+    pieces.extend([IoSlice::new(&vnet), IoSlice::new(&ethernet), IoSlice::new(headers)]);
+    for delivery in run.packets().map(|index| &batch[index]) {
+        let packet = delivery.frame.as_ref().map_or(&[][..], |frame| &umem.chunk(frame)[delivery.inner.clone()]);
+        pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
+    }
+    let sent = endpoint.injector.send(&pieces);
+    for delivery in run.packets().map(|index| &batch[index]) {
+        match sent {
+            Ok(()) => endpoint.tunnel.counters.delivered(delivery.inner.len()),
+            Err(_) => endpoint.tunnel.counters.count(Verdict::PrivateFull),
+        }
+    }
+}

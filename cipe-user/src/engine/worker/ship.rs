@@ -1,0 +1,154 @@
+//! Sealed datagrams to the carrier: by AF_XDP, each in its frame, or by the tunnel's UDP socket, many a call.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+
+use arrayvec::ArrayVec;
+use cipe_common::Verdict;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+
+use super::outbound::Outgoing;
+use super::{BATCH, Worker};
+use crate::engine::outer::{self, Marks};
+use crate::engine::tunnel::{Path, Tunnel, Way};
+use crate::wire::packet::Type;
+use crate::xsk::{Packet, Umem};
+
+/// Most octets of one UDP_SEGMENT send: what the IPv4 length field can say, less IP and UDP headers.
+const MAX_SEND: usize = 65_535 - 20 - 8;
+
+/// Sealed datagrams that can leave in one call: of one tunnel, with equal headers, of one size but for the last.
+type Group = ArrayVec<Outgoing, BATCH>;
+
+impl Worker {
+    /// Sends all that is sealed, and counts it.
+    pub(super) fn ship(&mut self, outgoing: &mut Vec<Outgoing>) {
+        let mut rest = outgoing.drain(..);
+        while !rest.as_slice().is_empty() {
+            let len = group_len(rest.as_slice());
+            let group: Group = rest.by_ref().take(len).collect();
+            let Some(endpoint) = self.endpoints.get_mut(&group[0].tunnel) else {
+                group.into_iter().for_each(|out| self.pool.put(out.frame));
+                continue;
+            };
+            let tunnel = &mut endpoint.tunnel;
+            let path = match (tunnel.peer, tunnel.way) {
+                // Its key went between admission and sealing: fail closed.
+                _ if !group[0].ready => Err(Verdict::NoSendKey),
+                (None, _) => Err(Verdict::NoPeer),
+                (_, Way::NoRoute) => Err(Verdict::NoRoute),
+                (_, Way::Looped) => Err(Verdict::RouteLoop),
+                (Some(peer), Way::Socket) => Ok((peer, None)),
+                (Some(peer), Way::Carrier(path)) => {
+                    let ip_len = outer::room(peer.ip()) - outer::ETHERNET + group[0].datagram.len();
+                    Ok((peer, Some(path).filter(|path| ip_len <= path.mtu)))
+                }
+            };
+            let (sent, verdict) = match path {
+                Ok((peer, Some(path))) => {
+                    for out in group {
+                        let port =
+                            self.carriers.get_mut(path.carrier).and_then(Option::as_mut).and_then(|c| c.first_mut());
+                        let Some(port) = port else {
+                            tunnel.counters.count(Verdict::CarrierFull);
+                            self.pool.put(out.frame);
+                            continue;
+                        };
+                        let (octets, kind) = (out.octets, out.kind);
+                        match port.transmit(frame(tunnel, &self.umem, &path, peer, out), &mut self.pool) {
+                            Ok(()) => count(tunnel, octets, kind),
+                            Err(packet) => {
+                                tunnel.counters.count(Verdict::CarrierFull);
+                                self.pool.put(packet.frame);
+                            }
+                        }
+                    }
+                    continue;
+                }
+                Ok((peer, None)) => (send_by_socket(tunnel, &self.umem, peer, &group), Verdict::CarrierFull),
+                Err(verdict) => (0, verdict),
+            };
+            for (index, out) in group.into_iter().enumerate() {
+                if index < sent {
+                    count(tunnel, out.octets, out.kind)
+                } else {
+                    tunnel.counters.count(verdict)
+                }
+                self.pool.put(out.frame);
+            }
+        }
+    }
+}
+
+fn count(tunnel: &Tunnel, octets: usize, kind: Type) {
+    match kind {
+        Type::Data => tunnel.counters.sent(octets),
+        Type::Control => tunnel.counters.count(Verdict::ControlSent),
+    }
+}
+
+/// How many from the front of `outgoing`, which is not empty, make a [`Group`].
+fn group_len(outgoing: &[Outgoing]) -> usize {
+    let (first, rest) = outgoing.split_first().expect("the caller has seen one");
+    let size = first.datagram.len();
+    let mut total = size;
+    let mut len = 1;
+    for out in rest {
+        let alike = out.tunnel == first.tunnel
+            && out.ready == first.ready
+            && out.marks == first.marks
+            && out.datagram.len() <= size;
+        total += out.datagram.len();
+        if !alike || total > MAX_SEND || len == BATCH {
+            break;
+        }
+        len += 1;
+        if out.datagram.len() < size {
+            break;
+        }
+    }
+    len
+}
+
+/// Puts carrier headers in front of a datagram.
+fn frame(tunnel: &mut Tunnel, umem: &Umem, path: &Path, peer: SocketAddr, out: Outgoing) -> Packet {
+    tunnel.ip_id = tunnel.ip_id.wrapping_add(1);
+    let Outgoing { mut frame, datagram, marks, .. } = out;
+    let end = datagram.end;
+    let chunk = umem.chunk_mut(&mut frame);
+    let addresses = (path.source, peer);
+    let start = outer::write_frame(chunk, datagram, path.hop, addresses, marks, tunnel.ip_id, tunnel.checksum);
+    Packet { frame, offset: start as u32, len: (end - start) as u32, more: false }
+}
+
+/// Sends a group by the tunnel's own socket: one datagram, or all in one call (UDP_SEGMENT, udp(7)). Returns how many
+/// the kernel took.
+fn send_by_socket(tunnel: &Tunnel, umem: &Umem, peer: SocketAddr, group: &Group) -> usize {
+    let pieces: ArrayVec<IoSlice<'_>, BATCH> =
+        group.iter().map(|out| IoSlice::new(&umem.chunk(&out.frame)[out.datagram.clone()])).collect();
+    let Marks { tos, ttl, .. } = group[0].marks;
+    let size = group[0].datagram.len() as u16;
+    let ttl = i32::from(ttl);
+    let mut control: ArrayVec<ControlMessage<'_>, 3> = ArrayVec::new();
+    if peer.is_ipv4() {
+        control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]);
+    }
+    if group.len() > 1 {
+        control.push(ControlMessage::UdpGsoSegments(&size));
+    }
+    let to = SockaddrStorage::from(peer);
+    let send = || sendmsg(tunnel.udp.as_raw_fd(), &pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
+    // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
+    let refused = |error: &Errno| matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH);
+    let sent = send();
+    let sent = if sent.as_ref().is_err_and(refused) { send() } else { sent };
+    match sent {
+        Ok(_) => group.len(),
+        Err(error) => {
+            tracing::debug!("{peer}: {error}");
+            0
+        }
+    }
+}

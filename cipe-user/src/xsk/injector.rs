@@ -1,0 +1,77 @@
+//! Superframes into a device: what AF_XDP cannot say about a frame, an `AF_PACKET` socket with `PACKET_VNET_HDR` can
+//! (packet(7), linux/virtio_net.h).
+
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType};
+
+use super::Error;
+
+/// A socket that sends frames with GSO and checksum metadata on one device, and receives nothing.
+#[derive(Debug)]
+pub struct Injector {
+    socket: OwnedFd,
+}
+
+impl Injector {
+    /// Opens one for device `ifindex`.
+    ///
+    /// # Errors
+    /// Whatever the kernel refuses, with the device.
+    pub fn open(ifindex: u32) -> Result<Self, Error> {
+        let object = format!("device {ifindex}: superframe injection");
+        let failed = |call, errno| Error::socket(&object, call, errno);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // Protocol 0 receives nothing.
+        let socket = rustix::net::socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)
+            .map_err(|errno| failed("socket", errno))?;
+        bind(&socket, ifindex).map_err(|errno| failed("bind", errno))?;
+        for (option, name) in
+            [(libc::PACKET_VNET_HDR, "PACKET_VNET_HDR"), (libc::PACKET_QDISC_BYPASS, "PACKET_QDISC_BYPASS")]
+        {
+            set(&socket, option).map_err(|errno| failed(name, errno))?;
+        }
+        Ok(Self { socket })
+    }
+
+    /// Sends one frame: the `virtio_net_hdr`, then the frame from its Ethernet header on, in as many pieces as wanted.
+    ///
+    /// # Errors
+    /// `ENOBUFS` and `EAGAIN` are back-pressure.
+    pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
+        rustix::net::sendmsg(&self.socket, pieces, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT).map(drop)
+    }
+}
+
+fn bind(socket: &OwnedFd, ifindex: u32) -> Result<(), Errno> {
+    let index = i32::try_from(ifindex).map_err(|_| Errno::NODEV)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: 0,
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` octets, those of `address`, which lives through the call.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })
+}
+
+fn set(socket: &OwnedFd, option: libc::c_int) -> Result<(), Errno> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` octets, those of `on`, which lives through the call.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const on).cast(), length) })
+}
+
+fn check(result: libc::c_int) -> Result<(), Errno> {
+    if result < 0 {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    } else {
+        Ok(())
+    }
+}
