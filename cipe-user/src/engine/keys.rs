@@ -53,6 +53,7 @@ pub struct Keys {
     algorithm: Algorithm,
     table: KeyReader,
     tunnel: u32,
+    refreshed: Option<Instant>,
     seen: [u64; 4],
     live: [Option<LiveKey>; 4],
 }
@@ -60,13 +61,17 @@ pub struct Keys {
 impl Keys {
     /// Keys of tunnel number `tunnel`; nothing is live before the first [`Keys::refresh`].
     pub fn new(algorithm: Algorithm, table: KeyReader, tunnel: u16) -> Self {
-        Self { algorithm, table, tunnel: tunnel.into(), seen: [0; 4], live: [const { None }; 4] }
+        Self { algorithm, table, tunnel: tunnel.into(), refreshed: None, seen: [0; 4], live: [const { None }; 4] }
     }
 
     /// Takes up what changed in the map. Four atomic loads when nothing did.
     ///
     /// A receive key that moves to the previous slot keeps its replay filter and counts.
     pub fn refresh(&mut self, now: Instant) {
+        // Once a round: in the middle of a batch a slot must not come to mean another key.
+        if self.refreshed.replace(now) == Some(now) {
+            return;
+        }
         for slot in SLOTS {
             let index = key_index(self.tunnel, slot);
             if self.table.generation(index) == self.seen[slot as usize] {

@@ -56,7 +56,7 @@ impl Manager {
     /// Takes up a new way to a tunnel's peer, or that there is none.
     pub(super) async fn set_way(&mut self, number: u16, state: &State) {
         let Some(tenant) = self.tenants.get(&number) else { return };
-        let (me, before, door) = (tenant.me, tenant.carrier, tenant.carrier_door);
+        let (me, before, door, peer) = (tenant.me, tenant.carrier, tenant.carrier_door, tenant.peer);
         let hop = match state {
             State::Unknown => return,
             State::Unreachable(reason) => {
@@ -85,7 +85,9 @@ impl Manager {
             None => Way::NoRoute,
             Some(hop) => self.path(hop, me, door).map_or(Way::Socket, Way::Carrier),
         };
-        self.worker.send(Command::SetWay(number, way));
+        if let Some(peer) = peer {
+            self.worker.send(Command::SetWay(number, peer.ip(), way));
+        }
     }
 
     /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster (docs/BENCHMARKS.md).

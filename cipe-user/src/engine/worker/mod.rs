@@ -11,7 +11,7 @@ mod port;
 mod ship;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -24,7 +24,7 @@ use super::coalesce::Coalescer;
 use super::random::Random;
 use super::tunnel::{Tunnel, Way};
 use crate::cipher::Lanes;
-use crate::control::protocol::Event;
+use crate::control::protocol::{Event, Wanted};
 use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
 use delivery::Delivery;
 use inbound::Incoming;
@@ -33,6 +33,12 @@ use port::Port;
 
 /// Packets of one batch: as many as the ciphers run side by side.
 pub const BATCH: usize = 64;
+
+/// Most frames that wait for packets in the fill ring of a carrier queue: 1 ms of them at a million packets a second.
+const CARRIER_FILL: u32 = 1024;
+
+/// The same for a hidden end: 14 superframes of 64 KiB.
+const PRIVATE_FILL: u32 = 256;
 
 /// What a worker tells the control thread: tunnel number and event.
 pub type Events = tokio::sync::mpsc::Sender<(u16, Event)>;
@@ -47,8 +53,8 @@ pub enum Command {
     AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>),
     /// A tunnel goes; the sender is dropped when its sockets are closed.
     RemoveTunnel(u16, Sender<()>),
-    /// The way to a tunnel's peer changed.
-    SetWay(u16, Way),
+    /// The way to a tunnel's peer changed; of no use if the tunnel has another peer by now.
+    SetWay(u16, IpAddr, Way),
     /// Packets and payload octets under one send key before a new one is wanted.
     SetSendLimits(u16, u64, u64),
     /// A message to seal and send.
@@ -176,10 +182,13 @@ impl Worker {
         let mut ready = Vec::with_capacity(64);
         let mut sources: Vec<Source> = Vec::with_capacity(64);
         loop {
-            // A second without events is only a chance to look at the clock.
-            let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+            // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
+            let timeout = match self.flush() {
+                true => Timespec { tv_sec: 1, tv_nsec: 0 },
+                false => Timespec { tv_sec: 0, tv_nsec: 1_000_000 },
+            };
             ready.clear();
-            if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&second))
+            if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&timeout))
                 && error != rustix::io::Errno::INTR
             {
                 tracing::error!("epoll: {error}; the worker ends");
@@ -213,19 +222,17 @@ impl Worker {
         packets >= BATCH
     }
 
-    fn flush(&mut self) {
-        for port in self.carriers.iter_mut().flatten().flatten() {
-            port.flush(&mut self.pool);
-        }
-        for endpoint in self.endpoints.values_mut() {
-            for port in &mut endpoint.ports {
-                port.flush(&mut self.pool);
-            }
-        }
+    /// Sends what waits in the ports; whether the kernel took all.
+    fn flush(&mut self) -> bool {
+        let carriers = self.carriers.iter_mut().flatten().flatten();
+        let private = self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.ports);
+        // All of them, also after one that could not send.
+        carriers.chain(private).fold(true, |all, port| port.flush(&mut self.pool) && all)
     }
 
     /// Carries out what the control thread asked; `false` at the end.
     fn obey(&mut self) -> bool {
+        self.now = Instant::now();
         let mut count = [0; 8];
         // An empty event descriptor only means that somebody read it before.
         let _ = rustix::io::read(&self.wake, &mut count);
@@ -241,7 +248,8 @@ impl Worker {
     fn carry_out(&mut self, command: Command) {
         match command {
             Command::AddCarrier(slot, sockets) => {
-                let ports = self.open_ports(sockets, Source::Carrier(slot));
+                let fill = (self.pool.total() as u32 / 4 / sockets.len().max(1) as u32).clamp(64, CARRIER_FILL);
+                let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
                 if self.carriers.len() <= slot {
                     self.carriers.resize_with(slot + 1, || None);
                 }
@@ -259,7 +267,7 @@ impl Worker {
             }
             Command::AddTunnel(tunnel, sockets, injector, addresses) => {
                 let number = tunnel.number;
-                let ports = self.open_ports(sockets, Source::Private(number));
+                let ports = self.open_ports(sockets, Source::Private(number), PRIVATE_FILL);
                 self.watch(&tunnel.udp, Source::Udp(number));
                 self.addresses.extend(addresses.iter().map(|address| (*address, number)));
                 self.endpoints.insert(number, Endpoint { tunnel: *tunnel, ports, injector, addresses });
@@ -273,8 +281,10 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::SetWay(number, way) => {
-                if let Some(endpoint) = self.endpoints.get_mut(&number) {
+            Command::SetWay(number, peer, way) => {
+                if let Some(endpoint) = self.endpoints.get_mut(&number)
+                    && endpoint.tunnel.peer.is_some_and(|known| known.ip() == peer)
+                {
                     endpoint.tunnel.way = way;
                 }
             }
@@ -289,11 +299,11 @@ impl Worker {
         }
     }
 
-    fn open_ports(&mut self, sockets: Vec<Socket>, source: Source) -> Vec<Port> {
+    fn open_ports(&mut self, sockets: Vec<Socket>, source: Source, fill: u32) -> Vec<Port> {
         let mut ports = Vec::with_capacity(sockets.len());
         for socket in sockets {
             self.watch(&socket, source);
-            ports.push(Port::new(socket, &mut self.pool));
+            ports.push(Port::new(socket, fill, &mut self.pool));
         }
         ports
     }
@@ -308,6 +318,13 @@ impl Worker {
     /// Tells the control thread; `false` if its queue is full.
     fn tell(&self, number: u16, event: Event) -> bool {
         self.events.try_send((number, event)).is_ok()
+    }
+}
+
+/// Asks the daemon for a key; if its queue is full, the next packet asks again.
+fn want(events: &Events, tunnel: &mut Tunnel, reason: Wanted) {
+    if events.try_send((tunnel.number, Event::KeyWanted { reason })).is_err() {
+        tunnel.asked = [None; 2];
     }
 }
 

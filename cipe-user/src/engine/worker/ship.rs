@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
 use super::outbound::Outgoing;
@@ -34,6 +35,8 @@ impl Worker {
             };
             let tunnel = &mut endpoint.tunnel;
             let path = match (tunnel.peer, tunnel.way) {
+                // Its key went between admission and sealing: fail closed.
+                _ if !group[0].ready => Err(Verdict::NoSendKey),
                 (None, _) => Err(Verdict::NoPeer),
                 (_, Way::NoRoute) => Err(Verdict::NoRoute),
                 (_, Way::Looped) => Err(Verdict::RouteLoop),
@@ -93,7 +96,10 @@ fn group_len(outgoing: &[Outgoing]) -> usize {
     let mut total = size;
     let mut len = 1;
     for out in rest {
-        let alike = out.tunnel == first.tunnel && out.marks == first.marks && out.datagram.len() <= size;
+        let alike = out.tunnel == first.tunnel
+            && out.ready == first.ready
+            && out.marks == first.marks
+            && out.datagram.len() <= size;
         total += out.datagram.len();
         if !alike || total > MAX_SEND || len == BATCH {
             break;
@@ -133,7 +139,12 @@ fn send_by_socket(tunnel: &Tunnel, umem: &Umem, peer: SocketAddr, group: &Group)
         control.push(ControlMessage::UdpGsoSegments(&size));
     }
     let to = SockaddrStorage::from(peer);
-    match sendmsg(tunnel.udp.as_raw_fd(), &pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to)) {
+    let send = || sendmsg(tunnel.udp.as_raw_fd(), &pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
+    // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
+    let refused = |error: &Errno| matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH);
+    let sent = send();
+    let sent = if sent.as_ref().is_err_and(refused) { send() } else { sent };
+    match sent {
         Ok(_) => group.len(),
         Err(error) => {
             tracing::debug!("{peer}: {error}");
