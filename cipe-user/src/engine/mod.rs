@@ -17,6 +17,7 @@ pub mod replay;
 pub mod segment;
 #[cfg(test)]
 mod testpackets;
+pub mod toobig;
 mod tunnel;
 mod worker;
 
