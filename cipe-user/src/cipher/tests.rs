@@ -69,7 +69,7 @@ struct Spec {
     len: usize,
 }
 
-/// Keys, jobs under them, and the octet that the memory between them is filled with.
+/// Keys, messages, and a seed of their contents.
 type Batch = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8);
 
 fn batch() -> impl Strategy<Value = Batch> {
