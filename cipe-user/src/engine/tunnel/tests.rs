@@ -58,6 +58,7 @@ impl Bed {
 
     fn set(&mut self, slot: Slot, key: &[u8; KEY]) {
         self.writer.set(0, slot, key);
+        self.now += Duration::from_nanos(1);
         self.tunnel.keys.refresh(self.now);
     }
 
