@@ -245,6 +245,9 @@ impl Run {
             for test in self.plan.tests.clone() {
                 let values = bench.run(test).with_context(|| running.logs())?;
                 self.done += 1;
+                if values.is_empty() {
+                    continue;
+                }
                 self.print(round, offloads, tunnel, topology, &values);
                 for (test, value) in values {
                     let unit = test.unit().to_owned();
@@ -273,7 +276,7 @@ impl Run {
             .map(|(metric, value)| format!("{} {} {}", metric.name(), report::number(*value), metric.unit()))
             .collect();
         println!(
-            "[{:>width$}/{}, {} left] round {round} {:>3} {:<3} {:<13} {}",
+            "[{:>width$}/{}, {} left] round {round} {:>3} {:<3} {:<15} {}",
             self.done,
             self.total,
             minutes(left),
