@@ -145,7 +145,11 @@ impl Bench<'_> {
         }
     }
 
-    fn tunnel(&self) -> Result<Vec<u32>> {
+    /// Processes of both ends.
+    ///
+    /// # Errors
+    /// A `/proc` that cannot be read.
+    pub fn tunnel(&self) -> Result<Vec<u32>> {
         Ok([account::tunnel(self.net, Side::A)?, account::tunnel(self.net, Side::B)?].concat())
     }
 

@@ -49,8 +49,9 @@ pub fn svg(title: &str, stacks: &Stacks) -> String {
     let height = TOP + ROW * rows as f64 + MARGIN;
     let mut svg = Svg::new(WIDTH, height);
     svg.text((MARGIN, 28.0), "fill=\"#1f2933\" font-size=\"16\" font-weight=\"600\"", title);
-    let about =
-        format!("{total} samples of busy CPUs; blue: user space, orange: kernel, grey: thread. Point at a function.");
+    let about = format!(
+        "{total} samples of tunnel, load and softirqs; blue: user space, orange: kernel, grey: thread. Point at a function."
+    );
     svg.text((MARGIN, 47.0), "fill=\"#7b8794\"", &about);
     let mut canvas = Canvas { svg, pixels, total, least };
     let (mut x, bottom) = (MARGIN, height - MARGIN - ROW);
@@ -92,7 +93,7 @@ impl Canvas {
 }
 
 /// The name in at most so many letters; `None` if that would say nothing.
-fn shortened(name: &str, letters: usize) -> Option<String> {
+pub fn shortened(name: &str, letters: usize) -> Option<String> {
     if name.chars().count() <= letters {
         return Some(name.to_owned());
     }
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn callers_stand_below_what_they_call() {
-        let stacks = Stacks::parse("t 1 \n\tffffffff81000000 inner\n\t1000 outer\n");
+        let stacks = Stacks::parse("t 1 \n\tffffffff81000000 inner\n\t1000 outer\n", |_| true);
         let picture = svg("title", &stacks);
         let y = |name: &str| {
             let after = picture.split_once(&format!("<title>{name}:")).expect("drawn").1;

@@ -13,7 +13,7 @@ use cipe_tests::gateway;
 use cipe_tests::topology::{Carrier, Topology as Net};
 
 use super::install;
-use super::measure::{Bench, Effort, Test};
+use super::measure::{Bench, Effort, Test, account};
 use super::record::{Offloads, Topology};
 use super::report::{self, Table};
 use super::tunnel::{self, Kind, Tunnel};
@@ -51,6 +51,8 @@ pub struct Args {
 
 /// Samples a second and CPU. No multiple of the kernel's tick, so as not to run in step with it.
 const FREQUENCY: &str = "1997";
+/// Letters of a function's name in the table.
+const LETTERS: usize = 72;
 /// Rows of the table.
 const ROWS: usize = 20;
 
@@ -76,8 +78,8 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = tools::target().join("profile");
     fs::create_dir_all(&folder)?;
     let samples = folder.join("perf.data");
-    record(args, &perf, &samples)?;
-    let stacks = read(&perf, &samples)?;
+    let tunnel = record(args, &perf, &samples)?;
+    let stacks = read(&perf, &samples, &tunnel)?;
     fs::remove_file(&samples)?;
 
     print(&stacks);
@@ -102,19 +104,22 @@ fn binary(args: &Args) -> Result<PathBuf> {
     Ok(target.join("release/cipe"))
 }
 
-/// Starts the tunnel and samples all CPUs while the load runs.
-fn record(args: &Args, perf: &Path, samples: &Path) -> Result<()> {
+/// Starts the tunnel and samples all CPUs while the load runs; returns the tunnel's processes.
+fn record(args: &Args, perf: &Path, samples: &Path) -> Result<Vec<u32>> {
     let seconds = args.seconds.max(1);
     let time = Duration::from_secs(seconds);
-    let effort = Effort { tcp: time + Duration::from_secs(1), trial: time / 4, idle: time, ..Effort::FULL };
+    // The wait for a quiet machine comes before the samples.
+    let effort = Effort { tcp: time + Duration::from_secs(1), idle: time, quiet: Duration::ZERO, ..Effort::FULL };
     let net = Net::new(Carrier::Direct, args.offloads.of_bed())?;
     let running = args.tunnel.start(&net)?;
+    account::wait_until_quiet(Effort::FULL.quiet)?;
     println!("{} of {} for {seconds} s ...", args.test.name(), args.tunnel.name());
     let mut command = Command::new(perf);
     command.args(["record", "--quiet", "--all-cpus", "--call-graph", "fp", "--event", "cpu-clock"]);
     command.args(["--freq", FREQUENCY, "--output"]).arg(samples).args(["--", "sleep", &seconds.to_string()]);
     let mut sampling = command.stdin(Stdio::null()).spawn()?;
-    let values = Bench { net: &net, topology: args.topology, effort }.run(args.test).with_context(|| running.logs());
+    let bench = Bench { net: &net, topology: args.topology, effort };
+    let values = bench.run(args.test).with_context(|| running.logs());
     let status = sampling.wait()?;
     for (metric, value) in values? {
         println!("  {} {} {}", metric.name(), report::number(value), metric.unit());
@@ -122,18 +127,26 @@ fn record(args: &Args, perf: &Path, samples: &Path) -> Result<()> {
     if !status.success() {
         bail!("perf record: {status}");
     }
-    Ok(())
+    bench.tunnel()
 }
 
-fn read(perf: &Path, samples: &Path) -> Result<Stacks> {
+/// Whether this is the idle task, on whose back interrupts run, or a thread of the kernel's that runs softirqs.
+fn moves_packets(pid: u32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pid == 0 || name.starts_with("ksoftirqd/") || name.starts_with("napi/")
+}
+
+/// The stacks of the tunnel, the load and the kernel.
+fn read(perf: &Path, samples: &Path, tunnel: &[u32]) -> Result<Stacks> {
     // Inlined frames would need addr2line for each address: minutes.
     let mut command = Command::new(perf);
-    command.args(["script", "--no-inline", "--fields", "comm,tid,ip,sym", "--input"]).arg(samples);
+    command.args(["script", "--no-inline", "--fields", "comm,pid,ip,sym", "--input"]).arg(samples);
     let output = command.stdin(Stdio::null()).output()?;
     if !output.status.success() {
         bail!("perf script: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(Stacks::parse(&String::from_utf8_lossy(&output.stdout)))
+    let ours = |pid| pid == std::process::id() || tunnel.contains(&pid) || moves_packets(pid);
+    Ok(Stacks::parse(&String::from_utf8_lossy(&output.stdout), ours))
 }
 
 fn print(stacks: &Stacks) {
@@ -142,11 +155,13 @@ fn print(stacks: &Stacks) {
     for (thread, count) in stacks.threads().into_iter().take(ROWS) {
         table.row(vec![thread, share(count)]);
     }
-    println!("\n{} samples of busy CPUs\n\n{}", stacks.total(), table.markdown());
+    let (samples, foreign) = (stacks.total(), stacks.foreign);
+    println!("\n{samples} samples of tunnel, load and softirqs; {foreign} of other processes left out\n");
+    print!("{}", table.markdown());
     let mut table = Table::new(2, &["function", "side", "% of busy time"]);
     for (function, count) in stacks.functions().into_iter().take(ROWS) {
         let side = if function.kernel { "kernel" } else { "user" };
-        table.row(vec![function.name, side.to_owned(), share(count)]);
+        table.row(vec![flame::shortened(&function.name, LETTERS).unwrap_or_default(), side.to_owned(), share(count)]);
     }
     println!("{}", table.markdown());
 }

@@ -15,26 +15,32 @@ pub struct Frame {
 #[derive(Clone, Debug, Default)]
 pub struct Stacks {
     counts: BTreeMap<(String, Vec<Frame>), u64>,
+    /// Samples of processes that were not asked for.
+    pub foreign: u64,
 }
 
 /// Innermost functions of a CPU that has nothing to do.
 const IDLE: [&str; 5] = ["pv_native_safe_halt", "native_safe_halt", "default_idle", "mwait_idle", "acpi_safe_halt"];
 
 impl Stacks {
-    /// Reads `perf script --fields comm,tid,ip,sym`: a line with the thread, a line a frame from the innermost outwards, an
-    /// empty line. Samples of idle CPUs are left out.
-    pub fn parse(text: &str) -> Self {
+    /// Reads `perf script --fields comm,pid,ip,sym`: a line with thread and process, a line a frame from the innermost
+    /// outwards, an empty line. Samples of idle CPUs, and of processes that are not `wanted`, are left out.
+    pub fn parse(text: &str, wanted: impl Fn(u32) -> bool) -> Self {
         let mut stacks = Self::default();
         for sample in text.split("\n\n") {
             let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
             let Some(head) = lines.next() else { continue };
-            let thread = head.trim().rsplit_once(char::is_whitespace).map_or(head.trim(), |(name, _)| name.trim());
+            let Some((thread, pid)) = head.trim().rsplit_once(char::is_whitespace) else { continue };
             let mut frames: Vec<Frame> = lines.filter_map(Frame::parse).collect();
             if frames.first().is_some_and(|frame| IDLE.contains(&frame.name.as_str())) {
                 continue;
             }
+            if !pid.parse().is_ok_and(&wanted) {
+                stacks.foreign += 1;
+                continue;
+            }
             frames.reverse();
-            *stacks.counts.entry((thread.to_owned(), frames)).or_default() += 1;
+            *stacks.counts.entry((thread.trim().to_owned(), frames)).or_default() += 1;
         }
         stacks
     }
@@ -102,12 +108,15 @@ mod tests {
         \tffffffff8133df95 pv_native_safe_halt\n\
         \n\
         x 7 \n\
+        \t          50626ab [unknown]\n\
+        \n\
+        stranger 8 \n\
         \t          50626ab [unknown]\n";
 
     #[test]
     fn equal_stacks_are_counted_and_idle_ones_are_not() {
-        let stacks = Stacks::parse(SCRIPT);
-        assert_eq!(stacks.total(), 3);
+        let stacks = Stacks::parse(SCRIPT, |pid| pid != 8);
+        assert_eq!((stacks.total(), stacks.foreign), (3, 1));
         assert_eq!(stacks.threads(), [("cipe worker 0".to_owned(), 2), ("x".to_owned(), 1)]);
         let (thread, frames, count) = stacks.iter().next().expect("two stacks");
         assert_eq!((thread, count), ("cipe worker 0", 2));
