@@ -28,6 +28,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Measure tunnels side by side: ours, other ones, the plain wire
     Bench(Box<bench::Args>),
+    /// Draw where the time of a tunnel under load goes, as a flame graph
+    Profile(bench::profile::Args),
     /// Put what a gateway needs into one folder
     Package(package::Args),
 }
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Profile(args) => bench::profile::run(&args),
         Command::Package(args) => package::run(&args),
     };
     match result {

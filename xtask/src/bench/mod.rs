@@ -4,6 +4,7 @@
 
 mod install;
 mod measure;
+pub mod profile;
 mod record;
 mod report;
 mod tunnel;

@@ -32,6 +32,13 @@ pub enum Test {
     Idle,
 }
 
+impl Test {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 /// How long everything takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
@@ -138,7 +145,11 @@ impl Bench<'_> {
         }
     }
 
-    fn tunnel(&self) -> Result<Vec<u32>> {
+    /// Processes of both ends.
+    ///
+    /// # Errors
+    /// A `/proc` that cannot be read.
+    pub fn tunnel(&self) -> Result<Vec<u32>> {
         Ok([account::tunnel(self.net, Side::A)?, account::tunnel(self.net, Side::B)?].concat())
     }
 

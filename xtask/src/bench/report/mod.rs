@@ -15,7 +15,7 @@ use super::record::{Metric, Offloads, Results, Series, Topology};
 use super::tunnel::{INNER_MTU, Tunnel};
 use crate::tools;
 use plot::{Best, Panel, Plot};
-use table::Table;
+pub use table::Table;
 
 /// The document, and the folder of its plots beside it.
 const DOCUMENT: &str = "docs/BENCHMARKS.md";
