@@ -146,15 +146,24 @@ impl Manager {
                 self.programs.set_carrier_socket(base + queue, &socket)?;
                 sockets.push(socket);
             }
-            self.programs.set_carrier_device(ifindex, base)?;
             Ok(sockets)
         };
-        match open() {
-            Ok(sockets) => {
-                let zero_copy = sockets.iter().all(Socket::zero_copy);
+        let opened = open().and_then(|sockets| {
+            let zero_copy = sockets.iter().all(Socket::zero_copy);
+            let (done, listening) = std::sync::mpsc::channel();
+            self.worker.send(Command::AddCarrier(slot, sockets, done));
+            // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
+            let _ = listening.recv_timeout(Duration::from_secs(1));
+            if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
+                self.worker.send(Command::RemoveCarrier(slot, std::sync::mpsc::channel().0));
+                return Err(error.into());
+            }
+            Ok(zero_copy)
+        });
+        match opened {
+            Ok(zero_copy) => {
                 let copying = if zero_copy { "zero copy" } else { "copy mode" };
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
-                self.worker.send(Command::AddCarrier(slot, sockets));
                 Ok(Carrier { zero_copy, slot, tunnels: BTreeSet::new(), note })
             }
             Err(error) => {
