@@ -163,7 +163,11 @@ impl Manager {
             ip_id: 0,
             asked: [None; 2],
         };
-        self.worker.send(Command::AddTunnel(Box::new(state), sockets, Injector::open(device.hidden_index)?, vec![me]));
+        let injector = Injector::open(device.hidden_index)?;
+        let (done, listening) = std::sync::mpsc::channel();
+        self.worker.send(Command::AddTunnel(Box::new(state), sockets, injector, vec![me], done));
+        // Not alive before the worker has put frames where packets go.
+        let _ = listening.recv_timeout(Duration::from_secs(1));
         if let Some(peer) = peer {
             self.follow(number, peer);
         }

@@ -147,12 +147,10 @@ impl Manager {
         let base = slot as u32 * CARRIER_QUEUES;
         let queues = card.receive_queues.clamp(1, CARRIER_QUEUES);
         let mode = self.programs.attach_carrier(ifindex, mode)?;
-        match self.open_queues(ifindex, base, queues).await {
-            Ok(sockets) => {
-                let zero_copy = sockets.iter().all(Socket::zero_copy);
+        match self.open_queues(ifindex, slot, base, queues).await {
+            Ok(zero_copy) => {
                 let copying = if zero_copy { "zero copy" } else { "copy mode" };
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
-                self.worker.send(Command::AddCarrier(slot, sockets));
                 Ok(Carrier { zero_copy, slot, tunnels: BTreeSet::new(), note })
             }
             Err(error) => {
@@ -162,15 +160,24 @@ impl Manager {
         }
     }
 
-    async fn open_queues(&mut self, ifindex: u32, base: u32, queues: u32) -> anyhow::Result<Vec<Socket>> {
+    /// Opens the queues of a carrier device; whether all of them are zero copy.
+    async fn open_queues(&mut self, ifindex: u32, slot: usize, base: u32, queues: u32) -> anyhow::Result<bool> {
         let mut sockets = Vec::new();
         for queue in 0..queues {
             let socket = self.bind_queue(ifindex, queue, SocketConfig::default()).await?;
             self.programs.set_carrier_socket(base + queue, &socket)?;
             sockets.push(socket);
         }
-        self.programs.set_carrier_device(ifindex, base)?;
-        Ok(sockets)
+        let zero_copy = sockets.iter().all(Socket::zero_copy);
+        let (done, listening) = std::sync::mpsc::channel();
+        self.worker.send(Command::AddCarrier(slot, sockets, done));
+        // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
+        dropped(listening).await;
+        if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
+            self.worker.send(Command::RemoveCarrier(slot, std::sync::mpsc::channel().0));
+            return Err(error.into());
+        }
+        Ok(zero_copy)
     }
 
     /// Leaves a carrier device, and closes it after its last tunnel.

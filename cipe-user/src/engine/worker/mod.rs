@@ -46,12 +46,14 @@ pub type Events = tokio::sync::mpsc::Sender<(u16, Event)>;
 
 /// What the control thread tells a worker.
 pub enum Command {
-    /// A carrier device was opened: its slot, and a socket for each receive queue.
-    AddCarrier(usize, Vec<Socket>),
+    /// A carrier device was opened: its slot, and a socket for each receive queue; the sender is dropped when frames can
+    /// come.
+    AddCarrier(usize, Vec<Socket>, Sender<()>),
     /// The carrier device in this slot is no longer used; the sender is dropped when its sockets are closed.
     RemoveCarrier(usize, Sender<()>),
-    /// A tunnel was made: its hidden end's sockets, and the carrier addresses that are its own.
-    AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>),
+    /// A tunnel was made: its hidden end's sockets, and the carrier addresses that are its own; the sender is dropped when
+    /// frames can come.
+    AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>, Sender<()>),
     /// A tunnel goes; the sender is dropped when its sockets are closed.
     RemoveTunnel(u16, Sender<()>),
     /// The way to a tunnel's peer changed; of no use if the tunnel has another peer by now.
@@ -250,7 +252,7 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::AddCarrier(slot, sockets) => {
+            Command::AddCarrier(slot, sockets, _done) => {
                 let fill = (self.pool.total() as u32 / 4 / sockets.len().max(1) as u32).clamp(64, CARRIER_FILL);
                 let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
                 if self.carriers.len() <= slot {
@@ -268,7 +270,7 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::AddTunnel(tunnel, sockets, injector, addresses) => {
+            Command::AddTunnel(tunnel, sockets, injector, addresses, _done) => {
                 let number = tunnel.number;
                 let ports = self.open_ports(sockets, Source::Private(number), PRIVATE_FILL);
                 self.watch(&tunnel.udp, Source::Udp(number));
