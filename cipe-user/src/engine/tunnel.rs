@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::keys::Keys;
 use super::outer::Hop;
 use super::replay::SentIvs;
+use super::toobig::TunnelMtu;
 use crate::control::protocol::Wanted;
 use crate::wire::inner;
 use crate::wire::packet::{self, KeyKind, Type};
@@ -75,8 +76,8 @@ pub struct Tunnel {
     pub way: Way,
     /// Link-layer addresses from the hidden end to the tunnel device.
     pub private_hop: Hop,
-    /// Largest inner packet in octets.
-    pub mtu: usize,
+    /// Largest inner packets.
+    pub mtu: TunnelMtu,
     /// Only `peer` may send to us.
     pub pinned: bool,
     /// Data may go under the static key while there is no dynamic one.

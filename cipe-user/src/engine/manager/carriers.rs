@@ -85,8 +85,12 @@ impl Manager {
             None => Way::NoRoute,
             Some(hop) => self.path(hop, me, door).map_or(Way::Socket, Way::Carrier),
         };
-        if let Some(peer) = peer {
-            self.worker.send(Command::SetWay(number, peer.ip(), way));
+        let Some(peer) = peer else { return };
+        if let Some(hop) = usable {
+            self.set_path_mtu(number, hop.mtu as usize, peer.ip());
+        }
+        if let Some(tenant) = self.tenants.get(&number) {
+            self.worker.send(Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
         }
     }
 

@@ -128,27 +128,37 @@ fn frame(tunnel: &mut Tunnel, umem: &Umem, path: &Path, peer: SocketAddr, out: O
 fn send_by_socket(tunnel: &Tunnel, umem: &Umem, peer: SocketAddr, group: &Group) -> usize {
     let pieces: ArrayVec<IoSlice<'_>, BATCH> =
         group.iter().map(|out| IoSlice::new(&umem.chunk(&out.frame)[out.datagram.clone()])).collect();
-    let Marks { tos, ttl, .. } = group[0].marks;
-    let size = group[0].datagram.len() as u16;
+    let marks = group[0].marks;
+    let error = match send(tunnel, peer, marks, &pieces) {
+        Ok(()) => return group.len(),
+        Err(error) => error,
+    };
+    tracing::debug!("{peer}: {error}");
+    // A datagram that is larger than the path takes is fragmented by the kernel, but never a segment of several.
+    let too_large = matches!(error, Errno::EINVAL | Errno::EMSGSIZE) && pieces.len() > 1;
+    let alone = |piece: &&IoSlice<'_>| send(tunnel, peer, marks, std::slice::from_ref(*piece)).is_ok();
+    if too_large { pieces.iter().take_while(alone).count() } else { 0 }
+}
+
+/// Sends pieces of one size but for the last, each as a datagram.
+fn send(tunnel: &Tunnel, peer: SocketAddr, marks: Marks, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
+    let Marks { tos, ttl, .. } = marks;
+    let size = pieces.first().map_or(0, |piece| piece.len()) as u16;
     let ttl = i32::from(ttl);
     let mut control: ArrayVec<ControlMessage<'_>, 3> = ArrayVec::new();
     if peer.is_ipv4() {
         control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]);
     }
-    if group.len() > 1 {
+    if pieces.len() > 1 {
         control.push(ControlMessage::UdpGsoSegments(&size));
     }
     let to = SockaddrStorage::from(peer);
-    let send = || sendmsg(tunnel.udp.as_raw_fd(), &pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
+    let send = || sendmsg(tunnel.udp.as_raw_fd(), pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
     // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
-    let refused = |error: &Errno| matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH);
+    let earlier = |error: &Errno| {
+        matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE)
+    };
     let sent = send();
-    let sent = if sent.as_ref().is_err_and(refused) { send() } else { sent };
-    match sent {
-        Ok(_) => group.len(),
-        Err(error) => {
-            tracing::debug!("{peer}: {error}");
-            0
-        }
-    }
+    let sent = if sent.as_ref().is_err_and(earlier) { send() } else { sent };
+    sent.map(drop)
 }
