@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod gateway;
+pub mod impair;
 pub mod log;
 pub mod namespace;
 pub mod net;
@@ -14,6 +15,7 @@ pub mod options;
 pub mod peer;
 pub mod ping;
 pub mod process;
+pub mod relayed;
 pub mod status;
 pub mod topology;
 pub mod traffic;

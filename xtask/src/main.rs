@@ -1,5 +1,6 @@
 //! Builds, runs, tests and measures the project: `cargo xtask help`.
 
+mod bench;
 mod build_ebpf;
 mod fuzz;
 mod package;
@@ -23,6 +24,8 @@ enum Command {
     BuildEbpf(build_ebpf::Args),
     /// Run the fuzz targets, each for a while
     Fuzz(fuzz::Args),
+    /// Measure tunnels side by side: ours, other ones, the plain wire
+    Bench(bench::Args),
     /// Put what a gateway needs into one folder
     Package(package::Args),
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Package(args) => package::run(&args),
     };
     match result {

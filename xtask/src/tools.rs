@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
@@ -66,17 +67,63 @@ pub fn need_namespaces() -> Result<()> {
     if has("ip") {
         return Ok(());
     }
-    if !has("apt-get") {
-        bail!("`ip` is missing; install iproute2");
-    }
     println!("`ip` is missing: installing Debian's iproute2");
+    apt_install(&["iproute2"])
+}
+
+/// Installs Debian packages; none is no work.
+///
+/// # Errors
+/// What apt-get says, or that it is missing.
+pub fn apt_install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !has("apt-get") {
+        bail!("this is no Debian: install {} by its own means", packages.join(", "));
+    }
+    println!("Installing {} ...", packages.join(", "));
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
         check(&mut command)
     };
     apt(&["update", "-qq"])?;
-    apt(&["install", "-qq", "-y", "--no-install-recommends", "iproute2"])
+    apt(&[&["install", "-qq", "-y", "--no-install-recommends"], packages].concat())
+}
+
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal has come: what fails from now on fails since it is being removed, and nothing new may be made.
+pub fn ending() -> bool {
+    ENDING.load(Ordering::Relaxed)
+}
+
+/// Ctrl-C and SIGTERM end the process where it stands, with no guard dropped: what the bed has made, and what `more` is
+/// about, is removed first.
+///
+/// # Errors
+/// Signal handlers that cannot be had.
+pub fn clean_up_on_signals(more: fn()) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        ENDING.store(true, Ordering::Relaxed);
+        cipe_tests::remove_everything();
+        more();
+        std::process::exit(130);
+    });
+    Ok(())
 }
 
 fn has(program: &str) -> bool {

@@ -69,7 +69,10 @@ struct Spec {
     len: usize,
 }
 
-fn batch() -> impl Strategy<Value = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8)> {
+/// Keys, messages, and a seed of their contents.
+type Batch = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8);
+
+fn batch() -> impl Strategy<Value = Batch> {
     let keys = prop::collection::vec((algorithm(), any::<[u8; KEY]>()), 1..6);
     let len = prop_oneof![0usize..80, Just(1456), 0usize..1600];
     // A key index is taken modulo the number of keys; low ones are common, so that large groups of one key occur.

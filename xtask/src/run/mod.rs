@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     println!("Building cipe (release) ...");
     gateway::use_binary(&tools::build_cipe(true)?)?;
-    clean_up_on_signals()?;
+    tools::clean_up_on_signals(|| {})?;
     let daemon = args.cipher.daemon();
     let duration = Duration::from_secs(args.seconds.max(1));
 
@@ -73,27 +73,6 @@ pub fn run(args: &Args) -> Result<()> {
     for status in pair.stop()? {
         anyhow::ensure!(status.success(), "a daemon ended with {status}");
     }
-    Ok(())
-}
-
-/// Ctrl-C and SIGTERM end the process where it stands, with no guard dropped: remove what it has made first.
-fn clean_up_on_signals() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _entered = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        });
-        cipe_tests::remove_everything();
-        std::process::exit(130);
-    });
     Ok(())
 }
 

@@ -139,6 +139,7 @@ impl Manager {
             nokey: attach.key.is_none(),
             counters,
             udp,
+            socket_df: None,
             peer,
             way: Way::Socket,
             pinned: attach.pin_peer,

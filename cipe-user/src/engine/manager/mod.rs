@@ -232,6 +232,10 @@ impl Manager {
                 self.say(connection, event);
             }
             (Request::Status, _) => {
+                let (done, counted) = std::sync::mpsc::channel();
+                self.worker.send(Command::CountLosses(done));
+                // A worker that is too busy to answer leaves its last losses for the next status.
+                let _ = counted.recv_timeout(Duration::from_millis(100));
                 let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
                 numbers.sort_unstable();
                 for number in numbers {

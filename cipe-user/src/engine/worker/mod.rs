@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use cipe_common::Verdict;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::coalesce::Coalescer;
@@ -62,6 +63,8 @@ pub enum Command {
     SetWay(u16, IpAddr, Way, TunnelMtu),
     /// Packets and payload octets under one send key before a new one is wanted.
     SetSendLimits(u16, u64, u64),
+    /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
+    CountLosses(Sender<()>),
     /// A message to seal and send.
     SendControl(u16, Vec<u8>),
     /// The end.
@@ -305,9 +308,20 @@ impl Worker {
                     endpoint.tunnel.limits.send_octets = octets;
                 }
             }
+            Command::CountLosses(_done) => self.count_losses(),
             Command::SendControl(number, payload) => self.send_control(number, &payload),
             Command::Stop => {}
         }
+    }
+
+    fn count_losses(&mut self) {
+        for endpoint in self.endpoints.values_mut() {
+            let losses = endpoint.ports.iter_mut().map(Port::new_losses).sum();
+            endpoint.tunnel.counters.count_all(Verdict::RingFull, losses);
+        }
+        let Some(first) = self.endpoints.keys().min().and_then(|number| self.endpoints.get(number)) else { return };
+        let losses = self.carriers.iter_mut().flatten().flatten().map(Port::new_losses).sum();
+        first.tunnel.counters.count_all(Verdict::RingFull, losses);
     }
 
     fn open_ports(&mut self, sockets: Vec<Socket>, source: Source, fill: u32) -> Vec<Port> {

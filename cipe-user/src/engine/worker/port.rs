@@ -9,6 +9,8 @@ pub struct Port {
     /// Frames to keep in the fill ring.
     fill: u32,
     pending: VecDeque<Packet>,
+    /// Losses that were counted already.
+    losses: u64,
     /// Packets handed to the kernel that it may not have sent yet.
     unsent: bool,
 }
@@ -16,7 +18,7 @@ pub struct Port {
 impl Port {
     pub fn new(mut socket: Socket, fill: u32, pool: &mut Pool) -> Self {
         socket.fill(pool, fill);
-        Self { socket, fill, pending: VecDeque::with_capacity(super::BATCH), unsent: false }
+        Self { socket, fill, pending: VecDeque::with_capacity(super::BATCH), losses: 0, unsent: false }
     }
 
     /// Takes what arrived, at most `max` packets, and restocks the fill ring.
@@ -57,6 +59,13 @@ impl Port {
         }
         self.socket.reclaim(pool);
         !self.unsent
+    }
+
+    /// Packets that the kernel dropped for want of a frame or of room in the receive ring, since the last call.
+    pub fn new_losses(&mut self) -> u64 {
+        let Ok(statistics) = self.socket.statistics() else { return 0 };
+        let losses = statistics.rx_ring_full + statistics.rx_dropped;
+        losses - std::mem::replace(&mut self.losses, losses)
     }
 
     /// Closes the socket and takes its frames back.

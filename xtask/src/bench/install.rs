@@ -1,0 +1,99 @@
+//! Finding and installing the programs of other tunnels.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use super::tunnel::{Need, Source, Tunnel};
+use crate::tools;
+
+/// Where crates are installed: not in anybody's home.
+fn root() -> PathBuf {
+    tools::target().join("peers")
+}
+
+/// Path of a program: installed by us, or anywhere in PATH and root's folders.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let ours = root().join("bin");
+    let folders = std::iter::once(ours).chain(std::env::split_paths(&path));
+    let folders = folders.chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// Programs of a tunnel that are not there.
+pub fn missing(tunnel: Tunnel) -> Vec<&'static Need> {
+    tunnel.needs().iter().filter(|need| find(need.program).is_none()).collect()
+}
+
+/// The version of what a tunnel runs; of the kernel for those that are in it.
+pub fn version(tunnel: Tunnel) -> String {
+    let first = |text: &str| text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit())).map(short);
+    let Some(need) = tunnel.needs().first() else { return String::new() };
+    let Some(path) = find(need.program) else { return String::new() };
+    let Ok(output) = Command::new(path).args(need.version).output() else { return String::new() };
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    first(&out).or_else(|| first(&err)).unwrap_or_default()
+}
+
+/// The first word of a line that looks like a version, and the word before it.
+fn short(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let place = words.iter().position(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()));
+    match place {
+        Some(place) => words[place.saturating_sub(1)..=place].join(" "),
+        None => line.to_owned(),
+    }
+}
+
+/// Installs what the tunnels miss: Debian packages by apt-get, crates by `cargo install` under the target folder.
+///
+/// # Errors
+/// What apt-get or cargo says.
+pub fn install(tunnels: &[Tunnel]) -> Result<()> {
+    let mut packages = Vec::new();
+    for need in tunnels.iter().flat_map(|&tunnel| missing(tunnel)) {
+        match need.source {
+            Source::Debian(package) => packages.push(package),
+            Source::Crate(name) => {
+                println!("Installing {name} into {} ...", root().display());
+                let root = root();
+                let mut install = tools::cargo(&["install", "--quiet", "--locked", name, "--root"]);
+                tools::check(install.arg(root))?;
+            }
+        }
+    }
+    packages.dedup();
+    tools::apt_install(&packages)
+}
+
+/// Leaves out tunnels whose programs are missing, and says so; refuses where such a one was asked for by name.
+///
+/// # Errors
+/// The program that is missing and how to get it.
+pub fn runnable(tunnels: &[Tunnel], by_name: bool) -> Result<Vec<Tunnel>> {
+    let mut found = Vec::new();
+    for &tunnel in tunnels {
+        match missing(tunnel)[..] {
+            [] => found.push(tunnel),
+            [need, ..] if by_name => bail!("{} needs {}; add --install", tunnel.name(), need.program),
+            [need, ..] => {
+                println!("left out: {} ({} is not installed; --install gets it)", tunnel.name(), need.program)
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_found_in_what_programs_print() {
+        assert_eq!(short("OpenVPN 2.6.14 x86_64-pc-linux-gnu [SSL (OpenSSL)]"), "OpenVPN 2.6.14");
+        assert_eq!(short("wireguard-go v0.0.20220316"), "wireguard-go v0.0.20220316");
+        assert_eq!(short("fastd v22"), "fastd v22");
+    }
+}

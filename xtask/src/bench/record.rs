@@ -1,0 +1,277 @@
+//! One measurement, and many of them by what they measure.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use cipe_tests::offload;
+use serde::{Deserialize, Serialize};
+
+use super::tunnel::Tunnel;
+
+/// Between which hosts the load runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topology {
+    /// From gateway to gateway, load and tunnel in one host
+    P2p,
+    /// From LAN to LAN, forwarded by the gateways
+    Gw,
+}
+
+impl Topology {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::P2p => "p2p",
+            Self::Gw => "gw",
+        }
+    }
+
+    /// What it is, for headings.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::P2p => "gateway to gateway",
+            Self::Gw => "LAN to LAN",
+        }
+    }
+}
+
+/// What the network devices do for the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Offloads {
+    /// None: every packet on every wire is whole and finished, as a plain network card delivers it
+    Raw,
+    /// The defaults of veth: superframes and unfinished checksums travel
+    On,
+}
+
+impl Offloads {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::On => "on",
+        }
+    }
+
+    /// The same, for the bed.
+    pub fn of_bed(self) -> offload::Offload {
+        match self {
+            Self::Raw => offload::Offload::Raw,
+            Self::On => offload::Offload::On,
+        }
+    }
+}
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $unit:literal;)*) => {
+        /// What is measured, by its name in results.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum Metric {
+            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
+        }
+
+        impl Metric {
+            /// Its name in results.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// Unit of its values.
+            pub fn unit(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $unit,)*
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Goodput of one TCP stream, with a ping every 10 ms beside it.
+    Tcp1 = "tcp-1", "Mbit/s";
+    /// Goodput of four TCP streams.
+    Tcp4 = "tcp-4", "Mbit/s";
+    /// Highest rate of datagrams of 64 octets that loses at most one in 1000.
+    Udp64 = "udp-64", "packets/s";
+    /// What arrives of a flood of them.
+    Udp64Flood = "udp-64-flood", "packets/s";
+    /// Highest rate of datagrams of 1400 octets that loses at most one in 1000.
+    Udp1400 = "udp-1400", "packets/s";
+    /// What arrives of a flood of them.
+    Udp1400Flood = "udp-1400-flood", "packets/s";
+    /// Median round trip on an idle tunnel.
+    PingIdle = "ping-idle-median", "us";
+    /// 99th percentile of the same.
+    PingIdleP99 = "ping-idle-p99", "us";
+    /// Median round trip beside one TCP stream.
+    PingLoad = "ping-load-median", "us";
+    /// 99th percentile of the same.
+    PingLoadP99 = "ping-load-p99", "us";
+    /// CPU time of the tunnel's processes in user mode, a GB of one TCP stream.
+    CpuUser = "cpu-user", "s/GB";
+    /// The same in the kernel, with the softirq work done on the back of their system calls.
+    CpuSystem = "cpu-system", "s/GB";
+    /// Softirq and interrupt time of the whole machine.
+    CpuSoftirq = "cpu-softirq", "s/GB";
+    /// All CPU time of the machine: both ends, the load, and the kernel.
+    CpuMachine = "cpu-machine", "s/GB";
+    /// CPU time of an idle tunnel's busiest end.
+    CpuIdle = "cpu-idle", "% of a core";
+    /// Peak resident memory of the larger end, after all tests.
+    Memory = "memory", "MiB";
+    /// CPU time of processes that have nothing to do with the bench, while it measured.
+    Foreign = "foreign-cpu", "% of the machine";
+}
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The tunnel.
+    pub tunnel: Tunnel,
+    /// Between which hosts.
+    pub topology: Topology,
+    /// With which offloads.
+    pub offloads: Offloads,
+    /// What was measured.
+    pub test: Metric,
+    /// In which round, from 1.
+    pub round: usize,
+    /// The value, in `unit`.
+    pub value: f64,
+    /// Its unit.
+    pub unit: String,
+}
+
+/// Measurements of several rounds of the same, sorted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series(Vec<f64>);
+
+impl Series {
+    /// The middle one, or the mean of the two in the middle.
+    pub fn median(&self) -> f64 {
+        let values = &self.0;
+        (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
+    }
+
+    /// The smallest.
+    pub fn min(&self) -> f64 {
+        self.0[0]
+    }
+
+    /// The largest.
+    pub fn max(&self) -> f64 {
+        self.0[self.0.len() - 1]
+    }
+
+    /// How many rounds.
+    pub fn rounds(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// All measurements of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// Never an empty series.
+    series: BTreeMap<(Offloads, Topology, Metric, Tunnel), Vec<f64>>,
+}
+
+impl Results {
+    /// Adds one.
+    pub fn add(&mut self, record: &Record) {
+        let key = (record.offloads, record.topology, record.test, record.tunnel);
+        self.series.entry(key).or_default().push(record.value);
+    }
+
+    /// Adds what `--json` wrote: one object a line.
+    ///
+    /// # Errors
+    /// A line that is no measurement.
+    pub fn read(&mut self, path: &Path) -> Result<()> {
+        let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+        for (number, line) in text.lines().enumerate() {
+            let record = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), number + 1))?;
+            self.add(&record);
+        }
+        Ok(())
+    }
+
+    /// What was measured of a tunnel.
+    pub fn get(&self, offloads: Offloads, topology: Topology, metric: Metric, tunnel: Tunnel) -> Option<Series> {
+        let mut values = self.series.get(&(offloads, topology, metric, tunnel))?.clone();
+        values.sort_by(f64::total_cmp);
+        Some(Series(values))
+    }
+
+    /// Tunnels of which something was measured, in the order of the tables.
+    pub fn tunnels(&self) -> Vec<Tunnel> {
+        let is_there = |tunnel: &Tunnel| self.series.keys().any(|(.., measured)| measured == tunnel);
+        Tunnel::all().iter().copied().filter(is_there).collect()
+    }
+
+    /// Offloads that were measured with.
+    pub fn offloads(&self) -> Vec<Offloads> {
+        let is_there = |wanted: &Offloads| self.series.keys().any(|(offloads, ..)| offloads == wanted);
+        [Offloads::Raw, Offloads::On].into_iter().filter(is_there).collect()
+    }
+
+    /// Topologies that were measured.
+    pub fn topologies(&self) -> Vec<Topology> {
+        let is_there = |wanted: &Topology| self.series.keys().any(|(_, topology, ..)| topology == wanted);
+        [Topology::P2p, Topology::Gw].into_iter().filter(is_there).collect()
+    }
+
+    /// Most rounds of any series.
+    pub fn rounds(&self) -> usize {
+        self.series.values().map(Vec::len).max().unwrap_or_default()
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.series.is_empty()
+    }
+
+    /// The largest value of a metric, over everything.
+    pub fn largest(&self, metric: Metric) -> Option<f64> {
+        let values = self.series.iter().filter(|((_, _, measured, _), _)| *measured == metric).flat_map(|(_, v)| v);
+        values.copied().max_by(f64::total_cmp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(round: usize, value: f64) -> Record {
+        let (topology, offloads, test) = (Topology::Gw, Offloads::Raw, Metric::Tcp1);
+        Record { tunnel: Tunnel::Gotatun, topology, offloads, test, round, value, unit: test.unit().to_owned() }
+    }
+
+    #[test]
+    fn a_measurement_is_one_object_with_the_fields_of_the_manual() {
+        let text = serde_json::to_string(&record(2, 1610.5)).expect("JSON");
+        assert_eq!(
+            text,
+            r#"{"tunnel":"gotatun","topology":"gw","offloads":"raw","test":"tcp-1","round":2,"value":1610.5,"unit":"Mbit/s"}"#
+        );
+        assert_eq!(serde_json::from_str::<Record>(&text).expect("the same"), record(2, 1610.5));
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_the_mean_of_the_middle() {
+        let mut results = Results::default();
+        for (round, value) in [(1, 9.0), (2, 1.0), (3, 4.0), (4, 2.0)] {
+            results.add(&record(round, value));
+        }
+        let series = results.get(Offloads::Raw, Topology::Gw, Metric::Tcp1, Tunnel::Gotatun).expect("four");
+        assert_eq!((series.median(), series.min(), series.max(), series.rounds()), (3.0, 1.0, 9.0, 4));
+        assert_eq!(results.tunnels(), [Tunnel::Gotatun]);
+        assert!(results.get(Offloads::On, Topology::Gw, Metric::Tcp1, Tunnel::Gotatun).is_none());
+    }
+}

@@ -1,0 +1,145 @@
+//! One end of a foreign tunnel: a process in a gateway's namespace, its log, and waiting for what it makes.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cipe_tests::SOON;
+use cipe_tests::process::{signal, wait_gone};
+use cipe_tests::topology::{Side, Topology};
+use rustix::process::Signal;
+
+use crate::bench::install;
+
+/// How long a program may take to end by itself.
+const GRACE: Duration = Duration::from_secs(3);
+/// Where WireGuard programs put their sockets, whatever their network namespace.
+const SOCKETS: &str = "/var/run/wireguard";
+
+/// A running program. Dropping it ends it.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` at the gateway of `side`, with what `arguments` adds, its output in a file.
+    ///
+    /// # Errors
+    /// A program that is not there.
+    pub fn start(
+        net: &Topology,
+        side: Side,
+        program: &str,
+        arguments: impl FnOnce(&mut Command) -> Result<()>,
+    ) -> Result<Self> {
+        let log = net.directory().join(format!("{program}.{}.log", side.letter()));
+        let file = File::create(&log)?;
+        let path = install::find(program).with_context(|| format!("{program} is not installed"))?;
+        let mut command = net.gw(side).command(path);
+        arguments(&mut command)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| program.to_owned())?;
+        Ok(Self { child, log })
+    }
+
+    /// Waits until `there` is; foreign programs do not tell when they are ready.
+    ///
+    /// # Errors
+    /// The end of the log, if the program ends before or takes longer than [`SOON`].
+    pub fn wait_until(&mut self, what: &str, mut there: impl FnMut() -> bool) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        while !there() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("ended with {status} before {what} was there\n{}", self.log());
+            }
+            if Instant::now() > deadline {
+                bail!("no {what} after {SOON:?}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// The last lines of the log.
+    pub fn log(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("{}:\n{}", self.log.display(), lines[lines.len().saturating_sub(12)..].join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let pid = self.child.id();
+        let ended = signal(pid, Signal::TERM).and_then(|()| wait_gone(pid, GRACE));
+        if ended.is_err()
+            && let Err(error) = self.child.kill()
+        {
+            eprintln!("{}: {error}", self.log.display());
+        }
+        // Already ended or killed: collecting it cannot block.
+        let _ = self.child.wait();
+    }
+}
+
+/// Name of a tunnel's device. WireGuard programs name a socket after it that is seen by the whole machine, so it is unique.
+pub fn device(side: Side) -> String {
+    format!("{}{}", device_prefix(), side.letter())
+}
+
+fn device_prefix() -> String {
+    format!("cb{}", std::process::id())
+}
+
+/// Control socket of a WireGuard program.
+pub fn socket(side: Side) -> PathBuf {
+    Path::new(SOCKETS).join(format!("{}.sock", device(side)))
+}
+
+/// Removes the sockets that killed WireGuard programs of ours have left.
+pub fn remove_sockets() {
+    for side in [Side::A, Side::B] {
+        // Mostly there is none.
+        let _ = fs::remove_file(socket(side));
+    }
+}
+
+/// Whether the device of a side is there.
+pub fn has_device(net: &Topology, side: Side) -> bool {
+    net.gw(side).devices().is_ok_and(|devices| devices.contains(&device(side)))
+}
+
+/// Runs a helper such as a key generator to its end and returns what it prints.
+///
+/// # Errors
+/// A program that is not there or fails.
+pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    let path = install::find(program).with_context(|| format!("{program} is not installed"))?;
+    let output = Command::new(path).args(arguments).stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Starts both ends, waits for their devices and configures them.
+///
+/// # Errors
+/// What [`Process::start`] and [`Process::wait_until`] say.
+pub fn start_both(
+    net: &Topology,
+    program: &str,
+    arguments: impl Fn(Side, &mut Command) -> Result<()>,
+) -> Result<[Process; 2]> {
+    let start = |side| Process::start(net, side, program, |command| arguments(side, command));
+    let mut ends = [start(Side::A)?, start(Side::B)?];
+    for (side, end) in [Side::A, Side::B].into_iter().zip(&mut ends) {
+        end.wait_until("the device", || has_device(net, side))?;
+        super::configure(net, side, &device(side))?;
+    }
+    Ok(ends)
+}
