@@ -1,10 +1,12 @@
 //! Builds, runs, tests and measures the project: `cargo xtask help`.
 
 mod bench;
+mod bench_cipher;
 mod build_ebpf;
 mod fuzz;
 mod package;
 mod run;
+mod svg;
 mod test;
 mod tools;
 
@@ -25,7 +27,7 @@ enum Command {
     /// Run the fuzz targets, each for a while
     Fuzz(fuzz::Args),
     /// Measure tunnels side by side: ours, other ones, the plain wire
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Put what a gateway needs into one folder
     Package(package::Args),
 }

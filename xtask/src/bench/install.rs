@@ -37,14 +37,10 @@ pub fn version(tunnel: Tunnel) -> String {
     first(&out).or_else(|| first(&err)).unwrap_or_default()
 }
 
-/// The first word of a line that looks like a version, and the word before it.
+/// The first word of a line that looks like a version.
 fn short(line: &str) -> String {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let place = words.iter().position(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()));
-    match place {
-        Some(place) => words[place.saturating_sub(1)..=place].join(" "),
-        None => line.to_owned(),
-    }
+    let is_version = |word: &&str| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
+    line.split_whitespace().find(is_version).unwrap_or(line).trim_start_matches('v').to_owned()
 }
 
 /// Installs what the tunnels miss: Debian packages by apt-get, crates by `cargo install` under the target folder.
@@ -92,8 +88,8 @@ mod tests {
 
     #[test]
     fn a_version_is_found_in_what_programs_print() {
-        assert_eq!(short("OpenVPN 2.6.14 x86_64-pc-linux-gnu [SSL (OpenSSL)]"), "OpenVPN 2.6.14");
-        assert_eq!(short("wireguard-go v0.0.20220316"), "wireguard-go v0.0.20220316");
-        assert_eq!(short("fastd v22"), "fastd v22");
+        assert_eq!(short("OpenVPN 2.6.14 x86_64-pc-linux-gnu [SSL (OpenSSL)]"), "2.6.14");
+        assert_eq!(short("wireguard-go v0.0.20220316"), "0.0.20220316");
+        assert_eq!(short("fastd v22"), "22");
     }
 }

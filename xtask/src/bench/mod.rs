@@ -19,7 +19,7 @@ use cipe_tests::gateway;
 use cipe_tests::topology::{Carrier, Topology as Net};
 use clap::ValueEnum;
 
-use crate::tools;
+use crate::{bench_cipher, tools};
 use measure::{Bench, Effort, Test};
 use record::{Metric, Offloads, Record, Results, Topology};
 use tunnel::Tunnel;
@@ -38,6 +38,8 @@ pub struct Args {
 enum Part {
     /// Measure tunnels side by side, as without any subcommand
     Tunnels(TunnelArgs),
+    /// Measure the cipher kernels beside OpenSSL, libgcrypt, Botan and RustCrypto
+    Cipher(bench_cipher::BenchCipher),
 }
 
 /// What to measure of tunnels.
@@ -100,6 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.part {
         None => tunnels(&args.tunnels),
         Some(Part::Tunnels(args)) => tunnels(args),
+        Some(Part::Cipher(args)) => bench_cipher::run(args),
     }
 }
 
@@ -245,6 +248,9 @@ impl Run {
             for test in self.plan.tests.clone() {
                 let values = bench.run(test).with_context(|| running.logs())?;
                 self.done += 1;
+                if values.is_empty() {
+                    continue;
+                }
                 self.print(round, offloads, tunnel, topology, &values);
                 for (test, value) in values {
                     let unit = test.unit().to_owned();
@@ -273,7 +279,7 @@ impl Run {
             .map(|(metric, value)| format!("{} {} {}", metric.name(), report::number(*value), metric.unit()))
             .collect();
         println!(
-            "[{:>width$}/{}, {} left] round {round} {:>3} {:<3} {:<13} {}",
+            "[{:>width$}/{}, {} left] round {round} {:>3} {:<3} {:<15} {}",
             self.done,
             self.total,
             minutes(left),

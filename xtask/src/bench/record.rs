@@ -117,6 +117,8 @@ metrics! {
     CpuUser = "cpu-user", "s/GB";
     /// The same in the kernel, with the softirq work done on the back of their system calls.
     CpuSystem = "cpu-system", "s/GB";
+    /// Both together.
+    CpuTunnel = "cpu-tunnel", "s/GB";
     /// Softirq and interrupt time of the whole machine.
     CpuSoftirq = "cpu-softirq", "s/GB";
     /// All CPU time of the machine: both ends, the load, and the kernel.
@@ -167,6 +169,11 @@ impl Series {
     /// The largest.
     pub fn max(&self) -> f64 {
         self.0[self.0.len() - 1]
+    }
+
+    /// The same times `factor`.
+    pub fn scaled(&self, factor: f64) -> Self {
+        Self(self.0.iter().map(|value| value * factor).collect())
     }
 
     /// How many rounds.
@@ -229,7 +236,9 @@ impl Results {
 
     /// Most rounds of any series.
     pub fn rounds(&self) -> usize {
-        self.series.values().map(Vec::len).max().unwrap_or_default()
+        // What strangers used is noted with every test.
+        let series = self.series.iter().filter(|((_, _, metric, _), _)| *metric != Metric::Foreign);
+        series.map(|(_, values)| values.len()).max().unwrap_or_default()
     }
 
     /// Whether nothing was measured.

@@ -239,8 +239,11 @@ impl Worker {
     fn flush(&mut self) -> bool {
         let carriers = self.carriers.iter_mut().flatten().flatten();
         let private = self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.ports);
-        // All of them, also after one that could not send.
-        carriers.chain(private).fold(true, |all, port| port.flush(&mut self.pool) && all)
+        let mut all = true;
+        for port in carriers.chain(private) {
+            all &= port.flush(&mut self.pool);
+        }
+        all
     }
 
     /// Carries out what the control thread asked; `false` at the end.

@@ -118,7 +118,9 @@ impl Bench<'_> {
             Test::Idle => self.idle()?,
         };
         let foreign = start.used(&self.tunnel()?)?.foreign;
-        values.push((Metric::Foreign, foreign * 100.0));
+        if !values.is_empty() {
+            values.push((Metric::Foreign, foreign * 100.0));
+        }
         Ok(values)
     }
 
@@ -164,6 +166,7 @@ impl Bench<'_> {
             (Metric::Tcp1, rate),
             (Metric::CpuUser, used.user / gigabytes),
             (Metric::CpuSystem, used.system / gigabytes),
+            (Metric::CpuTunnel, (used.user + used.system) / gigabytes),
             (Metric::CpuSoftirq, used.softirq / gigabytes),
             (Metric::CpuMachine, used.machine / gigabytes),
         ];
