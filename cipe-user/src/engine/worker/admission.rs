@@ -131,10 +131,16 @@ fn fragment(
     }
 }
 
-/// Whether a private frame is one packet that may go as it is.
+/// Whether a private frame is one packet that may go as it is. A superframe may not, however small: its UDP datagrams are
+/// several.
 pub fn fits(tunnel: &Tunnel, umem: &Umem, pieces: &Pieces) -> bool {
     let [packet] = pieces.as_slice() else { return false };
-    let payload = packet.data(umem).get(outer::ETHERNET..).unwrap_or_default();
+    let frame = packet.data(umem);
+    let stamp = frame.first_chunk().copied().and_then(Stamp::from_mac);
+    if stamp.is_some_and(|stamp| stamp.gso_size > 0) {
+        return false;
+    }
+    let payload = frame.get(outer::ETHERNET..).unwrap_or_default();
     let version = if payload.first().is_some_and(|first| first >> 4 == 6) { Version::V6 } else { Version::V4 };
     payload.len() <= tunnel.mtu.of(version)
 }
