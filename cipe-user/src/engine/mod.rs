@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod coalesce;
 mod counters;
 pub mod headers;
+mod icmp;
 mod keys;
 mod manager;
 mod outer;

@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::keys::Keys;
 use super::outer::Hop;
 use super::replay::SentIvs;
+use super::toobig::TunnelMtu;
 use crate::control::protocol::Wanted;
 use crate::wire::inner;
 use crate::wire::packet::{self, KeyKind, Type};
@@ -69,14 +70,16 @@ pub struct Tunnel {
     pub counters: Arc<Counters>,
     /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
     pub udp: UdpSocket,
+    /// Whether what `udp` sends carries DF; `None`: as the kernel likes.
+    pub socket_df: Option<bool>,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
     /// Way to the peer.
     pub way: Way,
     /// Link-layer addresses from the hidden end to the tunnel device.
     pub private_hop: Hop,
-    /// Largest inner packet in octets.
-    pub mtu: usize,
+    /// Largest inner packets.
+    pub mtu: TunnelMtu,
     /// Only `peer` may send to us.
     pub pinned: bool,
     /// Data may go under the static key while there is no dynamic one.

@@ -6,9 +6,10 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use cipe_common::maps::{MAX_TUNNELS, Slot, Tunnel as TunnelEntry, private_socket_index};
+use cipe_common::maps::{MAX_TUNNELS, Slot, private_socket_index};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::sizes::Sizes;
 use super::{Manager, Tenant};
 use crate::cipher::Algorithm;
 use crate::control::protocol::{Attach, Cipher, VERSION, XdpMode};
@@ -76,6 +77,7 @@ impl Manager {
             me,
             peer: known(attach.peer),
             counters: Arc::default(),
+            sizes: Sizes::new(attach),
             carrier: None,
             refused: None,
             looped: false,
@@ -128,7 +130,7 @@ impl Manager {
         }
         let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
         tenant.notes.push(format!("{}: {mode} XDP, {} queue(s)", device.name, sockets.len()));
-        let (me, peer) = (tenant.me, tenant.peer);
+        let (me, peer, sizes) = (tenant.me, tenant.peer, tenant.sizes);
         self.programs.add_carrier_address(me, tunnel)?;
 
         let algorithm = match attach.cipher {
@@ -142,13 +144,14 @@ impl Manager {
             nokey: attach.key.is_none(),
             counters,
             udp,
+            socket_df: None,
             peer,
             way: Way::Socket,
             pinned: attach.pin_peer,
             static_data: attach.static_data,
             ignore_df: attach.ignore_df,
             private_hop: Hop { source: device.hidden_mac, destination: device.mac },
-            mtu: attach.mtu as usize,
+            mtu: sizes.mtu(),
             cttl: attach.cttl,
             checksum: attach.checksum,
             limits: Limits {
@@ -171,10 +174,7 @@ impl Manager {
         if let Some(peer) = peer {
             self.follow(number, peer);
         }
-        // IPv4 and TCP headers without options; the program takes 20 more off for IPv6.
-        let mss = if attach.mss_clamp { attach.mtu - 40 } else { 0 };
-        let nokey = if attach.key.is_none() { TunnelEntry::NOKEY } else { 0 };
-        self.programs.set_tunnel(tunnel, TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss })?;
+        self.programs.set_tunnel(tunnel, sizes.entry())?;
         Ok(())
     }
 

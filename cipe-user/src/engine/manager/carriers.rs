@@ -77,9 +77,14 @@ impl Manager {
                 }
                 Way::Looped
             }
-            Ok(hop) => self.way_over(hop, number).await,
+            Ok(hop) => {
+                self.set_path_mtu(number, hop.mtu as usize, peer.ip());
+                self.way_over(hop, number).await
+            }
         };
-        self.worker.send(Command::SetWay(number, peer.ip(), way));
+        if let Some(tenant) = self.tenants.get(&number) {
+            self.worker.send(Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
+        }
     }
 
     /// Moves a tunnel to the carrier device of a way, and chooses the door.

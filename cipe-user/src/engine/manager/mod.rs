@@ -2,6 +2,7 @@
 
 mod attach;
 mod carriers;
+mod sizes;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
+use sizes::Sizes;
 
 /// How the engine was asked to run.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ struct Tenant {
     me: SocketAddr,
     peer: Option<SocketAddr>,
     counters: Arc<Counters>,
+    sizes: Sizes,
     /// Carrier device in use for sending, by ifindex.
     carrier: Option<u32>,
     /// Carrier device that could not be opened for it, until something changes about that.
@@ -171,8 +174,8 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let config = UmemConfig { frames: FRAMES, ..UmemConfig::default() };
     let (umem, pool) = Umem::new(config)?;
     let (to_manager, mut events) = mpsc::channel(1024);
-    let worker = worker::start(umem.clone(), pool, to_manager)?;
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
+    let worker = worker::start(umem.clone(), pool, to_manager, next_hops.clone())?;
     let mut links = netlink.watch_links().await?;
     let (ways, mut new_ways) = mpsc::channel(256);
     let mut manager = Manager {

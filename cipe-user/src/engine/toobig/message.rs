@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arrayvec::ArrayVec;
 
+use super::mtu::LEAST;
 use crate::engine::checksum::Sum;
 use crate::wire::inner::Inner;
 
@@ -40,10 +41,10 @@ impl Message {
     ///
     /// `None` for packets that no error may answer: ICMP errors, fragments but the first, those to several hosts, those
     /// not from a single one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e, which lets multicast packets be answered
-    /// by "packet too big"), and what is not IP.
+    /// by "packet too big"), and what is not IP; nor for an `mtu` that no link has.
     pub fn too_big(packet: &[u8], mtu: usize) -> Option<Self> {
         let ip = Inner::parse(packet)?;
-        let mtu = u16::try_from(mtu).ok()?;
+        let mtu = u16::try_from(mtu).ok().filter(|mtu| usize::from(*mtu) >= LEAST)?;
         let may_be_answered = match (ip.source, ip.destination) {
             (IpAddr::V4(from), IpAddr::V4(to)) => is_one_host(from) && is_one_host(to) && answerable_v4(packet, &ip),
             (IpAddr::V6(from), IpAddr::V6(_)) => is_one_host_v6(from) && answerable_v6(packet, &ip)?,

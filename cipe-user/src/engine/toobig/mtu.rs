@@ -9,7 +9,7 @@ use crate::wire::packet;
 /// Largest padding, P and CRC behind a payload (protocol section 2).
 const LARGEST_TAIL: usize = 12;
 /// Below this an IPv4 link is none (RFC 791).
-const LEAST: usize = 68;
+pub(super) const LEAST: usize = 68;
 /// Below this an IPv6 link must cut and join packets by itself (RFC 8200, section 5). The carrier's IP does it for us.
 const LEAST_IPV6: usize = 1280;
 

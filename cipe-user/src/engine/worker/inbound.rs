@@ -105,26 +105,6 @@ impl Worker {
         taken
     }
 
-    /// ICMP errors for what we sent: emptied from the queue, told to the daemon once a batch.
-    fn hear_errors(&self, number: u16) {
-        let Some(endpoint) = self.endpoints.get(&number) else { return };
-        let flags = RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT;
-        let mut details = [0; 256];
-        let mut errors = 0;
-        while errors < BATCH && rustix::net::recv(&endpoint.tunnel.udp, &mut details, flags).is_ok() {
-            errors += 1;
-        }
-        if errors > 0 {
-            let peer = endpoint.tunnel.peer.map_or("the peer".to_owned(), |peer| peer.to_string());
-            let reason = rustix::net::sockopt::socket_error(&endpoint.tunnel.udp);
-            let reason = match reason {
-                Ok(Err(errno)) => errno.to_string(),
-                _ => "unreachable".to_owned(),
-            };
-            self.tell(number, Event::NetworkError { message: format!("{peer}: {reason}") });
-        }
-    }
-
     fn owner(&self, to: SocketAddr) -> Option<u16> {
         let any = match to {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

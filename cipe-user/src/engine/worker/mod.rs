@@ -5,6 +5,7 @@
 
 mod admission;
 mod delivery;
+mod errors;
 mod inbound;
 mod outbound;
 mod port;
@@ -18,14 +19,18 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use cipe_common::Verdict;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::coalesce::Coalescer;
+use super::icmp::Icmp;
 use super::random::Random;
+use super::toobig::TunnelMtu;
 use super::tunnel::{Tunnel, Way};
 use crate::cipher::Lanes;
 use crate::control::protocol::{Event, Wanted};
+use crate::kernel::nexthop::NextHops;
 use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
 use delivery::Delivery;
 use inbound::Incoming;
@@ -56,8 +61,8 @@ pub enum Command {
     AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>, Sender<()>),
     /// A tunnel goes; the sender is dropped when its sockets are closed.
     RemoveTunnel(u16, Sender<()>),
-    /// The way to a tunnel's peer changed; of no use if the tunnel has another peer by now.
-    SetWay(u16, IpAddr, Way),
+    /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
+    SetWay(u16, IpAddr, Way, TunnelMtu),
     /// Packets and payload octets under one send key before a new one is wanted.
     SetSendLimits(u16, u64, u64),
     /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
@@ -148,13 +153,16 @@ struct Worker {
     incoming: Vec<Incoming>,
     deliveries: Vec<Delivery>,
     coalescer: Coalescer,
+    icmp: Icmp,
+    /// Told of path MTUs that the kernel has learned.
+    next_hops: NextHops,
 }
 
 /// Starts a worker on a UMEM of its own.
 ///
 /// # Errors
-/// If the kernel refuses an epoll or event descriptor, random octets or a thread.
-pub fn start(umem: Umem, pool: Pool, events: Events) -> anyhow::Result<Handle> {
+/// If the kernel refuses an epoll or event descriptor, raw sockets, random octets or a thread.
+pub fn start(umem: Umem, pool: Pool, events: Events, next_hops: NextHops) -> anyhow::Result<Handle> {
     let (sender, commands) = channel();
     let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -177,6 +185,8 @@ pub fn start(umem: Umem, pool: Pool, events: Events) -> anyhow::Result<Handle> {
         incoming: Vec::with_capacity(BATCH),
         deliveries: Vec::with_capacity(BATCH),
         coalescer: Coalescer::default(),
+        icmp: Icmp::open().context("raw ICMP sockets")?,
+        next_hops,
     };
     let thread = std::thread::Builder::new().name("cipe-worker".into()).spawn(move || worker.run())?;
     Ok(Handle { commands: sender, wake, thread: Some(thread) })
@@ -231,8 +241,11 @@ impl Worker {
     fn flush(&mut self) -> bool {
         let carriers = self.carriers.iter_mut().flatten().flatten();
         let private = self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.ports);
-        // All of them, also after one that could not send.
-        carriers.chain(private).fold(true, |all, port| port.flush(&mut self.pool) && all)
+        let mut all = true;
+        for port in carriers.chain(private) {
+            all &= port.flush(&mut self.pool);
+        }
+        all
     }
 
     /// Carries out what the control thread asked; `false` at the end.
@@ -286,11 +299,12 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::SetWay(number, peer, way) => {
+            Command::SetWay(number, peer, way, mtu) => {
                 if let Some(endpoint) = self.endpoints.get_mut(&number)
                     && endpoint.tunnel.peer.is_some_and(|known| known.ip() == peer)
                 {
                     endpoint.tunnel.way = way;
+                    endpoint.tunnel.mtu = mtu;
                 }
             }
             Command::SetSendLimits(number, packets, octets) => {

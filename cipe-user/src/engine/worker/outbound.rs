@@ -9,7 +9,7 @@ use cipe_common::maps::Slot;
 use super::admission::{self, Pieces};
 use super::{BATCH, FRESH, Worker, want};
 use crate::cipher::Job;
-use crate::engine::outer::{self, Marks};
+use crate::engine::outer::Marks;
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::Frame;
 
@@ -81,13 +81,12 @@ impl Worker {
     fn admit(&mut self, number: u16, pieces: &mut Pieces) {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
         let tunnel = &mut endpoint.tunnel;
-        let octets = pieces.iter().map(|piece| piece.len as usize).sum::<usize>().saturating_sub(outer::ETHERNET);
-        let admitted = if octets <= tunnel.mtu && pieces.len() == 1 {
+        let admitted = if admission::fits(tunnel, &self.umem, pieces) {
             pieces.pop().map_or(Ok(()), |packet| {
                 admission::single(tunnel, &self.umem, packet, &mut self.outgoing, &mut self.pool)
             })
         } else {
-            admission::cut(tunnel, &self.umem, pieces, &mut self.outgoing, &mut self.pool)
+            admission::cut(tunnel, &self.umem, pieces, &mut self.outgoing, &mut self.pool, &mut self.icmp)
         };
         for piece in pieces.drain(..) {
             self.pool.put(piece.frame);
