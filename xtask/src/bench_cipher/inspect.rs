@@ -45,7 +45,8 @@ fn inspect(listing: &str) -> Result<Vec<String>> {
     for line in listing.lines() {
         if let Some(name) = line.strip_suffix(">:").and_then(|line| Some(line.split_once('<')?.1)) {
             let name = name.split("::h").next().unwrap_or(name);
-            inside = KERNELS.iter().any(|kernel| name.strip_prefix(kernel).is_some_and(|rest| WORKERS.contains(&rest)));
+            let worker = |rest: &str| WORKERS.contains(&rest.split("::").next().unwrap_or(rest));
+            inside = KERNELS.iter().any(|kernel| name.strip_prefix(kernel).is_some_and(worker));
             if inside {
                 found.push(name.to_owned());
             }
