@@ -1,5 +1,6 @@
 //! `cargo xtask bench cipher`: every cipher kernel of this CPU beside the libraries that people have, in one run.
 
+mod inspect;
 mod plot;
 
 use anyhow::{Context, Result, ensure};
@@ -58,6 +59,7 @@ pub fn run(args: &BenchCipher) -> Result<()> {
     shell(cargo().current_dir(root).args(build).args(["--bin", "cipe", "--example", "rustcrypto_cbc"]))?;
     let target = PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| root.join("target").into()));
     let release = target.join("release");
+    inspect::run(&release.join("cipe"))?;
     let libraries = build_anchors(&target.join("anchors"))?;
     let millis = args.millis.to_string();
 

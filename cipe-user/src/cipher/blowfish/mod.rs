@@ -61,13 +61,15 @@ impl Schedule {
 
 /// The kernels that this CPU can run, narrowest first.
 pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
-    let mut kernels: Vec<Box<dyn Kernel<Schedule>>> = vec![Box::new(scalar::Scalar)];
     #[cfg(target_arch = "x86_64")]
-    {
-        kernels.extend(gather::Gather::detect().map(|kernel| Box::new(kernel) as _));
-        kernels.extend(planes::Planes::detect().map(|kernel| Box::new(kernel) as _));
-    }
-    kernels
+    let wide = {
+        let gather: Option<Box<dyn Kernel<Schedule>>> = gather::Gather::detect().map(|kernel| Box::new(kernel) as _);
+        gather.into_iter().chain(planes::Planes::detect().map(|kernel| Box::new(kernel) as _))
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let wide = [];
+    let scalar: Box<dyn Kernel<Schedule>> = Box::new(scalar::Scalar);
+    std::iter::once(scalar).chain(wide).collect()
 }
 
 /// A block's words.

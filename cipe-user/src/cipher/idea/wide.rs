@@ -98,7 +98,7 @@ pub(super) const fn place(lane: usize, n: usize) -> usize {
     group * n + block / 2 * 8 + vector * 2 + block % 2
 }
 
-/// Makes a kernel `$name` for vectors `$Vector` of `$n` words, two at a time, out of the instructions in scope: `load`,
+/// Makes a kernel `$name` for vectors `$Vector` of `$n` words, four at a time, out of the instructions in scope: `load`,
 /// `store`, `spread` (a 32-bit broadcast), `add`, `xor`, `multiply`, `unpack` (low and high halves by 16, 32, 64 bits).
 macro_rules! kernel {
     ($Kernel:ident, $name:literal, $feature:literal, $Vector:ty, $n:literal) => {
@@ -111,7 +111,7 @@ macro_rules! kernel {
             holds: [usize; LANES + 1],
         }
 
-        const LANES: usize = 2 * $n;
+        const LANES: usize = 4 * $n;
 
         impl $Kernel {
             /// The kernel, if the CPU has what it needs.
@@ -183,19 +183,22 @@ macro_rules! kernel {
 
         #[target_feature(enable = $feature)]
         fn encrypt_uniform(keys: &Uniform, lanes: usize, chain: &mut [u64; LANES], rows: &mut [[u64; WIDTH]]) {
-            if lanes > $n {
-                chain_rows::<2>(|i, _| spread(keys.0[i]), chain, rows);
-            } else {
-                chain_rows::<1>(|i, _| spread(keys.0[i]), chain, rows);
+            match lanes.div_ceil($n) {
+                1 => chain_rows::<1>(|i, _| spread(keys.0[i]), chain, rows),
+                2 => chain_rows::<2>(|i, _| spread(keys.0[i]), chain, rows),
+                3 => chain_rows::<3>(|i, _| spread(keys.0[i]), chain, rows),
+                _ => chain_rows::<4>(|i, _| spread(keys.0[i]), chain, rows),
             }
         }
 
         #[target_feature(enable = $feature)]
         fn encrypt_mixed(keys: &Mixed<LANES>, lanes: usize, chain: &mut [u64; LANES], rows: &mut [[u64; WIDTH]]) {
-            if lanes > $n {
-                chain_rows::<2>(|i, group| load_words(&keys.0[i].as_chunks().0[group]), chain, rows);
-            } else {
-                chain_rows::<1>(|i, group| load_words(&keys.0[i].as_chunks().0[group]), chain, rows);
+            let key = |i: usize, group: usize| load_words(&keys.0[i].as_chunks().0[group]);
+            match lanes.div_ceil($n) {
+                1 => chain_rows::<1>(key, chain, rows),
+                2 => chain_rows::<2>(key, chain, rows),
+                3 => chain_rows::<3>(key, chain, rows),
+                _ => chain_rows::<4>(key, chain, rows),
             }
         }
 
@@ -225,17 +228,22 @@ macro_rules! kernel {
             for some in all.chunks_mut(LANES) {
                 let mut padded = [0; LANES];
                 padded[..some.len()].copy_from_slice(some);
-                if some.len() > $n {
-                    let mut x = words::<2>(&padded);
-                    crypt(|i, _| spread(keys.0[i]), &mut x);
-                    blocks(&x, &mut padded);
-                } else {
-                    let mut x = words::<1>(&padded);
-                    crypt(|i, _| spread(keys.0[i]), &mut x);
-                    blocks(&x, &mut padded);
+                match some.len().div_ceil($n) {
+                    1 => decrypt_groups::<1>(keys, &mut padded),
+                    2 => decrypt_groups::<2>(keys, &mut padded),
+                    3 => decrypt_groups::<3>(keys, &mut padded),
+                    _ => decrypt_groups::<4>(keys, &mut padded),
                 }
                 some.copy_from_slice(&padded[..some.len()]);
             }
+        }
+
+        #[target_feature(enable = $feature)]
+        #[inline]
+        fn decrypt_groups<const G: usize>(keys: &Uniform, padded: &mut [u64; LANES]) {
+            let mut x = words::<G>(padded);
+            crypt(|i, _| spread(keys.0[i]), &mut x);
+            blocks(&x, padded);
         }
 
         /// The four words of `$n` blocks a group, the first word first.
