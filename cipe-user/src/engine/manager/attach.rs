@@ -129,7 +129,7 @@ impl Manager {
             sockets.push(socket);
         }
         let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
-        tenant.notes.push(format!("{}: {mode} XDP, {} queue(s)", device.name, sockets.len()));
+        tenant.notes.push(format!("private side: {mode} XDP, {} queue(s)", sockets.len()));
         let (me, peer, sizes) = (tenant.me, tenant.peer, tenant.sizes);
         self.programs.add_carrier_address(me, tunnel)?;
 
