@@ -58,6 +58,8 @@ impl Schedule {
     }
 }
 
+const _: () = assert!(size_of::<Schedule>() <= 512);
+
 /// The kernels that this CPU can run, narrowest first.
 pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
     #[cfg(target_arch = "x86_64")]

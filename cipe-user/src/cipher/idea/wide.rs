@@ -307,6 +307,43 @@ macro_rules! kernel {
                 *x4 = multiply_by(*x4, i + 3, group);
             }
         }
+
+        #[cfg(test)]
+        mod tests {
+            use super::*;
+
+            #[test]
+            fn multiplication_is_right_for_every_zero_operand_and_a_grid() {
+                if detected() {
+                    // SAFETY: `detected` found the instructions.
+                    unsafe { multiplies() };
+                }
+            }
+
+            #[target_feature(enable = $feature)]
+            fn multiplies() {
+                for b in [0, 1, 2, 0x7fff, 0x8000, 0xfffe, 0xffff, 40503] {
+                    for first in (0..=u16::MAX).step_by($n) {
+                        for swap in [false, true] {
+                            let mut a: [u16; $n] = std::array::from_fn(|i| first + i as u16);
+                            let mut b = [b; $n];
+                            if swap {
+                                std::mem::swap(&mut a, &mut b);
+                            }
+                            let zero = load_words(&b.map(|b| 1u16.wrapping_sub(b)));
+                            let mask = load_words(&b.map(|b| u16::from(b != 0).wrapping_neg()));
+                            let product = multiply(load_words(&a), load_words(&b), zero, mask);
+                            let mut blocks = [0; $n / 4];
+                            store(product, &mut blocks);
+                            for i in 0..$n {
+                                let product = (blocks[i / 4] >> (16 * (i % 4))) as u16;
+                                assert_eq!(product, crate::cipher::idea::multiply(a[i], b[i]), "{} * {}", a[i], b[i]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
     };
 }
 pub(super) use kernel;
