@@ -50,6 +50,9 @@ impl Original {
     ) -> Result<Self> {
         // Tapped: the tap is where a relay or a second way can be put.
         let net = Topology::new(Carrier::Tapped, Offload::On)?;
+        for side in [Side::A, Side::B] {
+            net.gw(side).ip(&["route", "add", &relayed::port_of(side).ip().to_string(), "dev", "wire0"])?;
+        }
         let gateway = net.gw(Side::B);
         let device = gateway
             .run(|| DeviceBuilder::new().name(DEVICE).mtu(MTU).build_sync())
