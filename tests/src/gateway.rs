@@ -14,6 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::log::{Line, Log};
+use crate::namespace::Namespace;
 use crate::options::Options;
 use crate::process::{self, BpfObjects};
 use crate::status::Status;
@@ -116,9 +117,25 @@ impl Gateway {
     /// Files that cannot be written or a program that cannot be started. A daemon that gives up is seen by
     /// [`Gateway::wait_up`].
     pub fn start(net: &Topology, side: Side, daemon: Daemon, options: &Options) -> Result<Self> {
+        let (name, routes) = (format!("{}", side.letter()), [side.other().lan()]);
+        Self::start_in(net, (net.gw(side), &name), &routes, daemon, options)
+    }
+
+    /// The same in any namespace, under any name; `ip-up` leads `routes` into the tunnel. Daemons of one name share an
+    /// engine.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn start_in(
+        net: &Topology,
+        (namespace, who): (&Namespace, &str),
+        routes: &[String],
+        daemon: Daemon,
+        options: &Options,
+    ) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("gw{}-{number}", side.letter());
+        let name = format!("gw{who}-{number}");
         let directory = net.directory().join(&name);
         let fifo = directory.join("up");
         let script = directory.join("ip-up");
@@ -129,17 +146,15 @@ impl Gateway {
             fs::File::from(rustix::fs::open(&fifo, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&script)?;
         // Arguments of ip-up: device, own carrier address, pid, ipaddr, ptpaddr, arg.
-        write!(
-            file,
-            "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\nip route replace {} dev \"$1\"\necho \"$1\" >{}\n",
-            side.other().lan(),
-            fifo.display()
-        )?;
+        writeln!(file, "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin")?;
+        for route in routes {
+            writeln!(file, "ip route replace {route} dev \"$1\"")?;
+        }
+        writeln!(file, "echo \"$1\" >{}", fifo.display())?;
         drop(file);
 
-        let namespace = net.gw(side);
-        // One engine a namespace: the run directory belongs to the side, not to the daemon.
-        let run_directory = net.directory().join(format!("run{}", side.letter()));
+        // One engine a namespace: the run directory belongs to the place, not to the daemon.
+        let run_directory = net.directory().join(format!("run{who}"));
         let bin = net.directory().join("bin");
         let mut command = namespace.command(bin.join(daemon.program()));
         command.arg("-o").arg(&path).env("CIPE_RUN_DIR", &run_directory);

@@ -1,0 +1,181 @@
+//! IPv6 inside the tunnel and as the carrier.
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::namespace::Namespace;
+use cipe_tests::net::pattern;
+use cipe_tests::offload::Offload;
+use cipe_tests::options::{Options, PORT};
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces, traffic};
+
+/// The device MTU that the protocol sets (section 2).
+const MTU: usize = 1442;
+/// What a carrier of 1500 octets leaves inside where its own header is IPv6's: 20 octets fewer.
+const MTU_OVER_IPV6: usize = MTU - 20;
+/// Octets of the IPv6 and UDP headers.
+const HEADERS: usize = 48;
+
+fn number(side: Side) -> u16 {
+    match side {
+        Side::A => 1,
+        Side::B => 2,
+    }
+}
+
+fn inside(side: Side) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x201, 0, 0, 0, 0, 0, number(side))
+}
+
+fn carrier(side: Side) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x200, 0, 0, 0, 0, 0, number(side))
+}
+
+/// A network whose gateways speak IPv6 on the carrier.
+fn network() -> Result<Topology> {
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    for side in [Side::A, Side::B] {
+        let gateway = net.gw(side);
+        for name in ["default", "wire0"] {
+            gateway.sysctl(&format!("net.ipv6.conf.{name}.disable_ipv6"), "0")?;
+            gateway.sysctl(&format!("net.ipv6.conf.{name}.accept_dad"), "0")?;
+        }
+        gateway.ip(&["-6", "addr", "add", &format!("{}/64", carrier(side)), "dev", "wire0", "nodad"])?;
+    }
+    Ok(net)
+}
+
+fn over_ipv6(side: Side, options: Options) -> Options {
+    let address = |side| SocketAddr::from((carrier(side), PORT));
+    options.set("me", address(side)).set("peer", address(side.other()))
+}
+
+/// Datagrams of every size and a TCP stream between the inner addresses of the gateways.
+fn inner_traffic(net: &Topology, mtu: usize) -> Result<()> {
+    let (a, b) = (net.gw(Side::A), net.gw(Side::B));
+    let server = b.run(|| UdpSocket::bind((inside(Side::B), 0)))?;
+    let client = a.run(|| UdpSocket::bind((inside(Side::A), 0)))?;
+    client.connect(server.local_addr()?)?;
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(SOON))?;
+    }
+    first_answer(&client, &server)?;
+    let mut buffer = vec![0; 2000];
+    for size in (HEADERS..=mtu).rev().step_by(3) {
+        let payload = pattern(size as u32, size - HEADERS);
+        client.send(&payload)?;
+        let (length, from) = server.recv_from(&mut buffer).with_context(|| format!("{size} octets, to B"))?;
+        assert!(buffer[..length] == payload, "{size} octets, to B");
+        server.send_to(&buffer[..length], from)?;
+        let length = client.recv(&mut buffer).with_context(|| format!("{size} octets, to A"))?;
+        assert!(buffer[..length] == payload, "{size} octets, to A");
+    }
+    for (from, to, side) in [(a, b, Side::B), (b, a, Side::A)] {
+        transfer(from, to, inside(side)).with_context(|| format!("TCP to {side:?}"))?;
+    }
+    Ok(())
+}
+
+/// Sends until the first answer comes: keys may not be there yet.
+fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    let mut buffer = [0; 64];
+    server.set_read_timeout(Some(Duration::from_millis(100)))?;
+    loop {
+        client.send(b"first")?;
+        if server.recv_from(&mut buffer).is_ok() {
+            break;
+        }
+        if Instant::now() > deadline {
+            bail!("nothing comes through");
+        }
+    }
+    // What was sent too often is of no use any more.
+    while server.recv_from(&mut buffer).is_ok() {}
+    server.set_read_timeout(Some(SOON))?;
+    Ok(())
+}
+
+fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr) -> Result<()> {
+    let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
+    let listener = to.run(|| TcpListener::bind((address, 0)))?;
+    let target = listener.local_addr()?;
+    let mut sender = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(10)))?;
+    let (mut receiver, _) = listener.accept()?;
+    sender.set_write_timeout(Some(SOON))?;
+    receiver.set_read_timeout(Some(SOON))?;
+    std::thread::scope(|scope| {
+        let octets = &octets;
+        scope.spawn(move || sender.write_all(octets));
+        let mut got = Vec::with_capacity(octets.len());
+        receiver.read_to_end(&mut got).with_context(|| format!("after {} octets", got.len()))?;
+        assert!(got == *octets, "{} octets of {}", got.len(), octets.len());
+        Ok(())
+    })
+}
+
+#[test]
+fn ipv6_passes_inside_with_ipv6_addresses_of_the_tunnel() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = network()?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |side, options| {
+        options.set("ipaddr", inside(side)).set("ptpaddr", inside(side.other()))
+    })?;
+    inner_traffic(&net, MTU).with_context(|| format!("{:?}\n{}", pair.a.status(), pair.a.log().text()))
+}
+
+#[test]
+fn ipv6_passes_inside_beside_ipv4() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = network()?;
+    let pair = Pair::start(&net, Daemon::Idea, |_, options| options)?;
+    for side in [Side::A, Side::B] {
+        let (own, peer) = (inside(side).to_string(), inside(side.other()).to_string());
+        net.gw(side).ip(&["-6", "addr", "add", &own, "peer", &peer, "dev", "cipci0", "nodad"])?;
+    }
+    inner_traffic(&net, MTU).with_context(|| format!("{:?}\n{}", pair.a.status(), pair.a.log().text()))
+}
+
+#[test]
+fn the_carrier_is_ipv6() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for daemon in [Daemon::Blowfish, Daemon::Idea] {
+        let net = network()?;
+        let pair = Pair::start(&net, daemon, over_ipv6)?;
+        pair.wait_for_keys(&net)?;
+        let plan = Plan::sizes((ping::HEADERS..=MTU_OVER_IPV6).step_by(7).collect());
+        let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
+        assert_eq!((report.received(), report.damaged), (report.sent, 0), "lost: {:?}", report.lost);
+        let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
+        for side in [Side::A, Side::B] {
+            let to = (net.lan(side.other()), side.other().host());
+            assert!(traffic::tcp_transfer(net.lan(side), to, &octets)? == octets, "from {side:?}");
+        }
+        let status = pair.b.status()?;
+        assert_eq!(status.count("bad-crc") + status.count("bad-length"), 0, "{status:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn both_are_ipv6() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = network()?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |side, options| {
+        over_ipv6(side, options).set("ipaddr", inside(side)).set("ptpaddr", inside(side.other()))
+    })?;
+    inner_traffic(&net, MTU_OVER_IPV6).with_context(|| format!("{:?}\n{}", pair.a.status(), pair.a.log().text()))
+}
