@@ -81,6 +81,9 @@ verdicts! {
     // Either way.
     /// Drop: no free UMEM frame.
     NoFrame = "no-frame",
+    /// Drop: the receive ring of an engine socket was full, or its fill ring empty: the engine is too slow. Those of a
+    /// carrier device that several tunnels share are counted for the first of them.
+    RingFull = "ring-full",
 }
 
 impl Verdict {

@@ -73,7 +73,9 @@ fn traffic_is_dropped_while_the_engine_is_dead() -> Result<()> {
 
     let frames = capture.finish()?;
     assert!(leaks(&frames).is_empty(), "in clear: {:#?}", leaks(&frames));
-    assert!(frames.len() >= PINGS, "B's pings came to the carrier sealed: {} frames", frames.len());
+    // Several datagrams of one size may cross the tap as one superframe.
+    let octets: usize = frames.iter().map(|frame| frame.octets.len()).sum();
+    assert!(octets >= PINGS * 100, "B's pings came to the carrier sealed: {octets} octets");
     Ok(())
 }
 

@@ -6,15 +6,19 @@
 
 pub mod capture;
 pub mod gateway;
+pub mod impair;
 pub mod log;
 pub mod namespace;
 pub mod net;
 pub mod offload;
 pub mod options;
+pub mod original;
 pub mod peer;
 pub mod ping;
 pub mod process;
+pub mod relayed;
 pub mod status;
+pub mod stream;
 pub mod topology;
 pub mod traffic;
 

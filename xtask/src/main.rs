@@ -1,6 +1,7 @@
 //! Builds, runs, tests and measures the project: `cargo xtask help`.
 
 mod bench;
+mod bench_cipher;
 mod build_ebpf;
 mod fuzz;
 mod package;

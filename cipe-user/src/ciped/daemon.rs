@@ -254,6 +254,7 @@ impl Daemon {
                             self.facts.me = me;
                         }
                         tracing::info!("{device}: the engine is back; keys are exchanged anew");
+                        self.session.start_over();
                         self.engine = Some(engine);
                         return None;
                     }

@@ -88,6 +88,12 @@ impl<R: CryptoRng> Session<R> {
         if self.peer_keeps_keys { OWN_PACKETS } else { ORIGINAL_PACKETS }
     }
 
+    /// Another engine has taken the tunnel over, which knows no dynamic key and the limits of the start.
+    pub fn start_over(&mut self) {
+        self.exchange.start_over();
+        self.peer_keeps_keys = false;
+    }
+
     /// When [`Session::tick`] is due, on the clock of [`Now::at`].
     pub fn deadline(&self) -> Option<Duration> {
         [self.exchange.deadline(), self.health.deadline()].into_iter().flatten().min()

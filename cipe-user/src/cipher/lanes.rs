@@ -17,9 +17,12 @@ struct Stage {
     mover: Mover,
     rows: Rows,
     chain: [u64; WIDTH],
-    cipher: [u64; WIDTH * STEPS],
-    plain: [u64; WIDTH * STEPS],
+    cipher: [u64; BLOCKS],
+    plain: [u64; BLOCKS],
 }
+
+/// Blocks that are decrypted together.
+const BLOCKS: usize = 512;
 
 /// Jobs that are looked at together. A poll brings fewer; a longer batch is cut.
 const BATCH: usize = 128;
@@ -46,8 +49,8 @@ impl Lanes {
                 mover: Mover::detect(),
                 rows: [[0; WIDTH]; STEPS],
                 chain: [0; WIDTH],
-                cipher: [0; WIDTH * STEPS],
-                plain: [0; WIDTH * STEPS],
+                cipher: [0; BLOCKS],
+                plain: [0; BLOCKS],
             }),
         }
     }

@@ -12,6 +12,8 @@ mod idea;
 mod kernel;
 mod ladder;
 mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod mover;
 mod stage;
 #[cfg(test)]
 mod tests;

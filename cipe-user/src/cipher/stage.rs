@@ -6,16 +6,13 @@
 use super::{Algorithm, BLOCK, Job};
 
 /// Lanes of the widest kernel.
-pub(super) const WIDTH: usize = 64;
+pub(super) const WIDTH: usize = 128;
 
-/// Blocks that each lane puts on the stage at once: one cache line of a message.
-pub(super) const STEPS: usize = 8;
+/// Most blocks that each lane puts on the stage at once: two cache lines of a message.
+pub(super) const STEPS: usize = 16;
 
 /// Blocks of `WIDTH` messages, row by row: column `l` of row `s` is the `s`th block of lane `l`.
 pub(super) type Rows = [[u64; WIDTH]; STEPS];
-
-/// Eight blocks of eight messages.
-pub(super) type Tile = [[u64; STEPS]; STEPS];
 
 /// A message on its way through a lane.
 #[derive(Clone, Copy, Default)]
@@ -40,31 +37,12 @@ pub(super) struct Piece {
     pub(super) chain: u64,
 }
 
-/// How blocks get on the stage and off again. All of it is plain Rust; the second form lets the compiler use AVX-512,
-/// without which this takes as long as the widest kernels.
+/// How blocks get on the stage and off again: with AVX-512 where there is, without which it takes as long as the widest
+/// kernels.
 #[derive(Clone, Copy)]
 pub(super) struct Mover {
     #[cfg(target_arch = "x86_64")]
     avx512: bool,
-}
-
-/// Makes for `$name` a method that calls [`plain`]'s function of that name, compiled for what the CPU has.
-macro_rules! moves {
-    ($(#[$doc:meta])* $name:ident($($arg:ident: $Type:ty),*)) => {
-        $(#[$doc])*
-        pub(super) fn $name(self, $($arg: $Type),*) {
-            #[cfg(target_arch = "x86_64")]
-            if self.avx512 {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-                fn avx512($($arg: $Type),*) {
-                    plain::$name($($arg),*, |tile| super::transpose::avx512(tile));
-                }
-                // SAFETY: `detect` found the instructions.
-                return unsafe { avx512($($arg),*) };
-            }
-            plain::$name($($arg),*, plain::transpose);
-        }
-    };
 }
 
 impl Mover {
@@ -75,72 +53,82 @@ impl Mover {
         }
     }
 
-    moves! {
-        /// Puts the next blocks of each lane into its column, as many as `rows` has rows.
-        fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]])
+    /// Puts the next blocks of each lane into its column, as many as `rows` has rows.
+    pub(super) fn fill(self, jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.avx512 {
+            // SAFETY: `detect` found the instructions.
+            return unsafe { super::mover::fill(jobs, lanes, rows) };
+        }
+        plain::fill(jobs, lanes, rows);
     }
 
-    moves! {
-        /// Puts each lane's column back where [`Self::fill`] took it from.
-        drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]])
+    /// Puts each lane's column back where [`Self::fill`] took it from.
+    pub(super) fn drain(self, jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.avx512 {
+            // SAFETY: `detect` found the instructions.
+            return unsafe { super::mover::drain(jobs, lanes, rows) };
+        }
+        plain::drain(jobs, lanes, rows);
     }
 
-    moves! {
-        /// Puts a piece of a message on a row of its length.
-        lay(job: &Job<'_>, piece: &Piece, to: &mut [u64])
+    /// Puts a piece of a message on a row of its length.
+    pub(super) fn lay(self, job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.avx512 {
+            // SAFETY: `detect` found the instructions.
+            return unsafe { super::mover::lay(job, piece, to) };
+        }
+        plain::lay(job, piece, to);
     }
 
-    moves! {
-        /// Puts decrypted blocks back, chained with the ciphertext that they were.
-        take(job: &mut Job<'_>, piece: &Piece, plain: &[u64], cipher: &[u64])
+    /// Puts decrypted blocks back, chained with the ciphertext that they were.
+    pub(super) fn take(self, job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u64]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.avx512 {
+            // SAFETY: `detect` found the instructions.
+            return unsafe { super::mover::take(job, piece, blocks, cipher) };
+        }
+        plain::take(job, piece, blocks, cipher);
     }
 }
 
-mod plain {
+/// For any CPU; inlined into functions that the compiler may use more instructions for.
+pub(super) mod plain {
     use super::*;
 
     #[inline(always)]
-    pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]], transpose: impl Fn(&Tile) -> Tile) {
-        let octets = rows.len() * BLOCK;
-        for (group, lanes) in lanes.chunks(STEPS).enumerate() {
-            let mut tile = Tile::default();
-            for (line, lane) in tile.iter_mut().zip(lanes) {
-                let job = &jobs[lane.job];
-                job.key.algorithm.load(&job.data[lane.done..][..octets], line);
-            }
-            for (row, line) in rows.iter_mut().zip(transpose(&tile)) {
-                row.as_chunks_mut().0[group] = line;
+    pub(in crate::cipher) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
+        for (column, lane) in lanes.iter().enumerate() {
+            let job = &jobs[lane.job];
+            let mut line = [0; STEPS];
+            job.key.algorithm.load(&job.data[lane.done..][..rows.len() * BLOCK], &mut line);
+            for (row, block) in rows.iter_mut().zip(line) {
+                row[column] = block;
             }
         }
     }
 
     #[inline(always)]
-    pub(super) fn drain(
-        jobs: &mut [Job<'_>],
-        lanes: &[Lane],
-        rows: &[[u64; WIDTH]],
-        transpose: impl Fn(&Tile) -> Tile,
-    ) {
-        let octets = rows.len() * BLOCK;
-        for (group, lanes) in lanes.chunks(STEPS).enumerate() {
-            let mut tile = Tile::default();
-            for (line, row) in tile.iter_mut().zip(rows) {
-                *line = row.as_chunks().0[group];
+    pub(in crate::cipher) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
+        for (column, lane) in lanes.iter().enumerate() {
+            let job = &mut jobs[lane.job];
+            let mut line = [0; STEPS];
+            for (row, block) in rows.iter().zip(&mut line) {
+                *block = row[column];
             }
-            for (line, lane) in transpose(&tile).iter().zip(lanes) {
-                let job = &mut jobs[lane.job];
-                job.key.algorithm.store(&mut job.data[lane.done..][..octets], line);
-            }
+            job.key.algorithm.store(&mut job.data[lane.done..][..rows.len() * BLOCK], &line);
         }
     }
 
     #[inline(always)]
-    pub(super) fn lay(job: &Job<'_>, piece: &Piece, to: &mut [u64], _: impl Fn(&Tile) -> Tile) {
+    pub(in crate::cipher) fn lay(job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
         job.key.algorithm.load(&job.data[piece.start..], to);
     }
 
     #[inline(always)]
-    pub(super) fn take(job: &mut Job<'_>, piece: &Piece, plain: &[u64], cipher: &[u64], _: impl Fn(&Tile) -> Tile) {
+    pub(in crate::cipher) fn take(job: &mut Job<'_>, piece: &Piece, plain: &[u64], cipher: &[u64]) {
         let data = &mut job.data[piece.start..][..piece.blocks * BLOCK];
         let (Some((first, plain)), Some((head, data))) = (plain.split_first(), data.split_at_mut_checked(BLOCK)) else {
             return;
@@ -148,17 +136,6 @@ mod plain {
         let algorithm = job.key.algorithm;
         algorithm.store(head, &[first ^ piece.chain]);
         algorithm.store_chained(data, plain, cipher);
-    }
-
-    #[inline(always)]
-    pub(super) fn transpose(tile: &Tile) -> Tile {
-        let mut to = Tile::default();
-        for (i, line) in tile.iter().enumerate() {
-            for (to, block) in to.iter_mut().zip(line) {
-                to[i] = *block;
-            }
-        }
-        to
     }
 }
 

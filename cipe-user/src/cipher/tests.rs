@@ -4,6 +4,8 @@ use super::*;
 use ::cipher::{Array, InnerIvInit, KeyInit};
 use cbc::cipher::{Block, BlockModeDecrypt, BlockModeEncrypt};
 use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::cell::RefCell;
 
 /// CBC as the crates `blowfish`, `idea` and `cbc` do it.
 fn oracle(algorithm: Algorithm, key: &[u8; KEY], iv: [u8; BLOCK], data: &mut [u8], encrypt: bool) {
@@ -67,7 +69,10 @@ struct Spec {
     len: usize,
 }
 
-fn batch() -> impl Strategy<Value = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8)> {
+/// Keys, messages, and a seed of their contents.
+type Batch = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8);
+
+fn batch() -> impl Strategy<Value = Batch> {
     let keys = prop::collection::vec((algorithm(), any::<[u8; KEY]>()), 1..6);
     let len = prop_oneof![0usize..80, Just(1456), 0usize..1600];
     // A key index is taken modulo the number of keys; low ones are common, so that large groups of one key occur.
@@ -81,35 +86,46 @@ fn batch() -> impl Strategy<Value = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8)
     (keys, specs, any::<u8>())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 24 }))]
+#[test]
+fn every_kernel_agrees_with_the_plain_ciphers_on_any_batch() {
+    let mut runner = TestRunner::new(Config::with_cases(if cfg!(debug_assertions) { 12 } else { 400 }));
+    let engines = RefCell::new(engines());
+    let outcome = runner.run(&batch(), |(keys, specs, seed)| agrees(&mut engines.borrow_mut(), &keys, &specs, seed));
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
 
-    #[test]
-    fn every_kernel_agrees_with_the_plain_ciphers_on_any_batch((keys, specs, seed) in batch()) {
-        let expanded: Vec<Key> = keys.iter().map(|(algorithm, octets)| Key::new(*algorithm, octets)).collect();
-        let plain: Vec<Vec<u8>> = specs.iter().enumerate().map(|(i, spec)| {
-            (0..spec.offset + spec.len).map(|j| (j * 167 + i * 13 + j / 251) as u8 ^ seed).collect()
-        }).collect();
-        let mut want = plain.clone();
-        for (spec, data) in specs.iter().zip(&mut want) {
-            let (algorithm, octets) = &keys[spec.key % keys.len()];
-            oracle(*algorithm, octets, spec.iv, &mut data[spec.offset..], true);
-        }
-        for (name, mut lanes) in engines() {
-            let mut data = plain.clone();
-            let mut jobs = |lanes: &mut Lanes, encrypt: bool| {
-                let mut jobs: Vec<Job<'_>> = specs.iter().zip(&mut data).map(|(spec, data)| Job {
-                    key: &expanded[spec.key % keys.len()],
-                    iv: spec.iv,
-                    data: &mut data[spec.offset..],
-                }).collect();
-                if encrypt { lanes.encrypt(&mut jobs) } else { lanes.decrypt(&mut jobs) }
-                data.clone()
-            };
-            prop_assert!(jobs(&mut lanes, true) == want, "encryption by {name}");
-            prop_assert!(jobs(&mut lanes, false) == plain, "decryption by {name}");
-        }
+fn jobs<'a>(keys: &'a [Key], specs: &[Spec], data: &'a mut [Vec<u8>]) -> Vec<Job<'a>> {
+    let job = |(spec, data): (&Spec, &'a mut Vec<u8>)| Job {
+        key: &keys[spec.key % keys.len()],
+        iv: spec.iv,
+        data: &mut data[spec.offset..],
+    };
+    specs.iter().zip(data).map(job).collect()
+}
+
+fn agrees(
+    engines: &mut [(String, Lanes)],
+    keys: &[(Algorithm, [u8; KEY])],
+    specs: &[Spec],
+    seed: u8,
+) -> Result<(), TestCaseError> {
+    let expanded: Vec<Key> = keys.iter().map(|(algorithm, octets)| Key::new(*algorithm, octets)).collect();
+    let octet = |i: usize, j: usize| (j * 167 + i * 13 + j / 251) as u8 ^ seed;
+    let memory = |(i, spec): (usize, &Spec)| (0..spec.offset + spec.len).map(|j| octet(i, j)).collect();
+    let plain: Vec<Vec<u8>> = specs.iter().enumerate().map(memory).collect();
+    let mut want = plain.clone();
+    for (spec, data) in specs.iter().zip(&mut want) {
+        let (algorithm, octets) = &keys[spec.key % keys.len()];
+        oracle(*algorithm, octets, spec.iv, &mut data[spec.offset..], true);
     }
+    for (name, lanes) in engines {
+        let mut data = plain.clone();
+        lanes.encrypt(&mut jobs(&expanded, specs, &mut data));
+        prop_assert!(data == want, "encryption by {name}");
+        lanes.decrypt(&mut jobs(&expanded, specs, &mut data));
+        prop_assert!(data == plain, "decryption by {name}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -119,6 +135,7 @@ fn every_kernel_passes_every_vector_of_the_original() {
     let vectors: serde_json::Value = serde_json::from_str(&text).expect("the vectors are JSON");
     let cases = vectors["cases"].as_array().expect("an array of cases");
     let mut seen = 0;
+    let mut engines = engines();
     for case in cases {
         let octets = |name: &str| hex::decode(case[name].as_str().expect("hex digits")).expect("hex digits");
         let algorithm = match case["cipher_variant"].as_str() {
@@ -132,7 +149,7 @@ fn every_kernel_passes_every_vector_of_the_original() {
         let wire = octets("wire_hex");
         let (iv, cipher) = wire.split_first_chunk::<BLOCK>().expect("an IV");
         let inner = ["plaintext_hex", "padding_hex", "P_hex", "crc32_hex"].map(octets).concat();
-        for (name, mut lanes) in engines() {
+        for (name, lanes) in &mut engines {
             // Alone, and as one of many.
             for copies in [1, 70] {
                 let mut data = vec![inner.clone(); copies];

@@ -1,28 +1,22 @@
 //! Turning eight blocks of eight messages by vectors.
 
-use super::stage::Tile;
 use std::arch::x86_64::*;
 
-/// Line `i` of the result is column `i` of `tile`.
+/// Part `j` of 64 bits of vector `i` becomes part `i` of vector `j`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn avx512(tile: &Tile) -> Tile {
-    // SAFETY: each line has the vector's 64 octets, and the instruction asks for no alignment.
-    let [a, b, c, d, e, f, g, h] = tile.each_ref().map(|line| unsafe { _mm512_loadu_si512(line.as_ptr().cast()) });
+pub(super) fn vectors([a, b, c, d, e, f, g, h]: [__m512i; 8]) -> [__m512i; 8] {
     let (ab, cd, ef, gh) = (pairs(a, b), pairs(c, d), pairs(e, f), pairs(g, h));
-    let mut to = Tile::default();
-    for odd in 0..2 {
-        let ([abcd0, abcd2], [efgh0, efgh2]) = (quarters(ab[odd], cd[odd]), quarters(ef[odd], gh[odd]));
-        let ([line0, line4], [line2, line6]) = (quarters(abcd0, efgh0), quarters(abcd2, efgh2));
-        for (i, line) in [(0, line0), (2, line2), (4, line4), (6, line6)] {
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_si512(to[i + odd].as_mut_ptr().cast(), line) };
-        }
-    }
-    to
+    let turn = |ab, cd, ef, gh| {
+        let ([abcd0, abcd2], [efgh0, efgh2]) = (quarters(ab, cd), quarters(ef, gh));
+        (quarters(abcd0, efgh0), quarters(abcd2, efgh2))
+    };
+    let ([v0, v4], [v2, v6]) = turn(ab[0], cd[0], ef[0], gh[0]);
+    let ([v1, v5], [v3, v7]) = turn(ab[1], cd[1], ef[1], gh[1]);
+    [v0, v1, v2, v3, v4, v5, v6, v7]
 }
 
-/// Even blocks of both, and odd blocks of both.
+/// Even parts of both, and odd parts of both.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn pairs(a: __m512i, b: __m512i) -> [__m512i; 2] {
@@ -34,4 +28,18 @@ fn pairs(a: __m512i, b: __m512i) -> [__m512i; 2] {
 #[inline]
 fn quarters(a: __m512i, b: __m512i) -> [__m512i; 2] {
     [_mm512_shuffle_i64x2::<0x88>(a, b), _mm512_shuffle_i64x2::<0xdd>(a, b)]
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load(line: &[u64; 8]) -> __m512i {
+    // SAFETY: the array has the vector's 64 octets, and the instruction asks for no alignment.
+    unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn store(vector: __m512i, line: &mut [u64; 8]) {
+    // SAFETY: as in `load`.
+    unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), vector) }
 }

@@ -3,7 +3,7 @@
 use crate::cipher::{Algorithm, Job, Key, Lanes};
 use crate::wire::packet;
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// Octets from frame to frame, as in a UMEM: packets stand where their cache sets collide most.
@@ -36,7 +36,7 @@ pub struct BenchCipher {
 }
 
 /// One figure.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Row {
     /// `blowfish` or `idea`.
     pub cipher: String,
@@ -103,43 +103,44 @@ fn measure(args: &BenchCipher, cipher: &str, kernel: &str) -> anyhow::Result<()>
         for &batch in &args.batch {
             let mut frames = Frames::new(packet, batch);
             for direction in ["encrypt", "decrypt"] {
-                let encrypt = direction == "encrypt";
-                let octets = (packet * batch) as f64;
-                let (seconds, cycles) = best(args.millis, || {
-                    if encrypt { frames.seal(&mut lanes, &key) } else { frames.open(&mut lanes, &key) }
+                let measured = best(args.millis, || match direction {
+                    "encrypt" => frames.seal(&mut lanes, &key),
+                    _ => frames.open(&mut lanes, &key),
                 });
-                let (mbps, cycles_per_byte) = (octets / seconds / 1e6, cycles.map(|cycles| cycles / octets));
-                let row = Row {
-                    cipher: cipher.into(),
-                    kernel: kernel.into(),
-                    direction: direction.into(),
-                    packet,
-                    batch,
-                    mbps,
-                    cycles_per_byte,
-                };
-                print(&row, args.json)?;
+                Row::new([cipher, kernel, direction], packet, batch, measured).print(args.json)?;
             }
         }
     }
     Ok(())
 }
 
-fn print(row: &Row, json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(row)?);
-    } else {
-        let cycles = row.cycles_per_byte.map_or("-".into(), |cycles| format!("{cycles:.2}"));
-        println!(
-            "{:8} {:10} {} {:>6} {:>5} {:>8.0} {cycles:>12}",
-            row.cipher, row.kernel, row.direction, row.packet, row.batch, row.mbps
-        );
+impl Row {
+    /// A figure from what [`best`] says of a batch; `names` are cipher, kernel and direction.
+    pub fn new(names: [&str; 3], packet: usize, batch: usize, (seconds, cycles): (f64, Option<f64>)) -> Self {
+        let octets = (packet * batch) as f64;
+        let [cipher, kernel, direction] = names.map(String::from);
+        let cycles_per_byte = cycles.map(|cycles| cycles / octets);
+        Self { cipher, kernel, direction, packet, batch, mbps: octets / seconds / 1e6, cycles_per_byte }
     }
-    Ok(())
+
+    /// Prints the row as JSON or as a line of the table.
+    ///
+    /// # Errors
+    /// None is known; serialization has a result.
+    pub fn print(&self, json: bool) -> anyhow::Result<()> {
+        if json {
+            println!("{}", serde_json::to_string(self)?);
+            return Ok(());
+        }
+        let Self { cipher, kernel, direction, packet, batch, mbps, cycles_per_byte } = self;
+        let cycles = cycles_per_byte.map_or("-".into(), |cycles| format!("{cycles:.2}"));
+        println!("{cipher:8} {kernel:10} {direction} {packet:>6} {batch:>5} {mbps:>8.0} {cycles:>12}");
+        Ok(())
+    }
 }
 
 /// Seconds and TSC cycles of one run: the best of five parts, for what disturbs only ever adds.
-fn best(millis: u64, mut run: impl FnMut()) -> (f64, Option<f64>) {
+pub fn best(millis: u64, mut run: impl FnMut()) -> (f64, Option<f64>) {
     run();
     let mut best = (f64::INFINITY, None);
     for _ in 0..5 {

@@ -70,6 +70,9 @@ fn help() -> String {
 
 /// Runs the daemon, or brings it into the background.
 pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        anyhow::bail!("not root; tunnels are made of devices, eBPF programs and keys; run it as root");
+    }
     let sources = Sources::new(program, args.files.clone(), args.settings.clone());
     let (draft, problems) = options::load(&sources);
     let (options, problems) = options::settle(&draft, problems);
@@ -103,7 +106,7 @@ fn into_background(program: Program, words: impl Iterator<Item = OsString>) -> a
 
 fn launched(sources: Sources, draft: Draft, options: Options, problems: &[Problem]) -> anyhow::Result<ExitCode> {
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
-    logging::init(Destination::Syslog { name: sources.program.name() });
+    logging::init(Destination::Syslog { name: sources.program.name(), complain: true });
     let up = || {
         if let Err(error) = readiness.up() {
             tracing::error!("cannot leave the terminal: {error}");

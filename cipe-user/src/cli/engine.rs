@@ -44,7 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
-    logging::init(Destination::Syslog { name: NAME });
+    logging::init(Destination::Syslog { name: NAME, complain: false });
     if let Err(error) = run_engine(EngineOptions { stay: args.stay, run_dir, readiness: Some(readiness) }) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));

@@ -31,6 +31,8 @@ pub enum Destination {
     Syslog {
         /// The tag.
         name: &'static str,
+        /// Say so on stderr if there is no syslog. Not the engine: the daemon that starts it says it already.
+        complain: bool,
     },
 }
 
@@ -42,16 +44,18 @@ pub fn init(destination: Destination) {
     let registry = tracing_subscriber::registry().with(filter);
     let done = match destination {
         Destination::Stderr { .. } => registry.with(plain().with_writer(io::stderr)).try_init(),
-        Destination::Syslog { name } => {
+        Destination::Syslog { name, complain } => {
             let to_terminal =
                 |metadata: &Metadata<'_>| *metadata.level() <= Level::WARN && metadata.target() != SYSLOG_ONLY;
             let terminal = plain().with_writer(io::stderr).with_filter(filter_fn(to_terminal));
             match Syslog::open(name) {
                 Ok(syslog) => registry.with(terminal).with(plain().with_writer(syslog)).try_init(),
                 Err(error) => {
-                    eprintln!(
-                        "{name}: no system log ({error}); {SOCKET}; messages after the start are lost; start a syslogd, or use debug"
-                    );
+                    if complain {
+                        eprintln!(
+                            "{name}: no system log ({error}); {SOCKET}; messages after the start are lost; start a syslogd, or use debug"
+                        );
+                    }
                     registry.with(terminal).try_init()
                 }
             }

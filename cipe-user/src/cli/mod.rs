@@ -3,7 +3,7 @@
 //! May import everything; imported by `main` only. Every error is one line on stderr, `program: what; where; how to
 //! fix`, and exit code 1.
 
-mod bench_cipher;
+pub mod bench_cipher;
 mod check;
 mod ciped;
 mod decode;

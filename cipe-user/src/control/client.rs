@@ -39,12 +39,12 @@ pub enum ConnectError {
     #[error(transparent)]
     Launch(#[from] LaunchError),
     /// Anything else.
-    #[error("control socket {path}: {source}; are you root?", path = path.display())]
+    #[error("control socket {path}: {cause}; are you root?", path = path.display())]
     Io {
         /// The socket.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -65,7 +65,7 @@ impl Client {
 
     fn over(socket: OwnedFd, run: &RunDir) -> Result<Self, ConnectError> {
         let path = run.socket();
-        let io_error = |source| ConnectError::Io { path: path.clone(), source };
+        let io_error = |cause| ConnectError::Io { path: path.clone(), cause };
         let client = Self { channel: Channel::new(socket).map_err(io_error)? };
         let peer = client.channel.peer().map_err(io_error)?;
         if !peer.is_trusted() {
@@ -86,7 +86,7 @@ impl Client {
         let (run_dir, engine) = (run.clone(), engine.clone());
         let started = tokio::task::spawn_blocking(move || start_and_connect(&run_dir, &engine)).await;
         let socket = started
-            .unwrap_or_else(|error| Err(ConnectError::Io { path: run.socket(), source: io::Error::other(error) }))?;
+            .unwrap_or_else(|error| Err(ConnectError::Io { path: run.socket(), cause: io::Error::other(error) }))?;
         Self::over(socket, run)
     }
 
@@ -124,14 +124,14 @@ fn connect(run: &RunDir) -> Result<OwnedFd, ConnectError> {
     match attempt() {
         Ok(Some(socket)) => Ok(socket),
         Ok(None) => Err(ConnectError::NotRunning { path }),
-        Err(source) => Err(ConnectError::Io { path, source }),
+        Err(cause) => Err(ConnectError::Io { path, cause }),
     }
 }
 
 /// Starts the engine unless one listens by now, and connects. Blocks.
 fn start_and_connect(run: &RunDir, engine: &Launch) -> Result<OwnedFd, ConnectError> {
     // Held until the engine is ready: the others wait here, and then find it.
-    let lock = start_lock(run).map_err(|source| ConnectError::Io { path: run.start_lock(), source })?;
+    let lock = start_lock(run).map_err(|cause| ConnectError::Io { path: run.start_lock(), cause })?;
     let mut outcome = connect(run);
     for _ in 0..ATTEMPTS {
         if !matches!(outcome, Err(ConnectError::NotRunning { .. })) {

@@ -35,12 +35,12 @@ pub struct Launch {
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// It could not be run.
-    #[error("cannot start {program}: {source}; check that the file is there and executable", program = program.display())]
+    #[error("cannot start {program}: {cause}; check that the file is there and executable", program = program.display())]
     Spawn {
         /// Executable.
         program: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It said why.
     #[error("{0}")]
@@ -73,7 +73,7 @@ pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|source| LaunchError::Spawn { program: launch.program.clone(), source })?;
+        .map_err(|cause| LaunchError::Spawn { program: launch.program.clone(), cause })?;
     let stdout = child.stdout.take();
     let words = stdout.map_or(Ok(Vec::new()), |stdout| read_until(stdout, Instant::now() + launch.deadline));
     let name = launch.name.to_string_lossy().into_owned();

@@ -27,12 +27,12 @@ pub enum BindError {
         path: PathBuf,
     },
     /// Anything else.
-    #[error("control socket {path}: {source}; is /run writable, and are you root?", path = path.display())]
+    #[error("control socket {path}: {cause}; is /run writable, and are you root?", path = path.display())]
     Io {
         /// The socket.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -52,7 +52,7 @@ impl Server {
     /// Another engine runs, or the socket cannot be made.
     pub fn bind(run: RunDir) -> Result<Self, BindError> {
         let lock_path = run.engine_lock();
-        let io_error = |source| BindError::Io { path: run.socket(), source };
+        let io_error = |cause| BindError::Io { path: run.socket(), cause };
         let lock = loop {
             run.create().map_err(io_error)?;
             match Lock::take(&lock_path, Wait::No) {

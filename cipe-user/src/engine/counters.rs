@@ -9,6 +9,7 @@ pub struct Counters {
     verdicts: [AtomicU64; Verdict::COUNT],
     octets_sent: AtomicU64,
     octets_delivered: AtomicU64,
+    receive_key_used: AtomicU64,
 }
 
 impl Default for Counters {
@@ -17,6 +18,7 @@ impl Default for Counters {
             verdicts: std::array::from_fn(|_| AtomicU64::new(0)),
             octets_sent: AtomicU64::new(0),
             octets_delivered: AtomicU64::new(0),
+            receive_key_used: AtomicU64::new(0),
         }
     }
 }
@@ -31,6 +33,11 @@ impl Counters {
         add(&self.verdicts[verdict as usize], 1);
     }
 
+    /// Counts several packets.
+    pub fn count_all(&self, verdict: Verdict, packets: u64) {
+        add(&self.verdicts[verdict as usize], packets);
+    }
+
     /// Counts one sent data packet of `octets` payload octets.
     pub fn sent(&self, octets: usize) {
         self.count(Verdict::Sent);
@@ -41,6 +48,16 @@ impl Counters {
     pub fn delivered(&self, octets: usize) {
         self.count(Verdict::Delivered);
         add(&self.octets_delivered, octets as u64);
+    }
+
+    /// Notes that the peer has begun to use the key that the receive slot held at this generation.
+    pub fn use_receive_key(&self, generation: u64) {
+        self.receive_key_used.store(generation, Ordering::Relaxed);
+    }
+
+    /// Generation of the receive slot whose key the peer was last seen to begin with; 0: none yet.
+    pub fn receive_key_used(&self) -> u64 {
+        self.receive_key_used.load(Ordering::Relaxed)
     }
 
     /// Packets under one verdict.

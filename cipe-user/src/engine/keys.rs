@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use cipe_common::maps::{Slot, key_index};
+use arrayvec::ArrayVec;
+use cipe_common::maps::{SLOTS, Slot, key_index};
+
+use zeroize::Zeroizing;
 
 use super::replay::{ReplayFilter, StaticReplayFilter};
 use crate::cipher::{Algorithm, Key};
-use crate::kernel::keys::KeyReader;
-use zeroize::Zeroizing;
+use crate::kernel::keys::{KEY, KeyReader};
 
-const SLOTS: [Slot; 4] = [Slot::Static, Slot::Send, Slot::Previous, Slot::Receive];
+type Octets = Zeroizing<[u8; KEY]>;
 
 /// Packets already accepted under one key.
 pub enum Replay {
@@ -35,7 +37,7 @@ impl Replay {
 
 /// One expanded key and what happened under it.
 pub struct LiveKey {
-    octets: Zeroizing<[u8; 16]>,
+    octets: Octets,
     /// The expanded key.
     pub key: Key,
     /// Packets already accepted under it (receiving slots).
@@ -48,57 +50,95 @@ pub struct LiveKey {
     pub since: Instant,
 }
 
+impl LiveKey {
+    fn new(algorithm: Algorithm, slot: Slot, octets: Octets, now: Instant) -> Self {
+        let key = Key::new(algorithm, &octets);
+        Self { octets, key, replay: Replay::of(slot), packets: 0, octets_used: 0, since: now }
+    }
+}
+
 /// The four slots of one tunnel.
 pub struct Keys {
     algorithm: Algorithm,
     table: KeyReader,
     tunnel: u32,
-    seen: [u64; 4],
-    live: [Option<LiveKey>; 4],
+    refreshed: Option<Instant>,
+    seen: [u64; SLOTS as usize],
+    /// What the map's slots held when they were last looked at. A live key may be in another slot for a moment.
+    wanted: [Option<Octets>; SLOTS as usize],
+    live: [Option<LiveKey>; SLOTS as usize],
 }
 
 impl Keys {
     /// Keys of tunnel number `tunnel`; nothing is live before the first [`Keys::refresh`].
     pub fn new(algorithm: Algorithm, table: KeyReader, tunnel: u16) -> Self {
-        Self { algorithm, table, tunnel: tunnel.into(), seen: [0; 4], live: [const { None }; 4] }
+        Self {
+            algorithm,
+            table,
+            tunnel: tunnel.into(),
+            refreshed: None,
+            seen: [0; SLOTS as usize],
+            wanted: [const { None }; SLOTS as usize],
+            live: [const { None }; SLOTS as usize],
+        }
     }
 
     /// Takes up what changed in the map. Four atomic loads when nothing did.
     ///
-    /// A receive key that moves to the previous slot keeps its replay filter and counts.
+    /// A receive key that moves to the previous slot keeps its replay filter and counts. The control thread writes it
+    /// there before it writes its successor; in between, both slots hold it, and it is live in the previous one only.
     pub fn refresh(&mut self, now: Instant) {
-        for slot in SLOTS {
-            let index = key_index(self.tunnel, slot);
-            if self.table.generation(index) == self.seen[slot as usize] {
-                continue;
+        // Once a round: in the middle of a batch a slot must not come to mean another key.
+        if self.refreshed.replace(now) == Some(now) {
+            return;
+        }
+        for slot in [Slot::Static, Slot::Send] {
+            if self.look(slot) {
+                self.take_up(&[slot], now);
             }
-            let Some((generation, octets)) = self.table.read(index) else {
-                self.seen[slot as usize] = self.table.generation(index);
-                self.live[slot as usize] = None;
-                continue;
-            };
-            if slot == Slot::Previous && self.holds(Slot::Receive, &octets) {
-                self.live[Slot::Previous as usize] = self.live[Slot::Receive as usize].take();
-                self.seen[Slot::Receive as usize] = 0;
-                self.seen[slot as usize] = generation;
-                continue;
-            }
-            if slot == Slot::Receive && self.holds(Slot::Previous, &octets) {
-                // The control thread has moved the key but not yet written its successor: look again at the next batch.
-                self.live[slot as usize] = None;
-                continue;
-            }
-            if !self.holds(slot, &octets) {
-                let key = Key::new(self.algorithm, &octets);
-                self.live[slot as usize] =
-                    Some(LiveKey { octets, key, replay: Replay::of(slot), packets: 0, octets_used: 0, since: now });
-            }
-            self.seen[slot as usize] = generation;
+        }
+        // The receive slot is looked at first: who sees the new key there sees the old one in the previous slot, too.
+        let receive = self.look(Slot::Receive);
+        if self.look(Slot::Previous) || receive {
+            self.take_up(&[Slot::Previous, Slot::Receive], now);
         }
     }
 
-    fn holds(&self, slot: Slot, octets: &[u8; 16]) -> bool {
-        self.live[slot as usize].as_ref().is_some_and(|live| *live.octets == *octets)
+    /// Notes what a slot of the map holds; whether that may have changed.
+    fn look(&mut self, slot: Slot) -> bool {
+        let index = key_index(self.tunnel, slot);
+        let generation = self.table.generation(index);
+        // A slot that is being written keeps its key until it is done, at the next batch.
+        if generation == self.seen[slot as usize] || !generation.is_multiple_of(2) {
+            return false;
+        }
+        let (generation, octets) = match self.table.read(index) {
+            Some((generation, octets)) => (generation, Some(octets)),
+            None if self.table.generation(index) == generation => (generation, None),
+            // Somebody began to write.
+            None => return false,
+        };
+        self.seen[slot as usize] = generation;
+        self.wanted[slot as usize] = octets;
+        true
+    }
+
+    /// Makes live what the map holds in `slots`; keys that are live in one of them already move as they are, and each
+    /// key is live once, in the first of its slots.
+    fn take_up(&mut self, slots: &[Slot], now: Instant) {
+        let mut known: ArrayVec<LiveKey, 2> =
+            slots.iter().filter_map(|slot| self.live[*slot as usize].take()).collect();
+        for (place, slot) in slots.iter().enumerate() {
+            let Some(octets) = &self.wanted[*slot as usize] else { continue };
+            if slots[..place].iter().any(|earlier| self.wanted[*earlier as usize].as_ref() == Some(octets)) {
+                continue;
+            }
+            let key = match known.iter().position(|live| live.octets == *octets) {
+                Some(at) => known.remove(at),
+                None => LiveKey::new(self.algorithm, *slot, octets.clone(), now),
+            };
+            self.live[*slot as usize] = Some(key);
+        }
     }
 
     /// The key in a slot.
@@ -111,6 +151,11 @@ impl Keys {
         self.live[slot as usize].as_mut()
     }
 
+    /// Generation of a slot in the map when it was last taken up.
+    pub fn generation(&self, slot: Slot) -> u64 {
+        self.seen[slot as usize]
+    }
+
     /// The slot that data is sealed under: the dynamic send key, else the static key.
     pub fn sending(&self) -> Option<Slot> {
         [Slot::Send, Slot::Static].into_iter().find(|slot| self.get(*slot).is_some())
@@ -119,5 +164,164 @@ impl Keys {
     /// The slot to try first for a packet under the peer's dynamic key.
     pub fn receiving(&self) -> Option<Slot> {
         [Slot::Receive, Slot::Previous].into_iter().find(|slot| self.get(*slot).is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::kernel::keys::KeyWriter;
+
+    const K1: [u8; KEY] = [1; KEY];
+    const K2: [u8; KEY] = [2; KEY];
+    const K3: [u8; KEY] = [3; KEY];
+    const PACKET: [u8; 16] = [9; 16];
+
+    fn pair() -> (KeyWriter, Keys) {
+        let writer = KeyWriter::anonymous(8);
+        let keys = Keys::new(Algorithm::Blowfish, writer.reader(), 1);
+        (writer, keys)
+    }
+
+    /// As the manager does it, with a look of the worker in between.
+    fn change(writer: &mut KeyWriter, old: &[u8; KEY], new: &[u8; KEY], between: impl FnOnce()) {
+        writer.set(1, Slot::Previous, old);
+        between();
+        writer.set(1, Slot::Receive, new);
+    }
+
+    fn octets(keys: &Keys, slot: Slot) -> Option<[u8; KEY]> {
+        keys.get(slot).map(|live| *live.octets)
+    }
+
+    fn use_once(keys: &mut Keys, slot: Slot) -> bool {
+        let live = keys.get_mut(slot).unwrap();
+        live.packets += 1;
+        live.replay.insert(&PACKET)
+    }
+
+    #[test]
+    fn nothing_is_live_before_it_is_set_and_after_it_is_cleared() {
+        let (mut writer, mut keys) = pair();
+        keys.refresh(Instant::now());
+        assert_eq!((keys.sending(), keys.receiving()), (None, None));
+        for slot in [Slot::Static, Slot::Send, Slot::Receive, Slot::Previous] {
+            writer.set(1, slot, &[slot as u8; KEY]);
+        }
+        writer.set(0, Slot::Send, &K3);
+        keys.refresh(Instant::now());
+        assert_eq!((keys.sending(), keys.receiving()), (Some(Slot::Send), Some(Slot::Receive)));
+        assert_eq!(octets(&keys, Slot::Send), Some([Slot::Send as u8; KEY]));
+        writer.clear(1, Slot::Send);
+        writer.clear(1, Slot::Receive);
+        keys.refresh(Instant::now());
+        assert_eq!((keys.sending(), keys.receiving()), (Some(Slot::Static), Some(Slot::Previous)));
+        writer.clear_tunnel(1);
+        keys.refresh(Instant::now());
+        assert_eq!((keys.sending(), keys.receiving()), (None, None));
+    }
+
+    #[test]
+    fn a_receive_key_takes_its_filter_and_counts_along_to_the_previous_slot() {
+        for looks_between in [false, true] {
+            let (mut writer, mut keys) = pair();
+            writer.set(1, Slot::Receive, &K1);
+            keys.refresh(Instant::now());
+            assert!(use_once(&mut keys, Slot::Receive));
+            change(&mut writer, &K1, &K2, || {
+                if looks_between {
+                    keys.refresh(Instant::now());
+                    assert_eq!((keys.receiving(), octets(&keys, Slot::Receive)), (Some(Slot::Previous), None));
+                }
+            });
+            keys.refresh(Instant::now());
+            assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K2), Some(K1)));
+            assert_eq!(keys.get(Slot::Previous).unwrap().packets, 1);
+            assert!(!use_once(&mut keys, Slot::Previous), "a replay after the change is seen");
+            assert!(use_once(&mut keys, Slot::Receive), "the new key has a filter of its own");
+        }
+    }
+
+    #[test]
+    fn a_change_that_was_slept_through_leaves_the_last_two_keys() {
+        let (mut writer, mut keys) = pair();
+        writer.set(1, Slot::Receive, &K1);
+        keys.refresh(Instant::now());
+        change(&mut writer, &K1, &K2, || {});
+        change(&mut writer, &K2, &K3, || {});
+        keys.refresh(Instant::now());
+        assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K3), Some(K2)));
+        writer.clear(1, Slot::Previous);
+        keys.refresh(Instant::now());
+        assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K3), None));
+    }
+
+    #[test]
+    fn a_key_that_is_set_again_or_comes_back_keeps_its_filter() {
+        let (mut writer, mut keys) = pair();
+        writer.set(1, Slot::Receive, &K1);
+        keys.refresh(Instant::now());
+        assert!(use_once(&mut keys, Slot::Receive));
+        writer.set(1, Slot::Receive, &K1);
+        keys.refresh(Instant::now());
+        assert!(!use_once(&mut keys, Slot::Receive));
+        // The writer died between the two writes, and its successor withdrew the first.
+        writer.set(1, Slot::Previous, &K1);
+        keys.refresh(Instant::now());
+        writer.clear(1, Slot::Previous);
+        keys.refresh(Instant::now());
+        assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K1), None));
+        assert!(!use_once(&mut keys, Slot::Receive));
+        // The two slots change places.
+        change(&mut writer, &K1, &K2, || {});
+        keys.refresh(Instant::now());
+        change(&mut writer, &K2, &K1, || {});
+        keys.refresh(Instant::now());
+        assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K1), Some(K2)));
+        assert!(!use_once(&mut keys, Slot::Receive));
+    }
+
+    #[test]
+    fn a_send_key_that_is_set_again_keeps_its_counts_and_a_new_one_begins_at_0() {
+        let (mut writer, mut keys) = pair();
+        writer.set(1, Slot::Send, &K1);
+        let start = Instant::now();
+        keys.refresh(start);
+        keys.get_mut(Slot::Send).unwrap().packets = 7;
+        writer.set(1, Slot::Send, &K1);
+        keys.refresh(Instant::now());
+        assert_eq!(keys.get(Slot::Send).map(|live| (live.packets, live.since)), Some((7, start)));
+        writer.set(1, Slot::Send, &K2);
+        let later = Instant::now();
+        keys.refresh(later);
+        assert_eq!(keys.get(Slot::Send).map(|live| (live.packets, live.since)), Some((0, later)));
+        assert_eq!(keys.generation(Slot::Send), writer.reader().generation(key_index(1, Slot::Send)));
+    }
+
+    #[test]
+    fn a_change_is_taken_up_in_the_next_round_and_not_in_the_middle_of_one() {
+        let (mut writer, mut keys) = pair();
+        let round = Instant::now();
+        keys.refresh(round);
+        writer.set(1, Slot::Send, &K1);
+        keys.refresh(round);
+        assert_eq!(octets(&keys, Slot::Send), None);
+        keys.refresh(round + Duration::from_nanos(1));
+        assert_eq!(octets(&keys, Slot::Send), Some(K1));
+    }
+
+    #[test]
+    fn a_slot_that_is_being_written_keeps_its_key_until_it_is_done() {
+        let (mut writer, mut keys) = pair();
+        writer.set(1, Slot::Send, &K1);
+        keys.refresh(Instant::now());
+        writer.interrupt(1, Slot::Send);
+        keys.refresh(Instant::now());
+        assert_eq!(octets(&keys, Slot::Send), Some(K1));
+        writer.set(1, Slot::Send, &K2);
+        keys.refresh(Instant::now());
+        assert_eq!(octets(&keys, Slot::Send), Some(K2));
     }
 }

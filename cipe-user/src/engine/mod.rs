@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod coalesce;
 mod counters;
 pub mod headers;
+mod icmp;
 mod keys;
 mod manager;
 mod outer;
@@ -17,6 +18,7 @@ pub mod replay;
 pub mod segment;
 #[cfg(test)]
 mod testpackets;
+pub mod toobig;
 mod tunnel;
 mod worker;
 

@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::keys::Keys;
 use super::outer::Hop;
 use super::replay::SentIvs;
+use super::toobig::TunnelMtu;
 use crate::control::protocol::Wanted;
 use crate::wire::inner;
 use crate::wire::packet::{self, KeyKind, Type};
@@ -69,14 +70,16 @@ pub struct Tunnel {
     pub counters: Arc<Counters>,
     /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
     pub udp: UdpSocket,
+    /// Whether what `udp` sends carries DF; `None`: as the kernel likes.
+    pub socket_df: Option<bool>,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
     /// Way to the peer.
     pub way: Way,
     /// Link-layer addresses from the hidden end to the tunnel device.
     pub private_hop: Hop,
-    /// Largest inner packet in octets.
-    pub mtu: usize,
+    /// Largest inner packets.
+    pub mtu: TunnelMtu,
     /// Only `peer` may send to us.
     pub pinned: bool,
     /// Data may go under the static key while there is no dynamic one.
@@ -120,14 +123,22 @@ impl Tunnel {
         }
         match KeyKind::of(datagram[0]) {
             KeyKind::Static => Ok(Slot::Static),
-            KeyKind::Dynamic => self.keys.receiving().ok_or(Verdict::NoReceiveKey),
+            KeyKind::Dynamic => self.keys.receiving().filter(|slot| !self.is_spent(*slot)).ok_or(Verdict::NoReceiveKey),
         }
+    }
+
+    /// Whether a receive key has opened its share of packets. It opens nothing more, so that neither its use nor the
+    /// memory of its replay filter is without bound.
+    fn is_spent(&self, slot: Slot) -> bool {
+        let limit = self.limits.receive_packets;
+        let dynamic = matches!(slot, Slot::Receive | Slot::Previous);
+        dynamic && limit > 0 && self.keys.get(slot).is_some_and(|live| live.packets >= limit)
     }
 
     /// Judges a datagram that was decrypted in place under `slot`; `head` is as it was on the wire.
     ///
     /// # Errors
-    /// The verdict that it is dropped under. On [`Verdict::BadCrc`] nothing was recorded.
+    /// The verdict that it is dropped under; nothing was recorded then.
     pub fn judge(&mut self, datagram: &[u8], head: &Head, slot: Slot) -> Result<Opened, Verdict> {
         let (kind, n) = packet::unframe(&datagram[packet::IV..])?;
         let payload = packet::IV..packet::IV + n;
@@ -138,12 +149,19 @@ impl Tunnel {
         if slot == Slot::Static && self.sent_ivs.contains(&iv) {
             return Err(Verdict::Reflected);
         }
+        if self.is_spent(slot) {
+            return Err(Verdict::NoReceiveKey);
+        }
+        let generation = self.keys.generation(slot);
         let live = self.keys.get_mut(slot).ok_or(Verdict::NoReceiveKey)?;
         if !live.replay.insert(head) {
             return Err(Verdict::Replayed);
         }
         live.packets += 1;
         live.octets_used += n as u64;
+        if slot == Slot::Receive && live.packets == 1 {
+            self.counters.use_receive_key(generation);
+        }
         Ok(match kind {
             Type::Data => Opened::Data(payload),
             Type::Control => Opened::Control(payload),
@@ -199,9 +217,8 @@ impl Tunnel {
 
     /// Says whether the peer must be asked for a key after a packet was dropped for want of one, or the key is spent.
     pub fn receiving(&mut self, now: Instant) -> Option<Wanted> {
-        let limit = self.limits.receive_packets;
         match self.keys.get(Slot::Receive) {
-            Some(live) if limit > 0 && live.packets >= limit => self.ask(Wanted::ReceiveKeySpent, now),
+            Some(_) if self.is_spent(Slot::Receive) => self.ask(Wanted::ReceiveKeySpent, now),
             Some(_) => None,
             None => self.ask(Wanted::NoReceiveKey, now),
         }
@@ -220,3 +237,6 @@ impl Tunnel {
         Some(reason)
     }
 }
+
+#[cfg(test)]
+mod tests;

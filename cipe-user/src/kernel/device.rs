@@ -204,7 +204,7 @@ impl Netlink {
         let name = self.card(index).await?.name;
         let owner = Owner::of(wanted.owner).ok_or_else(|| Error::Io {
             what: format!("/proc/{}/stat: cannot read", wanted.owner),
-            source: std::io::ErrorKind::NotFound.into(),
+            cause: std::io::ErrorKind::NotFound.into(),
         })?;
         let what = || format!("{name}: cannot configure its hidden end");
         self.set_link(what, hidden_index, vec![LinkAttribute::IfAlias(owner.alias(&name))], None).await?;

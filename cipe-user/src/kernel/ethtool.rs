@@ -175,5 +175,5 @@ pub fn set_offloads(name: &str, index: u32, offloads: Offloads) -> Result<()> {
     // Accurate ECN superframes want another treatment of CWR. Kernels before 6.18 neither have nor know the feature.
     set_features(index, &[("tx-tcp-accecn-segmentation", false)]).ok();
     set_features(index, &features)
-        .map_err(|source| Error::Io { what: format!("{name}: cannot set offloads to {offloads:?}"), source })
+        .map_err(|cause| Error::Io { what: format!("{name}: cannot set offloads to {offloads:?}"), cause })
 }

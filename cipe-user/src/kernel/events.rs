@@ -34,7 +34,7 @@ pub(super) struct Events {
 impl Events {
     /// Subscribes. What changes after this returns is delivered.
     pub(super) fn open(groups: &[MulticastGroup]) -> Result<Self> {
-        let open = |source| Error::Io { what: "cannot subscribe to netlink notifications".to_owned(), source };
+        let open = |cause| Error::Io { what: "cannot subscribe to netlink notifications".to_owned(), cause };
         let (mut connection, _, stream) = rtnetlink::new_multicast_connection(groups).map_err(open)?;
         // The system's limit caps it silently, which costs no more than an earlier `Event::Lost`.
         connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER).map_err(open)?;

@@ -45,6 +45,22 @@ impl KeyWriter {
         Ok(Self { slots: Arc::new(SharedArray::map(fd, len)?) })
     }
 
+    /// Slots of their own, for tests of those who read them.
+    #[cfg(test)]
+    pub(crate) fn anonymous(len: usize) -> Self {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+        let file = memfd_create("cipe-keys-test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, (len * size_of::<KeySlot>()) as u64).unwrap();
+        Self::map(&file, len).unwrap()
+    }
+
+    /// Leaves a slot as a writer does that dies in the middle.
+    #[cfg(test)]
+    pub(crate) fn interrupt(&mut self, tunnel: u32, slot: Slot) {
+        self.slots[key_index(tunnel, slot) as usize][0].fetch_or(1, Ordering::Relaxed);
+    }
+
     /// A reader of the same slots.
     pub fn reader(&self) -> KeyReader {
         KeyReader { slots: Arc::clone(&self.slots) }
@@ -151,14 +167,10 @@ fn octets(low: u64, high: u64) -> [u8; KEY] {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
-    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-
     use super::*;
 
     fn table(slots: usize) -> KeyWriter {
-        let file = memfd_create("cipe-keys-test", MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&file, (slots * size_of::<KeySlot>()) as u64).unwrap();
-        KeyWriter::map(&file, slots).unwrap()
+        KeyWriter::anonymous(slots)
     }
 
     #[test]
@@ -211,10 +223,10 @@ mod tests {
     fn a_write_that_was_cut_off_is_no_key_and_is_mended_by_the_next() {
         let mut writer = table(4);
         let reader = writer.reader();
-        writer.slots[0][0].store(3, Ordering::Relaxed);
+        writer.interrupt(0, Slot::Static);
         assert!(reader.read(0).is_none());
         writer.set(0, Slot::Static, &[7; KEY]);
-        assert_eq!(reader.read(0).map(|(generation, key)| (generation, *key)), Some((4, [7; KEY])));
+        assert_eq!(reader.read(0).map(|(generation, key)| (generation, *key)), Some((2, [7; KEY])));
     }
 
     #[test]

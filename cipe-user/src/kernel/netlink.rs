@@ -16,26 +16,27 @@ const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
 /// Octets of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
-/// What went wrong between us and the kernel's network configuration.
+/// What went wrong between us and the kernel's network configuration. The text holds the cause, which is therefore no
+/// `source()`: whoever prints a whole chain would print it twice.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused a request.
-    #[error("{what}: {source}{}", words(.reason))]
+    #[error("{what}: {cause}{}", words(.reason))]
     Refused {
         /// What was asked, such as `cipcb0: cannot set the MTU to 20`.
         what: String,
         /// The errno.
-        source: io::Error,
+        cause: io::Error,
         /// The kernel's own words, if it gave any.
         reason: Option<String>,
     },
     /// A file or socket of the network configuration could not be used.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was tried.
         what: String,
         /// Why it failed.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel's answer misses something that it always holds, or never came.
     #[error("{0}: no usable answer from the kernel")]
@@ -47,12 +48,12 @@ pub enum Error {
     #[error("{0:?} cannot be a network device's name: 1 to 15 characters, no space, no slash, no percent sign")]
     NameInvalid(String),
     /// Packets to this address have nowhere to go.
-    #[error("no carrier route to {peer}: {source}; add a route or check the carrier device")]
+    #[error("no carrier route to {peer}: {cause}; add a route or check the carrier device")]
     NoRoute {
         /// Where they should go.
         peer: IpAddr,
         /// Why they cannot.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The wanted source address is not ours.
     #[error("no carrier route to {peer} from {from}: {from} is not an address of this host")]
@@ -72,9 +73,7 @@ impl Error {
     /// The kernel's errno, if the kernel refused.
     pub(super) fn errno(&self) -> Option<i32> {
         match self {
-            Self::Refused { source, .. } | Self::Io { source, .. } | Self::NoRoute { source, .. } => {
-                source.raw_os_error()
-            }
+            Self::Refused { cause, .. } | Self::Io { cause, .. } | Self::NoRoute { cause, .. } => cause.raw_os_error(),
             _ => None,
         }
     }
@@ -95,7 +94,7 @@ impl Netlink {
     /// # Errors
     /// No netlink socket can be opened.
     pub fn new() -> Result<Self> {
-        let open = |source| Error::Io { what: "cannot open a netlink socket".to_owned(), source };
+        let open = |cause| Error::Io { what: "cannot open a netlink socket".to_owned(), cause };
         let (mut connection, handle, _) = rtnetlink::new_connection().map_err(open)?;
         let socket = connection.socket_mut().socket_mut();
         // The kernel then says in words why it refuses, without sending the request back.
@@ -116,7 +115,7 @@ impl Netlink {
         message.header.flags = NLM_F_REQUEST | flags;
         match tokio::time::timeout(DEADLINE, self.exchange(message)).await {
             Ok(Ok(answers)) => Ok(answers),
-            Ok(Err(Some((source, reason)))) => Err(Error::Refused { what: what(), source, reason }),
+            Ok(Err(Some((cause, reason)))) => Err(Error::Refused { what: what(), cause, reason }),
             Ok(Err(None)) | Err(_) => Err(Error::Answer(what())),
         }
     }
@@ -145,4 +144,22 @@ fn reason(header: &[u8]) -> Option<String> {
     let attributes = NlasIterator::new(header.get(HEADER..)?);
     let message = attributes.flatten().find(|attribute| attribute.kind() == ERROR_ATTRIBUTE_MESSAGE)?;
     Some(String::from_utf8_lossy(message.value()).trim_end_matches('\0').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_chain_names_the_cause_once() {
+        let cause = || io::Error::from_raw_os_error(101);
+        for error in [
+            Error::NoRoute { peer: IpAddr::from([198, 51, 100, 1]), cause: cause() },
+            Error::Io { what: "wire0".to_owned(), cause: cause() },
+            Error::Refused { what: "wire0".to_owned(), cause: cause(), reason: Some("no".to_owned()) },
+        ] {
+            let text = format!("{:#}", anyhow::Error::from(error));
+            assert_eq!(text.matches("os error 101").count(), 1, "{text}");
+        }
+    }
 }

@@ -81,9 +81,9 @@ pub struct NextHops {
 type Peer = (IpAddr, Option<IpAddr>);
 
 #[derive(Debug)]
-struct Command {
-    peer: Peer,
-    state: watch::Sender<State>,
+enum Command {
+    Watch(Peer, watch::Sender<State>),
+    LookAgain(IpAddr),
 }
 
 impl NextHops {
@@ -120,8 +120,15 @@ impl NextHops {
     pub fn watch(&self, peer: IpAddr, from: Option<IpAddr>) -> watch::Receiver<State> {
         let (state, receiver) = watch::channel(State::Unknown);
         // Fails only if the task has ended, which it says in the log; the state stays unknown then.
-        self.commands.send(Command { peer: (peer, from), state }).ok();
+        self.commands.send(Command::Watch((peer, from), state)).ok();
         receiver
+    }
+
+    /// Looks up the way to `peer` now: it may have changed without a notification, as a path MTU does that the kernel
+    /// has learned. The watchers hear of it if it has.
+    pub fn look_again(&self, peer: IpAddr) {
+        // As in `watch`.
+        self.commands.send(Command::LookAgain(peer)).ok();
     }
 }
 

@@ -83,12 +83,12 @@ fn refusal(error: Error, peer: IpAddr) -> Error {
 
 fn no_route(peer: IpAddr, errno: Errno) -> Error {
     // The kernel's words for these ("Invalid argument") mislead.
-    let source = match errno {
+    let cause = match errno {
         Errno::INVAL => io::Error::other("a blackhole route"),
         Errno::ACCESS => io::Error::other("a prohibit route"),
         errno => errno.into(),
     };
-    Error::NoRoute { peer, source }
+    Error::NoRoute { peer, cause }
 }
 
 fn parse(message: &RouteMessage, from: Option<IpAddr>) -> Option<Route> {

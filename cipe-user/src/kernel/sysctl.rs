@@ -22,6 +22,6 @@ pub(super) fn set(family: Family, device: &str, switch: &str, value: &str) -> Re
     let path = format!("{directory}/{switch}");
     match std::fs::write(&path, value) {
         Err(_) if family == Family::Ipv6 && !std::path::Path::new(&directory).exists() => Ok(()),
-        result => result.map_err(|source| Error::Io { what: format!("{path}: cannot write {value}"), source }),
+        result => result.map_err(|cause| Error::Io { what: format!("{path}: cannot write {value}"), cause }),
     }
 }

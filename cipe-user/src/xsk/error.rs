@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-/// A failed set-up or system call of this room.
+/// A failed set-up or system call of this room. The text holds the cause, which is therefore no `source()`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A size that the kernel or this room does not take.
@@ -21,7 +21,6 @@ pub enum Error {
         /// Octets asked for.
         octets: usize,
         /// Why.
-        #[source]
         errno: Errno,
     },
     /// A system call on a socket failed.
@@ -32,7 +31,6 @@ pub enum Error {
         /// The system call or socket option.
         call: &'static str,
         /// Why.
-        #[source]
         errno: Errno,
         /// What to do about it, with a leading "; ", or empty.
         hint: &'static str,

@@ -169,6 +169,7 @@ enum Command {
     Data(Vec<u8>),
     Control(u8, Vec<u8>),
     Silence(bool),
+    Move(UdpSocket),
     Renew,
     Stop,
 }
@@ -238,6 +239,16 @@ impl Peer {
     /// Deaf and mute, as a host that has lost its network, or back again.
     pub fn silence(&self, silent: bool) {
         self.command(Command::Silence(silent));
+    }
+
+    /// Goes on with its keys on another socket, as a host that has got another address.
+    ///
+    /// # Errors
+    /// A socket that cannot be made non-blocking.
+    pub fn move_to(&self, socket: UdpSocket) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        self.command(Command::Move(socket));
+        Ok(())
     }
 
     /// Makes a new send key now.

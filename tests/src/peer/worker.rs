@@ -42,6 +42,7 @@ impl Worker {
                     Command::Data(packet) => self.session.send(&packet, now),
                     Command::Control(number, data) => self.session.send_control(number, &data),
                     Command::Silence(silent) => self.silent = silent,
+                    Command::Move(socket) => self.socket = socket,
                     Command::Renew => self.session.announce(now),
                     Command::Stop => return Ok(()),
                 }

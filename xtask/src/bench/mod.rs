@@ -20,7 +20,7 @@ use cipe_tests::gateway;
 use cipe_tests::topology::{Carrier, Topology as Net};
 use clap::ValueEnum;
 
-use crate::tools;
+use crate::{bench_cipher, tools};
 use measure::{Bench, Effort, Test};
 use record::{Metric, Offloads, Record, Results, Topology};
 use tunnel::Tunnel;
@@ -39,6 +39,8 @@ pub struct Args {
 enum Part {
     /// Measure tunnels side by side, as without any subcommand
     Tunnels(TunnelArgs),
+    /// Measure the cipher kernels beside OpenSSL, libgcrypt, Botan and RustCrypto
+    Cipher(bench_cipher::BenchCipher),
 }
 
 /// What to measure of tunnels.
@@ -101,6 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.part {
         None => tunnels(&args.tunnels),
         Some(Part::Tunnels(args)) => tunnels(args),
+        Some(Part::Cipher(args)) => bench_cipher::run(args),
     }
 }
 

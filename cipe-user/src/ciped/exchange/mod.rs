@@ -126,6 +126,13 @@ impl<R: CryptoRng> Exchange<R> {
         Self { sender: Sender::new(timing), receiver: Receiver::new(timing), peer_keeps_keys: false, rng }
     }
 
+    /// The engine has lost all dynamic keys. Those taken so far stay refused: their replay filters are lost, too.
+    pub fn start_over(&mut self) {
+        self.sender.start_over();
+        self.receiver.start_over();
+        self.peer_keeps_keys = false;
+    }
+
     /// Whether the peer is of our own kind, as far as is known now; it may be replaced by an original at any time.
     pub fn peer_keeps_keys(&self) -> bool {
         self.peer_keeps_keys

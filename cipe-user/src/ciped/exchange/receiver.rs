@@ -27,6 +27,10 @@ impl Receiver {
         Self { timing, current: None, taken: Taken::default(), asking: None, asked: None }
     }
 
+    pub fn start_over(&mut self) {
+        (self.current, self.asking, self.asked) = (None, None, None);
+    }
+
     pub fn deadline(&self) -> Option<Duration> {
         self.asking.as_ref().map(|retry| retry.next)
     }

@@ -29,6 +29,10 @@ impl Sender {
         Self { timing, key_in_use: false, pending: None, round_trip: None }
     }
 
+    pub fn start_over(&mut self) {
+        (self.key_in_use, self.pending) = (false, None);
+    }
+
     pub fn deadline(&self) -> Option<Duration> {
         self.pending.as_ref().map(|pending| pending.retry.next)
     }

@@ -195,6 +195,25 @@ fn a_receive_key_never_comes_back() {
 }
 
 #[test]
+fn after_the_engine_has_lost_all_keys_both_directions_begin_again() {
+    let mut machine = Machine::new();
+    introduce(&mut machine);
+    machine.wanted(Wanted::NoSendKey);
+    machine.acknowledge();
+    assert_eq!(machine.indication(1), [Seen::SetReceiveKey([1; 16]), ACK]);
+    assert_eq!(machine.wanted(Wanted::NoReceiveKey), [REQ]);
+    let before = machine.announced.clone().unwrap();
+    machine.exchange.start_over();
+    assert_eq!((machine.exchange.deadline(), machine.exchange.peer_keeps_keys()), (None, false));
+    assert_eq!(machine.wanted(Wanted::NoSendKey), [IND]);
+    assert!(machine.announced.clone().unwrap().0 != before.0);
+    assert!(matches!(machine.acknowledge()[..], [Seen::SetSendKey(_)]));
+    assert_eq!(machine.wanted(Wanted::NoReceiveKey), [REQ], "without waiting for tokxc");
+    assert_eq!(machine.indication(1), [], "a key whose replay filter is lost stays refused");
+    assert_eq!(machine.indication(2), [Seen::SetReceiveKey([2; 16]), ACK]);
+}
+
+#[test]
 fn the_sum_is_echoed_as_it_came() {
     let mut machine = Machine::new();
     let key = DynamicKey([9; 16]);

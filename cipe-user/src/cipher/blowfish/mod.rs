@@ -1,6 +1,10 @@
 //! Blowfish with a 128-bit key: 16 rounds of four table look-ups.
 
+#[cfg(target_arch = "x86_64")]
+mod gather;
 mod pi;
+#[cfg(target_arch = "x86_64")]
+mod planes;
 mod scalar;
 
 use super::kernel::Kernel;
@@ -18,12 +22,19 @@ pub(super) struct Schedule {
     s: [[u32; 256]; 4],
     /// Round keys and the two words of the output whitening, in the order of encryption.
     p: [u32; ROUNDS + 2],
+    #[cfg(target_arch = "x86_64")]
+    tables: planes::Tables,
 }
 
 impl Schedule {
     /// The textbook key schedule: key octets big-endian and repeated, then 521 encryptions in a chain.
     pub(super) fn new(octets: &[u8; KEY]) -> Box<Self> {
-        let mut schedule = Box::new(Self { s: pi::S, p: pi::P });
+        let mut schedule = Box::new(Self {
+            s: pi::S,
+            p: pi::P,
+            #[cfg(target_arch = "x86_64")]
+            tables: planes::Tables::zero(),
+        });
         let (words, _) = octets.as_chunks::<4>();
         for (p, word) in schedule.p.iter_mut().zip(words.iter().cycle()) {
             *p ^= u32::from_be_bytes(*word);
@@ -39,13 +50,26 @@ impl Schedule {
                 [schedule.s[table][i], schedule.s[table][i + 1]] = split(block);
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let Self { s, p, tables } = &mut *schedule;
+            tables.set(s, p);
+        }
         schedule
     }
 }
 
 /// The kernels that this CPU can run, narrowest first.
 pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
-    vec![Box::new(scalar::Scalar)]
+    #[cfg(target_arch = "x86_64")]
+    let wide = {
+        let gather: Option<Box<dyn Kernel<Schedule>>> = gather::Gather::detect().map(|kernel| Box::new(kernel) as _);
+        gather.into_iter().chain(planes::Planes::detect().map(|kernel| Box::new(kernel) as _))
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let wide = [];
+    let scalar: Box<dyn Kernel<Schedule>> = Box::new(scalar::Scalar);
+    std::iter::once(scalar).chain(wide).collect()
 }
 
 /// A block's words.

@@ -1,4 +1,4 @@
-//! Blowfish on plain registers, up to six blocks interleaved. Runs on any CPU, and with any mix of keys.
+//! Blowfish on plain registers, up to eight blocks interleaved. Runs on any CPU, and with any mix of keys.
 //!
 //! One block alone waits for its table look-ups most of the time: each round needs the one before. Blocks of other
 //! lanes fill the gaps.
@@ -8,7 +8,7 @@ use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::Rows;
 
 /// Lanes that fill a core: beyond it, more lanes only spill more registers.
-const LANES: usize = 6;
+const LANES: usize = 8;
 
 /// The kernel.
 pub(super) struct Scalar;
@@ -115,17 +115,21 @@ fn crypt<const N: usize>(
     for lane in 0..N {
         [left[lane], right[lane]] = split(blocks[lane]);
     }
+    for lane in 0..N {
+        left[lane] ^= p(&keys[lane].p, 0);
+    }
     for round in (0..ROUNDS).step_by(2) {
+        // Two rounds of a lane at a time leave half as much to spill; and round keys go in before they are waited for.
         for lane in 0..N {
             let (mut l, mut r) = (left[lane], right[lane]);
-            l ^= p(&keys[lane].p, round);
-            r ^= p(&keys[lane].p, round + 1) ^ keys[lane].f(l);
+            r ^= p(&keys[lane].p, round + 1);
+            r ^= keys[lane].f(l);
+            l ^= p(&keys[lane].p, round + 2);
             l ^= keys[lane].f(r);
             (left[lane], right[lane]) = (l, r);
         }
     }
     for lane in 0..N {
-        left[lane] ^= p(&keys[lane].p, ROUNDS);
         right[lane] ^= p(&keys[lane].p, ROUNDS + 1);
         blocks[lane] = join([right[lane], left[lane]]);
     }

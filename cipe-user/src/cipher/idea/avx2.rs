@@ -1,4 +1,4 @@
-//! IDEA with AVX2: 32 blocks, constant time.
+//! IDEA with AVX2: 16 blocks a vector, up to 64, constant time.
 
 use super::wide::{DECRYPTS, Mixed, Uniform, mask_of, place, zero_of};
 use super::{ROUNDS, Schedule};

@@ -1,4 +1,4 @@
-//! IDEA with AVX-512BW: 64 blocks, constant time.
+//! IDEA with AVX-512BW: 32 blocks a vector, up to 128, constant time.
 
 use super::wide::{DECRYPTS, Mixed, Uniform, mask_of, place, zero_of};
 use super::{ROUNDS, Schedule};

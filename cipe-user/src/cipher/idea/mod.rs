@@ -58,15 +58,19 @@ impl Schedule {
     }
 }
 
+const _: () = assert!(size_of::<Schedule>() <= 512);
+
 /// The kernels that this CPU can run, narrowest first.
 pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
-    let mut kernels: Vec<Box<dyn Kernel<Schedule>>> = vec![Box::new(portable::Portable)];
     #[cfg(target_arch = "x86_64")]
-    {
-        kernels.extend(avx2::Avx2::detect().map(|kernel| Box::new(kernel) as _));
-        kernels.extend(avx512::Avx512::detect().map(|kernel| Box::new(kernel) as _));
-    }
-    kernels
+    let wide = {
+        let avx2: Option<Box<dyn Kernel<Schedule>>> = avx2::Avx2::detect().map(|kernel| Box::new(kernel) as _);
+        avx2.into_iter().chain(avx512::Avx512::detect().map(|kernel| Box::new(kernel) as _))
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let wide = [];
+    let portable: Box<dyn Kernel<Schedule>> = Box::new(portable::Portable);
+    std::iter::once(portable).chain(wide).collect()
 }
 
 /// The product modulo 65537, 0 standing for 65536, without a branch: 2^16 is -1, so the high half of the product counts

@@ -98,7 +98,7 @@ pub(super) const fn place(lane: usize, n: usize) -> usize {
     group * n + block / 2 * 8 + vector * 2 + block % 2
 }
 
-/// Makes a kernel `$name` for vectors `$Vector` of `$n` words, two at a time, out of the instructions in scope: `load`,
+/// Makes a kernel `$name` for vectors `$Vector` of `$n` words, four at a time, out of the instructions in scope: `load`,
 /// `store`, `spread` (a 32-bit broadcast), `add`, `xor`, `multiply`, `unpack` (low and high halves by 16, 32, 64 bits).
 macro_rules! kernel {
     ($Kernel:ident, $name:literal, $feature:literal, $Vector:ty, $n:literal) => {
@@ -111,7 +111,7 @@ macro_rules! kernel {
             holds: [usize; LANES + 1],
         }
 
-        const LANES: usize = 2 * $n;
+        const LANES: usize = 4 * $n;
 
         impl $Kernel {
             /// The kernel, if the CPU has what it needs.
@@ -183,19 +183,22 @@ macro_rules! kernel {
 
         #[target_feature(enable = $feature)]
         fn encrypt_uniform(keys: &Uniform, lanes: usize, chain: &mut [u64; LANES], rows: &mut [[u64; WIDTH]]) {
-            if lanes > $n {
-                chain_rows::<2>(|i, _| spread(keys.0[i]), chain, rows);
-            } else {
-                chain_rows::<1>(|i, _| spread(keys.0[i]), chain, rows);
+            match lanes.div_ceil($n) {
+                1 => chain_rows::<1>(|i, _| spread(keys.0[i]), chain, rows),
+                2 => chain_rows::<2>(|i, _| spread(keys.0[i]), chain, rows),
+                3 => chain_rows::<3>(|i, _| spread(keys.0[i]), chain, rows),
+                _ => chain_rows::<4>(|i, _| spread(keys.0[i]), chain, rows),
             }
         }
 
         #[target_feature(enable = $feature)]
         fn encrypt_mixed(keys: &Mixed<LANES>, lanes: usize, chain: &mut [u64; LANES], rows: &mut [[u64; WIDTH]]) {
-            if lanes > $n {
-                chain_rows::<2>(|i, group| load_words(&keys.0[i].as_chunks().0[group]), chain, rows);
-            } else {
-                chain_rows::<1>(|i, group| load_words(&keys.0[i].as_chunks().0[group]), chain, rows);
+            let key = |i: usize, group: usize| load_words(&keys.0[i].as_chunks().0[group]);
+            match lanes.div_ceil($n) {
+                1 => chain_rows::<1>(key, chain, rows),
+                2 => chain_rows::<2>(key, chain, rows),
+                3 => chain_rows::<3>(key, chain, rows),
+                _ => chain_rows::<4>(key, chain, rows),
             }
         }
 
@@ -225,17 +228,22 @@ macro_rules! kernel {
             for some in all.chunks_mut(LANES) {
                 let mut padded = [0; LANES];
                 padded[..some.len()].copy_from_slice(some);
-                if some.len() > $n {
-                    let mut x = words::<2>(&padded);
-                    crypt(|i, _| spread(keys.0[i]), &mut x);
-                    blocks(&x, &mut padded);
-                } else {
-                    let mut x = words::<1>(&padded);
-                    crypt(|i, _| spread(keys.0[i]), &mut x);
-                    blocks(&x, &mut padded);
+                match some.len().div_ceil($n) {
+                    1 => decrypt_groups::<1>(keys, &mut padded),
+                    2 => decrypt_groups::<2>(keys, &mut padded),
+                    3 => decrypt_groups::<3>(keys, &mut padded),
+                    _ => decrypt_groups::<4>(keys, &mut padded),
                 }
                 some.copy_from_slice(&padded[..some.len()]);
             }
+        }
+
+        #[target_feature(enable = $feature)]
+        #[inline]
+        fn decrypt_groups<const G: usize>(keys: &Uniform, padded: &mut [u64; LANES]) {
+            let mut x = words::<G>(padded);
+            crypt(|i, _| spread(keys.0[i]), &mut x);
+            blocks(&x, padded);
         }
 
         /// The four words of `$n` blocks a group, the first word first.
@@ -297,6 +305,43 @@ macro_rules! kernel {
                 *x1 = multiply_by(*x1, i, group);
                 [*x2, *x3] = [add(*x3, key(i + 1, group)), add(*x2, key(i + 2, group))];
                 *x4 = multiply_by(*x4, i + 3, group);
+            }
+        }
+
+        #[cfg(test)]
+        mod tests {
+            use super::*;
+
+            #[test]
+            fn multiplication_is_right_for_every_zero_operand_and_a_grid() {
+                if detected() {
+                    // SAFETY: `detected` found the instructions.
+                    unsafe { multiplies() };
+                }
+            }
+
+            #[target_feature(enable = $feature)]
+            fn multiplies() {
+                for b in [0, 1, 2, 0x7fff, 0x8000, 0xfffe, 0xffff, 40503] {
+                    for first in (0..=u16::MAX).step_by($n) {
+                        for swap in [false, true] {
+                            let mut a: [u16; $n] = std::array::from_fn(|i| first + i as u16);
+                            let mut b = [b; $n];
+                            if swap {
+                                std::mem::swap(&mut a, &mut b);
+                            }
+                            let zero = load_words(&b.map(|b| 1u16.wrapping_sub(b)));
+                            let mask = load_words(&b.map(|b| u16::from(b != 0).wrapping_neg()));
+                            let product = multiply(load_words(&a), load_words(&b), zero, mask);
+                            let mut blocks = [0; $n / 4];
+                            store(product, &mut blocks);
+                            for i in 0..$n {
+                                let product = (blocks[i / 4] >> (16 * (i % 4))) as u16;
+                                assert_eq!(product, crate::cipher::idea::multiply(a[i], b[i]), "{} * {}", a[i], b[i]);
+                            }
+                        }
+                    }
+                }
             }
         }
     };

@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use cipe_common::maps::{MAX_TUNNELS, Slot, Tunnel as TunnelEntry, private_socket_index};
+use cipe_common::maps::{MAX_TUNNELS, Slot, private_socket_index};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::sizes::Sizes;
 use super::{Manager, Tenant};
 use crate::cipher::Algorithm;
 use crate::control::protocol::{Attach, Cipher, VERSION, XdpMode};
@@ -20,7 +22,7 @@ use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::ethtool::{Offloads, set_offloads};
-use crate::xsk::{Injector, Socket, SocketConfig};
+use crate::xsk::{Injector, Mode, Socket, SocketConfig};
 
 /// Smallest and largest device MTU in octets: RFC 791's minimum, and what fits a UMEM frame with all headers.
 const MTU: std::ops::RangeInclusive<u32> = 68..=3500;
@@ -44,9 +46,9 @@ impl Manager {
         if !MTU.contains(&attach.mtu) {
             bail!("mtu {}: must be between {} and {}", attach.mtu, MTU.start(), MTU.end());
         }
-        let max = MAX_TUNNELS as u16;
-        let number = (0..max).find(|number| !self.tenants.contains_key(number));
-        let number = number.with_context(|| format!("all {max} tunnels of the engine are in use"))?;
+        let number = free_number(self.last_number, |number| self.tenants.contains_key(&number));
+        let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;
+        self.last_number = number;
 
         let (udp, me) = self.bind(attach).await?;
         let device = TunnelDevice {
@@ -75,8 +77,11 @@ impl Manager {
             me,
             peer: known(attach.peer),
             counters: Arc::default(),
+            sizes: Sizes::new(attach),
             carrier: None,
-            previous_until: None,
+            refused: None,
+            looped: false,
+            previous: None,
             notes: Vec::new(),
             follower: None,
         };
@@ -117,13 +122,15 @@ impl Manager {
         let mode = self.programs.attach_private(device.index, device.hidden_index, mode)?;
         let mut sockets = Vec::new();
         for queue in 0..QUEUES {
-            let socket = Socket::bind(&self.umem, device.hidden_index, queue, SocketConfig::default())?;
+            // No veth has zero copy: asking for it costs a bind that fails.
+            let config = SocketConfig { mode: Mode::Copy, ..SocketConfig::default() };
+            let socket = self.bind_queue(device.hidden_index, queue, config).await?;
             self.programs.set_private_socket(private_socket_index(tunnel, queue), &socket)?;
             sockets.push(socket);
         }
         let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
-        tenant.notes.push(format!("{}: {mode} XDP, {} queue(s)", device.name, sockets.len()));
-        let (me, peer) = (tenant.me, tenant.peer);
+        tenant.notes.push(format!("private side: {mode} XDP, {} queue(s)", sockets.len()));
+        let (me, peer, sizes) = (tenant.me, tenant.peer, tenant.sizes);
         self.programs.add_carrier_address(me, tunnel)?;
 
         let algorithm = match attach.cipher {
@@ -137,13 +144,14 @@ impl Manager {
             nokey: attach.key.is_none(),
             counters,
             udp,
+            socket_df: None,
             peer,
             way: Way::Socket,
             pinned: attach.pin_peer,
             static_data: attach.static_data,
             ignore_df: attach.ignore_df,
             private_hop: Hop { source: device.hidden_mac, destination: device.mac },
-            mtu: attach.mtu as usize,
+            mtu: sizes.mtu(),
             cttl: attach.cttl,
             checksum: attach.checksum,
             limits: Limits {
@@ -151,20 +159,22 @@ impl Manager {
                 send_octets: attach.send_octets,
                 send_age: Duration::from_secs(attach.send_seconds),
                 receive_packets: attach.receive_packets,
-                retry: Duration::from_secs(attach.retry_seconds),
+                // A request a packet helps nobody.
+                retry: Duration::from_secs(attach.retry_seconds.max(1)),
             },
             sent_ivs: SentIvs::default(),
             ip_id: 0,
             asked: [None; 2],
         };
-        self.worker.send(Command::AddTunnel(Box::new(state), sockets, Injector::open(device.hidden_index)?, vec![me]));
+        let injector = Injector::open(device.hidden_index)?;
+        let (done, listening) = std::sync::mpsc::channel();
+        self.worker.send(Command::AddTunnel(Box::new(state), sockets, injector, vec![me], done));
+        // Not alive before the worker has put frames where packets go.
+        let _ = listening.recv_timeout(Duration::from_secs(1));
         if let Some(peer) = peer {
             self.follow(number, peer);
         }
-        // IPv4 and TCP headers without options; the program takes 20 more off for IPv6.
-        let mss = if attach.mss_clamp { attach.mtu - 40 } else { 0 };
-        let nokey = if attach.key.is_none() { TunnelEntry::NOKEY } else { 0 };
-        self.programs.set_tunnel(tunnel, TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss })?;
+        self.programs.set_tunnel(tunnel, sizes.entry())?;
         Ok(())
     }
 
@@ -204,9 +214,29 @@ impl Manager {
         Ok((udp, me))
     }
 
+    /// Binds an AF_XDP socket on a thread of its own: it may wait 2 s for a queue that is busy, and the control sockets
+    /// and netlink must not.
+    pub(super) async fn bind_queue(&self, ifindex: u32, queue: u32, config: SocketConfig) -> anyhow::Result<Socket> {
+        let umem = self.umem.clone();
+        let bound = tokio::task::spawn_blocking(move || Socket::bind(&umem, ifindex, queue, config));
+        Ok(bound.await.context("binding an AF_XDP socket was broken off")??)
+    }
+
     /// Removes a tunnel and everything that it had, in the order that lets no packet out unsealed.
     pub(super) async fn detach(&mut self, number: u16) {
-        let Some(tenant) = self.tenants.remove(&number) else { return };
+        let Some(tenant) = self.disconnect(number).await else { return };
+        match self.netlink.remove(&tenant.device).await {
+            Ok(()) => self.programs.detach_private(tenant.device.index),
+            // The programs stay, and drop what is routed into it.
+            Err(error) => tracing::warn!("while removing a tunnel: {error}"),
+        }
+        log_failure(self.programs.remove_private_device(tenant.device.index));
+        log_failure(self.programs.remove_private_device(tenant.device.hidden_index));
+    }
+
+    /// Takes a tunnel out of service; its device stays and drops everything.
+    pub(super) async fn disconnect(&mut self, number: u16) -> Option<Tenant> {
+        let tenant = self.tenants.remove(&number)?;
         let tunnel = u32::from(number);
         log_failure(self.programs.clear_tunnel(tunnel));
         if let Some(follower) = &tenant.follower {
@@ -214,22 +244,34 @@ impl Manager {
         }
         let (done, gone) = std::sync::mpsc::channel();
         self.worker.send(Command::RemoveTunnel(number, done));
-        // The worker drops its end when the sockets are closed, which takes 100 ms at most.
-        let _ = gone.recv_timeout(Duration::from_secs(1));
+        dropped(gone).await;
         log_failure(self.programs.remove_carrier_address(tenant.me));
-        self.programs.detach_private(tenant.device.index);
-        log_failure(self.programs.remove_private_device(tenant.device.index));
-        log_failure(self.programs.remove_private_device(tenant.device.hidden_index));
         self.keys.clear_tunnel(tunnel);
-        log_failure(self.netlink.remove(&tenant.device).await);
         if let Some(carrier) = tenant.carrier {
-            self.release_carrier(carrier, number);
+            self.release_carrier(carrier, number).await;
         }
+        Some(tenant)
     }
 }
 
+/// Waits until the worker has dropped its end, which it does when the sockets are closed: 100 ms each at most.
+pub(super) async fn dropped(gone: std::sync::mpsc::Receiver<()>) {
+    let waited = tokio::task::spawn_blocking(move || gone.recv_timeout(Duration::from_secs(1))).await;
+    if waited.is_ok_and(|outcome| outcome == Err(RecvTimeoutError::Timeout)) {
+        tracing::warn!("the worker did not close its sockets in time");
+    }
+}
+
+/// The next free tunnel number after `last`. Freed ones are used again as late as possible: news of the tunnel before
+/// may still be on its way.
+pub(super) fn free_number(last: u16, in_use: impl Fn(u16) -> bool) -> Option<u16> {
+    let max = MAX_TUNNELS as u16;
+    let next = if last < max { last + 1 } else { 0 };
+    (next..max).chain(0..next).find(|number| !in_use(*number))
+}
+
 /// The peer's address if it is not to be learned: 0.0.0.0 or 127.0.0.1:9 say that it is (protocol section 4).
-fn known(peer: SocketAddr) -> Option<SocketAddr> {
+pub(super) fn known(peer: SocketAddr) -> Option<SocketAddr> {
     let learn = peer.ip().is_unspecified() || peer == SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     (!learn).then_some(peer)
 }

@@ -1,12 +1,12 @@
 //! Carrier devices: opened when the first tunnel's way leads over them, closed after the last.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
 
-use super::Manager;
+use super::attach::dropped;
+use super::{Manager, News};
 use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::outer::Hop;
 use crate::engine::tunnel::{Path, Way};
@@ -43,7 +43,7 @@ impl Manager {
         let follower = tokio::spawn(async move {
             while states.changed().await.is_ok() {
                 let state = states.borrow_and_update().clone();
-                if ways.send((number, state)).await.is_err() {
+                if ways.send(News { tunnel: number, peer, state }).await.is_err() {
                     return;
                 }
             }
@@ -54,38 +54,50 @@ impl Manager {
     }
 
     /// Takes up a new way to a tunnel's peer, or that there is none.
-    pub(super) async fn set_way(&mut self, number: u16, state: &State) {
-        let Some(tenant) = self.tenants.get(&number) else { return };
-        let (me, before, door) = (tenant.me, tenant.carrier, tenant.carrier_door);
+    pub(super) async fn take_in(&mut self, News { tunnel: number, peer, state }: News) {
+        let devices: HashSet<u32> = self.tenants.values().map(|tenant| tenant.device.index).collect();
+        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.peer == Some(peer)) else { return };
         let hop = match state {
             State::Unknown => return,
-            State::Unreachable(reason) => {
-                self.notice(number, reason.to_string());
-                None
+            State::Unreachable(reason) => Err(reason.to_string()),
+            State::Found(hop) => Ok(hop),
+        };
+        let looped = hop.as_ref().is_ok_and(|hop| devices.contains(&hop.ifindex));
+        let was_looped = std::mem::replace(&mut tenant.looped, looped);
+        let way = match hop {
+            // The carrier device stays open: the same way may come back at any moment, and there are drivers that take
+            // the link down to attach XDP, which would never end.
+            Err(reason) => {
+                self.notice(number, reason);
+                Way::NoRoute
             }
-            State::Found(hop) => Some(*hop),
+            Ok(_) if looped => {
+                if !was_looped {
+                    self.notice(number, "looped route".to_owned());
+                }
+                Way::Looped
+            }
+            Ok(hop) => {
+                self.set_path_mtu(number, hop.mtu as usize, peer.ip());
+                self.way_over(hop, number).await
+            }
         };
-        let looped = hop.is_some_and(|hop| self.tenants.values().any(|tenant| tenant.device.index == hop.ifindex));
-        if looped {
-            self.notice(number, "looped route".to_owned());
+        if let Some(tenant) = self.tenants.get(&number) {
+            self.worker.send(Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
         }
-        let usable = hop.filter(|_| !looped);
-        let after = match usable {
-            Some(hop) => self.use_carrier(hop.ifindex, number).await.then_some(hop.ifindex),
-            None => None,
-        };
+    }
+
+    /// Moves a tunnel to the carrier device of a way, and chooses the door.
+    async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
+        let is_open = self.use_carrier(hop.ifindex, number).await;
+        let Some(tenant) = self.tenants.get_mut(&number) else { return Way::Socket };
+        let (me, door) = (tenant.me, tenant.carrier_door);
+        let after = is_open.then_some(hop.ifindex);
+        let before = std::mem::replace(&mut tenant.carrier, after);
         if let Some(unused) = before.filter(|_| before != after) {
-            self.release_carrier(unused, number);
+            self.release_carrier(unused, number).await;
         }
-        if let Some(tenant) = self.tenants.get_mut(&number) {
-            tenant.carrier = after;
-        }
-        let way = match usable {
-            None if looped => Way::Looped,
-            None => Way::NoRoute,
-            Some(hop) => self.path(hop, me, door).map_or(Way::Socket, Way::Carrier),
-        };
-        self.worker.send(Command::SetWay(number, way));
+        after.and_then(|_| self.path(hop, me, door)).map_or(Way::Socket, Way::Carrier)
     }
 
     /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster (docs/BENCHMARKS.md).
@@ -105,7 +117,7 @@ impl Manager {
     /// Opens a carrier device for a tunnel, or joins it; whether AF_XDP can be had on it.
     async fn use_carrier(&mut self, ifindex: u32, number: u16) -> bool {
         let Some(tenant) = self.tenants.get(&number) else { return false };
-        if tenant.carrier_door == Door::Udp {
+        if tenant.carrier_door == Door::Udp || tenant.refused == Some(ifindex) {
             return false;
         }
         if let Some(carrier) = self.carriers.open.get_mut(&ifindex) {
@@ -121,6 +133,9 @@ impl Manager {
                 true
             }
             Err(error) => {
+                if let Some(tenant) = self.tenants.get_mut(&number) {
+                    tenant.refused = Some(ifindex);
+                }
                 self.notice(number, format!("{error:#}; sending by UDP socket"));
                 false
             }
@@ -137,22 +152,10 @@ impl Manager {
         let base = slot as u32 * CARRIER_QUEUES;
         let queues = card.receive_queues.clamp(1, CARRIER_QUEUES);
         let mode = self.programs.attach_carrier(ifindex, mode)?;
-        let mut open = || -> anyhow::Result<Vec<Socket>> {
-            let mut sockets = Vec::new();
-            for queue in 0..queues {
-                let socket = Socket::bind(&self.umem, ifindex, queue, SocketConfig::default())?;
-                self.programs.set_carrier_socket(base + queue, &socket)?;
-                sockets.push(socket);
-            }
-            self.programs.set_carrier_device(ifindex, base)?;
-            Ok(sockets)
-        };
-        match open() {
-            Ok(sockets) => {
-                let zero_copy = sockets.iter().all(Socket::zero_copy);
+        match self.open_queues(ifindex, slot, base, queues).await {
+            Ok(zero_copy) => {
                 let copying = if zero_copy { "zero copy" } else { "copy mode" };
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
-                self.worker.send(Command::AddCarrier(slot, sockets));
                 Ok(Carrier { zero_copy, slot, tunnels: BTreeSet::new(), note })
             }
             Err(error) => {
@@ -162,17 +165,37 @@ impl Manager {
         }
     }
 
+    /// Opens the queues of a carrier device; whether all of them are zero copy.
+    async fn open_queues(&mut self, ifindex: u32, slot: usize, base: u32, queues: u32) -> anyhow::Result<bool> {
+        let mut sockets = Vec::new();
+        for queue in 0..queues {
+            let socket = self.bind_queue(ifindex, queue, SocketConfig::default()).await?;
+            self.programs.set_carrier_socket(base + queue, &socket)?;
+            sockets.push(socket);
+        }
+        let zero_copy = sockets.iter().all(Socket::zero_copy);
+        let (done, listening) = std::sync::mpsc::channel();
+        self.worker.send(Command::AddCarrier(slot, sockets, done));
+        // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
+        dropped(listening).await;
+        if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
+            self.worker.send(Command::RemoveCarrier(slot, std::sync::mpsc::channel().0));
+            return Err(error.into());
+        }
+        Ok(zero_copy)
+    }
+
     /// Leaves a carrier device, and closes it after its last tunnel.
-    pub(super) fn release_carrier(&mut self, ifindex: u32, number: u16) {
+    pub(super) async fn release_carrier(&mut self, ifindex: u32, number: u16) {
         let Some(carrier) = self.carriers.open.get_mut(&ifindex) else { return };
         carrier.tunnels.remove(&number);
         if carrier.tunnels.is_empty() {
-            self.close_carrier(ifindex);
+            self.close_carrier(ifindex).await;
         }
     }
 
     /// Closes a carrier device; tunnels that used it send by their UDP sockets.
-    pub(super) fn close_carrier(&mut self, ifindex: u32) {
+    pub(super) async fn close_carrier(&mut self, ifindex: u32) {
         let Some(carrier) = self.carriers.open.remove(&ifindex) else { return };
         self.programs.detach_carrier(ifindex);
         if let Err(error) = self.programs.remove_carrier_device(ifindex) {
@@ -180,7 +203,7 @@ impl Manager {
         }
         let (done, gone) = std::sync::mpsc::channel();
         self.worker.send(Command::RemoveCarrier(carrier.slot, done));
-        let _ = gone.recv_timeout(Duration::from_secs(1));
+        dropped(gone).await;
         for number in carrier.tunnels {
             if let Some(tenant) = self.tenants.get_mut(&number) {
                 tenant.carrier = None;

@@ -2,6 +2,7 @@
 
 mod attach;
 mod carriers;
+mod sizes;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -22,12 +23,13 @@ use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference};
 use crate::kernel::device::Device;
-use crate::kernel::keys::KeyWriter;
+use crate::kernel::keys::{KEY, KeyWriter};
 use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
+use sizes::Sizes;
 
 /// How the engine was asked to run.
 #[derive(Debug)]
@@ -46,6 +48,12 @@ const FRAMES: u32 = 16_384;
 /// How long an engine without any tunnel waits for its first one.
 const FIRST_TUNNEL: Duration = Duration::from_secs(10);
 
+/// How long an engine that is to end waits for its daemons to end first.
+const LAST_TUNNEL: Duration = Duration::from_secs(1);
+
+/// How often the manager looks at the clock.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// One tunnel as the control thread sees it.
 struct Tenant {
     connection: u64,
@@ -56,13 +64,40 @@ struct Tenant {
     me: SocketAddr,
     peer: Option<SocketAddr>,
     counters: Arc<Counters>,
+    sizes: Sizes,
     /// Carrier device in use for sending, by ifindex.
     carrier: Option<u32>,
-    /// When the previous receive key is forgotten.
-    previous_until: Option<Instant>,
+    /// Carrier device that could not be opened for it, until something changes about that.
+    refused: Option<u32>,
+    /// Its way was found to lead back into a tunnel.
+    looped: bool,
+    /// The receive key before the present one, while it is kept.
+    previous: Option<Previous>,
     notes: Vec<String>,
     /// Forwards news of the way to the peer.
     follower: Option<tokio::task::AbortHandle>,
+}
+
+/// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
+/// until then the peer may still use it, and perhaps for good, since two NK_IND of an original may overtake each other.
+#[derive(Debug)]
+struct Previous {
+    /// Generation of the receive slot that holds the successor.
+    successor: u64,
+    /// How long it is kept then.
+    keep: Duration,
+    /// When that is over, once it has begun.
+    until: Option<Instant>,
+}
+
+impl Previous {
+    /// Whether its time is over at `now`; `used`: generation of the receive key that the peer began with last.
+    fn is_over(&mut self, used: u64, now: Instant) -> bool {
+        if used == self.successor {
+            self.until.get_or_insert(now + self.keep);
+        }
+        self.until.is_some_and(|until| until <= now)
+    }
 }
 
 /// A connection, as the manager sees it.
@@ -87,10 +122,20 @@ struct Manager {
     carriers: Carriers,
     tenants: HashMap<u16, Tenant>,
     connections: HashMap<u64, Daemon>,
-    /// Where followers tell of new ways, by tunnel.
-    ways: mpsc::Sender<(u16, State)>,
-    /// Whether there ever was a tunnel.
-    had_tunnels: bool,
+    /// Where followers tell of new ways.
+    ways: mpsc::Sender<News>,
+    /// Number of the last tunnel made.
+    last_number: u16,
+    /// Whether a daemon ever asked for a tunnel.
+    was_asked: bool,
+}
+
+/// The way to a tunnel's peer has changed.
+struct News {
+    tunnel: u16,
+    /// The peer that was followed; the tunnel may have another by now.
+    peer: SocketAddr,
+    state: State,
 }
 
 /// What the connections' tasks tell the manager.
@@ -99,7 +144,10 @@ enum Said {
     Closed(u64),
 }
 
-/// Runs the engine until its last tunnel has gone, or SIGTERM or SIGINT.
+/// Runs the engine until its last tunnel has gone, or SIGTERM or SIGINT; a second one of these ends it at once.
+///
+/// Devices of daemons that live on stay when the engine ends before them, and drop all traffic, until the next engine
+/// takes them over: without them, the routes would go and traffic would leave in clear.
 ///
 /// # Errors
 /// One line that says what was refused, where, and how to go on: no root, no AF_XDP, another engine, no memory.
@@ -114,13 +162,20 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     for name in netlink.sweep().await? {
         tracing::info!("{name}: left by an engine that died; removed");
     }
-    let mut programs = Programs::load(&LoadOptions::default())?;
+    let debug = tracing::enabled!(tracing::Level::DEBUG);
+    let mut programs = Programs::load(&LoadOptions { debug, ..LoadOptions::default() })?;
+    if let Some(logs) = programs.logs() {
+        tokio::spawn(async {
+            let error = logs.await;
+            tracing::warn!("the eBPF programs' log: {error}; what they say is lost from now on");
+        });
+    }
     let keys = programs.take_keys().context("the key map has another writer")?;
     let config = UmemConfig { frames: FRAMES, ..UmemConfig::default() };
     let (umem, pool) = Umem::new(config)?;
     let (to_manager, mut events) = mpsc::channel(1024);
-    let worker = worker::start(umem.clone(), pool, to_manager)?;
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
+    let worker = worker::start(umem.clone(), pool, to_manager, next_hops.clone())?;
     let mut links = netlink.watch_links().await?;
     let (ways, mut new_ways) = mpsc::channel(256);
     let mut manager = Manager {
@@ -135,20 +190,24 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         tenants: HashMap::new(),
         connections: HashMap::new(),
         ways,
-        had_tunnels: false,
+        last_number: u16::MAX,
+        was_asked: false,
     };
     let (say, mut said) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut connections = 0;
     let started = Instant::now();
-    let mut second = tokio::time::interval(Duration::from_millis(250));
+    let mut look = tokio::time::interval(LOOK);
+    // Set after a failed accept: the next one waits for a look at the clock, or for a connection to go.
+    let mut accept_later = false;
+    let mut last_moment: Option<Instant> = None;
     if let Some(readiness) = options.readiness {
         readiness.up()?;
     }
-    loop {
+    let ended = loop {
         tokio::select! {
-            connection = server.accept() => match connection {
+            connection = server.accept(), if !accept_later => match connection {
                 Ok(connection) => {
                     connections += 1;
                     let (sender, events) = mpsc::channel(EVENTS);
@@ -156,23 +215,31 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                     manager.connections.insert(connections, Daemon { pid, events: sender });
                     tokio::spawn(converse(connections, connection, events, say.clone()));
                 }
-                Err(error) => tracing::warn!("control socket: {error}"),
+                Err(error) => {
+                    tracing::warn!("control socket: {error}");
+                    accept_later = true;
+                }
             },
             Some(said) = said.recv() => manager.hear(said).await,
-            Some((number, event)) = events.recv() => manager.pass_on(number, event),
-            Some((number, state)) = new_ways.recv() => manager.set_way(number, &state).await,
-            Some(event) = links.recv() => manager.link_changed(&event),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = second.tick() => manager.forget_previous_keys(),
+            event = events.recv() => match event {
+                Some((number, event)) => manager.pass_on(number, event),
+                None => break Err(anyhow::anyhow!("the worker thread has ended; the system log says why")),
+            },
+            Some(news) = new_ways.recv() => manager.take_in(news).await,
+            Some(event) = links.recv() => manager.link_changed(&event).await,
+            _ = terminate.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
+            _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
+            _ = look.tick() => {
+                manager.forget_previous_keys(Instant::now());
+                accept_later = false;
+            }
         }
-        let idle = manager.tenants.is_empty() && manager.connections.is_empty();
-        if idle && !manager.stay && (manager.had_tunnels || started.elapsed() > FIRST_TUNNEL) {
-            break;
+        if manager.is_done(last_moment, started) {
+            break Ok(());
         }
-    }
+    };
     manager.close().await;
-    Ok(())
+    ended
 }
 
 /// Carries the requests of one connection to the manager, and its events back.
@@ -206,6 +273,15 @@ async fn converse(number: u64, mut connection: Connection, mut events: mpsc::Rec
 }
 
 impl Manager {
+    /// Whether nothing is left to do.
+    fn is_done(&self, last_moment: Option<Instant>, started: Instant) -> bool {
+        match last_moment {
+            Some(last_moment) => self.tenants.is_empty() || last_moment <= Instant::now(),
+            None if self.stay || !self.tenants.is_empty() || !self.connections.is_empty() => false,
+            None => self.was_asked || started.elapsed() > FIRST_TUNNEL,
+        }
+    }
+
     async fn hear(&mut self, said: Said) {
         match said {
             Said::Request(connection, request) => self.carry_out(connection, request).await,
@@ -222,6 +298,7 @@ impl Manager {
         let number = self.tunnel_of(connection);
         match (request, number) {
             (Request::Attach(attach), _) => {
+                self.was_asked = true;
                 let event = match self.attach(connection, &attach).await {
                     Ok(number) => self.attached(number),
                     Err(error) => Event::Failed { message: format!("{error:#}") },
@@ -229,6 +306,10 @@ impl Manager {
                 self.say(connection, event);
             }
             (Request::Status, _) => {
+                let (done, counted) = std::sync::mpsc::channel();
+                self.worker.send(Command::CountLosses(done));
+                // A worker that is too busy to answer leaves its last losses for the next status.
+                let _ = counted.recv_timeout(Duration::from_millis(100));
                 let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
                 numbers.sort_unstable();
                 for number in numbers {
@@ -247,14 +328,7 @@ impl Manager {
                 self.worker.send(Command::SetSendLimits(number, packets, octets));
             }
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
-                // The worker moves the old key's replay filter along when it sees it in the previous slot first.
-                if let Some((_, old)) = self.keys.reader().read(key_index(number.into(), Slot::Receive)) {
-                    self.keys.set(number.into(), Slot::Previous, &old);
-                }
-                self.keys.set(number.into(), Slot::Receive, &key.0);
-                if let Some(tenant) = self.tenants.get_mut(&number) {
-                    tenant.previous_until = Some(Instant::now() + Duration::from_millis(keep_ms));
-                }
+                self.set_receive_key(number, &key.0, Duration::from_millis(keep_ms));
             }
             (Request::SendControl { payload }, Some(number)) => match hex::decode(&payload) {
                 Ok(message) => self.worker.send(Command::SendControl(number, message)),
@@ -269,8 +343,25 @@ impl Manager {
         self.tenants.iter().find(|(_, tenant)| tenant.connection == connection).map(|(number, _)| *number)
     }
 
-    fn attached(&mut self, number: u16) -> Event {
-        self.had_tunnels = true;
+    /// Makes `key` the receive key; the one before it becomes the previous one.
+    fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration) {
+        let (tunnel, reader) = (u32::from(number), self.keys.reader());
+        let index = key_index(tunnel, Slot::Receive);
+        let old = reader.read(index).map(|(_, old)| old);
+        if old.as_deref() == Some(key) {
+            return;
+        }
+        // In this order: the worker takes the old key's replay filter along to the previous slot.
+        if let Some(old) = &old {
+            self.keys.set(tunnel, Slot::Previous, old);
+        }
+        self.keys.set(tunnel, Slot::Receive, key);
+        if let Some(tenant) = self.tenants.get_mut(&number).filter(|_| old.is_some()) {
+            tenant.previous = Some(Previous { successor: reader.generation(index), keep, until: None });
+        }
+    }
+
+    fn attached(&self, number: u16) -> Event {
         match self.tenants.get(&number) {
             Some(tenant) => {
                 let mut notes = tenant.notes.clone();
@@ -305,7 +396,7 @@ impl Manager {
         self.tell(number, event);
     }
 
-    fn link_changed(&mut self, event: &LinkEvent) {
+    async fn link_changed(&mut self, event: &LinkEvent) {
         match event.change {
             LinkChange::Down | LinkChange::Deleted => {
                 let tunnel = self.tenants.iter().find(|(_, tenant)| tenant.device.index == event.ifindex);
@@ -313,18 +404,21 @@ impl Manager {
                     self.tell(number, Event::DeviceDown);
                 }
                 if event.change == LinkChange::Deleted {
-                    self.close_carrier(event.ifindex);
+                    self.close_carrier(event.ifindex).await;
                 }
             }
-            _ => {}
+            LinkChange::Added | LinkChange::Up | LinkChange::Renamed | LinkChange::Changed => {}
+        }
+        for tenant in self.tenants.values_mut() {
+            tenant.refused.take_if(|refused| *refused == event.ifindex);
         }
     }
 
-    fn forget_previous_keys(&mut self) {
-        let now = Instant::now();
+    fn forget_previous_keys(&mut self, now: Instant) {
         for (number, tenant) in &mut self.tenants {
-            if tenant.previous_until.is_some_and(|until| until <= now) {
-                tenant.previous_until = None;
+            let used = tenant.counters.receive_key_used();
+            if tenant.previous.as_mut().is_some_and(|previous| previous.is_over(used, now)) {
+                tenant.previous = None;
                 self.keys.clear((*number).into(), Slot::Previous);
             }
         }
@@ -356,9 +450,15 @@ impl Manager {
         })
     }
 
+    /// Ends all tunnels. Their daemons live on, or they would have gone before, and so do their devices.
     async fn close(mut self) {
         for number in self.tenants.keys().copied().collect::<Vec<_>>() {
-            self.detach(number).await;
+            if let Some(tenant) = self.disconnect(number).await {
+                tracing::info!("{}: drops all traffic until another engine takes it over", tenant.device.name);
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

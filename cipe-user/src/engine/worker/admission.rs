@@ -7,8 +7,11 @@ use cipe_common::{Stamp, Verdict, stamp};
 use super::FRESH;
 use super::outbound::Outgoing;
 use crate::engine::checksum::complete_partial;
+use crate::engine::headers::Version;
+use crate::engine::icmp::Icmp;
 use crate::engine::outer::{self, Marks};
 use crate::engine::segment::Superframe;
+use crate::engine::toobig::Fragments;
 use crate::engine::tunnel::Tunnel;
 use crate::wire::inner::{self, Inner};
 use crate::wire::packet::{self, Type};
@@ -46,19 +49,25 @@ pub fn single(
     }
 }
 
-/// Cuts a superframe into packets, each in a frame of its own.
+/// Cuts what cannot go as it is: superframes, and packets larger than the tunnel takes; each part in a frame of its own.
 pub fn cut(
     tunnel: &Tunnel,
     umem: &Umem,
-    pieces: &Pieces,
+    pieces: &mut Pieces,
     outgoing: &mut Vec<Outgoing>,
     pool: &mut Pool,
+    icmp: &mut Icmp,
 ) -> Result<(), Verdict> {
     let mac: [u8; stamp::LEN] =
         pieces.first().and_then(|first| first.data(umem).first_chunk().copied()).ok_or(Verdict::PrivateMalformed)?;
     let stamp = Stamp::from_mac(mac).ok_or(Verdict::PrivateUnstamped)?;
     if stamp.gso_size == 0 {
-        return Err(Verdict::TooBig);
+        let [packet] = pieces.as_mut_slice() else { return Err(Verdict::TooBig) };
+        let octets = packet.offset as usize + outer::ETHERNET..packet.offset as usize + packet.len as usize;
+        let payload = umem.chunk_mut(&mut packet.frame).get_mut(octets).ok_or(Verdict::PrivateMalformed)?;
+        inner::check(payload).map_err(|_| malformed(payload))?;
+        complete_partial(payload);
+        return fragment(tunnel, umem, payload, outgoing, pool, icmp);
     }
     let octets: ArrayVec<&[u8], 32> = pieces
         .iter()
@@ -66,13 +75,20 @@ pub fn cut(
         .map(|(index, piece)| piece.data(umem).get(if index == 0 { outer::ETHERNET } else { 0 }..).unwrap_or_default())
         .collect();
     let mut superframe = Superframe::parse(&octets, stamp.gso_size)?;
-    if superframe.longest() > tunnel.mtu {
+    if FRESH + packet::sealed_len(superframe.longest()) > umem.frame_size() as usize {
         return Err(Verdict::TooBig);
     }
     let (slot, marks) = way_out(tunnel, superframe.ip())?;
+    let largest = tunnel.mtu.of(version(superframe.ip()));
     for _ in 0..superframe.segments() {
         let mut frame = pool.take().ok_or(Verdict::NoFrame)?;
         match superframe.cut(&mut umem.chunk_mut(&mut frame)[FRESH..]) {
+            Some(octets) if octets > largest => {
+                let segment = &umem.chunk(&frame)[FRESH..FRESH + octets];
+                let cut = fragment(tunnel, umem, segment, outgoing, pool, icmp);
+                pool.put(frame);
+                cut?;
+            }
             Some(octets) => {
                 outgoing.push(Outgoing::new(tunnel.number, frame, FRESH, octets, Type::Data, slot, marks));
             }
@@ -80,6 +96,57 @@ pub fn cut(
         }
     }
     Ok(())
+}
+
+/// Queues the fragments of a packet that is larger than the tunnel takes, or tells its sender if it must not be cut.
+fn fragment(
+    tunnel: &Tunnel,
+    umem: &Umem,
+    packet: &[u8],
+    outgoing: &mut Vec<Outgoing>,
+    pool: &mut Pool,
+    icmp: &mut Icmp,
+) -> Result<(), Verdict> {
+    let inner = Inner::parse(packet).ok_or(Verdict::PrivateMalformed)?;
+    let largest = tunnel.mtu.of(version(&inner));
+    let mut fragments = match Fragments::parse(packet, largest) {
+        Err(Verdict::TooBig) => {
+            icmp.too_big(packet, largest);
+            return Err(Verdict::TooBig);
+        }
+        other => other?,
+    };
+    let (slot, marks) = way_out(tunnel, &inner)?;
+    loop {
+        let mut frame = pool.take().ok_or(Verdict::NoFrame)?;
+        match fragments.cut(&mut umem.chunk_mut(&mut frame)[FRESH..]) {
+            Some(octets) => {
+                outgoing.push(Outgoing::new(tunnel.number, frame, FRESH, octets, Type::Data, slot, marks));
+            }
+            None => {
+                pool.put(frame);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether a private frame is one packet that may go as it is. A superframe may not, however small: its UDP datagrams are
+/// several.
+pub fn fits(tunnel: &Tunnel, umem: &Umem, pieces: &Pieces) -> bool {
+    let [packet] = pieces.as_slice() else { return false };
+    let frame = packet.data(umem);
+    let stamp = frame.first_chunk().copied().and_then(Stamp::from_mac);
+    if stamp.is_some_and(|stamp| stamp.gso_size > 0) {
+        return false;
+    }
+    let payload = frame.get(outer::ETHERNET..).unwrap_or_default();
+    let version = if payload.first().is_some_and(|first| first >> 4 == 6) { Version::V6 } else { Version::V4 };
+    payload.len() <= tunnel.mtu.of(version)
+}
+
+fn version(inner: &Inner) -> Version {
+    if inner.source.is_ipv4() { Version::V4 } else { Version::V6 }
 }
 
 /// The key to seal a packet under, and what its outer header copies.

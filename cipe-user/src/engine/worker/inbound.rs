@@ -1,6 +1,6 @@
 //! Carrier to private: found in its frame, opened there, judged, and sent on to the tunnel device from there.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
@@ -9,7 +9,7 @@ use cipe_common::maps::Slot;
 use rustix::net::RecvFlags;
 
 use super::delivery::Delivery;
-use super::{BATCH, FRESH, Worker};
+use super::{BATCH, FRESH, Worker, want};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
 use crate::engine::outer;
@@ -39,18 +39,26 @@ impl Worker {
             taken += port.receive(&mut self.received, BATCH - taken, &mut self.pool);
         }
         let mut received = std::mem::take(&mut self.received);
+        let mut in_chain = false;
         for packet in received.drain(..) {
+            // A frame of several pieces is no datagram of ours: each of those fits one UMEM frame.
+            let piece = std::mem::replace(&mut in_chain, packet.more) || packet.more;
             let start = packet.offset as usize;
             let chunk = self.umem.chunk(&packet.frame);
             let found = chunk.get(start..start + packet.len as usize).and_then(outer::parse_frame);
             let owner = found.and_then(|datagram| Some((self.owner(datagram.to)?, datagram)));
             match owner {
-                Some((number, found)) if !packet.more => {
+                Some((number, found)) if !piece => {
                     let datagram = start + found.payload.start..start + found.payload.end;
                     self.classify(number, packet.frame, datagram, found.from);
                 }
-                // The XDP program sends only what it has parsed; the tunnel may have gone since.
-                _ => self.pool.put(packet.frame),
+                owner => {
+                    // The XDP program sends only what it has parsed, so without an owner the tunnel has gone since.
+                    if let Some(endpoint) = owner.and_then(|(number, _)| self.endpoints.get(&number)) {
+                        endpoint.tunnel.counters.count(Verdict::BadLength);
+                    }
+                    self.pool.put(packet.frame);
+                }
             }
         }
         self.received = received;
@@ -60,6 +68,7 @@ impl Worker {
 
     /// Takes one batch from a tunnel's own UDP socket: fragments, other devices, carriers without AF_XDP.
     pub(super) fn inbound_udp(&mut self, number: u16) -> usize {
+        self.hear_errors(number);
         let mut taken = 0;
         while taken < BATCH {
             let Some(endpoint) = self.endpoints.get(&number) else { break };
@@ -84,9 +93,10 @@ impl Worker {
                     self.pool.put(frame);
                     break;
                 }
+                // The error of an earlier datagram; its details are in the error queue.
                 Err(error) => {
                     self.pool.put(frame);
-                    self.network_error(number, error);
+                    tracing::debug!("tunnel {number}: {error}");
                     break;
                 }
             }
@@ -95,25 +105,13 @@ impl Worker {
         taken
     }
 
-    /// An ICMP error for something that we sent: the daemon counts it, the queue of details is emptied.
-    fn network_error(&mut self, number: u16, error: rustix::io::Errno) {
-        let Some(endpoint) = self.endpoints.get(&number) else { return };
-        let mut details = [0; 256];
-        for _ in 0..BATCH {
-            let flags = RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT;
-            if rustix::net::recv(&endpoint.tunnel.udp, &mut details, flags).is_err() {
-                break;
-            }
-        }
-        let message = match endpoint.tunnel.peer {
-            Some(peer) => format!("{peer}: {error}"),
-            None => error.to_string(),
-        };
-        self.tell(number, Event::NetworkError { message });
-    }
-
     fn owner(&self, to: SocketAddr) -> Option<u16> {
-        self.addresses.get(&to).copied()
+        let any = match to {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let of_any = || self.addresses.get(&SocketAddr::new(any, to.port()));
+        self.addresses.get(&to).or_else(of_any).copied()
     }
 
     /// Chooses the key for a datagram, or drops it.
@@ -121,7 +119,9 @@ impl Worker {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(frame) };
         let tunnel = &mut endpoint.tunnel;
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
-        let slot = if tunnel.nokey {
+        let slot = if tunnel.pinned && tunnel.peer != Some(from) {
+            Err(Verdict::WrongPeer)
+        } else if tunnel.nokey {
             Ok(None)
         } else {
             tunnel.keys.refresh(self.now);
@@ -138,7 +138,7 @@ impl Worker {
                 if verdict == Verdict::NoReceiveKey
                     && let Some(reason) = tunnel.receiving(self.now)
                 {
-                    self.tell(number, Event::KeyWanted { reason });
+                    want(&self.events, tunnel, reason);
                 }
             }
         }
@@ -174,19 +174,16 @@ impl Worker {
         let tunnel = &mut endpoint.tunnel;
         let verdict = match opened {
             Ok(opened) => {
-                if tunnel.peer != Some(item.from) && tunnel.pinned {
-                    tunnel.counters.count(Verdict::WrongPeer);
-                    return self.pool.put(item.frame);
-                }
                 if tunnel.peer != Some(item.from) {
                     tunnel.peer = Some(item.from);
                     tunnel.way = Way::Socket;
                     // Without the event the way stays the UDP socket's, which needs no address of a next hop.
                     let _ = self.events.try_send((number, Event::NewPeer { peer: item.from }));
                 }
-                let spent = tunnel.receiving(self.now).filter(|_| item.slot == Some(Slot::Receive));
-                if let Some(reason) = spent {
-                    let _ = self.events.try_send((number, Event::KeyWanted { reason }));
+                if item.slot == Some(Slot::Receive)
+                    && let Some(reason) = tunnel.receiving(self.now)
+                {
+                    want(&self.events, tunnel, reason);
                 }
                 let at = item.datagram.start;
                 match opened {

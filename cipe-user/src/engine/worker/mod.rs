@@ -5,26 +5,32 @@
 
 mod admission;
 mod delivery;
+mod errors;
 mod inbound;
 mod outbound;
 mod port;
 mod ship;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use anyhow::Context as _;
+use cipe_common::Verdict;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::coalesce::Coalescer;
+use super::icmp::Icmp;
 use super::random::Random;
+use super::toobig::TunnelMtu;
 use super::tunnel::{Tunnel, Way};
 use crate::cipher::Lanes;
-use crate::control::protocol::Event;
+use crate::control::protocol::{Event, Wanted};
+use crate::kernel::nexthop::NextHops;
 use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
 use delivery::Delivery;
 use inbound::Incoming;
@@ -34,23 +40,33 @@ use port::Port;
 /// Packets of one batch: as many as the ciphers run side by side.
 pub const BATCH: usize = 64;
 
+/// Most frames that wait for packets in the fill ring of a carrier queue: 1 ms of them at a million packets a second.
+const CARRIER_FILL: u32 = 1024;
+
+/// The same for a hidden end: 14 superframes of 64 KiB.
+const PRIVATE_FILL: u32 = 256;
+
 /// What a worker tells the control thread: tunnel number and event.
 pub type Events = tokio::sync::mpsc::Sender<(u16, Event)>;
 
 /// What the control thread tells a worker.
 pub enum Command {
-    /// A carrier device was opened: its slot, and a socket for each receive queue.
-    AddCarrier(usize, Vec<Socket>),
+    /// A carrier device was opened: its slot, and a socket for each receive queue; the sender is dropped when frames can
+    /// come.
+    AddCarrier(usize, Vec<Socket>, Sender<()>),
     /// The carrier device in this slot is no longer used; the sender is dropped when its sockets are closed.
     RemoveCarrier(usize, Sender<()>),
-    /// A tunnel was made: its hidden end's sockets, and the carrier addresses that are its own.
-    AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>),
+    /// A tunnel was made: its hidden end's sockets, and the carrier addresses that are its own; the sender is dropped when
+    /// frames can come.
+    AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>, Sender<()>),
     /// A tunnel goes; the sender is dropped when its sockets are closed.
     RemoveTunnel(u16, Sender<()>),
-    /// The way to a tunnel's peer changed.
-    SetWay(u16, Way),
+    /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
+    SetWay(u16, IpAddr, Way, TunnelMtu),
     /// Packets and payload octets under one send key before a new one is wanted.
     SetSendLimits(u16, u64, u64),
+    /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
+    CountLosses(Sender<()>),
     /// A message to seal and send.
     SendControl(u16, Vec<u8>),
     /// The end.
@@ -137,13 +153,16 @@ struct Worker {
     incoming: Vec<Incoming>,
     deliveries: Vec<Delivery>,
     coalescer: Coalescer,
+    icmp: Icmp,
+    /// Told of path MTUs that the kernel has learned.
+    next_hops: NextHops,
 }
 
 /// Starts a worker on a UMEM of its own.
 ///
 /// # Errors
-/// If the kernel refuses an epoll or event descriptor, random octets or a thread.
-pub fn start(umem: Umem, pool: Pool, events: Events) -> anyhow::Result<Handle> {
+/// If the kernel refuses an epoll or event descriptor, raw sockets, random octets or a thread.
+pub fn start(umem: Umem, pool: Pool, events: Events, next_hops: NextHops) -> anyhow::Result<Handle> {
     let (sender, commands) = channel();
     let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -166,6 +185,8 @@ pub fn start(umem: Umem, pool: Pool, events: Events) -> anyhow::Result<Handle> {
         incoming: Vec::with_capacity(BATCH),
         deliveries: Vec::with_capacity(BATCH),
         coalescer: Coalescer::default(),
+        icmp: Icmp::open().context("raw ICMP sockets")?,
+        next_hops,
     };
     let thread = std::thread::Builder::new().name("cipe-worker".into()).spawn(move || worker.run())?;
     Ok(Handle { commands: sender, wake, thread: Some(thread) })
@@ -176,10 +197,13 @@ impl Worker {
         let mut ready = Vec::with_capacity(64);
         let mut sources: Vec<Source> = Vec::with_capacity(64);
         loop {
-            // A second without events is only a chance to look at the clock.
-            let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+            // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
+            let timeout = match self.flush() {
+                true => Timespec { tv_sec: 1, tv_nsec: 0 },
+                false => Timespec { tv_sec: 0, tv_nsec: 1_000_000 },
+            };
             ready.clear();
-            if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&second))
+            if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&timeout))
                 && error != rustix::io::Errno::INTR
             {
                 tracing::error!("epoll: {error}; the worker ends");
@@ -213,19 +237,20 @@ impl Worker {
         packets >= BATCH
     }
 
-    fn flush(&mut self) {
-        for port in self.carriers.iter_mut().flatten().flatten() {
-            port.flush(&mut self.pool);
+    /// Sends what waits in the ports; whether the kernel took all.
+    fn flush(&mut self) -> bool {
+        let carriers = self.carriers.iter_mut().flatten().flatten();
+        let private = self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.ports);
+        let mut all = true;
+        for port in carriers.chain(private) {
+            all &= port.flush(&mut self.pool);
         }
-        for endpoint in self.endpoints.values_mut() {
-            for port in &mut endpoint.ports {
-                port.flush(&mut self.pool);
-            }
-        }
+        all
     }
 
     /// Carries out what the control thread asked; `false` at the end.
     fn obey(&mut self) -> bool {
+        self.now = Instant::now();
         let mut count = [0; 8];
         // An empty event descriptor only means that somebody read it before.
         let _ = rustix::io::read(&self.wake, &mut count);
@@ -240,8 +265,9 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::AddCarrier(slot, sockets) => {
-                let ports = self.open_ports(sockets, Source::Carrier(slot));
+            Command::AddCarrier(slot, sockets, _done) => {
+                let fill = (self.pool.total() as u32 / 4 / sockets.len().max(1) as u32).clamp(64, CARRIER_FILL);
+                let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
                 if self.carriers.len() <= slot {
                     self.carriers.resize_with(slot + 1, || None);
                 }
@@ -257,9 +283,9 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::AddTunnel(tunnel, sockets, injector, addresses) => {
+            Command::AddTunnel(tunnel, sockets, injector, addresses, _done) => {
                 let number = tunnel.number;
-                let ports = self.open_ports(sockets, Source::Private(number));
+                let ports = self.open_ports(sockets, Source::Private(number), PRIVATE_FILL);
                 self.watch(&tunnel.udp, Source::Udp(number));
                 self.addresses.extend(addresses.iter().map(|address| (*address, number)));
                 self.endpoints.insert(number, Endpoint { tunnel: *tunnel, ports, injector, addresses });
@@ -273,9 +299,12 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::SetWay(number, way) => {
-                if let Some(endpoint) = self.endpoints.get_mut(&number) {
+            Command::SetWay(number, peer, way, mtu) => {
+                if let Some(endpoint) = self.endpoints.get_mut(&number)
+                    && endpoint.tunnel.peer.is_some_and(|known| known.ip() == peer)
+                {
                     endpoint.tunnel.way = way;
+                    endpoint.tunnel.mtu = mtu;
                 }
             }
             Command::SetSendLimits(number, packets, octets) => {
@@ -284,16 +313,27 @@ impl Worker {
                     endpoint.tunnel.limits.send_octets = octets;
                 }
             }
+            Command::CountLosses(_done) => self.count_losses(),
             Command::SendControl(number, payload) => self.send_control(number, &payload),
             Command::Stop => {}
         }
     }
 
-    fn open_ports(&mut self, sockets: Vec<Socket>, source: Source) -> Vec<Port> {
+    fn count_losses(&mut self) {
+        for endpoint in self.endpoints.values_mut() {
+            let losses = endpoint.ports.iter_mut().map(Port::new_losses).sum();
+            endpoint.tunnel.counters.count_all(Verdict::RingFull, losses);
+        }
+        let Some(first) = self.endpoints.keys().min().and_then(|number| self.endpoints.get(number)) else { return };
+        let losses = self.carriers.iter_mut().flatten().flatten().map(Port::new_losses).sum();
+        first.tunnel.counters.count_all(Verdict::RingFull, losses);
+    }
+
+    fn open_ports(&mut self, sockets: Vec<Socket>, source: Source, fill: u32) -> Vec<Port> {
         let mut ports = Vec::with_capacity(sockets.len());
         for socket in sockets {
             self.watch(&socket, source);
-            ports.push(Port::new(socket, &mut self.pool));
+            ports.push(Port::new(socket, fill, &mut self.pool));
         }
         ports
     }
@@ -308,6 +348,13 @@ impl Worker {
     /// Tells the control thread; `false` if its queue is full.
     fn tell(&self, number: u16, event: Event) -> bool {
         self.events.try_send((number, event)).is_ok()
+    }
+}
+
+/// Asks the daemon for a key; if its queue is full, the next packet asks again.
+fn want(events: &Events, tunnel: &mut Tunnel, reason: Wanted) {
+    if events.try_send((tunnel.number, Event::KeyWanted { reason })).is_err() {
+        tunnel.asked = [None; 2];
     }
 }
 

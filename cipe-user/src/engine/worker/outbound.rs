@@ -7,10 +7,9 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::admission::{self, Pieces};
-use super::{BATCH, FRESH, Worker};
+use super::{BATCH, FRESH, Worker, want};
 use crate::cipher::Job;
-use crate::control::protocol::Event;
-use crate::engine::outer::{self, Marks};
+use crate::engine::outer::Marks;
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::Frame;
 
@@ -26,6 +25,8 @@ pub struct Outgoing {
     /// Key to seal under; `None`: bare (`nokey`).
     slot: Option<Slot>,
     pub marks: Marks,
+    /// Encrypted, or bare by order; nothing else may be shipped.
+    pub ready: bool,
 }
 
 impl Outgoing {
@@ -43,7 +44,7 @@ impl Outgoing {
             Some(_) => at - packet::IV..at - packet::IV + packet::sealed_len(octets),
             None => at..at + octets,
         };
-        Self { tunnel, frame, datagram, octets, kind, slot, marks }
+        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none() }
     }
 }
 
@@ -80,13 +81,12 @@ impl Worker {
     fn admit(&mut self, number: u16, pieces: &mut Pieces) {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
         let tunnel = &mut endpoint.tunnel;
-        let octets = pieces.iter().map(|piece| piece.len as usize).sum::<usize>().saturating_sub(outer::ETHERNET);
-        let admitted = if octets <= tunnel.mtu && pieces.len() == 1 {
+        let admitted = if admission::fits(tunnel, &self.umem, pieces) {
             pieces.pop().map_or(Ok(()), |packet| {
                 admission::single(tunnel, &self.umem, packet, &mut self.outgoing, &mut self.pool)
             })
         } else {
-            admission::cut(tunnel, &self.umem, pieces, &mut self.outgoing, &mut self.pool)
+            admission::cut(tunnel, &self.umem, pieces, &mut self.outgoing, &mut self.pool, &mut self.icmp)
         };
         for piece in pieces.drain(..) {
             self.pool.put(piece.frame);
@@ -95,8 +95,7 @@ impl Worker {
             tunnel.counters.count(verdict);
             let wanted = (verdict == Verdict::NoSendKey).then(|| tunnel.want_send_key(self.now)).flatten();
             if let Some(reason) = wanted {
-                // The daemon that cannot keep up is asked again after the retry time.
-                let _ = self.events.try_send((number, Event::KeyWanted { reason }));
+                want(&self.events, tunnel, reason);
             }
         }
     }
@@ -145,8 +144,7 @@ impl Worker {
                 endpoint.tunnel.sent_ivs.insert(&iv);
             }
             if let Some(reason) = endpoint.tunnel.sealed(slot, out.octets, out.kind, self.now) {
-                // The daemon that cannot keep up is asked again after the retry time.
-                let _ = self.events.try_send((out.tunnel, Event::KeyWanted { reason }));
+                want(&self.events, &mut endpoint.tunnel, reason);
             }
             let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
             packet::frame(datagram, out.octets, out.kind, iv, std::array::from_fn(|i| random[packet::IV + i]));
@@ -157,6 +155,7 @@ impl Worker {
             let Some(live) = endpoint.tunnel.keys.get(slot) else { continue };
             let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
             let (iv, data) = datagram.split_at_mut(packet::IV);
+            out.ready = true;
             jobs.push(Job { key: &live.key, iv: std::array::from_fn(|i| iv[i]), data });
         }
         self.lanes.encrypt(&mut jobs);

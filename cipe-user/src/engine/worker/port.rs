@@ -4,27 +4,29 @@ use std::collections::VecDeque;
 
 use crate::xsk::{Kick, Packet, Pool, Socket};
 
-/// Frames that wait in a fill ring for packets to come.
-const FILL: u32 = 1024;
-
 pub struct Port {
     socket: Socket,
+    /// Frames to keep in the fill ring.
+    fill: u32,
     pending: VecDeque<Packet>,
+    /// Losses that were counted already.
+    losses: u64,
     /// Packets handed to the kernel that it may not have sent yet.
     unsent: bool,
 }
 
 impl Port {
-    pub fn new(mut socket: Socket, pool: &mut Pool) -> Self {
-        socket.fill(pool, FILL);
-        Self { socket, pending: VecDeque::with_capacity(super::BATCH), unsent: false }
+    pub fn new(mut socket: Socket, fill: u32, pool: &mut Pool) -> Self {
+        socket.fill(pool, fill);
+        Self { socket, fill, pending: VecDeque::with_capacity(super::BATCH), losses: 0, unsent: false }
     }
 
     /// Takes what arrived, at most `max` packets, and restocks the fill ring.
     pub fn receive(&mut self, packets: &mut Vec<Packet>, max: usize, pool: &mut Pool) -> usize {
         let received = self.socket.recv(packets, max);
         if received > 0 {
-            self.socket.fill(pool, FILL);
+            self.socket.fill(pool, self.fill);
+            self.socket.wake_rx();
         }
         received
     }
@@ -41,10 +43,13 @@ impl Port {
         Ok(())
     }
 
-    /// Hands the waiting packets to the kernel and takes back the frames that it is done with.
-    pub fn flush(&mut self, pool: &mut Pool) {
+    /// Hands the waiting packets to the kernel and takes back the frames that it is done with; whether it took all.
+    pub fn flush(&mut self, pool: &mut Pool) -> bool {
         if self.pending.is_empty() && !self.unsent {
-            return;
+            if self.socket.in_kernel() > self.fill as usize {
+                self.socket.reclaim(pool);
+            }
+            return true;
         }
         self.socket.send(&mut self.pending);
         self.unsent = true;
@@ -53,6 +58,14 @@ impl Port {
             Err(error) => tracing::debug!("{error}"),
         }
         self.socket.reclaim(pool);
+        !self.unsent
+    }
+
+    /// Packets that the kernel dropped for want of a frame or of room in the receive ring, since the last call.
+    pub fn new_losses(&mut self) -> u64 {
+        let Ok(statistics) = self.socket.statistics() else { return 0 };
+        let losses = statistics.rx_ring_full + statistics.rx_dropped;
+        losses - std::mem::replace(&mut self.losses, losses)
     }
 
     /// Closes the socket and takes its frames back.

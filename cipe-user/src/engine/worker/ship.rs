@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd;
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 
 use super::outbound::Outgoing;
 use super::{BATCH, Worker};
@@ -34,6 +36,8 @@ impl Worker {
             };
             let tunnel = &mut endpoint.tunnel;
             let path = match (tunnel.peer, tunnel.way) {
+                // Its key went between admission and sealing: fail closed.
+                _ if !group[0].ready => Err(Verdict::NoSendKey),
                 (None, _) => Err(Verdict::NoPeer),
                 (_, Way::NoRoute) => Err(Verdict::NoRoute),
                 (_, Way::Looped) => Err(Verdict::RouteLoop),
@@ -93,7 +97,10 @@ fn group_len(outgoing: &[Outgoing]) -> usize {
     let mut total = size;
     let mut len = 1;
     for out in rest {
-        let alike = out.tunnel == first.tunnel && out.marks == first.marks && out.datagram.len() <= size;
+        let alike = out.tunnel == first.tunnel
+            && out.ready == first.ready
+            && out.marks == first.marks
+            && out.datagram.len() <= size;
         total += out.datagram.len();
         if !alike || total > MAX_SEND || len == BATCH {
             break;
@@ -119,25 +126,58 @@ fn frame(tunnel: &mut Tunnel, umem: &Umem, path: &Path, peer: SocketAddr, out: O
 
 /// Sends a group by the tunnel's own socket: one datagram, or all in one call (UDP_SEGMENT, udp(7)). Returns how many
 /// the kernel took.
-fn send_by_socket(tunnel: &Tunnel, umem: &Umem, peer: SocketAddr, group: &Group) -> usize {
+fn send_by_socket(tunnel: &mut Tunnel, umem: &Umem, peer: SocketAddr, group: &Group) -> usize {
     let pieces: ArrayVec<IoSlice<'_>, BATCH> =
         group.iter().map(|out| IoSlice::new(&umem.chunk(&out.frame)[out.datagram.clone()])).collect();
-    let Marks { tos, ttl, .. } = group[0].marks;
-    let size = group[0].datagram.len() as u16;
-    let ttl = i32::from(ttl);
-    let mut control: ArrayVec<ControlMessage<'_>, 3> = ArrayVec::new();
-    if peer.is_ipv4() {
-        control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]);
-    }
-    if group.len() > 1 {
-        control.push(ControlMessage::UdpGsoSegments(&size));
-    }
-    let to = SockaddrStorage::from(peer);
-    match sendmsg(tunnel.udp.as_raw_fd(), &pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to)) {
-        Ok(_) => group.len(),
+    let marks = group[0].marks;
+    set_dont_fragment(tunnel, peer, marks.dont_fragment);
+    match send(tunnel, peer, marks, &pieces) {
+        Ok(()) => group.len(),
+        // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
+        // The kernel's IP then fragments each, but none with DF, and no segments.
+        Err(Errno::EMSGSIZE | Errno::EINVAL) => {
+            set_dont_fragment(tunnel, peer, false);
+            let alone = |piece: &&IoSlice<'_>| send(tunnel, peer, marks, std::slice::from_ref(*piece)).is_ok();
+            pieces.iter().take_while(alone).count()
+        }
         Err(error) => {
             tracing::debug!("{peer}: {error}");
             0
         }
     }
+}
+
+/// Lets what the UDP socket sends carry DF, or not. IPv6 has no such flag.
+fn set_dont_fragment(tunnel: &mut Tunnel, peer: SocketAddr, on: bool) {
+    if peer.is_ipv6() || tunnel.socket_df == Some(on) {
+        return;
+    }
+    let discovery = if on { Ipv4PathMtuDiscovery::DO } else { Ipv4PathMtuDiscovery::DONT };
+    match set_ip_mtu_discover(&tunnel.udp, discovery) {
+        Ok(()) => tunnel.socket_df = Some(on),
+        Err(error) => tracing::debug!("{peer}: DF stays as it was: {error}"),
+    }
+}
+
+/// Sends pieces of one size but for the last, each as a datagram.
+fn send(tunnel: &Tunnel, peer: SocketAddr, marks: Marks, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
+    let Marks { tos, ttl, .. } = marks;
+    let size = pieces.first().map_or(0, |piece| piece.len()) as u16;
+    let ttl = i32::from(ttl);
+    let mut control: ArrayVec<ControlMessage<'_>, 3> = ArrayVec::new();
+    if peer.is_ipv4() {
+        control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]);
+    }
+    if pieces.len() > 1 {
+        control.push(ControlMessage::UdpGsoSegments(&size));
+    }
+    let to = SockaddrStorage::from(peer);
+    let send = || sendmsg(tunnel.udp.as_raw_fd(), pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
+    // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
+    let earlier = |error: &Errno| {
+        matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE)
+    };
+    let sent = send();
+    let sent = if sent.as_ref().is_err_and(earlier) { send() } else { sent };
+    sent.map(drop)
 }

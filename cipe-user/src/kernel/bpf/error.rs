@@ -5,9 +5,9 @@ use std::{error::Error as StdError, fmt::Write as _, io};
 use aya::{EbpfError, programs::ProgramError};
 
 /// Boxed, so that aya's types do not leave this room.
-type Source = Box<dyn StdError + Send + Sync>;
+type Cause = Box<dyn StdError + Send + Sync>;
 
-/// Failure to load, attach or talk to the eBPF programs.
+/// Failure to load, attach or talk to the eBPF programs. The text holds the cause, which is therefore no `source()`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A capability is missing.
@@ -31,12 +31,12 @@ pub enum Error {
         name: &'static str,
     },
     /// A map operation failed.
-    #[error("eBPF map {map}: {}", chain(&**source))]
+    #[error("eBPF map {map}: {}", chain(&**cause))]
     Map {
         /// Name of the map.
         map: &'static str,
         /// aya's or the kernel's error.
-        source: Source,
+        cause: Cause,
     },
     /// There is no such device.
     #[error("there is no network device with index {ifindex}; it may have been removed")]

@@ -127,7 +127,7 @@ impl Programs {
         classifier(&mut ebpf, names::PRIVATE_TC)?.load().map_err(|error| Error::load(error.into()))?;
         let keys = match ebpf.take_map(names::KEYS) {
             Some(Map::Array(map)) => KeyWriter::map(map.fd().as_fd(), (tunnels * SLOTS) as usize)
-                .map_err(|source| Error::Map { map: names::KEYS, source: source.into() })?,
+                .map_err(|cause| Error::Map { map: names::KEYS, cause: cause.into() })?,
             _ => return Err(Error::Object { name: names::KEYS }),
         };
         Ok(Self {
@@ -251,11 +251,11 @@ impl Programs {
     /// As [`Self::verdicts`].
     pub fn reset_verdicts(&mut self, tunnel: u32) -> Result<(), Error> {
         let cpus =
-            aya::util::nr_cpus().map_err(|(_, source)| Error::Map { map: names::VERDICTS, source: source.into() })?;
+            aya::util::nr_cpus().map_err(|(_, cause)| Error::Map { map: names::VERDICTS, cause: cause.into() })?;
         for verdict in Verdict::KERNEL {
             // Built anew each time: the map takes it by value.
             let zero = PerCpuValues::try_from(vec![0; cpus])
-                .map_err(|source| Error::Map { map: names::VERDICTS, source: source.into() })?;
+                .map_err(|cause| Error::Map { map: names::VERDICTS, cause: cause.into() })?;
             self.verdicts.set(verdict_index(tunnel, *verdict), zero, 0).map_err(in_map(names::VERDICTS))?;
         }
         Ok(())
@@ -285,7 +285,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sche
 }
 
 fn in_map(map: &'static str) -> impl FnOnce(MapError) -> Error {
-    move |source| Error::Map { map, source: source.into() }
+    move |cause| Error::Map { map, cause: cause.into() }
 }
 
 /// Removing what is not there is no failure.

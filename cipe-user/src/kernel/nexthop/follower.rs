@@ -90,7 +90,8 @@ impl Follower {
                     }
                 },
                 command = commands.recv() => match command {
-                    Some(command) => self.add(command),
+                    Some(Command::Watch(peer, state)) => self.add(peer, state),
+                    Some(Command::LookAgain(address)) => self.mark(|peer, _| peer.0 == address),
                     None => return,
                 },
                 _ = refresh.tick() => self.refresh().await,
@@ -103,7 +104,7 @@ impl Follower {
         }
     }
 
-    fn add(&mut self, Command { peer, state }: Command) {
+    fn add(&mut self, peer: Peer, state: watch::Sender<State>) {
         match self.peers.get_mut(&peer) {
             Some(entry) => entry.watchers.push(state),
             None => {

@@ -1,0 +1,72 @@
+//! The cipher scheduler: whatever is in a batch, each job ends as if it had been alone, by every kernel, and decrypts to
+//! what it was.
+
+#![no_main]
+
+use cipe_user::cipher::{Algorithm, Job, Key, Lanes};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+use std::sync::{LazyLock, Mutex};
+
+#[derive(Arbitrary, Debug)]
+struct Batch {
+    keys: [(u8, [u8; 16]); 4],
+    jobs: Vec<Spec>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Spec {
+    key: u8,
+    iv: [u8; 8],
+    offset: u8,
+    len: u16,
+    /// Further jobs like this one: large groups of one key are what wide kernels want.
+    again: u8,
+}
+
+/// One engine a kernel, and first the scalar ones, whose batches of one are the measure.
+static ENGINES: LazyLock<Mutex<Vec<Lanes>>> = LazyLock::new(|| {
+    let mut engines = vec![Lanes::with(Some("scalar"), Some("scalar")), Lanes::with(None, None)];
+    for report in Lanes::with(None, None).report() {
+        engines.push(match report.cipher {
+            "blowfish" => Lanes::with(Some(report.kernel), None),
+            _ => Lanes::with(None, Some(report.kernel)),
+        });
+    }
+    Mutex::new(engines)
+});
+
+fuzz_target!(|batch: Batch| {
+    let keys = batch.keys.map(|(algorithm, octets)| {
+        let algorithms = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
+        Key::new(algorithms[usize::from(algorithm) % 3], &octets)
+    });
+    let specs: Vec<&Spec> =
+        batch.jobs.iter().flat_map(|spec| vec![spec; 1 + usize::from(spec.again % 70)]).take(300).collect();
+    let memory = |spec: &&Spec| -> Vec<u8> {
+        let len = usize::from(spec.offset % 64) + usize::from(spec.len % 600);
+        (0..len).map(|i| (i * 7) as u8 ^ spec.iv[i % 8]).collect()
+    };
+    let plain: Vec<Vec<u8>> = specs.iter().map(memory).collect();
+    let mut engines = ENGINES.lock().expect("no engine panics");
+    let mut alone = plain.clone();
+    for job in jobs(&keys, &specs, &mut alone) {
+        engines[0].encrypt(&mut [job]);
+    }
+    for lanes in engines.iter_mut() {
+        let mut data = plain.clone();
+        lanes.encrypt(&mut jobs(&keys, &specs, &mut data));
+        assert!(data == alone, "a batch encrypts as its jobs alone");
+        lanes.decrypt(&mut jobs(&keys, &specs, &mut data));
+        assert!(data == plain, "a batch decrypts to what it was");
+    }
+});
+
+fn jobs<'a>(keys: &'a [Key; 4], specs: &[&Spec], data: &'a mut [Vec<u8>]) -> Vec<Job<'a>> {
+    let job = |(spec, data): (&&Spec, &'a mut Vec<u8>)| Job {
+        key: &keys[usize::from(spec.key % 4)],
+        iv: spec.iv,
+        data: &mut data[usize::from(spec.offset % 64)..],
+    };
+    specs.iter().zip(data).map(job).collect()
+}

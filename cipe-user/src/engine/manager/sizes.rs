@@ -1,0 +1,76 @@
+//! How large packets through a tunnel may be: what its device takes, lowered by its carrier path.
+
+use std::net::IpAddr;
+
+use cipe_common::maps::Tunnel as TunnelEntry;
+
+use super::Manager;
+use crate::control::protocol::Attach;
+use crate::engine::headers::Version;
+use crate::engine::toobig::TunnelMtu;
+
+/// Octets of IPv4 and TCP headers without options; the program that clamps takes 20 more off for IPv6.
+const TCP_HEADERS: usize = 40;
+
+/// The sizes of one tunnel.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    device: usize,
+    /// The carrier's path MTU does not count (`forcemtu`).
+    forced: bool,
+    clamps: bool,
+    nokey: bool,
+    /// What is in force.
+    mtu: TunnelMtu,
+}
+
+impl Sizes {
+    /// Those of a tunnel whose carrier path is not known yet.
+    pub fn new(attach: &Attach) -> Self {
+        let device = attach.mtu as usize;
+        Self {
+            device,
+            forced: attach.force_mtu,
+            clamps: attach.mss_clamp,
+            nokey: attach.key.is_none(),
+            mtu: TunnelMtu::of_device(device),
+        }
+    }
+
+    /// What is in force.
+    pub fn mtu(&self) -> TunnelMtu {
+        self.mtu
+    }
+
+    /// What the programs of the tunnel device must know.
+    pub fn entry(&self) -> TunnelEntry {
+        let nokey = if self.nokey { TunnelEntry::NOKEY } else { 0 };
+        // 0 would say that there is no limit; where nothing passes, any other will do.
+        let mss = if self.clamps { self.mtu.of(Version::V4).saturating_sub(TCP_HEADERS).max(1) } else { 0 };
+        TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss: mss as u32 }
+    }
+}
+
+impl Manager {
+    /// Takes up the MTU of a tunnel's carrier path to `peer`, in octets.
+    pub(super) fn set_path_mtu(&mut self, number: u16, path: usize, peer: IpAddr) {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        let sizes = &mut tenant.sizes;
+        if sizes.forced {
+            return;
+        }
+        let mtu = TunnelMtu::of_path(sizes.device, path, peer);
+        if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
+            return;
+        }
+        let entry = sizes.entry();
+        let octets = mtu.of(Version::V4);
+        tracing::info!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
+        if let Err(error) = self.programs.set_tunnel(number.into(), entry) {
+            self.notice(number, format!("the MSS stays as it was: {error}"));
+        }
+        if mtu == TunnelMtu::NONE {
+            self.notice(number, "MTU too small".to_owned());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Cuts IPv4 packets that may be cut (RFC 791, section 3.2, "An Example Fragmentation Procedure").
+
+use cipe_common::Verdict;
+
+use crate::engine::checksum::Sum;
+use crate::engine::outer::IPV4;
+use crate::wire::inner::Inner;
+
+/// Octets of the longest header.
+const LONGEST_HEADER: usize = 60;
+/// Fragments start at multiples of this many octets.
+const UNIT: usize = 8;
+/// Units that the 13 bits of the offset can say.
+const UNITS: usize = 1 << 13;
+
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET: u16 = 0x1FFF;
+
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+/// The flag of options that all fragments carry.
+const COPIED: u8 = 0x80;
+
+/// A packet that is being cut, front to back.
+pub struct Fragments<'a> {
+    /// Header of the first fragment, which is the packet's own, and of all later ones; lengths and flags to be set.
+    first: &'a [u8],
+    later: Header,
+    payload: &'a [u8],
+    /// Payload octets cut so far; `None` when all are.
+    cut: Option<usize>,
+    /// Where the packet's payload starts in the packet that it is a fragment of, in units.
+    offset: usize,
+    /// Whether the packet is a fragment that others follow.
+    more: bool,
+    mtu: usize,
+}
+
+struct Header {
+    octets: [u8; LONGEST_HEADER],
+    len: usize,
+}
+
+impl<'a> Fragments<'a> {
+    /// Reads the header of a whole IPv4 packet that is to be cut into packets of at most `mtu` octets. Octets behind its
+    /// end are ignored.
+    ///
+    /// # Errors
+    /// [`Verdict::TooBig`] for packets that must not be cut (DF, IPv6) or cannot be (`mtu` leaves no room behind the
+    /// header); [`Verdict::PrivateMalformed`] where the slice ends before the packet, or the packet beyond what an
+    /// offset can say.
+    pub fn parse(packet: &'a [u8], mtu: usize) -> Result<Self, Verdict> {
+        let ip = Inner::parse(packet).ok_or(Verdict::PrivateMalformed)?;
+        if ip.dont_fragment || mtu < ip.header + UNIT {
+            return Err(Verdict::TooBig);
+        }
+        let (first, payload) = packet.get(..ip.total).ok_or(Verdict::PrivateMalformed)?.split_at(ip.header);
+        let field = u16::from_be_bytes([first[6], first[7]]);
+        let offset = usize::from(field & OFFSET);
+        if offset + payload.len().div_ceil(UNIT) > UNITS {
+            return Err(Verdict::PrivateMalformed);
+        }
+        let more = field & MORE_FRAGMENTS != 0;
+        Ok(Self { first, later: later_header(first), payload, cut: Some(0), offset, more, mtu })
+    }
+
+    /// Writes the next fragment, a complete IPv4 packet, to the start of `buffer` and returns its length; `None` when
+    /// all are cut.
+    ///
+    /// # Panics
+    /// If `buffer` is shorter than the MTU.
+    pub fn cut(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let at = self.cut?;
+        let header = if at == 0 { self.first } else { &self.later.octets[..self.later.len] };
+        let rest = self.payload.len() - at;
+        let room = self.mtu - header.len();
+        let (octets, last) = if rest <= room { (rest, true) } else { (room / UNIT * UNIT, false) };
+        self.cut = (!last).then_some(at + octets);
+
+        let more = if last && !self.more { 0 } else { MORE_FRAGMENTS };
+        let field = more | (self.offset + at / UNIT) as u16;
+        let len = header.len() + octets;
+        let (ip, payload) = buffer[..len].split_at_mut(header.len());
+        ip.copy_from_slice(header);
+        payload.copy_from_slice(&self.payload[at..at + octets]);
+        ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+        ip[6..8].copy_from_slice(&field.to_be_bytes());
+        ip[10..12].fill(0);
+        let mut sum = Sum::default();
+        sum.add(ip);
+        ip[10..12].copy_from_slice(&sum.checksum());
+        Some(len)
+    }
+}
+
+/// The header without those options that only the first fragment carries. It is never longer than the first.
+fn later_header(first: &[u8]) -> Header {
+    let mut octets = [0; LONGEST_HEADER];
+    octets[..IPV4].copy_from_slice(&first[..IPV4]);
+    let (mut at, mut len) = (IPV4, IPV4);
+    while let Some(kind) = first.get(at).filter(|kind| **kind != END_OF_OPTIONS) {
+        let option = match first.get(at + 1) {
+            _ if *kind == NO_OPERATION => 1,
+            Some(option) if *option >= 2 && at + usize::from(*option) <= first.len() => usize::from(*option),
+            // What cannot be read is no option of any fragment.
+            _ => break,
+        };
+        if kind & COPIED != 0 {
+            octets[len..len + option].copy_from_slice(&first[at..at + option]);
+            len += option;
+        }
+        at += option;
+    }
+    // Options end at a whole word; the octets up to there are zero, which is the end of options.
+    len = len.next_multiple_of(4);
+    octets[0] = 0x40 | (len / 4) as u8;
+    Header { octets, len }
+}
+
+#[cfg(test)]
+mod tests;

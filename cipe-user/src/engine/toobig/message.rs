@@ -1,0 +1,116 @@
+//! What the sender of a packet is told that is too large and must not be cut: ICMP "fragmentation needed" with the
+//! next hop's MTU (RFC 1191, section 4), and ICMPv6 "packet too big" (RFC 4443, section 3.2).
+//!
+//! The message alone is written, as a raw ICMP socket takes it. The kernel puts the IP header in front and chooses the
+//! source address by the route to the sender, as for errors of its own; in ICMPv6, whose checksum covers the addresses,
+//! it also fills that in.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use arrayvec::ArrayVec;
+
+use super::mtu::LEAST;
+use crate::engine::checksum::Sum;
+use crate::wire::inner::Inner;
+
+/// Octets of ICMP in front of the quoted packet, in either version.
+const HEADER: usize = 8;
+/// Octets of the offending packet that are quoted: as many as fit an IP packet of 576 octets (RFC 1812, section
+/// 4.3.2.3) ...
+const QUOTE_V4: usize = 576 - 20 - HEADER;
+/// ... or one of 1280 octets (RFC 4443, section 2.4 c).
+const QUOTE_V6: usize = 1280 - 40 - HEADER;
+
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const UNREACHABLE: u8 = 3;
+const FRAGMENTATION_NEEDED: u8 = 4;
+const PACKET_TOO_BIG: u8 = 2;
+
+/// A message to the sender of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The sender.
+    pub to: IpAddr,
+    /// ICMP or ICMPv6 from the type on; the checksum of ICMPv6 is zero.
+    pub octets: ArrayVec<u8, { HEADER + QUOTE_V6 }>,
+}
+
+impl Message {
+    /// Says that `packet` is larger than `mtu` octets. The slice may end before the packet does.
+    ///
+    /// `None` for packets that no error may answer: ICMP errors, fragments but the first, those to several hosts, those
+    /// not from a single one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e, which lets multicast packets be answered
+    /// by "packet too big"), and what is not IP; nor for an `mtu` that no link has.
+    pub fn too_big(packet: &[u8], mtu: usize) -> Option<Self> {
+        let ip = Inner::parse(packet)?;
+        let mtu = u16::try_from(mtu).ok().filter(|mtu| usize::from(*mtu) >= LEAST)?;
+        let may_be_answered = match (ip.source, ip.destination) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => is_one_host(from) && is_one_host(to) && answerable_v4(packet, &ip),
+            (IpAddr::V6(from), IpAddr::V6(_)) => is_one_host_v6(from) && answerable_v6(packet, &ip)?,
+            _ => false,
+        };
+        if !may_be_answered {
+            return None;
+        }
+        let [high, low] = mtu.to_be_bytes();
+        let mut octets = ArrayVec::new();
+        let (header, room) = match ip.source {
+            IpAddr::V4(_) => ([UNREACHABLE, FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low], QUOTE_V4),
+            IpAddr::V6(_) => ([PACKET_TOO_BIG, 0, 0, 0, 0, 0, high, low], QUOTE_V6),
+        };
+        let quoted = packet.len().min(ip.total).min(room);
+        octets.extend(header);
+        octets.extend(packet[..quoted].iter().copied());
+        if ip.source.is_ipv4() {
+            let mut sum = Sum::default();
+            sum.add(&octets);
+            octets[2..4].copy_from_slice(&sum.checksum());
+        }
+        Some(Self { to: ip.source, octets })
+    }
+}
+
+/// Directed broadcasts of networks that the host is on are known to the kernel, which refuses to send to them.
+fn is_one_host(address: Ipv4Addr) -> bool {
+    // 0.0.0.0/8 is "this network", 240.0.0.0/4 is reserved and holds the limited broadcast.
+    !matches!(address.octets()[0], 0 | 127 | 224..)
+}
+
+fn is_one_host_v6(address: Ipv6Addr) -> bool {
+    !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
+}
+
+fn answerable_v4(packet: &[u8], ip: &Inner) -> bool {
+    let offset = u16::from_be_bytes([packet[6], packet[7]]) & 0x1FFF;
+    // Queries and their replies may be answered; of a type that nobody knows it cannot be said.
+    let query = |kind: &u8| matches!(kind, 0 | 8..=10 | 13..=18);
+    offset == 0 && (ip.protocol != ICMP || packet.get(ip.header).is_some_and(query))
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Walks all extension headers to see whether an ICMPv6 error is behind them; `None` if they are cut off.
+fn answerable_v6(packet: &[u8], ip: &Inner) -> Option<bool> {
+    let (mut next, mut at) = (ip.protocol, ip.header);
+    while matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
+        let extension: &[u8; 8] = packet.get(at..)?.first_chunk()?;
+        let words = usize::from(extension[1]);
+        at += match next {
+            FRAGMENT if u16::from_be_bytes([extension[2], extension[3]]) & 0xFFF8 != 0 => return Some(false),
+            FRAGMENT => 8,
+            AUTHENTICATION => (words + 2) * 4,
+            _ => (words + 1) * 8,
+        };
+        next = extension[0];
+    }
+    // Types from 128 on are informational, but a redirect (137) counts as an error here.
+    Some(next != ICMPV6 || packet.get(at).is_some_and(|kind| *kind >= 128 && *kind != 137))
+}
+
+#[cfg(test)]
+mod tests;

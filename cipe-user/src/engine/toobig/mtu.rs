@@ -1,0 +1,98 @@
+//! How large inner packets may be.
+
+use std::net::IpAddr;
+
+use crate::engine::headers::Version;
+use crate::engine::outer;
+use crate::wire::packet;
+
+/// Largest padding, P and CRC behind a payload (protocol section 2).
+const LARGEST_TAIL: usize = 12;
+/// Below this an IPv4 link is none (RFC 791).
+pub(super) const LEAST: usize = 68;
+/// Below this an IPv6 link must cut and join packets by itself (RFC 8200, section 5). The carrier's IP does it for us.
+const LEAST_IPV6: usize = 1280;
+
+/// The largest inner packets that a tunnel takes, in octets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelMtu {
+    ipv4: usize,
+    ipv6: usize,
+}
+
+impl TunnelMtu {
+    /// No packet is small enough: the carrier path's MTU leaves less than a link must take.
+    pub const NONE: Self = Self { ipv4: 0, ipv6: 0 };
+
+    /// As the device says, whatever the carrier takes (`forcemtu`, or no carrier known).
+    pub fn of_device(device: usize) -> Self {
+        Self { ipv4: device, ipv6: device }
+    }
+
+    /// What the device takes and still fits into carrier packets of at most `path` octets to `peer` when it is sealed;
+    /// [`TunnelMtu::NONE`] where that is too little for a link.
+    pub fn of_path(device: usize, path: usize, peer: IpAddr) -> Self {
+        let overhead = outer::room(peer) - outer::ETHERNET + packet::IV + LARGEST_TAIL;
+        match path.saturating_sub(overhead).min(device) {
+            fits if fits < LEAST => Self::NONE,
+            fits => Self { ipv4: fits, ipv6: fits.max(LEAST_IPV6).min(device) },
+        }
+    }
+
+    /// For packets of one version.
+    pub fn of(self, version: Version) -> usize {
+        match version {
+            Version::V4 => self.ipv4,
+            Version::V6 => self.ipv6,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xDB8, 0, 0, 0, 0, 0, 1));
+
+    fn both(mtu: TunnelMtu) -> (usize, usize) {
+        (mtu.of(Version::V4), mtu.of(Version::V6))
+    }
+
+    #[test]
+    fn the_carrier_leaves_its_mtu_less_all_headers_and_the_largest_tail() {
+        for (path, peer, expected) in [
+            (1500, V4, (1442, 1442)),
+            (1490, V4, (1442, 1442)),
+            (1489, V4, (1441, 1441)),
+            (1400, V4, (1352, 1352)),
+            (1400, V6, (1332, 1332)),
+            (1328, V4, (1280, 1280)),
+            (600, V4, (552, 1280)),
+            (116, V4, (68, 1280)),
+            (115, V4, (0, 0)),
+            (136, V6, (68, 1280)),
+            (135, V6, (0, 0)),
+            (0, V4, (0, 0)),
+        ] {
+            assert_eq!(both(TunnelMtu::of_path(1442, path, peer)), expected, "{path} to {peer}");
+        }
+    }
+
+    #[test]
+    fn nothing_larger_than_the_device_takes_is_allowed() {
+        assert_eq!(both(TunnelMtu::of_path(1000, 9000, V4)), (1000, 1000));
+        assert_eq!(both(TunnelMtu::of_path(1000, 600, V4)), (552, 1000));
+        assert_eq!(both(TunnelMtu::of_device(1442)), (1442, 1442));
+    }
+
+    #[test]
+    fn a_sealed_packet_of_the_largest_size_fits_the_path() {
+        for path in 116..1600 {
+            let octets = TunnelMtu::of_path(3500, path, V4).of(Version::V4);
+            assert!(packet::sealed_len(octets) + 28 <= path, "{path}");
+        }
+    }
+}

@@ -1,0 +1,334 @@
+use super::*;
+use crate::cipher::{Algorithm, Key, Lanes};
+use crate::engine::testpackets::Flow;
+use crate::kernel::keys::{KEY, KeyWriter};
+
+const STATIC: [u8; KEY] = [1; KEY];
+const RECEIVE: [u8; KEY] = [2; KEY];
+const SEND: [u8; KEY] = [3; KEY];
+const OTHER: [u8; KEY] = [4; KEY];
+
+const LIMITS: Limits = Limits {
+    send_packets: 4,
+    send_octets: 1000,
+    send_age: Duration::from_secs(600),
+    receive_packets: 3,
+    retry: Duration::from_secs(10),
+};
+
+struct Bed {
+    algorithm: Algorithm,
+    lanes: Lanes,
+    writer: KeyWriter,
+    tunnel: Tunnel,
+    now: Instant,
+    /// Last IV given out.
+    iv: u8,
+}
+
+impl Bed {
+    fn new(algorithm: Algorithm, keys: &[(Slot, [u8; KEY])]) -> Self {
+        let writer = KeyWriter::anonymous(4);
+        let tunnel = Tunnel {
+            number: 0,
+            keys: Keys::new(algorithm, writer.reader(), 0),
+            nokey: false,
+            counters: Arc::default(),
+            udp: UdpSocket::bind(("127.0.0.1", 0)).unwrap(),
+            socket_df: None,
+            peer: None,
+            way: Way::Socket,
+            private_hop: Hop { source: [2; 6], destination: [2; 6] },
+            mtu: TunnelMtu::of_device(1442),
+            pinned: false,
+            static_data: true,
+            ignore_df: false,
+            cttl: 0,
+            checksum: false,
+            limits: LIMITS,
+            sent_ivs: SentIvs::default(),
+            ip_id: 0,
+            asked: [None; 2],
+        };
+        let mut bed = Self { algorithm, lanes: Lanes::new(), writer, tunnel, now: Instant::now(), iv: 0 };
+        for (slot, key) in keys {
+            bed.set(*slot, key);
+        }
+        bed
+    }
+
+    fn set(&mut self, slot: Slot, key: &[u8; KEY]) {
+        self.writer.set(0, slot, key);
+        self.now += Duration::from_nanos(1);
+        self.tunnel.keys.refresh(self.now);
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+
+    /// A sealed packet with an IV of its own; `spoil` may change the plaintext up to P, and the CRC is right again.
+    fn packet(
+        &mut self,
+        kind: KeyKind,
+        key: &[u8; KEY],
+        of: Type,
+        payload: &[u8],
+        spoil: impl Fn(&mut [u8]),
+    ) -> Vec<u8> {
+        self.iv += 1;
+        let mut packet = vec![0; packet::sealed_len(payload.len())];
+        packet[packet::IV..packet::IV + payload.len()].copy_from_slice(payload);
+        packet::frame(&mut packet, payload.len(), of, kind.mark([self.iv; packet::IV]), [0x5A; 7]);
+        let crc = packet.len() - 4;
+        spoil(&mut packet[packet::IV..crc]);
+        let sum = packet::crc(&packet[packet::IV..crc]);
+        packet[crc..].copy_from_slice(&sum.to_be_bytes());
+        let key = Key::new(self.algorithm, key);
+        self.lanes.encrypt(&mut [packet::job(&key, &mut packet).unwrap()]);
+        packet
+    }
+
+    fn data(&mut self, kind: KeyKind, key: &[u8; KEY]) -> Vec<u8> {
+        self.packet(kind, key, Type::Data, &ip(), |_| ())
+    }
+
+    /// As the worker does it.
+    fn open(&mut self, datagram: &[u8]) -> Result<(Slot, Opened), Verdict> {
+        let slot = self.tunnel.slot_for(datagram)?;
+        self.open_under(datagram, slot)
+    }
+
+    fn open_under(&mut self, datagram: &[u8], slot: Slot) -> Result<(Slot, Opened), Verdict> {
+        let head: Head = *datagram.first_chunk().unwrap();
+        let mut datagram = datagram.to_vec();
+        let key = &self.tunnel.keys.get(slot).unwrap().key;
+        self.lanes.decrypt(&mut [packet::job(key, &mut datagram).unwrap()]);
+        self.tunnel.judge(&datagram, &head, slot).map(|opened| (slot, opened))
+    }
+}
+
+fn ip() -> Vec<u8> {
+    Flow::udp4().packet(b"hello")
+}
+
+const ALGORITHMS: [Algorithm; 3] = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
+const KINDS: [(KeyKind, Slot, [u8; KEY]); 2] =
+    [(KeyKind::Static, Slot::Static, STATIC), (KeyKind::Dynamic, Slot::Receive, RECEIVE)];
+
+#[test]
+fn data_and_messages_open_under_either_key_and_every_cipher() {
+    for algorithm in ALGORITHMS {
+        let mut bed = Bed::new(algorithm, &[(Slot::Static, STATIC), (Slot::Receive, RECEIVE)]);
+        for (kind, slot, key) in KINDS {
+            let payload = packet::IV..packet::IV + ip().len();
+            let datagram = bed.data(kind, &key);
+            assert_eq!(bed.open(&datagram), Ok((slot, Opened::Data(payload.clone()))));
+            let datagram = bed.packet(kind, &key, Type::Control, &ip(), |_| ());
+            assert_eq!(bed.open(&datagram), Ok((slot, Opened::Control(payload))));
+            let live = bed.tunnel.keys.get(slot).unwrap();
+            assert_eq!((live.packets, live.octets_used), (2, 2 * ip().len() as u64));
+        }
+    }
+}
+
+#[test]
+fn each_fault_has_its_verdict_under_either_key_and_every_cipher() {
+    let flip = |at_end: usize, bits: u8| {
+        move |plain: &mut [u8]| {
+            let at = plain.len() - at_end;
+            plain[at] ^= bits;
+        }
+    };
+    for algorithm in ALGORITHMS {
+        for (kind, slot, key) in KINDS {
+            let mut bed = Bed::new(algorithm, &[(Slot::Static, STATIC), (Slot::Receive, RECEIVE)]);
+            let expect = |bed: &mut Bed, datagram: Vec<u8>, verdict| {
+                assert_eq!(bed.open(&datagram), Err(verdict), "{algorithm:?} {kind:?}");
+            };
+            let whole = bed.data(kind, &key);
+            expect(&mut bed, whole[..whole.len() - 1].to_vec(), Verdict::BadLength);
+            expect(&mut bed, whole[..8].to_vec(), Verdict::BadLength);
+            expect(&mut bed, Vec::new(), Verdict::BadLength);
+            let foreign = bed.data(kind, &OTHER);
+            expect(&mut bed, foreign, Verdict::BadCrc);
+            for (bits, verdict) in [
+                (0x80, Verdict::BadPadding),
+                (0x08, Verdict::BadPadding),
+                (0x01, Verdict::BadPadding),
+                (0x04, Verdict::BadType),
+                (0x06, Verdict::BadType),
+            ] {
+                let spoilt = bed.packet(kind, &key, Type::Data, &ip(), flip(1, bits));
+                expect(&mut bed, spoilt, verdict);
+            }
+            let too_much_padding = bed.packet(kind, &key, Type::Data, &[], |plain| plain[3] = 0x70);
+            expect(&mut bed, too_much_padding, Verdict::BadPadding);
+            let shorter = bed.packet(kind, &key, Type::Data, &ip()[..ip().len() - 1], |_| ());
+            expect(&mut bed, shorter, Verdict::BadInner);
+            let empty = bed.packet(kind, &key, Type::Data, &[], |_| ());
+            expect(&mut bed, empty, Verdict::BadInner);
+            assert_eq!(bed.tunnel.keys.get(slot).unwrap().packets, 0, "no fault counts as use of the key");
+            assert!(bed.open(&whole).is_ok());
+            expect(&mut bed, whole, Verdict::Replayed);
+        }
+    }
+}
+
+#[test]
+fn a_forgery_with_a_known_iv_does_not_make_the_genuine_packet_a_replay() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Receive, RECEIVE)]);
+    let genuine = bed.data(KeyKind::Dynamic, &RECEIVE);
+    let mut forged = genuine.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(bed.open(&forged), Err(Verdict::BadCrc));
+    assert!(bed.open(&genuine).is_ok());
+}
+
+#[test]
+fn what_we_sent_under_the_static_key_is_not_taken_back() {
+    let mut bed = Bed::new(Algorithm::Idea, &[(Slot::Static, STATIC), (Slot::Receive, STATIC)]);
+    for (kind, opens) in [(KeyKind::Static, false), (KeyKind::Dynamic, true)] {
+        let datagram = bed.data(kind, &STATIC);
+        bed.tunnel.sent_ivs.insert(datagram.first_chunk().unwrap());
+        // Dynamic keys are of one direction each.
+        assert_eq!(bed.open(&datagram).is_ok(), opens);
+        assert_eq!(bed.open(&datagram), Err(if opens { Verdict::Replayed } else { Verdict::Reflected }));
+    }
+}
+
+#[test]
+fn a_late_packet_opens_under_the_previous_key_once() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Receive, RECEIVE)]);
+    let (early, late) = (bed.data(KeyKind::Dynamic, &RECEIVE), bed.data(KeyKind::Dynamic, &RECEIVE));
+    assert!(bed.open(&early).is_ok());
+    bed.writer.set(0, Slot::Previous, &RECEIVE);
+    bed.set(Slot::Receive, &OTHER);
+    assert_eq!(bed.open(&late), Err(Verdict::BadCrc));
+    assert!(bed.open_under(&late, Slot::Previous).is_ok());
+    for replay in [early, late] {
+        assert_eq!(bed.open_under(&replay, Slot::Previous), Err(Verdict::Replayed));
+    }
+}
+
+#[test]
+fn the_control_thread_learns_when_the_peer_begins_with_a_new_key() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC), (Slot::Receive, RECEIVE)]);
+    let generation = |bed: &Bed| bed.tunnel.keys.generation(Slot::Receive);
+    let (first, late) = (bed.data(KeyKind::Dynamic, &RECEIVE), bed.data(KeyKind::Dynamic, &RECEIVE));
+    let before = generation(&bed);
+    let under_static = bed.data(KeyKind::Static, &STATIC);
+    assert!(bed.open(&under_static).is_ok());
+    assert_eq!(bed.tunnel.counters.receive_key_used(), 0);
+    assert!(bed.open(&first).is_ok());
+    assert_eq!(bed.tunnel.counters.receive_key_used(), before);
+    bed.writer.set(0, Slot::Previous, &RECEIVE);
+    bed.set(Slot::Receive, &OTHER);
+    assert!(bed.open_under(&late, Slot::Previous).is_ok());
+    assert_eq!(bed.tunnel.counters.receive_key_used(), before, "the peer still uses the key before");
+    let next = bed.data(KeyKind::Dynamic, &OTHER);
+    assert!(bed.open(&next).is_ok());
+    assert_eq!(bed.tunnel.counters.receive_key_used(), generation(&bed));
+    assert_ne!(generation(&bed), before);
+}
+
+#[test]
+fn a_receive_key_opens_its_share_and_no_more() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC), (Slot::Receive, RECEIVE)]);
+    for _ in 0..LIMITS.receive_packets {
+        assert_eq!(bed.tunnel.receiving(bed.now), None);
+        let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
+        assert!(bed.open(&datagram).is_ok());
+    }
+    assert_eq!(bed.tunnel.receiving(bed.now), Some(Wanted::ReceiveKeySpent));
+    assert_eq!(bed.tunnel.receiving(bed.now), None, "asked for once");
+    let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
+    assert_eq!(bed.open(&datagram), Err(Verdict::NoReceiveKey));
+    // One that was being opened meanwhile.
+    assert_eq!(bed.open_under(&datagram, Slot::Receive), Err(Verdict::NoReceiveKey));
+    for _ in 0..10 {
+        let datagram = bed.data(KeyKind::Static, &STATIC);
+        assert!(bed.open(&datagram).is_ok(), "the static key has no end");
+    }
+}
+
+#[test]
+fn a_bare_payload_must_be_one_ip_packet() {
+    let bed = Bed::new(Algorithm::Blowfish, &[]);
+    assert_eq!(bed.tunnel.judge_bare(&ip()), Ok(Opened::Data(0..ip().len())));
+    assert_eq!(bed.tunnel.judge_bare(&ip()[1..]), Err(Verdict::BadInner));
+    assert_eq!(bed.tunnel.judge_bare(&[]), Err(Verdict::BadInner));
+}
+
+#[test]
+fn data_goes_under_the_dynamic_key_and_under_the_static_one_only_if_that_is_allowed() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[]);
+    assert_eq!(bed.tunnel.data_slot(), Err(Verdict::NoSendKey));
+    bed.set(Slot::Static, &STATIC);
+    assert_eq!(bed.tunnel.data_slot(), Ok(Slot::Static));
+    bed.tunnel.static_data = false;
+    assert_eq!(bed.tunnel.data_slot(), Err(Verdict::NoSendKey));
+    bed.set(Slot::Send, &SEND);
+    assert_eq!(bed.tunnel.data_slot(), Ok(Slot::Send));
+}
+
+#[test]
+fn a_send_key_is_asked_for_at_each_limit() {
+    let octets = LIMITS.send_octets as usize;
+    let mut sealed = Vec::new();
+    for (octets, wait, reason, packets) in
+        [(1, 0, Wanted::Packets, LIMITS.send_packets), (octets, 0, Wanted::Octets, 1), (1, 600, Wanted::Age, 1)]
+    {
+        let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC), (Slot::Send, SEND)]);
+        bed.pass(wait);
+        let wanted =
+            (1..).find_map(|packet| Some((packet, bed.tunnel.sealed(Slot::Send, octets, Type::Data, bed.now)?)));
+        assert_eq!(wanted, Some((packets, reason)));
+        sealed.push(bed.tunnel.keys.get(Slot::Send).unwrap().octets_used);
+    }
+    assert_eq!(sealed, [4, 1000, 1]);
+}
+
+#[test]
+fn data_under_the_static_key_asks_for_a_key_and_messages_never_do() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
+    assert_eq!(bed.tunnel.sealed(Slot::Static, 60, Type::Control, bed.now), None);
+    assert_eq!(bed.tunnel.sealed(Slot::Static, 60, Type::Data, bed.now), Some(Wanted::NoSendKey));
+    bed.set(Slot::Send, &SEND);
+    for _ in 0..2 * LIMITS.send_packets {
+        assert_eq!(bed.tunnel.sealed(Slot::Send, 60, Type::Control, bed.now), None);
+    }
+    let packets = |slot| bed.tunnel.keys.get(slot).unwrap().packets;
+    assert_eq!((packets(Slot::Static), packets(Slot::Send)), (2, 2 * LIMITS.send_packets));
+}
+
+#[test]
+fn one_direction_is_asked_for_once_in_the_retry_time() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
+    assert_eq!(bed.tunnel.want_send_key(bed.now), Some(Wanted::NoSendKey));
+    assert_eq!(bed.tunnel.receiving(bed.now), Some(Wanted::NoReceiveKey), "the other direction has a time of its own");
+    bed.pass(9);
+    assert_eq!((bed.tunnel.want_send_key(bed.now), bed.tunnel.receiving(bed.now)), (None, None));
+    bed.pass(1);
+    assert_eq!(bed.tunnel.want_send_key(bed.now), Some(Wanted::NoSendKey));
+    assert_eq!(bed.tunnel.receiving(bed.now), Some(Wanted::NoReceiveKey));
+}
+
+#[test]
+fn a_key_that_came_since_answers_the_request() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
+    assert_eq!(bed.tunnel.want_send_key(bed.now), Some(Wanted::NoSendKey));
+    assert_eq!(bed.tunnel.receiving(bed.now), Some(Wanted::NoReceiveKey));
+    bed.pass(1);
+    bed.set(Slot::Send, &SEND);
+    bed.set(Slot::Receive, &RECEIVE);
+    // At a million packets a second a key is used up long before the retry time is over.
+    let wanted = (0..).find_map(|_| bed.tunnel.sealed(Slot::Send, 1, Type::Data, bed.now));
+    assert_eq!(wanted, Some(Wanted::Packets));
+    assert_eq!(bed.tunnel.sealed(Slot::Send, 1, Type::Data, bed.now), None);
+    for _ in 0..LIMITS.receive_packets {
+        let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
+        assert!(bed.open(&datagram).is_ok());
+    }
+    assert_eq!(bed.tunnel.receiving(bed.now), Some(Wanted::ReceiveKeySpent));
+}

@@ -1,0 +1,43 @@
+//! ICMP errors for what a tunnel sent, by either door: they name its carrier port, so its UDP socket gets them.
+
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+
+use super::{BATCH, Worker};
+use crate::control::protocol::Event;
+
+impl Worker {
+    /// Empties a tunnel's error queue. That a datagram was too large for the path is no fault of the network: the kernel
+    /// has noted the path MTU, which is now looked up. All else is told to the daemon, once a batch.
+    pub(super) fn hear_errors(&self, number: u16) {
+        let Some(endpoint) = self.endpoints.get(&number) else { return };
+        let tunnel = &endpoint.tunnel;
+        let (mut too_large, mut other) = (false, None);
+        let mut room = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+        for _ in 0..BATCH {
+            let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+            // The datagram that it was about is of no interest.
+            let received = recvmsg::<SockaddrStorage>(tunnel.udp.as_raw_fd(), &mut [], Some(&mut room), flags);
+            let Ok(message) = received else { break };
+            for control in message.cmsgs().into_iter().flatten() {
+                let (ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _)) = control
+                else {
+                    continue;
+                };
+                match Errno::from_raw(error.ee_errno as i32) {
+                    Errno::EMSGSIZE => too_large = true,
+                    errno => other = Some(errno),
+                }
+            }
+        }
+        if let Some(peer) = tunnel.peer.filter(|_| too_large) {
+            self.next_hops.look_again(peer.ip());
+        }
+        if let Some(errno) = other {
+            let peer = tunnel.peer.map_or("the peer".to_owned(), |peer| peer.to_string());
+            self.tell(number, Event::NetworkError { message: format!("{peer}: {}", errno.desc()) });
+        }
+    }
+}

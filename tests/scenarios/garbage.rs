@@ -1,0 +1,226 @@
+//! Datagrams of any content at the carrier port: each is counted under a verdict, and the tunnel goes on as if nothing
+//! had come.
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cipe_tests::gateway::Daemon;
+use cipe_tests::net::{UDP, checksum};
+use cipe_tests::options::KEY;
+use cipe_tests::peer::{Cipher, seal};
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::relayed::{Relayed, carrier_of, inbound};
+use cipe_tests::status::Status;
+use cipe_tests::topology::Side;
+use cipe_tests::{SOON, may_make_namespaces};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Datagrams on their way at a time: fewer than any buffer between here and the engine holds.
+const BATCH: usize = 48;
+
+/// What is thrown at gateway B, from an address that is not its peer's.
+struct Thrower<'a> {
+    link: &'a Relayed,
+    socket: UdpSocket,
+    /// Whole IP packets.
+    raw: Socket,
+}
+
+impl<'a> Thrower<'a> {
+    fn new(link: &'a Relayed) -> Result<Self> {
+        let tap = link.net.tap().context("a relayed link has a tap")?;
+        tap.run(|| {
+            let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+            Ok(Self { link, socket: UdpSocket::bind("192.0.2.2:0")?, raw })
+        })
+    }
+
+    /// Sends everything, and waits after each batch until the engine has counted it. Returns what was counted in
+    /// between, by verdict, zeros left out.
+    fn throw(&self, mut send: impl FnMut(&Self, usize) -> Result<()>, count: usize) -> Result<BTreeMap<String, u64>> {
+        let start = self.link.pair.b.status()?;
+        for first in (0..count).step_by(BATCH) {
+            let last = count.min(first + BATCH);
+            for number in first..last {
+                send(self, number)?;
+            }
+            self.wait_for(inbound(&start) + last as u64)?;
+        }
+        let end = self.link.pair.b.status()?;
+        let counted = end.verdicts.iter().map(|(name, count)| (name.clone(), count - start.count(name)));
+        Ok(counted.filter(|(_, count)| *count > 0).collect())
+    }
+
+    fn datagrams(&self, datagrams: &[Vec<u8>]) -> Result<BTreeMap<String, u64>> {
+        let to = carrier_of(Side::B);
+        self.throw(|this, number| Ok(_ = this.socket.send_to(&datagrams[number], to)?), datagrams.len())
+    }
+
+    fn wait_for(&self, count: u64) -> Result<Status> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let status = self.link.pair.b.status()?;
+            match inbound(&status) {
+                counted if counted == count => return Ok(status),
+                counted if counted > count || Instant::now() > deadline => {
+                    bail!("{counted} datagrams counted, {count} sent: {status:?}")
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn counts<const N: usize>(expected: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    expected.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
+/// Verdicts on datagrams that no key has made: by their length alone.
+fn refused(datagrams: &[Vec<u8>]) -> BTreeMap<String, u64> {
+    let whole = |datagram: &&Vec<u8>| datagram.len() >= 16 && datagram.len().is_multiple_of(8);
+    let whole = datagrams.iter().filter(whole).count() as u64;
+    counts([("bad-crc", whole), ("bad-length", datagrams.len() as u64 - whole)])
+}
+
+fn is_dynamic(datagram: &[u8]) -> bool {
+    datagram[0] & 0x80 != 0
+}
+
+/// Runs `attack` on gateway B of a link with keys, and looks whether the tunnel has taken any harm.
+fn survives(daemon: Daemon, attack: impl FnOnce(&Thrower<'_>, &mut StdRng) -> Result<()>) -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let link = Relayed::start(daemon, 1, |options| options)?;
+    link.pair.wait_for_keys(&link.net)?;
+    let engine = link.pair.b.engine_pid().context("B has an engine")?;
+    let keys = link.settle()?.0[1].keys.clone();
+    attack(&Thrower::new(&link)?, &mut StdRng::seed_from_u64(2026))?;
+    // Nothing was delivered that a gateway had not sent, and the peer is where it was: pings go on under the same keys.
+    let plan = Plan { timeout: Duration::from_secs(5), ..Plan::count(50) };
+    for side in [Side::A, Side::B] {
+        let report = ping::run(link.net.lan(side), side.other().host(), &plan)?;
+        assert_eq!((report.received(), report.damaged), (50, 0), "from {side:?}");
+    }
+    assert_eq!(link.pair.b.status()?.keys, keys);
+    assert_eq!(link.pair.b.engine_pid(), Some(engine), "the engine is another one");
+    assert!(!link.pair.b.log().text().contains("new peer"), "{}", link.pair.b.log().text());
+    Ok(())
+}
+
+#[test]
+fn noise_of_every_length_is_counted_and_does_no_harm() -> Result<()> {
+    survives(Daemon::Blowfish, |thrower, rng| {
+        for round in 0..10 {
+            let datagrams: Vec<Vec<u8>> =
+                (0..=2000).map(|length| (0..length).map(|_| rng.random()).collect()).collect();
+            assert_eq!(thrower.datagrams(&datagrams)?, refused(&datagrams), "round {round}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn real_packets_with_changes_are_counted_and_do_no_harm() -> Result<()> {
+    survives(Daemon::Idea, |thrower, rng| {
+        let link = thrower.link;
+        let plan = Plan::sizes((28..=1442).step_by(29).collect());
+        let report = ping::run(link.net.lan(Side::A), Side::B.host(), &plan)?;
+        assert_eq!(report.received(), report.sent);
+        link.settle()?;
+        let (real, own) = (link.relay.recent(0), link.relay.recent(1));
+        let small = real.iter().find(|datagram| datagram.len() == 48).context("a ping of 28 octets")?;
+
+        let turned: Vec<Vec<u8>> = (0..small.len() * 8)
+            .map(|bit| {
+                let mut datagram = small.clone();
+                datagram[bit / 8] ^= 1 << (bit % 8);
+                datagram
+            })
+            .collect();
+        assert_eq!(thrower.datagrams(&turned)?, counts([("bad-crc", turned.len() as u64)]), "one bit turned");
+
+        let largest = real.iter().max_by_key(|datagram| datagram.len()).context("there were pings")?;
+        let cut: Vec<Vec<u8>> = (0..largest.len()).map(|length| largest[..length].to_vec()).collect();
+        assert_eq!(thrower.datagrams(&cut)?, refused(&cut), "cut short");
+
+        let longer: Vec<Vec<u8>> =
+            (1..=512).map(|more| small.iter().copied().chain((0..more).map(|_| rng.random())).collect()).collect();
+        assert_eq!(thrower.datagrams(&longer)?, refused(&longer), "with something behind");
+
+        let spliced: Vec<Vec<u8>> = (0..2000)
+            .map(|_| {
+                let mut pick = || real.choose(rng).map(Vec::as_slice).unwrap_or_default();
+                let (head, tail) = (pick(), pick());
+                let at = head.len().min(tail.len()) / 16 * 8;
+                [&head[..at], &tail[at..]].concat()
+            })
+            .filter(|spliced| !real.contains(spliced))
+            .collect();
+        assert!(spliced.len() > 1000);
+        assert_eq!(thrower.datagrams(&spliced)?, counts([("bad-crc", spliced.len() as u64)]), "spliced");
+
+        assert_eq!(thrower.datagrams(&real)?, counts([("replayed", real.len() as u64)]), "as they were");
+
+        let dynamic = own.iter().filter(|datagram| is_dynamic(datagram)).count() as u64;
+        let expected = counts([("bad-crc", dynamic), ("reflected", own.len() as u64 - dynamic)]);
+        assert!(dynamic > 0 && dynamic < own.len() as u64);
+        assert_eq!(thrower.datagrams(&own)?, expected, "its own");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_a_holder_of_the_key_forges_is_checked_inside() -> Result<()> {
+    survives(Daemon::Blowfish, |thrower, rng| {
+        let mut key = [0; 16];
+        hex::decode_to_slice(KEY, &mut key)?;
+        let forged: Vec<Vec<u8>> = (0..2000)
+            .map(|length| {
+                let payload: Vec<u8> = (0..length % 1400).map(|_| rng.random::<u8>() | 0x80).collect();
+                seal(Cipher::Blowfish, &key, false, false, &payload)
+            })
+            .collect();
+        assert_eq!(thrower.datagrams(&forged)?, counts([("bad-inner", 2000)]));
+        Ok(())
+    })
+}
+
+#[test]
+fn lengths_that_contradict_each_other_are_counted() -> Result<()> {
+    survives(Daemon::Blowfish, |thrower, _| {
+        // The length field of UDP against the 48 octets that are there behind its header.
+        let lies: Vec<u16> = (0..8).chain(57..=700).chain(65_000..=65_535).collect();
+        let to = carrier_of(Side::B);
+        let counted =
+            thrower.throw(|this, number| Ok(_ = this.raw.send_to(&packet(lies[number]), &to.into())?), lies.len())?;
+        assert_eq!(counted, counts([("bad-length", lies.len() as u64)]));
+
+        // Fewer than there are: the rest does not belong to the datagram.
+        let short: Vec<u16> = (8..=55).collect();
+        let counted =
+            thrower.throw(|this, number| Ok(_ = this.raw.send_to(&packet(short[number]), &to.into())?), short.len())?;
+        let whole = short.iter().filter(|length| **length >= 24 && length.is_multiple_of(8)).count() as u64;
+        assert_eq!(counted, counts([("bad-crc", whole), ("bad-length", short.len() as u64 - whole)]));
+        Ok(())
+    })
+}
+
+/// An IP packet to gateway B with 48 octets of UDP payload that says that its datagram has `length` octets.
+fn packet(length: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 76, 0, 1, 0, 0, 64, UDP, 0, 0, 192, 0, 2, 2];
+    packet.extend(Side::B.carrier().octets());
+    let sum = checksum(&packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(7000_u16.to_be_bytes());
+    packet.extend(carrier_of(Side::B).port().to_be_bytes());
+    packet.extend(length.to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend([0x5A; 48]);
+    packet
+}

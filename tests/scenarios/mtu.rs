@@ -1,0 +1,198 @@
+//! Packets that are too large for the carrier path: who is told, what is cut, and that streams go on.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::net::{ETHERTYPE_IPV4, Frame};
+use cipe_tests::offload::Offload;
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces};
+use socket2::SockRef;
+
+/// The device MTU that the protocol sets (section 2).
+const MTU: usize = 1442;
+/// A carrier path that takes less, and what that leaves to the tunnel (section 4).
+const PATH: usize = 1400;
+const LEFT: usize = PATH - 48;
+
+/// Makes the carrier's last hop before B take only [`PATH`] octets: B sees it, A must be told by the router.
+fn shrink_hop(net: &Topology) -> Result<()> {
+    let tap = net.tap().context("a tapped carrier has a router")?;
+    for (namespace, device) in [(tap, "portB"), (net.gw(Side::B), "wire0")] {
+        namespace.ip(&["link", "set", device, "mtu", &PATH.to_string()])?;
+    }
+    Ok(())
+}
+
+/// What a LAN's host has learned about the way to the other LAN's.
+fn learned(net: &Topology, side: Side) -> Result<String> {
+    net.lan(side).ip(&["route", "get", &side.other().host().to_string()])
+}
+
+#[test]
+fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let large = Plan { timeout: Duration::from_millis(200), ..Plan::sizes(vec![MTU]) };
+    assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &large)?.received(), 1);
+    shrink_hop(&net)?;
+
+    let deadline = Instant::now() + SOON;
+    while ping::run(net.lan(Side::A), Side::B.host(), &large)?.received() == 0 {
+        if Instant::now() > deadline {
+            bail!("{}{}\n{}", learned(&net, Side::A)?, learned(&net, Side::B)?, pair.a.log().text());
+        }
+    }
+    // What B sends are answers, which have no DF.
+    let learned = learned(&net, Side::A)?;
+    assert!(learned.contains(&format!("mtu {LEFT}")), "{learned}");
+    assert!(pair.a.status()?.count("too-big") > 0);
+    // Neither is a fault of the network that ends a daemon.
+    let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes((28..=MTU).step_by(13).collect()))?;
+    assert_eq!(report.lost, [0; 0]);
+    Ok(())
+}
+
+fn a_stream_goes_on(offload: Offload) -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, offload)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
+    let mut here = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
+    let (mut there, _) = listener.accept()?;
+    for stream in [&here, &there] {
+        stream.set_read_timeout(Some(SOON))?;
+        stream.set_write_timeout(Some(SOON))?;
+    }
+    let octets: Vec<u8> = (0..500_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
+    // Once as the stream was made, once over the smaller hop, both ways.
+    for shrink in [false, true] {
+        if shrink {
+            shrink_hop(&net)?;
+        }
+        for _ in [Side::A, Side::B] {
+            let mut received = vec![0; octets.len()];
+            std::thread::scope(|scope| -> Result<()> {
+                let writing = scope.spawn(|| here.write_all(&octets));
+                there.read_exact(&mut received).with_context(|| format!("smaller hop: {shrink}"))?;
+                writing.join().expect("writing does not panic")?;
+                Ok(())
+            })?;
+            assert!(received == octets);
+            std::mem::swap(&mut here, &mut there);
+        }
+    }
+    for side in [Side::A, Side::B] {
+        let learned = learned(&net, side)?;
+        assert!(learned.contains(&format!("mtu {LEFT}")), "lan{}: {learned}", side.letter());
+        assert!(pair.of(side).status()?.count("too-big") > 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stream_of_superframes_goes_on_over_a_smaller_hop() -> Result<()> {
+    a_stream_goes_on(Offload::On)
+}
+
+#[test]
+fn a_stream_of_single_frames_goes_on_over_a_smaller_hop() -> Result<()> {
+    a_stream_goes_on(Offload::Raw)
+}
+
+#[test]
+fn packets_without_df_are_cut_before_they_are_sealed() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
+    let tap = net.tap().context("a tapped carrier has a router")?;
+    for (namespace, device) in [(tap, "portA"), (tap, "portB"), (net.gw(Side::A), "wire0"), (net.gw(Side::B), "wire0")]
+    {
+        namespace.ip(&["link", "set", device, "mtu", &PATH.to_string()])?;
+    }
+    for side in [Side::A, Side::B] {
+        net.lan(side).sysctl("net.ipv4.ip_no_pmtu_disc", "1")?;
+    }
+    let capture = net.capture_carrier(10_000)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+
+    let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes((LEFT - 20..=MTU).collect()))?;
+    assert_eq!((report.lost.as_slice(), report.damaged), (&[][..], 0));
+    for side in [Side::A, Side::B] {
+        assert_eq!(pair.of(side).status()?.count("too-big"), 0);
+        assert!(!learned(&net, side)?.contains("mtu"), "{}", learned(&net, side)?);
+    }
+    for captured in capture.finish()? {
+        let frame = Frame::parse(&captured.octets).context("a frame has a header")?;
+        let fragment = u16::from_be_bytes([frame.payload[6], frame.payload[7]]) & 0x3FFF;
+        assert!(frame.kind != ETHERTYPE_IPV4 || fragment == 0, "the carrier saw a fragment");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_mss_follows_the_carrier_path() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    for side in [Side::A, Side::B] {
+        net.gw(side).ip(&["link", "set", "wire0", "mtu", &PATH.to_string()])?;
+    }
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
+    let stream = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
+    // Less IPv4 and TCP headers, and the time stamps that the kernel takes off by itself.
+    assert_eq!(SockRef::from(&stream).tcp_mss()?, (LEFT - 40 - 12) as u32);
+    Ok(())
+}
+
+#[test]
+fn a_path_too_small_for_a_link_is_said_and_carries_nothing() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    net.gw(Side::A).ip(&["link", "set", "wire0", "mtu", "115"])?;
+    pair.a.wait_for_line("MTU too small", |line| line.contains("MTU too small"))?;
+    let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(3) };
+    assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received(), 0);
+    assert!(pair.a.status()?.count("too-big") >= 3);
+    Ok(())
+}
+
+#[test]
+fn forcemtu_ignores_the_carrier_path() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    for side in [Side::A, Side::B] {
+        net.gw(side).ip(&["link", "set", "wire0", "mtu", &PATH.to_string()])?;
+    }
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.flag("forcemtu"))?;
+    pair.wait_for_keys(&net)?;
+    let sizes: Vec<usize> = (LEFT - 20..=MTU).collect();
+    let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan { window: 16, ..Plan::sizes(sizes) })?;
+    assert_eq!(report.lost, [0; 0], "{}", pair.a.log().text());
+    for side in [Side::A, Side::B] {
+        assert!(!learned(&net, side)?.contains("mtu"));
+    }
+    Ok(())
+}

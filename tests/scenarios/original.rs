@@ -1,0 +1,122 @@
+//! A TCP stream keeps running between ours and a peer that behaves as the original does, while keys change faster than
+//! once a second: it goes deaf, asks, takes keys at once, never resends, and sends under the static key in between.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use cipe_tests::gateway::Daemon;
+use cipe_tests::original::Original;
+use cipe_tests::peer::{Config, Counters, Order, Stamp};
+use cipe_tests::stream::Stream;
+use cipe_tests::topology::Side;
+use cipe_tests::{SOON, may_make_namespaces};
+
+/// Key changes of the direction that data takes.
+const CHANGES: u64 = 20;
+
+/// Keys that the sender of the stream has taken into use, as the original knows them.
+fn changes(sender: Side, counters: &Counters) -> u64 {
+    match sender {
+        // Ours sends under the keys that the original receives.
+        Side::A => counters.receive_keys,
+        Side::B => counters.send_keys,
+    }
+}
+
+/// Streams from `sender`'s LAN until its key has changed often enough; returns what the original has counted.
+fn stream(sender: Side, count: u64, link: &Original) -> Result<(Counters, Duration)> {
+    link.wait_for_pings()?;
+    let (net, receiver) = (&link.net, sender.other());
+    let stream = Stream::start(net.lan(sender), (net.lan(receiver), receiver.host()))?;
+    stream.wait_for_more()?;
+    let (start, before) = (Instant::now(), link.theirs.counters());
+    let deadline = start + SOON + Duration::from_secs(10 * count);
+    while changes(sender, &link.theirs.counters()) < changes(sender, &before) + count {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if link.events.recv_timeout(left).is_err() || !stream.is_running() {
+            let (log, status) = (link.ours.log().text(), link.ours.status()?);
+            bail!("{} octets\n{:#?}\n{status:?}\n{log}", stream.arrived(), link.theirs.counters());
+        }
+    }
+    let took = start.elapsed();
+    stream.wait_for_more()?;
+    let octets = stream.finish()?;
+    let counters = link.theirs.counters();
+    eprintln!("{octets} octets, {count} key changes in {took:?}; {counters:?}");
+    Ok((counters, took))
+}
+
+/// Limits that bring an original to a new key several times a second.
+fn hasty(config: &mut Config) {
+    (config.send_packets, config.receive_packets) = (1_000, 2_000);
+    config.tokxc = Duration::from_millis(100);
+}
+
+fn outlives_hasty_keys(daemon: Daemon, sender: Side, stamp: Stamp, order: Order) -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let link = Original::start(
+        daemon,
+        |options| options.set("tokey", 1).set("tokxc", 1).set("tokxts", 60),
+        |config| {
+            hasty(config);
+            (config.stamp, config.order, config.tokxts) = (stamp, order, 60);
+        },
+    )?;
+    let (counters, took) = stream(sender, CHANGES, &link)?;
+    assert!(took < Duration::from_secs(CHANGES), "{CHANGES} key changes took {took:?}");
+    assert_eq!((counters.bad_message, counters.bad_p, counters.bad_length), (0, 0, 0), "{counters:?}");
+    match sender {
+        // It went deaf again and again, and asked.
+        Side::A => assert!(counters.requests_sent > 0 && counters.no_receive_key > 0, "{counters:?}"),
+        Side::B => assert!(counters.sent_static > 0, "{counters:?}"),
+    }
+    let status = link.ours.status()?;
+    for verdict in ["bad-length", "bad-padding", "bad-type", "bad-inner", "bad-message", "replayed", "reflected"] {
+        assert_eq!(status.count(verdict), 0, "{verdict}: {status:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn ours_sends_with_blowfish() -> Result<()> {
+    outlives_hasty_keys(Daemon::Blowfish, Side::A, Stamp::First, Order::Big)
+}
+
+#[test]
+fn ours_receives_with_blowfish() -> Result<()> {
+    outlives_hasty_keys(Daemon::Blowfish, Side::B, Stamp::Second, Order::Little)
+}
+
+#[test]
+fn ours_sends_with_idea() -> Result<()> {
+    outlives_hasty_keys(Daemon::Idea, Side::A, Stamp::Second, Order::Big)
+}
+
+#[test]
+fn ours_receives_with_idea() -> Result<()> {
+    outlives_hasty_keys(Daemon::Idea, Side::B, Stamp::First, Order::Little)
+}
+
+/// With the limits of 1.4.5 as they are: ours renews in time, so the original is never deaf.
+fn keeps_the_limits(sender: Side) -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let link = Original::start(Daemon::Idea, |options| options, |_| {})?;
+    let (counters, _) = stream(sender, 3, &link)?;
+    assert_eq!((counters.no_receive_key, counters.requests_sent), (0, 0), "{counters:?}");
+    assert_eq!((counters.bad_message, counters.bad_p, counters.bad_length), (0, 0, 0), "{counters:?}");
+    Ok(())
+}
+
+#[test]
+fn an_original_is_never_deafened_when_ours_sends() -> Result<()> {
+    keeps_the_limits(Side::A)
+}
+
+#[test]
+fn an_original_is_never_deafened_when_ours_receives() -> Result<()> {
+    keeps_the_limits(Side::B)
+}

@@ -1,0 +1,172 @@
+//! Ours as gateway A, the second implementation as gateway B with a TUN device of its own: hosts of both LANs speak with
+//! each other as if an original stood there.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tun_rs::{DeviceBuilder, SyncDevice};
+
+use crate::gateway::{Daemon, Gateway};
+use crate::offload::Offload;
+use crate::options::{KEY, Options, PORT};
+use crate::peer::{Cipher, Config, Event, Peer};
+use crate::ping::{self, Plan};
+use crate::topology::{Carrier, Side, Topology};
+use crate::{SOON, relayed};
+
+/// Its device.
+const DEVICE: &str = "orig0";
+/// The device MTU of the protocol (section 2).
+const MTU: u16 = 1442;
+
+/// Both ends and what lies between.
+pub struct Original {
+    /// Gateway A.
+    pub ours: Gateway,
+    /// Gateway B.
+    pub theirs: Peer,
+    /// What it tells.
+    pub events: Receiver<Event>,
+    /// The network.
+    pub net: Topology,
+    daemon: Daemon,
+    options: Options,
+    config: Config,
+    device: SyncDevice,
+}
+
+impl Original {
+    /// Starts both; `change` and `configure` are made to the options of ours and to the behaviour of the original.
+    ///
+    /// # Errors
+    /// What the network, the device or the gateway says.
+    pub fn start(
+        daemon: Daemon,
+        change: impl FnOnce(Options) -> Options,
+        configure: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
+        // Tapped: the tap is where a relay or a second way can be put.
+        let net = Topology::new(Carrier::Tapped, Offload::On)?;
+        for side in [Side::A, Side::B] {
+            net.gw(side).ip(&["route", "add", &relayed::port_of(side).ip().to_string(), "dev", "wire0"])?;
+        }
+        let gateway = net.gw(Side::B);
+        let device = gateway
+            .run(|| DeviceBuilder::new().name(DEVICE).mtu(MTU).build_sync())
+            .context("TUN device (is /dev/net/tun there?)")?;
+        gateway.ip(&["link", "set", DEVICE, "up"])?;
+        gateway.ip(&[
+            "addr",
+            "add",
+            &Side::B.tunnel().to_string(),
+            "peer",
+            &Side::A.tunnel().to_string(),
+            "dev",
+            DEVICE,
+        ])?;
+        gateway.ip(&["route", "add", &Side::A.lan(), "dev", DEVICE])?;
+        let mut key = [0; 16];
+        hex::decode_to_slice(KEY, &mut key)?;
+        let cipher = match daemon {
+            Daemon::Blowfish => Cipher::Blowfish,
+            Daemon::Idea => Cipher::Idea,
+        };
+        let mut config = Config { echo: false, ..Config::original(cipher, key) };
+        config.peer = Some(relayed::carrier_of(Side::A));
+        configure(&mut config);
+        let options = change(Options::of(Side::A));
+        let (theirs, events) = launch(&net, &device, &config, relayed::carrier_of(Side::B))?;
+        let mut ours = Gateway::start(&net, Side::A, daemon, &options)?;
+        ours.wait_up()?;
+        Ok(Self { ours, theirs, events, net, daemon, options, config, device })
+    }
+
+    /// Stops the original and starts it anew at an address of gateway B.
+    ///
+    /// # Errors
+    /// A port that is taken, or what had ended it before.
+    pub fn restart_theirs(&mut self, at: SocketAddr) -> Result<()> {
+        // The port has to be free before it can be taken again.
+        let placeholder = UdpSocket::bind("127.0.0.1:0")?;
+        let (none, _) = Peer::start(placeholder, self.config.clone())?;
+        std::mem::replace(&mut self.theirs, none).stop()?;
+        (self.theirs, self.events) = launch(&self.net, &self.device, &self.config, at)?;
+        Ok(())
+    }
+
+    /// Lets the original go on from another address of gateway B.
+    ///
+    /// # Errors
+    /// A port that is taken.
+    pub fn move_theirs(&self, to: SocketAddr) -> Result<()> {
+        Ok(self.theirs.move_to(self.net.gw(Side::B).run(|| UdpSocket::bind(to))?)?)
+    }
+
+    /// Stops ours and starts it anew with options that `change` makes of those before.
+    ///
+    /// # Errors
+    /// What the gateway says.
+    pub fn restart_ours(&mut self, change: impl FnOnce(Options) -> Options) -> Result<()> {
+        let options = change(self.options.clone());
+        process_end(&mut self.ours)?;
+        let mut ours = Gateway::start(&self.net, Side::A, self.daemon, &options)?;
+        ours.wait_up()?;
+        self.ours = ours;
+        Ok(())
+    }
+
+    /// Pings from LAN to LAN, in both directions, until an answer has come to each side.
+    ///
+    /// # Errors
+    /// Counters and logs, if that takes longer than [`SOON`].
+    pub fn wait_for_pings(&self) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
+        loop {
+            let mut answered = 0;
+            for side in [Side::A, Side::B] {
+                answered += ping::run(self.net.lan(side), side.other().host(), &plan)?.received();
+            }
+            if answered == 2 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "no answer\nours: {:?}\n{}\ntheirs: {:?}",
+                    self.ours.status()?,
+                    self.ours.log().text(),
+                    self.theirs.counters()
+                );
+            }
+        }
+    }
+}
+
+fn launch(net: &Topology, device: &SyncDevice, config: &Config, at: SocketAddr) -> Result<(Peer, Receiver<Event>)> {
+    let socket = net.gw(Side::B).run(|| UdpSocket::bind(at)).with_context(|| at.to_string())?;
+    let device = device.as_fd().try_clone_to_owned()?;
+    Ok(Peer::start_with_device(socket, config.clone(), device)?)
+}
+
+/// Ends a gateway and waits for its end, while the value stays where it is.
+fn process_end(gateway: &mut Gateway) -> Result<()> {
+    crate::process::signal(gateway.pid(), rustix::process::Signal::TERM)?;
+    crate::process::wait_gone(gateway.pid(), SOON)
+}
+
+/// Another address of gateway B on the carrier.
+///
+/// # Errors
+/// What `ip` says.
+pub fn another_address(net: &Topology, side: Side) -> Result<SocketAddr> {
+    let mut octets = side.carrier().octets();
+    octets[3] += 10;
+    let address = std::net::Ipv4Addr::from(octets);
+    net.gw(side).ip(&["addr", "add", &format!("{address}/24"), "dev", "wire0"])?;
+    let tap = net.tap().context("a tapped carrier has a tap")?;
+    tap.ip(&["route", "add", &address.to_string(), "dev", &format!("port{}", side.letter())])?;
+    Ok(SocketAddr::from((address, PORT + 1)))
+}
