@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::net::{ETHERTYPE_ARP, Frame, in_clear, pattern};
 use cipe_tests::offload::Offload;
-use cipe_tests::options::PORT;
+use cipe_tests::options::{Options, PORT};
 use cipe_tests::ping::{self, HEADERS, Plan};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{may_make_namespaces, traffic};
@@ -14,12 +14,14 @@ const MTU: usize = 1442;
 /// Octets of the IPv4 and UDP headers.
 const UDP_HEADERS: usize = 28;
 
-fn ping_and_tcp(daemon: Daemon, offload: Offload) -> Result<()> {
+/// `extra` options at both ends beside those that every tunnel has.
+fn ping_and_tcp(daemon: Daemon, offload: Offload, extra: &[(&str, &str)]) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, offload)?;
-    let pair = Pair::start(&net, daemon, |_, options| options)?;
+    let with_extra = |options, (name, value): &(&str, &str)| Options::set(options, name, value);
+    let pair = Pair::start(&net, daemon, |_, options| extra.iter().fold(options, with_extra))?;
     pair.wait_for_keys(&net)?;
 
     let before = [pair.a.status()?, pair.b.status()?];
@@ -48,17 +50,36 @@ fn ping_and_tcp(daemon: Daemon, offload: Offload) -> Result<()> {
 
 #[test]
 fn ping_and_tcp_pass_with_blowfish() -> Result<()> {
-    ping_and_tcp(Daemon::Blowfish, Offload::On)
+    ping_and_tcp(Daemon::Blowfish, Offload::On, &[])
 }
 
 #[test]
 fn ping_and_tcp_pass_with_idea() -> Result<()> {
-    ping_and_tcp(Daemon::Idea, Offload::On)
+    ping_and_tcp(Daemon::Idea, Offload::On, &[])
+}
+
+#[test]
+fn ping_and_tcp_pass_by_af_xdp_on_both_sides() -> Result<()> {
+    ping_and_tcp(Daemon::Blowfish, Offload::Raw, &[("carrier", "xdp")])?;
+    ping_and_tcp(Daemon::Idea, Offload::On, &[("carrier", "xdp")])
+}
+
+#[test]
+fn ping_and_tcp_pass_by_udp_sockets() -> Result<()> {
+    ping_and_tcp(Daemon::Blowfish, Offload::On, &[("carrier", "udp")])
+}
+
+#[test]
+fn ping_and_tcp_pass_with_native_xdp_and_with_generic() -> Result<()> {
+    for mode in ["native", "generic"] {
+        ping_and_tcp(Daemon::Blowfish, Offload::Off, &[("xdp-mode", mode), ("carrier", "xdp")])?;
+    }
+    Ok(())
 }
 
 #[test]
 fn ping_and_tcp_pass_without_any_offload() -> Result<()> {
-    ping_and_tcp(Daemon::Blowfish, Offload::Raw)
+    ping_and_tcp(Daemon::Blowfish, Offload::Raw, &[])
 }
 
 fn every_size(daemon: Daemon) -> Result<()> {

@@ -72,7 +72,7 @@ fn steps() -> Result<Vec<Step>> {
     let mut ebpf = Command::new(std::env::current_exe()?);
     ebpf.args(["build-ebpf", "--install", "--check"]).current_dir(tools::workspace());
     let mut documentation = tools::cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
-    documentation.env("RUSTDOCFLAGS", "-D warnings");
+    documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     let mut scenarios = tools::cargo(&["test", "--package", "cipe-tests", "--no-fail-fast", "--", "--test-threads=1"]);
     scenarios.env("CIPE_BIN", tools::target().join("debug/cipe"));
     Ok(vec![

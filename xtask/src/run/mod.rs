@@ -20,6 +20,9 @@ pub struct Args {
     /// Cipher of the tunnel
     #[arg(long, value_enum, default_value_t = Cipher::Blowfish)]
     cipher: Cipher,
+    /// Doors to the carrier: `xdp` is AF_XDP both ways, `auto` what is fastest for the device
+    #[arg(long, default_value = "xdp", value_parser = ["auto", "xdp", "udp"])]
+    carrier: String,
     /// Seconds of TCP, and of UDP
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -62,7 +65,7 @@ pub fn run(args: &Args) -> Result<()> {
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     net.route_plainly()?;
     let plain = figures::measure(&net, None, duration.min(Duration::from_secs(5)))?;
-    let pair = Pair::start(&net, daemon, |_, options| options)?;
+    let pair = Pair::start(&net, daemon, |_, options| options.set("carrier", &args.carrier))?;
     pair.wait_for_keys(&net)?;
     let tunnel = figures::measure(&net, Some(&pair), duration)?;
     figures::verdicts(&pair)?;

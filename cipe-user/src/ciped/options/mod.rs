@@ -1,7 +1,7 @@
 //! Options of `ciped-cb` and `ciped-ci` (protocol section 5): where they come from, what they mean, what is wrong.
 //!
 //! [`load`] reads `/etc/cipe/options`, the `-o` files and the command line, in this order; a later value wins.
-//! [`settle`] turns what was read into [`Options`]: names resolved, rules between options checked. Both are total:
+//! [`settle()`] turns what was read into [`Options`]: names resolved, rules between options checked. Both are total:
 //! whatever is in a file, the outcome is values and a list of all problems.
 
 mod file;

@@ -31,7 +31,7 @@ macro_rules! options {
         /// Every option, in the order of the manual.
         pub const SPECS: &[Spec] = &[$(Spec { name: $name, help: $help },)*];
 
-        /// Options as read, each value well-formed by itself; see [`super::settle`] for the rules between them.
+        /// Options as read, each value well-formed by itself; see [`super::settle()`] for the rules between them.
         #[derive(Clone, Debug)]
         pub struct Draft {
             $(#[doc = $help] pub $field: Setting<$type>,)*

@@ -21,6 +21,9 @@ pub use table::Table;
 const DOCUMENT: &str = "docs/BENCHMARKS.md";
 const PLOTS: &str = "docs/bench";
 
+/// What other processes may have of the machine, in percent, before the report warns of it.
+const QUIET: f64 = 5.0;
+
 /// A number with at least three digits that say something.
 pub fn number(value: f64) -> String {
     match value.abs() {
@@ -166,7 +169,7 @@ impl Report<'_> {
             }
         }
         if let Some(goals) = goals::table(self.results) {
-            text += "### Figures to reach\n\nMedians against medians.\n\n";
+            text += "### Figures to reach\n\nMedians against medians. Not measured here: the short cut for gateways, and many tunnels.\n\n";
             text += &goals;
         }
         Ok(text)
@@ -179,17 +182,23 @@ impl Report<'_> {
         let rounds = self.results.rounds();
         let mut text = format!(
             "## Tunnels side by side (`cargo xtask bench`)\n\n\
-             {}, Linux {}, {} CPUs ({}), which both ends of a tunnel, both kernels and the load share. {rounds} rounds, the \
+             {}, Linux {}, {} CPUs ({}), which both ends of a tunnel, both kernels and the load share. {rounds} round{}, the \
              outermost loop; medians, in brackets the least and the greatest. `×` is the ratio to {}. `p2p` runs from gateway \
              to gateway, `gw` from LAN to LAN through both. Inner MTU {INNER_MTU} everywhere but on the plain wire.\n\n",
             date()?,
             kernel.trim(),
             super::measure::account::cpus(),
             model.trim_start_matches([' ', '\t', ':']),
+            if rounds == 1 { "" } else { "s" },
             self.compare.name(),
         );
         if let Some(foreign) = self.results.largest(Metric::Foreign) {
-            text += &format!("Other processes had at most {} % of the machine in any test.\n\n", number(foreign));
+            text += &format!("Other processes had at most {} % of the machine in any test.", number(foreign));
+            text += if foreign > QUIET {
+                " **It was not quiet: take the figures for an order of magnitude.**\n\n"
+            } else {
+                "\n\n"
+            };
         }
         let mut table = Table::new(3, &["tunnel", "is", "version"]);
         for tunnel in self.results.tunnels() {
