@@ -22,7 +22,7 @@ fn survives(daemon: Daemon, change: impl Fn(&mut Original) -> Result<()>) -> Res
         return Ok(());
     }
     let quick = |config: &mut Config| {
-        (config.tokey, config.tokxc) = (Duration::from_secs(60), Duration::from_secs(1));
+        (config.tokey, config.tokxc) = (Duration::from_secs(1), Duration::from_secs(1));
     };
     for sender in [Side::A, Side::B] {
         let mut link =

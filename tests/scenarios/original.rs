@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use cipe_tests::gateway::Daemon;
 use cipe_tests::original::Original;
 use cipe_tests::peer::{Config, Counters, Order, Stamp};
+use cipe_tests::ping::{self, Plan};
 use cipe_tests::stream::Stream;
 use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
@@ -97,6 +98,35 @@ fn ours_sends_with_idea() -> Result<()> {
 #[test]
 fn ours_receives_with_idea() -> Result<()> {
     outlives_hasty_keys(Daemon::Idea, Side::B, Stamp::First, Order::Little)
+}
+
+/// An original forgets a receive key after twice tokey; what goes under it then is lost, and with it the NK_ACK that would
+/// have given the original a key again.
+#[test]
+fn the_first_packet_after_a_long_pause_arrives() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let second = Duration::from_secs(1);
+    let link = Original::start(
+        Daemon::Blowfish,
+        |options| options.set("tokey", 1).set("tokxc", 1),
+        |config| (config.tokey, config.tokxc) = (second, second),
+    )?;
+    for from in [Side::A, Side::B] {
+        link.wait_for_pings()?;
+        let deadline = Instant::now() + SOON;
+        while link.ours.status()?.has_key("send") {
+            if Instant::now() > deadline {
+                bail!("the old key is still there: {:?}\n{}", link.ours.status()?, link.ours.log().text());
+            }
+        }
+        let before = link.theirs.counters();
+        let report = ping::run(link.net.lan(from), from.other().host(), &Plan::count(1))?;
+        assert_eq!(report.received(), 1, "from {from:?}: {:?}", link.theirs.counters());
+        assert_eq!(link.theirs.counters().no_receive_key, before.no_receive_key);
+    }
+    Ok(())
 }
 
 /// With the limits of 1.4.5 as they are: ours renews in time, so the original is never deaf.

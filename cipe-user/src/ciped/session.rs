@@ -61,6 +61,11 @@ pub struct Session<R> {
     health: Health,
     tokxts: u32,
     peer_keeps_keys: bool,
+    /// How long a send key may be of use to an original, which forgets it after twice tokey: half-way between, so that
+    /// what is on its way then still arrives.
+    key_life: Duration,
+    /// When the send key in use is of no more use.
+    key_ends: Option<Duration>,
     rng: R,
 }
 
@@ -73,6 +78,8 @@ impl<R: CryptoRng> Session<R> {
             health: Health::new(limits(options), now.at),
             tokxts: options.tokxts,
             peer_keeps_keys: false,
+            key_life: Duration::from_secs(options.tokey.into()) * 3 / 2,
+            key_ends: None,
             rng: rngs.1,
         }
     }
@@ -92,17 +99,22 @@ impl<R: CryptoRng> Session<R> {
     pub fn start_over(&mut self) {
         self.exchange.start_over();
         self.peer_keeps_keys = false;
+        self.key_ends = None;
     }
 
     /// When [`Session::tick`] is due, on the clock of [`Now::at`].
     pub fn deadline(&self) -> Option<Duration> {
-        [self.exchange.deadline(), self.health.deadline()].into_iter().flatten().min()
+        [self.exchange.deadline(), self.health.deadline(), self.key_ends].into_iter().flatten().min()
     }
 
     /// Takes note of the time.
     pub fn tick(&mut self, now: Now) -> Vec<Step> {
         let actions = self.exchange.handle(Input::Tick, now);
-        let mut steps = self.steps(actions);
+        let mut steps = self.steps(actions, now);
+        if self.key_ends.take_if(|at| *at <= now.at).is_some() {
+            let actions = self.exchange.handle(Input::SendKeyForgotten, now);
+            steps.extend(self.steps(actions, now));
+        }
         let due = self.health.tick(now.at);
         if due.unanswered {
             self.error("no answer to a ping", &mut steps);
@@ -123,7 +135,7 @@ impl<R: CryptoRng> Session<R> {
         match event {
             Event::KeyWanted { reason } => {
                 let actions = self.exchange.handle(Input::KeyWanted(*reason), now);
-                self.steps(actions)
+                self.steps(actions, now)
             }
             Event::Control { payload, under_static, .. } => match hex::decode(payload) {
                 Ok(payload) => self.message(&zeroize::Zeroizing::new(payload), *under_static, now),
@@ -174,11 +186,11 @@ impl<R: CryptoRng> Session<R> {
             _ => Vec::new(),
         };
         let actions = self.exchange.handle(Input::Message { message, under_static }, now);
-        steps.extend(self.steps(actions));
+        steps.extend(self.steps(actions, now));
         steps
     }
 
-    fn steps(&mut self, actions: Vec<Action>) -> Vec<Step> {
+    fn steps(&mut self, actions: Vec<Action>, now: Now) -> Vec<Step> {
         let mut steps = Vec::with_capacity(actions.len());
         for action in actions {
             match action {
@@ -187,9 +199,13 @@ impl<R: CryptoRng> Session<R> {
                 }
                 Action::SetSendKey(key) => {
                     self.health.exchanged();
+                    self.key_ends = Some(now.at + self.key_life);
                     steps.push(Step::Send(Request::SetSendKey { key }));
                 }
-                Action::DropSendKey => steps.push(Step::Send(Request::DropSendKey)),
+                Action::DropSendKey => {
+                    self.key_ends = None;
+                    steps.push(Step::Send(Request::DropSendKey));
+                }
                 Action::SetReceiveKey { key, keep } => {
                     self.health.exchanged();
                     let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
@@ -241,7 +257,7 @@ fn level(note: Note) -> Level {
     match note {
         Note::ReusedKey | Note::NoAcknowledgement { .. } | Note::NoIndication { .. } => Level::Warning,
         Note::NewSendKey { .. } | Note::NewReceiveKey | Note::PeerKeepsKeys => Level::Info,
-        Note::Requested | Note::StrayAcknowledgement => Level::Debug,
+        Note::Requested | Note::Forgotten | Note::StrayAcknowledgement => Level::Debug,
     }
 }
 

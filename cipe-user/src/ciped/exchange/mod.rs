@@ -45,6 +45,8 @@ pub enum Input<'a> {
         /// Whether it was under the static key.
         under_static: bool,
     },
+    /// The send key has been of no use for so long that an original has forgotten it.
+    SendKeyForgotten,
     /// [`Exchange::deadline`] has passed.
     Tick,
 }
@@ -78,6 +80,9 @@ pub enum Note {
         /// From the first NK_IND to the NK_ACK.
         after: Duration,
     },
+    /// An idle tunnel.
+    #[error("the send key is old and not renewed for want of traffic; dropped, since the peer forgets it, too")]
+    Forgotten,
     /// The peer's new key is in use.
     #[error("new receive key")]
     NewReceiveKey,
@@ -152,6 +157,8 @@ impl<R: CryptoRng> Exchange<R> {
                 self.sender.tick(&mut out);
                 self.receiver.tick(&mut out);
             }
+            Input::SendKeyForgotten if self.peer_keeps_keys => {}
+            Input::SendKeyForgotten => self.sender.key_forgotten(&mut out),
             Input::KeyWanted(Wanted::NoSendKey) => self.sender.key_missing(&mut out),
             Input::KeyWanted(Wanted::Age | Wanted::Packets | Wanted::Octets) => {
                 self.sender.key_spent(self.peer_keeps_keys, &mut out);

@@ -56,6 +56,14 @@ impl Sender {
         self.begin(out);
     }
 
+    /// Nothing was sent for so long that the peer has forgotten the key: the next packet goes under the static one and asks
+    /// for another.
+    pub fn key_forgotten<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+        if self.drop_key(out) {
+            out.log(Note::Forgotten);
+        }
+    }
+
     /// NK_REQ: the peer cannot open what we send, and could not open an NK_IND under the same key either.
     pub fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         out.log(Note::Requested);

@@ -129,3 +129,28 @@ fn a_reload_changes_pings_at_once() {
     session.reload(&options("ping 5"), at(100));
     assert_eq!(session.deadline(), Some(Duration::from_secs(105)));
 }
+
+#[test]
+fn a_send_key_that_an_original_has_forgotten_is_dropped_and_one_of_our_own_kind_is_kept() {
+    let mut alice = session(1, "tokey 10");
+    let wanted = Event::KeyWanted { reason: Wanted::NoSendKey };
+    let indication = sent(&alice.event(&wanted, at(1))).remove(0);
+    let sum = indication[17..21].try_into().unwrap();
+    let answer = received(&Message::Acknowledgement { sum }.build(1_000_000, &mut rng(9)));
+    let is_drop = |step: &Step| matches!(step, Step::Send(Request::DropSendKey));
+    assert!(!alice.event(&answer, at(2)).iter().any(is_drop));
+    assert_eq!(alice.deadline(), Some(Duration::from_secs(17)));
+    assert!(!alice.tick(at(16)).iter().any(is_drop));
+    assert!(alice.tick(at(17)).iter().any(is_drop));
+    assert_eq!(alice.deadline(), None);
+    // The next packet asks for a key again.
+    assert_eq!(sent(&alice.event(&wanted, at(99)))[0][0], 2);
+
+    let mut bob = session(3, "tokey 10");
+    let indication = sent(&bob.event(&wanted, at(1))).remove(0);
+    let sum = indication[17..21].try_into().unwrap();
+    let marker = received(&Message::Dummy(b"CIPEkeep\0").build(1_000_000, &mut rng(9)));
+    bob.event(&marker, at(2));
+    bob.event(&received(&Message::Acknowledgement { sum }.build(1_000_000, &mut rng(9))), at(2));
+    assert!(!bob.tick(at(17)).iter().any(is_drop));
+}
