@@ -130,7 +130,7 @@ fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
 /// Offloads of a tunnel device's visible end. What arrives on the hidden end follows from them (see [`super::device`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
-    /// Leave TCP, UDP and SCTP checksums of sent packets partial.
+    /// Leave TCP and UDP checksums of sent packets partial. SCTP's CRC is always the kernel's: the engine completes sums only.
     pub tx_checksum: bool,
     /// Leave TCP superframes uncut (needs `tx_checksum`).
     pub tso: bool,
@@ -156,7 +156,7 @@ pub fn set_offloads(name: &str, index: u32, offloads: Offloads) -> Result<()> {
     // Packets of an inner GRE, IP-in-IP or UDP tunnel are cut by the kernel always: the engine cuts plain TCP and UDP.
     let features = [
         ("tx-checksum-ip-generic", tx_checksum),
-        ("tx-checksum-sctp", tx_checksum),
+        ("tx-checksum-sctp", false),
         ("tx-tcp-segmentation", tso),
         ("tx-tcp-ecn-segmentation", tso),
         ("tx-tcp-mangleid-segmentation", tso),
