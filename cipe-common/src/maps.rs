@@ -4,8 +4,8 @@
 pub mod names {
     /// `ARRAY` of [`super::Tunnel`], by tunnel number.
     pub const TUNNELS: &str = "TUNNELS";
-    /// `HASH` from the ifindex (u32) of either end of a tunnel device to its tunnel number (u32).
-    pub const PRIVATE_DEVICES: &str = "PRIVATE_DEVICES";
+    /// `HASH` from [`super::PrivateAddress`], a tunnel device's MAC address, to its tunnel number (u32).
+    pub const PRIVATE_ADDRESSES: &str = "PRIVATE_ADDRESSES";
     /// `XSKMAP` by [`super::private_socket_index`].
     pub const PRIVATE_SOCKETS: &str = "PRIVATE_SOCKETS";
     /// `HASH` from [`super::CarrierAddress`] to a tunnel number (u32).
@@ -23,9 +23,9 @@ pub mod names {
     pub const KEYLESS: &str = "KEYLESS";
     /// XDP (frags) program of carrier devices.
     pub const CARRIER_XDP: &str = "carrier_xdp";
-    /// tcx egress program of tunnel devices.
+    /// tcx egress program of the hubs' visible ends.
     pub const PRIVATE_TC: &str = "private_tc";
-    /// XDP (frags) program of the hidden ends.
+    /// XDP (frags) program of the hubs' hidden ends.
     pub const PRIVATE_XDP: &str = "private_xdp";
 }
 
@@ -33,7 +33,9 @@ pub mod names {
 pub const MAX_TUNNELS: u32 = 16_384;
 /// Row of `VERDICTS` for drops whose tunnel is unknown.
 pub const NO_TUNNEL: u32 = u32::MAX;
-/// Receive queues of a hidden end that can have a socket.
+/// Hubs of one engine: veth pairs that its tunnel devices stand on.
+pub const MAX_HUBS: u32 = 32;
+/// Receive queues of a hub's hidden end that can have a socket.
 pub const PRIVATE_QUEUES: u32 = 4;
 /// Carrier devices of one engine.
 pub const MAX_CARRIERS: u32 = 64;
@@ -48,6 +50,8 @@ pub struct Tunnel {
     pub flags: u32,
     /// Largest TCP MSS to let through, in octets, for IPv4; IPv6 is 20 less. 0: do not clamp.
     pub mss: u32,
+    /// The hub that its device stands on, below [`MAX_HUBS`].
+    pub hub: u32,
 }
 
 impl Tunnel {
@@ -55,6 +59,24 @@ impl Tunnel {
     pub const ALIVE: u32 = 1;
     /// Payloads travel bare (`nokey`): no length rule, no key flag.
     pub const NOKEY: u32 = 2;
+}
+
+/// Key of `PRIVATE_ADDRESSES`: what frames of a tunnel device have as their source.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrivateAddress {
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+impl PrivateAddress {
+    /// The key for a MAC address.
+    #[inline(always)]
+    pub const fn new(mac: [u8; 6]) -> Self {
+        Self { mac, reserved: [0; 2] }
+    }
 }
 
 /// Key of `CARRIER_ADDRESSES`: a local carrier address and port.
@@ -106,10 +128,10 @@ pub const fn key_index(tunnel: u32, slot: Slot) -> u32 {
     tunnel * SLOTS + slot as u32
 }
 
-/// Index of a hidden end's receive queue in `PRIVATE_SOCKETS`.
+/// Index of a hub's receive queue in `PRIVATE_SOCKETS`.
 #[inline(always)]
-pub const fn private_socket_index(tunnel: u32, queue: u32) -> u32 {
-    tunnel * PRIVATE_QUEUES + queue
+pub const fn private_socket_index(hub: u32, queue: u32) -> u32 {
+    hub * PRIVATE_QUEUES + queue
 }
 
 /// Entries that a map with an entry for each [`verdict_index`] of `tunnels` tunnels and [`NO_TUNNEL`] needs.
@@ -124,4 +146,5 @@ pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
     tunnel.wrapping_add(1) * crate::Verdict::COUNT as u32 + verdict as u32
 }
 
-const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 8);
+const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 12);
+const _: () = assert!(size_of::<PrivateAddress>() == 8 && MAX_HUBS <= 256);

@@ -1,6 +1,6 @@
 //! The frame stamp: what the TC program writes into the destination MAC address of a private frame.
 //!
-//! A tunnel device is one end of a veth pair whose other end belongs to the engine, so the address means nothing
+//! Tunnel devices stand on one end of a veth pair whose other end belongs to the engine, so the address means nothing
 //! between the two. It carries to user space what XDP and AF_XDP cannot see.
 
 /// First octet of every stamp. The group bit is clear, so a stray frame is addressed to somebody else.
@@ -9,9 +9,11 @@ pub const MAGIC: u8 = 0xC2;
 /// Octets of a stamp: those of a MAC address.
 pub const LEN: usize = 6;
 
-/// What TC knows of a frame, laid out as `MAGIC, flags, gso_size (2, big-endian), tunnel (2, big-endian)`.
+/// What TC knows of a frame, laid out as `MAGIC, hub, gso_size (2, big-endian), tunnel (2, big-endian)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
+    /// The hub that the tunnel's device stands on.
+    pub hub: u8,
     /// Payload octets of each segment of a superframe; 0 for a single frame.
     pub gso_size: u16,
     /// Number of the tunnel, as given by the engine at attach.
@@ -24,16 +26,17 @@ impl Stamp {
     pub const fn to_mac(self) -> [u8; LEN] {
         let g = self.gso_size.to_be_bytes();
         let t = self.tunnel.to_be_bytes();
-        [MAGIC, 0, g[0], g[1], t[0], t[1]]
+        [MAGIC, self.hub, g[0], g[1], t[0], t[1]]
     }
 
     /// Reads a stamp; `None` for an address that TC did not write.
     #[inline(always)]
     pub const fn from_mac(mac: [u8; LEN]) -> Option<Self> {
-        if mac[0] != MAGIC || mac[1] != 0 {
+        if mac[0] != MAGIC {
             return None;
         }
-        Some(Self { gso_size: u16::from_be_bytes([mac[2], mac[3]]), tunnel: u16::from_be_bytes([mac[4], mac[5]]) })
+        let (gso_size, tunnel) = ([mac[2], mac[3]], [mac[4], mac[5]]);
+        Some(Self { hub: mac[1], gso_size: u16::from_be_bytes(gso_size), tunnel: u16::from_be_bytes(tunnel) })
     }
 }
 
@@ -43,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_stamp_survives_the_way_through_a_mac_address() {
-        let stamp = Stamp { gso_size: 1402, tunnel: 9_999 };
+        let stamp = Stamp { hub: 9, gso_size: 1402, tunnel: 9_999 };
         assert_eq!(Stamp::from_mac(stamp.to_mac()), Some(stamp));
     }
 

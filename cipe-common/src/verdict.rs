@@ -81,8 +81,8 @@ verdicts! {
     // Either way.
     /// Drop: no free UMEM frame.
     NoFrame = "no-frame",
-    /// Drop: the receive ring of an engine socket was full, or its fill ring empty: the engine is too slow. Those of a
-    /// carrier device that several tunnels share are counted for the first of them.
+    /// Drop: the receive ring of an engine socket was full, or its fill ring empty: the engine is too slow. The kernel
+    /// does not say whose packets they were: they are counted for the first of the tunnels that share the ring.
     RingFull = "ring-full",
 }
 

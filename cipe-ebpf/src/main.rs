@@ -25,7 +25,7 @@ pub fn carrier_xdp(ctx: XdpContext) -> u32 {
     carrier::classify(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
-/// tcx egress on a tunnel device: stamps what the hidden end cannot see, drops what may not leave.
+/// tcx egress on a hub, below the tunnel devices: stamps what the hidden end cannot see, drops what may not leave.
 #[classifier]
 pub fn private_tc(ctx: TcContext) -> i32 {
     match private::stamp(&ctx) {
@@ -34,7 +34,7 @@ pub fn private_tc(ctx: TcContext) -> i32 {
     }
 }
 
-/// XDP on a hidden end: stamped frames to the engine, nothing past it.
+/// XDP on a hub's hidden end: stamped frames to the engine, nothing past it.
 #[xdp(frags)]
 pub fn private_xdp(ctx: XdpContext) -> u32 {
     private::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))

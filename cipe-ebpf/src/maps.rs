@@ -6,17 +6,18 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CarrierAddress, KeySlot, MAX_CARRIERS, MAX_TUNNELS, PRIVATE_QUEUES, SLOTS, Tunnel, verdict_entries,
+    CARRIER_QUEUES, CarrierAddress, KeySlot, MAX_CARRIERS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, SLOTS, Tunnel,
+    verdict_entries,
 };
 
 #[map]
 pub static TUNNELS: Array<Tunnel> = Array::with_max_entries(MAX_TUNNELS, 0);
 
 #[map]
-pub static PRIVATE_DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(2 * MAX_TUNNELS, 0);
+pub static PRIVATE_ADDRESSES: HashMap<PrivateAddress, u32> = HashMap::with_max_entries(MAX_TUNNELS, 0);
 
 #[map]
-pub static PRIVATE_SOCKETS: XskMap = XskMap::with_max_entries(MAX_TUNNELS * PRIVATE_QUEUES, 0);
+pub static PRIVATE_SOCKETS: XskMap = XskMap::with_max_entries(MAX_HUBS * PRIVATE_QUEUES, 0);
 
 #[map]
 pub static CARRIER_ADDRESSES: HashMap<CarrierAddress, u32> = HashMap::with_max_entries(2 * MAX_TUNNELS, 0);

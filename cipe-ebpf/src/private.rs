@@ -1,4 +1,5 @@
-//! Private side: the stamp at the visible end, and the way from the hidden end to the engine. Fails closed.
+//! Private side: the stamp where the tunnel devices' frames enter a hub, and the way from its hidden end to the engine. Fails
+//! closed.
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_DROP,
@@ -6,25 +7,25 @@ use aya_ebpf::{
 };
 use cipe_common::{
     Stamp, Verdict,
-    maps::{NO_TUNNEL, PRIVATE_QUEUES, Tunnel, private_socket_index},
+    maps::{NO_TUNNEL, PRIVATE_QUEUES, PrivateAddress, Tunnel, private_socket_index},
 };
 
 use crate::{
     frame::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front},
-    maps::{PRIVATE_DEVICES, PRIVATE_SOCKETS, TUNNELS},
+    maps::{PRIVATE_ADDRESSES, PRIVATE_SOCKETS, TUNNELS},
     mss,
     verdicts::Drop,
 };
 
-/// Checks, clamps and stamps a frame that leaves a tunnel device.
+/// Checks, clamps and stamps a frame that a tunnel device hands to its hub.
 #[inline(always)]
 pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
-    let (ifindex, protocol, tag, gso_size) = unsafe {
+    let (protocol, tag, gso_size) = unsafe {
         let skb = ctx.skb.skb;
-        ((*skb).ifindex, (*skb).protocol, (*skb).vlan_present, (*skb).gso_size)
+        ((*skb).protocol, (*skb).vlan_present, (*skb).gso_size)
     };
-    let tunnel = tunnel_of(ifindex);
+    let tunnel = tunnel_of(Front::of_tc(ctx));
     let dead = Drop { tunnel, verdict: Verdict::TunnelDead };
     let state = TUNNELS.get(tunnel).ok_or(dead)?;
     if state.flags & Tunnel::ALIVE == 0 {
@@ -42,31 +43,33 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
         ETHERTYPE_IPV6 => mss::clamp_ipv6(ctx, state.mss),
         _ => return Err(not_ip),
     }
-    let mac = Stamp { gso_size: gso_size as u16, tunnel: tunnel as u16 }.to_mac();
+    let mac = Stamp { hub: state.hub as u8, gso_size: gso_size as u16, tunnel: tunnel as u16 }.to_mac();
     // Not even room for an Ethernet header: nothing that a network device hands us.
     ctx.store(0, &mac, 0).map_err(|_| Drop { tunnel, verdict: Verdict::PrivateMalformed })
 }
 
-/// Hands a stamped frame to the engine's socket for its tunnel and queue.
+/// Hands a stamped frame to the engine's socket for its hub and queue.
 #[inline(always)]
 pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
-    let stamp = Front::of_xdp(ctx).at::<Ethernet>(0).and_then(|ethernet| Stamp::from_mac(ethernet.destination));
+    let front = Front::of_xdp(ctx);
+    let stamp = front.at::<Ethernet>(0).and_then(|ethernet| Stamp::from_mac(ethernet.destination));
     let Some(stamp) = stamp else {
-        return Err(Drop { tunnel: tunnel_of(ctx.ingress_ifindex() as u32), verdict: Verdict::PrivateUnstamped });
+        return Err(Drop { tunnel: tunnel_of(front), verdict: Verdict::PrivateUnstamped });
     };
-    let tunnel = u32::from(stamp.tunnel);
-    let refused = Drop { tunnel, verdict: Verdict::NoEngine };
+    let refused = Drop { tunnel: u32::from(stamp.tunnel), verdict: Verdict::NoEngine };
     let queue = ctx.rx_queue_index();
     if queue >= PRIVATE_QUEUES {
         return Err(refused);
     }
-    // A forged stamp leads nowhere: the kernel gives a frame only to a socket bound to its own device and queue.
-    PRIVATE_SOCKETS.redirect(private_socket_index(tunnel, queue), u64::from(XDP_DROP)).map_err(|_| refused)
+    // A forged hub leads nowhere: the kernel gives a frame only to a socket bound to its own device and queue.
+    let socket = private_socket_index(u32::from(stamp.hub), queue);
+    PRIVATE_SOCKETS.redirect(socket, u64::from(XDP_DROP)).map_err(|_| refused)
 }
 
-/// The tunnel that owns a device; none is as good as dead.
+/// The tunnel whose device a frame comes from, by its source address; none is as good as dead.
 #[inline(always)]
-fn tunnel_of(ifindex: u32) -> u32 {
+fn tunnel_of(front: Front<'_>) -> u32 {
+    let Some(ethernet) = front.at::<Ethernet>(0) else { return NO_TUNNEL };
     // SAFETY: values are plain u32; a device that is being removed may be counted under another tunnel, no more.
-    unsafe { PRIVATE_DEVICES.get(ifindex) }.copied().unwrap_or(NO_TUNNEL)
+    unsafe { PRIVATE_ADDRESSES.get(PrivateAddress::new(ethernet.source)) }.copied().unwrap_or(NO_TUNNEL)
 }

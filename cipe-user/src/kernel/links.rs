@@ -1,14 +1,16 @@
 //! Network devices as the kernel reports them, and their changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage,
 };
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::NLM_F_DUMP;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::ethtool;
@@ -151,6 +153,46 @@ impl Netlink {
         Ok(links.collect())
     }
 
+    /// Removes a device. One that is gone already is no error.
+    pub(super) async fn delete(&self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let what = || format!("device {index}: cannot delete it");
+        match self.request(what, RouteNetlinkMessage::DelLink(message), NLM_F_ACK).await {
+            Err(error) if error.is(Errno::NODEV) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Sets attributes and, of the flags up, noarp and multicast, exactly those given.
+    pub(super) async fn set_link(
+        &self,
+        what: impl FnOnce() -> String,
+        index: u32,
+        attributes: Vec<LinkAttribute>,
+        flags: Option<LinkFlags>,
+    ) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = attributes;
+        if let Some(flags) = flags {
+            message.header.flags = flags;
+            message.header.change_mask = flags | LinkFlags::Noarp | LinkFlags::Multicast;
+        }
+        self.request(what, RouteNetlinkMessage::SetLink(message), NLM_F_ACK).await.map(drop)
+    }
+
+    /// No IPv6 link-local address, hence no router solicitations and no duplicate address detection.
+    pub(super) async fn without_own_addresses(&self, index: u32) -> Result<()> {
+        let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let what = || format!("device {index}: cannot turn off its link-local address");
+        match self.set_link(what, index, vec![LinkAttribute::AfSpecUnspec(vec![mode])], None).await {
+            // No IPv6 in the kernel, or none on a device with an MTU below 1280.
+            Err(error) if error.is(Errno::AFNOSUPPORT) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Follows all devices from now on. The task behind it ends when the receiver is dropped.
     ///
     /// # Errors
@@ -190,6 +232,26 @@ impl Netlink {
     }
 }
 
+/// The device of this namespace that another one stands on, or a veth's other end.
+pub(super) fn lower_of(link: &LinkMessage) -> Option<u32> {
+    let foreign = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    if link.attributes.iter().any(foreign) {
+        return None;
+    }
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    })
+}
+
+/// A device's alias.
+pub(super) fn alias_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
+        _ => None,
+    })
+}
+
 /// A change of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkEvent {
@@ -197,6 +259,8 @@ pub struct LinkEvent {
     pub ifindex: u32,
     /// Its name, the new one if it was renamed.
     pub name: String,
+    /// Its address, if it is an Ethernet device.
+    pub mac: Option<[u8; 6]>,
     /// What happened.
     pub change: LinkChange,
 }
@@ -232,8 +296,8 @@ impl LinkTable {
     /// Reads all devices again; returns what changed since the last reading.
     pub(super) async fn reload(&mut self, netlink: &Netlink) -> Result<Vec<LinkEvent>> {
         let links = netlink.links().await?;
-        let gone = self.cards.keys().copied().filter(|index| links.iter().all(|link| link.header.index != *index));
-        let gone: Vec<u32> = gone.collect();
+        let present: HashSet<u32> = links.iter().map(|link| link.header.index).collect();
+        let gone: Vec<u32> = self.cards.keys().copied().filter(|index| !present.contains(index)).collect();
         let mut changes: Vec<_> = gone.into_iter().filter_map(|index| self.remove(index)).collect();
         for link in &links {
             self.update(link, &mut changes);
@@ -254,13 +318,13 @@ impl LinkTable {
 
     fn remove(&mut self, ifindex: u32) -> Option<LinkEvent> {
         let card = self.cards.remove(&ifindex)?;
-        Some(LinkEvent { ifindex, name: card.name, change: LinkChange::Deleted })
+        Some(LinkEvent { ifindex, name: card.name, mac: card.mac, change: LinkChange::Deleted })
     }
 
     fn update(&mut self, link: &LinkMessage, changes: &mut Vec<LinkEvent>) {
         let Some(new) = Card::from_message(link) else { return };
-        let ifindex = new.ifindex;
-        let mut tell = |change| changes.push(LinkEvent { ifindex, name: new.name.clone(), change });
+        let (ifindex, mac) = (new.ifindex, new.mac);
+        let mut tell = |change| changes.push(LinkEvent { ifindex, name: new.name.clone(), mac, change });
         match self.cards.get(&ifindex) {
             None => {
                 tell(LinkChange::Added);

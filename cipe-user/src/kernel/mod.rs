@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod device;
 pub mod ethtool;
 mod events;
+pub mod hub;
 pub mod keys;
 pub mod links;
 pub mod neighbours;

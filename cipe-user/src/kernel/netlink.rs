@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator};
 use rtnetlink::sys::AsyncSocket;
+use rustix::io::Errno;
 
 /// A kernel that does not answer within this time never will: the answer was lost or could not be parsed.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -76,6 +77,11 @@ impl Error {
             Self::Refused { cause, .. } | Self::Io { cause, .. } | Self::NoRoute { cause, .. } => cause.raw_os_error(),
             _ => None,
         }
+    }
+
+    /// Whether the kernel refused for this reason.
+    pub(super) fn is(&self, errno: Errno) -> bool {
+        self.errno() == Some(errno.raw_os_error())
     }
 }
 

@@ -1,12 +1,10 @@
-//! Whom a hidden end was made for: written into its alias, so that the next engine can tell a leftover from a device
-//! in use.
+//! Whom a device was made for: written into its alias, so that the next engine can tell a leftover from a device in use.
 
 use std::fmt;
 
-/// First words of every alias of ours.
-const PREFIX: &str = "cipe hidden end of ";
+use super::netlink::{Error, Result};
 
-/// First letters of the name of a hidden end that has no alias yet.
+/// First letters of the name of a hub's hidden end that has no alias yet.
 const UNFINISHED: &str = "cx";
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -21,8 +19,15 @@ pub(super) struct Owner {
 
 impl Owner {
     /// A process that lives, of the own pid namespace.
-    pub(super) fn of(pid: u32) -> Option<Self> {
-        Some(Self { pid, start: start_of(pid)?, namespace: own_namespace()? })
+    ///
+    /// # Errors
+    /// It has ended, or there is no /proc.
+    pub(super) fn of(pid: u32) -> Result<Self> {
+        let owner = || Some(Self { pid, start: start_of(pid)?, namespace: own_namespace()? });
+        owner().ok_or_else(|| Error::Io {
+            what: format!("/proc/{pid}/stat: cannot read"),
+            cause: std::io::ErrorKind::NotFound.into(),
+        })
     }
 
     /// Whether the process is gone for sure. One of another pid namespace cannot be seen from here: it counts as alive.
@@ -35,19 +40,19 @@ impl Owner {
         self.pid
     }
 
-    /// The alias of the hidden end of `device`.
-    pub(super) fn alias(&self, device: &str) -> String {
-        format!("{PREFIX}{device}, {self}")
+    /// The alias of a device that is `what`, such as `cipe tunnel`.
+    pub(super) fn alias(&self, what: &str) -> String {
+        format!("{what}, {self}")
     }
 
-    /// Reads an alias; `None` if it is not ours.
-    pub(super) fn from_alias(alias: &str) -> Option<Self> {
-        let (_, owner) = alias.strip_prefix(PREFIX)?.rsplit_once(", pid ")?;
+    /// Reads an alias: what the device is, and its owner; `None` if it is not ours.
+    pub(super) fn from_alias(alias: &str) -> Option<(&str, Self)> {
+        let (what, owner) = alias.rsplit_once(", pid ")?;
         let mut words = owner.split(' ');
         let pid = words.next()?.parse().ok()?;
         let start = words.next()?.strip_prefix("start=")?.parse().ok()?;
         let namespace = words.next()?.to_owned();
-        words.next().is_none().then_some(Self { pid, start, namespace })
+        (what.starts_with("cipe ") && words.next().is_none()).then_some((what, Self { pid, start, namespace }))
     }
 }
 
@@ -57,7 +62,7 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Name of a hidden end until it has its alias, which the kernel takes for existing devices only. `%d` is the kernel's.
+/// Name of a hub's hidden end until it has its alias, which the kernel takes for existing devices only. `%d` is the kernel's.
 pub(super) fn unfinished_template() -> String {
     format!("{UNFINISHED}{}.%d", std::process::id())
 }
@@ -90,14 +95,18 @@ mod tests {
     #[test]
     fn an_alias_names_its_owner() {
         let owner = Owner::of(std::process::id()).unwrap();
-        assert_eq!(Owner::from_alias(&owner.alias("cipcb0")), Some(owner));
+        assert_eq!(Owner::from_alias(&owner.alias("cipe tunnel")), Some(("cipe tunnel", owner.clone())));
     }
 
     #[test]
     fn other_aliases_are_not_ours() {
-        for alias in
-            ["", "uplink to Berlin", "cipe hidden end of cipcb0", "cipe hidden end of x, pid 1 start=z pid:[1]"]
-        {
+        for alias in [
+            "",
+            "uplink to Berlin",
+            "cipe tunnel",
+            "cipe tunnel, pid 1 start=z pid:[1]",
+            "our hub, pid 1 start=1 pid:[1]",
+        ] {
             assert_eq!(Owner::from_alias(alias), None, "{alias}");
         }
     }

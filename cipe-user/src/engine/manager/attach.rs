@@ -6,7 +6,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use cipe_common::maps::{MAX_TUNNELS, Slot, private_socket_index};
+use cipe_common::maps::{MAX_TUNNELS, Slot};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::sizes::Sizes;
@@ -21,14 +21,11 @@ use crate::engine::tunnel::{Limits, Tunnel, Way};
 use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
-use crate::kernel::ethtool::{Offloads, set_offloads};
-use crate::xsk::{Injector, Mode, Socket, SocketConfig};
+use crate::kernel::hub::{Framing, Hub};
+use crate::xsk::{Socket, SocketConfig};
 
 /// Smallest and largest device MTU in octets: RFC 791's minimum, and what fits a UMEM frame with all headers.
 const MTU: std::ops::RangeInclusive<u32> = 68..=3500;
-
-/// Queues of a tunnel device: one worker serves them all.
-const QUEUES: u32 = 1;
 
 impl Manager {
     /// Makes the tunnel that a daemon asked for and returns its number; on an error nothing of it stays.
@@ -40,7 +37,7 @@ impl Manager {
         if attach.version != VERSION {
             bail!("the engine speaks control protocol {VERSION}, the daemon {}; restart the older one", attach.version);
         }
-        if self.tenants.values().any(|tenant| tenant.connection == connection) {
+        if self.tunnel_of(connection).is_some() {
             bail!("this daemon has a tunnel already; start another daemon for another tunnel");
         }
         if !MTU.contains(&attach.mtu) {
@@ -56,20 +53,14 @@ impl Manager {
             prefix: attach.prefix.clone(),
             local: attach.ipaddr,
             peer: attach.ptpaddr,
+            mac: self.private_mac(number),
             mtu: attach.mtu,
-            queues: QUEUES,
             owner,
         };
-        let left = match &device.name {
-            Some(name) => self.netlink.adopt(name, &device).await?,
-            None => None,
-        };
-        let device = match left {
-            Some(device) => device,
-            None => self.netlink.make(&device).await?,
-        };
+        let (hub, device) = self.device(device, framing(attach.xdp_mode)).await?;
         let tenant = Tenant {
             connection,
+            hub,
             device: device.clone(),
             cipher: attach.cipher,
             carrier_door: attach.carrier,
@@ -87,6 +78,10 @@ impl Manager {
         };
         let counters = tenant.counters.clone();
         self.tenants.insert(number, tenant);
+        self.devices.insert(device.index, number);
+        if let Some(daemon) = self.connections.get_mut(&connection) {
+            daemon.tunnel = Some(number);
+        }
         match self.open(number, attach, udp, &device, counters).await {
             Ok(()) => Ok(number),
             Err(error) => {
@@ -111,26 +106,11 @@ impl Manager {
         if let Some(key) = &attach.key {
             self.keys.set(tunnel, Slot::Static, &key.0);
         }
-        self.programs.set_private_device(device.index, tunnel)?;
-        self.programs.set_private_device(device.hidden_index, tunnel)?;
-        // Native XDP takes no superframes; generic XDP does, and the engine cuts them at less cost than the kernel.
-        let (offloads, mode) = match preference(attach.xdp_mode) {
-            XdpPreference::Native => (Offloads::SINGLE_FRAMES, XdpPreference::Native),
-            XdpPreference::Auto | XdpPreference::Generic => (Offloads::SUPERFRAMES, XdpPreference::Generic),
-        };
-        set_offloads(&device.name, device.index, offloads)?;
-        let mode = self.programs.attach_private(device.index, device.hidden_index, mode)?;
-        let mut sockets = Vec::new();
-        for queue in 0..QUEUES {
-            // No veth has zero copy: asking for it costs a bind that fails.
-            let config = SocketConfig { mode: Mode::Copy, ..SocketConfig::default() };
-            let socket = self.bind_queue(device.hidden_index, queue, config).await?;
-            self.programs.set_private_socket(private_socket_index(tunnel, queue), &socket)?;
-            sockets.push(socket);
-        }
+        self.programs.set_private_address(device.mac, tunnel)?;
         let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
-        tenant.notes.push(format!("private side: {mode} XDP, {} queue(s)", sockets.len()));
-        let (me, peer, sizes) = (tenant.me, tenant.peer, tenant.sizes);
+        let (hub, me, peer, sizes) = (tenant.hub, tenant.me, tenant.peer, tenant.sizes);
+        tenant.notes.extend(self.hubs.note(hub).map(str::to_owned));
+        let hidden_mac = self.hubs.get(hub).context("its hub has gone")?.hidden_mac;
         self.programs.add_carrier_address(me, tunnel)?;
 
         let algorithm = match attach.cipher {
@@ -150,7 +130,7 @@ impl Manager {
             pinned: attach.pin_peer,
             static_data: attach.static_data,
             ignore_df: attach.ignore_df,
-            private_hop: Hop { source: device.hidden_mac, destination: device.mac },
+            private_hop: Hop { source: hidden_mac, destination: device.mac },
             mtu: sizes.mtu(),
             cttl: attach.cttl,
             checksum: attach.checksum,
@@ -166,16 +146,65 @@ impl Manager {
             ip_id: 0,
             asked: [None; 2],
         };
-        let injector = Injector::open(device.hidden_index)?;
-        let (done, listening) = std::sync::mpsc::channel();
-        self.worker.send(Command::AddTunnel(Box::new(state), sockets, injector, vec![me], done));
-        // Not alive before the worker has put frames where packets go.
-        let _ = listening.recv_timeout(Duration::from_secs(1));
+        let (done, known) = std::sync::mpsc::channel();
+        self.worker.send(Command::AddTunnel(Box::new(state), hub, vec![me], done));
+        // Not alive before the worker knows whose packets these are.
+        let _ = known.recv_timeout(Duration::from_secs(1));
         if let Some(peer) = peer {
             self.follow(number, peer);
         }
-        self.programs.set_tunnel(tunnel, sizes.entry())?;
+        self.programs.set_tunnel(tunnel, sizes.entry(hub))?;
         Ok(())
+    }
+
+    /// Takes over the device that a dead engine left under the wanted name, or makes one; returns it with the slot of its
+    /// hub, which it has entered.
+    async fn device(&mut self, wanted: TunnelDevice, framing: Framing) -> anyhow::Result<(usize, Device)> {
+        if let Some(name) = &wanted.name {
+            let (slots, hubs): (Vec<usize>, Vec<&Hub>) = self.hubs.all().unzip();
+            if let Some((place, device)) = self.netlink.adopt(name, &wanted, &hubs).await? {
+                let (slot, fits) = (slots[place], hubs[place].framing == framing);
+                if fits {
+                    return match self.enter_hub(slot).await {
+                        Ok(()) => Ok((slot, device)),
+                        Err(error) => {
+                            self.discard(slot, Some(&device)).await;
+                            Err(error)
+                        }
+                    };
+                }
+                // The daemon wants another XDP mode than before.
+                self.netlink.remove(&device).await?;
+            }
+        }
+        let slot = self.hub_for(framing).await?;
+        let entered = self.enter_hub(slot).await;
+        let hub = self.hubs.get(slot).cloned();
+        let made = match (entered, hub) {
+            (Ok(()), Some(hub)) => self.netlink.make(&hub, &wanted).await.map_err(Into::into),
+            (entered, _) => entered.and_then(|()| bail!("the hub has gone")),
+        };
+        match made {
+            Ok(device) => Ok((slot, device)),
+            Err(error) => {
+                self.discard(slot, None).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes a device that did not become a tunnel's, and leaves its hub.
+    async fn discard(&mut self, hub: usize, device: Option<&Device>) {
+        if let Some(device) = device {
+            log_failure(self.netlink.remove(device).await);
+        }
+        self.leave_hub(hub).await;
+    }
+
+    /// The address of a new device: locally administered, and unlike those that engines before this one gave.
+    fn private_mac(&self, number: u16) -> [u8; 6] {
+        let ([a, b, c], [high, low]) = (self.salt, number.to_be_bytes());
+        [0x1E, a, b, c, high, low]
     }
 
     /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that the
@@ -225,19 +254,30 @@ impl Manager {
     /// Removes a tunnel and everything that it had, in the order that lets no packet out unsealed.
     pub(super) async fn detach(&mut self, number: u16) {
         let Some(tenant) = self.disconnect(number).await else { return };
-        match self.netlink.remove(&tenant.device).await {
-            Ok(()) => self.programs.detach_private(tenant.device.index),
-            // The programs stay, and drop what is routed into it.
-            Err(error) => tracing::warn!("while removing a tunnel: {error}"),
-        }
-        log_failure(self.programs.remove_private_device(tenant.device.index));
-        log_failure(self.programs.remove_private_device(tenant.device.hidden_index));
+        log_failure(self.netlink.remove(&tenant.device).await);
+        log_failure(self.programs.remove_private_address(tenant.device.mac));
+        self.leave_hub(tenant.hub).await;
+    }
+
+    /// Takes up that a tunnel's device has another address.
+    pub(super) fn set_private_address(&mut self, number: u16, mac: [u8; 6]) {
+        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.device.mac != mac) else { return };
+        let Some(hub) = self.hubs.get(tenant.hub) else { return };
+        let old = std::mem::replace(&mut tenant.device.mac, mac);
+        log_failure(self.programs.remove_private_address(old));
+        log_failure(self.programs.set_private_address(mac, number.into()));
+        self.worker.send(Command::SetPrivateHop(number, Hop { source: hub.hidden_mac, destination: mac }));
     }
 
     /// Takes a tunnel out of service; its device stays and drops everything.
     pub(super) async fn disconnect(&mut self, number: u16) -> Option<Tenant> {
         let tenant = self.tenants.remove(&number)?;
         let tunnel = u32::from(number);
+        self.devices.remove(&tenant.device.index);
+        self.aging.remove(&number);
+        if let Some(daemon) = self.connections.get_mut(&tenant.connection) {
+            daemon.tunnel = None;
+        }
         log_failure(self.programs.clear_tunnel(tunnel));
         if let Some(follower) = &tenant.follower {
             follower.abort();
@@ -274,6 +314,15 @@ pub(super) fn free_number(last: u16, in_use: impl Fn(u16) -> bool) -> Option<u16
 pub(super) fn known(peer: SocketAddr) -> Option<SocketAddr> {
     let learn = peer.ip().is_unspecified() || peer == SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     (!learn).then_some(peer)
+}
+
+/// What the engine takes from a tunnel's device. Native XDP takes no superframes; generic XDP does, and the engine cuts
+/// them at less cost than the kernel.
+fn framing(mode: XdpMode) -> Framing {
+    match mode {
+        XdpMode::Native => Framing::SingleFrames,
+        XdpMode::Auto | XdpMode::Generic => Framing::Superframes,
+    }
 }
 
 pub(super) fn preference(mode: XdpMode) -> XdpPreference {

@@ -1,6 +1,6 @@
 //! Carrier devices: opened when the first tunnel's way leads over them, closed after the last.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
@@ -55,14 +55,13 @@ impl Manager {
 
     /// Takes up a new way to a tunnel's peer, or that there is none.
     pub(super) async fn take_in(&mut self, News { tunnel: number, peer, state }: News) {
-        let devices: HashSet<u32> = self.tenants.values().map(|tenant| tenant.device.index).collect();
         let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.peer == Some(peer)) else { return };
         let hop = match state {
             State::Unknown => return,
             State::Unreachable(reason) => Err(reason.to_string()),
             State::Found(hop) => Ok(hop),
         };
-        let looped = hop.as_ref().is_ok_and(|hop| devices.contains(&hop.ifindex));
+        let looped = hop.as_ref().is_ok_and(|hop| self.devices.contains_key(&hop.ifindex));
         let was_looped = std::mem::replace(&mut tenant.looped, looped);
         let way = match hop {
             // The carrier device stays open: the same way may come back at any moment, and there are drivers that take
@@ -135,6 +134,7 @@ impl Manager {
             Err(error) => {
                 if let Some(tenant) = self.tenants.get_mut(&number) {
                     tenant.refused = Some(ifindex);
+                    self.refused.insert(ifindex);
                 }
                 self.notice(number, format!("{error:#}; sending by UDP socket"));
                 false

@@ -2,9 +2,10 @@
 
 mod attach;
 mod carriers;
+mod hubs;
 mod sizes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::counters::Counters;
+use super::random::Random;
 use super::worker::{self, Command, Handle};
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Request, Status};
@@ -23,12 +26,14 @@ use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference};
 use crate::kernel::device::Device;
+use crate::kernel::hub::Inheritance;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
+use hubs::Hubs;
 use sizes::Sizes;
 
 /// How the engine was asked to run.
@@ -57,6 +62,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// One tunnel as the control thread sees it.
 struct Tenant {
     connection: u64,
+    /// Slot of the hub that its device stands on.
+    hub: usize,
     device: Device,
     cipher: Cipher,
     carrier_door: Carrier,
@@ -104,6 +111,8 @@ impl Previous {
 struct Daemon {
     /// Its process.
     pid: u32,
+    /// Its tunnel, once attached.
+    tunnel: Option<u16>,
     /// To its task.
     events: mpsc::Sender<Event>,
 }
@@ -120,7 +129,16 @@ struct Manager {
     umem: Umem,
     worker: Handle,
     carriers: Carriers,
+    hubs: Hubs,
     tenants: HashMap<u16, Tenant>,
+    /// Tunnels by the ifindex of their devices.
+    devices: HashMap<u32, u16>,
+    /// Tunnels with a previous receive key.
+    aging: BTreeSet<u16>,
+    /// Carrier devices that were refused to some tunnel.
+    refused: BTreeSet<u32>,
+    /// Part of the devices' addresses that no engine before had.
+    salt: [u8; 3],
     connections: HashMap<u64, Daemon>,
     /// Where followers tell of new ways.
     ways: mpsc::Sender<News>,
@@ -159,7 +177,9 @@ pub fn run(options: EngineOptions) -> anyhow::Result<()> {
 async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let server = Server::bind(options.run_dir)?;
     let netlink = Netlink::new()?;
-    for name in netlink.sweep().await? {
+    raise_descriptor_limit();
+    let Inheritance { swept, hubs } = netlink.inherit().await?;
+    for name in swept {
         tracing::info!("{name}: left by an engine that died; removed");
     }
     let debug = tracing::enabled!(tracing::Level::DEBUG);
@@ -187,7 +207,12 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         umem,
         worker,
         carriers: Carriers::default(),
+        hubs: Hubs::inherited(hubs),
         tenants: HashMap::new(),
+        devices: HashMap::new(),
+        aging: BTreeSet::new(),
+        refused: BTreeSet::new(),
+        salt: Random::new()?.octets(),
         connections: HashMap::new(),
         ways,
         last_number: u16::MAX,
@@ -212,7 +237,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                     connections += 1;
                     let (sender, events) = mpsc::channel(EVENTS);
                     let pid = connection.peer().map_or(0, |peer| peer.pid.unsigned_abs());
-                    manager.connections.insert(connections, Daemon { pid, events: sender });
+                    manager.connections.insert(connections, Daemon { pid, tunnel: None, events: sender });
                     tokio::spawn(converse(connections, connection, events, say.clone()));
                 }
                 Err(error) => {
@@ -286,8 +311,7 @@ impl Manager {
         match said {
             Said::Request(connection, request) => self.carry_out(connection, request).await,
             Said::Closed(connection) => {
-                self.connections.remove(&connection);
-                if let Some(number) = self.tunnel_of(connection) {
+                if let Some(number) = self.connections.remove(&connection).and_then(|daemon| daemon.tunnel) {
                     self.detach(number).await;
                 }
             }
@@ -312,12 +336,19 @@ impl Manager {
                 let _ = counted.recv_timeout(Duration::from_millis(100));
                 let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
                 numbers.sort_unstable();
-                for number in numbers {
-                    if let Some(status) = self.status(number) {
-                        self.say(connection, Event::Status(Box::new(status)));
+                let statuses: Vec<Status> = numbers.into_iter().filter_map(|number| self.status(number)).collect();
+                let Some(events) = self.connections.get(&connection).map(|daemon| daemon.events.clone()) else {
+                    return;
+                };
+                // More than the queue holds: they go as fast as the reader takes them.
+                tokio::spawn(async move {
+                    let events_of = statuses.into_iter().map(|status| Event::Status(Box::new(status)));
+                    for event in events_of.chain([Event::StatusEnd]) {
+                        if events.send(event).await.is_err() {
+                            return;
+                        }
                     }
-                }
-                self.say(connection, Event::StatusEnd);
+                });
             }
             (_, None) => {
                 self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
@@ -340,7 +371,7 @@ impl Manager {
     }
 
     fn tunnel_of(&self, connection: u64) -> Option<u16> {
-        self.tenants.iter().find(|(_, tenant)| tenant.connection == connection).map(|(number, _)| *number)
+        self.connections.get(&connection)?.tunnel
     }
 
     /// Makes `key` the receive key; the one before it becomes the previous one.
@@ -358,6 +389,7 @@ impl Manager {
         self.keys.set(tunnel, Slot::Receive, key);
         if let Some(tenant) = self.tenants.get_mut(&number).filter(|_| old.is_some()) {
             tenant.previous = Some(Previous { successor: reader.generation(index), keep, until: None });
+            self.aging.insert(number);
         }
     }
 
@@ -399,29 +431,43 @@ impl Manager {
     async fn link_changed(&mut self, event: &LinkEvent) {
         match event.change {
             LinkChange::Down | LinkChange::Deleted => {
-                let tunnel = self.tenants.iter().find(|(_, tenant)| tenant.device.index == event.ifindex);
-                if let Some(number) = tunnel.map(|(number, _)| *number) {
+                let deleted = event.change == LinkChange::Deleted;
+                let tunnels = match self.hubs.of_device(event.ifindex) {
+                    Some(hub) => self.lose_hub(hub, deleted),
+                    None => self.devices.get(&event.ifindex).copied().into_iter().collect(),
+                };
+                for number in tunnels {
                     self.tell(number, Event::DeviceDown);
                 }
-                if event.change == LinkChange::Deleted {
+                if deleted {
                     self.close_carrier(event.ifindex).await;
                 }
             }
-            LinkChange::Added | LinkChange::Up | LinkChange::Renamed | LinkChange::Changed => {}
+            LinkChange::Changed => {
+                if let Some((number, mac)) = self.devices.get(&event.ifindex).copied().zip(event.mac) {
+                    self.set_private_address(number, mac);
+                }
+            }
+            LinkChange::Added | LinkChange::Up | LinkChange::Renamed => {}
         }
-        for tenant in self.tenants.values_mut() {
-            tenant.refused.take_if(|refused| *refused == event.ifindex);
+        if self.refused.remove(&event.ifindex) {
+            for tenant in self.tenants.values_mut() {
+                tenant.refused.take_if(|refused| *refused == event.ifindex);
+            }
         }
     }
 
     fn forget_previous_keys(&mut self, now: Instant) {
-        for (number, tenant) in &mut self.tenants {
+        self.aging.retain(|number| {
+            let Some(tenant) = self.tenants.get_mut(number) else { return false };
             let used = tenant.counters.receive_key_used();
-            if tenant.previous.as_mut().is_some_and(|previous| previous.is_over(used, now)) {
+            let over = tenant.previous.as_mut().is_none_or(|previous| previous.is_over(used, now));
+            if over {
                 tenant.previous = None;
                 self.keys.clear((*number).into(), Slot::Previous);
             }
-        }
+            !over
+        });
     }
 
     fn status(&self, number: u16) -> Option<Status> {
@@ -457,6 +503,14 @@ impl Manager {
                 tracing::info!("{}: drops all traffic until another engine takes it over", tenant.device.name);
             }
         }
+    }
+}
+
+/// A tunnel takes two descriptors: its UDP socket, and its daemon's connection.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!("RLIMIT_NOFILE stays as it is: {error}");
     }
 }
 

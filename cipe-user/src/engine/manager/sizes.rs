@@ -42,12 +42,12 @@ impl Sizes {
         self.mtu
     }
 
-    /// What the programs of the tunnel device must know.
-    pub fn entry(&self) -> TunnelEntry {
+    /// What the programs must know of the tunnel, whose device stands on the hub in this slot.
+    pub fn entry(&self, hub: usize) -> TunnelEntry {
         let nokey = if self.nokey { TunnelEntry::NOKEY } else { 0 };
         // 0 would say that there is no limit; where nothing passes, any other will do.
         let mss = if self.clamps { self.mtu.of(Version::V4).saturating_sub(TCP_HEADERS).max(1) } else { 0 };
-        TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss: mss as u32 }
+        TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss: mss as u32, hub: hub as u32 }
     }
 }
 
@@ -63,7 +63,7 @@ impl Manager {
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return;
         }
-        let entry = sizes.entry();
+        let entry = sizes.entry(tenant.hub);
         let octets = mtu.of(Version::V4);
         tracing::info!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
         if let Err(error) = self.programs.set_tunnel(number.into(), entry) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
-use super::{Endpoint, Worker};
+use super::{Endpoint, Hub, Worker};
 use crate::engine::coalesce::{MAX_SEGMENTS, Run};
 use crate::engine::outer::{self, ETHERNET};
 use crate::xsk::{Frame, Packet, Pool, Umem};
@@ -26,6 +26,10 @@ impl Worker {
     pub(super) fn deliver(&mut self) {
         for batch in self.deliveries.chunk_by_mut(|a, b| a.tunnel == b.tunnel) {
             let Some(endpoint) = self.endpoints.get_mut(&batch[0].tunnel) else { continue };
+            let Some(Some(hub)) = self.hubs.get_mut(endpoint.hub) else {
+                endpoint.tunnel.counters.count_all(Verdict::PrivateFull, batch.len() as u64);
+                continue;
+            };
             self.coalescer.clear();
             for delivery in &*batch {
                 let chunk = delivery.frame.as_ref().map_or(&[][..], |frame| self.umem.chunk(frame));
@@ -33,9 +37,11 @@ impl Worker {
             }
             for run in self.coalescer.runs() {
                 if run.count() > 1 {
-                    inject(endpoint, &self.umem, &mut self.pool, batch, &run);
+                    inject(hub, endpoint, &self.umem, &mut self.pool, batch, &run);
                 } else {
-                    run.packets().for_each(|index| transmit(endpoint, &self.umem, &mut self.pool, &mut batch[index]));
+                    for index in run.packets() {
+                        transmit(hub, endpoint, &self.umem, &mut self.pool, &mut batch[index]);
+                    }
                 }
             }
         }
@@ -46,7 +52,7 @@ impl Worker {
 }
 
 /// Sends one packet in its own frame.
-fn transmit(endpoint: &mut Endpoint, umem: &Umem, pool: &mut Pool, delivery: &mut Delivery) {
+fn transmit(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, delivery: &mut Delivery) {
     let Some(mut frame) = delivery.frame.take() else { return };
     let chunk = umem.chunk_mut(&mut frame);
     let is_ipv4 = chunk[delivery.inner.start] >> 4 == 4;
@@ -54,7 +60,7 @@ fn transmit(endpoint: &mut Endpoint, umem: &Umem, pool: &mut Pool, delivery: &mu
     let octets = delivery.inner.len();
     let offset = (delivery.inner.start - ETHERNET) as u32;
     let packet = Packet { frame, offset, len: (octets + ETHERNET) as u32, more: false };
-    let handed_over = match endpoint.ports.first_mut() {
+    let handed_over = match hub.ports.first_mut() {
         Some(port) => port.transmit(packet, pool),
         None => Err(packet),
     };
@@ -68,9 +74,9 @@ fn transmit(endpoint: &mut Endpoint, umem: &Umem, pool: &mut Pool, delivery: &mu
 }
 
 /// Sends a run of packets as one superframe; their frames stay.
-fn inject(endpoint: &mut Endpoint, umem: &Umem, pool: &mut Pool, batch: &[Delivery], run: &Run<'_>) {
+fn inject(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, batch: &[Delivery], run: &Run<'_>) {
     // What waits in a port may belong to the same flow, and came before.
-    for port in &mut endpoint.ports {
+    for port in &mut hub.ports {
         port.flush(pool);
     }
     let vnet = run.vnet_header(ETHERNET);
@@ -82,7 +88,7 @@ fn inject(endpoint: &mut Endpoint, umem: &Umem, pool: &mut Pool, batch: &[Delive
         let packet = delivery.frame.as_ref().map_or(&[][..], |frame| &umem.chunk(frame)[delivery.inner.clone()]);
         pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
     }
-    let sent = endpoint.injector.send(&pieces);
+    let sent = hub.injector.send(&pieces);
     for delivery in run.packets().map(|index| &batch[index]) {
         match sent {
             Ok(()) => endpoint.tunnel.counters.delivered(delivery.inner.len()),

@@ -110,8 +110,7 @@ impl Worker {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        let of_any = || self.addresses.get(&SocketAddr::new(any, to.port()));
-        self.addresses.get(&to).or_else(of_any).copied()
+        self.addresses.get(&to).or_else(|| self.addresses.get(&SocketAddr::new(any, to.port())))
     }
 
     /// Chooses the key for a datagram, or drops it.

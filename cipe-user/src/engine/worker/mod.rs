@@ -10,8 +10,8 @@ mod inbound;
 mod outbound;
 mod port;
 mod ship;
+mod table;
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
+use super::outer::Hop;
 use super::random::Random;
 use super::toobig::TunnelMtu;
 use super::tunnel::{Tunnel, Way};
@@ -36,6 +37,7 @@ use delivery::Delivery;
 use inbound::Incoming;
 use outbound::Outgoing;
 use port::Port;
+use table::{Addresses, Table};
 
 /// Packets of one batch: as many as the ciphers run side by side.
 pub const BATCH: usize = 64;
@@ -43,7 +45,7 @@ pub const BATCH: usize = 64;
 /// Most frames that wait for packets in the fill ring of a carrier queue: 1 ms of them at a million packets a second.
 const CARRIER_FILL: u32 = 1024;
 
-/// The same for a hidden end: 14 superframes of 64 KiB.
+/// The same for a hub: 14 superframes of 64 KiB.
 const PRIVATE_FILL: u32 = 256;
 
 /// What a worker tells the control thread: tunnel number and event.
@@ -56,11 +58,18 @@ pub enum Command {
     AddCarrier(usize, Vec<Socket>, Sender<()>),
     /// The carrier device in this slot is no longer used; the sender is dropped when its sockets are closed.
     RemoveCarrier(usize, Sender<()>),
-    /// A tunnel was made: its hidden end's sockets, and the carrier addresses that are its own; the sender is dropped when
+    /// A hub was opened: its slot, its hidden end's sockets, and the way back in for superframes; the sender is dropped
+    /// when frames can come.
+    AddHub(usize, Vec<Socket>, Injector, Sender<()>),
+    /// The hub in this slot goes; the sender is dropped when its sockets are closed.
+    RemoveHub(usize, Sender<()>),
+    /// A tunnel was made: the slot of its hub, and the carrier addresses that are its own; the sender is dropped when
     /// frames can come.
-    AddTunnel(Box<Tunnel>, Vec<Socket>, Injector, Vec<SocketAddr>, Sender<()>),
-    /// A tunnel goes; the sender is dropped when its sockets are closed.
+    AddTunnel(Box<Tunnel>, usize, Vec<SocketAddr>, Sender<()>),
+    /// A tunnel goes; the sender is dropped when its socket is closed.
     RemoveTunnel(u16, Sender<()>),
+    /// A tunnel's device has another address.
+    SetPrivateHop(u16, Hop),
     /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
     SetWay(u16, IpAddr, Way, TunnelMtu),
     /// Packets and payload octets under one send key before a new one is wanted.
@@ -98,11 +107,16 @@ impl Drop for Handle {
     }
 }
 
-/// A tunnel and the sockets of its hidden end.
-struct Endpoint {
-    tunnel: Tunnel,
+/// The hidden end of a hub: where the packets of all its tunnels come from and go to.
+struct Hub {
     ports: Vec<Port>,
     injector: Injector,
+}
+
+/// A tunnel, its hub, and the carrier addresses that are its own.
+struct Endpoint {
+    tunnel: Tunnel,
+    hub: usize,
     addresses: Vec<SocketAddr>,
 }
 
@@ -110,7 +124,7 @@ struct Endpoint {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Wake,
-    Private(u16),
+    Hub(usize),
     Carrier(usize),
     Udp(u16),
 }
@@ -119,7 +133,7 @@ impl Source {
     fn token(self) -> u64 {
         match self {
             Self::Wake => 0,
-            Self::Private(number) => 1 << 32 | u64::from(number),
+            Self::Hub(slot) => 1 << 32 | slot as u64,
             Self::Carrier(slot) => 2 << 32 | slot as u64,
             Self::Udp(number) => 3 << 32 | u64::from(number),
         }
@@ -127,7 +141,7 @@ impl Source {
 
     fn of(token: u64) -> Self {
         match token >> 32 {
-            1 => Self::Private(token as u16),
+            1 => Self::Hub(token as u32 as usize),
             2 => Self::Carrier(token as u32 as usize),
             3 => Self::Udp(token as u16),
             _ => Self::Wake,
@@ -140,8 +154,9 @@ struct Worker {
     pool: Pool,
     lanes: Lanes,
     random: Random,
-    endpoints: HashMap<u16, Endpoint>,
-    addresses: HashMap<SocketAddr, u16>,
+    endpoints: Table<Endpoint>,
+    addresses: Addresses,
+    hubs: Vec<Option<Hub>>,
     carriers: Vec<Option<Vec<Port>>>,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
@@ -172,8 +187,9 @@ pub fn start(umem: Umem, pool: Pool, events: Events, next_hops: NextHops) -> any
         pool,
         lanes: Lanes::new(),
         random: Random::new()?,
-        endpoints: HashMap::new(),
-        addresses: HashMap::new(),
+        endpoints: Table::default(),
+        addresses: Addresses::default(),
+        hubs: Vec::new(),
         carriers: Vec::new(),
         epoll,
         wake: wake.clone(),
@@ -230,7 +246,7 @@ impl Worker {
     fn serve(&mut self, source: Source) -> bool {
         let packets = match source {
             Source::Wake => 0,
-            Source::Private(number) => self.outbound(number),
+            Source::Hub(slot) => self.outbound(slot),
             Source::Carrier(slot) => self.inbound_carrier(slot),
             Source::Udp(number) => self.inbound_udp(number),
         };
@@ -240,7 +256,7 @@ impl Worker {
     /// Sends what waits in the ports; whether the kernel took all.
     fn flush(&mut self) -> bool {
         let carriers = self.carriers.iter_mut().flatten().flatten();
-        let private = self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.ports);
+        let private = self.hubs.iter_mut().flatten().flat_map(|hub| &mut hub.ports);
         let mut all = true;
         for port in carriers.chain(private) {
             all &= port.flush(&mut self.pool);
@@ -283,20 +299,35 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
-            Command::AddTunnel(tunnel, sockets, injector, addresses, _done) => {
+            Command::AddHub(slot, sockets, injector, _done) => {
+                let ports = self.open_ports(sockets, Source::Hub(slot), PRIVATE_FILL);
+                if self.hubs.len() <= slot {
+                    self.hubs.resize_with(slot + 1, || None);
+                }
+                self.hubs[slot] = Some(Hub { ports, injector });
+            }
+            Command::RemoveHub(slot, _done) => {
+                for port in self.hubs.get_mut(slot).and_then(Option::take).into_iter().flat_map(|hub| hub.ports) {
+                    port.close(&mut self.pool);
+                }
+            }
+            Command::AddTunnel(tunnel, hub, addresses, _done) => {
                 let number = tunnel.number;
-                let ports = self.open_ports(sockets, Source::Private(number), PRIVATE_FILL);
                 self.watch(&tunnel.udp, Source::Udp(number));
-                self.addresses.extend(addresses.iter().map(|address| (*address, number)));
-                self.endpoints.insert(number, Endpoint { tunnel: *tunnel, ports, injector, addresses });
+                for address in &addresses {
+                    self.addresses.insert(*address, number);
+                }
+                self.endpoints.insert(number, Endpoint { tunnel: *tunnel, hub, addresses });
             }
             Command::RemoveTunnel(number, _done) => {
                 let Some(endpoint) = self.endpoints.remove(&number) else { return };
                 for address in endpoint.addresses {
                     self.addresses.remove(&address);
                 }
-                for port in endpoint.ports {
-                    port.close(&mut self.pool);
+            }
+            Command::SetPrivateHop(number, hop) => {
+                if let Some(endpoint) = self.endpoints.get_mut(&number) {
+                    endpoint.tunnel.private_hop = hop;
                 }
             }
             Command::SetWay(number, peer, way, mtu) => {
@@ -320,11 +351,13 @@ impl Worker {
     }
 
     fn count_losses(&mut self) {
-        for endpoint in self.endpoints.values_mut() {
-            let losses = endpoint.ports.iter_mut().map(Port::new_losses).sum();
-            endpoint.tunnel.counters.count_all(Verdict::RingFull, losses);
+        for (slot, hub) in self.hubs.iter_mut().enumerate() {
+            let losses = hub.iter_mut().flat_map(|hub| &mut hub.ports).map(Port::new_losses).sum();
+            if let Some(first) = self.endpoints.values().find(|endpoint| endpoint.hub == slot) {
+                first.tunnel.counters.count_all(Verdict::RingFull, losses);
+            }
         }
-        let Some(first) = self.endpoints.keys().min().and_then(|number| self.endpoints.get(number)) else { return };
+        let Some(first) = self.endpoints.values().next() else { return };
         let losses = self.carriers.iter_mut().flatten().flatten().map(Port::new_losses).sum();
         first.tunnel.counters.count_all(Verdict::RingFull, losses);
     }

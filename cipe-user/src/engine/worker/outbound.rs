@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
-use cipe_common::Verdict;
 use cipe_common::maps::Slot;
+use cipe_common::{Stamp, Verdict};
 
 use super::admission::{self, Pieces};
 use super::{BATCH, FRESH, Worker, want};
@@ -52,12 +52,11 @@ impl Outgoing {
 const OWN: Marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
 
 impl Worker {
-    /// Takes one batch from a tunnel device, seals it and sends it; returns the packets taken.
-    pub(super) fn outbound(&mut self, number: u16) -> usize {
-        let Some(endpoint) = self.endpoints.get_mut(&number) else { return 0 };
-        endpoint.tunnel.keys.refresh(self.now);
+    /// Takes one batch from a hub, seals it and sends it; returns the packets taken.
+    pub(super) fn outbound(&mut self, hub: usize) -> usize {
+        let Some(Some(hub)) = self.hubs.get_mut(hub) else { return 0 };
         let mut taken = 0;
-        for port in &mut endpoint.ports {
+        for port in &mut hub.ports {
             taken += port.receive(&mut self.received, BATCH, &mut self.pool);
         }
         let mut received = std::mem::take(&mut self.received);
@@ -69,7 +68,7 @@ impl Worker {
                 self.pool.put(full.element().frame);
             }
             if last {
-                self.admit(number, &mut pieces);
+                self.admit(&mut pieces);
             }
         }
         self.received = received;
@@ -78,9 +77,15 @@ impl Worker {
     }
 
     /// Takes in one private frame of one or more pieces: a packet to seal, or several to cut it into.
-    fn admit(&mut self, number: u16, pieces: &mut Pieces) {
-        let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
+    fn admit(&mut self, pieces: &mut Pieces) {
+        let mac = pieces.first().and_then(|first| first.data(&self.umem).first_chunk().copied());
+        let number = mac.and_then(Stamp::from_mac).map(|stamp| stamp.tunnel);
+        // The XDP program sends only what is stamped for a live tunnel; one that went since took its counters along.
+        let Some(endpoint) = number.and_then(|number| self.endpoints.get_mut(&number)) else {
+            return pieces.drain(..).for_each(|piece| self.pool.put(piece.frame));
+        };
         let tunnel = &mut endpoint.tunnel;
+        tunnel.keys.refresh(self.now);
         let admitted = if admission::fits(tunnel, &self.umem, pieces) {
             pieces.pop().map_or(Ok(()), |packet| {
                 admission::single(tunnel, &self.umem, packet, &mut self.outgoing, &mut self.pool)

@@ -63,7 +63,7 @@ impl fmt::Display for XdpMode {
 pub(super) struct Links {
     /// By carrier device.
     carrier: HashMap<u32, XdpLink>,
-    /// By visible end.
+    /// By a hub's visible end.
     private: HashMap<u32, (SchedClassifierLink, XdpLink)>,
 }
 
@@ -83,8 +83,8 @@ impl Programs {
         self.links.carrier.remove(&ifindex);
     }
 
-    /// Attaches the stamp to a tunnel device (tcx egress, behind what is there already) and redirection to its hidden
-    /// end. The way is open only when both are: on an error neither stays.
+    /// Attaches the stamp to a hub's visible end (tcx egress, behind what is there already) and redirection to its
+    /// hidden end. The way is open only when both are: on an error neither stays.
     ///
     /// # Errors
     /// As [`Self::attach_carrier`].

@@ -23,8 +23,8 @@ use aya::{
 use cipe_common::{
     Verdict,
     maps::{
-        CARRIER_QUEUES, CarrierAddress, MAX_CARRIERS, MAX_TUNNELS, PRIVATE_QUEUES, SLOTS, Tunnel, names,
-        verdict_entries, verdict_index,
+        CARRIER_QUEUES, CarrierAddress, MAX_CARRIERS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, SLOTS,
+        Tunnel, names, verdict_entries, verdict_index,
     },
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -44,13 +44,20 @@ pub const OBJECT_VARIABLE: &str = "CIPE_BPF_OBJECT";
 #[derive(Clone, Copy)]
 struct TunnelValue(Tunnel);
 
+/// [`PrivateAddress`] as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PrivateKey(PrivateAddress);
+
 /// [`CarrierAddress`] as aya wants it.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct AddressKey(CarrierAddress);
 
-// SAFETY: two u32, no padding, every bit pattern valid.
+// SAFETY: three u32, no padding, every bit pattern valid.
 unsafe impl Pod for TunnelValue {}
+// SAFETY: octet arrays only.
+unsafe impl Pod for PrivateKey {}
 // SAFETY: octet arrays only.
 unsafe impl Pod for AddressKey {}
 
@@ -84,7 +91,7 @@ pub struct Programs {
     ebpf: Ebpf,
     links: attach::Links,
     tunnels: Array<MapData, TunnelValue>,
-    private_devices: HashMap<MapData, u32, u32>,
+    private_addresses: HashMap<MapData, PrivateKey, u32>,
     private_sockets: XskMap<MapData>,
     carrier_addresses: HashMap<MapData, AddressKey, u32>,
     carrier_devices: HashMap<MapData, u32, u32>,
@@ -107,8 +114,8 @@ impl Programs {
         loader
             .map_max_entries(names::TUNNELS, tunnels)
             .map_max_entries(names::KEYLESS, tunnels)
-            .map_max_entries(names::PRIVATE_DEVICES, 2 * tunnels)
-            .map_max_entries(names::PRIVATE_SOCKETS, tunnels * PRIVATE_QUEUES)
+            .map_max_entries(names::PRIVATE_ADDRESSES, tunnels)
+            .map_max_entries(names::PRIVATE_SOCKETS, MAX_HUBS * PRIVATE_QUEUES)
             .map_max_entries(names::CARRIER_ADDRESSES, 2 * tunnels)
             .map_max_entries(names::KEYS, tunnels * SLOTS)
             .map_max_entries(names::VERDICTS, verdict_entries(tunnels))
@@ -133,7 +140,7 @@ impl Programs {
         Ok(Self {
             links: attach::Links::default(),
             tunnels: map(&mut ebpf, names::TUNNELS)?,
-            private_devices: map(&mut ebpf, names::PRIVATE_DEVICES)?,
+            private_addresses: map(&mut ebpf, names::PRIVATE_ADDRESSES)?,
             private_sockets: map(&mut ebpf, names::PRIVATE_SOCKETS)?,
             carrier_addresses: map(&mut ebpf, names::CARRIER_ADDRESSES)?,
             carrier_devices: map(&mut ebpf, names::CARRIER_DEVICES)?,
@@ -165,20 +172,22 @@ impl Programs {
         self.set_tunnel(number, Tunnel::default())
     }
 
-    /// Says which tunnel a device belongs to: call it for both ends, before [`Self::attach_private`].
+    /// Says which tunnel's device has this MAC address.
     ///
     /// # Errors
     /// [`Error::Map`] if the table is full.
-    pub fn set_private_device(&mut self, ifindex: u32, tunnel: u32) -> Result<(), Error> {
-        self.private_devices.insert(ifindex, tunnel, 0).map_err(in_map(names::PRIVATE_DEVICES))
+    pub fn set_private_address(&mut self, mac: [u8; 6], tunnel: u32) -> Result<(), Error> {
+        let key = PrivateKey(PrivateAddress::new(mac));
+        self.private_addresses.insert(key, tunnel, 0).map_err(in_map(names::PRIVATE_ADDRESSES))
     }
 
-    /// Forgets a device; no error if it was not known.
+    /// Forgets a device's address; no error if it was not known.
     ///
     /// # Errors
     /// [`Error::Map`] with the kernel's answer.
-    pub fn remove_private_device(&mut self, ifindex: u32) -> Result<(), Error> {
-        forgotten(self.private_devices.remove(&ifindex)).map_err(in_map(names::PRIVATE_DEVICES))
+    pub fn remove_private_address(&mut self, mac: [u8; 6]) -> Result<(), Error> {
+        let key = PrivateKey(PrivateAddress::new(mac));
+        forgotten(self.private_addresses.remove(&key)).map_err(in_map(names::PRIVATE_ADDRESSES))
     }
 
     /// Gives a carrier device its place in the sockets' table: queue `q` is at `base + q`. Bases are multiples of

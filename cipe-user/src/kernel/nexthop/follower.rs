@@ -105,19 +105,29 @@ impl Follower {
     }
 
     fn add(&mut self, peer: Peer, state: watch::Sender<State>) {
+        // A known peer that is being looked up right now publishes to the new watcher as well.
+        if !self.marked.contains(&peer)
+            && let Some(known) = self.state(peer)
+        {
+            state.send_replace(known);
+        }
         match self.peers.get_mut(&peer) {
             Some(entry) => entry.watchers.push(state),
             None => {
                 let route = Err(Arc::from("not looked up yet"));
                 self.peers.insert(peer, Entry { route, watchers: vec![state] });
                 self.marked.insert(peer);
-                return;
             }
         }
-        // A known peer that is being looked up right now publishes to the new watcher as well.
-        if !self.marked.contains(&peer) {
-            self.publish(peer);
-        }
+    }
+
+    /// What is known of the way to a peer in the table.
+    fn state(&self, peer: Peer) -> Option<State> {
+        let entry = self.peers.get(&peer)?;
+        Some(match &entry.route {
+            Ok(route) => self.next_hop(route, entry.hop(peer.0)),
+            Err(reason) => State::Unreachable(reason.clone()),
+        })
     }
 
     fn take_in(&mut self, message: RouteNetlinkMessage) {
@@ -263,11 +273,7 @@ impl Follower {
     }
 
     fn publish(&self, peer: Peer) {
-        let Some(entry) = self.peers.get(&peer) else { return };
-        let state = match &entry.route {
-            Ok(route) => self.next_hop(route, entry.hop(peer.0)),
-            Err(reason) => State::Unreachable(reason.clone()),
-        };
+        let (Some(entry), Some(state)) = (self.peers.get(&peer), self.state(peer)) else { return };
         for watcher in &entry.watchers {
             watcher.send_if_modified(|old| {
                 let changed = *old != state;

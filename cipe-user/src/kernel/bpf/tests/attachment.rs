@@ -1,4 +1,5 @@
-//! Attachment to real devices: a veth pair in a network namespace that only the test's thread is in, and that goes with it.
+//! Attachment to real devices: a veth pair with a macvlan on it, in a network namespace that only the test's thread is in,
+//! and that goes with it.
 
 use std::{
     io::Read as _,
@@ -9,8 +10,8 @@ use std::{
 
 use cipe_common::{Stamp, maps::private_socket_index};
 use futures_util::TryStreamExt as _;
-use netlink_packet_route::link::LinkAttribute;
-use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+use netlink_packet_route::link::{LinkAttribute, MacVlanMode};
+use rtnetlink::{Handle, LinkMacVlan, LinkUnspec, LinkVeth};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
     *,
 };
 
-/// Address of the visible end, and the network behind it.
+/// Address of the macvlan, and the network behind it.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 1);
 const PREFIX: u8 = 24;
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 2);
@@ -32,7 +33,12 @@ struct Veth {
     hidden: u32,
 }
 
-/// Runs `test` on a thread in a network namespace of its own, with a veth pair `v0`, `v1` that is up.
+/// Slot of the pair as a hub.
+const HUB: u8 = 3;
+/// MAC address of the macvlan.
+const SOURCE: [u8; 6] = [0x1E, 0, 0, 0, 0, 1];
+
+/// Runs `test` on a thread in a network namespace of its own, with a veth pair `v0`, `v1` and a macvlan on `v0`, up.
 fn in_namespace(test: impl FnOnce(&mut Programs, Veth) + Send) {
     thread::scope(|scope| {
         let run = scope.spawn(|| {
@@ -58,8 +64,11 @@ async fn make_veth() -> Veth {
     let pair = LinkVeth::new("v1", "v0").append_extra_attribute(queues).build();
     netlink.link().add(pair).execute().await.unwrap();
     let veth = Veth { visible: index(&netlink, "v0").await, hidden: index(&netlink, "v1").await };
-    netlink.address().add(veth.visible, NEAR.into(), PREFIX).execute().await.unwrap();
-    for end in [veth.visible, veth.hidden] {
+    let macvlan = LinkMacVlan::new("m0", veth.visible, MacVlanMode::Private).address(SOURCE.to_vec()).build();
+    netlink.link().add(macvlan).execute().await.unwrap();
+    let macvlan = index(&netlink, "m0").await;
+    netlink.address().add(macvlan, NEAR.into(), PREFIX).execute().await.unwrap();
+    for end in [veth.visible, veth.hidden, macvlan] {
         let change = LinkUnspec::new_with_index(end).up().arp(false).build();
         netlink.link().set(change).execute().await.unwrap();
     }
@@ -103,14 +112,15 @@ fn loopback_falls_back_to_generic_with_the_reason() {
 #[test]
 fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
     in_namespace(|programs, veth| {
-        programs.set_private_device(veth.visible, TUNNEL).unwrap();
-        programs.set_private_device(veth.hidden, TUNNEL).unwrap();
-        programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 1_000 }).unwrap();
+        programs.set_private_address(SOURCE, TUNNEL).unwrap();
+        programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 1_000, hub: HUB.into() }).unwrap();
         programs.attach_private(veth.visible, veth.hidden, XdpPreference::Auto).unwrap();
         let tap = tap();
         let _half_open = syn();
-        let frame = next_tcp(&tap);
-        assert_eq!(Stamp::from_mac(frame[..6].try_into().unwrap()), Some(Stamp { gso_size: 0, tunnel: TUNNEL as u16 }));
+        // The first look is that of the device, before the hub.
+        let frame = std::iter::repeat_with(|| next_tcp(&tap)).find(|frame| frame[..6] != SOURCE).unwrap();
+        let stamp = Stamp { hub: HUB, gso_size: 0, tunnel: TUNNEL as u16 };
+        assert_eq!(Stamp::from_mac(frame[..6].try_into().unwrap()), Some(stamp));
         assert_eq!(frame[ETHERNET + IPV4 + TCP..][..4], [2, 4, 3, 0xE8], "MSS 1000");
         // The device is to complete it: so far it is the sum of the pseudo-header, untouched by the clamp.
         let sum = u16::from_be_bytes(frame[ETHERNET + IPV4 + 16..][..2].try_into().unwrap());
@@ -129,20 +139,19 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
 }
 
 #[test]
-fn a_receive_queue_beyond_the_table_is_not_another_tunnels() {
+fn a_receive_queue_beyond_the_table_is_not_another_hubs() {
     in_namespace(|programs, veth| {
-        let other = TUNNEL - 1;
         programs.attach_private(veth.visible, veth.hidden, XdpPreference::Native).unwrap();
         let last = xdp_socket();
-        programs.set_private_socket(private_socket_index(other, PRIVATE_QUEUES - 1), &last).unwrap();
+        programs.set_private_socket(private_socket_index(HUB.into(), PRIVATE_QUEUES - 1), &last).unwrap();
         let next = xdp_socket();
-        programs.set_private_socket(private_socket_index(TUNNEL, 0), &next).unwrap();
+        programs.set_private_socket(private_socket_index(u32::from(HUB) + 1, 0), &next).unwrap();
         let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
-        frame[..6].copy_from_slice(&Stamp { gso_size: 0, tunnel: other as u16 }.to_mac());
+        frame[..6].copy_from_slice(&Stamp { hub: HUB, gso_size: 0, tunnel: TUNNEL as u16 }.to_mac());
         let mut run = |queue| programs.run_xdp_from(names::PRIVATE_XDP, &frame, veth.hidden, queue);
         assert_eq!(run(PRIVATE_QUEUES - 1), XDP_REDIRECT);
         assert_eq!(run(PRIVATE_QUEUES), XDP_DROP);
-        assert_eq!(programs.counted(other, Verdict::NoEngine), 1);
+        assert_eq!(programs.counted(TUNNEL, Verdict::NoEngine), 1);
     });
 }
 

@@ -26,7 +26,7 @@ fn frame(length: usize) -> Vec<u8> {
 fn ready(flags: u32) -> Option<(Programs, OwnedFd)> {
     let mut programs = programs()?;
     let socket = xdp_socket();
-    programs.set_tunnel(TUNNEL, Tunnel { flags, mss: 0 }).unwrap();
+    programs.set_tunnel(TUNNEL, Tunnel { flags, ..Tunnel::default() }).unwrap();
     programs.add_carrier_address(LOCAL.parse().unwrap(), TUNNEL).unwrap();
     programs.add_carrier_address(LOCAL_V6.parse().unwrap(), TUNNEL).unwrap();
     programs.set_carrier_device(DEVICE, CARRIER_QUEUES).unwrap();

@@ -24,7 +24,7 @@ impl log::Log for Channel {
 #[test]
 fn a_rare_event_reaches_the_logger() {
     let Some(mut programs) = programs_with(LoadOptions { debug: true, ..LoadOptions::default() }) else { return };
-    programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 0 }).unwrap();
+    programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, ..Tunnel::default() }).unwrap();
     let local = "192.0.2.1:4000".parse().unwrap();
     programs.add_carrier_address(local, TUNNEL).unwrap();
     let (sender, mut records) = mpsc::unbounded_channel();

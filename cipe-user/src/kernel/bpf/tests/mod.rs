@@ -106,7 +106,7 @@ fn the_largest_tables_load() {
 #[test]
 fn forgetting_what_is_not_known_is_no_error() {
     let Some(mut programs) = programs() else { return };
-    programs.remove_private_device(77).unwrap();
+    programs.remove_private_address([7; 6]).unwrap();
     programs.remove_carrier_device(77).unwrap();
     programs.remove_carrier_address("192.0.2.1:4000".parse().unwrap()).unwrap();
     programs.detach_carrier(77);

@@ -13,6 +13,10 @@ use super::{
     *,
 };
 
+/// Where frames of `frames` come from.
+const SOURCE: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
+/// The hub that the tunnel's device stands on.
+const HUB: u8 = 3;
 const MSS: u32 = 1_360;
 const ACK: u8 = 0x10;
 const SYN: u8 = 0x02;
@@ -21,8 +25,8 @@ const V6: &str = "2001:db8::7";
 
 fn ready(mss: u32) -> Option<Programs> {
     let mut programs = programs()?;
-    programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss }).unwrap();
-    programs.set_private_device(DEVICE, TUNNEL).unwrap();
+    programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss, hub: HUB.into() }).unwrap();
+    programs.set_private_address(SOURCE, TUNNEL).unwrap();
     Some(programs)
 }
 
@@ -34,7 +38,7 @@ fn address(text: &str) -> IpAddr {
 fn stamped(programs: &mut Programs, frame: &[u8], gso_size: u16) -> Vec<u8> {
     let (action, mut out) = programs.run_tc(frame, u32::from(gso_size));
     assert_eq!(action, TC_OK);
-    assert_eq!(out[..6], Stamp { gso_size, tunnel: TUNNEL as u16 }.to_mac());
+    assert_eq!(out[..6], Stamp { hub: HUB, gso_size, tunnel: TUNNEL as u16 }.to_mac());
     out[..6].copy_from_slice(&frame[..6]);
     out
 }
@@ -77,13 +81,13 @@ fn what_is_not_ip_is_dropped_and_counted() {
 }
 
 #[test]
-fn a_dead_tunnel_and_an_unknown_device_fail_closed() {
+fn a_dead_tunnel_and_a_forged_source_fail_closed() {
     let Some(mut programs) = ready(0) else { return };
     let frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
     programs.clear_tunnel(TUNNEL).unwrap();
     assert_eq!(programs.run_tc(&frame, 0).0, TC_SHOT);
     assert_eq!(programs.counted(TUNNEL, Verdict::TunnelDead), 1);
-    programs.remove_private_device(DEVICE).unwrap();
+    programs.remove_private_address(SOURCE).unwrap();
     assert_eq!(programs.run_tc(&frame, 0).0, TC_SHOT);
     assert_eq!(programs.counted(TUNNEL, Verdict::TunnelDead), 1);
     assert_eq!(programs.counted(NO_TUNNEL, Verdict::TunnelDead), 1);
@@ -157,12 +161,12 @@ fn the_clamp_finds_the_option_wherever_it_stands_and_keeps_the_checksum_right() 
 }
 
 #[test]
-fn stamped_frames_go_to_the_socket_of_their_tunnel() {
+fn stamped_frames_go_to_the_socket_of_their_hub() {
     let Some(mut programs) = ready(0) else { return };
     let socket = xdp_socket();
-    programs.set_private_socket(private_socket_index(TUNNEL, 0), &socket).unwrap();
+    programs.set_private_socket(private_socket_index(HUB.into(), 0), &socket).unwrap();
     let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
-    frame[..6].copy_from_slice(&Stamp { gso_size: 1_402, tunnel: TUNNEL as u16 }.to_mac());
+    frame[..6].copy_from_slice(&Stamp { hub: HUB, gso_size: 1_402, tunnel: TUNNEL as u16 }.to_mac());
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_REDIRECT);
     drop(socket);
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_DROP, "a closed socket has left the map");
@@ -170,12 +174,12 @@ fn stamped_frames_go_to_the_socket_of_their_tunnel() {
 }
 
 #[test]
-fn unstamped_frames_are_dropped_and_counted_for_the_tunnel_of_the_device() {
+fn unstamped_frames_are_dropped_and_counted_for_the_tunnel_of_their_source() {
     let Some(mut programs) = ready(0) else { return };
     let frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_DROP);
     assert_eq!(programs.counted(TUNNEL, Verdict::PrivateUnstamped), 1);
-    programs.remove_private_device(DEVICE).unwrap();
+    programs.remove_private_address(SOURCE).unwrap();
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_DROP);
     assert_eq!(programs.counted(NO_TUNNEL, Verdict::PrivateUnstamped), 1);
 }
@@ -184,7 +188,7 @@ fn unstamped_frames_are_dropped_and_counted_for_the_tunnel_of_the_device() {
 fn a_stamp_beyond_the_tables_is_dropped_and_counted_for_no_tunnel() {
     let Some(mut programs) = ready(0) else { return };
     let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
-    frame[..6].copy_from_slice(&Stamp { gso_size: 0, tunnel: u16::MAX }.to_mac());
+    frame[..6].copy_from_slice(&Stamp { hub: HUB, gso_size: 0, tunnel: u16::MAX }.to_mac());
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_DROP);
     assert_eq!(programs.counted(NO_TUNNEL, Verdict::NoEngine), 1);
 }

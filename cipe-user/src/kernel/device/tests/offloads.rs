@@ -65,10 +65,12 @@ fn parse(packet: &[u8]) -> Option<Frame> {
 /// Sends datagrams and a stream over the visible end, to a host that owns the hidden end and the peer's address.
 async fn frames_with(netlink: &Netlink, offloads: Offloads) -> Vec<Frame> {
     let other = Other::new();
-    let device = netlink.make(&wanted()).await.unwrap();
-    set_offloads(&device.name, device.index, offloads).unwrap();
-    netlink.move_to(&device.hidden_name, &other).await;
-    let (mac, hidden) = (device.mac, device.hidden_name);
+    let hub = hub(netlink).await;
+    let device = netlink.make(&hub, &wanted()).await.unwrap();
+    set_offloads(&hub.name, hub.index, offloads).unwrap();
+    let hidden = netlink.card(hub.hidden_index).await.unwrap().name;
+    netlink.move_to(&hidden, &other).await;
+    let mac = device.mac;
     let (listener, mut capture) = other
         .run(move |netlink| async move {
             // Frames of a device without ARP are addressed to its own address: with the same one they are for that host.

@@ -1,4 +1,4 @@
-//! The proof that a tunnel device without programs lets nothing out: neither forwarded nor delivered.
+//! The proof that a tunnel device whose hub is without programs lets nothing out: neither forwarded nor delivered.
 
 use std::net::UdpSocket;
 use std::time::Instant;
@@ -22,8 +22,8 @@ fn counter(file: &str, group: &str, name: &str) -> u64 {
 }
 
 /// Packets that came in by the hidden end.
-async fn arrived(netlink: &Netlink, device: &Device) -> u64 {
-    let link = link(netlink, device.hidden_index).await;
+async fn arrived(netlink: &Netlink, hub: &Hub) -> u64 {
+    let link = link(netlink, hub.hidden_index).await;
     let stats = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Stats64(stats) => Some(stats.rx_packets),
         _ => None,
@@ -43,19 +43,20 @@ fn outcome() -> Outcome {
 }
 
 /// A gateway with a LAN, a tunnel without programs that all else is routed into, and forwarding on.
-async fn gateway(netlink: &Netlink, lan: &Other) -> Device {
+async fn gateway(netlink: &Netlink, lan: &Other) -> (Hub, Device) {
     netlink.cable("lan0", HERE, lan, "host0", THERE).await;
-    let device = netlink.make(&wanted()).await.unwrap();
+    let hub = hub(netlink).await;
+    let device = netlink.make(&hub, &wanted()).await.unwrap();
     netlink.add_route([10, 50, 0, 0], 16, [10, 9, 0, 2]).await;
     // Written last: it turns forwarding on at the hidden end too, as an operator may at any time.
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
-    device
+    (hub, device)
 }
 
 /// Sends datagrams from the gateway itself into the tunnel and waits until the hidden end has got them all.
-async fn send(netlink: &Netlink, device: &Device, to: IpAddr) {
-    let before = arrived(netlink, device).await;
+async fn send(netlink: &Netlink, hub: &Hub, to: IpAddr) {
+    let before = arrived(netlink, hub).await;
     let socket = UdpSocket::bind((LOCAL, 0)).unwrap();
     socket.set_broadcast(true).unwrap();
     socket.set_multicast_loop_v4(false).unwrap();
@@ -63,7 +64,7 @@ async fn send(netlink: &Netlink, device: &Device, to: IpAddr) {
         socket.send_to(b"secret", (to, 9)).unwrap();
     }
     let start = Instant::now();
-    while arrived(netlink, device).await < before + PACKETS {
+    while arrived(netlink, hub).await < before + PACKETS {
         assert!(start.elapsed() < DEADLINE);
         tokio::task::yield_now().await;
     }
@@ -73,13 +74,13 @@ async fn send(netlink: &Netlink, device: &Device, to: IpAddr) {
 fn what_the_gateway_sends_into_a_tunnel_without_programs_goes_nowhere() {
     in_namespace(|netlink| async move {
         let lan = Other::new();
-        let device = gateway(&netlink, &lan).await;
+        let (hub, _) = gateway(&netlink, &lan).await;
         // Somebody listens on every address of the gateway.
         let listener = UdpSocket::bind("0.0.0.0:9").unwrap();
         listener.set_nonblocking(true).unwrap();
         let before = outcome();
         for to in [PEER, "10.50.0.1".parse().unwrap()] {
-            send(&netlink, &device, to).await;
+            send(&netlink, &hub, to).await;
         }
         assert_eq!(outcome(), before);
         assert!(listener.recv(&mut [0; 16]).is_err());
@@ -90,8 +91,8 @@ fn what_the_gateway_sends_into_a_tunnel_without_programs_goes_nowhere() {
 fn what_a_lan_sends_into_a_tunnel_without_programs_goes_nowhere() {
     in_namespace(|netlink| async move {
         let lan = Other::new();
-        let device = gateway(&netlink, &lan).await;
-        let (before, came) = (outcome(), arrived(&netlink, &device).await);
+        let (hub, _) = gateway(&netlink, &lan).await;
+        let (before, came) = (outcome(), arrived(&netlink, &hub).await);
         lan.run(|netlink| async move {
             netlink.add_route([10, 50, 0, 0], 16, HERE).await;
             let socket = UdpSocket::bind("192.0.2.2:0").unwrap();
@@ -101,7 +102,7 @@ fn what_a_lan_sends_into_a_tunnel_without_programs_goes_nowhere() {
         })
         .await;
         let start = Instant::now();
-        while arrived(&netlink, &device).await < came + PACKETS {
+        while arrived(&netlink, &hub).await < came + PACKETS {
             assert!(start.elapsed() < DEADLINE);
             tokio::task::yield_now().await;
         }
@@ -114,7 +115,7 @@ fn what_a_lan_sends_into_a_tunnel_without_programs_goes_nowhere() {
 fn multicast_and_broadcast_into_a_tunnel_without_programs_go_nowhere() {
     in_namespace(|netlink| async move {
         let lan = Other::new();
-        let device = gateway(&netlink, &lan).await;
+        let (hub, device) = gateway(&netlink, &lan).await;
         // As an operator does for a routing daemon.
         let up = rtnetlink::LinkUnspec::new_with_name(&device.name).multicast(true).build();
         netlink.handle.link().set(up).execute().await.unwrap();
@@ -122,10 +123,10 @@ fn multicast_and_broadcast_into_a_tunnel_without_programs_go_nowhere() {
         netlink.add_device_route([255, 255, 255, 255], 32, device.index).await;
         let before = outcome();
         for to in ["224.0.0.1", "224.0.0.5", "239.1.2.3"] {
-            send(&netlink, &device, to.parse().unwrap()).await;
+            send(&netlink, &hub, to.parse().unwrap()).await;
         }
         assert_eq!(outcome(), before);
-        send(&netlink, &device, "255.255.255.255".parse().unwrap()).await;
+        send(&netlink, &hub, "255.255.255.255".parse().unwrap()).await;
         // A sender of broadcasts gets its own copy, before the device.
         assert_eq!(outcome(), Outcome { delivered: before.delivered + PACKETS, ..before });
     });
@@ -135,9 +136,9 @@ fn multicast_and_broadcast_into_a_tunnel_without_programs_go_nowhere() {
 fn not_even_frames_addressed_to_the_hidden_end_get_on() {
     in_namespace(|netlink| async move {
         let lan = Other::new();
-        let device = gateway(&netlink, &lan).await;
+        let (hub, device) = gateway(&netlink, &lan).await;
         let neighbours = netlink.handle.neighbours();
-        let neighbour = neighbours.add(device.index, PEER).link_layer_address(&device.hidden_mac);
+        let neighbour = neighbours.add(device.index, PEER).link_layer_address(&hub.hidden_mac);
         neighbour.state(NeighbourState::Permanent).replace().execute().await.unwrap();
         let (before, filtered) = (outcome(), counter("netstat", "TcpExt", "IPReversePathFilter"));
         lan.run(|netlink| async move {
@@ -155,4 +156,34 @@ fn not_even_frames_addressed_to_the_hidden_end_get_on() {
         }
         assert_eq!(outcome(), Outcome { forwarded: before.forwarded + PACKETS, ..before });
     });
+}
+
+/// Whoever can send raw frames, root, may address them to whom he likes.
+#[test]
+fn a_frame_that_falls_out_of_the_visible_end_goes_nowhere() {
+    in_namespace(|netlink| async move {
+        let lan = Other::new();
+        let (hub, device) = gateway(&netlink, &lan).await;
+        let injector = crate::xsk::Injector::open(hub.hidden_index).unwrap();
+        let visible = netlink.card(hub.index).await.unwrap().mac.unwrap();
+        let before = outcome();
+        assert_eq!(injected(&injector, &[visible, [0x1E, 9, 9, 9, 9, 9]]), 2);
+        // The same packet is delivered by the device that it is addressed to.
+        assert_eq!(injected(&injector, &[device.mac]), 1);
+        let start = Instant::now();
+        while outcome().delivered == before.delivered {
+            assert!(start.elapsed() < DEADLINE);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(outcome(), Outcome { delivered: before.delivered + 1, ..before });
+    });
+}
+
+/// Injects a packet from the tunnel's peer to its own address once for each destination; returns how many were taken.
+fn injected(injector: &crate::xsk::Injector, destinations: &[[u8; 6]]) -> usize {
+    let ip = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0x66, 0xC5, 10, 9, 0, 2, 10, 9, 0, 1];
+    let frame = |to: &[u8; 6]| [&to[..], &[0x1E, 8, 8, 8, 8, 8], &[0x08, 0x00], &ip].concat();
+    let send =
+        |to: &&[u8; 6]| injector.send(&[std::io::IoSlice::new(&[0; 10]), std::io::IoSlice::new(&frame(to))]).is_ok();
+    destinations.iter().filter(send).count()
 }

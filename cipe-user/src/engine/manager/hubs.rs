@@ -1,0 +1,169 @@
+//! Hubs in use: opened with their first tunnel, removed after their last.
+
+use anyhow::Context as _;
+use cipe_common::maps::{MAX_HUBS, private_socket_index};
+
+use super::Manager;
+use super::attach::dropped;
+use crate::engine::worker::Command;
+use crate::kernel::bpf::XdpPreference;
+use crate::kernel::hub::{Framing, Hub};
+use crate::xsk::{Injector, Mode, SocketConfig};
+
+/// Tunnels on one hub. The kernel finds the device of a frame in a table of 256 lists, so that more would cost each frame
+/// time; and one hub is enough for most engines.
+const TUNNELS: usize = 1024;
+
+/// Queues of a hub: one worker serves them all.
+const QUEUES: u32 = 1;
+
+/// The hubs, by slot: the number that stamps, maps and the worker know them by.
+#[derive(Default)]
+pub struct Hubs {
+    slots: Vec<Option<Place>>,
+}
+
+struct Place {
+    hub: Hub,
+    tunnels: usize,
+    /// Mode got, for people; `None`: taken over from an engine that died, and not open yet.
+    note: Option<String>,
+    /// Somebody took it away: nothing new goes there.
+    lost: bool,
+}
+
+impl Hubs {
+    /// Those that a dead engine left, with devices on them.
+    pub fn inherited(hubs: Vec<Hub>) -> Self {
+        let place = |hub| Some(Place { hub, tunnels: 0, note: None, lost: false });
+        Self { slots: hubs.into_iter().map(place).collect() }
+    }
+
+    /// All hubs with their slots.
+    pub fn all(&self) -> impl Iterator<Item = (usize, &Hub)> {
+        self.slots.iter().enumerate().filter_map(|(slot, place)| Some((slot, &place.as_ref()?.hub)))
+    }
+
+    /// The hub in a slot.
+    pub fn get(&self, slot: usize) -> Option<&Hub> {
+        self.slots.get(slot)?.as_ref().map(|place| &place.hub)
+    }
+
+    /// Mode got on a hub.
+    pub fn note(&self, slot: usize) -> Option<&str> {
+        self.slots.get(slot)?.as_ref()?.note.as_deref()
+    }
+
+    /// The slot of the hub that one of its ends belongs to.
+    pub fn of_device(&self, ifindex: u32) -> Option<usize> {
+        self.all().find(|(_, hub)| hub.index == ifindex || hub.hidden_index == ifindex).map(|(slot, _)| slot)
+    }
+
+    fn with_room(&self, framing: Framing) -> Option<usize> {
+        let room = |place: &Place| place.hub.framing == framing && !place.lost && place.tunnels < TUNNELS;
+        self.slots.iter().position(|place| place.as_ref().is_some_and(room))
+    }
+
+    fn put(&mut self, hub: Hub) -> anyhow::Result<usize> {
+        let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        anyhow::ensure!(free < MAX_HUBS as usize, "all {MAX_HUBS} hubs of the engine are in use");
+        if free == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.slots[free] = Some(Place { hub, tunnels: 0, note: None, lost: false });
+        Ok(free)
+    }
+}
+
+impl Manager {
+    /// Finds a hub for one more tunnel, or makes it.
+    ///
+    /// # Errors
+    /// The kernel refuses one.
+    pub(super) async fn hub_for(&mut self, framing: Framing) -> anyhow::Result<usize> {
+        if let Some(slot) = self.hubs.with_room(framing) {
+            return Ok(slot);
+        }
+        let hub = self.netlink.make_hub(framing, QUEUES).await?;
+        match self.hubs.put(hub.clone()) {
+            Ok(slot) => Ok(slot),
+            Err(error) => {
+                self.netlink.remove_hub(&hub).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a tunnel on a hub, which is opened if it is not open yet. [`Self::leave_hub`] takes it back, after an error
+    /// too.
+    ///
+    /// # Errors
+    /// XDP or AF_XDP is refused on it.
+    pub(super) async fn enter_hub(&mut self, slot: usize) -> anyhow::Result<()> {
+        let place = self.hubs.slots.get_mut(slot).and_then(Option::as_mut).context("the hub has gone")?;
+        place.tunnels += 1;
+        if place.note.is_none() {
+            let hub = place.hub.clone();
+            let note = self.open_hub(slot, &hub).await?;
+            tracing::info!("{}: {note}", hub.name);
+            if let Some(place) = &mut self.hubs.slots[slot] {
+                place.note = Some(note);
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_hub(&mut self, slot: usize, hub: &Hub) -> anyhow::Result<String> {
+        let preference = match hub.framing {
+            Framing::Superframes => XdpPreference::Generic,
+            Framing::SingleFrames => XdpPreference::Native,
+        };
+        let mode = self.programs.attach_private(hub.index, hub.hidden_index, preference)?;
+        let mut sockets = Vec::new();
+        for queue in 0..QUEUES {
+            // No veth has zero copy: asking for it costs a bind that fails.
+            let config = SocketConfig { mode: Mode::Copy, ..SocketConfig::default() };
+            let socket = self.bind_queue(hub.hidden_index, queue, config).await?;
+            self.programs.set_private_socket(private_socket_index(slot as u32, queue), &socket)?;
+            sockets.push(socket);
+        }
+        let injector = Injector::open(hub.hidden_index)?;
+        let note = format!("private side: {mode} XDP, {} queue(s)", sockets.len());
+        let (done, listening) = std::sync::mpsc::channel();
+        self.worker.send(Command::AddHub(slot, sockets, injector, done));
+        // No tunnel is alive before the worker has put frames where packets go.
+        dropped(listening).await;
+        Ok(note)
+    }
+
+    /// Takes a tunnel off a hub, whose device is gone; removes the hub after the last. One that still carries devices,
+    /// of daemons that have not come to this engine yet, stays.
+    pub(super) async fn leave_hub(&mut self, slot: usize) {
+        let Some(place) = self.hubs.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        place.tunnels = place.tunnels.saturating_sub(1);
+        if place.tunnels > 0 {
+            return;
+        }
+        let hub = place.hub.clone();
+        if self.netlink.is_in_use(&hub).await.unwrap_or(true) {
+            return;
+        }
+        self.hubs.slots[slot] = None;
+        let (done, gone) = std::sync::mpsc::channel();
+        self.worker.send(Command::RemoveHub(slot, done));
+        dropped(gone).await;
+        match self.netlink.remove_hub(&hub).await {
+            Ok(()) => self.programs.detach_private(hub.index),
+            Err(error) => tracing::warn!("while removing a hub: {error}"),
+        }
+    }
+
+    /// A hub was taken down or deleted; returns the tunnels on it.
+    pub(super) fn lose_hub(&mut self, slot: usize, deleted: bool) -> Vec<u16> {
+        if let Some(place) = self.hubs.slots.get_mut(slot).and_then(Option::as_mut) {
+            place.lost |= deleted;
+            tracing::warn!("{}: somebody took it down; its tunnels end", place.hub.name);
+        }
+        self.tenants.iter().filter(|(_, tenant)| tenant.hub == slot).map(|(number, _)| *number).collect()
+    }
+}

@@ -1,0 +1,164 @@
+//! Tables that a packet is looked up in: by tunnel number, and by carrier address.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// Values by tunnel number: one indirection a look-up. Small numbers are given out first, so little of it is empty.
+pub struct Table<T> {
+    rows: Vec<Option<Box<T>>>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { rows: Vec::new() }
+    }
+}
+
+impl<T> Table<T> {
+    /// The value of a number.
+    pub fn get(&self, number: &u16) -> Option<&T> {
+        self.rows.get(usize::from(*number))?.as_deref()
+    }
+
+    /// The value of a number, to change it.
+    pub fn get_mut(&mut self, number: &u16) -> Option<&mut T> {
+        self.rows.get_mut(usize::from(*number))?.as_deref_mut()
+    }
+
+    /// Sets the value of a number, and drops the one before.
+    pub fn insert(&mut self, number: u16, value: T) {
+        let row = usize::from(number);
+        if self.rows.len() <= row {
+            self.rows.resize_with(row + 1, || None);
+        }
+        self.rows[row] = Some(Box::new(value));
+    }
+
+    /// Takes the value of a number out.
+    pub fn remove(&mut self, number: &u16) -> Option<T> {
+        self.rows.get_mut(usize::from(*number))?.take().map(|value| *value)
+    }
+
+    /// All values, by rising number.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.rows.iter().flatten().map(|value| &**value)
+    }
+
+    /// All values, to change them.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.rows.iter_mut().flatten().map(|value| &mut **value)
+    }
+}
+
+/// Tunnel numbers by carrier address. The port chooses a list, which is one address long but on hosts with several
+/// addresses that share a port.
+pub struct Addresses {
+    /// By port: place of the list's first entry in `entries`, plus 1; 0: none. Touched where a port is in use only.
+    first: Box<[u32]>,
+    entries: Vec<Entry>,
+    /// Entries that can be used again.
+    free: Vec<u32>,
+}
+
+struct Entry {
+    ip: IpAddr,
+    number: u16,
+    /// As in [`Addresses::first`].
+    next: u32,
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self { first: vec![0; 1 << 16].into(), entries: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl Addresses {
+    /// The tunnel that an address is the own one of.
+    pub fn get(&self, address: &SocketAddr) -> Option<u16> {
+        let mut place = self.first[usize::from(address.port())];
+        while let Some(entry) = place.checked_sub(1).and_then(|place| self.entries.get(place as usize)) {
+            if entry.ip == address.ip() {
+                return Some(entry.number);
+            }
+            place = entry.next;
+        }
+        None
+    }
+
+    /// Gives an address to a tunnel; one that had it before has it no longer.
+    pub fn insert(&mut self, address: SocketAddr, number: u16) {
+        self.remove(&address);
+        let first = &mut self.first[usize::from(address.port())];
+        let entry = Entry { ip: address.ip(), number, next: *first };
+        match self.free.pop() {
+            Some(place) => {
+                self.entries[place as usize - 1] = entry;
+                *first = place;
+            }
+            None => {
+                self.entries.push(entry);
+                *first = self.entries.len() as u32;
+            }
+        }
+    }
+
+    /// Takes an address back; nothing happens if nobody has it.
+    pub fn remove(&mut self, address: &SocketAddr) {
+        let port = usize::from(address.port());
+        let (mut before, mut place) = (None, self.first[port]);
+        while let Some(entry) = place.checked_sub(1).and_then(|place| self.entries.get(place as usize)) {
+            let next = entry.next;
+            if entry.ip == address.ip() {
+                match before {
+                    None => self.first[port] = next,
+                    Some(before) => self.entries[before as usize - 1].next = next,
+                }
+                self.free.push(place);
+                return;
+            }
+            (before, place) = (Some(place), next);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_table_gives_back_what_was_put_in_by_number() {
+        let mut table = Table::default();
+        assert_eq!(table.get(&0), None::<&&str>);
+        table.insert(9, "nine");
+        table.insert(0, "none");
+        assert_eq!((table.get(&9), table.get(&8), table.get(&u16::MAX)), (Some(&"nine"), None, None));
+        assert_eq!(table.values().collect::<Vec<_>>(), [&"none", &"nine"]);
+        assert_eq!((table.remove(&9), table.remove(&9)), (Some("nine"), None));
+    }
+
+    proptest! {
+        #[test]
+        fn addresses_are_a_map(operations in prop::collection::vec((any::<bool>(), 0..4u8, 0..3u16, any::<u16>()), 0..200)) {
+            let (mut addresses, mut map) = (Addresses::default(), HashMap::new());
+            for (insert, ip, port, number) in operations {
+                let address = SocketAddr::from(([192, 0, 2, ip], port));
+                if insert {
+                    addresses.insert(address, number);
+                    map.insert(address, number);
+                } else {
+                    addresses.remove(&address);
+                    map.remove(&address);
+                }
+                for (ip, port) in (0..4).flat_map(|ip| (0..3).map(move |port| (ip, port))) {
+                    let address = SocketAddr::from(([192, 0, 2, ip], port));
+                    prop_assert_eq!(addresses.get(&address), map.get(&address).copied());
+                }
+            }
+            prop_assert!(addresses.entries.len() <= 12, "freed entries are used again");
+        }
+    }
+}

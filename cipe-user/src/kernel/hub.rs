@@ -1,0 +1,256 @@
+//! Hubs: veth pairs that tunnel devices stand on. The visible end (`cipehub0`) carries the devices, the hidden end
+//! (`cipehub0x`) is the engine's: one XDP program, one AF_XDP socket a queue and one injector for a thousand tunnels,
+//! which as many pairs of their own would cost each.
+//!
+//! # Fail closed
+//! The kernel drops a packet that was routed into a tunnel device and met no program on the way, whoever is dead:
+//! - Tunnel devices have no ARP, so the kernel writes the device's own address as the destination of each frame (or the
+//!   TC program its stamp). Neither is the hidden end's: the frame counts as for another host and IP drops it.
+//! - Multicast frames are for everybody, but the hidden end has no address, no route and a strict reverse path filter:
+//!   no source address can be right there. `forwarding` is off too; alone that would not do, because writing
+//!   `net.ipv4.ip_forward` sets it on every device again.
+//! - IPv6 is disabled on the hidden end, and nobody listens for other protocols.
+//! - A frame that falls out of the visible end and is for no tunnel device meets the same there.
+//!
+//! All this is state of the devices: nothing must run for it to hold.
+
+use std::fmt;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
+
+use super::ethtool::{self, Offloads};
+use super::links::{self, Card};
+use super::netlink::{Error, Netlink, Result};
+use super::owner::{self, Owner};
+use super::sysctl::{self, Family};
+
+/// The kernel picks the number, so that nobody races for a name.
+const NAME: &str = "cipehub%d";
+/// The largest MTU that veth takes: no frame of a tunnel is ever too large for a hub.
+pub(super) const MTU: u32 = 65_535;
+
+/// Switches of both ends, under net.ipv4.conf. The module's documentation says why.
+const IPV4: [(&str, &str); 4] =
+    [("forwarding", "0"), ("rp_filter", "1"), ("accept_local", "0"), ("drop_unicast_in_l2_multicast", "1")];
+/// The same under net.ipv6.conf.
+const IPV6: [(&str, &str); 1] = [("disable_ipv6", "1")];
+
+/// What tunnel devices hand to a hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Superframes with partial checksums, for generic XDP: the engine cuts them.
+    Superframes,
+    /// Single frames with complete checksums, for native XDP.
+    SingleFrames,
+}
+
+impl Framing {
+    const ALL: [Self; 2] = [Self::Superframes, Self::SingleFrames];
+
+    fn offloads(self) -> Offloads {
+        match self {
+            Self::Superframes => Offloads::SUPERFRAMES,
+            Self::SingleFrames => Offloads::SINGLE_FRAMES,
+        }
+    }
+}
+
+impl fmt::Display for Framing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Superframes => "superframes",
+            Self::SingleFrames => "single frames",
+        })
+    }
+}
+
+/// A hub that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hub {
+    /// Name of the visible end when it was made.
+    pub name: String,
+    /// Its index: tunnel devices are made on it.
+    pub index: u32,
+    /// Index of the hidden end.
+    pub hidden_index: u32,
+    /// Its address: frames to tunnel devices come from it.
+    pub hidden_mac: [u8; 6],
+    /// What arrives at the hidden end.
+    pub framing: Framing,
+}
+
+/// What an engine that died left behind.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    /// Names of tunnel devices whose owners are gone; they were removed.
+    pub swept: Vec<String>,
+    /// Hubs of tunnel devices whose owners live: [`Netlink::adopt`] those. The other hubs were removed.
+    pub hubs: Vec<Hub>,
+}
+
+impl Netlink {
+    /// Makes a hub, up, with `queues` transmit and receive queues at either end. On an error nothing is left behind.
+    ///
+    /// # Errors
+    /// The kernel refuses the pair or one of its settings.
+    pub async fn make_hub(&self, framing: Framing, queues: u32) -> Result<Hub> {
+        let (index, hidden_index) = self.make_pair(queues).await?;
+        match self.configure_hub(framing, index, hidden_index).await {
+            Ok(hub) => Ok(hub),
+            Err(error) => {
+                // The error at hand says more than one of the clean-up would.
+                self.delete(hidden_index).await.ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes a hub and all devices on it. One that is gone already is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn remove_hub(&self, hub: &Hub) -> Result<()> {
+        self.delete(hub.hidden_index).await
+    }
+
+    /// Whether tunnel devices stand on a hub, in this network namespace.
+    ///
+    /// # Errors
+    /// Devices cannot be listed.
+    pub async fn is_in_use(&self, hub: &Hub) -> Result<bool> {
+        Ok(self.links().await?.iter().any(|link| links::lower_of(link) == Some(hub.index) && is_macvlan(link)))
+    }
+
+    /// Takes over the hubs of engines that died, with the tunnel devices whose owners live, and removes the rest.
+    ///
+    /// # Errors
+    /// Devices cannot be listed, or the kernel refuses to delete one.
+    pub async fn inherit(&self) -> Result<Inheritance> {
+        let links = self.links().await?;
+        let mut inheritance = Inheritance::default();
+        for hidden in &links {
+            let framing = match hub_of(hidden) {
+                Some(Found::Hub(framing)) => Some(framing),
+                Some(Found::Unfinished) => None,
+                None => continue,
+            };
+            let index = links::lower_of(hidden);
+            let on_it = |link: &&LinkMessage| index.is_some() && links::lower_of(link) == index && is_macvlan(link);
+            let (dead, alive): (Vec<_>, Vec<_>) = links.iter().filter(on_it).partition(|link| is_leftover(link));
+            inheritance.swept.extend(dead.iter().filter_map(|link| Some(Card::from_message(link)?.name)));
+            match framing.zip(index).filter(|_| !alive.is_empty()) {
+                Some((framing, index)) => {
+                    for link in dead {
+                        self.delete(link.header.index).await?;
+                    }
+                    inheritance.hubs.push(self.configure_hub(framing, index, hidden.header.index).await?);
+                }
+                // All that stands on it goes with it.
+                None => self.delete(hidden.header.index).await?,
+            }
+        }
+        Ok(inheritance)
+    }
+
+    async fn make_pair(&self, queues: u32) -> Result<(u32, u32)> {
+        let end = |name: String| {
+            let mut end = LinkMessage::default();
+            end.attributes = vec![
+                LinkAttribute::IfName(name),
+                LinkAttribute::NumTxQueues(queues),
+                LinkAttribute::NumRxQueues(queues),
+                LinkAttribute::Mtu(MTU),
+            ];
+            end
+        };
+        let hidden = end(owner::unfinished_template());
+        let mut visible = end(NAME.to_owned());
+        let veth = LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(hidden)));
+        visible.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), veth]));
+        let what = || format!("{}: cannot make a veth pair", NAME.replace("%d", "N"));
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
+        let answers = self.request(what, RouteNetlinkMessage::NewLink(visible), flags).await?;
+        // The echo tells which name and index the kernel chose (Linux 6.2 and later).
+        let made = answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, links::lower_of(&link)?)),
+            _ => None,
+        });
+        made.ok_or_else(|| Error::Answer(what()))
+    }
+
+    /// Brings a fresh or inherited pair into the wanted state, as this process's.
+    async fn configure_hub(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
+        let name = self.card(index).await?.name;
+        let what = || format!("{name}: cannot configure its hidden end");
+        let alias = Owner::of(std::process::id())?.alias(&alias_for(framing));
+        self.set_link(what, hidden_index, vec![LinkAttribute::IfAlias(alias)], None).await?;
+        let hidden_name = self.rename_hidden(&name, hidden_index).await?;
+        for (name, index) in [(&hidden_name, hidden_index), (&name, index)] {
+            for (switch, value) in IPV4 {
+                sysctl::set(Family::Ipv4, name, switch, value)?;
+            }
+            for (switch, value) in IPV6 {
+                sysctl::set(Family::Ipv6, name, switch, value)?;
+            }
+            self.without_own_addresses(index).await?;
+            self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp)).await?;
+        }
+        ethtool::set_offloads(&name, index, framing.offloads())?;
+        for index in [hidden_index, index] {
+            self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
+        }
+        let hidden_mac = self.card(hidden_index).await?.mac;
+        let hidden_mac = hidden_mac.ok_or_else(|| Error::Answer(format!("{hidden_name}: has no address")))?;
+        Ok(Hub { name, index, hidden_index, hidden_mac, framing })
+    }
+
+    /// Names the hidden end after the visible one, if that is free; it keeps a name of its own else.
+    async fn rename_hidden(&self, name: &str, hidden_index: u32) -> Result<String> {
+        let wanted = format!("{name}x");
+        let what = || format!("{name}: cannot rename its hidden end to {wanted}");
+        match self.set_link(what, hidden_index, vec![LinkAttribute::IfName(wanted.clone())], None).await {
+            Ok(()) => Ok(wanted),
+            Err(error) if error.is(rustix::io::Errno::EXIST) => Ok(self.card(hidden_index).await?.name),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A hidden end whose engine is gone.
+enum Found {
+    Hub(Framing),
+    /// It died while it made the pair.
+    Unfinished,
+}
+
+fn hub_of(link: &LinkMessage) -> Option<Found> {
+    if let Some(alias) = links::alias_of(link) {
+        let (what, owner) = Owner::from_alias(alias)?;
+        let framing = Framing::ALL.into_iter().find(|framing| what == alias_for(*framing))?;
+        return owner.is_dead().then_some(Found::Hub(framing));
+    }
+    let name = Card::from_message(link)?.name;
+    owner::unfinished_is_dead(&name).filter(|dead| *dead).map(|_| Found::Unfinished)
+}
+
+fn alias_for(framing: Framing) -> String {
+    format!("cipe hub of {framing}")
+}
+
+/// Whether a device on a dead engine's hub has no living owner. One without an alias was never finished; whom one with
+/// an alias of the operator's was made for nobody knows.
+fn is_leftover(link: &LinkMessage) -> bool {
+    links::alias_of(link).is_none_or(|alias| Owner::from_alias(alias).is_some_and(|(_, owner)| owner.is_dead()))
+}
+
+pub(super) fn is_macvlan(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::MacVlan)),
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests;
