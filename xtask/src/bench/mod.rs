@@ -67,6 +67,9 @@ struct TunnelArgs {
     /// Measure this `cipe` binary instead of building one
     #[arg(long, value_name = "FILE")]
     cipe: Option<PathBuf>,
+    /// An option for our daemons, as in an option file; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    options: Vec<String>,
     /// Install missing programs: Debian packages, and crates under the target folder
     #[arg(long)]
     install: bool,
@@ -141,6 +144,7 @@ fn measure(args: &TunnelArgs) -> Result<(Results, Failures)> {
         }
     };
     gateway::use_binary(&binary)?;
+    tunnel::use_options(&args.options);
     tools::clean_up_on_signals(tunnel::remove_sockets)?;
     let json = args.json.as_ref().map(|path| {
         let file = File::options().create(true).append(true).open(path);

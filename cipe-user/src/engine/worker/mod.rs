@@ -9,6 +9,7 @@ mod errors;
 mod inbound;
 mod outbound;
 mod port;
+mod rest;
 mod ship;
 mod table;
 
@@ -17,11 +18,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use cipe_common::Verdict;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
@@ -37,6 +38,7 @@ use delivery::Delivery;
 use inbound::Incoming;
 use outbound::Outgoing;
 use port::Port;
+use rest::Rest;
 use table::{Addresses, Table};
 
 /// Packets of one batch: as many as the ciphers run side by side.
@@ -210,23 +212,20 @@ pub fn start(umem: Umem, pool: Pool, events: Events, next_hops: NextHops) -> any
 
 impl Worker {
     fn run(mut self) {
-        let mut ready = Vec::with_capacity(64);
+        let busy = std::env::var("BUSY").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+        let mut rest = Rest::new(Duration::from_micros(busy));
         let mut sources: Vec<Source> = Vec::with_capacity(64);
         loop {
             // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
-            let timeout = match self.flush() {
-                true => Timespec { tv_sec: 1, tv_nsec: 0 },
-                false => Timespec { tv_sec: 0, tv_nsec: 1_000_000 },
-            };
-            ready.clear();
-            if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&timeout))
-                && error != rustix::io::Errno::INTR
-            {
-                tracing::error!("epoll: {error}; the worker ends");
-                return;
-            }
+            let longest = if self.flush() { Duration::from_secs(1) } else { Duration::from_millis(1) };
             sources.clear();
-            sources.extend(ready.iter().map(|event: &epoll::Event| Source::of(event.data.u64())));
+            match rest.wait(&self.epoll, longest) {
+                Ok(tokens) => sources.extend(tokens.map(Source::of)),
+                Err(error) => {
+                    tracing::error!("epoll: {error}; the worker ends");
+                    return;
+                }
+            }
             if sources.contains(&Source::Wake) && !self.obey() {
                 return;
             }

@@ -44,6 +44,9 @@ pub struct Args {
     /// Profile this `cipe` binary instead of building one with frame pointers, without which its stacks are cut short
     #[arg(long, value_name = "FILE")]
     cipe: Option<PathBuf>,
+    /// An option for our daemons, as in an option file; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    options: Vec<String>,
     /// Install perf (Debian's linux-perf) and the tunnel's programs if they are missing
     #[arg(long)]
     install: bool,
@@ -73,6 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.tunnel.kind() == Kind::Ours {
         gateway::use_binary(&binary(args)?)?;
     }
+    tunnel::use_options(&args.options);
     tools::clean_up_on_signals(tunnel::remove_sockets)?;
 
     let folder = tools::target().join("profile");

@@ -20,6 +20,7 @@ use cipe_tests::ping::{self, Plan};
 use cipe_tests::topology::{Side, Topology};
 use serde::{Deserialize, Serialize};
 
+pub use ours::use_options;
 use process::Process;
 pub use process::remove_sockets;
 

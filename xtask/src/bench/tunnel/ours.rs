@@ -1,17 +1,30 @@
 //! This project's tunnel, from real option files.
 
+use std::sync::OnceLock;
+
 use anyhow::Result;
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::topology::Topology;
 
 use super::{INNER_MTU, Tunnel};
 
+static OPTIONS: OnceLock<Vec<String>> = OnceLock::new();
+
+/// Gives every tunnel of ours these options from now on, each `NAME=VALUE` or, for a boolean, `NAME`; has an effect once.
+pub fn use_options(options: &[String]) {
+    OPTIONS.get_or_init(|| options.to_vec());
+}
+
 /// Starts both daemons and, where there are keys, waits for the dynamic ones.
 pub fn start(tunnel: Tunnel, net: &Topology) -> Result<Pair> {
     let daemon = if tunnel == Tunnel::CipeIdea { Daemon::Idea } else { Daemon::Blowfish };
     let pair = Pair::start(net, daemon, |_, options| {
         let options = options.set("mtu", INNER_MTU);
-        if tunnel == Tunnel::CipeNokey { options.without("key").flag("nokey") } else { options }
+        let options = if tunnel == Tunnel::CipeNokey { options.without("key").flag("nokey") } else { options };
+        OPTIONS.get().into_iter().flatten().fold(options, |options, option| match option.split_once('=') {
+            Some((name, value)) => options.set(name, value),
+            None => options.flag(option),
+        })
     })?;
     if tunnel != Tunnel::CipeNokey {
         pair.wait_for_keys(net)?;
