@@ -5,6 +5,7 @@
 //! path is pure functions over slices around them. May import every lower room; imported by `cli`.
 
 mod carried;
+mod carrier;
 pub mod checksum;
 pub mod coalesce;
 mod counters;

@@ -1,6 +1,6 @@
 //! One tunnel as its worker sees it: keys, peer, way out, and the judgement on each opened packet.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
+use super::carrier::{Sight, UdpCarrier};
 use super::counters::Counters;
 use super::keys::Keys;
 use super::outer::Hop;
@@ -69,9 +70,11 @@ pub struct Tunnel {
     /// What became of its packets.
     pub counters: Arc<Counters>,
     /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
-    pub udp: UdpSocket,
+    pub udp: UdpCarrier,
     /// Whether what `udp` sends carries DF; `None`: as the kernel likes.
     pub socket_df: Option<bool>,
+    /// What `udp` is seen to deliver.
+    pub sight: Sight,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
     /// Way to the peer.

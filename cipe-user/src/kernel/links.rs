@@ -52,6 +52,8 @@ pub struct Card {
     pub vlan: Option<VlanParent>,
     /// Receive queues in use; at least 1.
     pub receive_queues: u32,
+    /// It may deliver superframes: the other end is another device or host on this machine, which need not cut them.
+    pub superframes: bool,
     /// Taken up by the operator, its cable (or peer) present, and the kernel ready to send there.
     pub running: bool,
     /// Taken up by the operator.
@@ -71,6 +73,7 @@ impl Card {
             kind: if ethernet { CardKind::Ethernet } else { CardKind::Other },
             vlan: None,
             receive_queues: 1,
+            superframes: false,
             running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
             up: flags.contains(LinkFlags::Up),
         };
@@ -83,13 +86,25 @@ impl Card {
                 LinkAttribute::Mtu(mtu) => card.mtu = *mtu,
                 LinkAttribute::NumRxQueues(queues) => card.receive_queues = (*queues).max(1),
                 LinkAttribute::Link(index) => lower = Some(*index),
-                LinkAttribute::LinkInfo(infos) => vlan = vlan_number(infos),
+                LinkAttribute::LinkInfo(infos) => {
+                    vlan = vlan_number(infos);
+                    card.superframes = infos.iter().any(|info| matches!(info, LinkInfo::Kind(_)));
+                }
                 _ => {}
             }
         }
         card.vlan = lower.zip(vlan).map(|(ifindex, vlan)| VlanParent { ifindex, vlan });
         (!card.name.is_empty()).then_some(card)
     }
+}
+
+/// Drivers of virtual machines' cards that hand on what the host did not cut.
+const VIRTUAL_DRIVERS: [&str; 4] = ["virtio_net", "xen-netfront", "hv_netvsc", "vmxnet3"];
+
+/// Without sysfs of this network namespace it is taken for a card of its own kind.
+fn has_virtual_driver(name: &str) -> bool {
+    let driver = std::fs::read_link(format!("/sys/class/net/{name}/device/driver"));
+    driver.is_ok_and(|path| VIRTUAL_DRIVERS.iter().any(|driver| path.ends_with(driver)))
 }
 
 fn vlan_number(infos: &[LinkInfo]) -> Option<u16> {
@@ -118,6 +133,7 @@ impl Netlink {
         let mut card = Card::from_message(&self.link(what, message).await?).ok_or_else(|| Error::Answer(what()))?;
         // Drivers allocate for the largest machine; what AF_XDP can bind to is what the device uses now.
         card.receive_queues = ethtool::receive_queues(ifindex).unwrap_or(card.receive_queues);
+        card.superframes |= has_virtual_driver(&card.name);
         Ok(card)
     }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use cipe_common::maps::{MAX_TUNNELS, Slot};
@@ -13,6 +13,7 @@ use super::sizes::Sizes;
 use super::{Manager, Tenant};
 use crate::cipher::Algorithm;
 use crate::control::protocol::{Attach, Cipher, VERSION, XdpMode};
+use crate::engine::carrier::{Sight, UdpCarrier};
 use crate::engine::counters::Counters;
 use crate::engine::keys::Keys;
 use crate::engine::outer::Hop;
@@ -69,6 +70,7 @@ impl Manager {
             peer: known(attach.peer),
             counters: Arc::default(),
             sizes: Sizes::new(attach),
+            hop: None,
             carrier: None,
             refused: None,
             looped: false,
@@ -96,7 +98,7 @@ impl Manager {
         &mut self,
         number: u16,
         attach: &Attach,
-        udp: UdpSocket,
+        udp: UdpCarrier,
         device: &Device,
         counters: Arc<Counters>,
     ) -> anyhow::Result<()> {
@@ -124,6 +126,7 @@ impl Manager {
             nokey: attach.key.is_none(),
             counters,
             udp,
+            sight: Sight::new(Instant::now()),
             socket_df: None,
             peer,
             way: Way::Socket,
@@ -209,7 +212,7 @@ impl Manager {
 
     /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that the
     /// peer will see.
-    async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpSocket, SocketAddr)> {
+    async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpCarrier, SocketAddr)> {
         let mut me = attach.me;
         if me.ip().is_unspecified() {
             let any =
@@ -230,7 +233,6 @@ impl Manager {
             }
             _ => anyhow::anyhow!("me {me}: {error}"),
         })?;
-        udp.set_nonblocking(true)?;
         // ICMP errors are wanted as events; without them the tunnel works all the same.
         let wants_errors = match me.ip() {
             IpAddr::V4(_) => setsockopt(&udp, sockopt::Ipv4RecvErr, &true),
@@ -240,6 +242,7 @@ impl Manager {
             tracing::debug!("{me}: {error}; ICMP errors of the carrier will not be seen");
         }
         let me = udp.local_addr()?;
+        let udp = UdpCarrier::new(udp).with_context(|| format!("me {me}"))?;
         Ok((udp, me))
     }
 

@@ -1,18 +1,18 @@
 //! Carrier devices: opened when the first tunnel's way leads over them, closed after the last.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
 
 use super::attach::dropped;
-use super::{Manager, News};
+use super::{Manager, News, Tenant};
 use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::outer::Hop;
 use crate::engine::tunnel::{Path, Way};
 use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
-use crate::kernel::links::CardKind;
+use crate::kernel::links::{Card, CardKind};
 use crate::kernel::nexthop::{NextHop, State};
 use crate::xsk::{Socket, SocketConfig};
 
@@ -20,6 +20,8 @@ use crate::xsk::{Socket, SocketConfig};
 #[derive(Default)]
 pub struct Carriers {
     open: HashMap<u32, Carrier>,
+    /// Devices that might deliver superframes and were seen not to.
+    single_frames: HashSet<u32>,
 }
 
 struct Carrier {
@@ -67,6 +69,7 @@ impl Manager {
             // The carrier device stays open: the same way may come back at any moment, and there are drivers that take
             // the link down to attach XDP, which would never end.
             Err(reason) => {
+                tenant.hop = None;
                 self.notice(number, reason);
                 Way::NoRoute
             }
@@ -90,6 +93,7 @@ impl Manager {
     async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
         let is_open = self.use_carrier(hop.ifindex, number).await;
         let Some(tenant) = self.tenants.get_mut(&number) else { return Way::Socket };
+        tenant.hop = Some(hop);
         let (me, door) = (tenant.me, tenant.carrier_door);
         let after = is_open.then_some(hop.ifindex);
         let before = std::mem::replace(&mut tenant.carrier, after);
@@ -97,6 +101,25 @@ impl Manager {
             self.release_carrier(unused, number).await;
         }
         after.and_then(|_| self.path(hop, me, door)).map_or(Way::Socket, Way::Carrier)
+    }
+
+    /// Takes up that a tunnel's UDP socket gets single frames: AF_XDP is the faster door for them, on the same device for
+    /// all tunnels that choose by themselves.
+    pub(super) async fn saw_single_frames(&mut self, number: u16) {
+        let hop = self.tenants.get(&number).and_then(|tenant| tenant.hop);
+        let Some(ifindex) = hop.map(|hop| hop.ifindex) else { return };
+        if !self.carriers.single_frames.insert(ifindex) {
+            return;
+        }
+        let over = |tenant: &Tenant| tenant.hop.filter(|hop| hop.ifindex == ifindex).zip(tenant.peer);
+        let tunnels: Vec<_> =
+            self.tenants.iter().filter_map(|(number, tenant)| Some((*number, over(tenant)?))).collect();
+        for (number, (hop, peer)) in tunnels {
+            let way = self.way_over(hop, number).await;
+            if let Some(tenant) = self.tenants.get(&number) {
+                self.worker.send(Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
+            }
+        }
     }
 
     /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster (docs/BENCHMARKS.md).
@@ -123,7 +146,18 @@ impl Manager {
             carrier.tunnels.insert(number);
             return true;
         }
-        match self.open_carrier(ifindex, tenant.xdp_mode).await {
+        let (door, mode) = (tenant.carrier_door, tenant.xdp_mode);
+        let card = match self.netlink.card(ifindex).await {
+            Ok(card) => card,
+            Err(error) => {
+                self.notice(number, format!("{error}; sending by UDP socket"));
+                return false;
+            }
+        };
+        if door == Door::Auto && card.superframes && !self.carriers.single_frames.contains(&ifindex) {
+            return false;
+        }
+        match self.open_carrier(card, mode).await {
             Ok(mut carrier) => {
                 tracing::info!("{}", carrier.note);
                 self.notice(number, carrier.note.clone());
@@ -142,8 +176,8 @@ impl Manager {
         }
     }
 
-    async fn open_carrier(&mut self, ifindex: u32, mode: XdpPreference) -> anyhow::Result<Carrier> {
-        let card = self.netlink.card(ifindex).await?;
+    async fn open_carrier(&mut self, card: Card, mode: XdpPreference) -> anyhow::Result<Carrier> {
+        let ifindex = card.ifindex;
         if card.kind != CardKind::Ethernet {
             anyhow::bail!("{}: no Ethernet device, so AF_XDP cannot send on it", card.name);
         }
@@ -196,6 +230,7 @@ impl Manager {
 
     /// Closes a carrier device; tunnels that used it send by their UDP sockets.
     pub(super) async fn close_carrier(&mut self, ifindex: u32) {
+        self.carriers.single_frames.remove(&ifindex);
         let Some(carrier) = self.carriers.open.remove(&ifindex) else { return };
         self.programs.detach_carrier(ifindex);
         if let Err(error) = self.programs.remove_carrier_device(ifindex) {

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::counters::Counters;
 use super::random::Random;
-use super::worker::{self, Command, Handle};
+use super::worker::{self, Command, Handle, Report};
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Request, Status};
 use crate::control::run_dir::RunDir;
@@ -30,7 +30,7 @@ use crate::kernel::hub::Inheritance;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
-use crate::kernel::nexthop::{NextHops, State, Timing};
+use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
 use hubs::Hubs;
@@ -72,7 +72,9 @@ struct Tenant {
     peer: Option<SocketAddr>,
     counters: Arc<Counters>,
     sizes: Sizes,
-    /// Carrier device in use for sending, by ifindex.
+    /// Next hop to the peer, as it was last known.
+    hop: Option<NextHop>,
+    /// Carrier device that AF_XDP sockets are open on for it, by ifindex.
     carrier: Option<u32>,
     /// Carrier device that could not be opened for it, until something changes about that.
     refused: Option<u32>,
@@ -193,7 +195,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let keys = programs.take_keys().context("the key map has another writer")?;
     let config = UmemConfig { frames: FRAMES, ..UmemConfig::default() };
     let (umem, pool) = Umem::new(config)?;
-    let (to_manager, mut events) = mpsc::channel(1024);
+    let (to_manager, mut reports) = mpsc::channel(1024);
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
     let worker = worker::start(umem.clone(), pool, to_manager, next_hops.clone())?;
     let mut links = netlink.watch_links().await?;
@@ -246,8 +248,9 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                 }
             },
             Some(said) = said.recv() => manager.hear(said).await,
-            event = events.recv() => match event {
-                Some((number, event)) => manager.pass_on(number, event),
+            report = reports.recv() => match report {
+                Some((number, Report::Event(event))) => manager.pass_on(number, event),
+                Some((number, Report::SingleFrames)) => manager.saw_single_frames(number).await,
                 None => break Err(anyhow::anyhow!("the worker thread has ended; the system log says why")),
             },
             Some(news) = new_ways.recv() => manager.take_in(news).await,

@@ -1,3 +1,5 @@
+use std::net::UdpSocket;
+
 use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
 use crate::engine::testpackets::Flow;
@@ -34,7 +36,8 @@ impl Bed {
             keys: Keys::new(algorithm, writer.reader(), 0),
             nokey: false,
             counters: Arc::default(),
-            udp: UdpSocket::bind(("127.0.0.1", 0)).unwrap(),
+            udp: UdpCarrier::new(UdpSocket::bind(("127.0.0.1", 0)).unwrap()).unwrap(),
+            sight: Sight::new(Instant::now()),
             socket_df: None,
             peer: None,
             way: Way::Socket,

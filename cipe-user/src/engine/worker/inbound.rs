@@ -6,12 +6,12 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
-use rustix::net::RecvFlags;
 
 use super::delivery::Delivery;
-use super::{BATCH, FRESH, Worker, want};
+use super::{BATCH, FRESH, Report, Worker, want};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
+use crate::engine::carrier::Inbox;
 use crate::engine::outer;
 use crate::engine::tunnel::{Head, Opened, Way};
 use crate::wire::packet;
@@ -66,43 +66,63 @@ impl Worker {
         taken
     }
 
-    /// Takes one batch from a tunnel's own UDP socket: fragments, other devices, carriers without AF_XDP.
+    /// Takes one batch from a tunnel's own UDP socket: superframes, fragments, other devices, carriers without AF_XDP.
     pub(super) fn inbound_udp(&mut self, number: u16) -> usize {
-        self.hear_errors(number);
-        let mut taken = 0;
-        while taken < BATCH {
-            let Some(endpoint) = self.endpoints.get(&number) else { break };
-            let Some(mut frame) = self.pool.take() else {
-                endpoint.tunnel.counters.count(Verdict::NoFrame);
-                break;
-            };
-            let buffer = &mut self.umem.chunk_mut(&mut frame)[FRESH..];
-            let room = buffer.len();
-            match rustix::net::recvfrom(&endpoint.tunnel.udp, buffer, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
-                Ok((_, length, from)) => {
-                    taken += 1;
-                    match from.and_then(|from| SocketAddr::try_from(from).ok()) {
-                        Some(from) if length <= room => self.classify(number, frame, FRESH..FRESH + length, from),
-                        _ => {
-                            endpoint.tunnel.counters.count(Verdict::BadLength);
-                            self.pool.put(frame);
-                        }
-                    }
-                }
-                Err(rustix::io::Errno::AGAIN) => {
-                    self.pool.put(frame);
-                    break;
-                }
-                // The error of an earlier datagram; its details are in the error queue.
-                Err(error) => {
-                    self.pool.put(frame);
-                    tracing::debug!("tunnel {number}: {error}");
-                    break;
-                }
-            }
-        }
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let taken = self.take_in(number, &mut inbox);
+        self.inbox = inbox;
         self.open_incoming();
         taken
+    }
+
+    fn take_in(&mut self, number: u16, inbox: &mut Inbox) -> usize {
+        let Some(endpoint) = self.endpoints.get(&number) else { return 0 };
+        let more = match inbox.receive(&endpoint.tunnel.udp) {
+            Ok(more) => more,
+            // Nothing there but the error of an earlier datagram.
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::WouldBlock {
+                    tracing::debug!("tunnel {number}: {error}");
+                }
+                self.hear_errors(number);
+                return 0;
+            }
+        };
+        let mut taken = 0;
+        for message in inbox.messages() {
+            let before = taken;
+            for octets in message.datagrams() {
+                taken += 1;
+                self.take_in_one(number, octets, message.from);
+            }
+            if let Some(endpoint) = self.endpoints.get_mut(&number) {
+                let first = message.datagrams().next().map_or(0, <[u8]>::len);
+                endpoint.tunnel.sight.take(taken - before, first);
+            }
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(&number)
+            && endpoint.tunnel.sight.shows_single_frames(self.now)
+        {
+            // If the queue is full, the next look says it again.
+            let _ = self.reports.try_send((number, Report::SingleFrames));
+        }
+        if more { taken.max(BATCH) } else { taken }
+    }
+
+    /// Copies a datagram into a frame of its own, where it is opened; that costs little beside the opening.
+    fn take_in_one(&mut self, number: u16, octets: &[u8], from: SocketAddr) {
+        let place = FRESH..FRESH + octets.len();
+        let verdict = if place.end > self.umem.frame_size() as usize {
+            Verdict::BadLength
+        } else if let Some(mut frame) = self.pool.take() {
+            self.umem.chunk_mut(&mut frame)[place.clone()].copy_from_slice(octets);
+            return self.classify(number, frame, place, from);
+        } else {
+            Verdict::NoFrame
+        };
+        if let Some(endpoint) = self.endpoints.get(&number) {
+            endpoint.tunnel.counters.count(verdict);
+        }
     }
 
     fn owner(&self, to: SocketAddr) -> Option<u16> {
@@ -137,7 +157,7 @@ impl Worker {
                 if verdict == Verdict::NoReceiveKey
                     && let Some(reason) = tunnel.receiving(self.now)
                 {
-                    want(&self.events, tunnel, reason);
+                    want(&self.reports, tunnel, reason);
                 }
             }
         }
@@ -177,12 +197,13 @@ impl Worker {
                     tunnel.peer = Some(item.from);
                     tunnel.way = Way::Socket;
                     // Without the event the way stays the UDP socket's, which needs no address of a next hop.
-                    let _ = self.events.try_send((number, Event::NewPeer { peer: item.from }));
+                    let event = Event::NewPeer { peer: item.from };
+                    let _ = self.reports.try_send((number, Report::Event(event)));
                 }
                 if item.slot == Some(Slot::Receive)
                     && let Some(reason) = tunnel.receiving(self.now)
                 {
-                    want(&self.events, tunnel, reason);
+                    want(&self.reports, tunnel, reason);
                 }
                 let at = item.datagram.start;
                 match opened {
@@ -197,7 +218,7 @@ impl Worker {
                             from: item.from,
                             under_static: item.slot == Some(Slot::Static),
                         };
-                        match self.events.try_send((number, event)) {
+                        match self.reports.try_send((number, Report::Event(event))) {
                             Ok(()) => Verdict::ControlReceived,
                             Err(_) => Verdict::ControlFull,
                         }

@@ -24,6 +24,7 @@ use anyhow::Context as _;
 use cipe_common::Verdict;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
+use super::carrier::Inbox;
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
 use super::outer::Hop;
@@ -50,8 +51,17 @@ const CARRIER_FILL: u32 = 1024;
 /// The same for a hub: 14 superframes of 64 KiB.
 const PRIVATE_FILL: u32 = 256;
 
-/// What a worker tells the control thread: tunnel number and event.
-pub type Events = tokio::sync::mpsc::Sender<(u16, Event)>;
+/// What a worker tells the control thread of a tunnel.
+#[derive(Debug)]
+pub enum Report {
+    /// For its daemon.
+    Event(Event),
+    /// The carrier device delivers single frames to the tunnel's UDP socket, and many of them.
+    SingleFrames,
+}
+
+/// Where workers tell: tunnel number and report.
+pub type Reports = tokio::sync::mpsc::Sender<(u16, Report)>;
 
 /// What the control thread tells a worker.
 pub enum Command {
@@ -76,6 +86,8 @@ pub enum Command {
     SetWay(u16, IpAddr, Way, TunnelMtu),
     /// Packets and payload octets under one send key before a new one is wanted.
     SetSendLimits(u16, u64, u64),
+    /// Stay awake for this long at most when there is nothing to do.
+    BusyPoll(Duration),
     /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
     CountLosses(Sender<()>),
     /// A message to seal and send.
@@ -163,23 +175,26 @@ struct Worker {
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     commands: Receiver<Command>,
-    events: Events,
+    reports: Reports,
     now: Instant,
     received: Vec<Packet>,
     outgoing: Vec<Outgoing>,
     incoming: Vec<Incoming>,
     deliveries: Vec<Delivery>,
     coalescer: Coalescer,
+    inbox: Inbox,
     icmp: Icmp,
     /// Told of path MTUs that the kernel has learned.
     next_hops: NextHops,
+    /// Longest time to stay awake for when there is nothing to do.
+    busy_poll: Duration,
 }
 
 /// Starts a worker on a UMEM of its own.
 ///
 /// # Errors
 /// If the kernel refuses an epoll or event descriptor, raw sockets, random octets or a thread.
-pub fn start(umem: Umem, pool: Pool, events: Events, next_hops: NextHops) -> anyhow::Result<Handle> {
+pub fn start(umem: Umem, pool: Pool, reports: Reports, next_hops: NextHops) -> anyhow::Result<Handle> {
     let (sender, commands) = channel();
     let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -196,15 +211,17 @@ pub fn start(umem: Umem, pool: Pool, events: Events, next_hops: NextHops) -> any
         epoll,
         wake: wake.clone(),
         commands,
-        events,
+        reports,
         now: Instant::now(),
         received: Vec::with_capacity(BATCH),
         outgoing: Vec::with_capacity(BATCH),
         incoming: Vec::with_capacity(BATCH),
         deliveries: Vec::with_capacity(BATCH),
         coalescer: Coalescer::default(),
+        inbox: Inbox::new(),
         icmp: Icmp::open().context("raw ICMP sockets")?,
         next_hops,
+        busy_poll: Duration::ZERO,
     };
     let thread = std::thread::Builder::new().name("cipe-worker".into()).spawn(move || worker.run())?;
     Ok(Handle { commands: sender, wake, thread: Some(thread) })
@@ -212,8 +229,7 @@ pub fn start(umem: Umem, pool: Pool, events: Events, next_hops: NextHops) -> any
 
 impl Worker {
     fn run(mut self) {
-        let busy = std::env::var("BUSY").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
-        let mut rest = Rest::new(Duration::from_micros(busy));
+        let mut rest = Rest::new();
         let mut sources: Vec<Source> = Vec::with_capacity(64);
         loop {
             // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
@@ -226,8 +242,11 @@ impl Worker {
                     return;
                 }
             }
-            if sources.contains(&Source::Wake) && !self.obey() {
-                return;
+            if sources.contains(&Source::Wake) {
+                if !self.obey() {
+                    return;
+                }
+                rest.stay_awake(self.busy_poll);
             }
             // Serve the ready sources until all are empty, but hear commands between the rounds.
             for _ in 0..16 {
@@ -343,6 +362,7 @@ impl Worker {
                     endpoint.tunnel.limits.send_octets = octets;
                 }
             }
+            Command::BusyPoll(ceiling) => self.busy_poll = ceiling,
             Command::CountLosses(_done) => self.count_losses(),
             Command::SendControl(number, payload) => self.send_control(number, &payload),
             Command::Stop => {}
@@ -379,13 +399,13 @@ impl Worker {
 
     /// Tells the control thread; `false` if its queue is full.
     fn tell(&self, number: u16, event: Event) -> bool {
-        self.events.try_send((number, event)).is_ok()
+        self.reports.try_send((number, Report::Event(event))).is_ok()
     }
 }
 
 /// Asks the daemon for a key; if its queue is full, the next packet asks again.
-fn want(events: &Events, tunnel: &mut Tunnel, reason: Wanted) {
-    if events.try_send((tunnel.number, Event::KeyWanted { reason })).is_err() {
+fn want(reports: &Reports, tunnel: &mut Tunnel, reason: Wanted) {
+    if reports.try_send((tunnel.number, Report::Event(Event::KeyWanted { reason }))).is_err() {
         tunnel.asked = [None; 2];
     }
 }

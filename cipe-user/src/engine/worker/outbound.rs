@@ -100,7 +100,7 @@ impl Worker {
             tunnel.counters.count(verdict);
             let wanted = (verdict == Verdict::NoSendKey).then(|| tunnel.want_send_key(self.now)).flatten();
             if let Some(reason) = wanted {
-                want(&self.events, tunnel, reason);
+                want(&self.reports, tunnel, reason);
             }
         }
     }
@@ -149,7 +149,7 @@ impl Worker {
                 endpoint.tunnel.sent_ivs.insert(&iv);
             }
             if let Some(reason) = endpoint.tunnel.sealed(slot, out.octets, out.kind, self.now) {
-                want(&self.events, &mut endpoint.tunnel, reason);
+                want(&self.reports, &mut endpoint.tunnel, reason);
             }
             let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
             packet::frame(datagram, out.octets, out.kind, iv, std::array::from_fn(|i| random[packet::IV + i]));

@@ -1,14 +1,15 @@
 //! How a worker waits for packets: asleep, or for a short while awake where that pays.
 //!
-//! A sleeper costs nothing, but waking it costs an interrupt to another CPU and the way out of that CPU's idle state: on
-//! bare metal some microseconds, in a virtual machine thirty or more, for the waker as well. So a worker that was woken
-//! again soon after it fell asleep stays awake a little longer each time, up to a ceiling (`busypoll`), and one that sleeps
-//! long goes to sleep at once. Between two looks it yields, so that whoever else wants the CPU has it.
+//! A sleeper costs nothing, but to wake it on another CPU costs an interrupt there and that CPU's way out of idling: on bare
+//! metal some microseconds, in a virtual machine thirty or more, for whoever wakes it as well. So a worker that was woken
+//! again soon after it fell asleep stays awake a little longer each time, up to a ceiling (option `busypoll`), and one that
+//! sleeps long goes to sleep at once. Between two looks it yields, so that whoever else wants the CPU has it.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
+use rustix::thread::sched_yield;
 
 /// Events of one look.
 const EVENTS: usize = 64;
@@ -18,15 +19,21 @@ const LEAST: Duration = Duration::from_micros(5);
 
 /// The waiting of one worker.
 pub struct Rest {
+    ready: Vec<epoll::Event>,
     ceiling: Duration,
     awake: Duration,
-    ready: Vec<epoll::Event>,
 }
 
 impl Rest {
-    /// Stays awake for `ceiling` at most; zero always sleeps at once.
-    pub fn new(ceiling: Duration) -> Self {
-        Self { ceiling, awake: Duration::ZERO, ready: Vec::with_capacity(EVENTS) }
+    /// One that always sleeps at once.
+    pub fn new() -> Self {
+        Self { ready: Vec::with_capacity(EVENTS), ceiling: Duration::ZERO, awake: Duration::ZERO }
+    }
+
+    /// Sets the longest time to stay awake for; zero always sleeps at once.
+    pub fn stay_awake(&mut self, ceiling: Duration) {
+        self.ceiling = ceiling;
+        self.awake = self.awake.min(ceiling);
     }
 
     /// Waits for events on `epoll`, at most `longest`; returns the data of those that came, perhaps none.
@@ -34,23 +41,28 @@ impl Rest {
     /// # Errors
     /// What epoll says, but for an interrupted wait.
     pub fn wait(&mut self, epoll: &OwnedFd, longest: Duration) -> rustix::io::Result<impl Iterator<Item = u64>> {
-        let began = Instant::now();
-        let awake = self.awake.min(longest);
-        while began.elapsed() < awake {
-            self.look(epoll, Duration::ZERO)?;
-            if !self.ready.is_empty() {
-                return Ok(self.data());
-            }
-            rustix::thread::sched_yield();
+        if !self.has_seen_some(epoll, self.awake.min(longest))? {
+            let asleep = Instant::now();
+            self.look(epoll, longest)?;
+            self.adapt(asleep.elapsed());
         }
-        let asleep = Instant::now();
-        self.look(epoll, longest)?;
-        self.adapt(asleep.elapsed());
-        Ok(self.data())
+        Ok(self.ready.iter().map(|event| event.data.u64()))
     }
 
-    fn data(&self) -> impl Iterator<Item = u64> + use<'_> {
-        self.ready.iter().map(|event| event.data.u64())
+    /// Looks out for events for a time; whether there were any.
+    fn has_seen_some(&mut self, epoll: &OwnedFd, time: Duration) -> rustix::io::Result<bool> {
+        if time.is_zero() {
+            return Ok(false);
+        }
+        let began = Instant::now();
+        while began.elapsed() < time {
+            self.look(epoll, Duration::ZERO)?;
+            if !self.ready.is_empty() {
+                return Ok(true);
+            }
+            sched_yield();
+        }
+        Ok(false)
     }
 
     fn look(&mut self, epoll: &OwnedFd, longest: Duration) -> rustix::io::Result<()> {
@@ -72,5 +84,42 @@ impl Rest {
                 self.awake = Duration::ZERO;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    #[test]
+    fn short_sleeps_lengthen_the_wait_awake_to_its_ceiling_and_long_ones_end_it() {
+        let mut rest = Rest::new();
+        rest.adapt(Duration::from_micros(1));
+        assert_eq!(rest.awake, Duration::ZERO, "not without a ceiling");
+        rest.stay_awake(Duration::from_micros(50));
+        (0..10).for_each(|_| rest.adapt(Duration::from_micros(1)));
+        assert_eq!(rest.awake, Duration::from_micros(50));
+        (0..10).for_each(|_| rest.adapt(Duration::from_millis(1)));
+        assert_eq!(rest.awake, Duration::ZERO);
+        rest.adapt(Duration::from_micros(1));
+        rest.stay_awake(Duration::ZERO);
+        assert_eq!(rest.awake, Duration::ZERO, "a ceiling that is lowered holds at once");
+    }
+
+    #[test]
+    fn an_event_is_seen_awake_and_asleep() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let event = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
+        epoll::add(&epoll, &event, epoll::EventData::new_u64(7), epoll::EventFlags::IN).unwrap();
+        let mut rest = Rest::new();
+        for ceiling in [0, 100] {
+            rest.stay_awake(Duration::from_millis(ceiling));
+            rest.adapt(Duration::ZERO);
+            assert_eq!(rest.wait(&epoll, Duration::from_secs(10)).unwrap().collect::<Vec<_>>(), [7]);
+        }
+        rustix::io::read(&event, &mut [0; 8]).unwrap();
+        assert_eq!(rest.wait(&epoll, Duration::ZERO).unwrap().count(), 0, "nothing has come");
     }
 }
