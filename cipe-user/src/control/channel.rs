@@ -148,6 +148,23 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         }
     }
 
+    /// Sends a message when the other side has room for it.
+    ///
+    /// # Errors
+    /// As [`Self::send`], but for [`SendError::Full`].
+    pub async fn send_patiently(&self, message: &Out) -> Result<(), SendError> {
+        loop {
+            match self.send(message) {
+                Err(SendError::Full) => {}
+                outcome => return outcome,
+            }
+            // Readiness was noted before the socket was full: the refusal takes the note back, and the next one is news.
+            let again = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.socket.try_io(Interest::WRITABLE, again);
+            self.socket.writable().await?;
+        }
+    }
+
     /// The other side's user and process, as the kernel knows them.
     ///
     /// # Errors
@@ -233,6 +250,26 @@ mod tests {
         assert!(matches!(error, SendError::Full) && sent > 50, "{error} after {sent}");
         assert!(matches!(daemon.receive().await.unwrap(), Received::Message(Event::DeviceDown)));
         engine.send(&Event::StatusEnd).unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_patient_sender_loses_nothing() {
+        const MESSAGES: usize = 10_000;
+        let (engine, mut daemon) = pair();
+        let sender = async {
+            for _ in 0..MESSAGES {
+                engine.send_patiently(&Event::DeviceDown).await.unwrap();
+            }
+            engine.send_patiently(&Event::StatusEnd).await.unwrap();
+        };
+        let receiver = async {
+            let mut received = 0;
+            while let Received::Message(Event::DeviceDown) = daemon.receive().await.unwrap() {
+                received += 1;
+            }
+            received
+        };
+        assert_eq!(tokio::join!(sender, receiver).1, MESSAGES);
     }
 
     #[tokio::test(flavor = "current_thread")]
