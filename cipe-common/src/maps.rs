@@ -52,6 +52,9 @@ pub struct Tunnel {
     pub mss: u32,
     /// The hub that its device stands on, below [`MAX_HUBS`].
     pub hub: u32,
+    /// Its device's address. One whose last two octets are the tunnel's number, big-endian, is found here; `PRIVATE_ADDRESSES`
+    /// is for the others.
+    pub device: PrivateAddress,
 }
 
 impl Tunnel {
@@ -146,5 +149,5 @@ pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
     tunnel.wrapping_add(1) * crate::Verdict::COUNT as u32 + verdict as u32
 }
 
-const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 12);
+const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 20);
 const _: () = assert!(size_of::<PrivateAddress>() == 8 && MAX_HUBS <= 256);

@@ -70,6 +70,11 @@ pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
 #[inline(always)]
 fn tunnel_of(front: Front<'_>) -> u32 {
     let Some(ethernet) = front.at::<Ethernet>(0) else { return NO_TUNNEL };
+    // Mostly it says its number itself, which costs no look-up but the one that is needed anyway.
+    let number = u32::from(u16::from_be_bytes([ethernet.source[4], ethernet.source[5]]));
+    if TUNNELS.get(number).is_some_and(|tunnel| tunnel.device.mac == ethernet.source) {
+        return number;
+    }
     // SAFETY: values are plain u32; a device that is being removed may be counted under another tunnel, no more.
     unsafe { PRIVATE_ADDRESSES.get(PrivateAddress::new(ethernet.source)) }.copied().unwrap_or(NO_TUNNEL)
 }

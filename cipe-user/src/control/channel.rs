@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::protocol::MAX_MESSAGE;
 
@@ -73,8 +73,17 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, DecodeErr
 #[derive(Debug)]
 pub struct Channel<In, Out> {
     socket: UnixDatagram,
-    buffer: Zeroizing<Vec<u8>>,
     types: PhantomData<fn(Out) -> In>,
+}
+
+/// Takes the next message off a socket: its octets, or the length of one over [`MAX_MESSAGE`]. It is measured first, so
+/// that ten thousand connections do not need as many buffers of the largest size.
+fn take(socket: &UnixDatagram) -> io::Result<Result<Zeroizing<Vec<u8>>, usize>> {
+    // TRUNC: the true length, whatever fits.
+    let (_, length) = rustix::net::recv(socket, &mut [0; 0], RecvFlags::TRUNC | RecvFlags::PEEK)?;
+    let mut message = Zeroizing::new(vec![0; length.min(MAX_MESSAGE)]);
+    rustix::net::recv(socket, message.as_mut_slice(), RecvFlags::empty())?;
+    Ok(if length > MAX_MESSAGE { Err(length) } else { Ok(message) })
 }
 
 /// What was received.
@@ -94,33 +103,24 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
     /// # Errors
     /// The socket cannot be registered.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self {
-            socket: UnixDatagram::from_std(socket.into())?,
-            buffer: Zeroizing::new(vec![0; MAX_MESSAGE]),
-            types: PhantomData,
-        })
+        Ok(Self { socket: UnixDatagram::from_std(socket.into())?, types: PhantomData })
     }
 
     /// Waits for a message. Cancel safe: a message is either returned or still there.
     ///
     /// # Errors
     /// Of the socket, other than that the other side has gone.
-    pub async fn receive(&mut self) -> io::Result<Received<In>> {
-        let (socket, buffer) = (&self.socket, &mut self.buffer);
-        // TRUNC: the true length of a message that does not fit.
-        let receive = || Ok(rustix::net::recv(socket, buffer.as_mut_slice(), RecvFlags::TRUNC)?.1);
-        let length = match socket.async_io(Interest::READABLE, receive).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+    pub async fn receive(&self) -> io::Result<Received<In>> {
+        let receive = || take(&self.socket);
+        let message = match self.socket.async_io(Interest::READABLE, receive).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::Closed),
             outcome => outcome?,
         };
-        if length == 0 {
-            return Ok(Received::Closed);
-        }
-        if length > buffer.len() {
-            return Ok(Received::Malformed(DecodeError::TooLong(length)));
-        }
-        let decoded = decode(&buffer[..length]);
-        buffer[..length].zeroize();
+        let decoded = match &message {
+            Ok(message) if message.is_empty() => return Ok(Received::Closed),
+            Ok(message) => decode(message),
+            Err(length) => Err(DecodeError::TooLong(*length)),
+        };
         Ok(match decoded {
             Ok(message) => Received::Message(message),
             Err(error) => Received::Malformed(error),
@@ -145,6 +145,23 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
                 }
                 Err(error) => return Err(SendError::Io(error.into())),
             }
+        }
+    }
+
+    /// Sends a message when the other side has room for it.
+    ///
+    /// # Errors
+    /// As [`Self::send`], but for [`SendError::Full`].
+    pub async fn send_patiently(&self, message: &Out) -> Result<(), SendError> {
+        loop {
+            match self.send(message) {
+                Err(SendError::Full) => {}
+                outcome => return outcome,
+            }
+            // Readiness was noted before the socket was full: the refusal takes the note back, and the next one is news.
+            let again = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.socket.try_io(Interest::WRITABLE, again);
+            self.socket.writable().await?;
         }
     }
 
@@ -194,7 +211,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn messages_keep_their_borders_and_the_end_is_seen() {
-        let (mut engine, daemon) = pair();
+        let (engine, daemon) = pair();
         daemon.send(&Request::DropSendKey).unwrap();
         daemon.send(&Request::SetSendKey { key: KeyOctets([7; 16]) }).unwrap();
         drop(daemon);
@@ -207,7 +224,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn oversized_and_malformed_messages_are_told_apart_and_survived() {
-        let (mut engine, daemon) = pair();
+        let (engine, daemon) = pair();
         for text in [vec![b'x'; MAX_MESSAGE + 1], b"{}".to_vec(), vec![0xFF; 3]] {
             rustix::net::send(&daemon.socket, &text, SendFlags::empty()).unwrap();
         }
@@ -222,7 +239,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_daemon_that_does_not_read_never_blocks_the_engine() {
-        let (engine, mut daemon) = pair();
+        let (engine, daemon) = pair();
         let mut sent = 0;
         let error = loop {
             match engine.send(&Event::DeviceDown) {
@@ -233,6 +250,26 @@ mod tests {
         assert!(matches!(error, SendError::Full) && sent > 50, "{error} after {sent}");
         assert!(matches!(daemon.receive().await.unwrap(), Received::Message(Event::DeviceDown)));
         engine.send(&Event::StatusEnd).unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_patient_sender_loses_nothing() {
+        const MESSAGES: usize = 10_000;
+        let (engine, daemon) = pair();
+        let sender = async {
+            for _ in 0..MESSAGES {
+                engine.send_patiently(&Event::DeviceDown).await.unwrap();
+            }
+            engine.send_patiently(&Event::StatusEnd).await.unwrap();
+        };
+        let receiver = async {
+            let mut received = 0;
+            while let Received::Message(Event::DeviceDown) = daemon.receive().await.unwrap() {
+                received += 1;
+            }
+            received
+        };
+        assert_eq!(tokio::join!(sender, receiver).1, MESSAGES);
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -154,6 +154,14 @@ impl Connection {
         self.channel.send(event)
     }
 
+    /// Sends an event when the other side has room for it: for what is asked for and longer than the socket's queue.
+    ///
+    /// # Errors
+    /// The other side has gone, or as [`Self::send`].
+    pub async fn send_patiently(&self, event: &Event) -> Result<(), SendError> {
+        self.channel.send_patiently(event).await
+    }
+
     /// Who is there.
     ///
     /// # Errors

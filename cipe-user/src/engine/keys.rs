@@ -63,6 +63,8 @@ pub struct Keys {
     table: KeyReader,
     tunnel: u32,
     refreshed: Option<Instant>,
+    /// [`KeyReader::changes`] when the slots were last looked at.
+    changes: Option<u64>,
     seen: [u64; SLOTS as usize],
     /// What the map's slots held when they were last looked at. A live key may be in another slot for a moment.
     wanted: [Option<Octets>; SLOTS as usize],
@@ -77,19 +79,25 @@ impl Keys {
             table,
             tunnel: tunnel.into(),
             refreshed: None,
+            changes: None,
             seen: [0; SLOTS as usize],
             wanted: [const { None }; SLOTS as usize],
             live: [const { None }; SLOTS as usize],
         }
     }
 
-    /// Takes up what changed in the map. Four atomic loads when nothing did.
+    /// Takes up what changed in the map. One atomic load when nothing did, in any tunnel.
     ///
     /// A receive key that moves to the previous slot keeps its replay filter and counts. The control thread writes it
     /// there before it writes its successor; in between, both slots hold it, and it is live in the previous one only.
     pub fn refresh(&mut self, now: Instant) {
         // Once a round: in the middle of a batch a slot must not come to mean another key.
         if self.refreshed.replace(now) == Some(now) {
+            return;
+        }
+        // Asked for before the slots: a write meanwhile is a later change, and seen next time at the latest.
+        let changes = Some(self.table.changes());
+        if std::mem::replace(&mut self.changes, changes) == changes {
             return;
         }
         for slot in [Slot::Static, Slot::Send] {

@@ -28,12 +28,14 @@ pub const KEY: usize = 16;
 /// The one writer of the key slots.
 pub struct KeyWriter {
     slots: Arc<SharedArray<WORDS>>,
+    changes: Arc<AtomicU64>,
 }
 
 /// A reader of the key slots, for a worker. Clones are cheap and see the same memory.
 #[derive(Clone)]
 pub struct KeyReader {
     slots: Arc<SharedArray<WORDS>>,
+    changes: Arc<AtomicU64>,
 }
 
 impl KeyWriter {
@@ -42,7 +44,7 @@ impl KeyWriter {
     /// # Errors
     /// What mmap(2) answers.
     pub(super) fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
-        Ok(Self { slots: Arc::new(SharedArray::map(fd, len)?) })
+        Ok(Self { slots: Arc::new(SharedArray::map(fd, len)?), changes: Arc::default() })
     }
 
     /// Slots of their own, for tests of those who read them.
@@ -63,7 +65,7 @@ impl KeyWriter {
 
     /// A reader of the same slots.
     pub fn reader(&self) -> KeyReader {
-        KeyReader { slots: Arc::clone(&self.slots) }
+        KeyReader { slots: Arc::clone(&self.slots), changes: Arc::clone(&self.changes) }
     }
 
     /// Puts a live key into a slot.
@@ -104,10 +106,17 @@ impl KeyWriter {
             place.store(word, Ordering::Relaxed);
         }
         generation.store(odd.wrapping_add(1), Ordering::Release);
+        self.changes.fetch_add(1, Ordering::Release);
     }
 }
 
 impl KeyReader {
+    /// How often any slot of any tunnel was written: while this stays the same, so do all slots. Who looks at many tunnels
+    /// in turn looks here first, at one place that is always at hand.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     /// Generation of the slot at [`key_index`]: differs from an earlier value if the key may have changed. One load, for
     /// the check per batch; 0 means never set.
     ///
@@ -217,6 +226,17 @@ mod tests {
         assert!(reader.read(1).is_none());
         assert!(writer.slots[1][1..].iter().all(|word| word.load(Ordering::Relaxed) == 0));
         assert_ne!(reader.generation(1), before);
+    }
+
+    #[test]
+    fn every_write_is_a_change_for_all_to_see() {
+        let mut writer = table(8);
+        let reader = writer.reader();
+        let before = reader.changes();
+        writer.set(1, Slot::Send, &[1; KEY]);
+        let after = reader.changes();
+        writer.clear(0, Slot::Send);
+        assert!(after != before && reader.changes() != after);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::namespace::Namespace;
 
-pub use udp::{Pace, udp};
+pub use udp::{Pace, udp, udp_scattered};
 
 /// What arrived in one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,7 +1,7 @@
 //! UDP load: datagrams in batches, one system call for up to 64 of them at either end, and no segmentation offload.
 
 use std::io::{self, IoSliceMut};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt};
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use rustix::net::addr::SocketAddrArg;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 use socket2::{Domain, Socket, Type};
 
 use super::{Arrived, Report, Second, tick, watch};
@@ -59,22 +60,59 @@ pub fn udp(
     duration: Duration,
     on_second: impl FnMut(usize, Second),
 ) -> Result<Report> {
+    let receiver = receiver(to, address)?;
+    let sender = sender(from)?;
+    sender.connect(&receiver.local_addr()?)?;
+    Ok(load((&sender, &[]), &receiver, (length, pace), duration, on_second))
+}
+
+/// The same to many addresses of `to`: each datagram to one of them, picked at random.
+///
+/// # Errors
+/// As [`udp`].
+pub fn udp_scattered(
+    from: &Namespace,
+    (to, addresses): (&Namespace, &[Ipv4Addr]),
+    length: usize,
+    pace: Pace,
+    duration: Duration,
+) -> Result<Report> {
+    let receiver = receiver(to, Ipv4Addr::UNSPECIFIED)?;
+    let port = receiver.local_addr()?.as_socket_ipv4().map_or(0, |address| address.port());
+    let targets: Vec<_> = addresses.iter().map(|address| SocketAddrV4::new(*address, port).as_any()).collect();
+    Ok(load((&sender(from)?, &targets), &receiver, (length, pace), duration, |_, _| {}))
+}
+
+fn receiver(to: &Namespace, address: Ipv4Addr) -> Result<Socket> {
     let receiver = to.run(|| Socket::new(Domain::IPV4, Type::DGRAM, None))?;
     // By force: what the system allows by default is full after two milliseconds.
     setsockopt(&receiver, RcvBufForce, &(8 << 20))?;
     receiver.bind(&SocketAddr::from((address, 0)).into())?;
     receiver.set_read_timeout(Some(STRAGGLERS))?;
-    let target = receiver.local_addr()?;
+    Ok(receiver)
+}
+
+fn sender(from: &Namespace) -> Result<Socket> {
     let sender = from.run(|| Socket::new(Domain::IPV4, Type::DGRAM, None))?;
-    sender.connect(&target)?;
     setsockopt(&sender, SndBufForce, &(4 << 20))?;
+    Ok(sender)
+}
+
+/// Sends from a socket to its peer, or to `targets` if there are any.
+fn load(
+    (sender, targets): (&Socket, &[SocketAddrAny]),
+    receiver: &Socket,
+    (length, pace): (usize, Pace),
+    duration: Duration,
+    on_second: impl FnMut(usize, Second),
+) -> Report {
     let (arrived, sent, done) = (Arrived::default(), AtomicU64::new(0), AtomicBool::new(false));
     let mut total = std::thread::scope(|scope| {
         let (arrived, sent, done) = (&arrived, &sent, &done);
-        scope.spawn(|| receive(&receiver, length, arrived, done));
+        scope.spawn(|| receive(receiver, length, arrived, done));
         let (stop, stopped) = mpsc::channel();
         let sending = scope.spawn(move || {
-            offer(&sender, length, pace, arrived, sent, &stopped);
+            offer((sender, targets), length, pace, arrived, sent, &stopped);
             done.store(true, Relaxed);
         });
         let total = watch(arrived, duration, on_second);
@@ -85,12 +123,12 @@ pub fn udp(
     });
     let all = arrived.second(total.length);
     (total.octets, total.datagrams) = (all.octets, all.datagrams);
-    Ok(Report {
+    Report {
         total,
         sent: sent.into_inner(),
         reordered: arrived.reordered.into_inner(),
         damaged: arrived.damaged.into_inner(),
-    })
+    }
 }
 
 fn receive(socket: &Socket, length: usize, arrived: &Arrived, done: &AtomicBool) {
@@ -127,13 +165,21 @@ fn receive(socket: &Socket, length: usize, arrived: &Arrived, done: &AtomicBool)
     }
 }
 
-fn offer(socket: &Socket, length: usize, pace: Pace, arrived: &Arrived, sent: &AtomicU64, stopped: &Receiver<()>) {
+fn offer(
+    (socket, targets): (&Socket, &[SocketAddrAny]),
+    length: usize,
+    pace: Pace,
+    arrived: &Arrived,
+    sent: &AtomicU64,
+    stopped: &Receiver<()>,
+) {
     // The default slack of 50 microseconds is half a batch's time at a high rate; without the finer one we are only late.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     let mut packets: Vec<Vec<u8>> = vec![[vec![0; 8], pattern(0, length - 8)].concat(); BATCH];
     let mut rate = pace.rate();
     let mut step = 1.5;
     let mut number = 0_u64;
+    let mut random = 0x9E37_79B9_7F4A_7C15;
     let mut due = Instant::now();
     let mut looked = (due, 0, 0, 0);
     while !tick(stopped, due) {
@@ -141,7 +187,7 @@ fn offer(socket: &Socket, length: usize, pace: Pace, arrived: &Arrived, sent: &A
         for (place, packet) in packets[..burst].iter_mut().enumerate() {
             packet[..8].copy_from_slice(&(number + place as u64).to_be_bytes());
         }
-        let taken = send(socket, &packets[..burst]);
+        let taken = send(socket, targets, &mut random, &packets[..burst]);
         number += taken as u64;
         sent.store(number, Relaxed);
         let now = Instant::now();
@@ -168,10 +214,21 @@ fn offer(socket: &Socket, length: usize, pace: Pace, arrived: &Arrived, sent: &A
 
 /// Sends the packets and returns how many of them are gone. Those that the kernel refuses count as gone, and so as lost: the
 /// rate is then too high.
-fn send(socket: &Socket, packets: &[Vec<u8>]) -> usize {
+fn send(socket: &Socket, targets: &[SocketAddrAny], random: &mut u64, packets: &[Vec<u8>]) -> usize {
     let vectors: Vec<_> = packets.iter().map(|packet| [io::IoSlice::new(packet)]).collect();
     let mut ancillary: Vec<_> = packets.iter().map(|_| SendAncillaryBuffer::default()).collect();
-    let mut messages: Vec<_> =
-        vectors.iter().zip(&mut ancillary).map(|(vector, more)| MMsgHdr::new(vector, more)).collect();
+    let mut messages = Vec::with_capacity(packets.len());
+    for (vector, more) in vectors.iter().zip(&mut ancillary) {
+        messages.push(match targets.len() as u64 {
+            0 => MMsgHdr::new(vector, more),
+            n => {
+                // Xorshift: nobody is to guess it, it only must not follow the order of the tunnels.
+                *random ^= *random << 13;
+                *random ^= *random >> 7;
+                *random ^= *random << 17;
+                MMsgHdr::new_with_addr(&targets[(*random % n) as usize], vector, more)
+            }
+        });
+    }
     sendmmsg(socket, &mut messages, SendFlags::empty()).unwrap_or(packets.len())
 }

@@ -3,6 +3,7 @@
 //! Rounds are the outermost loop, so that tunnels take turns and a slow minute of the machine hits all of them alike.
 
 mod install;
+mod many;
 mod measure;
 pub mod profile;
 mod record;
@@ -39,6 +40,8 @@ pub struct Args {
 enum Part {
     /// Measure tunnels side by side, as without any subcommand
     Tunnels(TunnelArgs),
+    /// Measure one engine with 1, 100, 1,000 and 10,000 tunnels
+    Many(many::Args),
     /// Measure the cipher kernels beside OpenSSL, libgcrypt, Botan and RustCrypto
     Cipher(bench_cipher::BenchCipher),
 }
@@ -106,6 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.part {
         None => tunnels(&args.tunnels),
         Some(Part::Tunnels(args)) => tunnels(args),
+        Some(Part::Many(args)) => many::run(args),
         Some(Part::Cipher(args)) => bench_cipher::run(args),
     }
 }

@@ -156,7 +156,7 @@ impl Manager {
         if let Some(peer) = peer {
             self.follow(number, peer);
         }
-        self.programs.set_tunnel(tunnel, sizes.entry(hub))?;
+        self.programs.set_tunnel(tunnel, sizes.entry(hub, device.mac))?;
         Ok(())
     }
 
@@ -269,6 +269,7 @@ impl Manager {
         let old = std::mem::replace(&mut tenant.device.mac, mac);
         log_failure(self.programs.remove_private_address(old));
         log_failure(self.programs.set_private_address(mac, number.into()));
+        log_failure(self.programs.set_tunnel(number.into(), tenant.sizes.entry(tenant.hub, mac)));
         self.worker.send(Command::SetPrivateHop(number, Hop { source: hub.hidden_mac, destination: mac }));
     }
 

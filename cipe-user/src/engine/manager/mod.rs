@@ -288,9 +288,13 @@ async fn converse(number: u64, mut connection: Connection, mut events: mpsc::Rec
             },
             event = events.recv() => {
                 let Some(event) = event else { return };
-                if let Err(error) = connection.send(&event) {
+                let sent = match event {
+                    Event::Status(_) | Event::StatusEnd => connection.send_patiently(&event).await,
+                    _ => connection.send(&event),
+                };
+                if let Err(error) = sent {
                     tracing::warn!("control connection {number}: {error}");
-                    if matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown) {
+                    if matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown | Event::StatusEnd) {
                         break;
                     }
                 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cipe_common::maps::Tunnel as TunnelEntry;
+use cipe_common::maps::{PrivateAddress, Tunnel as TunnelEntry};
 
 use super::Manager;
 use crate::control::protocol::Attach;
@@ -42,12 +42,17 @@ impl Sizes {
         self.mtu
     }
 
-    /// What the programs must know of the tunnel, whose device stands on the hub in this slot.
-    pub fn entry(&self, hub: usize) -> TunnelEntry {
+    /// What the programs must know of the tunnel, whose device has the address `mac` and stands on the hub in this slot.
+    pub fn entry(&self, hub: usize, mac: [u8; 6]) -> TunnelEntry {
         let nokey = if self.nokey { TunnelEntry::NOKEY } else { 0 };
         // 0 would say that there is no limit; where nothing passes, any other will do.
         let mss = if self.clamps { self.mtu.of(Version::V4).saturating_sub(TCP_HEADERS).max(1) } else { 0 };
-        TunnelEntry { flags: TunnelEntry::ALIVE | nokey, mss: mss as u32, hub: hub as u32 }
+        TunnelEntry {
+            flags: TunnelEntry::ALIVE | nokey,
+            mss: mss as u32,
+            hub: hub as u32,
+            device: PrivateAddress::new(mac),
+        }
     }
 }
 
@@ -63,7 +68,7 @@ impl Manager {
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return;
         }
-        let entry = sizes.entry(tenant.hub);
+        let entry = sizes.entry(tenant.hub, tenant.device.mac);
         let octets = mtu.of(Version::V4);
         tracing::info!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
         if let Err(error) = self.programs.set_tunnel(number.into(), entry) {

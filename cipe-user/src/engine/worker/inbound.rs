@@ -15,7 +15,7 @@ use crate::engine::carrier::Inbox;
 use crate::engine::outer;
 use crate::engine::tunnel::{Head, Opened, Way};
 use crate::wire::packet;
-use crate::xsk::Frame;
+use crate::xsk::{Frame, Packet};
 
 /// A datagram of ours on its way in.
 pub struct Incoming {
@@ -39,14 +39,17 @@ impl Worker {
             taken += port.receive(&mut self.received, BATCH - taken, &mut self.pool);
         }
         let mut received = std::mem::take(&mut self.received);
+        let owners: ArrayVec<_, BATCH> = received.iter().map(|packet| self.owner_of(packet)).collect();
+        for (number, _) in owners.iter().flatten() {
+            if let Some(endpoint) = self.endpoints.get(number) {
+                endpoint.tunnel.warm(Slot::Receive);
+            }
+        }
         let mut in_chain = false;
-        for packet in received.drain(..) {
+        for (packet, owner) in received.drain(..).zip(owners) {
             // A frame of several pieces is no datagram of ours: each of those fits one UMEM frame.
             let piece = std::mem::replace(&mut in_chain, packet.more) || packet.more;
             let start = packet.offset as usize;
-            let chunk = self.umem.chunk(&packet.frame);
-            let found = chunk.get(start..start + packet.len as usize).and_then(outer::parse_frame);
-            let owner = found.and_then(|datagram| Some((self.owner(datagram.to)?, datagram)));
             match owner {
                 Some((number, found)) if !piece => {
                     let datagram = start + found.payload.start..start + found.payload.end;
@@ -123,6 +126,14 @@ impl Worker {
         if let Some(endpoint) = self.endpoints.get(&number) {
             endpoint.tunnel.counters.count(verdict);
         }
+    }
+
+    /// The tunnel that a carrier frame is for, and where what stands in it.
+    fn owner_of(&self, packet: &Packet) -> Option<(u16, outer::Datagram)> {
+        let start = packet.offset as usize;
+        let chunk = self.umem.chunk(&packet.frame);
+        let found = outer::parse_frame(chunk.get(start..start + packet.len as usize)?)?;
+        Some((self.owner(found.to)?, found))
     }
 
     fn owner(&self, to: SocketAddr) -> Option<u16> {

@@ -48,8 +48,8 @@ pub const BATCH: usize = 64;
 /// Most frames that wait for packets in the fill ring of a carrier queue: 1 ms of them at a million packets a second.
 const CARRIER_FILL: u32 = 1024;
 
-/// The same for a hub: 14 superframes of 64 KiB.
-const PRIVATE_FILL: u32 = 256;
+/// The same for a hub: as long as a worker may have to wait for its turn on a busy CPU.
+const PRIVATE_FILL: u32 = 1024;
 
 /// What a worker tells the control thread of a tunnel.
 #[derive(Debug)]

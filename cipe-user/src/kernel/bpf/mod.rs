@@ -54,7 +54,7 @@ struct PrivateKey(PrivateAddress);
 #[derive(Clone, Copy)]
 struct AddressKey(CarrierAddress);
 
-// SAFETY: three u32, no padding, every bit pattern valid.
+// SAFETY: three u32 and octets, no padding, every bit pattern valid.
 unsafe impl Pod for TunnelValue {}
 // SAFETY: octet arrays only.
 unsafe impl Pod for PrivateKey {}

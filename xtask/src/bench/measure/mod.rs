@@ -1,7 +1,7 @@
 //! The tests: what each loads, for how long, and what it reads off.
 
 pub mod account;
-mod search;
+pub mod search;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

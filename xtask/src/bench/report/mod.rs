@@ -52,6 +52,16 @@ pub fn report(results: &Results, compare: Tunnel, write: bool) -> Result<()> {
     Ok(())
 }
 
+/// Puts `text` into the document, as the section that `command` writes.
+///
+/// # Errors
+/// A document that cannot be written.
+pub fn replace_section(command: &str, text: &str) -> Result<()> {
+    document::replace(&tools::workspace().join(DOCUMENT), command, text)?;
+    println!("written: {DOCUMENT}");
+    Ok(())
+}
+
 struct Report<'a> {
     results: &'a Results,
     compare: Tunnel,
@@ -169,7 +179,7 @@ impl Report<'_> {
             }
         }
         if let Some(goals) = goals::table(self.results) {
-            text += "### Figures to reach\n\nMedians against medians. Not measured here: the short cut for gateways, and many tunnels.\n\n";
+            text += "### Figures to reach\n\nMedians against medians. Not measured here: the short cut for gateways. Many tunnels: below.\n\n";
             text += &goals;
         }
         Ok(text)

@@ -113,7 +113,9 @@ fn loopback_falls_back_to_generic_with_the_reason() {
 fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
     in_namespace(|programs, veth| {
         programs.set_private_address(SOURCE, TUNNEL).unwrap();
-        programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 1_000, hub: HUB.into() }).unwrap();
+        programs
+            .set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 1_000, hub: HUB.into(), ..Tunnel::default() })
+            .unwrap();
         programs.attach_private(veth.visible, veth.hidden, XdpPreference::Auto).unwrap();
         let tap = tap();
         let _half_open = syn();

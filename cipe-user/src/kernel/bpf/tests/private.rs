@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use cipe_common::{
     Stamp,
-    maps::{NO_TUNNEL, private_socket_index},
+    maps::{NO_TUNNEL, PrivateAddress, private_socket_index},
 };
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ const V6: &str = "2001:db8::7";
 
 fn ready(mss: u32) -> Option<Programs> {
     let mut programs = programs()?;
-    programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss, hub: HUB.into() }).unwrap();
+    programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss, hub: HUB.into(), ..Tunnel::default() }).unwrap();
     programs.set_private_address(SOURCE, TUNNEL).unwrap();
     Some(programs)
 }
@@ -91,6 +91,24 @@ fn a_dead_tunnel_and_a_forged_source_fail_closed() {
     assert_eq!(programs.run_tc(&frame, 0).0, TC_SHOT);
     assert_eq!(programs.counted(TUNNEL, Verdict::TunnelDead), 1);
     assert_eq!(programs.counted(NO_TUNNEL, Verdict::TunnelDead), 1);
+}
+
+#[test]
+fn an_address_that_says_its_number_is_found_without_the_hash_table_and_forged_ones_are_not() {
+    let Some(mut programs) = programs() else { return };
+    let mac = [0x1E, 1, 2, 3, 0, TUNNEL as u8];
+    let tunnel = Tunnel { flags: Tunnel::ALIVE, device: PrivateAddress::new(mac), ..Tunnel::default() };
+    programs.set_tunnel(TUNNEL, tunnel).unwrap();
+    programs.set_tunnel(TUNNEL - 1, tunnel).unwrap();
+    let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
+    frame[6..12].copy_from_slice(&mac);
+    assert_eq!(programs.run_tc(&frame, 0).0, TC_OK);
+    for forged in [[0x1E, 1, 2, 4, 0, TUNNEL as u8], [0x1E, 1, 2, 3, 0, TUNNEL as u8 - 1], [0xFF; 6]] {
+        frame[6..12].copy_from_slice(&forged);
+        assert_eq!(programs.run_tc(&frame, 0).0, TC_SHOT);
+    }
+    assert_eq!(programs.counted(NO_TUNNEL, Verdict::TunnelDead), 3);
+    assert_eq!(programs.counted(TUNNEL, Verdict::TunnelDead) + programs.counted(TUNNEL - 1, Verdict::TunnelDead), 0);
 }
 
 #[test]

@@ -1,0 +1,262 @@
+//! Stands in for the daemons of many tunnels: one connection a tunnel to the engine of its end.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cipe_tests::topology::{Side, Topology};
+use cipe_tests::{SOON, gateway};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::{Value, json};
+
+use crate::bench::tunnel::{INNER_MTU, Tunnel};
+
+/// Carrier port of the first tunnel; the others follow.
+const FIRST_PORT: u16 = 20_000;
+/// Descriptors that engine and bench need beside those of the tunnels.
+const OTHERS: u64 = 100;
+/// Largest message of the control protocol.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// As many tunnels as the limit of open files allows: an engine needs a connection and a UDP socket for each, and the bench
+/// two connections. Raises the limit as far as it may.
+pub fn most_tunnels() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    // Refused only where it is there already.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX)
+}
+
+/// The address of an end inside a tunnel.
+pub fn inner(side: Side, number: usize) -> Ipv4Addr {
+    let net = match side {
+        Side::A => 0x0A40_0000,
+        Side::B => 0x0A80_0000,
+    };
+    Ipv4Addr::from_bits(net + number as u32)
+}
+
+/// A generation of dynamic keys: what A sends under is what B receives under, and the other way round.
+#[derive(Clone, Copy)]
+pub struct Keys(u8);
+
+impl Keys {
+    /// The first ones.
+    pub fn first() -> Self {
+        Self(1)
+    }
+
+    /// Others.
+    pub fn next() -> Self {
+        Self(2)
+    }
+
+    fn of(self, sender: Side, number: usize) -> String {
+        let mut key = [0x5A; 16];
+        key[0] = self.0;
+        key[1] = sender.letter() as u8;
+        key[2..10].copy_from_slice(&(number as u64).to_be_bytes());
+        hex::encode(key)
+    }
+}
+
+/// One end: an engine, and the connections that hold its tunnels.
+pub struct End {
+    side: Side,
+    tunnel: Tunnel,
+    engine: Child,
+    socket: PathBuf,
+    log: PathBuf,
+    connections: Vec<OwnedFd>,
+}
+
+impl End {
+    /// Starts an engine at the gateway of a side, and waits until it listens.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn start(net: &Topology, side: Side, tunnel: Tunnel) -> Result<Self> {
+        let base = net.directory().join(format!("many{}", side.letter()));
+        let log = net.directory().join(format!("many{}.log", side.letter()));
+        let output = std::fs::File::create(&log)?;
+        let namespace = net.gw(side);
+        let mut command = namespace.command(gateway::binary()?);
+        command.args(["engine", "--stay"]).env("CIPE_RUN_DIR", &base).stdin(Stdio::null());
+        let engine = command.stdout(output.try_clone()?).stderr(output).spawn()?;
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(namespace.path())?);
+        let socket = base.join(format!("net-{inode}/control"));
+        let mut end = Self { side, tunnel, engine, socket, log, connections: Vec::new() };
+        let deadline = Instant::now() + SOON;
+        while end.connect().is_err() {
+            if let Some(status) = end.engine.try_wait()? {
+                bail!("the engine ended with {status}\n{}", end.log());
+            }
+            ensure!(Instant::now() < deadline, "no engine after {SOON:?}\n{}", end.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(end)
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> u32 {
+        self.engine.id()
+    }
+
+    /// What the engine has said.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        // What cannot be read is only missing in a message.
+        let _ = std::fs::File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text));
+        text
+    }
+
+    /// Packets by verdict, over all tunnels, as the engine counts them.
+    ///
+    /// # Errors
+    /// An engine that has gone.
+    pub fn verdicts(&self) -> Result<BTreeMap<String, u64>> {
+        let connection = self.connect()?;
+        send(&connection, &json!({"request": "status"}))?;
+        let mut sums = BTreeMap::new();
+        loop {
+            let event = receive(&connection)?;
+            for (verdict, count) in event["verdicts"].as_object().into_iter().flatten() {
+                *sums.entry(verdict.clone()).or_default() += count.as_u64().unwrap_or_default();
+            }
+            if event["event"] == "status-end" {
+                return Ok(sums);
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<OwnedFd> {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(&self.socket)?)?;
+        Ok(socket)
+    }
+
+    /// Makes some tunnels, one after the other.
+    ///
+    /// # Errors
+    /// What the engine refuses.
+    pub fn attach(&mut self, tunnels: Range<usize>, carrier: &str) -> Result<()> {
+        for number in tunnels {
+            let connection = self.connect()?;
+            send(&connection, &attach(self.side, self.tunnel, number, carrier))?;
+            let answer = receive(&connection)?;
+            ensure!(answer["event"] == "attached", "tunnel {number}: {answer}\n{}", self.log());
+            self.connections.push(connection);
+        }
+        Ok(())
+    }
+
+    /// Gives every tunnel its dynamic keys.
+    ///
+    /// # Errors
+    /// An engine that has gone.
+    pub fn set_keys(&mut self, keys: Keys) -> Result<()> {
+        for (number, connection) in self.connections.iter().enumerate() {
+            let receive = keys.of(self.side.other(), number);
+            send(connection, &json!({"request": "set-receive-key", "key": receive, "keep_ms": 1000}))?;
+            send(connection, &json!({"request": "set-send-key", "key": keys.of(self.side, number)}))?;
+        }
+        // Answered behind all that was asked before.
+        let last = self.connections.last().context("there is a tunnel")?;
+        send(last, &json!({"request": "send-control", "payload": "no hexadecimal"}))?;
+        while receive(last)?["event"] != "failed" {}
+        Ok(())
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Killed: what it leaves goes with the namespace, at once and not device by device.
+        if let Err(error) = self.engine.kill() {
+            eprintln!("engine: {error}");
+        }
+        // Killed: it ends.
+        let _ = self.engine.wait();
+    }
+}
+
+/// The request that makes a tunnel (`cipe_user::control::protocol::Attach`).
+fn attach(side: Side, tunnel: Tunnel, number: usize, carrier: &str) -> Value {
+    let port = FIRST_PORT as usize + number;
+    let cipher = if tunnel == Tunnel::CipeIdea { "idea" } else { "blowfish" };
+    let prefix = if tunnel == Tunnel::CipeIdea { "cipci" } else { "cipcb" };
+    let key = (tunnel != Tunnel::CipeNokey).then(|| hex::encode([0xA5; 16]));
+    json!({
+        "request": "attach",
+        "version": 1,
+        "device": null,
+        "prefix": prefix,
+        "cipher": cipher,
+        "key": key,
+        "ipaddr": inner(side, number),
+        "ptpaddr": inner(side.other(), number),
+        "mtu": INNER_MTU,
+        "metric": 0,
+        "me": format!("{}:{port}", side.carrier()),
+        "peer": format!("{}:{port}", side.other().carrier()),
+        "pin_peer": true,
+        "cttl": 64,
+        "checksum": false,
+        "ignore_df": false,
+        "force_mtu": false,
+        "mss_clamp": true,
+        "static_data": true,
+        "dynip": false,
+        "carrier": carrier,
+        "xdp_mode": "auto",
+        "send_packets": 1_u64 << 40,
+        "send_octets": 1_u64 << 50,
+        "receive_packets": 0,
+        "send_seconds": 1_000_000,
+        "retry_seconds": 1_000_000,
+    })
+}
+
+fn send(connection: &OwnedFd, request: &Value) -> Result<()> {
+    rustix::net::send(connection, request.to_string().as_bytes(), SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The next event, but those that want keys: the bench gives them at its own time.
+fn receive(connection: &OwnedFd) -> Result<Value> {
+    let mut buffer = [0; MAX_MESSAGE];
+    loop {
+        let (length, _) = rustix::net::recv(connection, &mut buffer, RecvFlags::empty())?;
+        ensure!(length > 0, "the engine has closed a connection");
+        let event: Value = serde_json::from_slice(&buffer[..length])?;
+        if ["attached", "failed", "status", "status-end"].iter().any(|name| event["event"] == *name) {
+            return Ok(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_all_tunnels_have_addresses_of_their_own() {
+        assert_eq!(inner(Side::A, 0), Ipv4Addr::new(10, 64, 0, 0));
+        assert_eq!(inner(Side::B, 10_000), Ipv4Addr::new(10, 128, 39, 16));
+    }
+
+    #[test]
+    fn both_ends_agree_on_keys() {
+        assert_eq!(Keys::first().of(Side::A, 7), Keys::first().of(Side::A, 7));
+        assert_ne!(Keys::first().of(Side::A, 7), Keys::first().of(Side::B, 7));
+        assert_ne!(Keys::first().of(Side::A, 7), Keys::next().of(Side::A, 7));
+        assert_ne!(Keys::first().of(Side::A, 7), Keys::first().of(Side::A, 8));
+    }
+}

@@ -1,0 +1,306 @@
+//! `cargo xtask bench many`: one engine with many tunnels, hub and spokes.
+//!
+//! Both ends are engines, each in a namespace of its own, joined by one veth pair. No daemon runs: [`client`] speaks the
+//! control protocol for all of them, as so many connections, and gives both ends the same dynamic keys.
+
+mod client;
+mod memory;
+mod report;
+
+use std::fs::File;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cipe_tests::gateway;
+use cipe_tests::namespace::Namespace;
+use cipe_tests::topology::{Carrier, Side, Topology as Net};
+use cipe_tests::traffic::{self, Pace};
+use serde::{Deserialize, Serialize};
+
+use super::measure::{account, search};
+use super::record::{Offloads, Topology};
+use super::report::number;
+use super::tunnel::Tunnel;
+use crate::tools;
+use client::{End, Keys};
+
+/// What to measure.
+#[derive(clap::Args)]
+pub struct Args {
+    /// How many tunnels, one after the other
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 1_000, 10_000])]
+    tunnels: Vec<usize>,
+    /// How many times everything is measured
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Which cipher
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Tunnel::CipeIdea])]
+    only: Vec<Tunnel>,
+    /// Measure this `cipe` binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    cipe: Option<PathBuf>,
+    /// How datagrams get to the carrier: auto, xdp or udp
+    #[arg(long, default_value = "auto")]
+    carrier: String,
+    /// Append each measurement to this file, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure nothing: report what --json wrote, from one or more files
+    #[arg(long, value_name = "FILE,...", value_delimiter = ',', conflicts_with = "json")]
+    from: Vec<PathBuf>,
+    /// Write the report into docs/BENCHMARKS.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// What is measured, of one tunnel of many at one end where nothing else is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// Time to make one.
+    Setup,
+    /// Resident memory of the engine, beside key state.
+    Engine,
+    /// Memory of the kernel.
+    Kernel,
+    /// Resident memory of the engine with keys in use.
+    Keyed,
+    /// CPU time of the engine for two new keys and the first packets under them.
+    KeyChange,
+    /// Highest rate of datagrams of 1400 octets to all tunnels at random that loses at most one in 1000.
+    Rate,
+    /// What arrives of a flood of them.
+    Flood,
+    /// The same as payload.
+    Goodput,
+}
+
+impl Metric {
+    const ALL: [Self; 8] =
+        [Self::Setup, Self::Engine, Self::Kernel, Self::Keyed, Self::KeyChange, Self::Rate, Self::Flood, Self::Goodput];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::Engine => "memory-engine",
+            Self::Kernel => "memory-kernel",
+            Self::Keyed => "memory-engine-keyed",
+            Self::KeyChange => "key-change",
+            Self::Rate => "udp-1400",
+            Self::Flood => "udp-1400-flood",
+            Self::Goodput => "udp-1400-goodput",
+        }
+    }
+
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Setup | Self::KeyChange => "us",
+            Self::Engine | Self::Kernel | Self::Keyed => "KiB",
+            Self::Rate | Self::Flood => "packets/s",
+            Self::Goodput => "Mbit/s",
+        }
+    }
+}
+
+/// One measurement, with the fields of all others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The cipher.
+    pub tunnel: Tunnel,
+    /// Always from gateway to gateway.
+    pub topology: Topology,
+    /// Of the carrier.
+    pub offloads: Offloads,
+    /// `many-`, how many tunnels, and what was measured.
+    pub test: String,
+    /// In which round, from 1.
+    pub round: usize,
+    /// The value, in `unit`.
+    pub value: f64,
+    /// Its unit.
+    pub unit: String,
+}
+
+impl Record {
+    fn new(tunnel: Tunnel, tunnels: usize, metric: Metric, round: usize, value: f64) -> Self {
+        let (topology, offloads, unit) = (Topology::P2p, Offloads::Raw, metric.unit().to_owned());
+        Self { tunnel, topology, offloads, test: format!("many-{tunnels}-{}", metric.name()), round, value, unit }
+    }
+
+    /// How many tunnels, and what was measured; `None` if it is no record of this bench.
+    fn parse(&self) -> Option<(usize, Metric)> {
+        let (tunnels, name) = self.test.strip_prefix("many-")?.split_once('-')?;
+        Some((tunnels.parse().ok()?, Metric::ALL.into_iter().find(|metric| metric.name() == name)?))
+    }
+}
+
+/// Payload of the load's datagrams, in octets.
+const PAYLOAD: usize = 1400;
+/// How long one trial of a rate takes.
+const TRIAL: Duration = Duration::from_millis(1000);
+/// Trials of rates beside the flood.
+const STEPS: usize = 6;
+/// Datagrams a second while every tunnel is used once.
+const TOUCH: u64 = 20_000;
+
+/// Measures and reports.
+///
+/// # Errors
+/// An engine that did not start or refused a tunnel, or a load of which nothing arrives.
+pub fn run(args: &Args) -> Result<()> {
+    let records = if args.from.is_empty() { measure(args)? } else { read(&args.from)? };
+    report::report(&records, args.write)
+}
+
+fn read(files: &[PathBuf]) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+        for (number, line) in text.lines().enumerate() {
+            let place = || format!("{}:{}", path.display(), number + 1);
+            records.push(serde_json::from_str(line).with_context(place)?);
+        }
+    }
+    Ok(records)
+}
+
+fn measure(args: &Args) -> Result<Vec<Record>> {
+    tools::need_namespaces()?;
+    let binary = match &args.cipe {
+        Some(path) => path.clone(),
+        None => {
+            println!("Building cipe (release) ...");
+            tools::build_cipe(true)?
+        }
+    };
+    gateway::use_binary(&binary)?;
+    tools::clean_up_on_signals(super::tunnel::remove_sockets)?;
+    let most = client::most_tunnels();
+    let mut json = match &args.json {
+        Some(path) => {
+            let file = File::options().create(true).append(true).open(path);
+            Some(file.with_context(|| format!("{}", path.display()))?)
+        }
+        None => None,
+    };
+    let mut records = Vec::new();
+    for round in 1..=args.rounds.max(1) {
+        for &tunnel in &args.only {
+            for &wanted in &args.tunnels {
+                if wanted > most {
+                    println!("{wanted} tunnels: {most}, as two descriptors a tunnel and the limit of open files allow");
+                }
+                let tunnels = wanted.min(most);
+                let values = one(tunnel, tunnels, &args.carrier).with_context(|| format!("{tunnels} tunnels"))?;
+                let figures: Vec<String> = values
+                    .iter()
+                    .map(|(metric, value)| format!("{} {} {}", metric.name(), number(*value), metric.unit()))
+                    .collect();
+                println!("round {round} {} {tunnels:>5} tunnels: {}", tunnel.name(), figures.join(", "));
+                for (metric, value) in values {
+                    let record = Record::new(tunnel, tunnels, metric, round, value);
+                    if let Some(file) = &mut json {
+                        file.write_all(format!("{}\n", serde_json::to_string(&record)?).as_bytes())?;
+                    }
+                    records.push(record);
+                }
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// Sets `tunnels` up between two fresh engines, and measures.
+fn one(tunnel: Tunnel, tunnels: usize, carrier: &str) -> Result<Vec<(Metric, f64)>> {
+    let net = Net::new(Carrier::Direct, Offloads::Raw.of_bed())?;
+    let mut ends = [End::start(&net, Side::A, tunnel)?, End::start(&net, Side::B, tunnel)?];
+    let [a, b] = &ends;
+    let engines = [a.engine(), b.engine()];
+    let count = tunnels as f64;
+    let mut before = memory::Memory::now(&engines)?;
+    let mut others = count;
+    let start = Instant::now();
+    ends.iter_mut().try_for_each(|end| end.attach(0..1, carrier))?;
+    if tunnels > 1 {
+        // What all share came with the first.
+        before = memory::Memory::now(&engines)?;
+        others = count - 1.0;
+        ends.iter_mut().try_for_each(|end| end.attach(1..tunnels, carrier))?;
+    }
+    let setup = start.elapsed().as_secs_f64() * 1e6 / (2.0 * count);
+    let idle = memory::Memory::now(&engines)?.since(before);
+
+    let addresses: Vec<Ipv4Addr> = (0..tunnels).map(|number| client::inner(Side::B, number)).collect();
+    let (from, to) = (net.gw(Side::A), net.gw(Side::B));
+    for (keys, end) in [Keys::first(), Keys::first()].into_iter().zip(&mut ends) {
+        end.set_keys(keys)?;
+    }
+    touch(from, (to, &addresses))?;
+    let keyed = memory::Memory::now(&engines)?.since(before);
+
+    account::wait_until_quiet(Duration::from_secs(15))?;
+    let used = used_by(&engines, || touch(from, (to, &addresses)))?;
+    let used_with_keys = used_by(&engines, || {
+        ends.iter_mut().try_for_each(|end| end.set_keys(Keys::next()))?;
+        touch(from, (to, &addresses))
+    })?;
+    let change = used_with_keys.saturating_sub(used).as_secs_f64() * 1e6 / (2.0 * count);
+
+    account::wait_until_quiet(Duration::from_secs(15))?;
+    let found = search::loss_free(STEPS, |pace| {
+        let report = traffic::udp_scattered(from, (to, &addresses), PAYLOAD, pace, TRIAL)?;
+        ensure!(report.damaged == 0, "{} datagrams were damaged", report.damaged);
+        Ok((&report).into())
+    })?;
+    for end in &ends {
+        println!(
+            "{}",
+            end.verdicts()?.iter().map(|(verdict, count)| format!("{verdict} {count}")).collect::<Vec<_>>().join(", ")
+        );
+    }
+    ensure!(found.flood > 0.0, "no datagram arrived\n{}", ends[0].log());
+    let mbit = |rate: f64| rate * PAYLOAD as f64 * 8e-6;
+    Ok(vec![
+        (Metric::Setup, setup),
+        (Metric::Engine, idle.engine / (2.0 * others)),
+        (Metric::Kernel, idle.kernel / (2.0 * others)),
+        (Metric::Keyed, keyed.engine / (2.0 * others)),
+        (Metric::KeyChange, change),
+        (Metric::Rate, found.rate),
+        (Metric::Flood, found.flood),
+        (Metric::Goodput, mbit(found.flood)),
+    ])
+}
+
+/// CPU time of processes while `work` is done.
+fn used_by(pids: &[u32], work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let before = account::run_time(pids)?;
+    work()?;
+    Ok(account::run_time(pids)?.saturating_sub(before))
+}
+
+/// Sends some datagrams through each tunnel, so that it has seen traffic under its present keys.
+fn touch(from: &Namespace, (to, addresses): (&Namespace, &[Ipv4Addr])) -> Result<()> {
+    for some in addresses.chunks(1000) {
+        // Each of 1,000 is missed by 10,000 random ones with a chance of e^-10.
+        let duration = Duration::from_secs_f64((10.0 * some.len() as f64 / TOUCH as f64).max(0.05));
+        traffic::udp_scattered(from, (to, some), 64, Pace::Fixed(TOUCH), duration)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_says_how_many_tunnels_and_what() {
+        let record = Record::new(Tunnel::CipeIdea, 1000, Metric::Flood, 2, 5.0);
+        assert_eq!(record.test, "many-1000-udp-1400-flood");
+        assert_eq!(record.parse(), Some((1000, Metric::Flood)));
+        let other = Record { test: "udp-1400".to_owned(), ..record };
+        assert_eq!(other.parse(), None);
+    }
+}
