@@ -257,6 +257,19 @@ impl Gateway {
             .with_context(|| format!("no line {what} in the log:\n{}", self.log.text()))
     }
 
+    /// Waits until the log has exactly `count` lines that `wanted` accepts. What a packet causes is logged by another
+    /// process than the one that has delivered it, so that a line may come after the packet's answer.
+    ///
+    /// # Errors
+    /// The whole log, if there are fewer after [`SOON`], or more.
+    pub fn wait_for_lines(&self, count: usize, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let found = self.log.wait_for_lines(count, SOON, wanted);
+        if found != count {
+            bail!("{found} lines {what} instead of {count} in the log:\n{}", self.log.text());
+        }
+        Ok(())
+    }
+
     /// A `cipe` command line for this gateway's engine, such as `cipe show --json`.
     pub fn cipe(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ip");
