@@ -17,7 +17,7 @@ use cipe_tests::{SOON, may_make_namespaces, traffic};
 /// Pings until an answer comes.
 fn wait_for_ping(from: &Namespace, to: Ipv4Addr, logs: &[&Gateway]) -> Result<()> {
     let deadline = Instant::now() + SOON;
-    let one = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
+    let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
     while ping::run(from, to, &one)?.received() == 0 {
         if Instant::now() > deadline {
             let logs: String =
@@ -150,7 +150,7 @@ fn all_reach_each_other(mut stations: Vec<Station>) -> Result<()> {
         }
         assert_eq!(from.there.engine_pid(), Some(engine), "all share one engine");
     }
-    let one = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
+    let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
     assert_eq!(ping::run(&gone.host, HUB, &one)?.received(), 0);
     Ok(())
 }

@@ -69,7 +69,12 @@ fn inner_traffic(net: &Topology, mtu: usize) -> Result<()> {
     for size in (HEADERS..=mtu).rev().step_by(3) {
         let payload = pattern(size as u32, size - HEADERS);
         client.send(&payload)?;
-        let (length, from) = server.recv_from(&mut buffer).with_context(|| format!("{size} octets, to B"))?;
+        let (length, from) = loop {
+            let got = server.recv_from(&mut buffer).with_context(|| format!("{size} octets, to B"))?;
+            if buffer[..got.0] != *FIRST {
+                break got;
+            }
+        };
         assert!(buffer[..length] == payload, "{size} octets, to B");
         server.send_to(&buffer[..length], from)?;
         let length = client.recv(&mut buffer).with_context(|| format!("{size} octets, to A"))?;
@@ -81,13 +86,16 @@ fn inner_traffic(net: &Topology, mtu: usize) -> Result<()> {
     Ok(())
 }
 
-/// Sends until the first answer comes: keys may not be there yet.
+/// What is sent, as often as it takes, before sizes are.
+const FIRST: &[u8] = b"first";
+
+/// Sends until something comes through: keys may not be there yet. More of it may come later.
 fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
     let deadline = Instant::now() + SOON;
     let mut buffer = [0; 64];
     server.set_read_timeout(Some(Duration::from_millis(100)))?;
     loop {
-        client.send(b"first")?;
+        client.send(FIRST)?;
         if server.recv_from(&mut buffer).is_ok() {
             break;
         }
@@ -95,8 +103,6 @@ fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
             bail!("nothing comes through");
         }
     }
-    // What was sent too often is of no use any more.
-    while server.recv_from(&mut buffer).is_ok() {}
     server.set_read_timeout(Some(SOON))?;
     Ok(())
 }
@@ -105,7 +111,7 @@ fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr) -> Result<()> {
     let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     let listener = to.run(|| TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
-    let mut sender = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(10)))?;
+    let mut sender = from.run(|| TcpStream::connect_timeout(&target, SOON))?;
     let (mut receiver, _) = listener.accept()?;
     sender.set_write_timeout(Some(SOON))?;
     receiver.set_read_timeout(Some(SOON))?;

@@ -300,6 +300,24 @@ impl Gateway {
         found.with_context(|| format!("cipe show --json does not know {device}: {text}"))
     }
 
+    /// Waits for a status. A counter may still be behind the answer to the packet that it counts: another process is told
+    /// of the packet first.
+    ///
+    /// # Errors
+    /// The last status and the log, if none that `wanted` accepts came within [`SOON`].
+    pub fn wait_for_status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Result<Status> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let status = self.status()?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("not seen: {what}\n{status:?}\n{}", self.log.text());
+            }
+        }
+    }
+
     /// Sends SIGTERM and waits for the end.
     ///
     /// # Errors
@@ -387,7 +405,7 @@ impl Pair {
         loop {
             // The exchange is driven by packets: every round sends one each way and waits for its answer.
             for side in [Side::A, Side::B] {
-                let one = ping::Plan { timeout: Duration::from_millis(200), ..ping::Plan::count(1) };
+                let one = ping::Plan { timeout: Duration::from_millis(500), ..ping::Plan::count(1) };
                 ping::run(net.lan(side), side.other().host(), &one)?;
             }
             let (a, b) = (self.a.status()?, self.b.status()?);
