@@ -37,7 +37,7 @@ verdicts! {
     NoEngine = "no-engine",
     /// Outbound drop: the peer's carrier address is not known yet.
     NoPeer = "no-peer",
-    /// Outbound drop: no carrier route leads to the peer.
+    /// Outbound drop: no carrier route leads to the peer, or its SOCKS5 server has no relay for us.
     NoRoute = "no-route",
     /// Outbound drop: the carrier route leads back into the tunnel.
     RouteLoop = "route-loop",
@@ -71,6 +71,8 @@ verdicts! {
     Reflected = "reflected",
     /// Inbound drop: valid, but from an address other than the pinned peer's.
     WrongPeer = "wrong-peer",
+    /// Inbound drop: not from the relay of the tunnel's SOCKS5 server, or without a header of its own, or a fragment.
+    BadRelay = "bad-relay",
     /// Inbound drop: a control packet that is no message of protocol section 3.
     BadMessage = "bad-message",
     /// Inbound drop: the daemon's queue was full.

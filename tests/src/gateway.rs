@@ -133,6 +133,21 @@ impl Gateway {
         daemon: Daemon,
         options: &Options,
     ) -> Result<Self> {
+        Self::start_with(net, (namespace, who), routes, daemon, options, &[])
+    }
+
+    /// The same with more in the environment.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn start_with(
+        net: &Topology,
+        (namespace, who): (&Namespace, &str),
+        routes: &[String],
+        daemon: Daemon,
+        options: &Options,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("gw{who}-{number}");
@@ -158,6 +173,7 @@ impl Gateway {
         let bin = net.directory().join("bin");
         let mut command = namespace.command(bin.join(daemon.program()));
         command.arg("-o").arg(&path).env("CIPE_RUN_DIR", &run_directory);
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let text = format!(
             "CIPE_RUN_DIR={} ip netns exec {} {} -o {}",

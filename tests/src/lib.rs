@@ -17,6 +17,7 @@ pub mod peer;
 pub mod ping;
 pub mod process;
 pub mod relayed;
+pub mod socks;
 pub mod status;
 pub mod stream;
 pub mod topology;

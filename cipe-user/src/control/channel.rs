@@ -148,6 +148,18 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         }
     }
 
+    /// Sends a message, and waits as long as the other side does not read. Cancel safe: the message is then not sent.
+    ///
+    /// # Errors
+    /// The message is lost; never [`SendError::Full`].
+    pub async fn deliver(&self, message: &Out) -> Result<(), SendError> {
+        let send = || match self.send(message) {
+            Err(SendError::Full) => Err(io::ErrorKind::WouldBlock.into()),
+            outcome => Ok(outcome),
+        };
+        self.socket.async_io(Interest::WRITABLE, send).await?
+    }
+
     /// The other side's user and process, as the kernel knows them.
     ///
     /// # Errors
@@ -233,6 +245,25 @@ mod tests {
         assert!(matches!(error, SendError::Full) && sent > 50, "{error} after {sent}");
         assert!(matches!(daemon.receive().await.unwrap(), Received::Message(Event::DeviceDown)));
         engine.send(&Event::StatusEnd).unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_must_arrive_waits_for_the_reader() {
+        let (engine, mut daemon) = pair();
+        let reading = async {
+            for _ in 0..5000 {
+                assert!(matches!(daemon.receive().await.unwrap(), Received::Message(Event::DeviceDown)));
+            }
+        };
+        let writing = async {
+            for _ in 0..5000 {
+                engine.deliver(&Event::DeviceDown).await.unwrap();
+            }
+        };
+        // The writer first: it meets a full socket.
+        tokio::join!(biased; writing, reading);
+        drop(daemon);
+        assert!(matches!(engine.deliver(&Event::DeviceDown).await, Err(SendError::Closed)));
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -146,6 +146,14 @@ impl Connection {
         }
     }
 
+    /// Sends an event, and waits as long as the other side does not read.
+    ///
+    /// # Errors
+    /// The event is lost; never [`SendError::Full`].
+    pub async fn deliver(&self, event: &Event) -> Result<(), SendError> {
+        self.channel.deliver(event).await
+    }
+
     /// Sends an event, or fails at once; see the rule above.
     ///
     /// # Errors

@@ -27,17 +27,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
 };
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 use rustix::io::Errno;
 
+use super::addresses::Configuration;
 use super::events::Events;
 use super::links::Card;
 use super::netlink::{Error, Netlink, Result};
@@ -77,6 +76,8 @@ pub struct TunnelDevice {
     pub queues: u32,
     /// The process that it is made for: when that ends, the device is a leftover.
     pub owner: u32,
+    /// How it is configured beside that.
+    pub configuration: Configuration,
 }
 
 /// A tunnel device that exists.
@@ -221,6 +222,10 @@ impl Netlink {
 
         let what = || format!("{name}: cannot set the MTU to {}", wanted.mtu);
         self.set_link(what, index, vec![LinkAttribute::Mtu(wanted.mtu)], Some(LinkFlags::Noarp)).await?;
+        if let Some(mac) = wanted.configuration.mac {
+            let what = || format!("{name}: cannot set its Ethernet address");
+            self.set_link(what, index, vec![LinkAttribute::Address(mac.to_vec())], None).await?;
+        }
         for (switch, value) in VISIBLE_IPV6 {
             sysctl::set(Family::Ipv6, &name, switch, value)?;
         }
@@ -229,8 +234,10 @@ impl Netlink {
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
         // IPv6 makes the route to the peer only if the device is up.
         let events = Events::open(&[MulticastGroup::Ipv6Route])?;
-        self.set_address(&name, index, wanted.local, wanted.peer).await?;
-        if wanted.peer.is_ipv6() && !wanted.peer.is_unspecified() {
+        if wanted.configuration.addresses {
+            self.set_addresses(&name, index, (wanted.local, wanted.peer), &wanted.configuration).await?;
+        }
+        if wanted.configuration.addresses && wanted.peer.is_ipv6() && !wanted.peer.is_unspecified() {
             self.routed(events, &name, index, wanted.peer).await;
         }
 
@@ -282,20 +289,6 @@ impl Netlink {
             message.header.change_mask = flags | LinkFlags::Noarp | LinkFlags::Multicast;
         }
         self.request(what, RouteNetlinkMessage::SetLink(message), NLM_F_ACK).await.map(drop)
-    }
-
-    async fn set_address(&self, name: &str, index: u32, local: IpAddr, peer: IpAddr) -> Result<()> {
-        let mut message = AddressMessage::default();
-        (message.header.family, message.header.prefix_len) = match local {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        message.header.index = index;
-        let peer = if peer.is_unspecified() { local } else { peer };
-        message.attributes = vec![AddressAttribute::Local(local), AddressAttribute::Address(peer)];
-        let what = || format!("{name}: cannot set the address {local} peer {peer}");
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.request(what, RouteNetlinkMessage::NewAddress(message), flags).await.map(drop)
     }
 
     /// Waits until packets to the peer go into the device: an IPv6 address is usable a little later than set, and

@@ -10,15 +10,16 @@ use cipe_common::maps::{MAX_TUNNELS, Slot, private_socket_index};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::sizes::Sizes;
-use super::{Manager, Tenant};
+use super::{Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Cipher, VERSION, XdpMode};
+use crate::control::protocol::{Attach, Carrier, Cipher, VERSION, XdpMode};
 use crate::engine::counters::Counters;
 use crate::engine::keys::Keys;
 use crate::engine::outer::Hop;
 use crate::engine::replay::SentIvs;
 use crate::engine::tunnel::{Limits, Tunnel, Way};
 use crate::engine::worker::Command;
+use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::ethtool::{Offloads, set_offloads};
@@ -50,7 +51,7 @@ impl Manager {
         let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;
         self.last_number = number;
 
-        let (udp, me) = self.bind(attach).await?;
+        let (udp, listens, me) = self.bind(attach).await?;
         let device = TunnelDevice {
             name: attach.device.clone(),
             prefix: attach.prefix.clone(),
@@ -59,6 +60,13 @@ impl Manager {
             mtu: attach.mtu,
             queues: QUEUES,
             owner,
+            configuration: Configuration {
+                addresses: attach.interface.configure,
+                metric: attach.interface.metric,
+                prefix: attach.interface.prefix,
+                broadcast: attach.interface.broadcast,
+                mac: attach.interface.mac,
+            },
         };
         let left = match &device.name {
             Some(name) => self.netlink.adopt(name, &device).await?,
@@ -72,10 +80,12 @@ impl Manager {
             connection,
             device: device.clone(),
             cipher: attach.cipher,
-            carrier_door: attach.carrier,
+            carrier_door: if attach.socks.is_some() { Carrier::Udp } else { attach.carrier },
             xdp_mode: preference(attach.xdp_mode),
             me,
+            listens,
             peer: known(attach.peer),
+            socks: attach.socks.map(|server| Socks { server, relay: None }),
             counters: Arc::default(),
             sizes: Sizes::new(attach),
             carrier: None,
@@ -83,6 +93,7 @@ impl Manager {
             looped: false,
             previous: None,
             notes: Vec::new(),
+            door: None,
             follower: None,
         };
         let counters = tenant.counters.clone();
@@ -130,8 +141,10 @@ impl Manager {
         }
         let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
         tenant.notes.push(format!("private side: {mode} XDP, {} queue(s)", sockets.len()));
-        let (me, peer, sizes) = (tenant.me, tenant.peer, tenant.sizes);
-        self.programs.add_carrier_address(me, tunnel)?;
+        let (listens, peer, sizes, socks) = (tenant.listens, tenant.peer, tenant.sizes, tenant.socks.is_some());
+        if !socks {
+            self.programs.add_carrier_address(listens, tunnel)?;
+        }
 
         let algorithm = match attach.cipher {
             Cipher::Blowfish => Algorithm::Blowfish,
@@ -146,7 +159,10 @@ impl Manager {
             udp,
             socket_df: None,
             peer,
-            way: Way::Socket,
+            asker: None,
+            socks,
+            relay: None,
+            way: if socks { Way::NoRoute } else { Way::Socket },
             pinned: attach.pin_peer,
             static_data: attach.static_data,
             ignore_df: attach.ignore_df,
@@ -168,7 +184,7 @@ impl Manager {
         };
         let injector = Injector::open(device.hidden_index)?;
         let (done, listening) = std::sync::mpsc::channel();
-        self.worker.send(Command::AddTunnel(Box::new(state), sockets, injector, vec![me], done));
+        self.worker.send(Command::AddTunnel(Box::new(state), sockets, injector, vec![listens], done));
         // Not alive before the worker has put frames where packets go.
         let _ = listening.recv_timeout(Duration::from_secs(1));
         if let Some(peer) = peer {
@@ -178,21 +194,23 @@ impl Manager {
         Ok(())
     }
 
-    /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that the
-    /// peer will see.
-    async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpSocket, SocketAddr)> {
+    /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that it is bound
+    /// to, and the one that the peer will see. An address that may change is not bound to.
+    async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpSocket, SocketAddr, SocketAddr)> {
+        let towards = attach.socks.or(known(attach.peer)).map(|target| target.ip());
+        let is_ipv6 = towards.map_or(attach.me.is_ipv6(), |target| target.is_ipv6());
+        let any = if is_ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
         let mut me = attach.me;
-        if me.ip().is_unspecified() {
-            let any =
-                if attach.peer.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
-            me.set_ip(match known(attach.peer) {
-                Some(peer) => self.netlink.route(peer.ip(), None).await?.source,
+        if me.ip().is_unspecified() || attach.dynip {
+            me.set_ip(match towards {
+                Some(target) => self.netlink.route(target, None).await?.source,
                 None => any,
             });
-        } else if let Some(peer) = known(attach.peer) {
-            self.netlink.route(peer.ip(), Some(me.ip())).await?;
+        } else if let Some(target) = towards {
+            self.netlink.route(target, Some(me.ip())).await?;
         }
-        let udp = UdpSocket::bind(me).map_err(|error| match error.kind() {
+        let listens = if attach.dynip { SocketAddr::new(any, me.port()) } else { me };
+        let udp = UdpSocket::bind(listens).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 anyhow::anyhow!("me {me}: the port is taken; stop the other program or choose another port with `me`")
             }
@@ -210,8 +228,9 @@ impl Manager {
         if let Err(error) = wants_errors {
             tracing::debug!("{me}: {error}; ICMP errors of the carrier will not be seen");
         }
-        let me = udp.local_addr()?;
-        Ok((udp, me))
+        let listens = udp.local_addr()?;
+        me.set_port(listens.port());
+        Ok((udp, listens, me))
     }
 
     /// Binds an AF_XDP socket on a thread of its own: it may wait 2 s for a queue that is busy, and the control sockets
@@ -245,7 +264,9 @@ impl Manager {
         let (done, gone) = std::sync::mpsc::channel();
         self.worker.send(Command::RemoveTunnel(number, done));
         dropped(gone).await;
-        log_failure(self.programs.remove_carrier_address(tenant.me));
+        if tenant.socks.is_none() {
+            log_failure(self.programs.remove_carrier_address(tenant.listens));
+        }
         self.keys.clear_tunnel(tunnel);
         if let Some(carrier) = tenant.carrier {
             self.release_carrier(carrier, number).await;

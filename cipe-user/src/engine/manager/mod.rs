@@ -51,6 +51,9 @@ const FIRST_TUNNEL: Duration = Duration::from_secs(10);
 /// How long an engine that is to end waits for its daemons to end first.
 const LAST_TUNNEL: Duration = Duration::from_secs(1);
 
+/// How long the reader of a status may take for one tunnel's.
+const STATUS: Duration = Duration::from_secs(5);
+
 /// How often the manager looks at the clock.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -61,8 +64,13 @@ struct Tenant {
     cipher: Cipher,
     carrier_door: Carrier,
     xdp_mode: XdpPreference,
+    /// As the peer sees it.
     me: SocketAddr,
+    /// As bound: the same, or any address of this host.
+    listens: SocketAddr,
     peer: Option<SocketAddr>,
+    /// The peer is reached through a SOCKS5 server.
+    socks: Option<Socks>,
     counters: Arc<Counters>,
     sizes: Sizes,
     /// Carrier device in use for sending, by ifindex.
@@ -74,8 +82,25 @@ struct Tenant {
     /// The receive key before the present one, while it is kept.
     previous: Option<Previous>,
     notes: Vec<String>,
+    /// What the way out is, where it is not by AF_XDP.
+    door: Option<String>,
     /// Forwards news of the way to the peer.
     follower: Option<tokio::task::AbortHandle>,
+}
+
+/// The SOCKS5 server of a tunnel, whose TCP connection is the daemon's.
+#[derive(Clone, Copy, Debug)]
+struct Socks {
+    server: SocketAddr,
+    /// Where it relays datagrams, while it does.
+    relay: Option<SocketAddr>,
+}
+
+impl Tenant {
+    /// Where datagrams are sent.
+    fn target(&self) -> Option<SocketAddr> {
+        self.socks.map_or(self.peer, |socks| socks.relay)
+    }
 }
 
 /// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
@@ -242,6 +267,16 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     ended
 }
 
+/// Hands over a whole status, however many tunnels it has, as fast as its reader reads.
+async fn report(events: mpsc::Sender<Event>, all: Vec<Event>) {
+    for event in all.into_iter().chain([Event::StatusEnd]) {
+        // The reader has gone.
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Carries the requests of one connection to the manager, and its events back.
 async fn converse(number: u64, mut connection: Connection, mut events: mpsc::Receiver<Event>, say: mpsc::Sender<Said>) {
     loop {
@@ -260,6 +295,13 @@ async fn converse(number: u64, mut connection: Connection, mut events: mpsc::Rec
             },
             event = events.recv() => {
                 let Some(event) = event else { return };
+                if matches!(event, Event::Status(_) | Event::StatusEnd) {
+                    let delivered = tokio::time::timeout(STATUS, connection.deliver(&event)).await;
+                    if !matches!(delivered, Ok(Ok(()))) {
+                        break;
+                    }
+                    continue;
+                }
                 if let Err(error) = connection.send(&event) {
                     tracing::warn!("control connection {number}: {error}");
                     if matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown) {
@@ -312,12 +354,11 @@ impl Manager {
                 let _ = counted.recv_timeout(Duration::from_millis(100));
                 let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
                 numbers.sort_unstable();
-                for number in numbers {
-                    if let Some(status) = self.status(number) {
-                        self.say(connection, Event::Status(Box::new(status)));
-                    }
+                let all = numbers.into_iter().filter_map(|number| self.status(number));
+                let all: Vec<Event> = all.map(|status| Event::Status(Box::new(status))).collect();
+                if let Some(daemon) = self.connections.get(&connection) {
+                    tokio::spawn(report(daemon.events.clone(), all));
                 }
-                self.say(connection, Event::StatusEnd);
             }
             (_, None) => {
                 self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
@@ -327,6 +368,11 @@ impl Manager {
             (Request::SetSendLimits { packets, octets }, Some(number)) => {
                 self.worker.send(Command::SetSendLimits(number, packets, octets));
             }
+            (Request::SetPeer { peer }, Some(number)) => {
+                self.worker.send(Command::SetPeer(number, peer));
+                self.pass_on(number, Event::NewPeer { peer });
+            }
+            (Request::SetRelay { relay }, Some(number)) => self.set_relay(number, relay),
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
                 self.set_receive_key(number, &key.0, Duration::from_millis(keep_ms));
             }
@@ -438,6 +484,7 @@ impl Manager {
         let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
         let mut doors = tenant.notes.clone();
         doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
+        doors.extend(tenant.door.clone());
         Some(Status {
             device: tenant.device.name.clone(),
             cipher: tenant.cipher,

@@ -13,7 +13,8 @@ use super::{BATCH, FRESH, Worker, want};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
 use crate::engine::outer;
-use crate::engine::tunnel::{Head, Opened, Way};
+use crate::engine::socks;
+use crate::engine::tunnel::{Head, Opened};
 use crate::wire::packet;
 use crate::xsk::Frame;
 
@@ -82,6 +83,9 @@ impl Worker {
                 Ok((_, length, from)) => {
                     taken += 1;
                     match from.and_then(|from| SocketAddr::try_from(from).ok()) {
+                        Some(from) if length <= room && endpoint.tunnel.socks => {
+                            self.unwrap_relayed(number, frame, FRESH..FRESH + length, from);
+                        }
                         Some(from) if length <= room => self.classify(number, frame, FRESH..FRESH + length, from),
                         _ => {
                             endpoint.tunnel.counters.count(Verdict::BadLength);
@@ -103,6 +107,20 @@ impl Worker {
         }
         self.open_incoming();
         taken
+    }
+
+    /// Takes off what a SOCKS5 relay puts in front of a datagram; drops what is not from the relay.
+    fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, from: SocketAddr) {
+        let Some(endpoint) = self.endpoints.get(&number) else { return self.pool.put(frame) };
+        let tunnel = &endpoint.tunnel;
+        let origin = socks::parse(&self.umem.chunk(&frame)[datagram.clone()]);
+        match origin.filter(|_| tunnel.relay == Some(from)) {
+            Some(origin) => self.classify(number, frame, datagram.start + socks::HEADER..datagram.end, origin),
+            None => {
+                tunnel.counters.count(Verdict::BadRelay);
+                self.pool.put(frame);
+            }
+        }
     }
 
     fn owner(&self, to: SocketAddr) -> Option<u16> {
@@ -135,6 +153,9 @@ impl Worker {
             Err(verdict) => {
                 tunnel.counters.count(verdict);
                 self.pool.put(frame);
+                if verdict == Verdict::NoReceiveKey && tunnel.peer.is_none() {
+                    tunnel.asker = Some(from);
+                }
                 if verdict == Verdict::NoReceiveKey
                     && let Some(reason) = tunnel.receiving(self.now)
                 {
@@ -175,9 +196,8 @@ impl Worker {
         let verdict = match opened {
             Ok(opened) => {
                 if tunnel.peer != Some(item.from) {
-                    tunnel.peer = Some(item.from);
-                    tunnel.way = Way::Socket;
-                    // Without the event the way stays the UDP socket's, which needs no address of a next hop.
+                    tunnel.set_peer(item.from);
+                    // Without the event the way stays as it is now.
                     let _ = self.events.try_send((number, Event::NewPeer { peer: item.from }));
                 }
                 if item.slot == Some(Slot::Receive)

@@ -1,6 +1,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::future::join_all;
+use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::LinkVeth;
 
@@ -8,6 +9,7 @@ mod offloads;
 mod silence;
 
 use super::*;
+use crate::kernel::addresses::Configuration;
 use crate::kernel::links::LinkChange;
 use crate::kernel::testnet::{DEADLINE, Other, in_namespace};
 
@@ -22,6 +24,7 @@ fn wanted() -> TunnelDevice {
         peer: PEER,
         mtu: 1442,
         queues: 1,
+        configuration: Configuration::default(),
         owner: std::process::id(),
     }
 }
