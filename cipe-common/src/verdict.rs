@@ -2,7 +2,8 @@
 
 macro_rules! verdicts {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What became of one packet. The discriminants index the counter maps; each packet is counted once.
+        /// What became of one packet. The discriminants index the counter maps; each packet is counted once,
+        /// and `Fragmented` beside that.
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Verdict { $($(#[$doc])* $name,)* }
@@ -53,6 +54,9 @@ verdicts! {
     Delivered = "delivered",
     /// Inbound: a key-exchange or control message, handed to the daemon.
     ControlReceived = "control-received",
+    /// Beside the others: a carrier datagram began to arrive in fragments. The kernel joins them, and the datagram comes to
+    /// the engine's UDP socket, where it is counted as what becomes of it. Counted where XDP sees the card.
+    Fragmented = "fragmented",
     /// Inbound drop: not a multiple of 8 octets, or under 16.
     BadLength = "bad-length",
     /// Inbound drop: sent under a dynamic key that we do not have (protocol section 2).
@@ -100,13 +104,17 @@ impl Verdict {
         Self::PrivateMalformed,
         Self::TunnelDead,
         Self::NoEngine,
+        Self::Fragmented,
         Self::BadLength,
         Self::NoReceiveKey,
     ];
 
     /// Whether the packet ended here against its sender's wish.
     pub const fn is_drop(self) -> bool {
-        !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived)
+        !matches!(
+            self,
+            Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived | Self::Fragmented
+        )
     }
 }
 
