@@ -111,10 +111,7 @@ impl Verdict {
 
     /// Whether the packet ended here against its sender's wish.
     pub const fn is_drop(self) -> bool {
-        !matches!(
-            self,
-            Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived | Self::Fragmented
-        )
+        !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived | Self::Fragmented)
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod gateway;
 pub mod impair;
+pub mod line;
 pub mod log;
 pub mod namespace;
 pub mod net;
