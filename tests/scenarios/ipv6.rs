@@ -174,6 +174,55 @@ fn the_carrier_is_ipv6() -> Result<()> {
     Ok(())
 }
 
+/// The sender is told by ICMPv6 what a smaller carrier path leaves, and then cuts by itself.
+#[test]
+fn a_sender_inside_is_told_what_a_smaller_carrier_path_leaves() -> Result<()> {
+    const PATH: usize = 1400;
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = network()?;
+    for side in [Side::A, Side::B] {
+        net.gw(side).ip(&["link", "set", "wire0", "mtu", &PATH.to_string()])?;
+    }
+    let pair = Pair::start(&net, Daemon::Blowfish, |side, options| {
+        options.set("ipaddr", inside(side)).set("ptpaddr", inside(side.other()))
+    })?;
+    let (a, b) = (net.gw(Side::A), net.gw(Side::B));
+    let server = b.run(|| UdpSocket::bind((inside(Side::B), 0)))?;
+    let client = a.run(|| UdpSocket::bind((inside(Side::A), 0)))?;
+    client.connect(server.local_addr()?)?;
+    first_answer(&client, &server)?;
+    let deadline = Instant::now() + SOON;
+    let payload = pattern(1, MTU - HEADERS);
+    let learned = || a.ip(&["-6", "route", "get", &inside(Side::B).to_string()]);
+    let expected = format!("mtu {}", PATH - 48);
+    while !learned()?.contains(&expected) {
+        // Refused once the kernel knows.
+        let _ = client.send(&payload);
+        if Instant::now() > deadline {
+            bail!("{}\n{:?}\n{}", learned()?, pair.a.status()?, pair.a.log().text());
+        }
+    }
+    // What was refused is told once more.
+    while let Err(error) = client.send(&payload) {
+        if Instant::now() > deadline {
+            return Err(error.into());
+        }
+    }
+    let mut buffer = vec![0; 2000];
+    server.set_read_timeout(Some(SOON))?;
+    let length = loop {
+        let length = server.recv(&mut buffer).context("the fragments arrive")?;
+        if buffer[..length] != *FIRST {
+            break length;
+        }
+    };
+    assert!(buffer[..length] == payload);
+    assert!(pair.a.status()?.count("too-big") > 0);
+    Ok(())
+}
+
 #[test]
 fn both_are_ipv6() -> Result<()> {
     if !may_make_namespaces() {

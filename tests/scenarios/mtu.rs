@@ -162,6 +162,20 @@ fn the_mss_follows_the_carrier_path() -> Result<()> {
 }
 
 #[test]
+fn without_the_clamp_the_mss_is_that_of_the_hosts() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("mssclamp", "no"))?;
+    pair.wait_for_keys(&net)?;
+    let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
+    let stream = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
+    assert_eq!(SockRef::from(&stream).tcp_mss()?, 1500 - 40 - 12);
+    Ok(())
+}
+
+#[test]
 fn a_path_too_small_for_a_link_is_said_and_carries_nothing() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());

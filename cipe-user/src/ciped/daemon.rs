@@ -149,6 +149,9 @@ impl Daemon {
         };
         let peer_name = options.peer_name.clone().map(|name| PeerName::new(name, peer.ip()));
         tracing::info!("{}: up, {} on {me}, peer {}", facts.device, options.ipaddr, options.peer.text);
+        if options.key.is_none() {
+            tracing::error!("{}: NO ENCRYPTION: everything here can be read on the way, as `nokey` says", facts.device);
+        }
         let mut daemon =
             Self { setup, clock, session, engine: Some(engine), facts, peer, peer_name, relay, relay_at: None };
         if let Some(relay) = relay_at {

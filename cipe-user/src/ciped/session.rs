@@ -150,8 +150,11 @@ impl<R: CryptoRng> Session<R> {
             Event::NewPeer { peer } => {
                 vec![Step::Peer(*peer), Step::Log(Level::Info, format!("new peer {peer}"))]
             }
+            Event::NewMe { me, before } if before.ip().is_unspecified() => {
+                vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {me}"))]
+            }
             // A packet of ours tells the peer, which may have nothing to send and so nothing to be missed.
-            Event::NewMe { me } => vec![
+            Event::NewMe { me, .. } => vec![
                 Step::Me(*me),
                 Step::Log(Level::Info, format!("changing my address: {me}")),
                 self.control(&Message::Ping(&[]), now),

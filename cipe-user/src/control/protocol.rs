@@ -259,10 +259,12 @@ pub enum Event {
         /// Its carrier address.
         peer: SocketAddr,
     },
-    /// The own carrier address is another one now ([`Attach::dynip`]).
+    /// The own carrier address is another one now ([`Attach::dynip`]), or known at last.
     NewMe {
         /// Own carrier address.
         me: SocketAddr,
+        /// The one before; unspecified: none.
+        before: SocketAddr,
     },
     /// The carrier reported an error (ICMP) for a packet of ours.
     NetworkError {

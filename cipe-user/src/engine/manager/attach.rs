@@ -93,6 +93,7 @@ impl Manager {
             looped: false,
             previous: None,
             notes: Vec::new(),
+            bogus: (0, 0),
             door: None,
             follower: None,
         };

@@ -114,9 +114,10 @@ impl Manager {
     fn set_source(&mut self, number: u16, source: IpAddr) {
         let Some(tenant) = self.tenants.get_mut(&number) else { return };
         if tenant.listens.ip().is_unspecified() && tenant.me.ip() != source {
+            let before = tenant.me;
             tenant.me.set_ip(source);
             let me = tenant.me;
-            self.tell(number, Event::NewMe { me });
+            self.tell(number, Event::NewMe { me, before });
         }
     }
 

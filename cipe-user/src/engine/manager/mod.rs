@@ -82,6 +82,8 @@ struct Tenant {
     /// The receive key before the present one, while it is kept.
     previous: Option<Previous>,
     notes: Vec<String>,
+    /// Datagrams of impossible lengths that were told of: by the programs, by the worker.
+    bogus: (u64, u64),
     /// What the way out is, where it is not by AF_XDP.
     door: Option<String>,
     /// Forwards news of the way to the peer.
@@ -256,6 +258,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = look.tick() => {
                 manager.forget_previous_keys(Instant::now());
+                manager.tell_of_bogus_lengths();
                 accept_later = false;
             }
         }
@@ -467,6 +470,28 @@ impl Manager {
                 tenant.previous = None;
                 self.keys.clear((*number).into(), Slot::Previous);
             }
+        }
+    }
+
+    /// Tells of datagrams of impossible lengths when there are twice as many as when it was told last. What the programs drop
+    /// has lost its length.
+    fn tell_of_bogus_lengths(&mut self) {
+        let mut lines = Vec::new();
+        for (number, tenant) in &mut self.tenants {
+            let Ok(in_programs) = self.programs.verdicts((*number).into()) else { continue };
+            let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
+            let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);
+            if total == 0 || total < 2 * told {
+                continue;
+            }
+            lines.push(match now.1 > tenant.bogus.1 {
+                true => (*number, format!("got bogus length={}; {total} so far", tenant.counters.bogus_length())),
+                false => (*number, format!("got bogus length, dropped by XDP; {total} so far")),
+            });
+            tenant.bogus = now;
+        }
+        for (number, line) in lines {
+            self.notice(number, line);
         }
     }
 

@@ -151,7 +151,10 @@ impl Worker {
                 self.incoming.push(Incoming { tunnel: number, frame, datagram, from, head, slot });
             }
             Err(verdict) => {
-                tunnel.counters.count(verdict);
+                match verdict {
+                    Verdict::BadLength => tunnel.counters.bogus(octets.len()),
+                    _ => tunnel.counters.count(verdict),
+                }
                 self.pool.put(frame);
                 if verdict == Verdict::NoReceiveKey && tunnel.peer.is_none() {
                     tunnel.asker = Some(from);
