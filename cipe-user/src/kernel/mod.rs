@@ -4,6 +4,7 @@
 //! `cli`. aya is used in [`bpf`] only; everything netlink acts in the network namespace of the thread that calls it.
 
 pub mod addresses;
+pub mod attached;
 pub mod bpf;
 pub mod device;
 pub mod ethtool;
