@@ -2,7 +2,8 @@
 
 macro_rules! verdicts {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What became of one packet. The discriminants index the counter maps; each packet is counted once.
+        /// What became of one packet. The discriminants index the counter maps; each packet is counted once,
+        /// and `Fragmented` beside that.
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Verdict { $($(#[$doc])* $name,)* }
@@ -37,7 +38,7 @@ verdicts! {
     NoEngine = "no-engine",
     /// Outbound drop: the peer's carrier address is not known yet.
     NoPeer = "no-peer",
-    /// Outbound drop: no carrier route leads to the peer.
+    /// Outbound drop: no carrier route leads to the peer, or its SOCKS5 server has no relay for us.
     NoRoute = "no-route",
     /// Outbound drop: the carrier route leads back into the tunnel.
     RouteLoop = "route-loop",
@@ -53,6 +54,9 @@ verdicts! {
     Delivered = "delivered",
     /// Inbound: a key-exchange or control message, handed to the daemon.
     ControlReceived = "control-received",
+    /// Beside the others: a carrier datagram began to arrive in fragments. The kernel joins them, and the datagram comes to
+    /// the engine's UDP socket, where it is counted as what becomes of it. Counted where XDP sees the card.
+    Fragmented = "fragmented",
     /// Inbound drop: not a multiple of 8 octets, or under 16.
     BadLength = "bad-length",
     /// Inbound drop: sent under a dynamic key that we do not have (protocol section 2).
@@ -71,6 +75,8 @@ verdicts! {
     Reflected = "reflected",
     /// Inbound drop: valid, but from an address other than the pinned peer's.
     WrongPeer = "wrong-peer",
+    /// Inbound drop: not from the relay of the tunnel's SOCKS5 server, or without a header of its own, or a fragment.
+    BadRelay = "bad-relay",
     /// Inbound drop: a control packet that is no message of protocol section 3.
     BadMessage = "bad-message",
     /// Inbound drop: the daemon's queue was full.
@@ -98,13 +104,14 @@ impl Verdict {
         Self::PrivateMalformed,
         Self::TunnelDead,
         Self::NoEngine,
+        Self::Fragmented,
         Self::BadLength,
         Self::NoReceiveKey,
     ];
 
     /// Whether the packet ended here against its sender's wish.
     pub const fn is_drop(self) -> bool {
-        !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived)
+        !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived | Self::Fragmented)
     }
 }
 

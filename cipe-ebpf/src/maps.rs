@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CarrierAddress, KeySlot, MAX_CARRIERS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, SLOTS, Tunnel,
-    verdict_entries,
+    CARRIER_QUEUES, CarrierAddress, KeySlot, MAX_CARRIERS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress,
+    SLOTS, Tunnel, verdict_entries,
 };
 
 #[map]

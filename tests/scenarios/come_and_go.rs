@@ -8,7 +8,7 @@ use cipe_tests::gateway::Daemon;
 use cipe_tests::impair::Relay;
 use cipe_tests::options::PORT;
 use cipe_tests::original::{Original, another_address};
-use cipe_tests::peer::Config;
+use cipe_tests::peer::{Config, Event};
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::relayed::{carrier_of, port_of};
 use cipe_tests::stream::Stream;
@@ -135,5 +135,38 @@ fn a_nat_between_them_forgets_its_mapping() -> Result<()> {
         }
     }
     assert_eq!(link.theirs.counters().moves, 3, "{:?}", link.theirs.counters());
+    Ok(())
+}
+
+/// Without `ping` nobody would hear of it before ours has something to send.
+#[test]
+fn pings_tell_the_peer_of_a_nat_s_new_mapping() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let link = Original::start(
+        Daemon::Blowfish,
+        |options| options.set("peer", port_of(Side::A)).set("ping", 1),
+        |config| config.peer = None,
+    )?;
+    let tap = link.net.tap().context("a tapped carrier has a tap")?;
+    let bind = |address: SocketAddr| tap.run(|| UdpSocket::bind(address));
+    let ends = [Side::A, Side::B].map(carrier_of);
+    let relay = Relay::start([bind(port_of(Side::A))?, bind(port_of(Side::B))?], ends, 1)?;
+    link.wait_for_pings()?;
+    for number in 1..=3 {
+        let new = SocketAddr::new(port_of(Side::B).ip(), PORT + 200 + number);
+        relay.rebind(1, bind(new)?)?;
+        let deadline = Instant::now() + SOON;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = link.events.recv_timeout(left).with_context(|| link.ours.log().text())?;
+            if matches!(event, Event::Moved(to) if to == new) {
+                break;
+            }
+        }
+        let report = ping::run(link.net.lan(Side::B), Side::A.host(), &Plan::count(1))?;
+        assert_eq!(report.received(), 1, "{:?}", link.theirs.counters());
+    }
     Ok(())
 }

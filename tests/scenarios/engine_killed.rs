@@ -129,7 +129,7 @@ fn kill_and_wait(net: &Topology, pair: &Pair) -> Result<()> {
     process::signal(engine, Signal::KILL)?;
     process::wait_gone(engine, SOON)?;
     let deadline = Instant::now() + SOON;
-    let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(5) };
+    let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(5) };
     while ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received() < 5 {
         if Instant::now() > deadline {
             let (a, b, gw) = (pair.a.status(), pair.b.status(), net.gw(Side::A));

@@ -23,6 +23,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Datagrams on their way at a time: fewer than any buffer between here and the engine holds.
 const BATCH: usize = 48;
 
+/// Octets of the largest datagram that one packet of the carrier holds.
+const LARGEST: usize = 1500 - 28;
+
 /// What is thrown at gateway B, from an address that is not its peer's.
 struct Thrower<'a> {
     link: &'a Relayed,
@@ -84,7 +87,8 @@ fn counts<const N: usize>(expected: [(&str, u64); N]) -> BTreeMap<String, u64> {
 fn refused(datagrams: &[Vec<u8>]) -> BTreeMap<String, u64> {
     let whole = |datagram: &&Vec<u8>| datagram.len() >= 16 && datagram.len().is_multiple_of(8);
     let whole = datagrams.iter().filter(whole).count() as u64;
-    counts([("bad-crc", whole), ("bad-length", datagrams.len() as u64 - whole)])
+    let in_fragments = datagrams.iter().filter(|datagram| datagram.len() > LARGEST).count() as u64;
+    counts([("bad-crc", whole), ("bad-length", datagrams.len() as u64 - whole), ("fragmented", in_fragments)])
 }
 
 fn is_dynamic(datagram: &[u8]) -> bool {

@@ -12,8 +12,9 @@ use cipe_tests::status::Status;
 use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// Least time between two key exchanges, in seconds, the smallest there is.
-const TOKXC: u64 = 1;
+/// Least time between two key exchanges, in seconds. Three times this bounds each exchange, so it also bounds how long the
+/// machine may be busy with other things.
+const TOKXC: u64 = 3;
 
 /// How long each exchange of a gateway took, by its log, in milliseconds.
 fn exchanges(gateway: &Gateway) -> Vec<u64> {
@@ -31,7 +32,9 @@ fn recovers(daemon: Daemon, impairment: Impairment) -> Result<Option<([Status; 2
     let link = Relayed::start(daemon, 2026, |options| options.set("tokey", 1).set("tokxc", TOKXC))?;
     link.relay.impair(impairment);
     let deadline = Instant::now() + SOON + Duration::from_secs(3 * TOKXC * 2 * CHANGES as u64);
-    let plan = Plan { window: 8, interval: Duration::from_millis(2), timeout: SOON / 100, ..Plan::count(100) };
+    // All may be in flight, so that those that are lost are waited for together.
+    let timeout = Duration::from_secs(1);
+    let plan = Plan { window: 100, interval: Duration::from_millis(2), timeout, ..Plan::count(100) };
     let (mut sent, mut received) = (0, 0);
     while exchanges(&link.pair.a).len().min(exchanges(&link.pair.b).len()) < CHANGES {
         for side in [Side::A, Side::B] {
@@ -51,7 +54,7 @@ fn recovers(daemon: Daemon, impairment: Impairment) -> Result<Option<([Status; 2
     }
     // Both ways, and some more for what is lost at the changes.
     let both_arrive = (1.0 - impairment.loss) * (1.0 - impairment.corruption);
-    let expected = sent as f64 * both_arrive * both_arrive * 0.8;
+    let expected = sent as f64 * both_arrive * both_arrive * 0.7;
     assert!(received as f64 > expected, "{received} of {sent} pings were answered");
     let settled = link.settle()?;
     for (side, status) in [Side::A, Side::B].into_iter().zip(&settled.0) {

@@ -69,7 +69,12 @@ fn inner_traffic(net: &Topology, mtu: usize) -> Result<()> {
     for size in (HEADERS..=mtu).rev().step_by(3) {
         let payload = pattern(size as u32, size - HEADERS);
         client.send(&payload)?;
-        let (length, from) = server.recv_from(&mut buffer).with_context(|| format!("{size} octets, to B"))?;
+        let (length, from) = loop {
+            let got = server.recv_from(&mut buffer).with_context(|| format!("{size} octets, to B"))?;
+            if buffer[..got.0] != *FIRST {
+                break got;
+            }
+        };
         assert!(buffer[..length] == payload, "{size} octets, to B");
         server.send_to(&buffer[..length], from)?;
         let length = client.recv(&mut buffer).with_context(|| format!("{size} octets, to A"))?;
@@ -81,13 +86,16 @@ fn inner_traffic(net: &Topology, mtu: usize) -> Result<()> {
     Ok(())
 }
 
-/// Sends until the first answer comes: keys may not be there yet.
+/// What is sent, as often as it takes, before sizes are.
+const FIRST: &[u8] = b"first";
+
+/// Sends until something comes through: keys may not be there yet. More of it may come later.
 fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
     let deadline = Instant::now() + SOON;
     let mut buffer = [0; 64];
     server.set_read_timeout(Some(Duration::from_millis(100)))?;
     loop {
-        client.send(b"first")?;
+        client.send(FIRST)?;
         if server.recv_from(&mut buffer).is_ok() {
             break;
         }
@@ -95,8 +103,6 @@ fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
             bail!("nothing comes through");
         }
     }
-    // What was sent too often is of no use any more.
-    while server.recv_from(&mut buffer).is_ok() {}
     server.set_read_timeout(Some(SOON))?;
     Ok(())
 }
@@ -105,7 +111,7 @@ fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr) -> Result<()> {
     let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     let listener = to.run(|| TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
-    let mut sender = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(10)))?;
+    let mut sender = from.run(|| TcpStream::connect_timeout(&target, SOON))?;
     let (mut receiver, _) = listener.accept()?;
     sender.set_write_timeout(Some(SOON))?;
     receiver.set_read_timeout(Some(SOON))?;
@@ -165,6 +171,55 @@ fn the_carrier_is_ipv6() -> Result<()> {
         let status = pair.b.status()?;
         assert_eq!(status.count("bad-crc") + status.count("bad-length"), 0, "{status:?}");
     }
+    Ok(())
+}
+
+/// The sender is told by ICMPv6 what a smaller carrier path leaves, and then cuts by itself.
+#[test]
+fn a_sender_inside_is_told_what_a_smaller_carrier_path_leaves() -> Result<()> {
+    const PATH: usize = 1400;
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = network()?;
+    for side in [Side::A, Side::B] {
+        net.gw(side).ip(&["link", "set", "wire0", "mtu", &PATH.to_string()])?;
+    }
+    let pair = Pair::start(&net, Daemon::Blowfish, |side, options| {
+        options.set("ipaddr", inside(side)).set("ptpaddr", inside(side.other()))
+    })?;
+    let (a, b) = (net.gw(Side::A), net.gw(Side::B));
+    let server = b.run(|| UdpSocket::bind((inside(Side::B), 0)))?;
+    let client = a.run(|| UdpSocket::bind((inside(Side::A), 0)))?;
+    client.connect(server.local_addr()?)?;
+    first_answer(&client, &server)?;
+    let deadline = Instant::now() + SOON;
+    let payload = pattern(1, MTU - HEADERS);
+    let learned = || a.ip(&["-6", "route", "get", &inside(Side::B).to_string()]);
+    let expected = format!("mtu {}", PATH - 48);
+    while !learned()?.contains(&expected) {
+        // Refused once the kernel knows.
+        let _ = client.send(&payload);
+        if Instant::now() > deadline {
+            bail!("{}\n{:?}\n{}", learned()?, pair.a.status()?, pair.a.log().text());
+        }
+    }
+    // What was refused is told once more.
+    while let Err(error) = client.send(&payload) {
+        if Instant::now() > deadline {
+            return Err(error.into());
+        }
+    }
+    let mut buffer = vec![0; 2000];
+    server.set_read_timeout(Some(SOON))?;
+    let length = loop {
+        let length = server.recv(&mut buffer).context("the fragments arrive")?;
+        if buffer[..length] != *FIRST {
+            break length;
+        }
+    };
+    assert!(buffer[..length] == payload);
+    assert!(pair.a.status()?.count("too-big") > 0);
     Ok(())
 }
 

@@ -42,7 +42,7 @@ fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
     pair.wait_for_keys(&net)?;
     let large = Plan { timeout: Duration::from_millis(200), ..Plan::sizes(vec![MTU]) };
-    assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &large)?.received(), 1);
+    assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes(vec![MTU]))?.received(), 1);
     shrink_hop(&net)?;
 
     let deadline = Instant::now() + SOON;
@@ -162,6 +162,20 @@ fn the_mss_follows_the_carrier_path() -> Result<()> {
 }
 
 #[test]
+fn without_the_clamp_the_mss_is_that_of_the_hosts() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("mssclamp", "no"))?;
+    pair.wait_for_keys(&net)?;
+    let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
+    let stream = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
+    assert_eq!(SockRef::from(&stream).tcp_mss()?, 1500 - 40 - 12);
+    Ok(())
+}
+
+#[test]
 fn a_path_too_small_for_a_link_is_said_and_carries_nothing() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
@@ -173,7 +187,7 @@ fn a_path_too_small_for_a_link_is_said_and_carries_nothing() -> Result<()> {
     pair.a.wait_for_line("MTU too small", |line| line.contains("MTU too small"))?;
     let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(3) };
     assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received(), 0);
-    assert!(pair.a.status()?.count("too-big") >= 3);
+    pair.a.wait_for_status("each ping counted", |status| status.count("too-big") >= 3)?;
     Ok(())
 }
 

@@ -13,6 +13,8 @@ use cipe_tests::{SOON, may_make_namespaces, traffic};
 const CHANGES: usize = 4;
 /// Packets that may be in flight.
 const WINDOW: usize = 4;
+/// After this, a ping counts as lost: far more than it takes, and no more than the bound of losses can wait for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn renewal(daemon: Daemon) -> Result<()> {
     if !may_make_namespaces() {
@@ -25,7 +27,7 @@ fn renewal(daemon: Daemon) -> Result<()> {
     let start = [send_keys(&pair.a), send_keys(&pair.b)];
     let (mut sent, mut lost, mut changes) = (0, 0, 0);
     let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES as u64);
-    let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), ..Plan::count(250) };
+    let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), timeout: PATIENCE, ..Plan::count(250) };
     while changes < CHANGES {
         let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
         assert_eq!(report.damaged, 0);

@@ -49,7 +49,7 @@ impl Link {
     /// Pings from lanA until both ends have dynamic keys.
     fn wait_for_keys(&self) -> Result<()> {
         let deadline = Instant::now() + SOON;
-        let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
+        let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
         loop {
             ping::run(self.net.lan(Side::A), Side::B.host(), &plan)?;
             let (status, counters) = (self.ours.status()?, self.theirs.counters());
@@ -149,6 +149,7 @@ fn either_end_may_speak_first() -> Result<()> {
 fn keys_change_while_another_implementation_listens() -> Result<()> {
     const CHANGES: u64 = 3;
     const WINDOW: usize = 4;
+    const PATIENCE: Duration = Duration::from_secs(2);
     if !may_make_namespaces() {
         return Ok(());
     }
@@ -162,7 +163,7 @@ fn keys_change_while_another_implementation_listens() -> Result<()> {
     let start = link.theirs.counters();
     let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES);
     let (mut lost, mut sent) = (0, 0);
-    let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), timeout: SOON / 20, ..Plan::count(250) };
+    let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), timeout: PATIENCE, ..Plan::count(250) };
     let changes = loop {
         let report = ping::run(link.net.lan(Side::A), Side::B.host(), &plan)?;
         (lost, sent) = (lost + report.lost.len(), sent + report.sent);

@@ -29,11 +29,12 @@ fn ping_and_tcp(daemon: Daemon, offload: Offload, extra: &[(&str, &str)]) -> Res
         let report = ping::run(net.lan(side), side.other().host(), &Plan::count(100))?;
         assert_eq!((report.received(), report.damaged), (100, 0), "from {side:?}");
     }
-    let after = [pair.a.status()?, pair.b.status()?];
-    for (before, after) in before.iter().zip(&after) {
+    for (before, gateway) in before.iter().zip([&pair.a, &pair.b]) {
         // 100 requests one way, 100 answers to the other side's.
         for verdict in ["sent", "delivered"] {
-            assert_eq!(after.count(verdict) - before.count(verdict), 200, "{verdict}: {after:?}");
+            let due = before.count(verdict) + 200;
+            let after = gateway.wait_for_status("200 more packets", |status| status.count(verdict) >= due)?;
+            assert_eq!(after.count(verdict), due, "{verdict}: {after:?}");
         }
     }
 

@@ -10,6 +10,10 @@ use cipe_tests::ping::{self, Plan};
 use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 
+fn sent(status: &Status) -> u64 {
+    status.count("sent") + status.count("control-sent")
+}
+
 fn nothing_passes(daemon: Daemon) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
@@ -25,13 +29,14 @@ fn nothing_passes(daemon: Daemon) -> Result<()> {
     assert_eq!((report.sent, report.received()), (PINGS, 0));
 
     // A goes on offering keys while we look: what it has sent before and after brackets what B had refused in between.
-    let (before, b, after) = (pair.a.status()?, pair.b.status()?, pair.a.status()?);
+    let before = pair.a.wait_for_status("all pings sent", |a| a.count("sent") >= PINGS as u64)?;
+    let b = pair.b.wait_for_status("what A had sent refused", |b| b.count("bad-crc") >= sent(&before))?;
+    let after = pair.a.status()?;
     for status in [&before, &b] {
         assert_eq!((status.count("delivered"), status.count("control-received")), (0, 0), "{status:?}");
         assert!(!status.has_key("send") && !status.has_key("receive"), "{status:?}");
     }
-    let sent = |a: &Status| a.count("sent") + a.count("control-sent");
-    assert!(before.count("sent") > 0, "{before:?}");
+    assert!(before.count("sent") == PINGS as u64, "{before:?}");
     assert!((sent(&before)..=sent(&after)).contains(&b.count("bad-crc")), "A: {before:?}\nB: {b:?}");
     Ok(())
 }

@@ -133,6 +133,21 @@ impl Gateway {
         daemon: Daemon,
         options: &Options,
     ) -> Result<Self> {
+        Self::start_with(net, (namespace, who), routes, daemon, options, &[])
+    }
+
+    /// The same with more in the environment.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn start_with(
+        net: &Topology,
+        (namespace, who): (&Namespace, &str),
+        routes: &[String],
+        daemon: Daemon,
+        options: &Options,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("gw{who}-{number}");
@@ -158,6 +173,7 @@ impl Gateway {
         let bin = net.directory().join("bin");
         let mut command = namespace.command(bin.join(daemon.program()));
         command.arg("-o").arg(&path).env("CIPE_RUN_DIR", &run_directory);
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let text = format!(
             "CIPE_RUN_DIR={} ip netns exec {} {} -o {}",
@@ -257,6 +273,19 @@ impl Gateway {
             .with_context(|| format!("no line {what} in the log:\n{}", self.log.text()))
     }
 
+    /// Waits until the log has exactly `count` lines that `wanted` accepts. What a packet causes is logged by another
+    /// process than the one that has delivered it, so that a line may come after the packet's answer.
+    ///
+    /// # Errors
+    /// The whole log, if there are fewer after [`SOON`], or more.
+    pub fn wait_for_lines(&self, count: usize, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let found = self.log.wait_for_lines(count, SOON, wanted);
+        if found != count {
+            bail!("{found} lines {what} instead of {count} in the log:\n{}", self.log.text());
+        }
+        Ok(())
+    }
+
     /// A `cipe` command line for this gateway's engine, such as `cipe show --json`.
     pub fn cipe(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ip");
@@ -285,6 +314,24 @@ impl Gateway {
         let tunnels = Status::parse(&text)?;
         let found = tunnels.into_iter().find(|status| status.device == device);
         found.with_context(|| format!("cipe show --json does not know {device}: {text}"))
+    }
+
+    /// Waits for a status. A counter may still be behind the answer to the packet that it counts: another process is told
+    /// of the packet first.
+    ///
+    /// # Errors
+    /// The last status and the log, if none that `wanted` accepts came within [`SOON`].
+    pub fn wait_for_status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Result<Status> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let status = self.status()?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("not seen: {what}\n{status:?}\n{}", self.log.text());
+            }
+        }
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -374,7 +421,7 @@ impl Pair {
         loop {
             // The exchange is driven by packets: every round sends one each way and waits for its answer.
             for side in [Side::A, Side::B] {
-                let one = ping::Plan { timeout: Duration::from_millis(200), ..ping::Plan::count(1) };
+                let one = ping::Plan { timeout: Duration::from_millis(500), ..ping::Plan::count(1) };
                 ping::run(net.lan(side), side.other().host(), &one)?;
             }
             let (a, b) = (self.a.status()?, self.b.status()?);

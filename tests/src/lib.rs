@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod gateway;
 pub mod impair;
+pub mod line;
 pub mod log;
 pub mod namespace;
 pub mod net;
@@ -17,6 +18,7 @@ pub mod peer;
 pub mod ping;
 pub mod process;
 pub mod relayed;
+pub mod socks;
 pub mod status;
 pub mod stream;
 pub mod topology;
@@ -24,8 +26,9 @@ pub mod traffic;
 
 use std::time::Duration;
 
-/// Deadline of waits for something that should take well under a second; generous, for loaded machines.
-pub const SOON: Duration = Duration::from_secs(20);
+/// Deadline of waits for something that should take well under a second; generous, since a machine may have other work and
+/// a test that is done waits no longer.
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Whether we run as root.
 pub fn is_root() -> bool {

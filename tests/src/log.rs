@@ -72,6 +72,15 @@ impl Log {
         }
     }
 
+    /// Waits until `count` lines have come that `wanted` accepts, and returns how many there are then: fewer if they did
+    /// not come `within` that time or before the end, more if they had come already.
+    pub fn wait_for_lines(&self, count: usize, within: Duration, wanted: impl Fn(&str) -> bool) -> usize {
+        let matching = |state: &State| state.lines.iter().filter(|line| wanted(&line.text)).count();
+        let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.shared.1.wait_timeout_while(state, within, |state| !state.ended && matching(state) < count);
+        matching(&wait.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
     /// Waits until the source has been closed; false if it was not `within` that time.
     pub fn wait_for_end(&self, within: Duration) -> bool {
         let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,8 +99,10 @@ mod tests {
         let log = Log::follow(reader);
         std::io::Write::write_all(&mut writer, b"one\ntwo\n").expect("a reader");
         assert!(log.wait_for_line(0, crate::SOON, |line| line == "two").is_some());
+        assert_eq!(log.wait_for_lines(2, crate::SOON, |line| line.contains('o')), 2);
         drop(writer);
         assert!(log.wait_for_line(2, crate::SOON, |line| line == "one").is_none());
+        assert_eq!(log.wait_for_lines(2, crate::SOON, |line| line == "one"), 1);
         assert!(log.wait_for_end(crate::SOON));
         assert_eq!(log.text(), "one\ntwo\n");
     }

@@ -1,6 +1,7 @@
 //! A network namespace that is removed, with the processes in it, when its guard is dropped.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -97,6 +98,23 @@ impl Namespace {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
         command
+    }
+
+    /// Gives programs that [`Namespace::command`] starts from now on a file of their own under /etc, with this text. Those
+    /// that run already see a later text, too: the file is written in place.
+    ///
+    /// # Errors
+    /// What the file system says; /etc must have a file of that name for it to be put over.
+    pub fn set_etc(&self, file: &str, text: &str) -> Result<()> {
+        let folder = self.etc();
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
+        let path = folder.join(file);
+        fs::write(&path, text).with_context(|| format!("{}", path.display()))
+    }
+
+    /// Where `ip netns exec` finds them.
+    fn etc(&self) -> PathBuf {
+        PathBuf::from("/etc/netns").join(&self.name)
     }
 
     /// Names of the network devices, in the kernel's order.
@@ -197,6 +215,11 @@ pub(crate) fn remove_all() {
 
 /// Ends what lives in a namespace of our own, which was started by us or by what we started, and removes it.
 fn remove(name: &str) {
+    if let Err(error) = fs::remove_dir_all(PathBuf::from("/etc/netns").join(name))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!("/etc/netns/{name}: {error}");
+    }
     let left = process::in_namespace(&path_of(name)).unwrap_or_default();
     for &pid in &left {
         let _ = process::signal(pid, Signal::KILL);

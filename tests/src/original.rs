@@ -124,7 +124,7 @@ impl Original {
     /// Counters and logs, if that takes longer than [`SOON`].
     pub fn wait_for_pings(&self) -> Result<()> {
         let deadline = Instant::now() + SOON;
-        let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
+        let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
         loop {
             let mut answered = 0;
             for side in [Side::A, Side::B] {

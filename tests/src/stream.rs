@@ -30,13 +30,12 @@ impl Stream {
     /// Connects and starts to send.
     ///
     /// # Errors
-    /// A connection that cannot be made within ten seconds.
+    /// A connection that cannot be made within [`SOON`].
     pub fn start(from: &Namespace, (to, address): (&Namespace, Ipv4Addr)) -> Result<Self> {
         let listener = to.run(|| TcpListener::bind((address, 0)))?;
         let target = listener.local_addr()?;
-        let sender = from
-            .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(10)))
-            .with_context(|| format!("TCP to {target}"))?;
+        let sender =
+            from.run(|| TcpStream::connect_timeout(&target, SOON)).with_context(|| format!("TCP to {target}"))?;
         let mut receiver = listener.accept()?.0;
         receiver.set_read_timeout(Some(STANDSTILL))?;
         sender.set_write_timeout(Some(STANDSTILL))?;
@@ -92,11 +91,11 @@ impl Stream {
     /// Waits until a megabyte more has arrived.
     ///
     /// # Errors
-    /// A stream that has broken, or brings less within three times [`SOON`].
+    /// A stream that has broken, or brings less within [`SOON`].
     pub fn wait_for_more(&self) -> Result<()> {
         let start = self.arrived();
         let arrived = self.arrived.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = self.arrived.1.wait_timeout_while(arrived, 3 * SOON, |arrived| *arrived < start + 1_000_000);
+        let wait = self.arrived.1.wait_timeout_while(arrived, SOON, |arrived| *arrived < start + 1_000_000);
         let arrived = *wait.unwrap_or_else(PoisonError::into_inner).0;
         if arrived < start + 1_000_000 {
             bail!("{arrived} octets have arrived, {start} of them before; running: {}", self.is_running());

@@ -18,12 +18,14 @@ use zeroize::Zeroizing;
 
 use super::attach::{AttachError, Attached, Place, attach};
 use super::exchange::Now;
-use super::options::{self, Draft, Options, Severity, Sources};
+use super::options::{self, Draft, Mistake, Options, Severity, Sources};
+use super::peer_name::PeerName;
 use super::scripts::{self, Facts};
 use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
+use super::socks;
 use crate::control::client::Client;
 use crate::control::launch::Launch;
-use crate::control::protocol::Event;
+use crate::control::protocol::{Event, Request};
 use crate::control::run_dir::RunDir;
 
 /// The first wait before a dead engine is started again; doubled each time.
@@ -94,6 +96,12 @@ struct Daemon {
     facts: Facts,
     /// The peer's address of now, which a new engine is told.
     peer: SocketAddr,
+    /// The name that it had in the options.
+    peer_name: Option<PeerName>,
+    /// The way through a SOCKS5 server.
+    relay: Option<socks::Relay>,
+    /// Where that relays datagrams now.
+    relay_at: Option<SocketAddr>,
 }
 
 /// What woke the loop.
@@ -102,12 +110,15 @@ enum Woken {
     Wish(Option<Wish>),
     Timer,
     ScriptEnded,
+    Relay(socks::News),
+    Resolved(Result<SocketAddr, Mistake>),
 }
 
 type Script = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
+        let (relay, relay_at) = first_relay(&setup.options).await?.unzip();
         let mut attempt = 1;
         let Attached { engine, device, me } = loop {
             let place = Place {
@@ -136,8 +147,17 @@ impl Daemon {
             cipher: options.cipher,
             arg: options.arg.clone(),
         };
+        let peer_name = options.peer_name.clone().map(|name| PeerName::new(name, peer.ip()));
         tracing::info!("{}: up, {} on {me}, peer {}", facts.device, options.ipaddr, options.peer.text);
-        Ok(Self { setup, clock, session, engine: Some(engine), facts, peer })
+        if options.key.is_none() {
+            tracing::error!("{}: NO ENCRYPTION: everything here can be read on the way, as `nokey` says", facts.device);
+        }
+        let mut daemon =
+            Self { setup, clock, session, engine: Some(engine), facts, peer, peer_name, relay, relay_at: None };
+        if let Some(relay) = relay_at {
+            daemon.relayed(socks::News::Relay(relay));
+        }
+        Ok(daemon)
     }
 
     async fn serve(&mut self, wishes: &mut mpsc::Receiver<Wish>, up: impl FnOnce()) -> End {
@@ -160,6 +180,11 @@ impl Daemon {
                     continue;
                 }
                 Woken::Timer => self.session.tick(now),
+                Woken::Relay(news) => self.relayed(news),
+                Woken::Resolved(answer) => {
+                    self.resolved(answer);
+                    continue;
+                }
                 Woken::Wish(Some(Wish::Reload)) => {
                     self.reload();
                     continue;
@@ -199,9 +224,23 @@ impl Daemon {
                 None => std::future::pending().await,
             }
         };
+        let relay = async {
+            match &mut self.relay {
+                Some(relay) => relay.news().await,
+                None => std::future::pending().await,
+            }
+        };
+        let resolved = async {
+            match &mut self.peer_name {
+                Some(name) => name.answer().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             wish = wishes.recv() => Woken::Wish(wish),
+            news = relay => Woken::Relay(news),
+            answer = resolved => Woken::Resolved(answer),
             event = event => Woken::Event(event.unwrap_or_else(|error| {
                 tracing::error!("{}: {error}", self.facts.device);
                 None
@@ -212,18 +251,10 @@ impl Daemon {
     }
 
     fn carry_out(&mut self, steps: Vec<Step>) -> Option<End> {
-        let device = &self.facts.device;
         for step in steps {
+            let device = &self.facts.device;
             match step {
-                Step::Send(request) => {
-                    if let Some(engine) = &self.engine
-                        && let Err(error) = engine.send(&request)
-                    {
-                        // What is lost comes again by a timer or by the engine's wish; a dead engine is seen at the
-                        // next receive.
-                        tracing::warn!("{device}: {error}");
-                    }
-                }
+                Step::Send(request) => self.send(&request),
                 Step::Log(Level::Warning, text) => tracing::warn!("{device}: {text}"),
                 Step::Log(Level::Info, text) => tracing::info!("{device}: {text}"),
                 Step::Log(Level::Debug, text) => tracing::debug!("{device}: {text}"),
@@ -231,10 +262,53 @@ impl Daemon {
                     self.peer = peer;
                     self.facts.peer = Some(peer);
                 }
+                Step::Me(me) => self.facts.me = me,
+                Step::LookUpPeer => {
+                    if let Some(name) = &mut self.peer_name {
+                        name.look_up();
+                    }
+                }
                 Step::End(end) => return Some(end),
             }
         }
         None
+    }
+
+    fn send(&self, request: &Request) {
+        if let Some(engine) = &self.engine
+            && let Err(error) = engine.send(request)
+        {
+            // What is lost comes again by a timer or by the engine's wish; a dead engine is seen at the next receive.
+            tracing::warn!("{}: {error}", self.facts.device);
+        }
+    }
+
+    /// Takes up a relay of the SOCKS5 server, or its loss, which is an error of the network.
+    fn relayed(&mut self, news: socks::News) -> Vec<Step> {
+        let device = &self.facts.device;
+        let (relay, steps) = match news {
+            socks::News::Relay(relay) => {
+                tracing::info!("{device}: the SOCKS5 server relays at {relay}");
+                (Some(relay), Vec::new())
+            }
+            socks::News::Lost(error) => (None, self.session.network_error(&error.to_string())),
+        };
+        self.relay_at = relay;
+        self.send(&Request::SetRelay { relay });
+        steps
+    }
+
+    /// Goes where the peer's name leads now. Where it leads to the same host, its port may well have been learned.
+    fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) {
+        let (device, Some(name)) = (&self.facts.device, &self.peer_name) else { return };
+        match answer {
+            Ok(peer) if peer.ip() != self.peer.ip() => {
+                tracing::info!("{device}: {} is at {peer} now", name.text());
+                self.send(&Request::SetPeer { peer });
+            }
+            Ok(peer) => tracing::debug!("{device}: {} is still at {peer}", name.text()),
+            Err(mistake) => tracing::warn!("{device}: {}; the peer stays at {}", mistake.what, self.peer),
+        }
     }
 
     /// Starts the engine again and attaches, with growing waits in between, until it works or the operator stops us.
@@ -256,6 +330,9 @@ impl Daemon {
                         tracing::info!("{device}: the engine is back; keys are exchanged anew");
                         self.session.start_over();
                         self.engine = Some(engine);
+                        if self.relay.is_some() {
+                            self.send(&Request::SetRelay { relay: self.relay_at });
+                        }
                         return None;
                     }
                     Err(error) => tracing::warn!("{device}: {error}; next attempt in {back_off:?}"),
@@ -345,6 +422,17 @@ impl Daemon {
 
 /// Options that a running tunnel takes over. The new `ipup` and `arg` are for the scripts to come.
 const LIVE: &[&str] = &["ping", "toping", "maxerr", "tokxts", "ipdown", "arg"];
+
+/// Asks the SOCKS5 server, if there is one, before anything is made.
+async fn first_relay(options: &Options) -> anyhow::Result<Option<(socks::Relay, SocketAddr)>> {
+    let Some((server, _)) = &options.socks else { return Ok(None) };
+    let credentials = socks::Credentials::of_environment().map_err(anyhow::Error::msg)?;
+    let mut relay = socks::Relay::follow(server.clone(), credentials);
+    match relay.news().await {
+        socks::News::Relay(at) => Ok(Some((relay, at))),
+        socks::News::Lost(error) => Err(error.into()),
+    }
+}
 
 async fn run_script(script: PathBuf, facts: Facts) {
     if let Err(error) = scripts::run(&script, &facts, scripts::LIMIT).await {

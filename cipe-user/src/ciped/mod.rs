@@ -7,5 +7,7 @@ pub mod daemon;
 pub mod exchange;
 pub mod health;
 pub mod options;
+mod peer_name;
 pub mod scripts;
 pub mod session;
+pub mod socks;

@@ -51,6 +51,10 @@ pub enum Step {
     Log(Level, String),
     /// The peer is here now.
     Peer(SocketAddr),
+    /// We are here now.
+    Me(SocketAddr),
+    /// The peer does not answer: if it was given by name, that may mean another address by now.
+    LookUpPeer,
     /// Stop.
     End(End),
 }
@@ -146,11 +150,16 @@ impl<R: CryptoRng> Session<R> {
             Event::NewPeer { peer } => {
                 vec![Step::Peer(*peer), Step::Log(Level::Info, format!("new peer {peer}"))]
             }
-            Event::NetworkError { message } => {
-                let mut steps = Vec::new();
-                self.error(message, &mut steps);
-                steps
+            Event::NewMe { me, before } if before.ip().is_unspecified() => {
+                vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {me}"))]
             }
+            // A packet of ours tells the peer, which may have nothing to send and so nothing to be missed.
+            Event::NewMe { me, .. } => vec![
+                Step::Me(*me),
+                Step::Log(Level::Info, format!("changing my address: {me}")),
+                self.control(&Message::Ping(&[]), now),
+            ],
+            Event::NetworkError { message } => self.network_error(message),
             Event::Notice { message } => vec![Step::Log(Level::Warning, message.clone())],
             Event::Failed { message } => {
                 vec![Step::Log(Level::Warning, format!("the engine refused a request: {message}"))]
@@ -158,6 +167,13 @@ impl<R: CryptoRng> Session<R> {
             Event::DeviceDown => vec![Step::End(End::Asked("the interface was taken down".to_owned()))],
             Event::Attached { .. } | Event::Status(_) | Event::StatusEnd => Vec::new(),
         }
+    }
+
+    /// An error of the carrier network.
+    pub fn network_error(&mut self, what: &str) -> Vec<Step> {
+        let mut steps = Vec::new();
+        self.error(what, &mut steps);
+        steps
     }
 
     fn message(&mut self, payload: &[u8], under_static: bool, now: Now) -> Vec<Step> {
@@ -211,7 +227,12 @@ impl<R: CryptoRng> Session<R> {
                     let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
                     steps.push(Step::Send(Request::SetReceiveKey { key, keep_ms }));
                 }
-                Action::Log(note) => steps.push(Step::Log(level(note), note.to_string())),
+                Action::Log(note) => {
+                    steps.push(Step::Log(level(note), note.to_string()));
+                    if matches!(note, Note::NoAcknowledgement { .. } | Note::NoIndication { .. }) {
+                        steps.push(Step::LookUpPeer);
+                    }
+                }
             }
         }
         if self.peer_keeps_keys != self.exchange.peer_keeps_keys() {
@@ -227,6 +248,7 @@ impl<R: CryptoRng> Session<R> {
     }
 
     fn error(&mut self, what: &str, steps: &mut Vec<Step>) {
+        steps.push(Step::LookUpPeer);
         match self.health.error() {
             // Told at 1, 2, 4, 8, ...: a dead peer must not fill the log.
             Verdict::Bear(count) if count.is_power_of_two() => {

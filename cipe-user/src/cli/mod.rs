@@ -7,6 +7,7 @@ pub mod bench_cipher;
 mod check;
 mod ciped;
 mod decode;
+mod doctor;
 mod engine;
 mod genkey;
 mod logging;
@@ -32,6 +33,7 @@ struct Cli {
 
 const EXAMPLES: &str = "Examples:
   cipe genkey                               make a static key for both ends
+  cipe doctor                               what this machine offers, and what it lacks
   cipe check /etc/cipe/gateway-b            what an option file means, and what is wrong with it
   ciped-cb -o /etc/cipe/gateway-b           bring a tunnel up (Blowfish; ciped-ci for IDEA)
   ciped-cb -o /etc/cipe/gateway-b debug     the same in the foreground
@@ -44,6 +46,8 @@ enum Command {
     Show(show::Args),
     /// Say what option files mean and what is wrong with them, without starting anything.
     Check(check::Args),
+    /// Look at this machine and say what would keep tunnels from working or being fast.
+    Doctor(doctor::Args),
     /// Print a new random static key.
     Genkey,
     /// Open a captured carrier packet and show what is in it.
@@ -77,6 +81,7 @@ fn run(command: Command) -> ExitCode {
     match command {
         Command::Show(args) => finish("cipe", show::run(args)),
         Command::Check(args) => finish("cipe", check::run(args)),
+        Command::Doctor(args) => finish("cipe", doctor::run(args)),
         Command::Genkey => finish("cipe", genkey::run()),
         Command::Decode(args) => finish("cipe", decode::run(args)),
         Command::Vectors(args) => finish("cipe", vectors::run(args)),

@@ -148,21 +148,16 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         }
     }
 
-    /// Sends a message when the other side has room for it.
+    /// Sends a message, and waits as long as the other side does not read. Cancel safe: the message is then not sent.
     ///
     /// # Errors
-    /// As [`Self::send`], but for [`SendError::Full`].
-    pub async fn send_patiently(&self, message: &Out) -> Result<(), SendError> {
-        loop {
-            match self.send(message) {
-                Err(SendError::Full) => {}
-                outcome => return outcome,
-            }
-            // Readiness was noted before the socket was full: the refusal takes the note back, and the next one is news.
-            let again = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-            let _ = self.socket.try_io(Interest::WRITABLE, again);
-            self.socket.writable().await?;
-        }
+    /// The message is lost; never [`SendError::Full`].
+    pub async fn deliver(&self, message: &Out) -> Result<(), SendError> {
+        let send = || match self.send(message) {
+            Err(SendError::Full) => Err(io::ErrorKind::WouldBlock.into()),
+            outcome => Ok(outcome),
+        };
+        self.socket.async_io(Interest::WRITABLE, send).await?
     }
 
     /// The other side's user and process, as the kernel knows them.
@@ -253,23 +248,22 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_patient_sender_loses_nothing() {
-        const MESSAGES: usize = 10_000;
+    async fn what_must_arrive_waits_for_the_reader() {
         let (engine, daemon) = pair();
-        let sender = async {
-            for _ in 0..MESSAGES {
-                engine.send_patiently(&Event::DeviceDown).await.unwrap();
+        let reading = async {
+            for _ in 0..5000 {
+                assert!(matches!(daemon.receive().await.unwrap(), Received::Message(Event::DeviceDown)));
             }
-            engine.send_patiently(&Event::StatusEnd).await.unwrap();
         };
-        let receiver = async {
-            let mut received = 0;
-            while let Received::Message(Event::DeviceDown) = daemon.receive().await.unwrap() {
-                received += 1;
+        let writing = async {
+            for _ in 0..5000 {
+                engine.deliver(&Event::DeviceDown).await.unwrap();
             }
-            received
         };
-        assert_eq!(tokio::join!(sender, receiver).1, MESSAGES);
+        // The writer first: it meets a full socket.
+        tokio::join!(biased; writing, reading);
+        drop(daemon);
+        assert!(matches!(engine.deliver(&Event::DeviceDown).await, Err(SendError::Closed)));
     }
 
     #[tokio::test(flavor = "current_thread")]

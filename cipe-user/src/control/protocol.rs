@@ -2,7 +2,7 @@
 //!
 //! A connection attaches at most one tunnel and owns it: when it closes, the tunnel goes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -11,7 +11,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Changes whenever an older peer would misread a message.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// 16 key octets, as hexadecimal text on the socket. Never in Debug output.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
@@ -105,6 +105,16 @@ pub enum Request {
         /// [`Attach::send_octets`].
         octets: u64,
     },
+    /// Sends to the peer at this address from now on, as if it had been learned there: its name resolves to another one.
+    SetPeer {
+        /// Carrier address.
+        peer: SocketAddr,
+    },
+    /// Sends and receives through a SOCKS5 server's relay; without one, nothing. For a tunnel with [`Attach::socks`].
+    SetRelay {
+        /// Where the server relays datagrams.
+        relay: Option<SocketAddr>,
+    },
     /// Seals `payload` as a control packet (type 01) and sends it, under the dynamic send key if there is one.
     SendControl {
         /// Message octets in hexadecimal, before padding.
@@ -112,6 +122,27 @@ pub enum Request {
     },
     /// Asks for [`Event::Status`], one a tunnel, then [`Event::StatusEnd`]. Needs no attached tunnel.
     Status,
+}
+
+/// Configuration of the interface for those who know what `ifconfig` does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Set the addresses; else `ip-up` does.
+    pub configure: bool,
+    /// Metric of the routes that come with the addresses; 0 and 1: the kernel's own.
+    pub metric: u32,
+    /// Bits of the network around the peer's address on the tunnel that is routed into it; `None`: the address alone.
+    pub prefix: Option<u8>,
+    /// Broadcast address.
+    pub broadcast: Option<Ipv4Addr>,
+    /// Ethernet address.
+    pub mac: Option<[u8; 6]>,
+}
+
+impl Default for Interface {
+    fn default() -> Self {
+        Self { configure: true, metric: 0, prefix: None, broadcast: None, mac: None }
+    }
 }
 
 /// What a tunnel needs.
@@ -133,8 +164,8 @@ pub struct Attach {
     pub ptpaddr: IpAddr,
     /// Device MTU in octets.
     pub mtu: u32,
-    /// Interface metric (0 or 1: none).
-    pub metric: u32,
+    /// How the interface is configured beside that.
+    pub interface: Interface,
     /// Own carrier address; unspecified address and port 0: the system picks.
     pub me: SocketAddr,
     /// The peer's carrier address; unspecified: learn it.
@@ -155,6 +186,8 @@ pub struct Attach {
     pub static_data: bool,
     /// Whether the own carrier address may change.
     pub dynip: bool,
+    /// The SOCKS5 server that the peer is reached through, which the daemon speaks to; the carrier is then a UDP socket.
+    pub socks: Option<SocketAddr>,
     /// How to get to the carrier network.
     pub carrier: Carrier,
     /// Where XDP programs run.
@@ -225,6 +258,13 @@ pub enum Event {
     NewPeer {
         /// Its carrier address.
         peer: SocketAddr,
+    },
+    /// The own carrier address is another one now ([`Attach::dynip`]), or known at last.
+    NewMe {
+        /// Own carrier address.
+        me: SocketAddr,
+        /// The one before; unspecified: none.
+        before: SocketAddr,
     },
     /// The carrier reported an error (ICMP) for a packet of ours.
     NetworkError {

@@ -146,20 +146,20 @@ impl Connection {
         }
     }
 
+    /// Sends an event, and waits as long as the other side does not read.
+    ///
+    /// # Errors
+    /// The event is lost; never [`SendError::Full`].
+    pub async fn deliver(&self, event: &Event) -> Result<(), SendError> {
+        self.channel.deliver(event).await
+    }
+
     /// Sends an event, or fails at once; see the rule above.
     ///
     /// # Errors
     /// The event is lost.
     pub fn send(&self, event: &Event) -> Result<(), SendError> {
         self.channel.send(event)
-    }
-
-    /// Sends an event when the other side has room for it: for what is asked for and longer than the socket's queue.
-    ///
-    /// # Errors
-    /// The other side has gone, or as [`Self::send`].
-    pub async fn send_patiently(&self, event: &Event) -> Result<(), SendError> {
-        self.channel.send_patiently(event).await
     }
 
     /// Who is there.

@@ -10,6 +10,7 @@ pub struct Counters {
     octets_sent: AtomicU64,
     octets_delivered: AtomicU64,
     receive_key_used: AtomicU64,
+    bogus_length: AtomicU64,
 }
 
 impl Default for Counters {
@@ -19,6 +20,7 @@ impl Default for Counters {
             octets_sent: AtomicU64::new(0),
             octets_delivered: AtomicU64::new(0),
             receive_key_used: AtomicU64::new(0),
+            bogus_length: AtomicU64::new(0),
         }
     }
 }
@@ -48,6 +50,17 @@ impl Counters {
     pub fn delivered(&self, octets: usize) {
         self.count(Verdict::Delivered);
         add(&self.octets_delivered, octets as u64);
+    }
+
+    /// Counts one datagram of an impossible length.
+    pub fn bogus(&self, octets: usize) {
+        self.count(Verdict::BadLength);
+        self.bogus_length.store(octets as u64, Ordering::Relaxed);
+    }
+
+    /// Length of the last such datagram.
+    pub fn bogus_length(&self) -> u64 {
+        self.bogus_length.load(Ordering::Relaxed)
     }
 
     /// Notes that the peer has begun to use the key that the receive slot held at this generation.

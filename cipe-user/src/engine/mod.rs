@@ -17,6 +17,7 @@ mod outer;
 mod random;
 pub mod replay;
 pub mod segment;
+pub mod socks;
 #[cfg(test)]
 mod testpackets;
 pub mod toobig;

@@ -38,7 +38,7 @@ pub enum Way {
     Carrier(Path),
     /// By the tunnel's UDP socket: no Ethernet, no AF_XDP, or the next hop is not resolved yet.
     Socket,
-    /// Nowhere: no route.
+    /// Nowhere: no route, or no relay of the SOCKS5 server that it leads through.
     NoRoute,
     /// Nowhere: the route leads back into a tunnel.
     Looped,
@@ -77,7 +77,14 @@ pub struct Tunnel {
     pub sight: Sight,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
-    /// Way to the peer.
+    /// While the peer is not known: where a datagram came from under a dynamic key that we have not. It may be the peer's,
+    /// whom only a question for a key can reach, and nothing else is sent there.
+    pub asker: Option<SocketAddr>,
+    /// The peer is reached through the relay of a SOCKS5 server.
+    pub socks: bool,
+    /// That relay, while there is one.
+    pub relay: Option<SocketAddr>,
+    /// Way to the peer, or to the relay.
     pub way: Way,
     /// Link-layer addresses from the hidden end to the tunnel device.
     pub private_hop: Hop,
@@ -128,6 +135,20 @@ impl Tunnel {
         std::hint::black_box(self.counters.of(Verdict::Sent));
         std::hint::black_box(self.counters.of(Verdict::Delivered));
         std::hint::black_box(self.keys.get(slot).map(|live| live.packets));
+    }
+
+    /// Where datagrams are sent: to the peer, or to the relay.
+    pub fn target(&self) -> Option<SocketAddr> {
+        if self.socks { self.relay } else { self.peer }
+    }
+
+    /// The peer is at another address. Until the way there is known, it is the UDP socket's, which needs no address of a
+    /// next hop; that to a relay stays as it is.
+    pub fn set_peer(&mut self, peer: SocketAddr) {
+        self.peer = Some(peer);
+        if !self.socks {
+            self.way = Way::Socket;
+        }
     }
 
     /// The slot that opens a datagram, by its length and key flag.

@@ -19,17 +19,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL};
 use rustix::io::Errno;
 
+use super::addresses::Configuration;
 use super::events::Events;
 use super::hub::{self, Hub};
 use super::links::{self, Card};
@@ -66,6 +65,8 @@ pub struct TunnelDevice {
     pub mtu: u32,
     /// The process that it is made for: when that ends, the device is a leftover.
     pub owner: u32,
+    /// How it is configured beside that.
+    pub configuration: Configuration,
 }
 
 /// A tunnel device that exists.
@@ -214,27 +215,14 @@ impl Netlink {
         let what = || format!("{name}: cannot take it up");
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
         // IPv6 makes the route to the peer only if the device is up.
-        if wanted.peer.is_ipv6() && !wanted.peer.is_unspecified() {
-            let events = Events::open(&[MulticastGroup::Ipv6Route])?;
-            self.set_address(name, index, wanted.local, wanted.peer).await?;
-            self.routed(events, name, index, wanted.peer).await;
-            return Ok(());
+        let events = Events::open(&[MulticastGroup::Ipv6Route])?;
+        if wanted.configuration.addresses {
+            self.set_addresses(name, index, (wanted.local, wanted.peer), &wanted.configuration).await?;
         }
-        self.set_address(name, index, wanted.local, wanted.peer).await
-    }
-
-    async fn set_address(&self, name: &str, index: u32, local: IpAddr, peer: IpAddr) -> Result<()> {
-        let mut message = AddressMessage::default();
-        (message.header.family, message.header.prefix_len) = match local {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        message.header.index = index;
-        let peer = if peer.is_unspecified() { local } else { peer };
-        message.attributes = vec![AddressAttribute::Local(local), AddressAttribute::Address(peer)];
-        let what = || format!("{name}: cannot set the address {local} peer {peer}");
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.request(what, RouteNetlinkMessage::NewAddress(message), flags).await.map(drop)
+        if wanted.configuration.addresses && wanted.peer.is_ipv6() && !wanted.peer.is_unspecified() {
+            self.routed(events, name, index, wanted.peer).await;
+        }
+        Ok(())
     }
 
     /// Waits until packets to the peer go into the device: an IPv6 address is usable a little later than set, and

@@ -3,6 +3,8 @@
 //! May import `cipe_common` and `xsk`; must not know tunnels' state, keys' lives or packets. Imported by `engine` and
 //! `cli`. aya is used in [`bpf`] only; everything netlink acts in the network namespace of the thread that calls it.
 
+pub mod addresses;
+pub mod attached;
 pub mod bpf;
 pub mod device;
 pub mod ethtool;

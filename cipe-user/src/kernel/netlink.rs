@@ -57,7 +57,9 @@ pub enum Error {
         cause: io::Error,
     },
     /// The wanted source address is not ours.
-    #[error("no carrier route to {peer} from {from}: {from} is not an address of this host")]
+    #[error(
+        "no carrier route to {peer} from {from}: {from} is not an address of this host; bring it back, or follow changes with `dynip`"
+    )]
     NotOurAddress {
         /// Where packets should go.
         peer: IpAddr,

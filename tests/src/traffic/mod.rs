@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::SOON;
 use crate::namespace::Namespace;
 
 pub use udp::{Pace, udp, udp_scattered};
@@ -113,7 +114,7 @@ fn tick(timer: &Receiver<()>, until: Instant) -> bool {
 /// Sends over `streams` TCP connections for `duration`, as fast as they take it.
 ///
 /// # Errors
-/// A connection that cannot be made within ten seconds.
+/// A connection that cannot be made within [`SOON`].
 pub fn tcp(
     from: &Namespace,
     (to, address): (&Namespace, Ipv4Addr),
@@ -126,9 +127,8 @@ pub fn tcp(
     let mut pairs = Vec::new();
     for _ in 0..streams {
         // Accepting cannot block: the kernel has finished the handshake before connect returns.
-        let sender = from
-            .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(10)))
-            .with_context(|| format!("TCP to {target}"))?;
+        let sender =
+            from.run(|| TcpStream::connect_timeout(&target, SOON)).with_context(|| format!("TCP to {target}"))?;
         pairs.push((sender, listener.accept()?.0));
     }
     let arrived = Arrived::default();
@@ -161,16 +161,15 @@ pub fn tcp(
 /// Sends a number of octets over one TCP connection and returns what came out at the other end.
 ///
 /// # Errors
-/// A connection that cannot be made, or that stands still for a minute.
+/// A connection that cannot be made, or that stands still, for [`SOON`].
 pub fn tcp_transfer(from: &Namespace, (to, address): (&Namespace, Ipv4Addr), octets: &[u8]) -> Result<Vec<u8>> {
     let listener = to.run(|| TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
-    let mut sender = from
-        .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(10)))
-        .with_context(|| format!("TCP to {target}"))?;
+    let mut sender =
+        from.run(|| TcpStream::connect_timeout(&target, SOON)).with_context(|| format!("TCP to {target}"))?;
     let (mut receiver, _) = listener.accept()?;
-    sender.set_write_timeout(Some(Duration::from_secs(60)))?;
-    receiver.set_read_timeout(Some(Duration::from_secs(60)))?;
+    sender.set_write_timeout(Some(SOON))?;
+    receiver.set_read_timeout(Some(SOON))?;
     std::thread::scope(|scope| {
         let sending = scope.spawn(move || -> io::Result<()> {
             sender.write_all(octets)?;

@@ -18,9 +18,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub use problem::{Mistake, Origin, Problem, Severity};
+pub use resolve::endpoint as address_of;
 pub use settle::{Endpoint, Options, settle};
 pub use table::{Draft, SPECS, Setting, Spec};
-pub use value::{CipherName, IdeaWords};
+pub use value::{CipherName, EndpointName, IdeaWords};
 
 use crate::control::protocol::Cipher;
 

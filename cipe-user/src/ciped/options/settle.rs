@@ -1,14 +1,16 @@
 //! From options as read to options as used: names resolved, rules between options checked.
 
+mod places;
+
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
 use super::value::{CipherName, EndpointName, IdeaWords, KeyText};
-use super::{prefix, resolve};
-use crate::control::protocol::{Carrier, Cipher, KeyOctets, XdpMode};
+use crate::control::protocol::{Carrier, Cipher, Interface, KeyOctets, XdpMode};
 
 /// A carrier address and the text it was resolved from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,16 +36,20 @@ pub struct Options {
     pub ptpaddr: IpAddr,
     /// Octets.
     pub mtu: u32,
-    /// Device metric.
-    pub metric: u32,
+    /// The interface beside its addresses and MTU.
+    pub interface: Interface,
     /// Outer TTL; 0: the inner packet's.
     pub cttl: u8,
     /// Own carrier address; unspecified parts are the system's choice.
     pub me: Endpoint,
     /// The peer's carrier address; unspecified: learn it.
     pub peer: Endpoint,
+    /// The name that the peer's address came from, to be resolved again; `None`: it was written as an address.
+    pub peer_name: Option<EndpointName>,
     /// Never re-point the peer.
     pub pin_peer: bool,
+    /// SOCKS5 server, as written and as resolved.
+    pub socks: Option<(EndpointName, SocketAddr)>,
     /// Static key; `None`: `nokey`.
     pub key: Option<KeyOctets>,
     /// Data may go under the static key.
@@ -110,9 +116,11 @@ impl Settle<'_> {
         // Every check runs, so that all problems are told at once; only then are missing values fatal.
         let key = self.key();
         let tunnel = self.tunnel_addresses();
-        let carrier = self.carrier_addresses();
+        let socks = self.socks();
+        let carrier = self.carrier_addresses(socks.as_ref().and_then(|socks| socks.as_ref()).map(|socks| socks.1.ip()));
+        let interface = self.interface(tunnel.map(|(ipaddr, _)| ipaddr));
         self.warn_of_idle_options();
-        let (key, (ipaddr, ptpaddr), (me, peer)) = (key?, tunnel?, carrier?);
+        let (key, (ipaddr, ptpaddr), (me, peer), socks) = (key?, tunnel?, carrier?, socks?);
         let draft = self.draft;
         Some(Options {
             device: draft.device.value.clone(),
@@ -125,11 +133,13 @@ impl Settle<'_> {
             ipaddr,
             ptpaddr,
             mtu: draft.mtu.value,
-            metric: draft.metric.value,
+            interface: interface?,
             cttl: draft.cttl.value,
             me,
             peer,
+            peer_name: draft.peer.value.clone().filter(|name| name.host.parse::<IpAddr>().is_err()),
             pin_peer: draft.pinpeer.value,
+            socks,
             key: match key {
                 KeyChoice::NoKey => None,
                 KeyChoice::Key(key) => Some(key),
@@ -203,68 +213,8 @@ impl Settle<'_> {
         }
     }
 
-    fn tunnel_addresses(&mut self) -> Option<(IpAddr, IpAddr)> {
-        let (own, peer) = (&self.draft.ipaddr, &self.draft.ptpaddr);
-        let own_name = self.set(own, "ipaddr", "10.0.0.1");
-        let peer_name = self.set(peer, "ptpaddr", "10.0.0.2");
-        let ipaddr = self.resolved("ipaddr", resolve::one_host(own_name?, None), &own.origin)?;
-        let ptpaddr = self.resolved("ptpaddr", resolve::one_host(peer_name?, Some(ipaddr)), &peer.origin)?;
-        if ipaddr.is_unspecified() {
-            let mistake = Mistake::new(
-                format!("option `ipaddr`: {ipaddr} is no address to use"),
-                "write this end's address on the tunnel",
-            );
-            return self.error(mistake, &own.origin);
-        }
-        if ipaddr == ptpaddr {
-            let mistake =
-                Mistake::new(format!("`ipaddr` and `ptpaddr` are both {ipaddr}"), "give each end its own address");
-            return self.error(mistake, &peer.origin);
-        }
-        Some((ipaddr, ptpaddr))
-    }
-
-    fn carrier_addresses(&mut self) -> Option<(Endpoint, Endpoint)> {
-        let (me, peer) = (&self.draft.me, &self.draft.peer);
-        let peer_name = self.set(peer, "peer", "192.0.2.2:6789");
-        let own = match &me.value {
-            Some(name) => Some(self.resolved("me", endpoint(name, None), &me.origin)?),
-            None => None,
-        };
-        // An address written out decides the family, a wildcard too.
-        let like = own.as_ref().map(|own| own.address.ip());
-        let mut peer_end = self.resolved("peer", endpoint(peer_name?, like), &peer.origin)?;
-        if is_learned(peer_end.address) {
-            peer_end.address = SocketAddr::new(unspecified(peer_end.address.ip()), 0);
-        } else if peer_end.address.port() == 0 {
-            let mistake =
-                Mistake::new("option `peer`: the port is 0", "write the peer's UDP port, or 0.0.0.0:0 to learn both");
-            return self.error(mistake, &peer.origin);
-        }
-        if self.draft.pinpeer.value && peer_end.address.ip().is_unspecified() {
-            let mistake = Mistake::new(
-                "`pinpeer` needs a known peer, and `peer` is to be learned",
-                "write the peer's address, or remove `pinpeer`",
-            );
-            return self.error(mistake, &self.draft.pinpeer.origin);
-        }
-        let own = own.unwrap_or_else(|| {
-            let address = SocketAddr::new(unspecified(peer_end.address.ip()), 0);
-            Endpoint { text: address.to_string(), address }
-        });
-        Some((own, peer_end))
-    }
-
     fn warn_of_idle_options(&mut self) {
         let draft = self.draft;
-        if draft.socks.value.is_some() {
-            // Going past the SOCKS server would send traffic on a way that the operator did not choose.
-            let mistake = Mistake::new(
-                "option `socks`: this version has no SOCKS5 carrier",
-                "remove it, if the peer can be reached directly",
-            );
-            self.error::<()>(mistake, &draft.socks.origin);
-        }
         if draft.idea_words.origin != Origin::Default && draft.cipher.value == CipherName::Blowfish {
             self.warn(
                 "`idea_words` has no effect with cipher blowfish",
@@ -285,41 +235,10 @@ impl Settle<'_> {
                 &draft.toping.origin,
             );
         }
-        for (name, origin) in [
-            ("ifconfig", &draft.ifconfig.origin),
-            ("mask", &draft.mask.origin),
-            ("bcast", &draft.bcast.origin),
-            ("hwaddr", &draft.hwaddr.origin),
-        ] {
-            if *origin != Origin::Default {
-                self.warn(
-                    format!("`{name}` has no effect on a point-to-point device"),
-                    "it may stay for the sake of old files",
-                    origin,
-                );
-            }
-        }
     }
 }
 
 enum KeyChoice {
     NoKey,
     Key(KeyOctets),
-}
-
-fn endpoint(name: &EndpointName, like: Option<IpAddr>) -> Result<Endpoint, Mistake> {
-    Ok(Endpoint { text: name.to_string(), address: resolve::endpoint(name, like)? })
-}
-
-/// Protocol section 4: 0.0.0.0, or the later idiom of the discard port on the loopback.
-fn is_learned(peer: SocketAddr) -> bool {
-    peer.ip().is_unspecified() || (peer.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) && peer.port() == 9)
-}
-
-/// The wildcard of the family of `like`.
-fn unspecified(like: IpAddr) -> IpAddr {
-    match like {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    }
 }

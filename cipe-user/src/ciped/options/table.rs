@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::problem::{Mistake, Origin};
-use super::value::{self, CipherName, EndpointName, HostName, IdeaWords, KeyText, Show};
+use super::value::{self, CipherName, EndpointName, HostName, IdeaWords, KeyText, Mac, Mask, Show};
 use super::{Options, Program};
 use crate::control::protocol::{Carrier, XdpMode};
 
@@ -86,7 +86,7 @@ options! {
     ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required";
     ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required";
     mtu: u32 = Options::MTU, value::number::<u32, 68, 65_535>, "mtu", "device MTU in octets";
-    metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "device metric";
+    metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "metric of the routes that come with the addresses";
     cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's";
     me: Option<EndpointName> = None, value::endpoint, "me", "own carrier address:port; the system picks what is zero";
     peer: Option<EndpointName> = None, value::endpoint, "peer", "the peer's carrier address:port; 0.0.0.0:0 learns it; required";
@@ -96,7 +96,7 @@ options! {
     nokey: bool = false, value::flag, "nokey", "NO ENCRYPTION AT ALL; for tests";
     staticdata: bool = true, value::flag, "staticdata", "whether data may go under the static key while no dynamic key is agreed";
     idea_words: IdeaWords = IdeaWords::Big, value::choice, "idea_words", "big or little: word order of IDEA on the wire";
-    socks: Option<EndpointName> = None, value::endpoint, "socks", "SOCKS5 server address:port";
+    socks: Option<EndpointName> = None, value::endpoint, "socks", "SOCKS5 server address:port to reach the peer through; user and password from SOCKS5_USER and SOCKS5_PASSWD";
     tokxc: u32 = 10, value::number::<u32, 1, 86_400>, "tokxc", "seconds until an unanswered key exchange is begun anew";
     tokey: u32 = 600, value::number::<u32, 1, 31_536_000>, "tokey", "seconds of a dynamic key's life";
     tokxts: u32 = 0, value::number::<u32, 0, 31_536_000>, "tokxts", "seconds that a key exchange message's time stamp may be off; 0 does not check";
@@ -106,15 +106,15 @@ options! {
     ipup: PathBuf = PathBuf::from("/etc/cipe/ip-up"), value::path, "ipup", "script to run when the tunnel is up";
     ipdown: PathBuf = PathBuf::from("/etc/cipe/ip-down"), value::path, "ipdown", "script to run when the tunnel is down";
     arg: OsString = OsString::new(), value::text, "arg", "last argument of both scripts";
-    dynip: bool = false, value::flag, "dynip", "own carrier address may change";
+    dynip: bool = false, value::flag, "dynip", "follow the own carrier address where it changes";
     checksum: bool = false, value::flag, "checksum", "send UDP checksums over IPv4 too";
     forcemtu: bool = false, value::flag, "forcemtu", "ignore the carrier's path MTU";
     ignoredf: bool = false, value::flag, "ignoredf", "do not copy DF to the outer packet";
     mssclamp: bool = true, value::flag, "mssclamp", "clamp the MSS of TCP through the tunnel";
     carrier: Carrier = Carrier::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
-    ifconfig: bool = true, value::flag, "ifconfig", "accepted for old files";
-    mask: Option<HostName> = None, value::host, "mask", "accepted for old files; the netmask is always 255.255.255.255";
-    bcast: Option<HostName> = None, value::host, "bcast", "accepted for old files; a point-to-point device has none";
-    hwaddr: Option<String> = None, value::hwaddr, "hwaddr", "accepted for old files; a point-to-point device has none";
+    ifconfig: bool = true, value::flag, "ifconfig", "set the addresses of the interface; no leaves that to ip-up";
+    mask: Option<Mask> = None, value::mask, "mask", "netmask: how much around ptpaddr is routed into the tunnel";
+    bcast: Option<HostName> = None, value::host, "bcast", "broadcast address of the interface";
+    hwaddr: Option<Mac> = None, value::hwaddr, "hwaddr", "Ethernet address of the interface";
 }

@@ -1,3 +1,5 @@
+use std::net::Ipv4Addr;
+
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -99,7 +101,7 @@ fn each_mistake_says_what_where_and_how_to_fix() {
         ("peer 192.0.2.2:no-such-service", ["no UDP service", "/etc/cipe/b:7", "/etc/services"]),
         ("ptpaddr 10.9.0.1", ["both 10.9.0.1", "/etc/cipe/b:7", "its own address"]),
         ("ipaddr 0.0.0.0", ["0.0.0.0 is no address", "/etc/cipe/b:7", "this end"]),
-        ("socks 192.0.2.3:1080", ["no SOCKS5 carrier", "/etc/cipe/b:7", "remove it"]),
+        ("socks 192.0.2.3:1080\ncarrier xdp", ["SOCKS5 server is reached by UDP", "/etc/cipe/b:8", "remove one"]),
     ] {
         let (options, problems) = settled(&format!("{GOOD}{text}\n"));
         assert!(options.is_none(), "{text}");
@@ -164,11 +166,38 @@ fn the_own_carrier_address_takes_the_family_of_the_peer() {
 
 #[test]
 fn options_without_effect_are_said_and_do_not_stop_the_start() {
-    let (options, problems) = settled(&format!(
-        "{GOOD}mask 255.255.255.255\nbcast 10.0.0.255\nhwaddr 02:00:00:00:00:01\nifconfig\ntoping 3\n"
-    ));
-    assert!(options.is_some());
-    assert_eq!(problems.len(), 5, "{problems:?}");
+    let (options, problems) =
+        settled(&format!("{GOOD}mask 255.255.255.255\nbcast 10.0.0.255\nmetric 7\nifconfig no\ntoping 3\n"));
+    assert!(options.is_some_and(|options| !options.interface.configure));
+    assert_eq!(problems.len(), 4, "{problems:?}");
+}
+
+#[test]
+fn the_interface_is_described_as_ifconfig_would_take_it() {
+    let (options, problems) =
+        settled(&format!("{GOOD}mask 255.255.255.0\nbcast 10.0.0.255\nhwaddr 2:0:0:0:0:1\nifconfig\nmetric 7\n"));
+    let interface = options.unwrap().interface;
+    assert_eq!((interface.configure, interface.metric, interface.prefix), (true, 7, Some(24)));
+    assert_eq!(interface.broadcast, Some(Ipv4Addr::new(10, 0, 0, 255)));
+    assert_eq!(interface.mac, Some([2, 0, 0, 0, 0, 1]));
+    assert_eq!(problems, [""; 0]);
+}
+
+#[test]
+fn a_peer_behind_a_socks_server_is_known_and_has_an_ipv4_address() {
+    let (options, problems) = settled(&format!("{GOOD}socks 192.0.2.3:1080\n"));
+    assert_eq!(options.unwrap().socks.unwrap().1, "192.0.2.3:1080".parse().unwrap(), "{problems:?}");
+    for (peer, word) in [("[2001:db8::2]:6789", "no IPv4 address"), ("0.0.0.0:0", "known peer")] {
+        let (options, problems) = settled(&format!("{GOOD}socks 192.0.2.3:1080\npeer {peer}\n"));
+        assert!(options.is_none() && problems[0].contains(word), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_peer_s_name_is_kept_and_its_address_is_none() {
+    assert!(settled(GOOD).0.unwrap().peer_name.is_none());
+    let name = settled(&format!("{GOOD}peer localhost:6789\n")).0.unwrap().peer_name.unwrap();
+    assert_eq!(name.to_string(), "localhost:6789");
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub trait Show {
 macro_rules! show_by_display {
     ($($type:ty),*) => { $(impl Show for $type { fn show(&self) -> String { self.to_string() } })* };
 }
-show_by_display!(u8, u32, i32, String, HostName, EndpointName);
+show_by_display!(u8, u32, i32, String, HostName, EndpointName, Mask, Mac);
 
 impl Show for bool {
     fn show(&self) -> String {
@@ -273,14 +273,49 @@ pub fn text(text: &[u8]) -> Parsed<OsString> {
     Ok(OsString::from_vec(text.to_vec()))
 }
 
-/// Ethernet address.
-pub fn hwaddr(text: &[u8]) -> Parsed<Option<String>> {
-    let word = word(text)?;
-    let parts: Vec<&str> = word.split(':').collect();
-    if parts.len() == 6 && parts.iter().all(|p| p.len() <= 2 && u8::from_str_radix(p, 16).is_ok()) {
-        return Ok(Some(word.to_owned()));
+/// Netmask of the interface, as the bits that are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mask(pub u8);
+
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = u32::MAX.checked_shl(32 - u32::from(self.0)).unwrap_or(0);
+        write!(f, "{}", std::net::Ipv4Addr::from(bits))
     }
-    Err(Mistake::new(format!("`{}` is not an Ethernet address", clip(word)), "write it as 02:00:00:00:00:01"))
+}
+
+/// IPv4 netmask, such as 255.255.255.0.
+pub fn mask(text: &[u8]) -> Parsed<Option<Mask>> {
+    let word = word(text)?;
+    let bits = word.parse::<std::net::Ipv4Addr>().ok().map(u32::from);
+    bits.filter(|bits| bits.leading_ones() + bits.trailing_zeros() == 32).map_or_else(
+        || Err(Mistake::new(format!("`{}` is not a netmask", clip(word)), "write it as 255.255.255.0")),
+        // At most 32.
+        |bits| Ok(Some(Mask(bits.leading_ones() as u8))),
+    )
+}
+
+/// Ethernet address of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Ethernet address: six octets in hexadecimal with colons between, neither a group's nor all zeros.
+pub fn hwaddr(text: &[u8]) -> Parsed<Option<Mac>> {
+    let word = word(text)?;
+    let octet = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() <= 2 && !part.starts_with('+'));
+    let octets: Option<Vec<u8>> = word.split(':').map(octet).collect();
+    let octets = octets.and_then(|octets| <[u8; 6]>::try_from(octets).ok());
+    octets.filter(|octets| octets[0] & 1 == 0 && *octets != [0; 6]).map_or_else(
+        || Err(Mistake::new(format!("`{}` is not an Ethernet address", clip(word)), "write it as 02:00:00:00:00:01")),
+        |octets| Ok(Some(Mac(octets))),
+    )
 }
 
 #[cfg(test)]
@@ -352,6 +387,26 @@ mod tests {
     }
 
     #[test]
+    fn masks_are_ones_and_then_zeros() {
+        for (text, bits) in [("255.255.255.255", 32), ("255.255.255.0", 24), ("255.255.254.0", 23), ("0.0.0.0", 0)] {
+            assert_eq!(mask(text.as_bytes()), Ok(Some(Mask(bits))));
+            assert_eq!(Mask(bits).to_string(), text);
+        }
+        for text in ["", "24", "255.0.255.0", "0.0.0.1", "255.255.255.256", "ffffff00"] {
+            assert!(mask(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ethernet_addresses_are_of_one_device() {
+        assert_eq!(hwaddr(b"2:0:0:0:a:FF").map(|mac| mac.map(|mac| mac.0)), Ok(Some([2, 0, 0, 0, 10, 255])));
+        assert_eq!(Mac([2, 0, 0, 0, 10, 255]).to_string(), "02:00:00:00:0a:ff");
+        for text in ["", "02:00:00:00:00", "02:00:00:00:00:001", "03:00:00:00:00:01", "0:0:0:0:0:0", "2:0:0:0:0:+1"] {
+            assert!(hwaddr(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn devices_are_names_that_the_kernel_takes() {
         assert_eq!(device(b"cipcb0"), Ok(Some("cipcb0".to_owned())));
         for text in ["", "..", "a/b", "a:1", "cipcb%d", "sixteen_octets__", "a b"] {
@@ -364,6 +419,7 @@ mod tests {
         fn no_parser_panics(text: Vec<u8>) {
             let _ = (flag(&text), number::<u32, 0, 9>(&text), choice::<Carrier>(&text), device(&text), host(&text));
             let _ = (endpoint(&text), key(&text), path(&text), super::text(&text), hwaddr(&text));
+            let _ = mask(&text);
         }
 
         #[test]

@@ -154,3 +154,27 @@ fn a_send_key_that_an_original_has_forgotten_is_dropped_and_one_of_our_own_kind_
     bob.event(&received(&Message::Acknowledgement { sum }.build(1_000_000, &mut rng(9))), at(2));
     assert!(!bob.tick(at(17)).iter().any(is_drop));
 }
+
+#[test]
+fn a_new_address_of_ours_is_told_and_made_known_to_the_peer() {
+    let mut session = session(1, "");
+    let [none, first, second] = ["0.0.0.0:6789", "192.0.2.1:6789", "192.0.2.9:6789"].map(|text| text.parse().unwrap());
+    let steps = session.event(&Event::NewMe { me: first, before: none }, at(1));
+    assert_eq!(logs(&steps), ["my address is 192.0.2.1:6789"]);
+    assert!(sent(&steps).is_empty());
+    let steps = session.event(&Event::NewMe { me: second, before: first }, at(2));
+    assert_eq!(logs(&steps), ["changing my address: 192.0.2.9:6789"]);
+    assert_eq!(sent(&steps)[0][0], 0x72);
+    assert!(steps.iter().any(|step| matches!(step, Step::Me(me) if *me == second)));
+}
+
+#[test]
+fn a_peer_that_does_not_answer_is_looked_up() {
+    let looks_up = |steps: &[Step]| steps.iter().any(|step| matches!(step, Step::LookUpPeer));
+    let mut session = session(1, "ping 10\ntoping 3\nmaxerr -1");
+    session.tick(at(10));
+    assert!(looks_up(&session.tick(at(13))), "an unanswered ping");
+    assert!(looks_up(&session.network_error("port unreachable")), "a network error");
+    session.event(&Event::KeyWanted { reason: Wanted::NoSendKey }, at(20));
+    assert!((21..60).any(|second| looks_up(&session.tick(at(second)))), "an unanswered NK_IND");
+}

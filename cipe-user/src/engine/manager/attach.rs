@@ -10,9 +10,9 @@ use cipe_common::maps::{MAX_TUNNELS, Slot};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::sizes::Sizes;
-use super::{Manager, Tenant};
+use super::{Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Cipher, VERSION, XdpMode};
+use crate::control::protocol::{Attach, Carrier, Cipher, VERSION, XdpMode};
 use crate::engine::carrier::{Sight, UdpCarrier};
 use crate::engine::counters::Counters;
 use crate::engine::keys::Keys;
@@ -20,6 +20,7 @@ use crate::engine::outer::Hop;
 use crate::engine::replay::SentIvs;
 use crate::engine::tunnel::{Limits, Tunnel, Way};
 use crate::engine::worker::Command;
+use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::hub::{Framing, Hub};
@@ -48,15 +49,21 @@ impl Manager {
         let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;
         self.last_number = number;
 
-        let (udp, me) = self.bind(attach).await?;
+        let (udp, listens, me) = self.bind(attach).await?;
         let device = TunnelDevice {
             name: attach.device.clone(),
             prefix: attach.prefix.clone(),
             local: attach.ipaddr,
             peer: attach.ptpaddr,
-            mac: self.private_mac(number),
+            mac: attach.interface.mac.unwrap_or_else(|| self.private_mac(number)),
             mtu: attach.mtu,
             owner,
+            configuration: Configuration {
+                addresses: attach.interface.configure,
+                metric: attach.interface.metric,
+                prefix: attach.interface.prefix,
+                broadcast: attach.interface.broadcast,
+            },
         };
         let (hub, device) = self.device(device, framing(attach.xdp_mode)).await?;
         let tenant = Tenant {
@@ -64,10 +71,12 @@ impl Manager {
             hub,
             device: device.clone(),
             cipher: attach.cipher,
-            carrier_door: attach.carrier,
+            carrier_door: if attach.socks.is_some() { Carrier::Udp } else { attach.carrier },
             xdp_mode: preference(attach.xdp_mode),
             me,
+            listens,
             peer: known(attach.peer),
+            socks: attach.socks.map(|server| Socks { server, relay: None }),
             counters: Arc::default(),
             sizes: Sizes::new(attach),
             hop: None,
@@ -76,6 +85,8 @@ impl Manager {
             looped: false,
             previous: None,
             notes: Vec::new(),
+            bogus: (0, 0),
+            door: None,
             follower: None,
         };
         let counters = tenant.counters.clone();
@@ -110,10 +121,13 @@ impl Manager {
         }
         self.programs.set_private_address(device.mac, tunnel)?;
         let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
-        let (hub, me, peer, sizes) = (tenant.hub, tenant.me, tenant.peer, tenant.sizes);
+        let (hub, peer, sizes) = (tenant.hub, tenant.peer, tenant.sizes);
+        let (listens, socks) = (tenant.listens, tenant.socks.is_some());
         tenant.notes.extend(self.hubs.note(hub).map(str::to_owned));
         let hidden_mac = self.hubs.get(hub).context("its hub has gone")?.hidden_mac;
-        self.programs.add_carrier_address(me, tunnel)?;
+        if !socks {
+            self.programs.add_carrier_address(listens, tunnel)?;
+        }
 
         let algorithm = match attach.cipher {
             Cipher::Blowfish => Algorithm::Blowfish,
@@ -129,7 +143,10 @@ impl Manager {
             sight: Sight::new(Instant::now()),
             socket_df: None,
             peer,
-            way: Way::Socket,
+            asker: None,
+            socks,
+            relay: None,
+            way: if socks { Way::NoRoute } else { Way::Socket },
             pinned: attach.pin_peer,
             static_data: attach.static_data,
             ignore_df: attach.ignore_df,
@@ -150,7 +167,7 @@ impl Manager {
             asked: [None; 2],
         };
         let (done, known) = std::sync::mpsc::channel();
-        self.worker.send(Command::AddTunnel(Box::new(state), hub, vec![me], done));
+        self.worker.send(Command::AddTunnel(Box::new(state), hub, vec![listens], done));
         // Not alive before the worker knows whose packets these are.
         let _ = known.recv_timeout(Duration::from_secs(1));
         if let Some(peer) = peer {
@@ -210,21 +227,23 @@ impl Manager {
         [0x1E, a, b, c, high, low]
     }
 
-    /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that the
-    /// peer will see.
-    async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpCarrier, SocketAddr)> {
+    /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that it is bound
+    /// to, and the one that the peer will see. An address that may change is not bound to.
+    async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpCarrier, SocketAddr, SocketAddr)> {
+        let towards = attach.socks.or(known(attach.peer)).map(|target| target.ip());
+        let is_ipv6 = towards.map_or(attach.me.is_ipv6(), |target| target.is_ipv6());
+        let any = if is_ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
         let mut me = attach.me;
-        if me.ip().is_unspecified() {
-            let any =
-                if attach.peer.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
-            me.set_ip(match known(attach.peer) {
-                Some(peer) => self.netlink.route(peer.ip(), None).await?.source,
+        if me.ip().is_unspecified() || attach.dynip {
+            me.set_ip(match towards {
+                Some(target) => self.netlink.route(target, None).await?.source,
                 None => any,
             });
-        } else if let Some(peer) = known(attach.peer) {
-            self.netlink.route(peer.ip(), Some(me.ip())).await?;
+        } else if let Some(target) = towards {
+            self.netlink.route(target, Some(me.ip())).await?;
         }
-        let udp = UdpSocket::bind(me).map_err(|error| match error.kind() {
+        let listens = if attach.dynip { SocketAddr::new(any, me.port()) } else { me };
+        let udp = UdpSocket::bind(listens).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 anyhow::anyhow!("me {me}: the port is taken; stop the other program or choose another port with `me`")
             }
@@ -241,9 +260,10 @@ impl Manager {
         if let Err(error) = wants_errors {
             tracing::debug!("{me}: {error}; ICMP errors of the carrier will not be seen");
         }
-        let me = udp.local_addr()?;
+        let listens = udp.local_addr()?;
+        me.set_port(listens.port());
         let udp = UdpCarrier::new(udp).with_context(|| format!("me {me}"))?;
-        Ok((udp, me))
+        Ok((udp, listens, me))
     }
 
     /// Binds an AF_XDP socket on a thread of its own: it may wait 2 s for a queue that is busy, and the control sockets
@@ -289,7 +309,9 @@ impl Manager {
         let (done, gone) = std::sync::mpsc::channel();
         self.worker.send(Command::RemoveTunnel(number, done));
         dropped(gone).await;
-        log_failure(self.programs.remove_carrier_address(tenant.me));
+        if tenant.socks.is_none() {
+            log_failure(self.programs.remove_carrier_address(tenant.listens));
+        }
         self.keys.clear_tunnel(tunnel);
         if let Some(carrier) = tenant.carrier {
             self.release_carrier(carrier, number).await;

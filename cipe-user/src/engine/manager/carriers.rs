@@ -1,12 +1,12 @@
 //! Carrier devices: opened when the first tunnel's way leads over them, closed after the last.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
 
 use super::attach::dropped;
-use super::{Manager, News, Tenant};
+use super::{Manager, News, Socks, Tenant};
 use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::outer::Hop;
 use crate::engine::tunnel::{Path, Way};
@@ -39,7 +39,31 @@ impl Manager {
     pub(super) fn follow(&mut self, number: u16, peer: SocketAddr) {
         let Some(tenant) = self.tenants.get_mut(&number) else { return };
         tenant.peer = Some(peer);
-        let from = Some(tenant.me.ip()).filter(|ip| !ip.is_unspecified());
+        if tenant.socks.is_none() {
+            self.follow_target(number);
+        }
+    }
+
+    /// Takes up the relay of a tunnel's SOCKS5 server, or that there is none.
+    pub(super) fn set_relay(&mut self, number: u16, relay: Option<SocketAddr>) {
+        let Some(socks) = self.tenants.get_mut(&number).and_then(|tenant| tenant.socks.as_mut()) else { return };
+        let server = socks.server;
+        socks.relay = relay;
+        self.worker.send(Command::SetRelay(number, relay));
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        if relay.is_none() {
+            tenant.door = Some(format!("no relay of the SOCKS5 server {server}"));
+        }
+        self.follow_target(number);
+    }
+
+    fn follow_target(&mut self, number: u16) {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        if let Some(old) = tenant.follower.take() {
+            old.abort();
+        }
+        let Some(peer) = tenant.target() else { return };
+        let from = Some(tenant.listens.ip()).filter(|ip| !ip.is_unspecified());
         let mut states = self.next_hops.watch(peer.ip(), from);
         let ways = self.ways.clone();
         let follower = tokio::spawn(async move {
@@ -50,14 +74,12 @@ impl Manager {
                 }
             }
         });
-        if let Some(old) = tenant.follower.replace(follower.abort_handle()) {
-            old.abort();
-        }
+        tenant.follower = Some(follower.abort_handle());
     }
 
     /// Takes up a new way to a tunnel's peer, or that there is none.
     pub(super) async fn take_in(&mut self, News { tunnel: number, peer, state }: News) {
-        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.peer == Some(peer)) else { return };
+        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.target() == Some(peer)) else { return };
         let hop = match state {
             State::Unknown => return,
             State::Unreachable(reason) => Err(reason.to_string()),
@@ -80,6 +102,7 @@ impl Manager {
                 Way::Looped
             }
             Ok(hop) => {
+                self.set_source(number, hop.source);
                 self.set_path_mtu(number, hop.mtu as usize, peer.ip());
                 self.way_over(hop, number).await
             }
@@ -89,9 +112,45 @@ impl Manager {
         }
     }
 
+    /// Takes up the address that packets to the peer leave with, where the system picks it.
+    fn set_source(&mut self, number: u16, source: IpAddr) {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        if tenant.listens.ip().is_unspecified() && tenant.me.ip() != source {
+            let before = tenant.me;
+            tenant.me.set_ip(source);
+            let me = tenant.me;
+            self.tell(number, Event::NewMe { me, before });
+        }
+    }
+
+    /// What the way out of a tunnel is, where its carrier device is not open.
+    async fn door_by_socket(&self, ifindex: u32, tenant: &Tenant) -> String {
+        let card = self.netlink.card(ifindex).await;
+        let (name, other) = match &card {
+            Ok(card) => (card.name.as_str(), card.kind == CardKind::Other),
+            Err(_) => ("a device that has gone", false),
+        };
+        match (tenant.socks, tenant.carrier_door) {
+            (Some(Socks { server, relay: Some(relay) }), _) => {
+                format!("{name}: UDP socket, by the relay {relay} of the SOCKS5 server {server}")
+            }
+            (Some(Socks { server, relay: None }), _) => format!("no relay of the SOCKS5 server {server}"),
+            (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
+            (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
+            (None, _) => format!("{name}: UDP socket, AF_XDP refused"),
+        }
+    }
+
     /// Moves a tunnel to the carrier device of a way, and chooses the door.
     async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
         let is_open = self.use_carrier(hop.ifindex, number).await;
+        let door = match self.tenants.get(&number) {
+            Some(tenant) if !is_open => Some(self.door_by_socket(hop.ifindex, tenant).await),
+            _ => None,
+        };
+        if let Some(tenant) = self.tenants.get_mut(&number) {
+            tenant.door = door;
+        }
         let Some(tenant) = self.tenants.get_mut(&number) else { return Way::Socket };
         tenant.hop = Some(hop);
         let (me, door) = (tenant.me, tenant.carrier_door);

@@ -56,6 +56,9 @@ const FIRST_TUNNEL: Duration = Duration::from_secs(10);
 /// How long an engine that is to end waits for its daemons to end first.
 const LAST_TUNNEL: Duration = Duration::from_secs(1);
 
+/// How long the reader of a status may take for one tunnel's.
+const STATUS: Duration = Duration::from_secs(5);
+
 /// How often the manager looks at the clock.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -68,8 +71,13 @@ struct Tenant {
     cipher: Cipher,
     carrier_door: Carrier,
     xdp_mode: XdpPreference,
+    /// As the peer sees it.
     me: SocketAddr,
+    /// As bound: the same, or any address of this host.
+    listens: SocketAddr,
     peer: Option<SocketAddr>,
+    /// The peer is reached through a SOCKS5 server.
+    socks: Option<Socks>,
     counters: Arc<Counters>,
     sizes: Sizes,
     /// Next hop to the peer, as it was last known.
@@ -83,8 +91,27 @@ struct Tenant {
     /// The receive key before the present one, while it is kept.
     previous: Option<Previous>,
     notes: Vec<String>,
+    /// Datagrams of impossible lengths that were told of: by the programs, by the worker.
+    bogus: (u64, u64),
+    /// What the way out is, where it is not by AF_XDP.
+    door: Option<String>,
     /// Forwards news of the way to the peer.
     follower: Option<tokio::task::AbortHandle>,
+}
+
+/// The SOCKS5 server of a tunnel, whose TCP connection is the daemon's.
+#[derive(Clone, Copy, Debug)]
+struct Socks {
+    server: SocketAddr,
+    /// Where it relays datagrams, while it does.
+    relay: Option<SocketAddr>,
+}
+
+impl Tenant {
+    /// Where datagrams are sent.
+    fn target(&self) -> Option<SocketAddr> {
+        self.socks.map_or(self.peer, |socks| socks.relay)
+    }
 }
 
 /// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
@@ -259,6 +286,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = look.tick() => {
                 manager.forget_previous_keys(Instant::now());
+                manager.tell_of_bogus_lengths();
                 accept_later = false;
             }
         }
@@ -268,6 +296,16 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     };
     manager.close().await;
     ended
+}
+
+/// Hands over a whole status, however many tunnels it has, as fast as its reader reads.
+async fn report(events: mpsc::Sender<Event>, all: Vec<Event>) {
+    for event in all.into_iter().chain([Event::StatusEnd]) {
+        // The reader has gone.
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Carries the requests of one connection to the manager, and its events back.
@@ -288,11 +326,14 @@ async fn converse(number: u64, mut connection: Connection, mut events: mpsc::Rec
             },
             event = events.recv() => {
                 let Some(event) = event else { return };
-                let sent = match event {
-                    Event::Status(_) | Event::StatusEnd => connection.send_patiently(&event).await,
-                    _ => connection.send(&event),
-                };
-                if let Err(error) = sent {
+                if matches!(event, Event::Status(_) | Event::StatusEnd) {
+                    let delivered = tokio::time::timeout(STATUS, connection.deliver(&event)).await;
+                    if !matches!(delivered, Ok(Ok(()))) {
+                        break;
+                    }
+                    continue;
+                }
+                if let Err(error) = connection.send(&event) {
                     tracing::warn!("control connection {number}: {error}");
                     if matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown | Event::StatusEnd) {
                         break;
@@ -343,19 +384,11 @@ impl Manager {
                 let _ = counted.recv_timeout(Duration::from_millis(100));
                 let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
                 numbers.sort_unstable();
-                let statuses: Vec<Status> = numbers.into_iter().filter_map(|number| self.status(number)).collect();
-                let Some(events) = self.connections.get(&connection).map(|daemon| daemon.events.clone()) else {
-                    return;
-                };
-                // More than the queue holds: they go as fast as the reader takes them.
-                tokio::spawn(async move {
-                    let events_of = statuses.into_iter().map(|status| Event::Status(Box::new(status)));
-                    for event in events_of.chain([Event::StatusEnd]) {
-                        if events.send(event).await.is_err() {
-                            return;
-                        }
-                    }
-                });
+                let all = numbers.into_iter().filter_map(|number| self.status(number));
+                let all: Vec<Event> = all.map(|status| Event::Status(Box::new(status))).collect();
+                if let Some(daemon) = self.connections.get(&connection) {
+                    tokio::spawn(report(daemon.events.clone(), all));
+                }
             }
             (_, None) => {
                 self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
@@ -365,6 +398,11 @@ impl Manager {
             (Request::SetSendLimits { packets, octets }, Some(number)) => {
                 self.worker.send(Command::SetSendLimits(number, packets, octets));
             }
+            (Request::SetPeer { peer }, Some(number)) => {
+                self.worker.send(Command::SetPeer(number, peer));
+                self.pass_on(number, Event::NewPeer { peer });
+            }
+            (Request::SetRelay { relay }, Some(number)) => self.set_relay(number, relay),
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
                 self.set_receive_key(number, &key.0, Duration::from_millis(keep_ms));
             }
@@ -477,6 +515,28 @@ impl Manager {
         });
     }
 
+    /// Tells of datagrams of impossible lengths when there are twice as many as when it was told last. What the programs drop
+    /// has lost its length.
+    fn tell_of_bogus_lengths(&mut self) {
+        let mut lines = Vec::new();
+        for (number, tenant) in &mut self.tenants {
+            let Ok(in_programs) = self.programs.verdicts((*number).into()) else { continue };
+            let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
+            let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);
+            if total == 0 || total < 2 * told {
+                continue;
+            }
+            lines.push(match now.1 > tenant.bogus.1 {
+                true => (*number, format!("got bogus length={}; {total} so far", tenant.counters.bogus_length())),
+                false => (*number, format!("got bogus length, dropped by XDP; {total} so far")),
+            });
+            tenant.bogus = now;
+        }
+        for (number, line) in lines {
+            self.notice(number, line);
+        }
+    }
+
     fn status(&self, number: u16) -> Option<Status> {
         let tenant = self.tenants.get(&number)?;
         let in_programs = self.programs.verdicts(number.into()).ok()?;
@@ -491,6 +551,7 @@ impl Manager {
         let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
         let mut doors = tenant.notes.clone();
         doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
+        doors.extend(tenant.door.clone());
         Some(Status {
             device: tenant.device.name.clone(),
             cipher: tenant.cipher,

@@ -7,6 +7,7 @@ use cipe_common::maps::{PrivateAddress, Tunnel as TunnelEntry};
 use super::Manager;
 use crate::control::protocol::Attach;
 use crate::engine::headers::Version;
+use crate::engine::socks;
 use crate::engine::toobig::TunnelMtu;
 
 /// Octets of IPv4 and TCP headers without options; the program that clamps takes 20 more off for IPv6.
@@ -64,7 +65,8 @@ impl Manager {
         if sizes.forced {
             return;
         }
-        let mtu = TunnelMtu::of_path(sizes.device, path, peer);
+        let header = if tenant.socks.is_some() { socks::HEADER } else { 0 };
+        let mtu = TunnelMtu::of_path(sizes.device, path.saturating_sub(header), peer);
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return;
         }

@@ -41,3 +41,37 @@ fn a_previous_key_is_kept_until_its_successor_is_used_and_some_time_longer() {
     assert!(!previous.is_over(6, after(2019)));
     assert!(previous.is_over(6, after(2020)));
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_status_of_any_number_of_tunnels_arrives_whole() {
+    const TUNNELS: usize = 5 * EVENTS;
+    let directory = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::new(directory.path(), 1);
+    let server = Server::bind(run_dir.clone()).unwrap();
+    let mut client = crate::control::client::Client::connect(&run_dir).unwrap();
+    let connection = server.accept().await.unwrap();
+    let (sender, events) = mpsc::channel(EVENTS);
+    let (say, _said) = mpsc::channel(1);
+    tokio::spawn(converse(1, connection, events, say));
+    let status = |number| Status {
+        device: format!("cipcb{number}"),
+        cipher: Cipher::Blowfish,
+        me: "192.0.2.1:6789".parse().unwrap(),
+        peer: None,
+        keys: vec!["static".to_owned()],
+        verdicts: std::collections::BTreeMap::from([("sent".to_owned(), 1)]),
+        octets: (1, 2),
+        doors: vec!["x".repeat(200)],
+    };
+    let all = (0..TUNNELS).map(|number| Event::Status(Box::new(status(number)))).collect();
+    tokio::spawn(report(sender, all));
+    // A slow reader: everything that can wait somewhere does.
+    for _ in 0..10_000 {
+        tokio::task::yield_now().await;
+    }
+    for number in 0..TUNNELS {
+        let Some(Event::Status(got)) = client.receive().await.unwrap() else { panic!("no status {number}") };
+        assert_eq!(got.device, format!("cipcb{number}"));
+    }
+    assert!(matches!(client.receive().await.unwrap(), Some(Event::StatusEnd)));
+}

@@ -13,7 +13,8 @@ use crate::cipher::Job;
 use crate::control::protocol::Event;
 use crate::engine::carrier::Inbox;
 use crate::engine::outer;
-use crate::engine::tunnel::{Head, Opened, Way};
+use crate::engine::socks;
+use crate::engine::tunnel::{Head, Opened};
 use crate::wire::packet;
 use crate::xsk::{Frame, Packet};
 
@@ -119,7 +120,10 @@ impl Worker {
             Verdict::BadLength
         } else if let Some(mut frame) = self.pool.take() {
             self.umem.chunk_mut(&mut frame)[place.clone()].copy_from_slice(octets);
-            return self.classify(number, frame, place, from);
+            return match self.endpoints.get(&number).is_some_and(|endpoint| endpoint.tunnel.socks) {
+                true => self.unwrap_relayed(number, frame, place, from),
+                false => self.classify(number, frame, place, from),
+            };
         } else {
             Verdict::NoFrame
         };
@@ -134,6 +138,20 @@ impl Worker {
         let chunk = self.umem.chunk(&packet.frame);
         let found = outer::parse_frame(chunk.get(start..start + packet.len as usize)?)?;
         Some((self.owner(found.to)?, found))
+    }
+
+    /// Takes off what a SOCKS5 relay puts in front of a datagram; drops what is not from the relay.
+    fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, from: SocketAddr) {
+        let Some(endpoint) = self.endpoints.get(&number) else { return self.pool.put(frame) };
+        let tunnel = &endpoint.tunnel;
+        let origin = socks::parse(&self.umem.chunk(&frame)[datagram.clone()]);
+        match origin.filter(|_| tunnel.relay == Some(from)) {
+            Some(origin) => self.classify(number, frame, datagram.start + socks::HEADER..datagram.end, origin),
+            None => {
+                tunnel.counters.count(Verdict::BadRelay);
+                self.pool.put(frame);
+            }
+        }
     }
 
     fn owner(&self, to: SocketAddr) -> Option<u16> {
@@ -163,8 +181,14 @@ impl Worker {
                 self.incoming.push(Incoming { tunnel: number, frame, datagram, from, head, slot });
             }
             Err(verdict) => {
-                tunnel.counters.count(verdict);
+                match verdict {
+                    Verdict::BadLength => tunnel.counters.bogus(octets.len()),
+                    _ => tunnel.counters.count(verdict),
+                }
                 self.pool.put(frame);
+                if verdict == Verdict::NoReceiveKey && tunnel.peer.is_none() {
+                    tunnel.asker = Some(from);
+                }
                 if verdict == Verdict::NoReceiveKey
                     && let Some(reason) = tunnel.receiving(self.now)
                 {
@@ -205,9 +229,8 @@ impl Worker {
         let verdict = match opened {
             Ok(opened) => {
                 if tunnel.peer != Some(item.from) {
-                    tunnel.peer = Some(item.from);
-                    tunnel.way = Way::Socket;
-                    // Without the event the way stays the UDP socket's, which needs no address of a next hop.
+                    tunnel.set_peer(item.from);
+                    // Without the event the way stays as it is now.
                     let event = Event::NewPeer { peer: item.from };
                     let _ = self.reports.try_send((number, Report::Event(event)));
                 }

@@ -84,6 +84,10 @@ pub enum Command {
     SetPrivateHop(u16, Hop),
     /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
     SetWay(u16, IpAddr, Way, TunnelMtu),
+    /// A tunnel's peer is at this address from now on.
+    SetPeer(u16, SocketAddr),
+    /// Where a SOCKS5 server relays a tunnel's datagrams, if it does.
+    SetRelay(u16, Option<SocketAddr>),
     /// Packets and payload octets under one send key before a new one is wanted.
     SetSendLimits(u16, u64, u64),
     /// Stay awake for this long at most when there is nothing to do.
@@ -350,10 +354,21 @@ impl Worker {
             }
             Command::SetWay(number, peer, way, mtu) => {
                 if let Some(endpoint) = self.endpoints.get_mut(&number)
-                    && endpoint.tunnel.peer.is_some_and(|known| known.ip() == peer)
+                    && endpoint.tunnel.target().is_some_and(|known| known.ip() == peer)
                 {
                     endpoint.tunnel.way = way;
                     endpoint.tunnel.mtu = mtu;
+                }
+            }
+            Command::SetPeer(number, peer) => {
+                if let Some(endpoint) = self.endpoints.get_mut(&number) {
+                    endpoint.tunnel.set_peer(peer);
+                }
+            }
+            Command::SetRelay(number, relay) => {
+                if let Some(endpoint) = self.endpoints.get_mut(&number) {
+                    endpoint.tunnel.relay = relay;
+                    endpoint.tunnel.way = if relay.is_some() { Way::Socket } else { Way::NoRoute };
                 }
             }
             Command::SetSendLimits(number, packets, octets) => {

@@ -13,12 +13,17 @@ use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use super::outbound::Outgoing;
 use super::{BATCH, Worker};
 use crate::engine::outer::{self, Marks};
+use crate::engine::socks;
 use crate::engine::tunnel::{Path, Tunnel, Way};
 use crate::wire::packet::Type;
 use crate::xsk::{Packet, Umem};
 
-/// Most octets of one UDP_SEGMENT send: what the IPv4 length field can say, less IP and UDP headers.
-const MAX_SEND: usize = 65_535 - 20 - 8;
+/// Most octets of one UDP_SEGMENT send: what the IPv4 length field can say, less IP and UDP headers, and a SOCKS5 header for
+/// each datagram.
+const MAX_SEND: usize = 65_535 - 20 - 8 - BATCH * socks::HEADER;
+
+/// The parts of a group's datagrams: of each its SOCKS5 header, if it needs one, and itself.
+type Parts<'a> = ArrayVec<IoSlice<'a>, { 2 * BATCH }>;
 
 /// Sealed datagrams that can leave in one call: of one tunnel, with equal headers, of one size but for the last.
 type Group = ArrayVec<Outgoing, BATCH>;
@@ -35,7 +40,8 @@ impl Worker {
                 continue;
             };
             let tunnel = &mut endpoint.tunnel;
-            let path = match (tunnel.peer, tunnel.way) {
+            let to = tunnel.peer.or(tunnel.asker.filter(|_| group[0].kind == Type::Control));
+            let path = match (to, tunnel.way) {
                 // Its key went between admission and sealing: fail closed.
                 _ if !group[0].ready => Err(Verdict::NoSendKey),
                 (None, _) => Err(Verdict::NoPeer),
@@ -98,6 +104,7 @@ fn group_len(outgoing: &[Outgoing]) -> usize {
     let mut len = 1;
     for out in rest {
         let alike = out.tunnel == first.tunnel
+            && out.kind == first.kind
             && out.ready == first.ready
             && out.marks == first.marks
             && out.datagram.len() <= size;
@@ -127,21 +134,31 @@ fn frame(tunnel: &mut Tunnel, umem: &Umem, path: &Path, peer: SocketAddr, out: O
 /// Sends a group by the tunnel's own socket: one datagram, or all in one call (UDP_SEGMENT, udp(7)). Returns how many
 /// the kernel took.
 fn send_by_socket(tunnel: &mut Tunnel, umem: &Umem, peer: SocketAddr, group: &Group) -> usize {
-    let pieces: ArrayVec<IoSlice<'_>, BATCH> =
-        group.iter().map(|out| IoSlice::new(&umem.chunk(&out.frame)[out.datagram.clone()])).collect();
+    let (to, header) = match tunnel.relay.filter(|_| tunnel.socks).zip(socks::header(peer)) {
+        Some((relay, header)) => (relay, Some(header)),
+        // No relay, or one that cannot lead to this peer: never past the server.
+        None if tunnel.socks => return 0,
+        None => (peer, None),
+    };
+    let mut parts = Parts::new();
+    for out in group {
+        parts.extend(header.as_ref().map(|header| IoSlice::new(header)));
+        parts.push(IoSlice::new(&umem.chunk(&out.frame)[out.datagram.clone()]));
+    }
+    let of_one = parts.len() / group.len();
     let marks = group[0].marks;
-    set_dont_fragment(tunnel, peer, marks.dont_fragment);
-    match send(tunnel, peer, marks, &pieces) {
+    set_dont_fragment(tunnel, to, marks.dont_fragment);
+    match send(tunnel, to, marks, &parts, of_one) {
         Ok(()) => group.len(),
         // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
         // The kernel's IP then fragments each, but none with DF, and no segments.
         Err(Errno::EMSGSIZE | Errno::EINVAL) => {
-            set_dont_fragment(tunnel, peer, false);
-            let alone = |piece: &&IoSlice<'_>| send(tunnel, peer, marks, std::slice::from_ref(*piece)).is_ok();
-            pieces.iter().take_while(alone).count()
+            set_dont_fragment(tunnel, to, false);
+            let alone = |datagram: &&[IoSlice<'_>]| send(tunnel, to, marks, datagram, of_one).is_ok();
+            parts.chunks(of_one).take_while(alone).count()
         }
         Err(error) => {
-            tracing::debug!("{peer}: {error}");
+            tracing::debug!("{to}: {error}");
             0
         }
     }
@@ -159,20 +176,21 @@ fn set_dont_fragment(tunnel: &mut Tunnel, peer: SocketAddr, on: bool) {
     }
 }
 
-/// Sends pieces of one size but for the last, each as a datagram.
-fn send(tunnel: &Tunnel, peer: SocketAddr, marks: Marks, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
+/// Sends datagrams of `of_one` parts each, of one size but for the last.
+fn send(tunnel: &Tunnel, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>], of_one: usize) -> Result<(), Errno> {
     let Marks { tos, ttl, .. } = marks;
-    let size = pieces.first().map_or(0, |piece| piece.len()) as u16;
-    let ttl = i32::from(ttl);
+    let size = parts.iter().take(of_one).map(|part| part.len()).sum::<usize>() as u16;
+    let (class, ttl) = (i32::from(tos), i32::from(ttl));
     let mut control: ArrayVec<ControlMessage<'_>, 3> = ArrayVec::new();
-    if peer.is_ipv4() {
-        control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]);
+    match to {
+        SocketAddr::V4(_) => control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]),
+        SocketAddr::V6(_) => control.extend([ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6HopLimit(&ttl)]),
     }
-    if pieces.len() > 1 {
+    if parts.len() > of_one {
         control.push(ControlMessage::UdpGsoSegments(&size));
     }
-    let to = SockaddrStorage::from(peer);
-    let send = || sendmsg(tunnel.udp.as_raw_fd(), pieces, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
+    let to = SockaddrStorage::from(to);
+    let send = || sendmsg(tunnel.udp.as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
     // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
     let earlier = |error: &Errno| {
         matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE)

@@ -1,12 +1,14 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::future::join_all;
+use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
 
 mod offloads;
 mod silence;
 
 use super::*;
+use crate::kernel::addresses::Configuration;
 use crate::kernel::hub::Framing;
 use crate::kernel::links::LinkChange;
 use crate::kernel::testnet::{DEADLINE, Other, in_namespace};
@@ -22,6 +24,7 @@ fn wanted() -> TunnelDevice {
         peer: PEER,
         mac: [0x1E, 0, 0, 0, 0, 7],
         mtu: 1442,
+        configuration: Configuration::default(),
         owner: std::process::id(),
     }
 }

@@ -269,7 +269,8 @@ fn an_own_address_that_appears_later_makes_its_peers_reachable() {
         let State::Unreachable(reason) = until(&mut watch, |state| *state != State::Unknown).await else { panic!() };
         assert_eq!(
             &*reason,
-            "no carrier route to 192.0.2.2 from 192.0.2.77: 192.0.2.77 is not an address of this host"
+            "no carrier route to 192.0.2.2 from 192.0.2.77: 192.0.2.77 is not an address of this host; bring it back, or \
+             follow changes with `dynip`"
         );
         netlink.add_address("wire0", ip(later), 24).await;
         until(&mut watch, |state| matches!(state, State::Found(hop) if hop.source == ip(later))).await;

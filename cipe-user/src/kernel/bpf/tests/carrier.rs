@@ -118,6 +118,31 @@ fn what_is_not_plain_udp_passes() {
 }
 
 #[test]
+fn a_datagram_in_fragments_passes_and_is_counted_by_its_first() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let mut first = frame(24);
+    first[ETHERNET + 6] = 0x20;
+    let mut later = first.clone();
+    later[ETHERNET + 7] = 0x03;
+    let mut others = first.clone();
+    others[ETHERNET + IPV4 + 3] ^= 1;
+    for (frame, counted) in [(&first, 1), (&later, 1), (&others, 1), (&tagged(&first, VLAN), 2)] {
+        assert_eq!(programs.carrier(frame), XDP_PASS);
+        assert_eq!(programs.counted(TUNNEL, Verdict::Fragmented), counted);
+    }
+    let plain = udp(LOCAL_V6.parse().unwrap(), &payload(24, false));
+    for (offset, counted) in [([0, 1], 3), ([0, 9], 3), ([0, 0], 3)] {
+        let mut fragment = plain[..ETHERNET + 40].to_vec();
+        fragment[ETHERNET + 6] = 44;
+        fragment.extend([17, 0, offset[0], offset[1], 0, 0, 0, 7]);
+        fragment.extend(&plain[ETHERNET + 40..]);
+        assert_eq!(programs.carrier(&fragment), XDP_PASS);
+        assert_eq!(programs.counted(TUNNEL, Verdict::Fragmented), counted);
+    }
+    assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), 0);
+}
+
+#[test]
 fn a_frame_cut_within_the_headers_passes_and_within_the_payload_is_a_bad_length() {
     let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
     let whole = frame(24);

@@ -1,0 +1,143 @@
+//! Addresses: of the tunnel, of the carrier, of the interface, and who stands between.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::super::problem::{Mistake, Origin};
+use super::super::resolve;
+use super::super::value::EndpointName;
+use super::{Endpoint, Settle};
+use crate::control::protocol::{Carrier, Interface};
+
+impl Settle<'_> {
+    pub(super) fn tunnel_addresses(&mut self) -> Option<(IpAddr, IpAddr)> {
+        let (own, peer) = (&self.draft.ipaddr, &self.draft.ptpaddr);
+        let own_name = self.set(own, "ipaddr", "10.0.0.1");
+        let peer_name = self.set(peer, "ptpaddr", "10.0.0.2");
+        let ipaddr = self.resolved("ipaddr", resolve::one_host(own_name?, None), &own.origin)?;
+        let ptpaddr = self.resolved("ptpaddr", resolve::one_host(peer_name?, Some(ipaddr)), &peer.origin)?;
+        if ipaddr.is_unspecified() {
+            let mistake = Mistake::new(
+                format!("option `ipaddr`: {ipaddr} is no address to use"),
+                "write this end's address on the tunnel",
+            );
+            return self.error(mistake, &own.origin);
+        }
+        if ipaddr == ptpaddr {
+            let mistake =
+                Mistake::new(format!("`ipaddr` and `ptpaddr` are both {ipaddr}"), "give each end its own address");
+            return self.error(mistake, &peer.origin);
+        }
+        Some((ipaddr, ptpaddr))
+    }
+
+    /// Outer `None`: a mistake.
+    pub(super) fn socks(&mut self) -> Option<Option<(EndpointName, SocketAddr)>> {
+        let socks = &self.draft.socks;
+        let Some(name) = &socks.value else { return Some(None) };
+        let address = self.resolved("socks", resolve::endpoint(name, None), &socks.origin)?;
+        if self.draft.carrier.value == Carrier::Xdp {
+            let mistake = Mistake::new(
+                "`socks` and `carrier xdp` exclude each other: a SOCKS5 server is reached by UDP socket",
+                "remove one of them",
+            );
+            return self.error(mistake, &self.draft.carrier.origin);
+        }
+        Some(Some((name.clone(), address)))
+    }
+
+    pub(super) fn interface(&mut self, ipaddr: Option<IpAddr>) -> Option<Interface> {
+        let draft = self.draft;
+        let broadcast = match &draft.bcast.value {
+            Some(name) => Some(self.resolved("bcast", resolve::one_host(name, None), &draft.bcast.origin)?),
+            None => None,
+        };
+        if ipaddr.is_some_and(|address| address.is_ipv6()) {
+            for (name, origin) in [("mask", &draft.mask.origin), ("bcast", &draft.bcast.origin)] {
+                if *origin != Origin::Default {
+                    self.warn(format!("`{name}` has no effect on IPv6 addresses"), "remove it", origin);
+                }
+            }
+        }
+        if !draft.ifconfig.value {
+            for (name, origin) in
+                [("mask", &draft.mask.origin), ("bcast", &draft.bcast.origin), ("metric", &draft.metric.origin)]
+            {
+                if *origin != Origin::Default {
+                    self.warn(format!("`{name}` has no effect with `ifconfig no`"), "let ip-up set it", origin);
+                }
+            }
+        }
+        let ipv4 = |address: Option<IpAddr>| match address {
+            Some(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        };
+        let has_ipv4 = ipv4(ipaddr).is_some();
+        Some(Interface {
+            configure: draft.ifconfig.value,
+            metric: draft.metric.value,
+            prefix: draft.mask.value.map(|mask| mask.0).filter(|_| has_ipv4),
+            broadcast: ipv4(broadcast).filter(|_| has_ipv4),
+            mac: draft.hwaddr.value.map(|mac| mac.0),
+        })
+    }
+
+    /// `socks`: address of the SOCKS5 server, whose family the own carrier address must have.
+    pub(super) fn carrier_addresses(&mut self, socks: Option<IpAddr>) -> Option<(Endpoint, Endpoint)> {
+        let (me, peer) = (&self.draft.me, &self.draft.peer);
+        let peer_name = self.set(peer, "peer", "192.0.2.2:6789");
+        let own = match &me.value {
+            Some(name) => Some(self.resolved("me", endpoint(name, socks), &me.origin)?),
+            None => None,
+        };
+        // An address written out decides the family, a wildcard too. Behind a SOCKS5 server it is always IPv4: the
+        // header of 10 octets has room for no other (protocol section 4).
+        let like = match socks {
+            Some(_) => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            None => own.as_ref().map(|own| own.address.ip()),
+        };
+        let mut peer_end = self.resolved("peer", endpoint(peer_name?, like), &peer.origin)?;
+        if is_learned(peer_end.address) {
+            peer_end.address = SocketAddr::new(unspecified(peer_end.address.ip()), 0);
+        } else if peer_end.address.port() == 0 {
+            let mistake =
+                Mistake::new("option `peer`: the port is 0", "write the peer's UDP port, or 0.0.0.0:0 to learn both");
+            return self.error(mistake, &peer.origin);
+        }
+        if socks.is_some() && peer_end.address.ip().is_unspecified() {
+            let mistake = Mistake::new(
+                "`socks` needs a known peer: nothing reaches us before we have sent to it",
+                "write the peer's address, or remove `socks`",
+            );
+            return self.error(mistake, &peer.origin);
+        }
+        if self.draft.pinpeer.value && peer_end.address.ip().is_unspecified() {
+            let mistake = Mistake::new(
+                "`pinpeer` needs a known peer, and `peer` is to be learned",
+                "write the peer's address, or remove `pinpeer`",
+            );
+            return self.error(mistake, &self.draft.pinpeer.origin);
+        }
+        let own = own.unwrap_or_else(|| {
+            let address = SocketAddr::new(unspecified(socks.unwrap_or(peer_end.address.ip())), 0);
+            Endpoint { text: address.to_string(), address }
+        });
+        Some((own, peer_end))
+    }
+}
+
+fn endpoint(name: &EndpointName, like: Option<IpAddr>) -> Result<Endpoint, Mistake> {
+    Ok(Endpoint { text: name.to_string(), address: resolve::endpoint(name, like)? })
+}
+
+/// Protocol section 4: 0.0.0.0, or the later idiom of the discard port on the loopback.
+fn is_learned(peer: SocketAddr) -> bool {
+    peer.ip().is_unspecified() || (peer.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) && peer.port() == 9)
+}
+
+/// The wildcard of the family of `like`.
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}

@@ -1,0 +1,129 @@
+//! The way through a SOCKS5 server: its UDP ASSOCIATE, kept as long as the tunnel.
+//!
+//! The daemon holds the TCP connection to the server, since names and passwords are its business; the engine is told
+//! where the server relays datagrams ([`crate::control::protocol::Request::SetRelay`]). The end of the connection is the
+//! end of the relay (RFC 1928, section 6): it counts as a network error, and another one is asked for, with growing waits.
+
+mod handshake;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::options::{self, EndpointName};
+
+pub use handshake::{Credentials, SocksError};
+
+/// How long the server may take to give a relay.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The first wait before another relay is asked for; doubled each time.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
+/// The longest such wait.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
+
+/// News of the relay.
+#[derive(Debug)]
+pub enum News {
+    /// Datagrams are relayed at this address from now on.
+    Relay(SocketAddr),
+    /// They are not any more, or not yet.
+    Lost(SocksError),
+}
+
+/// A relay that is asked for again whenever it is lost. Dropped, it gives it up.
+#[derive(Debug)]
+pub struct Relay {
+    news: mpsc::Receiver<News>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Relay {
+    /// Asks `server` for a relay.
+    pub fn follow(server: EndpointName, credentials: Option<Credentials>) -> Self {
+        let (tell, news) = mpsc::channel(1);
+        Self { news, task: tokio::spawn(follow(server, credentials, tell)) }
+    }
+
+    /// Waits for news. Cancel safe.
+    pub async fn news(&mut self) -> News {
+        match self.news.recv().await {
+            Some(news) => news,
+            // The task never ends by itself.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(server: EndpointName, credentials: Option<Credentials>, tell: mpsc::Sender<News>) {
+    let mut back_off = FIRST_BACK_OFF;
+    loop {
+        let lost = match associate(&server, credentials.as_ref()).await {
+            Ok((connection, relay)) => {
+                back_off = FIRST_BACK_OFF;
+                if tell.send(News::Relay(relay)).await.is_err() {
+                    return;
+                }
+                SocksError::new(&server, end_of(connection).await)
+            }
+            Err(error) => error,
+        };
+        if tell.send(News::Lost(lost)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(back_off).await;
+        back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+    }
+}
+
+/// Connects and asks. The name is looked up each time: the server may have moved.
+async fn associate(
+    server: &EndpointName,
+    credentials: Option<&Credentials>,
+) -> Result<(TcpStream, SocketAddr), SocksError> {
+    let attempt = async {
+        let name = server.clone();
+        let address = tokio::task::spawn_blocking(move || options::address_of(&name, None)).await;
+        let address = address.map_err(|error| error.to_string())?.map_err(|mistake| mistake.what)?;
+        let mut connection = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        keep_alive(&connection).map_err(|error| error.to_string())?;
+        let relay = handshake::run(&mut connection, credentials).await?;
+        // A server that does not know its own address leaves it out.
+        let ip = if relay.ip().is_unspecified() { address.ip() } else { relay.ip() };
+        Ok((connection, SocketAddr::new(ip, relay.port())))
+    };
+    let outcome = tokio::time::timeout(DEADLINE, attempt).await;
+    let late = || Err(format!("no relay after {} s", DEADLINE.as_secs()));
+    outcome.unwrap_or_else(|_late| late()).map_err(|what| SocksError::new(server, what))
+}
+
+/// A server that is gone without a word must be noticed although nothing is ever sent on the connection.
+fn keep_alive(connection: &TcpStream) -> std::io::Result<()> {
+    let (idle, interval) = (Duration::from_secs(20), Duration::from_secs(5));
+    let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(4);
+    socket2::SockRef::from(connection).set_tcp_keepalive(&probes)
+}
+
+/// Waits for the end of the connection and says why it came.
+async fn end_of(mut connection: TcpStream) -> String {
+    let mut word = [0; 64];
+    loop {
+        match connection.read(&mut word).await {
+            Ok(0) => return "it has closed the connection".to_owned(),
+            // A server has nothing more to say; whatever it says is not for us.
+            Ok(_) => {}
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! Addresses of a tunnel device, and the routes that the kernel makes for them.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
+
+use super::netlink::{Netlink, Result};
+
+/// How a tunnel device is configured beside its own address and the peer's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// Whether it gets addresses at all.
+    pub addresses: bool,
+    /// Metric of the routes that come with them; 0 and 1: the kernel's own.
+    pub metric: u32,
+    /// Bits of the network around the peer's address that is routed into it; `None`: that address alone. IPv4 only.
+    pub prefix: Option<u8>,
+    /// Broadcast address.
+    pub broadcast: Option<Ipv4Addr>,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Self { addresses: true, metric: 0, prefix: None, broadcast: None }
+    }
+}
+
+impl Netlink {
+    /// Gives a device its own address and the peer's (unspecified: none), as `configuration` says. The kernel routes the peer's
+    /// address into the device, and the network around it if there is a prefix.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(super) async fn set_addresses(
+        &self,
+        name: &str,
+        index: u32,
+        (local, peer): (IpAddr, IpAddr),
+        configuration: &Configuration,
+    ) -> Result<()> {
+        let mut message = AddressMessage::default();
+        (message.header.family, message.header.prefix_len) = match local {
+            IpAddr::V4(_) => (AddressFamily::Inet, configuration.prefix.unwrap_or(32).min(32)),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        message.header.index = index;
+        let peer = if peer.is_unspecified() { local } else { peer };
+        message.attributes = vec![AddressAttribute::Local(local), AddressAttribute::Address(peer)];
+        message.attributes.extend(configuration.broadcast.map(AddressAttribute::Broadcast));
+        if configuration.metric > 1 {
+            message.attributes.push(AddressAttribute::RoutePriority(configuration.metric));
+        }
+        let what = || format!("{name}: cannot set the address {local} peer {peer}");
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        self.request(what, RouteNetlinkMessage::NewAddress(message), flags).await.map(drop)
+    }
+}

@@ -1,0 +1,212 @@
+//! Carrier addresses that change: our own, the way to the peer, and where the peer's name leads.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cipe_tests::gateway::{Daemon, Gateway, Pair};
+use cipe_tests::offload::Offload;
+use cipe_tests::options::{Options, PORT};
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces, process};
+use rustix::process::Signal;
+
+/// Another address of a gateway in the carrier's network.
+fn another(side: Side) -> Ipv4Addr {
+    let [a, b, c, d] = side.carrier().octets();
+    Ipv4Addr::new(a, b, c, d + 20)
+}
+
+/// Takes the address away that a gateway has and gives it another one.
+fn change_address(net: &Topology, side: Side, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+    let gateway = net.gw(side);
+    gateway.ip(&["addr", "del", &format!("{from}/24"), "dev", "wire0"])?;
+    gateway.ip(&["addr", "add", &format!("{to}/24"), "dev", "wire0"])?;
+    Ok(())
+}
+
+fn wait_for_ping(net: &Topology, from: Side, gateways: [&Gateway; 2]) -> Result<()> {
+    let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+    while ping::run(net.lan(from), from.other().host(), &one)?.received() == 0 {
+        if Instant::now() > deadline {
+            bail!("no answer\n{}\n{}", gateways[0].log().text(), gateways[1].log().text());
+        }
+    }
+    Ok(())
+}
+
+/// The line of the classic daemon, at us; the address for the scripts; and the peer's pings find us although we have
+/// nothing to send.
+#[test]
+fn with_dynip_the_own_address_is_followed_and_the_peer_hears_of_it() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for carrier in ["auto", "xdp"] {
+        let net = Topology::new(Carrier::Direct, Offload::On)?;
+        let told = net.directory().join("told");
+        let script = net.directory().join("ip-down");
+        std::fs::write(&script, format!("#!/bin/sh\necho \"$2 $CIPE_ME\" >{}\n", told.display()))?;
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        let pair = Pair::start(&net, Daemon::Blowfish, |side, options| {
+            match side {
+                Side::A => options.flag("dynip").set("ipdown", script.display()),
+                Side::B => options,
+            }
+            .set("carrier", carrier)
+        })?;
+        pair.wait_for_keys(&net)?;
+        for (from, to) in [(Side::A.carrier(), another(Side::A)), (another(Side::A), Side::A.carrier())] {
+            change_address(&net, Side::A, from, to)?;
+            let me = SocketAddr::from((to, PORT));
+            pair.a.wait_for_line("of the address", |line| line.ends_with(&format!("changing my address: {me}")))?;
+            pair.b.wait_for_line("of the new peer", |line| line.ends_with(&format!("new peer {me}")))?;
+            wait_for_ping(&net, Side::B, [&pair.a, &pair.b])?;
+            wait_for_ping(&net, Side::A, [&pair.a, &pair.b])?;
+        }
+        assert!(pair.a.stop()?.success());
+        let me = SocketAddr::from((Side::A.carrier(), PORT));
+        assert_eq!(std::fs::read_to_string(&told)?, format!("{me} {me}\n"));
+    }
+    Ok(())
+}
+
+/// It is not ours to send from then: nothing leaves until it is back, and the log says why.
+#[test]
+fn without_dynip_a_lost_address_is_waited_for() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("maxerr", -1))?;
+    pair.wait_for_keys(&net)?;
+    change_address(&net, Side::A, Side::A.carrier(), another(Side::A))?;
+    pair.a.wait_for_line("of the lost address", |line| line.contains("10.200.0.1") && line.contains("dynip"))?;
+    let before = pair.a.status()?;
+    let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(3) };
+    assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received(), 0);
+    let after = pair
+        .a
+        .wait_for_status("the pings dropped", |status| status.count("no-route") >= before.count("no-route") + 3)?;
+    assert_eq!(after.count("sent"), before.count("sent"), "{after:?}");
+    change_address(&net, Side::A, another(Side::A), Side::A.carrier())?;
+    wait_for_ping(&net, Side::A, [&pair.a, &pair.b])?;
+    assert!(!pair.a.log().text().contains("changing my address"), "{}", pair.a.log().text());
+    Ok(())
+}
+
+/// The way to the peer goes over another card: the datagrams do, too, and none is sent by the old one.
+#[test]
+fn a_carrier_route_that_changes_is_followed_to_another_card() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let (a, b) = (net.gw(Side::A), net.gw(Side::B));
+    cipe_tests::namespace::ip(&[
+        "link",
+        "add",
+        "wire1",
+        "netns",
+        a.name(),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "wire1",
+        "netns",
+        b.name(),
+    ])?;
+    for (gateway, other) in [(a, Side::B), (b, Side::A)] {
+        gateway.ip(&["link", "set", "wire1", "up"])?;
+        gateway.sysctl("net.ipv4.conf.wire1.rp_filter", "0")?;
+        // The far card answers for its host's address whichever card has it.
+        gateway.ip(&["route", "add", &other.carrier().to_string(), "dev", "wire0", "metric", "10"])?;
+    }
+    let pair = Pair::start(&net, Daemon::Idea, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    for (card, route) in [("wire1", "add"), ("wire0", "del")] {
+        for (gateway, other) in [(a, Side::B), (b, Side::A)] {
+            gateway.ip(&["route", route, &other.carrier().to_string(), "dev", "wire1"])?;
+        }
+        let on_card = |status: &cipe_tests::status::Status| status.doors.iter().any(|door| door.starts_with(card));
+        pair.a.wait_for_status("the other card in use", on_card)?;
+        pair.b.wait_for_status("the other card in use", on_card)?;
+        wait_for_ping(&net, Side::A, [&pair.a, &pair.b])?;
+        let counted = |card| a.counters(card).map(|counters| counters.rx_packets);
+        let before = [counted("wire0")?, counted("wire1")?];
+        let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::count(20))?;
+        assert_eq!(report.received(), 20);
+        let after = [counted("wire0")?, counted("wire1")?];
+        let more = [after[0] - before[0], after[1] - before[1]];
+        let expected = usize::from(card == "wire1");
+        assert!(more[expected] >= 20 && more[1 - expected] < 20, "{card}: {more:?}");
+    }
+    Ok(())
+}
+
+/// It does not know where its peer is, and what the peer sends is under a key that is gone: it asks there, and learns from the
+/// answer.
+#[test]
+fn a_gateway_that_learns_its_peer_is_restarted_and_finds_it_again() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let learning = |options: Options| options.set("peer", "0.0.0.0:0").set("tokxc", 1);
+    let mut pair = Pair::start(&net, Daemon::Blowfish, |side, options| match side {
+        Side::A => options.set("tokxc", 1),
+        Side::B => learning(options),
+    })?;
+    for _ in 0..3 {
+        pair.wait_for_keys(&net)?;
+        // Without a word to the peer, as after a loss of power.
+        let engine = pair.b.engine_pid().context("B has an engine")?;
+        pair.b.kill()?;
+        process::signal(engine, Signal::KILL)?;
+        process::wait_gone(engine, SOON)?;
+        pair.b = Gateway::start(&net, Side::B, Daemon::Blowfish, &learning(Options::of(Side::B)))?;
+        pair.b.wait_up()?;
+        wait_for_ping(&net, Side::A, [&pair.a, &pair.b])?;
+    }
+    Ok(())
+}
+
+/// A peer behind a line that gets another address now and then, found by its name.
+#[test]
+fn a_peer_given_by_name_is_looked_up_again_when_it_does_not_answer() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    // What finds out: an unanswered key exchange, or an unanswered ping.
+    for options_of_a in [&[("tokey", "1")][..], &[("ping", "1"), ("toping", "1")]] {
+        let net = Topology::new(Carrier::Direct, Offload::On)?;
+        let hosts = |address: Ipv4Addr| {
+            net.gw(Side::A).set_etc("hosts", &format!("127.0.0.1 localhost\n{address} gw-b.test\n"))
+        };
+        hosts(Side::B.carrier())?;
+        let mut pair = Pair::start(&net, Daemon::Blowfish, |side, options| match side {
+            Side::A => options_of_a
+                .iter()
+                .fold(options, |options, (name, value)| options.set(name, value))
+                .set("peer", format!("gw-b.test:{PORT}"))
+                .set("tokxc", 1)
+                .set("maxerr", -1),
+            // It never says where it is.
+            Side::B => options.set("peer", "0.0.0.0:0"),
+        })?;
+        pair.wait_for_keys(&net)?;
+        assert!(pair.b.stop()?.success());
+        change_address(&net, Side::B, Side::B.carrier(), another(Side::B))?;
+        hosts(another(Side::B))?;
+        let me = SocketAddr::new(IpAddr::V4(another(Side::B)), PORT);
+        let options = Options::of(Side::B).set("peer", "0.0.0.0:0").set("me", me);
+        pair.b = Gateway::start(&net, Side::B, Daemon::Blowfish, &options)?;
+        pair.b.wait_up()?;
+        wait_for_ping(&net, Side::A, [&pair.a, &pair.b])?;
+        pair.a.wait_for_line("of the name", |line| line.contains(&format!("gw-b.test:{PORT} is at {me} now")))?;
+        pair.a.wait_for_line("of the new peer", |line| line.ends_with(&format!("new peer {me}")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! Carriers that AF_XDP cannot serve: the UDP socket is chosen by itself, and the status says so.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use cipe_tests::gateway::{Daemon, Gateway, Pair};
+use cipe_tests::line::Line;
+use cipe_tests::offload::Offload;
+use cipe_tests::options::{KEY, Options, PORT};
+use cipe_tests::peer::{Cipher, Config, Peer};
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::status::Status;
+use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces, traffic};
+
+const MTU: usize = 1442;
+
+fn has_door(status: &Status, words: &[&str]) -> bool {
+    status.doors.iter().any(|door| words.iter().all(|word| door.contains(word)))
+}
+
+#[test]
+fn a_line_without_ethernet_carries_a_tunnel_by_the_udp_socket() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let end = |side| match side {
+        Side::A => Ipv4Addr::new(10, 202, 0, 1),
+        Side::B => Ipv4Addr::new(10, 202, 0, 2),
+    };
+    let _line = Line::new("line0", [Side::A, Side::B].map(|side| (net.gw(side), end(side))))?;
+    let address = |side| SocketAddr::from((end(side), PORT));
+    for daemon in [Daemon::Blowfish, Daemon::Idea] {
+        let pair = Pair::start(&net, daemon, |side, options| {
+            options.set("me", address(side)).set("peer", address(side.other()))
+        })?;
+        pair.wait_for_keys(&net)?;
+        for side in [Side::A, Side::B] {
+            let plan = Plan::sizes((ping::HEADERS..=MTU).step_by(13).chain([MTU]).collect());
+            let report = ping::run(net.lan(side), side.other().host(), &plan)?;
+            assert_eq!((report.received(), report.damaged), (report.sent, 0), "lost: {:?}", report.lost);
+            let octets: Vec<u8> = (0..500_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
+            let to = (net.lan(side.other()), side.other().host());
+            assert!(traffic::tcp_transfer(net.lan(side), to, &octets)? == octets, "from {side:?}");
+            let status = pair.of(side).status()?;
+            assert!(has_door(&status, &["line0", "UDP socket", "no Ethernet"]), "{status:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_loopback_carries_a_tunnel_by_the_udp_socket() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let [ours, theirs] = [PORT, PORT + 1].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let mut key = [0; 16];
+    hex::decode_to_slice(KEY, &mut key)?;
+    let socket = net.gw(Side::A).run(|| UdpSocket::bind(theirs))?;
+    let (peer, _events) = Peer::start(socket, Config::original(Cipher::Idea, key))?;
+    let options = Options::of(Side::A).set("me", ours).set("peer", theirs);
+    let mut gateway = Gateway::start(&net, Side::A, Daemon::Idea, &options)?;
+    gateway.wait_up()?;
+    let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+    while ping::run(net.lan(Side::A), Side::B.host(), &one)?.received() == 0 {
+        if Instant::now() > deadline {
+            bail!("{:?}\n{:?}\n{}", peer.counters(), gateway.status()?, gateway.log().text());
+        }
+    }
+    let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes((31..=MTU).step_by(13).collect()))?;
+    assert_eq!(report.lost, [0; 0]);
+    let status = gateway.status()?;
+    assert!(has_door(&status, &["lo: UDP socket", "no Ethernet"]), "{status:?}");
+    Ok(())
+}
+
+#[test]
+fn the_status_says_which_door_was_asked_for() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    for (carrier, words) in [("udp", &["wire0: UDP socket", "`carrier`"][..]), ("xdp", &["wire0", "XDP"])] {
+        let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("carrier", carrier))?;
+        pair.wait_for_keys(&net)?;
+        pair.a.wait_for_status(carrier, |status| has_door(status, words))?;
+    }
+    Ok(())
+}
+
+/// A router on the way cuts what is too large for its next link and may be cut. The kernel joins it before the tunnel sees it.
+#[test]
+fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
+    const LARGE: usize = 20;
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for carrier in ["auto", "xdp", "udp"] {
+        let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
+        for side in [Side::A, Side::B] {
+            net.lan(side).sysctl("net.ipv4.ip_no_pmtu_disc", "1")?;
+        }
+        let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("carrier", carrier))?;
+        pair.wait_for_keys(&net)?;
+        // Towards A only: a device that takes no more would not let A's own datagrams in.
+        let (tap, to) = (net.tap().expect("a tapped carrier has a tap"), Side::A.carrier().to_string());
+        tap.ip(&["route", "replace", &to, "dev", "portA", "mtu", "lock", "1000"])?;
+        let report = ping::run(net.lan(Side::B), Side::A.host(), &Plan::sizes(vec![1400; LARGE]))?;
+        assert_eq!((report.received(), report.damaged), (LARGE, 0), "{carrier}");
+        let status = pair.a.status()?;
+        // Where no program is on the card, nobody sees them one by one.
+        let counted = if carrier == "udp" { 0 } else { LARGE as u64 };
+        assert_eq!(status.count("fragmented"), counted, "{carrier}: {status:?}");
+        assert_eq!(pair.b.status()?.count("fragmented"), 0);
+    }
+    Ok(())
+}
