@@ -91,6 +91,7 @@ fn attach_request(options: &Options, place: Place) -> Attach {
         ignore_df: options.ignore_df,
         force_mtu: options.force_mtu,
         mss_clamp: options.mss_clamp,
+        busy_poll_us: options.busy_poll,
         static_data: options.static_data,
         dynip: options.dynip,
         socks: options.socks.as_ref().map(|(_, address)| *address),

@@ -182,6 +182,8 @@ pub struct Attach {
     pub force_mtu: bool,
     /// Whether to clamp the MSS of TCP through the tunnel.
     pub mss_clamp: bool,
+    /// Microseconds that a worker stays awake for the next packet at most; that of the tunnel that wants most counts for all.
+    pub busy_poll_us: u32,
     /// Whether data may go under the static key while there is no dynamic send key; else it is held back or dropped.
     pub static_data: bool,
     /// Whether the own carrier address may change.

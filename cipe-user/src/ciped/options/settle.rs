@@ -82,6 +82,8 @@ pub struct Options {
     pub ignore_df: bool,
     /// Clamp TCP MSS.
     pub mss_clamp: bool,
+    /// Microseconds that the engine stays awake for the next packet at most.
+    pub busy_poll: u32,
     /// Way to the carrier network.
     pub carrier: Carrier,
     /// Where XDP programs run.
@@ -159,6 +161,7 @@ impl Settle<'_> {
             force_mtu: draft.forcemtu.value,
             ignore_df: draft.ignoredf.value,
             mss_clamp: draft.mssclamp.value,
+            busy_poll: draft.busypoll.value,
             carrier: draft.carrier.value,
             xdp_mode: draft.xdp_mode.value,
         })

@@ -204,7 +204,7 @@ fn a_peer_s_name_is_kept_and_its_address_is_none() {
 fn every_option_of_the_protocol_is_known() {
     let names = "device debug cipher ipaddr ptpaddr mtu metric cttl me peer key nokey socks tokxc tokey tokxts ping \
                  toping maxerr ipup ipdown arg dynip ifconfig checksum forcemtu ignoredf mask bcast hwaddr keybug \
-                 idea_words carrier xdp-mode mssclamp staticdata";
+                 idea_words carrier xdp-mode mssclamp staticdata busypoll";
     for name in names.split_whitespace() {
         assert!(SPECS.iter().any(|spec| spec.name == name), "{name}");
     }

@@ -1,23 +1,24 @@
-//! Joins decrypted TCP segments into superframes, as GRO would have on a network card.
+//! Joins decrypted TCP segments and UDP datagrams into superframes, as GRO would have on a network card.
 //!
 //! The promise is that nobody can tell afterwards: cutting a superframe, by the kernel or by [`super::segment`], gives
-//! back the very packets, octet for octet. So the rules are those of the kernel's `tcp_gro_receive` and
+//! back the very packets, octet for octet. So the rules are those of the kernel's `tcp_gro_receive`, `udp_gro_receive` and
 //! `inet_gro_receive`, and stricter where the segmentation of a superframe that comes in by `PACKET_VNET_HDR` knows
 //! less than GRO does:
 //!
-//! - TCP over IPv4 without options or over IPv6 without extension headers, no fragments;
+//! - TCP or UDP over IPv4 without options or over IPv6 without extension headers, no fragments;
 //! - equal in every header field and option but those that count on: IPv4 id (by one), sequence number (by the
 //!   payload before), lengths and checksums, and PSH and FIN, which end a run. So one acknowledgement number and one
 //!   window, one ECN codepoint, equal time stamps;
 //! - payloads of one size; the last may be shorter, never empty;
 //! - never SYN, RST, URG or CWR (which segmentation would leave on the first segment only);
-//! - IPv4 header and TCP checksum are what a segmenter would write: a damaged packet stays damaged.
+//! - IPv4 header and transport checksum are what a segmenter would write: a damaged packet stays damaged, and a UDP
+//!   datagram without a checksum stays without.
 //!
 //! Order is kept inside each flow: a packet that cannot join ends the run of its flow. Packets of other flows may
-//! overtake. UDP is never joined: on the way out of this host, nothing would tell that it was.
+//! overtake.
 
-use super::checksum::{Sum, TCP_CHECKSUM};
-use super::headers::{Headers, TCP, Version};
+use super::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM};
+use super::headers::{Headers, TCP, UDP, Version};
 
 /// Most segments of a superframe: with three more for the headers, well inside the 1024 slices of one `sendmsg`.
 pub const MAX_SEGMENTS: usize = 64;
@@ -42,6 +43,10 @@ const CWR: u8 = 0x80;
 const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
 const VIRTIO_NET_HDR_GSO_TCPV4: u8 = 1;
 const VIRTIO_NET_HDR_GSO_TCPV6: u8 = 4;
+const VIRTIO_NET_HDR_GSO_UDP_L4: u8 = 5;
+
+/// Octets of a UDP header.
+const UDP_HEADER: usize = 8;
 
 /// Joins the packets of one batch at a time. Keeps its memory from batch to batch.
 pub struct Coalescer {
@@ -65,13 +70,16 @@ struct State {
 /// What a packet brings to a run.
 #[derive(Clone, Copy)]
 struct Segment {
-    /// IP and TCP headers with zeros for all that may differ inside a run.
+    /// IP and transport headers with zeros for all that may differ inside a run.
     headers: [u8; MAX_HEADERS],
     /// Octets of `headers` in use; 0 for a packet that can be in no run but its own.
     headers_len: usize,
     version: Version,
+    /// [`TCP`] or [`UDP`].
+    protocol: u8,
     transport: usize,
     id: u16,
+    /// Always 0 in UDP.
     sequence: u32,
     payload: usize,
     /// PSH and FIN.
@@ -144,13 +152,13 @@ impl<'a> Run<'a> {
         std::iter::successors(Some(self.run.first), move |packet| Some(next[*packet])).take(self.run.count)
     }
 
-    /// IP and TCP headers of the superframe: its lengths, the checksum of the IPv4 header, PSH and FIN of the last
-    /// packet, and as TCP checksum the folded sum of the pseudo header. Empty for a single packet.
+    /// IP and transport headers of the superframe: its lengths, the checksum of the IPv4 header, PSH and FIN of the last
+    /// packet, and as transport checksum the folded sum of the pseudo header. Empty for a single packet.
     pub fn headers(&self) -> &'a [u8] {
         if self.run.count > 1 { &self.run.segment.headers[..self.run.segment.headers_len] } else { &[] }
     }
 
-    /// TCP payload octets of each packet but the last; 0 for a single packet.
+    /// Transport payload octets of each packet but the last; 0 for a single packet.
     pub fn gso_size(&self) -> u16 {
         if self.run.count > 1 { self.run.segment.payload as u16 } else { 0 }
     }
@@ -162,11 +170,13 @@ impl<'a> Run<'a> {
         if self.run.count > 1 {
             let segment = &self.run.segment;
             header[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-            header[1] = match segment.version {
-                Version::V4 => VIRTIO_NET_HDR_GSO_TCPV4,
-                Version::V6 => VIRTIO_NET_HDR_GSO_TCPV6,
+            header[1] = match (segment.protocol, segment.version) {
+                (UDP, _) => VIRTIO_NET_HDR_GSO_UDP_L4,
+                (_, Version::V4) => VIRTIO_NET_HDR_GSO_TCPV4,
+                (_, Version::V6) => VIRTIO_NET_HDR_GSO_TCPV6,
             };
-            let fields = [link + segment.headers_len, segment.payload, link + segment.transport, TCP_CHECKSUM];
+            let checksum = checksum_of(segment.protocol);
+            let fields = [link + segment.headers_len, segment.payload, link + segment.transport, checksum];
             for (to, field) in header[2..].as_chunks_mut().0.iter_mut().zip(fields) {
                 *to = (field as u16).to_ne_bytes();
             }
@@ -184,7 +194,8 @@ impl State {
     fn takes(&self, next: &Segment) -> bool {
         let head = &self.segment;
         let id = head.id.wrapping_add(self.count as u16);
-        next.sequence == head.sequence.wrapping_add(self.payload as u32)
+        let follows = head.protocol == UDP || next.sequence == head.sequence.wrapping_add(self.payload as u32);
+        follows
             && next.payload <= head.payload
             && (next.id == id || head.version == Version::V6)
             && head.headers_len + self.payload + next.payload <= MAX_SUPERFRAME
@@ -208,8 +219,8 @@ impl State {
     fn write_headers(&mut self) {
         let segment = &mut self.segment;
         let len = segment.headers_len + self.payload;
-        let tcp_len = len - segment.transport;
-        let (ip, tcp) = segment.headers[..segment.headers_len].split_at_mut(segment.transport);
+        let transport_len = len - segment.transport;
+        let (ip, transport) = segment.headers[..segment.headers_len].split_at_mut(segment.transport);
         match segment.version {
             Version::V4 => {
                 ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
@@ -219,12 +230,17 @@ impl State {
                 sum.add(ip);
                 ip[10..12].copy_from_slice(&sum.checksum());
             }
-            Version::V6 => ip[4..6].copy_from_slice(&(tcp_len as u16).to_be_bytes()),
+            Version::V6 => ip[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes()),
         }
-        tcp[4..8].copy_from_slice(&segment.sequence.to_be_bytes());
-        tcp[13] |= segment.ending;
-        let sum = Sum::pseudo_header(segment.version, ip, TCP, tcp_len);
-        tcp[TCP_CHECKSUM..TCP_CHECKSUM + 2].copy_from_slice(&sum.folded());
+        if segment.protocol == UDP {
+            transport[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes());
+        } else {
+            transport[4..8].copy_from_slice(&segment.sequence.to_be_bytes());
+            transport[13] |= segment.ending;
+        }
+        let sum = Sum::pseudo_header(segment.version, ip, segment.protocol, transport_len);
+        let checksum = checksum_of(segment.protocol);
+        transport[checksum..checksum + 2].copy_from_slice(&sum.folded());
     }
 }
 
@@ -234,6 +250,7 @@ impl Segment {
         headers: [0; MAX_HEADERS],
         headers_len: 0,
         version: Version::V4,
+        protocol: TCP,
         transport: 0,
         id: 0,
         sequence: 0,
@@ -249,24 +266,25 @@ impl Segment {
             Version::V4 => found.transport == 20 && packet[6] & !0x40 == 0,
             Version::V6 => found.transport == 40,
         };
-        if !plain || found.fragment || found.protocol != TCP || found.ip.total != packet.len() {
+        if !plain || found.fragment || found.ip.total != packet.len() {
             return None;
         }
-        let (ip, tcp) = packet.split_at(found.transport);
-        let fixed: &[u8; 20] = tcp.first_chunk()?;
-        let tcp_header = usize::from(fixed[12] >> 4) * 4;
-        let payload = tcp.len().checked_sub(tcp_header)?;
-        if tcp_header < 20 || payload == 0 || fixed[13] & (SYN | RST | URG | CWR) != 0 {
-            return None;
-        }
-        if !is_canonical(Sum::pseudo_header(version, ip, TCP, tcp.len()), tcp, TCP_CHECKSUM) {
+        let (ip, transport) = packet.split_at(found.transport);
+        let (header, sequence, ending) = match found.protocol {
+            TCP => tcp(transport)?,
+            UDP => (udp(transport)?, 0, 0),
+            _ => return None,
+        };
+        let payload = transport.len().checked_sub(header).filter(|payload| *payload > 0)?;
+        let pseudo = Sum::pseudo_header(version, ip, found.protocol, transport.len());
+        if !is_canonical(pseudo, transport, checksum_of(found.protocol)) {
             return None;
         }
 
-        let headers_len = ip.len() + tcp_header;
+        let headers_len = ip.len() + header;
         let mut headers = [0; MAX_HEADERS];
         headers[..headers_len].copy_from_slice(&packet[..headers_len]);
-        let (ip_gaps, tcp_gaps) = headers.split_at_mut(ip.len());
+        let (ip_gaps, gaps) = headers.split_at_mut(ip.len());
         let mut id = 0;
         match version {
             Version::V4 => {
@@ -279,20 +297,39 @@ impl Segment {
             }
             Version::V6 => ip_gaps[4..6].fill(0),
         }
-        tcp_gaps[4..8].fill(0);
-        tcp_gaps[13] &= !(PSH | FIN);
-        tcp_gaps[TCP_CHECKSUM..TCP_CHECKSUM + 2].fill(0);
-        Some(Self {
-            headers,
-            headers_len,
-            version,
-            transport: ip.len(),
-            id,
-            sequence: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
-            payload,
-            ending: fixed[13] & (PSH | FIN),
-        })
+        if found.protocol == UDP {
+            gaps[4..UDP_HEADER].fill(0);
+        } else {
+            gaps[4..8].fill(0);
+            gaps[13] &= !(PSH | FIN);
+            gaps[TCP_CHECKSUM..TCP_CHECKSUM + 2].fill(0);
+        }
+        let (protocol, transport) = (found.protocol, ip.len());
+        Some(Self { headers, headers_len, version, protocol, transport, id, sequence, payload, ending })
     }
+}
+
+/// Header length, sequence number and end (PSH and FIN) of a TCP segment; `None` if it must not be joined.
+fn tcp(segment: &[u8]) -> Option<(usize, u32, u8)> {
+    let fixed: &[u8; 20] = segment.first_chunk()?;
+    let header = usize::from(fixed[12] >> 4) * 4;
+    if header < fixed.len() || fixed[13] & (SYN | RST | URG | CWR) != 0 {
+        return None;
+    }
+    let sequence = u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]);
+    Some((header, sequence, fixed[13] & (PSH | FIN)))
+}
+
+/// Header length of a UDP datagram; `None` if it must not be joined: no checksum, or another length than its packet's.
+fn udp(datagram: &[u8]) -> Option<usize> {
+    let [.., high, low, c, d]: &[u8; UDP_HEADER] = datagram.first_chunk()?;
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    (length == datagram.len() && [*c, *d] != [0; 2]).then_some(UDP_HEADER)
+}
+
+/// Offset of the checksum in a transport header.
+fn checksum_of(protocol: u8) -> usize {
+    if protocol == UDP { UDP_CHECKSUM } else { TCP_CHECKSUM }
 }
 
 /// Whether the checksum at `field` is what this host would write: right, and of the two forms that zero has in one's

@@ -59,7 +59,7 @@ fn sent(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_stream_becomes_one_superframe() {
-    for flow in [Flow::tcp4(), Flow::tcp6()] {
+    for flow in [Flow::tcp4(), Flow::tcp6(), Flow::udp4(), Flow::udp6()] {
         let packets = stream(&flow, &[1402; 46]);
         let mut coalescer = Coalescer::default();
         assert_eq!(runs_of(&mut coalescer, &packets), [(0..46).collect::<Vec<_>>()]);
@@ -208,9 +208,31 @@ fn a_checksum_of_zero_in_its_other_form_is_kept() {
 }
 
 #[test]
-fn udp_and_other_packets_pass_as_they_are() {
-    let datagrams = stream(&Flow::udp4(), &[100; 3]);
-    assert_eq!(runs(&datagrams), [[0], [1], [2]]);
+fn datagrams_keep_their_headers_and_their_borders() {
+    for flow in [Flow::udp4(), Flow::udp6()] {
+        let mut coalescer = Coalescer::default();
+        let packets = stream(&flow, &[100, 100, 40, 100]);
+        assert_eq!(runs_of(&mut coalescer, &packets), [vec![0, 1, 2], vec![3]]);
+        let run = coalescer.runs().next().unwrap();
+        assert_eq!(run.headers(), &flow.with_partial_checksum(&payload(240))[..flow.transport() + 8]);
+        let mut expected = vec![1, 5];
+        for field in [14 + flow.transport() + 8, 100, 14 + flow.transport(), 6] {
+            expected.extend((field as u16).to_ne_bytes());
+        }
+        assert_eq!(run.vnet_header(14), *expected);
+        assert_eq!(runs(&stream(&flow, &[0, 0])), [[0], [1]], "empty ones are not joined");
+    }
+}
+
+#[test]
+fn a_datagram_without_a_checksum_is_not_joined() {
+    let mut packets = stream(&Flow::udp4(), &[100; 3]);
+    packets.iter_mut().for_each(|packet| packet[26..28].fill(0));
+    assert_eq!(runs(&packets), [[0], [1], [2]]);
+}
+
+#[test]
+fn other_packets_pass_as_they_are() {
     assert_eq!(runs(&[vec![], vec![0x45], vec![0xFF; 60]]), [[0], [1], [2]]);
 }
 
@@ -310,9 +332,10 @@ proptest! {
 
     #[test]
     fn a_clean_stream_is_always_joined(
-        flow in Flow::any(), count in 2usize..60, size in 1usize..1000, last in 1usize..1000,
+        flow in Flow::any(), is_udp: bool, count in 2usize..60, size in 1usize..1000, last in 1usize..1000,
     ) {
-        let flow = Flow { protocol: TCP, ip_options: 0, flags: 0x10, ..flow };
+        let protocol = if is_udp { UDP } else { TCP };
+        let flow = Flow { protocol, ip_options: 0, flags: 0x10, ..flow };
         let mut sizes = vec![size; count];
         sizes.push(last.min(size));
         let packets = stream(&flow, &sizes);

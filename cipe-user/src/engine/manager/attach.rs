@@ -80,6 +80,7 @@ impl Manager {
             counters: Arc::default(),
             sizes: Sizes::new(attach),
             hop: None,
+            busy_poll: Duration::from_micros(attach.busy_poll_us.into()),
             carrier: None,
             refused: None,
             looped: false,
@@ -91,6 +92,7 @@ impl Manager {
         };
         let counters = tenant.counters.clone();
         self.tenants.insert(number, tenant);
+        self.set_busy_poll();
         self.devices.insert(device.index, number);
         if let Some(daemon) = self.connections.get_mut(&connection) {
             daemon.tunnel = Some(number);
@@ -227,6 +229,14 @@ impl Manager {
         [0x1E, a, b, c, high, low]
     }
 
+    /// Lets the worker stay awake as long as the tunnel that wants most.
+    fn set_busy_poll(&mut self) {
+        let most = self.tenants.values().map(|tenant| tenant.busy_poll).max().unwrap_or_default();
+        if std::mem::replace(&mut self.busy_poll, most) != most {
+            self.worker.send(Command::BusyPoll(most));
+        }
+    }
+
     /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that it is bound
     /// to, and the one that the peer will see. An address that may change is not bound to.
     async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpCarrier, SocketAddr, SocketAddr)> {
@@ -296,6 +306,7 @@ impl Manager {
     /// Takes a tunnel out of service; its device stays and drops everything.
     pub(super) async fn disconnect(&mut self, number: u16) -> Option<Tenant> {
         let tenant = self.tenants.remove(&number)?;
+        self.set_busy_poll();
         let tunnel = u32::from(number);
         self.devices.remove(&tenant.device.index);
         self.aging.remove(&number);

@@ -80,6 +80,8 @@ struct Tenant {
     socks: Option<Socks>,
     counters: Arc<Counters>,
     sizes: Sizes,
+    /// How long the worker may stay awake for it.
+    busy_poll: Duration,
     /// Next hop to the peer, as it was last known.
     hop: Option<NextHop>,
     /// Carrier device that AF_XDP sockets are open on for it, by ifindex.
@@ -175,6 +177,8 @@ struct Manager {
     last_number: u16,
     /// Whether a daemon ever asked for a tunnel.
     was_asked: bool,
+    /// What the worker was told last.
+    busy_poll: Duration,
 }
 
 /// The way to a tunnel's peer has changed.
@@ -246,6 +250,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         ways,
         last_number: u16::MAX,
         was_asked: false,
+        busy_poll: Duration::ZERO,
     };
     let (say, mut said) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;

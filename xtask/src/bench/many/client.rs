@@ -212,6 +212,7 @@ fn attach(side: Side, tunnel: Tunnel, number: usize, carrier: &str) -> Value {
         "ignore_df": false,
         "force_mtu": false,
         "mss_clamp": true,
+        "busy_poll_us": 0,
         "static_data": true,
         "dynip": false,
         "carrier": carrier,
