@@ -52,7 +52,8 @@ fn report(sources: &Sources) -> (String, bool) {
             address if address == end.text => address,
             address => format!("{address} ({})", end.text),
         };
-        let socks = options.socks.as_ref().map_or_else(String::new, |(name, address)| format!(", by {address} ({name})"));
+        let socks =
+            options.socks.as_ref().map_or_else(String::new, |(name, address)| format!(", by {address} ({name})"));
         line(format_args!("  resolved: me {}, peer {}{socks}", shown(&options.me), shown(&options.peer)));
     }
     for problem in &problems {
