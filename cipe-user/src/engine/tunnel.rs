@@ -119,7 +119,7 @@ impl Tunnel {
     pub fn warm(&self, slot: Slot) {
         std::hint::black_box(self.nokey);
         std::hint::black_box(self.peer.is_some());
-        std::hint::black_box(&self.way == &Way::Socket);
+        std::hint::black_box(self.way == Way::Socket);
         std::hint::black_box(self.limits.send_packets);
         std::hint::black_box(self.counters.octets());
         std::hint::black_box(self.counters.of(Verdict::Sent));
