@@ -5,6 +5,7 @@
 //! Waits end at an event or at a deadline; nothing sleeps.
 
 pub mod capture;
+pub mod fleet;
 pub mod gateway;
 pub mod impair;
 pub mod line;

@@ -45,6 +45,10 @@ const ADDRESS_DEADLINE: Duration = Duration::from_secs(5);
 /// Switches under net.ipv6.conf: a peer cannot hand out addresses and routes.
 const IPV6: [(&str, &str); 1] = [("accept_ra", "0")];
 
+/// Group of devices (`ip link show group 1667854437`) that are about to be deleted: "cipe" in ASCII, so that it is nobody
+/// else's.
+const GOING: u32 = 0x6369_7065;
+
 /// What a device is, in its alias.
 const ALIAS: &str = "cipe tunnel";
 
@@ -153,6 +157,40 @@ impl Netlink {
             }
         }
         Ok(())
+    }
+
+    /// Removes several tunnel devices. The kernel waits some 20 ms for each request that deletes, however many devices it is
+    /// about, so they go together.
+    ///
+    /// # Errors
+    /// As [`Self::remove`], of the first that is refused; the others are removed all the same.
+    pub async fn remove_all(&self, devices: &[&Device]) -> Result<()> {
+        let [first, _, ..] = devices else {
+            return match devices {
+                [only] => self.remove(only).await,
+                _ => Ok(()),
+            };
+        };
+        let mut alone = Vec::new();
+        for device in devices {
+            let what = || format!("{}: cannot put it into a group", device.name);
+            if self.set_link(what, device.index, vec![LinkAttribute::Group(GOING)], None).await.is_err() {
+                // Moved to another namespace, or gone already.
+                alone.push(*device);
+            }
+        }
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(GOING));
+        let what = || format!("{} and {} others: cannot delete them", first.name, devices.len() - 1);
+        let mut result = match self.request(what, RouteNetlinkMessage::DelLink(message), NLM_F_ACK).await {
+            // None was left.
+            Err(error) if error.is(Errno::NODEV) => Ok(()),
+            result => result.map(drop),
+        };
+        for device in alone {
+            result = result.and(self.remove(device).await);
+        }
+        result
     }
 
     async fn delete_in(&self, what: impl FnOnce() -> String, index: u32, namespace: Option<i32>) -> Result<()> {

@@ -127,7 +127,7 @@ fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
     NlasIterator::new(attributes).flatten().find(|nla| nla.kind() == kind).map(|nla| nla.value().to_vec())
 }
 
-/// Offloads of a tunnel device's visible end. What arrives on the hidden end follows from them (see [`super::device`]).
+/// Offloads of a hub's visible end. What arrives on the hidden end follows from them (see [`super::device`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
     /// Leave TCP and UDP checksums of sent packets partial. SCTP's CRC is always the kernel's: the engine completes sums only.

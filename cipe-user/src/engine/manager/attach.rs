@@ -286,10 +286,21 @@ impl Manager {
 
     /// Removes a tunnel and everything that it had, in the order that lets no packet out unsealed.
     pub(super) async fn detach(&mut self, number: u16) {
-        let Some(tenant) = self.disconnect(number).await else { return };
-        log_failure(self.netlink.remove(&tenant.device).await);
-        log_failure(self.programs.remove_private_address(tenant.device.mac));
-        self.leave_hub(tenant.hub).await;
+        self.detach_all(&[number]).await;
+    }
+
+    /// The same for several tunnels.
+    pub(super) async fn detach_all(&mut self, numbers: &[u16]) {
+        let mut gone = Vec::new();
+        for number in numbers {
+            gone.extend(self.disconnect(*number).await);
+        }
+        let devices: Vec<&Device> = gone.iter().map(|tenant| &tenant.device).collect();
+        log_failure(self.netlink.remove_all(&devices).await);
+        for tenant in gone {
+            log_failure(self.programs.remove_private_address(tenant.device.mac));
+            self.leave_hub(tenant.hub).await;
+        }
     }
 
     /// Takes up that a tunnel's device has another address.

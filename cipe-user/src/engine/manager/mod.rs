@@ -279,7 +279,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                     accept_later = true;
                 }
             },
-            Some(said) = said.recv() => manager.hear(said).await,
+            Some(first) = said.recv() => manager.hear_all(first, &mut said).await,
             report = reports.recv() => match report {
                 Some((number, Report::Event(event))) => manager.pass_on(number, event),
                 Some((number, Report::SingleFrames)) => manager.saw_single_frames(number).await,
@@ -360,15 +360,27 @@ impl Manager {
         }
     }
 
-    async fn hear(&mut self, said: Said) {
-        match said {
-            Said::Request(connection, request) => self.carry_out(connection, request).await,
-            Said::Closed(connection) => {
-                if let Some(number) = self.connections.remove(&connection).and_then(|daemon| daemon.tunnel) {
-                    self.detach(number).await;
+    /// Hears what the connections say, and removes the tunnels of those that have closed together.
+    async fn hear_all(&mut self, first: Said, others: &mut mpsc::Receiver<Said>) {
+        // What waits now, and no more: others want their turn too.
+        let mut waiting = vec![first];
+        waiting.extend(std::iter::from_fn(|| others.try_recv().ok()));
+        let mut going = Vec::new();
+        for said in waiting {
+            match said {
+                Said::Closed(connection) => {
+                    going.extend(self.connections.remove(&connection).and_then(|daemon| daemon.tunnel));
+                }
+                Said::Request(connection, request) => {
+                    // Whoever attaches may want the name or the port of one that has gone.
+                    if matches!(request, Request::Attach(_)) {
+                        self.detach_all(&std::mem::take(&mut going)).await;
+                    }
+                    self.carry_out(connection, request).await;
                 }
             }
         }
+        self.detach_all(&going).await;
     }
 
     async fn carry_out(&mut self, connection: u64, request: Request) {

@@ -187,6 +187,25 @@ fn fifty_makes_and_removes_leave_nothing() {
 }
 
 #[test]
+fn several_are_removed_together_wherever_they_are_and_nothing_else() {
+    in_namespace(|netlink| async move {
+        let (hub, other) = (hub(&netlink).await, Other::new());
+        let mut devices = Vec::new();
+        for n in 0..6 {
+            devices.push(netlink.make(&hub, &nth(n)).await.unwrap());
+        }
+        netlink.move_to("cipcb1", &other).await;
+        netlink.delete_named("cipcb2").await;
+        let going: Vec<&Device> = devices[..5].iter().collect();
+        netlink.remove_all(&going).await.unwrap();
+        assert_eq!(netlink.names().await, ["lo", "cipehub0x", "cipehub0", "cipcb5"]);
+        assert_eq!(other.run(|netlink| async move { netlink.names().await }).await, ["lo"]);
+        netlink.remove_all(&going).await.unwrap();
+        netlink.remove_all(&[]).await.unwrap();
+    });
+}
+
+#[test]
 fn removing_what_is_gone_is_no_error() {
     in_namespace(|netlink| async move {
         let device = netlink.make(&hub(&netlink).await, &wanted()).await.unwrap();

@@ -1,9 +1,8 @@
 //! `cargo xtask bench many`: one engine with many tunnels, hub and spokes.
 //!
-//! Both ends are engines, each in a namespace of its own, joined by one veth pair. No daemon runs: [`client`] speaks the
+//! Both ends are engines, each in a namespace of its own, joined by one veth pair. No daemon runs: a [`Fleet`] speaks the
 //! control protocol for all of them, as so many connections, and gives both ends the same dynamic keys.
 
-mod client;
 mod memory;
 mod report;
 
@@ -14,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use cipe_tests::fleet::{self, Cipher, Fleet, Keys};
 use cipe_tests::gateway;
 use cipe_tests::namespace::Namespace;
 use cipe_tests::topology::{Carrier, Side, Topology as Net};
@@ -25,7 +25,6 @@ use super::record::{Offloads, Topology};
 use super::report::number;
 use super::tunnel::Tunnel;
 use crate::tools;
-use client::{End, Keys};
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -177,7 +176,7 @@ fn measure(args: &Args) -> Result<Vec<Record>> {
     };
     gateway::use_binary(&binary)?;
     tools::clean_up_on_signals(super::tunnel::remove_sockets)?;
-    let most = client::most_tunnels();
+    let most = fleet::most_tunnels();
     let mut json = match &args.json {
         Some(path) => {
             let file = File::options().create(true).append(true).open(path);
@@ -215,24 +214,30 @@ fn measure(args: &Args) -> Result<Vec<Record>> {
 /// Sets `tunnels` up between two fresh engines, and measures.
 fn one(tunnel: Tunnel, tunnels: usize, carrier: &str) -> Result<Vec<(Metric, f64)>> {
     let net = Net::new(Carrier::Direct, Offloads::Raw.of_bed())?;
-    let mut ends = [End::start(&net, Side::A, tunnel)?, End::start(&net, Side::B, tunnel)?];
+    let cipher = match tunnel {
+        Tunnel::CipeBlowfish => Cipher::Blowfish,
+        Tunnel::CipeNokey => Cipher::Nokey,
+        _ => Cipher::Idea,
+    };
+    let mut ends = [Fleet::start(&net, Side::A, cipher)?, Fleet::start(&net, Side::B, cipher)?];
+    ends.iter_mut().for_each(|end| end.set_modes(carrier, "auto"));
     let [a, b] = &ends;
     let engines = [a.engine(), b.engine()];
     let count = tunnels as f64;
     let mut before = memory::Memory::now(&engines)?;
     let mut others = count;
     let start = Instant::now();
-    ends.iter_mut().try_for_each(|end| end.attach(0..1, carrier))?;
+    ends.iter_mut().try_for_each(|end| end.attach(0..1))?;
     if tunnels > 1 {
         // What all share came with the first.
         before = memory::Memory::now(&engines)?;
         others = count - 1.0;
-        ends.iter_mut().try_for_each(|end| end.attach(1..tunnels, carrier))?;
+        ends.iter_mut().try_for_each(|end| end.attach(1..tunnels))?;
     }
     let setup = start.elapsed().as_secs_f64() * 1e6 / (2.0 * count);
     let idle = memory::Memory::now(&engines)?.since(before);
 
-    let addresses: Vec<Ipv4Addr> = (0..tunnels).map(|number| client::inner(Side::B, number)).collect();
+    let addresses: Vec<Ipv4Addr> = (0..tunnels).map(|number| fleet::inner(Side::B, number)).collect();
     let (from, to) = (net.gw(Side::A), net.gw(Side::B));
     for (keys, end) in [Keys::first(), Keys::first()].into_iter().zip(&mut ends) {
         end.set_keys(keys)?;

@@ -1,6 +1,7 @@
-//! Stands in for the daemons of many tunnels: one connection a tunnel to the engine of its end.
+//! An engine, and what stands in for the daemons of many tunnels: one connection a tunnel that speaks the control protocol.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -10,14 +11,15 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cipe_tests::topology::{Side, Topology};
-use cipe_tests::{SOON, gateway};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
-use crate::bench::tunnel::{INNER_MTU, Tunnel};
+use crate::topology::{Side, Topology};
+use crate::{SOON, gateway};
 
+/// MTU of the tunnels: a UDP payload of 1400 octets goes in one piece.
+const MTU: usize = 1428;
 /// Carrier port of the first tunnel; the others follow.
 const FIRST_PORT: u16 = 20_000;
 /// Descriptors that engine and bench need beside those of the tunnels.
@@ -25,8 +27,8 @@ const OTHERS: u64 = 100;
 /// Largest message of the control protocol.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// As many tunnels as the limit of open files allows: an engine needs a connection and a UDP socket for each, and the bench
-/// two connections. Raises the limit as far as it may.
+/// As many tunnels as the limit of open files allows: an engine needs a connection and a UDP socket for each, and two ends
+/// two connections of ours. Raises the limit as far as it may.
 pub fn most_tunnels() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // Refused only where it is there already.
@@ -68,32 +70,46 @@ impl Keys {
     }
 }
 
+/// What seals the tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cipher {
+    /// Blowfish; devices are `cipcbN`.
+    Blowfish,
+    /// IDEA; devices are `cipciN`.
+    Idea,
+    /// Nothing; devices are `cipcbN`.
+    Nokey,
+}
+
 /// One end: an engine, and the connections that hold its tunnels.
-pub struct End {
+pub struct Fleet {
     side: Side,
-    tunnel: Tunnel,
+    cipher: Cipher,
+    /// Where datagrams go and XDP runs: values of the options `carrier` and `xdp-mode`.
+    modes: (String, String),
     engine: Child,
     socket: PathBuf,
     log: PathBuf,
-    connections: Vec<OwnedFd>,
+    connections: BTreeMap<usize, (OwnedFd, String)>,
 }
 
-impl End {
+impl Fleet {
     /// Starts an engine at the gateway of a side, and waits until it listens.
     ///
     /// # Errors
     /// What it says.
-    pub fn start(net: &Topology, side: Side, tunnel: Tunnel) -> Result<Self> {
-        let base = net.directory().join(format!("many{}", side.letter()));
-        let log = net.directory().join(format!("many{}.log", side.letter()));
-        let output = std::fs::File::create(&log)?;
+    pub fn start(net: &Topology, side: Side, cipher: Cipher) -> Result<Self> {
+        let base = net.directory().join(format!("fleet{}", side.letter()));
+        let log = net.directory().join(format!("fleet{}.log", side.letter()));
+        let output = File::options().create(true).append(true).open(&log)?;
         let namespace = net.gw(side);
         let mut command = namespace.command(gateway::binary()?);
         command.args(["engine", "--stay"]).env("CIPE_RUN_DIR", &base).stdin(Stdio::null());
         let engine = command.stdout(output.try_clone()?).stderr(output).spawn()?;
         let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(namespace.path())?);
         let socket = base.join(format!("net-{inode}/control"));
-        let mut end = Self { side, tunnel, engine, socket, log, connections: Vec::new() };
+        let modes = ("auto".to_owned(), "auto".to_owned());
+        let mut end = Self { side, cipher, modes, engine, socket, log, connections: BTreeMap::new() };
         let deadline = Instant::now() + SOON;
         while end.connect().is_err() {
             if let Some(status) = end.engine.try_wait()? {
@@ -105,6 +121,11 @@ impl End {
         Ok(end)
     }
 
+    /// Uses other modes for tunnels made from now on: values of the options `carrier` and `xdp-mode`.
+    pub fn set_modes(&mut self, carrier: &str, xdp_mode: &str) {
+        self.modes = (carrier.to_owned(), xdp_mode.to_owned());
+    }
+
     /// Its engine.
     pub fn engine(&self) -> u32 {
         self.engine.id()
@@ -114,7 +135,7 @@ impl End {
     pub fn log(&self) -> String {
         let mut text = String::new();
         // What cannot be read is only missing in a message.
-        let _ = std::fs::File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text));
+        let _ = File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text));
         text
     }
 
@@ -127,7 +148,7 @@ impl End {
         send(&connection, &json!({"request": "status"}))?;
         let mut sums = BTreeMap::new();
         loop {
-            let event = receive(&connection)?;
+            let event = receive(&connection, &["status", "status-end"])?;
             for (verdict, count) in event["verdicts"].as_object().into_iter().flatten() {
                 *sums.entry(verdict.clone()).or_default() += count.as_u64().unwrap_or_default();
             }
@@ -147,82 +168,113 @@ impl End {
     ///
     /// # Errors
     /// What the engine refuses.
-    pub fn attach(&mut self, tunnels: Range<usize>, carrier: &str) -> Result<()> {
-        for number in tunnels {
-            let connection = self.connect()?;
-            send(&connection, &attach(self.side, self.tunnel, number, carrier))?;
-            let answer = receive(&connection)?;
-            ensure!(answer["event"] == "attached", "tunnel {number}: {answer}\n{}", self.log());
-            self.connections.push(connection);
-        }
+    pub fn attach(&mut self, tunnels: Range<usize>) -> Result<()> {
+        tunnels.into_iter().try_for_each(|number| self.attach_as(number, None))
+    }
+
+    /// Makes a tunnel with a device of this name, or takes over one that a dead engine left.
+    ///
+    /// # Errors
+    /// What the engine refuses.
+    pub fn attach_as(&mut self, number: usize, device: Option<&str>) -> Result<()> {
+        let connection = self.connect()?;
+        send(&connection, &self.request(number, device))?;
+        let answer = receive(&connection, &["attached", "failed"])?;
+        let Some(device) = answer["device"].as_str() else { bail!("tunnel {number}: {answer}\n{}", self.log()) };
+        self.connections.insert(number, (connection, device.to_owned()));
         Ok(())
+    }
+
+    /// Ends some tunnels, as daemons do that end: all at once.
+    pub fn detach(&mut self, tunnels: Range<usize>) {
+        self.connections.retain(|number, _| !tunnels.contains(number));
+    }
+
+    /// The device of a tunnel.
+    ///
+    /// # Errors
+    /// There is no such tunnel.
+    pub fn device(&self, number: usize) -> Result<&str> {
+        Ok(&self.connections.get(&number).context("there is no such tunnel")?.1)
+    }
+
+    /// Waits for an event of a tunnel.
+    ///
+    /// # Errors
+    /// There is no such tunnel, or the engine has gone.
+    pub fn wait_for(&self, number: usize, event: &str) -> Result<Value> {
+        receive(&self.connections.get(&number).context("there is no such tunnel")?.0, &[event])
     }
 
     /// Gives every tunnel its dynamic keys.
     ///
     /// # Errors
     /// An engine that has gone.
-    pub fn set_keys(&mut self, keys: Keys) -> Result<()> {
-        for (number, connection) in self.connections.iter().enumerate() {
+    pub fn set_keys(&self, keys: Keys) -> Result<()> {
+        for (&number, (connection, _)) in &self.connections {
             let receive = keys.of(self.side.other(), number);
             send(connection, &json!({"request": "set-receive-key", "key": receive, "keep_ms": 1000}))?;
             send(connection, &json!({"request": "set-send-key", "key": keys.of(self.side, number)}))?;
         }
         // Answered behind all that was asked before.
-        let last = self.connections.last().context("there is a tunnel")?;
+        let (_, (last, _)) = self.connections.last_key_value().context("there is a tunnel")?;
         send(last, &json!({"request": "send-control", "payload": "no hexadecimal"}))?;
-        while receive(last)?["event"] != "failed" {}
+        receive(last, &["failed"])?;
         Ok(())
+    }
+
+    /// The request that makes a tunnel (`cipe_user::control::protocol::Attach`).
+    fn request(&self, number: usize, device: Option<&str>) -> Value {
+        let (side, (carrier, xdp_mode)) = (self.side, &self.modes);
+        let port = FIRST_PORT as usize + number;
+        let (cipher, prefix) = match self.cipher {
+            Cipher::Idea => ("idea", "cipci"),
+            Cipher::Blowfish | Cipher::Nokey => ("blowfish", "cipcb"),
+        };
+        let key = (self.cipher != Cipher::Nokey).then(|| hex::encode([0xA5; 16]));
+        json!({
+            "request": "attach",
+            "version": 2,
+            "device": device,
+            "prefix": prefix,
+            "cipher": cipher,
+            "key": key,
+            "ipaddr": inner(side, number),
+            "ptpaddr": inner(side.other(), number),
+            "mtu": MTU,
+            "interface": {"configure": true, "metric": 0, "prefix": null, "broadcast": null, "mac": null},
+            "socks": null,
+            "me": format!("{}:{port}", side.carrier()),
+            "peer": format!("{}:{port}", side.other().carrier()),
+            "pin_peer": true,
+            "cttl": 64,
+            "checksum": false,
+            "ignore_df": false,
+            "force_mtu": false,
+            "mss_clamp": true,
+            "busy_poll_us": 0,
+            "static_data": true,
+            "dynip": false,
+            "carrier": carrier,
+            "xdp_mode": xdp_mode,
+            "send_packets": 1_u64 << 40,
+            "send_octets": 1_u64 << 50,
+            "receive_packets": 0,
+            "send_seconds": 1_000_000,
+            "retry_seconds": 1_000_000,
+        })
     }
 }
 
-impl Drop for End {
+impl Drop for Fleet {
     fn drop(&mut self) {
-        // Killed: what it leaves goes with the namespace, at once and not device by device.
+        // Killed, so that what it leaves goes with the namespace, at once and not device by device.
         if let Err(error) = self.engine.kill() {
             eprintln!("engine: {error}");
         }
-        // Killed: it ends.
+        // It ends now; how does not matter.
         let _ = self.engine.wait();
     }
-}
-
-/// The request that makes a tunnel (`cipe_user::control::protocol::Attach`).
-fn attach(side: Side, tunnel: Tunnel, number: usize, carrier: &str) -> Value {
-    let port = FIRST_PORT as usize + number;
-    let cipher = if tunnel == Tunnel::CipeIdea { "idea" } else { "blowfish" };
-    let prefix = if tunnel == Tunnel::CipeIdea { "cipci" } else { "cipcb" };
-    let key = (tunnel != Tunnel::CipeNokey).then(|| hex::encode([0xA5; 16]));
-    json!({
-        "request": "attach",
-        "version": 1,
-        "device": null,
-        "prefix": prefix,
-        "cipher": cipher,
-        "key": key,
-        "ipaddr": inner(side, number),
-        "ptpaddr": inner(side.other(), number),
-        "mtu": INNER_MTU,
-        "metric": 0,
-        "me": format!("{}:{port}", side.carrier()),
-        "peer": format!("{}:{port}", side.other().carrier()),
-        "pin_peer": true,
-        "cttl": 64,
-        "checksum": false,
-        "ignore_df": false,
-        "force_mtu": false,
-        "mss_clamp": true,
-        "busy_poll_us": 0,
-        "static_data": true,
-        "dynip": false,
-        "carrier": carrier,
-        "xdp_mode": "auto",
-        "send_packets": 1_u64 << 40,
-        "send_octets": 1_u64 << 50,
-        "receive_packets": 0,
-        "send_seconds": 1_000_000,
-        "retry_seconds": 1_000_000,
-    })
 }
 
 fn send(connection: &OwnedFd, request: &Value) -> Result<()> {
@@ -230,14 +282,14 @@ fn send(connection: &OwnedFd, request: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The next event, but those that want keys: the bench gives them at its own time.
-fn receive(connection: &OwnedFd) -> Result<Value> {
+/// The next event of these kinds; others, such as wishes for keys, are passed over.
+fn receive(connection: &OwnedFd, kinds: &[&str]) -> Result<Value> {
     let mut buffer = [0; MAX_MESSAGE];
     loop {
         let (length, _) = rustix::net::recv(connection, &mut buffer, RecvFlags::empty())?;
         ensure!(length > 0, "the engine has closed a connection");
         let event: Value = serde_json::from_slice(&buffer[..length])?;
-        if ["attached", "failed", "status", "status-end"].iter().any(|name| event["event"] == *name) {
+        if kinds.iter().any(|kind| event["event"] == *kind) {
             return Ok(event);
         }
     }
