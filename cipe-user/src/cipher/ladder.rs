@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// Numbers of lanes above 8 at which kernels are measured: where vectors of 16 and of 32 lanes begin and end.
 const POINTS: [usize; 8] = [9, 16, 17, 32, 33, 48, 64, 128];
 
+/// Nanoseconds that a forced kernel is ahead of all others.
+const FORCED: f64 = 1e12;
+
 /// Every kernel that this CPU can run, and the best for each number of lanes.
 pub(super) struct Ladder<S> {
     kernels: Vec<Box<dyn Kernel<S>>>,
@@ -22,15 +25,16 @@ pub(super) struct Ladder<S> {
 }
 
 impl<S> Ladder<S> {
-    /// Measures the kernels with any key. A kernel `forced` by name does all that it can.
+    /// Measures the kernels with any key. Kernels `forced` by name or by its first part do all that they can.
     pub(super) fn new(mut kernels: Vec<Box<dyn Kernel<S>>>, forced: Option<&str>, key: &S) -> Self {
-        let forced = forced.and_then(|name| {
-            let found = kernels.iter().position(|kernel| kernel.name() == name);
-            if found.is_none() {
-                log::warn!("this CPU has no cipher kernel named {name}; choosing by measurement");
-            }
-            found
-        });
+        let is_forced = |kernel: &dyn Kernel<S>| {
+            forced.is_some_and(|name| kernel.name() == name || kernel.name().split('-').next() == Some(name))
+        };
+        if let Some(name) = forced
+            && !kernels.iter().any(|kernel| is_forced(&**kernel))
+        {
+            log::warn!("this CPU has no cipher kernel named {name}; choosing by measurement");
+        }
         let mut ladder = Self {
             uniform: [0; WIDTH],
             mixed: [0; WIDTH],
@@ -49,7 +53,8 @@ impl<S> Ladder<S> {
                     let encrypt = encrypt_cost(&mut **kernel, key, running) / running as f64;
                     let decrypt = decrypt_cost(&mut **kernel, key, n) / n as f64;
                     rate = [rate[0].max(8e3 / encrypt), rate[1].max(8e3 / decrypt)];
-                    cost = [encrypt, encrypt, decrypt].map(|cost| if forced == Some(index) { -1.0 } else { cost });
+                    let lead = if is_forced(&**kernel) { FORCED } else { 0.0 };
+                    cost = [encrypt, encrypt, decrypt].map(|cost| cost - lead);
                 }
                 if !kernel.mixes_keys() {
                     cost[1] = f64::INFINITY;

@@ -12,13 +12,14 @@ pub struct Lanes {
     stage: Box<Stage>,
 }
 
-/// Blocks on their way through a kernel.
+/// Blocks on their way through a kernel, so placed that no vector crosses a cache line.
+#[repr(C, align(64))]
 struct Stage {
-    mover: Mover,
     rows: Rows,
     chain: [u64; WIDTH],
     cipher: [u64; BLOCKS],
     plain: [u64; BLOCKS],
+    mover: Mover,
 }
 
 /// Blocks that are decrypted together.
@@ -46,11 +47,11 @@ impl Lanes {
             blowfish: Ladder::new(blowfish::kernels(), blowfish, &blowfish::Schedule::new(&[0; KEY])),
             idea: Ladder::new(idea::kernels(), idea, &idea::Schedule::new(&[0; KEY], u16::from_be_bytes)),
             stage: Box::new(Stage {
-                mover: Mover::detect(),
                 rows: [[0; WIDTH]; STEPS],
                 chain: [0; WIDTH],
                 cipher: [0; BLOCKS],
                 plain: [0; BLOCKS],
+                mover: Mover::detect(),
             }),
         }
     }

@@ -1,54 +1,83 @@
 //! Moving blocks on and off the stage with AVX-512: eight blocks of eight messages at a time.
 
 use super::stage::{Lane, Piece, WIDTH, plain};
-use super::transpose::{load, store, vectors};
-use super::{Algorithm, Job};
+use super::transpose::{self, load, store};
+use super::{Algorithm, BLOCK, Job};
 use std::arch::x86_64::*;
 
 /// Messages, and blocks of each, that are turned at once.
 const EIGHT: usize = 8;
 
+/// Octets of so many blocks: a vector.
+const LINE: usize = EIGHT * BLOCK;
+
 /// As [`super::stage::Mover::fill`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
-    let (parts, rest) = rows.as_chunks_mut::<EIGHT>();
     for (group, lanes) in lanes.chunks(EIGHT).enumerate() {
-        for (part, rows) in parts.iter_mut().enumerate() {
-            let mut lines = [_mm512_setzero_si512(); EIGHT];
-            for (line, lane) in lines.iter_mut().zip(lanes) {
-                let job = &jobs[lane.job];
-                if let Some(octets) = job.data[lane.done + part * 64..].first_chunk() {
-                    *line = _mm512_shuffle_epi8(load_octets(octets), order(job.key.algorithm));
-                }
-            }
-            for (row, column) in rows.iter_mut().zip(vectors(lines)) {
+        let Some(algorithm) = one_algorithm(jobs, lanes) else {
+            plain::fill(jobs, lanes, group * EIGHT, rows);
+            continue;
+        };
+        let order = octet_order(algorithm);
+        // Columns beyond the last lane may hold anything.
+        let mut lines = [line(jobs, lanes[0], rows.len()); EIGHT];
+        for (pointer, lane) in lines.iter_mut().zip(lanes) {
+            *pointer = line(jobs, *lane, rows.len());
+        }
+        for (part, rows) in rows.chunks_mut(EIGHT).enumerate() {
+            let mask = first(rows.len());
+            // SAFETY: `line` checked the length; the mask keeps to it, and the instruction asks for no alignment.
+            let load = |line: *const u8| unsafe { _mm512_maskz_loadu_epi64(mask, line.add(part * LINE).cast()) };
+            let vectors = lines.map(|line| reorder(load(line), order));
+            for (row, column) in rows.iter_mut().zip(transpose::vectors(vectors)) {
                 store(column, &mut row.as_chunks_mut().0[group]);
             }
         }
-    }
-    if !rest.is_empty() {
-        plain::fill(jobs, &advanced(lanes, parts.len() * 64)[..lanes.len()], rest);
     }
 }
 
 /// As [`super::stage::Mover::drain`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
-    let (parts, rest) = rows.as_chunks::<EIGHT>();
     for (group, lanes) in lanes.chunks(EIGHT).enumerate() {
-        for (part, rows) in parts.iter().enumerate() {
-            let columns = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| load(&rows[i].as_chunks().0[group]));
-            for (line, lane) in vectors(columns).into_iter().zip(lanes) {
-                let job = &mut jobs[lane.job];
-                if let Some(octets) = job.data[lane.done + part * 64..].first_chunk_mut() {
-                    store_octets(_mm512_shuffle_epi8(line, order(job.key.algorithm)), octets);
-                }
+        let Some(algorithm) = one_algorithm(jobs, lanes) else {
+            plain::drain(jobs, lanes, group * EIGHT, rows);
+            continue;
+        };
+        let order = octet_order(algorithm);
+        let mut lines = [std::ptr::null_mut(); EIGHT];
+        for (pointer, lane) in lines.iter_mut().zip(lanes) {
+            *pointer = jobs[lane.job].data[lane.done..][..rows.len() * BLOCK].as_mut_ptr();
+        }
+        for (part, rows) in rows.chunks(EIGHT).enumerate() {
+            let mut columns = [_mm512_setzero_si512(); EIGHT];
+            for (column, row) in columns.iter_mut().zip(rows) {
+                *column = load(&row.as_chunks().0[group]);
+            }
+            let mask = first(rows.len());
+            let turned = transpose::vectors(columns).map(|vector| reorder(vector, order));
+            for (vector, line) in turned.iter().zip(&lines[..lanes.len()]) {
+                // SAFETY: slicing checked the lengths of the lines, to which the mask keeps; no two lanes have the same
+                // job; and the instruction asks for no alignment.
+                unsafe { _mm512_mask_storeu_epi64(line.add(part * LINE).cast(), mask, *vector) };
             }
         }
     }
-    if !rest.is_empty() {
-        plain::drain(jobs, &advanced(lanes, parts.len() * 64)[..lanes.len()], rest);
-    }
+}
+
+/// The next `blocks` blocks of a lane.
+#[inline(always)]
+fn line(jobs: &[Job<'_>], lane: Lane, blocks: usize) -> *const u8 {
+    jobs[lane.job].data[lane.done..][..blocks * BLOCK].as_ptr()
+}
+
+/// The algorithm of all lanes, if it is the same.
+#[inline(always)]
+fn one_algorithm(jobs: &[Job<'_>], lanes: &[Lane]) -> Option<Algorithm> {
+    let of = |lane: &Lane| jobs[lane.job].key.algorithm;
+    let first = of(lanes.first()?);
+    lanes.iter().all(|lane| of(lane) == first).then_some(first)
 }
 
 /// As [`super::stage::Mover::lay`].
@@ -63,36 +92,29 @@ pub(super) fn take(job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u
     plain::take(job, piece, blocks, cipher);
 }
 
-/// The lanes some octets further on.
-fn advanced(lanes: &[Lane], octets: usize) -> [Lane; WIDTH] {
-    let mut ahead = [Lane::default(); WIDTH];
-    for (ahead, lane) in ahead.iter_mut().zip(lanes) {
-        *ahead = Lane { done: lane.done + octets, ..*lane };
+/// Which octet of a quarter goes where between wire and stage, the same both ways; none if all stay.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn octet_order(algorithm: Algorithm) -> Option<__m512i> {
+    match algorithm {
+        Algorithm::Blowfish => None,
+        Algorithm::Idea => Some(_mm_set_epi64x(0x0809_0a0b_0c0d_0e0f, 0x0001_0203_0405_0607)),
+        Algorithm::IdeaLittle => Some(_mm_set_epi64x(0x0908_0b0a_0d0c_0f0e, 0x0100_0302_0504_0706)),
     }
-    ahead
+    .map(|order| _mm512_broadcast_i32x4(order))
 }
 
-/// Which octet goes where between wire and stage; the same both ways.
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512bw")]
 #[inline]
-fn order(algorithm: Algorithm) -> __m512i {
-    _mm512_broadcast_i32x4(match algorithm {
-        Algorithm::Blowfish => _mm_set_epi64x(0x0f0e_0d0c_0b0a_0908, 0x0706_0504_0302_0100),
-        Algorithm::Idea => _mm_set_epi64x(0x0809_0a0b_0c0d_0e0f, 0x0001_0203_0405_0607),
-        Algorithm::IdeaLittle => _mm_set_epi64x(0x0908_0b0a_0d0c_0f0e, 0x0100_0302_0504_0706),
-    })
+fn reorder(vector: __m512i, order: Option<__m512i>) -> __m512i {
+    match order {
+        Some(order) => _mm512_shuffle_epi8(vector, order),
+        None => vector,
+    }
 }
 
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn load_octets(line: &[u8; 64]) -> __m512i {
-    // SAFETY: the array has the vector's 64 octets, and the instruction asks for no alignment.
-    unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn store_octets(vector: __m512i, line: &mut [u8; 64]) {
-    // SAFETY: as in `load_octets`.
-    unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), vector) }
+/// A mask of the first `blocks` of eight.
+#[inline(always)]
+fn first(blocks: usize) -> __mmask8 {
+    if blocks < EIGHT { (1 << blocks) - 1 } else { !0 }
 }

@@ -60,7 +60,7 @@ impl Mover {
             // SAFETY: `detect` found the instructions.
             return unsafe { super::mover::fill(jobs, lanes, rows) };
         }
-        plain::fill(jobs, lanes, rows);
+        plain::fill(jobs, lanes, 0, rows);
     }
 
     /// Puts each lane's column back where [`Self::fill`] took it from.
@@ -70,7 +70,7 @@ impl Mover {
             // SAFETY: `detect` found the instructions.
             return unsafe { super::mover::drain(jobs, lanes, rows) };
         }
-        plain::drain(jobs, lanes, rows);
+        plain::drain(jobs, lanes, 0, rows);
     }
 
     /// Puts a piece of a message on a row of its length.
@@ -99,8 +99,8 @@ pub(super) mod plain {
     use super::*;
 
     #[inline(always)]
-    pub(in crate::cipher) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
-        for (column, lane) in lanes.iter().enumerate() {
+    pub(in crate::cipher) fn fill(jobs: &[Job<'_>], lanes: &[Lane], from: usize, rows: &mut [[u64; WIDTH]]) {
+        for (column, lane) in (from..).zip(lanes) {
             let job = &jobs[lane.job];
             let mut line = [0; STEPS];
             job.key.algorithm.load(&job.data[lane.done..][..rows.len() * BLOCK], &mut line);
@@ -111,8 +111,8 @@ pub(super) mod plain {
     }
 
     #[inline(always)]
-    pub(in crate::cipher) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
-        for (column, lane) in lanes.iter().enumerate() {
+    pub(in crate::cipher) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], from: usize, rows: &[[u64; WIDTH]]) {
+        for (column, lane) in (from..).zip(lanes) {
             let job = &mut jobs[lane.job];
             let mut line = [0; STEPS];
             for (row, block) in rows.iter().zip(&mut line) {

@@ -16,10 +16,11 @@ const BATCHES: [f64; 2] = [1.0, 128.0];
 const CYCLES: [f64; 2] = [0.5, 64.0];
 
 const LIBRARIES: [&str; 4] = ["openssl", "libgcrypt", "botan", "rustcrypto"];
-const COLOURS: [(&str, &str); 7] = [
+const COLOURS: [(&str, &str); 8] = [
     ("scalar", "#1b6ca8"),
     ("gather", "#8a5fbf"),
-    ("planes", "#c0392b"),
+    ("planes-pairs", "#c0392b"),
+    ("planes-quarters", "#d68910"),
     ("avx2", "#8a5fbf"),
     ("avx512", "#c0392b"),
     ("auto", "#111111"),

@@ -64,7 +64,9 @@ pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
     #[cfg(target_arch = "x86_64")]
     let wide = {
         let gather: Option<Box<dyn Kernel<Schedule>>> = gather::Gather::detect().map(|kernel| Box::new(kernel) as _);
-        gather.into_iter().chain(planes::Planes::detect().map(|kernel| Box::new(kernel) as _))
+        let pairs = planes::Planes::<false>::detect().map(|kernel| Box::new(kernel) as _);
+        let quarters = planes::Planes::<true>::detect().map(|kernel| Box::new(kernel) as _);
+        gather.into_iter().chain(pairs).chain(quarters)
     };
     #[cfg(not(target_arch = "x86_64"))]
     let wide = [];
