@@ -87,8 +87,9 @@ verdicts! {
     // Either way.
     /// Drop: no free UMEM frame.
     NoFrame = "no-frame",
-    /// Drop: the receive ring of an engine socket was full, or its fill ring empty: the engine is too slow. The kernel
-    /// does not say whose packets they were: they are counted for the first of the tunnels that share the ring.
+    /// Drop: the receive ring of an engine socket was full or its fill ring empty, or a tunnel's UDP socket had no room: the
+    /// engine is too slow. The kernel does not say whose packets a ring lost: they are counted for the first of the tunnels
+    /// that share it.
     RingFull = "ring-full",
 }
 

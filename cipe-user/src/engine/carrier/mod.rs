@@ -2,6 +2,7 @@
 //!
 //! Knows datagrams and sockets; knows no keys and no frames. Imported by the tunnel and its worker.
 
+pub mod losses;
 mod sight;
 mod udp;
 

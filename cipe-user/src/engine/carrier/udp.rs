@@ -1,6 +1,7 @@
 //! The UDP socket that owns a tunnel's carrier port: datagrams in many a call, and in superframes where the device
 //! delivers such (`UDP_GRO`, udp(7)).
 
+use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -17,6 +18,9 @@ const WAITING: usize = 4 << 20;
 pub struct UdpCarrier {
     socket: UdpSocket,
     state: UdpSocketState,
+    inode: u64,
+    /// Losses that were told already.
+    losses: u64,
 }
 
 impl UdpCarrier {
@@ -35,7 +39,14 @@ impl UdpCarrier {
         if let Err(error) = set_socket_recv_buffer_size_force(&socket, WAITING) {
             tracing::debug!("receive buffer: {error}");
         }
-        Ok(Self { socket, state })
+        let inode = rustix::fs::fstat(&socket)?.st_ino;
+        Ok(Self { socket, state, inode, losses: 0 })
+    }
+
+    /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
+    pub fn new_losses(&mut self, of_all: &HashMap<u64, u64>) -> u64 {
+        let losses = of_all.get(&self.inode).copied().unwrap_or(self.losses);
+        losses.saturating_sub(std::mem::replace(&mut self.losses, losses))
     }
 }
 
@@ -148,6 +159,26 @@ mod tests {
         assert_eq!(from, [sender.local_addr().unwrap(); 3]);
         assert!(inbox.receive(&carrier).is_err());
         assert_eq!(inbox.messages().count(), 0, "an empty call leaves nothing of the one before");
+    }
+
+    #[test]
+    fn what_the_kernel_drops_is_told_once() {
+        let (sender, mut carrier) = pair();
+        assert_eq!(carrier.new_losses(&super::super::losses::of_all_sockets()), 0);
+        // The buffer cannot be made smaller than it is large enough for two of these.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&carrier, 1).unwrap();
+        const SENT: usize = 100;
+        for _ in 0..SENT {
+            sender.send(&[0; 1000]).unwrap();
+        }
+        let (mut inbox, mut received) = (Inbox::new(), 0);
+        while inbox.receive(&carrier).is_ok() {
+            received += inbox.messages().count();
+        }
+        let losses = super::super::losses::of_all_sockets();
+        assert_eq!(carrier.new_losses(&losses), (SENT - received) as u64);
+        assert!(received < SENT);
+        assert_eq!(carrier.new_losses(&losses), 0);
     }
 
     #[test]

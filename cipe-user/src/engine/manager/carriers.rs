@@ -137,7 +137,8 @@ impl Manager {
             (Some(Socks { server, relay: None }), _) => format!("no relay of the SOCKS5 server {server}"),
             (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
             (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
-            (None, _) => format!("{name}: UDP socket, AF_XDP refused"),
+            (None, _) if tenant.refused == Some(ifindex) => format!("{name}: UDP socket, AF_XDP refused"),
+            (None, _) => format!("{name}: UDP socket, until single frames come in numbers"),
         }
     }
 

@@ -24,7 +24,7 @@ use anyhow::Context as _;
 use cipe_common::Verdict;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use super::carrier::Inbox;
+use super::carrier::{Inbox, losses};
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
 use super::outer::Hop;
@@ -385,6 +385,11 @@ impl Worker {
     }
 
     fn count_losses(&mut self) {
+        let of_all = losses::of_all_sockets();
+        for endpoint in self.endpoints.values_mut() {
+            let losses = endpoint.tunnel.udp.new_losses(&of_all);
+            endpoint.tunnel.counters.count_all(Verdict::RingFull, losses);
+        }
         for (slot, hub) in self.hubs.iter_mut().enumerate() {
             let losses = hub.iter_mut().flat_map(|hub| &mut hub.ports).map(Port::new_losses).sum();
             if let Some(first) = self.endpoints.values().find(|endpoint| endpoint.hub == slot) {
