@@ -87,28 +87,26 @@ impl Manager {
         };
         let looped = hop.as_ref().is_ok_and(|hop| self.devices.contains_key(&hop.ifindex));
         let was_looped = std::mem::replace(&mut tenant.looped, looped);
-        let way = match hop {
+        // The news is said when the worker acts by it.
+        let (way, news) = match hop {
             // The carrier device stays open: the same way may come back at any moment, and there are drivers that take
             // the link down to attach XDP, which would never end.
             Err(reason) => {
                 tenant.hop = None;
-                self.notice(number, reason);
-                Way::NoRoute
+                (Way::NoRoute, Some(reason))
             }
-            Ok(_) if looped => {
-                if !was_looped {
-                    self.notice(number, "looped route".to_owned());
-                }
-                Way::Looped
-            }
+            Ok(_) if looped => (Way::Looped, (!was_looped).then(|| "looped route".to_owned())),
             Ok(hop) => {
                 self.set_source(number, hop.source);
-                self.set_path_mtu(number, hop.mtu as usize, peer.ip());
-                self.way_over(hop, number).await
+                let too_small = self.set_path_mtu(number, hop.mtu as usize, peer.ip());
+                (self.way_over(hop, number).await, too_small.then(|| "MTU too small".to_owned()))
             }
         };
         if let Some(tenant) = self.tenants.get(&number) {
             self.worker.send(Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
+        }
+        if let Some(news) = news {
+            self.notice(number, news);
         }
     }
 

@@ -58,17 +58,18 @@ impl Sizes {
 }
 
 impl Manager {
-    /// Takes up the MTU of a tunnel's carrier path to `peer`, in octets.
-    pub(super) fn set_path_mtu(&mut self, number: u16, path: usize, peer: IpAddr) {
-        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+    /// Takes up the MTU of a tunnel's carrier path to `peer`, in octets; the worker must be told, too. Returns whether it has
+    /// just become too small for anything.
+    pub(super) fn set_path_mtu(&mut self, number: u16, path: usize, peer: IpAddr) -> bool {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return false };
         let sizes = &mut tenant.sizes;
         if sizes.forced {
-            return;
+            return false;
         }
         let header = if tenant.socks.is_some() { socks::HEADER } else { 0 };
         let mtu = TunnelMtu::of_path(sizes.device, path.saturating_sub(header), peer);
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
-            return;
+            return false;
         }
         let entry = sizes.entry(tenant.hub, tenant.device.mac);
         let octets = mtu.of(Version::V4);
@@ -76,8 +77,6 @@ impl Manager {
         if let Err(error) = self.programs.set_tunnel(number.into(), entry) {
             self.notice(number, format!("the MSS stays as it was: {error}"));
         }
-        if mtu == TunnelMtu::NONE {
-            self.notice(number, "MTU too small".to_owned());
-        }
+        mtu == TunnelMtu::NONE
     }
 }
