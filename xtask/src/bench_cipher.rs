@@ -36,7 +36,8 @@ const PACKAGES: [&str; 6] = ["gcc", "g++", "pkg-config", "libssl-dev", "libgcryp
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct Row {
     cipher: String,
-    /// The kernel, `auto` for the engine's choice, or a library's name.
+    /// The kernel, `auto` for the engine's choice, `auto-many-keys` for that with a key for each packet, or a library's
+    /// name.
     kernel: String,
     direction: String,
     packet: usize,

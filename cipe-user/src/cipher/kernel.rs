@@ -1,6 +1,7 @@
 //! What a kernel is.
 
 use super::stage::Rows;
+use super::{Algorithm, BLOCK};
 
 /// An implementation of a block cipher, `lanes()` blocks wide. `S` is the cipher's key schedule.
 pub(super) trait Kernel<S>: Send {
@@ -20,6 +21,12 @@ pub(super) trait Kernel<S>: Send {
     /// `l`, or its IV, and is brought up to date. Columns from `keys.len()` to `lanes()` are left in any state, the others
     /// beyond it alone.
     fn encrypt(&mut self, keys: &[&S], chain: &mut [u64], rows: &mut Rows, steps: usize);
+
+    /// CBC-encrypts one message alone where it stands, from the IV `chain`. False, and nothing done, if this kernel has no
+    /// way that is faster than [`Self::encrypt`].
+    fn encrypt_alone(&mut self, _: &S, _: Algorithm, _chain: u64, _blocks: &mut [[u8; BLOCK]]) -> bool {
+        false
+    }
 
     /// Decrypts each block by itself; any number of them.
     fn decrypt(&mut self, key: &S, blocks: &mut [u64]);

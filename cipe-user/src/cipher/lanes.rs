@@ -168,6 +168,13 @@ fn encrypt_set<S>(
             return;
         }
         let kernel = ladder.encrypt(busy, uniform);
+        if busy == 1 {
+            let Lane { job, done, .. } = lanes[0];
+            let Job { key, data, .. } = &mut jobs[job];
+            if kernel.encrypt_alone(keys[0], key.algorithm, stage.chain[0], data[done..].as_chunks_mut().0) {
+                return;
+            }
+        }
         let running = busy.min(kernel.lanes());
         let steps = lanes[..running].iter().fold(STEPS, |steps, lane| steps.min(lane.left));
         stage.mover.fill(jobs, &lanes[..running], &mut stage.rows[..steps]);

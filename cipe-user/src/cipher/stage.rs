@@ -56,7 +56,7 @@ impl Mover {
     /// Puts the next blocks of each lane into its column, as many as `rows` has rows.
     pub(super) fn fill(self, jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
         #[cfg(target_arch = "x86_64")]
-        if self.avx512 {
+        if self.avx512 && lanes.len() > 1 {
             // SAFETY: `detect` found the instructions.
             return unsafe { super::mover::fill(jobs, lanes, rows) };
         }
@@ -66,7 +66,7 @@ impl Mover {
     /// Puts each lane's column back where [`Self::fill`] took it from.
     pub(super) fn drain(self, jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
         #[cfg(target_arch = "x86_64")]
-        if self.avx512 {
+        if self.avx512 && lanes.len() > 1 {
             // SAFETY: `detect` found the instructions.
             return unsafe { super::mover::drain(jobs, lanes, rows) };
         }

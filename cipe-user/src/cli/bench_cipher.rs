@@ -12,6 +12,9 @@ const STRIDE: usize = 2048;
 /// Octets in front of the datagram: Ethernet, IPv4 and UDP.
 const HEADROOM: usize = 42;
 
+/// The engine's choice, each packet of a batch under a key of its own.
+const MANY_KEYS: &str = "auto-many-keys";
+
 /// Measure the cipher kernels of this CPU
 #[derive(Args, Clone, Debug)]
 pub struct BenchCipher {
@@ -24,7 +27,7 @@ pub struct BenchCipher {
     /// Only this cipher: blowfish or idea
     #[arg(long)]
     cipher: Option<String>,
-    /// Only this kernel, or `auto` for the choice among all
+    /// Only this kernel, or `auto` for the choice among all, or `auto-many-keys` for that with a key for each packet
     #[arg(long)]
     kernel: Option<String>,
     /// Milliseconds a figure; the best of five parts counts
@@ -40,7 +43,8 @@ pub struct BenchCipher {
 pub struct Row {
     /// `blowfish` or `idea`.
     pub cipher: String,
-    /// The kernel, `auto` for the engine's choice, or an alternative's name.
+    /// The kernel, `auto` for the engine's choice, `auto-many-keys` for that with a key for each packet of a batch, or an
+    /// alternative's name.
     pub kernel: String,
     /// `encrypt` or `decrypt`.
     pub direction: String,
@@ -81,7 +85,7 @@ pub fn run(args: &BenchCipher) -> anyhow::Result<()> {
     }
     for cipher in ["blowfish", "idea"] {
         let names = kernels.iter().filter(|report| report.cipher == cipher).map(|report| report.kernel);
-        for kernel in names.chain(["auto"]) {
+        for kernel in names.chain(["auto", MANY_KEYS]) {
             if args.cipher.as_deref().is_none_or(|only| only == cipher)
                 && args.kernel.as_deref().is_none_or(|only| only == kernel)
             {
@@ -93,19 +97,26 @@ pub fn run(args: &BenchCipher) -> anyhow::Result<()> {
 }
 
 fn measure(args: &BenchCipher, cipher: &str, kernel: &str) -> anyhow::Result<()> {
-    let forced = (kernel != "auto").then_some(kernel);
+    let forced = (!["auto", MANY_KEYS].contains(&kernel)).then_some(kernel);
     let (algorithm, mut lanes) = match cipher {
         "blowfish" => (Algorithm::Blowfish, Lanes::with(forced, None)),
         _ => (Algorithm::Idea, Lanes::with(None, forced)),
     };
-    let key = Key::new(algorithm, b"sixteen octets..");
+    let keys = if kernel == MANY_KEYS { args.batch.iter().copied().max().unwrap_or(1) } else { 1 };
+    let keys: Vec<Key> = (0..keys)
+        .map(|i| {
+            let mut octets = *b"sixteen octets..";
+            octets[..8].copy_from_slice(&i.to_le_bytes());
+            Key::new(algorithm, &octets)
+        })
+        .collect();
     for &packet in &args.packet {
         for &batch in &args.batch {
             let mut frames = Frames::new(packet, batch);
             for direction in ["encrypt", "decrypt"] {
                 let measured = best(args.millis, || match direction {
-                    "encrypt" => frames.seal(&mut lanes, &key),
-                    _ => frames.open(&mut lanes, &key),
+                    "encrypt" => frames.seal(&mut lanes, &keys),
+                    _ => frames.open(&mut lanes, &keys),
                 });
                 Row::new([cipher, kernel, direction], packet, batch, measured).print(args.json)?;
             }
@@ -172,10 +183,10 @@ impl Frames {
 
     /// Padding, P, CRC and CBC: what stands between a segment and its datagram. The first of these runs on whatever the
     /// run before left, which costs the same.
-    fn seal(&mut self, lanes: &mut Lanes, key: &Key) {
+    fn seal(&mut self, lanes: &mut Lanes, keys: &[Key]) {
         let packet = self.packet;
         self.batch(
-            key,
+            keys,
             |frame| {
                 packet::frame(frame, packet, packet::Type::Data, *b"\x80 an IV.", [7; 7]);
             },
@@ -184,9 +195,9 @@ impl Frames {
     }
 
     /// CBC and the checks. What comes out is noise after the first time; the CRC is computed all the same.
-    fn open(&mut self, lanes: &mut Lanes, key: &Key) {
+    fn open(&mut self, lanes: &mut Lanes, keys: &[Key]) {
         self.batch(
-            key,
+            keys,
             |_| {},
             |jobs| {
                 lanes.decrypt(jobs);
@@ -197,11 +208,12 @@ impl Frames {
         );
     }
 
-    fn batch(&mut self, key: &Key, mut before: impl FnMut(&mut [u8]), mut work: impl FnMut(&mut [Job<'_>])) {
+    /// Each packet under the next of the keys, in turn.
+    fn batch(&mut self, keys: &[Key], mut before: impl FnMut(&mut [u8]), mut work: impl FnMut(&mut [Job<'_>])) {
         let sealed = packet::sealed_len(self.packet);
         for memory in self.memory.chunks_mut(STRIDE * 128) {
             let mut jobs = arrayvec::ArrayVec::<Job<'_>, 128>::new();
-            for frame in memory.chunks_exact_mut(STRIDE) {
+            for (frame, key) in memory.chunks_exact_mut(STRIDE).zip(keys.iter().cycle()) {
                 let frame = &mut frame[HEADROOM..HEADROOM + sealed];
                 before(frame);
                 if let Some((iv, data)) = frame.split_first_chunk_mut() {

@@ -16,7 +16,7 @@ const BATCHES: [f64; 2] = [1.0, 128.0];
 const CYCLES: [f64; 2] = [0.5, 64.0];
 
 const LIBRARIES: [&str; 4] = ["openssl", "libgcrypt", "botan", "rustcrypto"];
-const COLOURS: [(&str, &str); 8] = [
+const COLOURS: [(&str, &str); 9] = [
     ("scalar", "#1b6ca8"),
     ("gather", "#8a5fbf"),
     ("planes-pairs", "#c0392b"),
@@ -24,6 +24,7 @@ const COLOURS: [(&str, &str); 8] = [
     ("avx2", "#8a5fbf"),
     ("avx512", "#c0392b"),
     ("auto", "#111111"),
+    ("auto-many-keys", "#2e8b57"),
     ("", "#888888"),
 ];
 
@@ -83,7 +84,7 @@ fn panel(cipher: &str, direction: &str, rows: &[&Row]) -> String {
             (format!("M0 {last}H{WIDTH}"), " stroke-dasharray=\"5 4\"")
         } else {
             let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
-            (format!("M{}", points.join("L")), if kernel == "auto" { " stroke-dasharray=\"2 3\"" } else { "" })
+            (format!("M{}", points.join("L")), if kernel.starts_with("auto") { " stroke-dasharray=\"2 3\"" } else { "" })
         };
         let _ = write!(out, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>");
         labels.push((last, kernel, colour));
