@@ -15,6 +15,7 @@ pub mod netlink;
 pub mod nexthop;
 mod owner;
 pub mod routes;
+mod settings;
 mod shared;
 mod sysctl;
 #[cfg(test)]

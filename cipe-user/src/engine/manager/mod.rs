@@ -3,7 +3,9 @@
 mod attach;
 mod carriers;
 mod hubs;
+mod keys;
 mod sizes;
+mod status;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -11,8 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use cipe_common::Verdict;
-use cipe_common::maps::{Slot, key_index};
+use cipe_common::maps::Slot;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -21,19 +22,20 @@ use super::counters::Counters;
 use super::random::Random;
 use super::worker::{self, Command, Handle};
 use crate::control::launch::Readiness;
-use crate::control::protocol::{Carrier, Cipher, Event, Request, Status};
+use crate::control::protocol::{Carrier, Cipher, Event, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference};
 use crate::kernel::device::Device;
 use crate::kernel::hub::Inheritance;
-use crate::kernel::keys::{KEY, KeyWriter};
+use crate::kernel::keys::KeyWriter;
 use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
 use hubs::Hubs;
+use keys::Previous;
 use sizes::Sizes;
 
 /// How the engine was asked to run.
@@ -83,28 +85,6 @@ struct Tenant {
     notes: Vec<String>,
     /// Forwards news of the way to the peer.
     follower: Option<tokio::task::AbortHandle>,
-}
-
-/// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
-/// until then the peer may still use it, and perhaps for good, since two NK_IND of an original may overtake each other.
-#[derive(Debug)]
-struct Previous {
-    /// Generation of the receive slot that holds the successor.
-    successor: u64,
-    /// How long it is kept then.
-    keep: Duration,
-    /// When that is over, once it has begun.
-    until: Option<Instant>,
-}
-
-impl Previous {
-    /// Whether its time is over at `now`; `used`: generation of the receive key that the peer began with last.
-    fn is_over(&mut self, used: u64, now: Instant) -> bool {
-        if used == self.successor {
-            self.until.get_or_insert(now + self.keep);
-        }
-        self.until.is_some_and(|until| until <= now)
-    }
 }
 
 /// A connection, as the manager sees it.
@@ -345,27 +325,7 @@ impl Manager {
                 };
                 self.say(connection, event);
             }
-            (Request::Status, _) => {
-                let (done, counted) = std::sync::mpsc::channel();
-                self.worker.send(Command::CountLosses(done));
-                // A worker that is too busy to answer leaves its last losses for the next status.
-                let _ = counted.recv_timeout(Duration::from_millis(100));
-                let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
-                numbers.sort_unstable();
-                let statuses: Vec<Status> = numbers.into_iter().filter_map(|number| self.status(number)).collect();
-                let Some(events) = self.connections.get(&connection).map(|daemon| daemon.events.clone()) else {
-                    return;
-                };
-                // More than the queue holds: they go as fast as the reader takes them.
-                tokio::spawn(async move {
-                    let events_of = statuses.into_iter().map(|status| Event::Status(Box::new(status)));
-                    for event in events_of.chain([Event::StatusEnd]) {
-                        if events.send(event).await.is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
+            (Request::Status, _) => self.tell_status(connection),
             (_, None) => {
                 self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
             }
@@ -388,25 +348,6 @@ impl Manager {
 
     fn tunnel_of(&self, connection: u64) -> Option<u16> {
         self.connections.get(&connection)?.tunnel
-    }
-
-    /// Makes `key` the receive key; the one before it becomes the previous one.
-    fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration) {
-        let (tunnel, reader) = (u32::from(number), self.keys.reader());
-        let index = key_index(tunnel, Slot::Receive);
-        let old = reader.read(index).map(|(_, old)| old);
-        if old.as_deref() == Some(key) {
-            return;
-        }
-        // In this order: the worker takes the old key's replay filter along to the previous slot.
-        if let Some(old) = &old {
-            self.keys.set(tunnel, Slot::Previous, old);
-        }
-        self.keys.set(tunnel, Slot::Receive, key);
-        if let Some(tenant) = self.tenants.get_mut(&number).filter(|_| old.is_some()) {
-            tenant.previous = Some(Previous { successor: reader.generation(index), keep, until: None });
-            self.aging.insert(number);
-        }
     }
 
     fn attached(&self, number: u16) -> Event {
@@ -471,45 +412,6 @@ impl Manager {
                 tenant.refused.take_if(|refused| *refused == event.ifindex);
             }
         }
-    }
-
-    fn forget_previous_keys(&mut self, now: Instant) {
-        self.aging.retain(|number| {
-            let Some(tenant) = self.tenants.get_mut(number) else { return false };
-            let used = tenant.counters.receive_key_used();
-            let over = tenant.previous.as_mut().is_none_or(|previous| previous.is_over(used, now));
-            if over {
-                tenant.previous = None;
-                self.keys.clear((*number).into(), Slot::Previous);
-            }
-            !over
-        });
-    }
-
-    fn status(&self, number: u16) -> Option<Status> {
-        let tenant = self.tenants.get(&number)?;
-        let in_programs = self.programs.verdicts(number.into()).ok()?;
-        let verdicts = Verdict::ALL
-            .iter()
-            .map(|verdict| (verdict.name().to_owned(), in_programs[*verdict as usize] + tenant.counters.of(*verdict)))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        let reader = self.keys.reader();
-        let slots =
-            [(Slot::Static, "static"), (Slot::Send, "send"), (Slot::Receive, "receive"), (Slot::Previous, "previous")];
-        let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
-        let mut doors = tenant.notes.clone();
-        doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
-        Some(Status {
-            device: tenant.device.name.clone(),
-            cipher: tenant.cipher,
-            me: tenant.me,
-            peer: tenant.peer,
-            keys: slots.iter().filter(|(slot, _)| live(*slot)).map(|(_, name)| (*name).to_owned()).collect(),
-            verdicts,
-            octets: tenant.counters.octets(),
-            doors,
-        })
     }
 
     /// Ends all tunnels. Their daemons live on, or they would have gone before, and so do their devices.
