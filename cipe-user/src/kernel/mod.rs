@@ -17,6 +17,7 @@ pub mod netlink;
 pub mod nexthop;
 mod owner;
 pub mod routes;
+mod settings;
 mod shared;
 mod sysctl;
 #[cfg(test)]

@@ -84,7 +84,10 @@ fn panel(cipher: &str, direction: &str, rows: &[&Row]) -> String {
             (format!("M0 {last}H{WIDTH}"), " stroke-dasharray=\"5 4\"")
         } else {
             let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
-            (format!("M{}", points.join("L")), if kernel.starts_with("auto") { " stroke-dasharray=\"2 3\"" } else { "" })
+            (
+                format!("M{}", points.join("L")),
+                if kernel.starts_with("auto") { " stroke-dasharray=\"2 3\"" } else { "" },
+            )
         };
         let _ = write!(out, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>");
         labels.push((last, kernel, colour));

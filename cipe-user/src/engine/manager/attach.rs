@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use cipe_common::maps::{MAX_TUNNELS, Slot};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::hubs::framing;
 use super::sizes::Sizes;
 use super::{Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
@@ -23,7 +24,6 @@ use crate::engine::worker::Command;
 use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
-use crate::kernel::hub::{Framing, Hub};
 use crate::xsk::{Socket, SocketConfig};
 
 /// Smallest and largest device MTU in octets: RFC 791's minimum, and what fits a UMEM frame with all headers.
@@ -179,56 +179,6 @@ impl Manager {
         Ok(())
     }
 
-    /// Takes over the device that a dead engine left under the wanted name, or makes one; returns it with the slot of its
-    /// hub, which it has entered.
-    async fn device(&mut self, wanted: TunnelDevice, framing: Framing) -> anyhow::Result<(usize, Device)> {
-        if let Some(name) = &wanted.name {
-            let (slots, hubs): (Vec<usize>, Vec<&Hub>) = self.hubs.all().unzip();
-            if let Some((place, device)) = self.netlink.adopt(name, &wanted, &hubs).await? {
-                let (slot, fits) = (slots[place], hubs[place].framing == framing);
-                if fits {
-                    return match self.enter_hub(slot).await {
-                        Ok(()) => Ok((slot, device)),
-                        Err(error) => {
-                            self.discard(slot, Some(&device)).await;
-                            Err(error)
-                        }
-                    };
-                }
-                // The daemon wants another XDP mode than before.
-                self.netlink.remove(&device).await?;
-            }
-        }
-        let slot = self.hub_for(framing).await?;
-        let entered = self.enter_hub(slot).await;
-        let hub = self.hubs.get(slot).cloned();
-        let made = match (entered, hub) {
-            (Ok(()), Some(hub)) => self.netlink.make(&hub, &wanted).await.map_err(Into::into),
-            (entered, _) => entered.and_then(|()| bail!("the hub has gone")),
-        };
-        match made {
-            Ok(device) => Ok((slot, device)),
-            Err(error) => {
-                self.discard(slot, None).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Removes a device that did not become a tunnel's, and leaves its hub.
-    async fn discard(&mut self, hub: usize, device: Option<&Device>) {
-        if let Some(device) = device {
-            log_failure(self.netlink.remove(device).await);
-        }
-        self.leave_hub(hub).await;
-    }
-
-    /// The address of a new device: locally administered, and unlike those that engines before this one gave.
-    fn private_mac(&self, number: u16) -> [u8; 6] {
-        let ([a, b, c], [high, low]) = (self.salt, number.to_be_bytes());
-        [0x1E, a, b, c, high, low]
-    }
-
     /// Lets the worker stay awake as long as the tunnel that wants most.
     fn set_busy_poll(&mut self) {
         let most = self.tenants.values().map(|tenant| tenant.busy_poll).max().unwrap_or_default();
@@ -303,17 +253,6 @@ impl Manager {
         }
     }
 
-    /// Takes up that a tunnel's device has another address.
-    pub(super) fn set_private_address(&mut self, number: u16, mac: [u8; 6]) {
-        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.device.mac != mac) else { return };
-        let Some(hub) = self.hubs.get(tenant.hub) else { return };
-        let old = std::mem::replace(&mut tenant.device.mac, mac);
-        log_failure(self.programs.remove_private_address(old));
-        log_failure(self.programs.set_private_address(mac, number.into()));
-        log_failure(self.programs.set_tunnel(number.into(), tenant.sizes.entry(tenant.hub, mac)));
-        self.worker.send(Command::SetPrivateHop(number, Hop { source: hub.hidden_mac, destination: mac }));
-    }
-
     /// Takes a tunnel out of service; its device stays and drops everything.
     pub(super) async fn disconnect(&mut self, number: u16) -> Option<Tenant> {
         let tenant = self.tenants.remove(&number)?;
@@ -364,15 +303,6 @@ pub(super) fn known(peer: SocketAddr) -> Option<SocketAddr> {
     (!learn).then_some(peer)
 }
 
-/// What the engine takes from a tunnel's device. Native XDP takes no superframes; generic XDP does, and the engine cuts
-/// them at less cost than the kernel.
-fn framing(mode: XdpMode) -> Framing {
-    match mode {
-        XdpMode::Native => Framing::SingleFrames,
-        XdpMode::Auto | XdpMode::Generic => Framing::Superframes,
-    }
-}
-
 pub(super) fn preference(mode: XdpMode) -> XdpPreference {
     match mode {
         XdpMode::Auto => XdpPreference::Auto,
@@ -381,7 +311,7 @@ pub(super) fn preference(mode: XdpMode) -> XdpPreference {
     }
 }
 
-fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
+pub(super) fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
     if let Err(error) = result {
         tracing::warn!("while removing a tunnel: {error}");
     }

@@ -3,7 +3,9 @@
 mod attach;
 mod carriers;
 mod hubs;
+mod keys;
 mod sizes;
+mod status;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -11,8 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use cipe_common::Verdict;
-use cipe_common::maps::{Slot, key_index};
+use cipe_common::maps::Slot;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -21,19 +22,20 @@ use super::counters::Counters;
 use super::random::Random;
 use super::worker::{self, Command, Handle, Report};
 use crate::control::launch::Readiness;
-use crate::control::protocol::{Carrier, Cipher, Event, Request, Status};
+use crate::control::protocol::{Carrier, Cipher, Event, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference};
 use crate::kernel::device::Device;
 use crate::kernel::hub::Inheritance;
-use crate::kernel::keys::{KEY, KeyWriter};
+use crate::kernel::keys::KeyWriter;
 use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
 use hubs::Hubs;
+use keys::Previous;
 use sizes::Sizes;
 
 /// How the engine was asked to run.
@@ -116,28 +118,6 @@ impl Tenant {
     }
 }
 
-/// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
-/// until then the peer may still use it, and perhaps for good, since two NK_IND of an original may overtake each other.
-#[derive(Debug)]
-struct Previous {
-    /// Generation of the receive slot that holds the successor.
-    successor: u64,
-    /// How long it is kept then.
-    keep: Duration,
-    /// When that is over, once it has begun.
-    until: Option<Instant>,
-}
-
-impl Previous {
-    /// Whether its time is over at `now`; `used`: generation of the receive key that the peer began with last.
-    fn is_over(&mut self, used: u64, now: Instant) -> bool {
-        if used == self.successor {
-            self.until.get_or_insert(now + self.keep);
-        }
-        self.until.is_some_and(|until| until <= now)
-    }
-}
-
 /// A connection, as the manager sees it.
 struct Daemon {
     /// Its process.
@@ -179,6 +159,8 @@ struct Manager {
     was_asked: bool,
     /// What the worker was told last.
     busy_poll: Duration,
+    /// Which part of very many tunnels is looked at next.
+    turn: usize,
 }
 
 /// The way to a tunnel's peer has changed.
@@ -251,6 +233,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         last_number: u16::MAX,
         was_asked: false,
         busy_poll: Duration::ZERO,
+        turn: 0,
     };
     let (say, mut said) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -394,19 +377,7 @@ impl Manager {
                 };
                 self.say(connection, event);
             }
-            (Request::Status, _) => {
-                let (done, counted) = std::sync::mpsc::channel();
-                self.worker.send(Command::CountLosses(done));
-                // A worker that is too busy to answer leaves its last losses for the next status.
-                let _ = counted.recv_timeout(Duration::from_millis(100));
-                let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
-                numbers.sort_unstable();
-                let all = numbers.into_iter().filter_map(|number| self.status(number));
-                let all: Vec<Event> = all.map(|status| Event::Status(Box::new(status))).collect();
-                if let Some(daemon) = self.connections.get(&connection) {
-                    tokio::spawn(report(daemon.events.clone(), all));
-                }
-            }
+            (Request::Status, _) => self.tell_status(connection),
             (_, None) => {
                 self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
             }
@@ -434,25 +405,6 @@ impl Manager {
 
     fn tunnel_of(&self, connection: u64) -> Option<u16> {
         self.connections.get(&connection)?.tunnel
-    }
-
-    /// Makes `key` the receive key; the one before it becomes the previous one.
-    fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration) {
-        let (tunnel, reader) = (u32::from(number), self.keys.reader());
-        let index = key_index(tunnel, Slot::Receive);
-        let old = reader.read(index).map(|(_, old)| old);
-        if old.as_deref() == Some(key) {
-            return;
-        }
-        // In this order: the worker takes the old key's replay filter along to the previous slot.
-        if let Some(old) = &old {
-            self.keys.set(tunnel, Slot::Previous, old);
-        }
-        self.keys.set(tunnel, Slot::Receive, key);
-        if let Some(tenant) = self.tenants.get_mut(&number).filter(|_| old.is_some()) {
-            tenant.previous = Some(Previous { successor: reader.generation(index), keep, until: None });
-            self.aging.insert(number);
-        }
     }
 
     fn attached(&self, number: u16) -> Event {
@@ -517,68 +469,6 @@ impl Manager {
                 tenant.refused.take_if(|refused| *refused == event.ifindex);
             }
         }
-    }
-
-    fn forget_previous_keys(&mut self, now: Instant) {
-        self.aging.retain(|number| {
-            let Some(tenant) = self.tenants.get_mut(number) else { return false };
-            let used = tenant.counters.receive_key_used();
-            let over = tenant.previous.as_mut().is_none_or(|previous| previous.is_over(used, now));
-            if over {
-                tenant.previous = None;
-                self.keys.clear((*number).into(), Slot::Previous);
-            }
-            !over
-        });
-    }
-
-    /// Tells of datagrams of impossible lengths when there are twice as many as when it was told last. What the programs drop
-    /// has lost its length.
-    fn tell_of_bogus_lengths(&mut self) {
-        let mut lines = Vec::new();
-        for (number, tenant) in &mut self.tenants {
-            let Ok(in_programs) = self.programs.verdicts((*number).into()) else { continue };
-            let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
-            let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);
-            if total == 0 || total < 2 * told {
-                continue;
-            }
-            lines.push(match now.1 > tenant.bogus.1 {
-                true => (*number, format!("got bogus length={}; {total} so far", tenant.counters.bogus_length())),
-                false => (*number, format!("got bogus length, dropped by XDP; {total} so far")),
-            });
-            tenant.bogus = now;
-        }
-        for (number, line) in lines {
-            self.notice(number, line);
-        }
-    }
-
-    fn status(&self, number: u16) -> Option<Status> {
-        let tenant = self.tenants.get(&number)?;
-        let in_programs = self.programs.verdicts(number.into()).ok()?;
-        let verdicts = Verdict::ALL
-            .iter()
-            .map(|verdict| (verdict.name().to_owned(), in_programs[*verdict as usize] + tenant.counters.of(*verdict)))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        let reader = self.keys.reader();
-        let slots =
-            [(Slot::Static, "static"), (Slot::Send, "send"), (Slot::Receive, "receive"), (Slot::Previous, "previous")];
-        let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
-        let mut doors = tenant.notes.clone();
-        doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
-        doors.extend(tenant.door.clone());
-        Some(Status {
-            device: tenant.device.name.clone(),
-            cipher: tenant.cipher,
-            me: tenant.me,
-            peer: tenant.peer,
-            keys: slots.iter().filter(|(slot, _)| live(*slot)).map(|(_, name)| (*name).to_owned()).collect(),
-            verdicts,
-            octets: tenant.counters.octets(),
-            doors,
-        })
     }
 
     /// Ends all tunnels. Their daemons live on, or they would have gone before, and so do their devices.

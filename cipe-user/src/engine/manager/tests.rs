@@ -1,5 +1,6 @@
 use super::attach::{free_number, known};
 use super::*;
+use crate::control::protocol::Status;
 use cipe_common::maps::MAX_TUNNELS;
 
 #[test]

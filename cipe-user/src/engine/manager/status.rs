@@ -1,0 +1,85 @@
+//! What is told of the tunnels to those who ask.
+
+use std::time::Duration;
+
+use cipe_common::Verdict;
+use cipe_common::maps::{Slot, key_index};
+
+use super::{Manager, report};
+use crate::control::protocol::{Event, Status};
+use crate::engine::worker::Command;
+
+/// Tunnels whose counters are looked at in one go for what their daemons are told unasked.
+const LOOKS: usize = 64;
+
+impl Manager {
+    /// Tells a connection the status of every tunnel.
+    pub(super) fn tell_status(&self, connection: u64) {
+        let (done, counted) = std::sync::mpsc::channel();
+        self.worker.send(Command::CountLosses(done));
+        // A worker that is too busy to answer leaves its last losses for the next status.
+        let _ = counted.recv_timeout(Duration::from_millis(100));
+        let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
+        numbers.sort_unstable();
+        let all = numbers.into_iter().filter_map(|number| self.status(number));
+        let all: Vec<Event> = all.map(|status| Event::Status(Box::new(status))).collect();
+        if let Some(daemon) = self.connections.get(&connection) {
+            tokio::spawn(report(daemon.events.clone(), all));
+        }
+    }
+
+    /// Tells of datagrams of impossible lengths when there are twice as many as when it was told last. What the programs drop
+    /// has lost its length.
+    pub(super) fn tell_of_bogus_lengths(&mut self) {
+        let mut lines = Vec::new();
+        // Of very many, some each time: a look costs system calls.
+        let turns = self.tenants.len().div_ceil(LOOKS).max(1);
+        self.turn = (self.turn + 1) % turns;
+        for (number, tenant) in &mut self.tenants {
+            if usize::from(*number) % turns != self.turn {
+                continue;
+            }
+            let Ok(in_programs) = self.programs.verdicts((*number).into()) else { continue };
+            let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
+            let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);
+            if total == 0 || total < 2 * told {
+                continue;
+            }
+            lines.push(match now.1 > tenant.bogus.1 {
+                true => (*number, format!("got bogus length={}; {total} so far", tenant.counters.bogus_length())),
+                false => (*number, format!("got bogus length, dropped by XDP; {total} so far")),
+            });
+            tenant.bogus = now;
+        }
+        for (number, line) in lines {
+            self.notice(number, line);
+        }
+    }
+
+    fn status(&self, number: u16) -> Option<Status> {
+        let tenant = self.tenants.get(&number)?;
+        let in_programs = self.programs.verdicts(number.into()).ok()?;
+        let verdicts = Verdict::ALL
+            .iter()
+            .map(|verdict| (verdict.name().to_owned(), in_programs[*verdict as usize] + tenant.counters.of(*verdict)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let reader = self.keys.reader();
+        let slots =
+            [(Slot::Static, "static"), (Slot::Send, "send"), (Slot::Receive, "receive"), (Slot::Previous, "previous")];
+        let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
+        let mut doors = tenant.notes.clone();
+        doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
+        doors.extend(tenant.door.clone());
+        Some(Status {
+            device: tenant.device.name.clone(),
+            cipher: tenant.cipher,
+            me: tenant.me,
+            peer: tenant.peer,
+            keys: slots.iter().filter(|(slot, _)| live(*slot)).map(|(_, name)| (*name).to_owned()).collect(),
+            verdicts,
+            octets: tenant.counters.octets(),
+            doors,
+        })
+    }
+}

@@ -1,0 +1,50 @@
+//! Changing devices: attributes, flags, and their end.
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_core::NLM_F_ACK;
+use rustix::io::Errno;
+
+use super::netlink::{Netlink, Result};
+
+impl Netlink {
+    /// Removes a device. One that is gone already is no error.
+    pub(super) async fn delete(&self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let what = || format!("device {index}: cannot delete it");
+        match self.request(what, RouteNetlinkMessage::DelLink(message), NLM_F_ACK).await {
+            Err(error) if error.is(Errno::NODEV) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Sets attributes and, of the flags up, noarp and multicast, exactly those given.
+    pub(super) async fn set_link(
+        &self,
+        what: impl FnOnce() -> String,
+        index: u32,
+        attributes: Vec<LinkAttribute>,
+        flags: Option<LinkFlags>,
+    ) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = attributes;
+        if let Some(flags) = flags {
+            message.header.flags = flags;
+            message.header.change_mask = flags | LinkFlags::Noarp | LinkFlags::Multicast;
+        }
+        self.request(what, RouteNetlinkMessage::SetLink(message), NLM_F_ACK).await.map(drop)
+    }
+
+    /// No IPv6 link-local address, hence no router solicitations and no duplicate address detection.
+    pub(super) async fn without_own_addresses(&self, index: u32) -> Result<()> {
+        let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let what = || format!("device {index}: cannot turn off its link-local address");
+        match self.set_link(what, index, vec![LinkAttribute::AfSpecUnspec(vec![mode])], None).await {
+            // No IPv6 in the kernel, or none on a device with an MTU below 1280.
+            Err(error) if error.is(Errno::AFNOSUPPORT) => Ok(()),
+            result => result,
+        }
+    }
+}
