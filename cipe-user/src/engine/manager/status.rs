@@ -12,6 +12,9 @@ use crate::engine::worker::Command;
 /// Tunnels whose counters are looked at in one go for what their daemons are told unasked.
 const LOOKS: usize = 64;
 
+/// Times that the manager looks at the clock until each tunnel has had its turn, at the least.
+const LEAST_TURNS: usize = 8;
+
 impl Manager {
     /// Tells a connection the status of every tunnel.
     pub(super) fn tell_status(&self, connection: u64) {
@@ -32,8 +35,8 @@ impl Manager {
     /// has lost its length.
     pub(super) fn tell_of_bogus_lengths(&mut self) {
         let mut lines = Vec::new();
-        // Of very many, some each time: a look costs system calls.
-        let turns = self.tenants.len().div_ceil(LOOKS).max(1);
+        // Some each time, and each every two seconds at most: a look costs system calls, and an idle engine should cost nothing.
+        let turns = self.tenants.len().div_ceil(LOOKS).max(LEAST_TURNS);
         self.turn = (self.turn + 1) % turns;
         for (number, tenant) in &mut self.tenants {
             if usize::from(*number) % turns != self.turn {
