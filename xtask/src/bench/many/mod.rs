@@ -8,7 +8,7 @@ mod report;
 
 use std::fs::File;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use cipe_tests::fleet::{self, Cipher, Fleet, Keys};
 use cipe_tests::gateway;
 use cipe_tests::namespace::Namespace;
 use cipe_tests::topology::{Carrier, Side, Topology as Net};
-use cipe_tests::traffic::{self, Pace};
+use cipe_tests::traffic;
 use serde::{Deserialize, Serialize};
 
 use super::measure::{account, search};
@@ -141,8 +141,10 @@ const PAYLOAD: usize = 1400;
 const TRIAL: Duration = Duration::from_millis(1000);
 /// Trials of rates beside the flood.
 const STEPS: usize = 6;
-/// Datagrams a second while every tunnel is used once.
-const TOUCH: u64 = 20_000;
+/// Tunnels that are used in a millisecond when each is used once.
+const VISITS: usize = 20;
+/// Times that all keys are changed.
+const CHANGES: usize = 5;
 
 /// Measures and reports.
 ///
@@ -239,19 +241,21 @@ fn one(tunnel: Tunnel, tunnels: usize, carrier: &str) -> Result<Vec<(Metric, f64
 
     let addresses: Vec<Ipv4Addr> = (0..tunnels).map(|number| fleet::inner(Side::B, number)).collect();
     let (from, to) = (net.gw(Side::A), net.gw(Side::B));
-    for (keys, end) in [Keys::first(), Keys::first()].into_iter().zip(&mut ends) {
-        end.set_keys(keys)?;
-    }
-    touch(from, (to, &addresses))?;
+    ends.iter().try_for_each(|end| end.set_keys(Keys::first()))?;
+    visit(from, (to, &addresses))?;
     let keyed = memory::Memory::now(&engines)?.since(before);
 
     account::wait_until_quiet(Duration::from_secs(15))?;
-    let used = used_by(&engines, || touch(from, (to, &addresses)))?;
-    let used_with_keys = used_by(&engines, || {
-        ends.iter_mut().try_for_each(|end| end.set_keys(Keys::next()))?;
-        touch(from, (to, &addresses))
-    })?;
-    let change = used_with_keys.saturating_sub(used).as_secs_f64() * 1e6 / (2.0 * count);
+    let (mut visits, mut changes) = (Vec::new(), Vec::new());
+    for change in 0..CHANGES {
+        visits.push(used_by(&engines, || visit(from, (to, &addresses)))?);
+        let keys = if change % 2 == 0 { Keys::next() } else { Keys::first() };
+        changes.push(used_by(&engines, || {
+            ends.iter().try_for_each(|end| end.set_keys(keys))?;
+            visit(from, (to, &addresses))
+        })?);
+    }
+    let change = median(changes).saturating_sub(median(visits)).as_secs_f64() * 1e6 / (2.0 * count);
 
     account::wait_until_quiet(Duration::from_secs(15))?;
     let found = search::loss_free(STEPS, |pace| {
@@ -286,14 +290,25 @@ fn used_by(pids: &[u32], work: impl FnOnce() -> Result<()>) -> Result<Duration> 
     Ok(account::run_time(pids)?.saturating_sub(before))
 }
 
-/// Sends some datagrams through each tunnel, so that it has seen traffic under its present keys.
-fn touch(from: &Namespace, (to, addresses): (&Namespace, &[Ipv4Addr])) -> Result<()> {
-    for some in addresses.chunks(1000) {
-        // Each of 1,000 is missed by 10,000 random ones with a chance of e^-10.
-        let duration = Duration::from_secs_f64((10.0 * some.len() as f64 / TOUCH as f64).max(0.05));
-        traffic::udp_scattered(from, (to, some), 64, Pace::Fixed(TOUCH), duration)?;
+/// Sends one datagram through each tunnel, so that it has seen traffic under its present keys.
+fn visit(from: &Namespace, (to, addresses): (&Namespace, &[Ipv4Addr])) -> Result<()> {
+    // It takes them, whether anybody reads or not: no errors go back.
+    let receiver = to.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+    let port = receiver.local_addr()?.port();
+    let sender = from.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+    for some in addresses.chunks(VISITS) {
+        for address in some {
+            sender.send_to(b"visit", (*address, port))?;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// The middle one.
+fn median(mut values: Vec<Duration>) -> Duration {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
