@@ -14,6 +14,7 @@ mod icmp;
 mod keys;
 mod manager;
 mod outer;
+mod port;
 mod random;
 pub mod replay;
 pub mod segment;
@@ -25,3 +26,6 @@ mod tunnel;
 mod worker;
 
 pub use manager::{EngineOptions, run};
+
+/// Packets of one batch: as many as the ciphers run side by side.
+pub const BATCH: usize = 64;

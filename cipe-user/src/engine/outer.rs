@@ -15,6 +15,11 @@ pub const IPV6: usize = 40;
 /// Octets of a UDP header.
 pub const UDP: usize = 8;
 
+/// Frame offset of a datagram or message that is put into a fresh frame: room for any headers before.
+pub const FRESH: usize = 256;
+
+const _: () = assert!(FRESH >= ETHERNET + IPV6 + UDP + 8);
+
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xDD];
 const PROTOCOL_UDP: u8 = 17;

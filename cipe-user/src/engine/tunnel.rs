@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
-use super::carrier::{Sight, UdpCarrier};
+use super::carrier::{Path, UdpCarrier};
 use super::counters::Counters;
 use super::keys::Keys;
 use super::outer::Hop;
@@ -17,19 +17,6 @@ use super::toobig::TunnelMtu;
 use crate::control::protocol::Wanted;
 use crate::wire::inner;
 use crate::wire::packet::{self, KeyKind, Type};
-
-/// A resolved way to the peer through an AF_XDP carrier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path {
-    /// Slot of the carrier in the worker.
-    pub carrier: usize,
-    /// Link-layer addresses.
-    pub hop: Hop,
-    /// Own carrier address.
-    pub source: SocketAddr,
-    /// Largest IP packet that the carrier takes, in octets.
-    pub mtu: usize,
-}
 
 /// How datagrams leave for the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +58,6 @@ pub struct Tunnel {
     pub counters: Arc<Counters>,
     /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
     pub udp: UdpCarrier,
-    /// Whether what `udp` sends carries DF; `None`: as the kernel likes.
-    pub socket_df: Option<bool>,
-    /// What `udp` is seen to deliver.
-    pub sight: Sight,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
     /// While the peer is not known: where a datagram came from under a dynamic key that we have not. It may be the peer's,

@@ -1,15 +1,25 @@
-//! The UDP socket that owns a tunnel's carrier port: datagrams in many a call, and in superframes where the device
-//! delivers such (`UDP_GRO`, udp(7)).
+//! The UDP socket that owns a tunnel's carrier port: datagrams out and in many a call, in superframes where the device
+//! takes or delivers such (`UDP_SEGMENT` and `UDP_GRO`, udp(7)).
 
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
-use nix::sys::socket::{setsockopt, sockopt};
-use quinn_udp::{RecvMeta, UdpSocketState};
-use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use cipe_common::Verdict;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
+use quinn_udp::UdpSocketState;
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover, set_socket_recv_buffer_size_force};
+
+use super::sight::Sight;
+use super::{Arrival, Door, Group, Room, Route};
+use crate::engine::BATCH;
+use crate::engine::outer::{FRESH, Marks};
+use crate::xsk::{Frame, Pool, Umem};
 
 /// Octets that may wait in the kernel: 2 ms of full packets at 10 Gbit/s and what the kernel counts beside them.
 const WAITING: usize = 4 << 20;
@@ -21,6 +31,10 @@ pub struct UdpCarrier {
     inode: u64,
     /// Losses that were told already.
     losses: u64,
+    /// Whether what it sends carries DF; `None`: as the kernel likes.
+    dont_fragment: Option<bool>,
+    /// What it is seen to deliver.
+    sight: Sight,
 }
 
 impl UdpCarrier {
@@ -40,7 +54,7 @@ impl UdpCarrier {
             tracing::debug!("receive buffer: {error}");
         }
         let inode = rustix::fs::fstat(&socket)?.st_ino;
-        Ok(Self { socket, state, inode, losses: 0 })
+        Ok(Self { socket, state, inode, losses: 0, dont_fragment: None, sight: Sight::new(Instant::now()) })
     }
 
     /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
@@ -48,6 +62,112 @@ impl UdpCarrier {
         let losses = of_all.get(&self.inode).copied().unwrap_or(self.losses);
         losses.saturating_sub(std::mem::replace(&mut self.losses, losses))
     }
+
+    /// Whether most datagrams come alone, and so many that AF_XDP is the better door.
+    pub fn sees_single_frames(&mut self, now: Instant) -> bool {
+        self.sight.shows_single_frames(now)
+    }
+
+    /// Lets what is sent carry DF, or not. IPv6 has no such flag.
+    fn set_dont_fragment(&mut self, to: SocketAddr, on: bool) {
+        if to.is_ipv6() || self.dont_fragment == Some(on) {
+            return;
+        }
+        let discovery = if on { Ipv4PathMtuDiscovery::DO } else { Ipv4PathMtuDiscovery::DONT };
+        match set_ip_mtu_discover(&self.socket, discovery) {
+            Ok(()) => self.dont_fragment = Some(on),
+            Err(error) => tracing::debug!("{to}: DF stays as it was: {error}"),
+        }
+    }
+
+    /// Sends datagrams of `of_one` parts each, of one size but for the last, in one call.
+    fn send_parts(&self, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>], of_one: usize) -> Result<(), Errno> {
+        let Marks { tos, ttl, .. } = marks;
+        let size = parts.iter().take(of_one).map(|part| part.len()).sum::<usize>() as u16;
+        let (class, ttl) = (i32::from(tos), i32::from(ttl));
+        let mut control: ArrayVec<ControlMessage<'_>, 3> = ArrayVec::new();
+        match to {
+            SocketAddr::V4(_) => control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]),
+            SocketAddr::V6(_) => {
+                control.extend([ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6HopLimit(&ttl)])
+            }
+        }
+        if parts.len() > of_one {
+            control.push(ControlMessage::UdpGsoSegments(&size));
+        }
+        let to = SockaddrStorage::from(to);
+        let send = || sendmsg(self.socket.as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
+        // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
+        let earlier = |error: &Errno| {
+            matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE)
+        };
+        let sent = send();
+        let sent = if sent.as_ref().is_err_and(earlier) { send() } else { sent };
+        sent.map(drop)
+    }
+}
+
+impl Door for UdpCarrier {
+    fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
+        let mut more = room.inbox.receive(&self.socket, &self.state)?;
+        let before = arrivals.len();
+        for message in room.inbox.messages() {
+            let (mut datagrams, mut first) = (0, 0);
+            for octets in message.datagrams() {
+                if datagrams == 0 {
+                    first = octets.len();
+                }
+                datagrams += 1;
+                let datagram = in_frame(octets, room.umem, room.pool);
+                arrivals.push(Arrival { to: None, from: message.from, datagram });
+            }
+            self.sight.take(datagrams, first);
+        }
+        more |= arrivals.len() - before >= BATCH;
+        Ok(more)
+    }
+
+    fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {
+        let mut parts = Parts::new();
+        for sealed in &group {
+            parts.extend(route.relayed.as_ref().map(|header| IoSlice::new(header)));
+            parts.push(IoSlice::new(&room.umem.chunk(&sealed.frame)[sealed.datagram.clone()]));
+        }
+        let of_one = parts.len() / group.len().max(1);
+        self.set_dont_fragment(route.to, route.marks.dont_fragment);
+        let sent = match self.send_parts(route.to, route.marks, &parts, of_one) {
+            Ok(()) => group.len(),
+            // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
+            // The kernel's IP then fragments each, but none with DF, and no segments.
+            Err(Errno::EMSGSIZE | Errno::EINVAL) => {
+                self.set_dont_fragment(route.to, false);
+                let alone =
+                    |datagram: &&[IoSlice<'_>]| self.send_parts(route.to, route.marks, datagram, of_one).is_ok();
+                parts.chunks(of_one).take_while(alone).count()
+            }
+            Err(error) => {
+                tracing::debug!("{}: {error}", route.to);
+                0
+            }
+        };
+        drop(parts);
+        group.into_iter().for_each(|sealed| room.pool.put(sealed.frame));
+        sent
+    }
+}
+
+/// The parts of a group's datagrams: of each its SOCKS5 header, if it needs one, and itself.
+type Parts<'a> = ArrayVec<IoSlice<'a>, { 2 * BATCH }>;
+
+/// Copies a datagram into a frame of its own, where it is opened; that costs little beside the opening.
+fn in_frame(octets: &[u8], umem: &Umem, pool: &mut Pool) -> Result<(Frame, Range<usize>), Verdict> {
+    let place = FRESH..FRESH + octets.len();
+    if place.end > umem.frame_size() as usize {
+        return Err(Verdict::BadLength);
+    }
+    let mut frame = pool.take().ok_or(Verdict::NoFrame)?;
+    umem.chunk_mut(&mut frame)[place.clone()].copy_from_slice(octets);
+    Ok((frame, place))
 }
 
 impl AsFd for UdpCarrier {
@@ -62,135 +182,5 @@ impl AsRawFd for UdpCarrier {
     }
 }
 
-/// Messages of one call.
-const MESSAGES: usize = 16;
-
-/// Octets of the largest message, and some more, so that buffers do not fall on each other in the caches.
-const BUFFER: usize = 65_536 + 4_096 + 320;
-
-/// Room for what one call receives. Memory is used as far as messages reach.
-#[derive(Default)]
-pub struct Inbox {
-    buffers: Vec<u8>,
-    metas: Vec<RecvMeta>,
-    messages: usize,
-}
-
-impl Inbox {
-    /// An empty one.
-    pub fn new() -> Self {
-        Self { buffers: vec![0; MESSAGES * BUFFER], metas: vec![RecvMeta::default(); MESSAGES], messages: 0 }
-    }
-
-    /// Receives what has arrived, as much as there is room for; returns whether there may be more.
-    ///
-    /// # Errors
-    /// `WouldBlock` if nothing has arrived; else the error of an earlier datagram, whose details are in the socket's error
-    /// queue.
-    pub fn receive(&mut self, carrier: &UdpCarrier) -> io::Result<bool> {
-        self.messages = 0;
-        let mut slices: ArrayVec<IoSliceMut<'_>, MESSAGES> =
-            self.buffers.chunks_exact_mut(BUFFER).map(IoSliceMut::new).collect();
-        self.messages = carrier.state.recv((&carrier.socket).into(), &mut slices, &mut self.metas)?;
-        Ok(self.messages == MESSAGES)
-    }
-
-    /// The messages of the last call, in order.
-    pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
-        let received = self.buffers.chunks_exact(BUFFER).zip(&self.metas).take(self.messages);
-        received.map(|(buffer, meta)| Message {
-            from: meta.addr,
-            octets: buffer.get(..meta.len).unwrap_or_default(),
-            stride: meta.stride,
-        })
-    }
-}
-
-/// One datagram, or a superframe of several from one sender.
-#[derive(Clone, Copy, Debug)]
-pub struct Message<'a> {
-    /// Where it came from.
-    pub from: SocketAddr,
-    octets: &'a [u8],
-    stride: usize,
-}
-
-impl<'a> Message<'a> {
-    /// The datagrams; one may be empty.
-    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let alone = self.octets.is_empty().then_some(&[][..]);
-        alone.into_iter().chain(self.octets.chunks(self.stride.max(1)))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
-
-    use super::*;
-
-    fn pair() -> (UdpSocket, UdpCarrier) {
-        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let carrier = UdpCarrier::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap();
-        sender.connect(carrier.socket.local_addr().unwrap()).unwrap();
-        (sender, carrier)
-    }
-
-    fn received(inbox: &Inbox) -> Vec<Vec<usize>> {
-        inbox.messages().map(|message| message.datagrams().map(<[u8]>::len).collect()).collect()
-    }
-
-    #[test]
-    fn datagrams_arrive_one_by_one_or_in_superframes() {
-        let (sender, carrier) = pair();
-        let mut inbox = Inbox::new();
-        assert_eq!(inbox.receive(&carrier).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        sender.send(&[]).unwrap();
-        sender.send(&[1; 100]).unwrap();
-        let (octets, size) = ([7; 1000], 300_u16);
-        let pieces = [io::IoSlice::new(&octets)];
-        let control = [ControlMessage::UdpGsoSegments(&size)];
-        sendmsg(sender.as_raw_fd(), &pieces, &control, MsgFlags::empty(), None::<&SockaddrStorage>).unwrap();
-        assert!(!inbox.receive(&carrier).unwrap());
-        assert_eq!(received(&inbox), [vec![0], vec![100], vec![300, 300, 300, 100]]);
-        let from = inbox.messages().map(|message| message.from).collect::<Vec<_>>();
-        assert_eq!(from, [sender.local_addr().unwrap(); 3]);
-        assert!(inbox.receive(&carrier).is_err());
-        assert_eq!(inbox.messages().count(), 0, "an empty call leaves nothing of the one before");
-    }
-
-    #[test]
-    fn what_the_kernel_drops_is_told_once() {
-        let (sender, mut carrier) = pair();
-        assert_eq!(carrier.new_losses(&super::super::losses::of_all_sockets()), 0);
-        // The buffer cannot be made smaller than it is large enough for two of these.
-        rustix::net::sockopt::set_socket_recv_buffer_size(&carrier, 1).unwrap();
-        const SENT: usize = 100;
-        for _ in 0..SENT {
-            sender.send(&[0; 1000]).unwrap();
-        }
-        let (mut inbox, mut received) = (Inbox::new(), 0);
-        while inbox.receive(&carrier).is_ok() {
-            received += inbox.messages().count();
-        }
-        let losses = super::super::losses::of_all_sockets();
-        assert_eq!(carrier.new_losses(&losses), (SENT - received) as u64);
-        assert!(received < SENT);
-        assert_eq!(carrier.new_losses(&losses), 0);
-    }
-
-    #[test]
-    fn a_full_inbox_says_that_there_may_be_more() {
-        let (sender, carrier) = pair();
-        for size in 1..=MESSAGES + 1 {
-            sender.send(&vec![0; size]).unwrap();
-        }
-        let mut inbox = Inbox::new();
-        assert!(inbox.receive(&carrier).unwrap());
-        assert_eq!(inbox.messages().count(), MESSAGES);
-        assert!(!inbox.receive(&carrier).unwrap());
-        assert_eq!(received(&inbox), [[MESSAGES + 1]]);
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use cipe_common::maps::{MAX_TUNNELS, Slot};
@@ -14,7 +14,7 @@ use super::sizes::Sizes;
 use super::{Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
 use crate::control::protocol::{Attach, Carrier, Cipher, VERSION, XdpMode};
-use crate::engine::carrier::{Sight, UdpCarrier};
+use crate::engine::carrier::UdpCarrier;
 use crate::engine::counters::Counters;
 use crate::engine::keys::Keys;
 use crate::engine::outer::Hop;
@@ -142,8 +142,6 @@ impl Manager {
             nokey: attach.key.is_none(),
             counters,
             udp,
-            sight: Sight::new(Instant::now()),
-            socket_df: None,
             peer,
             asker: None,
             socks,

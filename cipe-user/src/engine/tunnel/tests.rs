@@ -37,8 +37,6 @@ impl Bed {
             nokey: false,
             counters: Arc::default(),
             udp: UdpCarrier::new(UdpSocket::bind(("127.0.0.1", 0)).unwrap()).unwrap(),
-            sight: Sight::new(Instant::now()),
-            socket_df: None,
             peer: None,
             asker: None,
             socks: false,

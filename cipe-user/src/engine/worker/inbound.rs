@@ -8,15 +8,14 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::delivery::Delivery;
-use super::{BATCH, FRESH, Report, Worker, want};
+use super::{BATCH, Report, Worker, want};
 use crate::cipher::Job;
 use crate::control::protocol::Event;
-use crate::engine::carrier::Inbox;
-use crate::engine::outer;
+use crate::engine::carrier::{Arrival, Door, Room};
 use crate::engine::socks;
 use crate::engine::tunnel::{Head, Opened};
 use crate::wire::packet;
-use crate::xsk::{Frame, Packet};
+use crate::xsk::Frame;
 
 /// A datagram of ours on its way in.
 pub struct Incoming {
@@ -32,112 +31,66 @@ pub struct Incoming {
 }
 
 impl Worker {
-    /// Takes one batch from a carrier device; returns the packets taken.
-    pub(super) fn inbound_carrier(&mut self, carrier: usize) -> usize {
-        let Some(Some(ports)) = self.carriers.get_mut(carrier) else { return 0 };
-        let mut taken = 0;
-        for port in ports {
-            taken += port.receive(&mut self.received, BATCH - taken, &mut self.pool);
-        }
-        let mut received = std::mem::take(&mut self.received);
-        let owners: ArrayVec<_, BATCH> = received.iter().map(|packet| self.owner_of(packet)).collect();
-        for (number, _) in owners.iter().flatten() {
-            if let Some(endpoint) = self.endpoints.get(number) {
-                endpoint.tunnel.warm(Slot::Receive);
-            }
-        }
-        let mut in_chain = false;
-        for (packet, owner) in received.drain(..).zip(owners) {
-            // A frame of several pieces is no datagram of ours: each of those fits one UMEM frame.
-            let piece = std::mem::replace(&mut in_chain, packet.more) || packet.more;
-            let start = packet.offset as usize;
-            match owner {
-                Some((number, found)) if !piece => {
-                    let datagram = start + found.payload.start..start + found.payload.end;
-                    self.classify(number, packet.frame, datagram, found.from);
-                }
-                owner => {
-                    // The XDP program sends only what it has parsed, so without an owner the tunnel has gone since.
-                    if let Some(endpoint) = owner.and_then(|(number, _)| self.endpoints.get(&number)) {
-                        endpoint.tunnel.counters.count(Verdict::BadLength);
-                    }
-                    self.pool.put(packet.frame);
-                }
-            }
-        }
-        self.received = received;
-        self.open_incoming();
-        taken
+    /// Takes one batch from a carrier device; returns whether there may be more.
+    pub(super) fn inbound_carrier(&mut self, slot: usize) -> bool {
+        let Some(Some(carrier)) = self.carriers.get_mut(slot) else { return false };
+        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
+        let more = carrier.receive(&mut room, &mut self.arrivals);
+        self.take_in(None);
+        more.unwrap_or(false)
     }
 
     /// Takes one batch from a tunnel's own UDP socket: superframes, fragments, other devices, carriers without AF_XDP.
-    pub(super) fn inbound_udp(&mut self, number: u16) -> usize {
-        let mut inbox = std::mem::take(&mut self.inbox);
-        let taken = self.take_in(number, &mut inbox);
-        self.inbox = inbox;
-        self.open_incoming();
-        taken
-    }
-
-    fn take_in(&mut self, number: u16, inbox: &mut Inbox) -> usize {
-        let Some(endpoint) = self.endpoints.get(&number) else { return 0 };
-        let more = match inbox.receive(&endpoint.tunnel.udp) {
-            Ok(more) => more,
+    /// Returns whether there may be more.
+    pub(super) fn inbound_udp(&mut self, number: u16) -> bool {
+        let Some(endpoint) = self.endpoints.get_mut(&number) else { return false };
+        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
+        match endpoint.tunnel.udp.receive(&mut room, &mut self.arrivals) {
+            Ok(more) => {
+                if endpoint.tunnel.udp.sees_single_frames(self.now) {
+                    // If the queue is full, the next look says it again.
+                    let _ = self.reports.try_send((number, Report::SingleFrames));
+                }
+                self.take_in(Some(number));
+                more
+            }
             // Nothing there but the error of an earlier datagram.
             Err(error) => {
                 if error.kind() != std::io::ErrorKind::WouldBlock {
                     tracing::debug!("tunnel {number}: {error}");
                 }
                 self.hear_errors(number);
-                return 0;
+                false
             }
-        };
-        let mut taken = 0;
-        for message in inbox.messages() {
-            let before = taken;
-            for octets in message.datagrams() {
-                taken += 1;
-                self.take_in_one(number, octets, message.from);
-            }
-            if let Some(endpoint) = self.endpoints.get_mut(&number) {
-                let first = message.datagrams().next().map_or(0, <[u8]>::len);
-                endpoint.tunnel.sight.take(taken - before, first);
-            }
-        }
-        if let Some(endpoint) = self.endpoints.get_mut(&number)
-            && endpoint.tunnel.sight.shows_single_frames(self.now)
-        {
-            // If the queue is full, the next look says it again.
-            let _ = self.reports.try_send((number, Report::SingleFrames));
-        }
-        if more { taken.max(BATCH) } else { taken }
-    }
-
-    /// Copies a datagram into a frame of its own, where it is opened; that costs little beside the opening.
-    fn take_in_one(&mut self, number: u16, octets: &[u8], from: SocketAddr) {
-        let place = FRESH..FRESH + octets.len();
-        let verdict = if place.end > self.umem.frame_size() as usize {
-            Verdict::BadLength
-        } else if let Some(mut frame) = self.pool.take() {
-            self.umem.chunk_mut(&mut frame)[place.clone()].copy_from_slice(octets);
-            return match self.endpoints.get(&number).is_some_and(|endpoint| endpoint.tunnel.socks) {
-                true => self.unwrap_relayed(number, frame, place, from),
-                false => self.classify(number, frame, place, from),
-            };
-        } else {
-            Verdict::NoFrame
-        };
-        if let Some(endpoint) = self.endpoints.get(&number) {
-            endpoint.tunnel.counters.count(verdict);
         }
     }
 
-    /// The tunnel that a carrier frame is for, and where what stands in it.
-    fn owner_of(&self, packet: &Packet) -> Option<(u16, outer::Datagram)> {
-        let start = packet.offset as usize;
-        let chunk = self.umem.chunk(&packet.frame);
-        let found = outer::parse_frame(chunk.get(start..start + packet.len as usize)?)?;
-        Some((self.owner(found.to)?, found))
+    /// Opens what has arrived and delivers it. What bears no address of its own is for the tunnel `of_socket`.
+    fn take_in(&mut self, of_socket: Option<u16>) {
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        let mut owners = std::mem::take(&mut self.owners);
+        owners.extend(arrivals.iter().map(|arrival| arrival.to.map_or(of_socket, |to| self.owner(to))));
+        for of_one in owners.chunk_by(|a, b| a == b) {
+            if let Some(endpoint) = of_one[0].and_then(|number| self.endpoints.get(&number)) {
+                endpoint.tunnel.warm(Slot::Receive);
+            }
+        }
+        for (Arrival { from, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
+            let endpoint = owner.and_then(|number| Some((number, self.endpoints.get(&number)?)));
+            match (endpoint, datagram) {
+                (Some((number, endpoint)), Ok((frame, place))) if endpoint.tunnel.socks => {
+                    self.unwrap_relayed(number, frame, place, from);
+                }
+                (Some((number, _)), Ok((frame, place))) => self.classify(number, frame, place, from),
+                (Some((_, endpoint)), Err(verdict)) => endpoint.tunnel.counters.count(verdict),
+                // The tunnel has gone since, and took its counters along.
+                (None, Ok((frame, _))) => self.pool.put(frame),
+                (None, Err(_)) => {}
+            }
+        }
+        self.arrivals = arrivals;
+        self.owners = owners;
+        self.open_incoming();
     }
 
     /// Takes off what a SOCKS5 relay puts in front of a datagram; drops what is not from the relay.

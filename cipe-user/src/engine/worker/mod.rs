@@ -8,7 +8,6 @@ mod delivery;
 mod errors;
 mod inbound;
 mod outbound;
-mod port;
 mod rest;
 mod ship;
 mod table;
@@ -24,10 +23,12 @@ use anyhow::Context as _;
 use cipe_common::Verdict;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use super::carrier::{Inbox, losses};
+use super::BATCH;
+use super::carrier::{Arrival, Inbox, XdpCarrier, losses};
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
-use super::outer::Hop;
+use super::outer::{FRESH, Hop};
+use super::port::Port;
 use super::random::Random;
 use super::toobig::TunnelMtu;
 use super::tunnel::{Tunnel, Way};
@@ -38,12 +39,8 @@ use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
 use delivery::Delivery;
 use inbound::Incoming;
 use outbound::Outgoing;
-use port::Port;
 use rest::Rest;
 use table::{Addresses, Table};
-
-/// Packets of one batch: as many as the ciphers run side by side.
-pub const BATCH: usize = 64;
 
 /// Most frames that wait for packets in the fill ring of a carrier queue: 1 ms of them at a million packets a second.
 const CARRIER_FILL: u32 = 1024;
@@ -175,7 +172,7 @@ struct Worker {
     endpoints: Table<Endpoint>,
     addresses: Addresses,
     hubs: Vec<Option<Hub>>,
-    carriers: Vec<Option<Vec<Port>>>,
+    carriers: Vec<Option<XdpCarrier>>,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     commands: Receiver<Command>,
@@ -183,6 +180,9 @@ struct Worker {
     now: Instant,
     received: Vec<Packet>,
     outgoing: Vec<Outgoing>,
+    arrivals: Vec<Arrival>,
+    /// Whose the arrivals are.
+    owners: Vec<Option<u16>>,
     incoming: Vec<Incoming>,
     deliveries: Vec<Delivery>,
     coalescer: Coalescer,
@@ -219,6 +219,8 @@ pub fn start(umem: Umem, pool: Pool, reports: Reports, next_hops: NextHops) -> a
         now: Instant::now(),
         received: Vec::with_capacity(BATCH),
         outgoing: Vec::with_capacity(BATCH),
+        arrivals: Vec::with_capacity(BATCH),
+        owners: Vec::with_capacity(BATCH),
         incoming: Vec::with_capacity(BATCH),
         deliveries: Vec::with_capacity(BATCH),
         coalescer: Coalescer::default(),
@@ -266,18 +268,17 @@ impl Worker {
 
     /// One batch from one source; whether there may be more.
     fn serve(&mut self, source: Source) -> bool {
-        let packets = match source {
-            Source::Wake => 0,
-            Source::Hub(slot) => self.outbound(slot),
+        match source {
+            Source::Wake => false,
+            Source::Hub(slot) => self.outbound(slot) >= BATCH,
             Source::Carrier(slot) => self.inbound_carrier(slot),
             Source::Udp(number) => self.inbound_udp(number),
-        };
-        packets >= BATCH
+        }
     }
 
     /// Sends what waits in the ports; whether the kernel took all.
     fn flush(&mut self) -> bool {
-        let carriers = self.carriers.iter_mut().flatten().flatten();
+        let carriers = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
         let private = self.hubs.iter_mut().flatten().flat_map(|hub| &mut hub.ports);
         let mut all = true;
         for port in carriers.chain(private) {
@@ -309,7 +310,7 @@ impl Worker {
                 if self.carriers.len() <= slot {
                     self.carriers.resize_with(slot + 1, || None);
                 }
-                self.carriers[slot] = Some(ports);
+                self.carriers[slot] = Some(XdpCarrier::new(ports));
             }
             Command::RemoveCarrier(slot, _done) => {
                 for endpoint in self.endpoints.values_mut() {
@@ -317,8 +318,8 @@ impl Worker {
                         endpoint.tunnel.way = Way::Socket;
                     }
                 }
-                for port in self.carriers.get_mut(slot).and_then(Option::take).into_iter().flatten() {
-                    port.close(&mut self.pool);
+                if let Some(carrier) = self.carriers.get_mut(slot).and_then(Option::take) {
+                    carrier.close(&mut self.pool);
                 }
             }
             Command::AddHub(slot, sockets, injector, _done) => {
@@ -397,7 +398,7 @@ impl Worker {
             }
         }
         let Some(first) = self.endpoints.values().next() else { return };
-        let losses = self.carriers.iter_mut().flatten().flatten().map(Port::new_losses).sum();
+        let losses = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports).map(Port::new_losses).sum();
         first.tunnel.counters.count_all(Verdict::RingFull, losses);
     }
 
@@ -429,8 +430,3 @@ fn want(reports: &Reports, tunnel: &mut Tunnel, reason: Wanted) {
         tunnel.asked = [None; 2];
     }
 }
-
-/// Frame offset of a datagram or message that the worker itself puts into a fresh frame: room for any headers before.
-const FRESH: usize = 256;
-
-const _: () = assert!(FRESH >= super::outer::ETHERNET + super::outer::IPV6 + super::outer::UDP + 8);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::xsk::{Kick, Packet, Pool, Socket};
 
+/// One such socket.
 pub struct Port {
     socket: Socket,
     /// Frames to keep in the fill ring.
@@ -16,6 +17,7 @@ pub struct Port {
 }
 
 impl Port {
+    /// Stocks the fill ring with `fill` frames.
     pub fn new(mut socket: Socket, fill: u32, pool: &mut Pool) -> Self {
         socket.fill(pool, fill);
         Self { socket, fill, pending: VecDeque::with_capacity(super::BATCH), losses: 0, unsent: false }

@@ -1,0 +1,128 @@
+//! A UDP door against a plain socket on the loopback.
+
+use std::net::Ipv4Addr;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+
+use super::super::{Inbox, Sealed, losses};
+use super::*;
+use crate::xsk::UmemConfig;
+
+/// A door, what a worker lends it, and a socket that is connected to it.
+struct Bench {
+    sender: UdpSocket,
+    carrier: UdpCarrier,
+    umem: Umem,
+    pool: Pool,
+    inbox: Inbox,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let carrier = UdpCarrier::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap();
+        sender.connect(carrier.socket.local_addr().unwrap()).unwrap();
+        let (umem, pool) = Umem::new(UmemConfig { frames: 128, ..UmemConfig::default() }).unwrap();
+        Self { sender, carrier, umem, pool, inbox: Inbox::new() }
+    }
+
+    /// Lengths of what arrives in one call, or the verdicts in their place; and whether there may be more.
+    fn receive(&mut self) -> io::Result<(Vec<Result<usize, Verdict>>, bool)> {
+        let Self { sender, carrier, umem, pool, inbox } = self;
+        let mut arrivals = Vec::new();
+        let more = carrier.receive(&mut Room { umem, pool, inbox }, &mut arrivals)?;
+        let lengths = arrivals.into_iter().map(|Arrival { to, from, datagram }| {
+            assert_eq!((to, from), (None, sender.local_addr().unwrap()));
+            datagram.map(|(frame, place)| {
+                pool.put(frame);
+                place.len()
+            })
+        });
+        Ok((lengths.collect(), more))
+    }
+
+    /// Sends datagrams of these lengths as one group.
+    fn send(&mut self, lengths: &[usize], relayed: Option<[u8; 10]>) -> usize {
+        let to = self.sender.local_addr().unwrap();
+        let marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
+        let group = lengths.iter().map(|len| {
+            let mut frame = self.pool.take().unwrap();
+            let datagram = FRESH..FRESH + len;
+            self.umem.chunk_mut(&mut frame)[datagram.clone()].fill(*len as u8);
+            Sealed { frame, datagram }
+        });
+        let group = group.collect();
+        let route = Route { to, relayed, marks, checksum: false, ip_id: 0, path: None };
+        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
+        self.carrier.send(group, &route, &mut room)
+    }
+}
+
+#[test]
+fn datagrams_arrive_in_frames_also_out_of_superframes() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    bench.sender.send(&[]).unwrap();
+    bench.sender.send(&[1; 100]).unwrap();
+    bench.sender.send(&[1; 5000]).unwrap();
+    let (octets, size) = ([7; 1000], 300_u16);
+    let pieces = [io::IoSlice::new(&octets)];
+    let control = [ControlMessage::UdpGsoSegments(&size)];
+    sendmsg(bench.sender.as_raw_fd(), &pieces, &control, MsgFlags::empty(), None::<&SockaddrStorage>).unwrap();
+    let expected = [Ok(0), Ok(100), Err(Verdict::BadLength), Ok(300), Ok(300), Ok(300), Ok(100)];
+    assert_eq!(bench.receive().unwrap(), (expected.to_vec(), false));
+    assert!(bench.receive().is_err(), "an empty call leaves nothing of the one before");
+    assert_eq!(bench.pool.free(), bench.pool.total());
+}
+
+#[test]
+fn what_there_is_no_frame_for_is_said() {
+    let mut bench = Bench::new();
+    let taken: Vec<_> = std::iter::from_fn(|| bench.pool.take()).collect();
+    bench.sender.send(&[1; 100]).unwrap();
+    assert_eq!(bench.receive().unwrap().0, [Err(Verdict::NoFrame)]);
+    taken.into_iter().for_each(|frame| bench.pool.put(frame));
+}
+
+#[test]
+fn a_group_leaves_as_datagrams_of_its_sizes_and_gives_its_frames_back() {
+    let mut bench = Bench::new();
+    for (lengths, relayed) in [(vec![16], None), (vec![160, 160, 160, 24], None), (vec![48, 48, 16], Some([3; 10]))] {
+        assert_eq!(bench.send(&lengths, relayed), lengths.len());
+        for len in lengths {
+            let mut octets = [0; 2000];
+            let received = bench.sender.recv(&mut octets).unwrap();
+            let expected = [relayed.as_ref().map_or(&[][..], |header| header), &vec![len as u8; len]].concat();
+            assert_eq!(octets[..received], expected);
+        }
+    }
+    assert_eq!(bench.pool.free(), bench.pool.total());
+}
+
+#[test]
+fn what_the_kernel_drops_is_told_once() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.carrier.new_losses(&losses::of_all_sockets()), 0);
+    // The buffer cannot be made smaller than it is large enough for two of these.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&bench.carrier, 1).unwrap();
+    const SENT: usize = 100;
+    for _ in 0..SENT {
+        bench.sender.send(&[0; 1000]).unwrap();
+    }
+    let received: usize = std::iter::from_fn(|| bench.receive().ok()).map(|(arrivals, _)| arrivals.len()).sum();
+    let losses = losses::of_all_sockets();
+    assert_eq!(bench.carrier.new_losses(&losses), (SENT - received) as u64);
+    assert!(received < SENT);
+    assert_eq!(bench.carrier.new_losses(&losses), 0);
+}
+
+#[test]
+fn a_full_inbox_says_that_there_may_be_more() {
+    const MORE: usize = Inbox::MESSAGES + 1;
+    let mut bench = Bench::new();
+    for size in 1..=MORE {
+        bench.sender.send(&vec![0; size]).unwrap();
+    }
+    assert_eq!(bench.receive().unwrap(), ((1..MORE).map(Ok).collect(), true));
+    assert_eq!(bench.receive().unwrap(), (vec![Ok(MORE)], false));
+}

@@ -1,0 +1,100 @@
+//! The AF_XDP sockets of a carrier card, one a receive queue: whole frames, with headers of our own making.
+
+use std::io;
+
+use cipe_common::Verdict;
+
+use super::{Arrival, Door, Group, Path, Room, Route, Sealed};
+use crate::engine::BATCH;
+use crate::engine::outer;
+use crate::engine::port::Port;
+use crate::xsk::{Packet, Pool, Umem};
+
+/// A carrier card.
+pub struct XdpCarrier {
+    queues: Vec<Queue>,
+    received: Vec<Packet>,
+}
+
+struct Queue {
+    port: Port,
+    /// Whether the frame of the last piece has more after it.
+    in_chain: bool,
+}
+
+impl XdpCarrier {
+    /// A card by its queues' sockets.
+    pub fn new(ports: Vec<Port>) -> Self {
+        let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
+        Self { queues, received: Vec::with_capacity(BATCH) }
+    }
+
+    /// The sockets, for what is to be done with each.
+    pub fn ports(&mut self) -> impl Iterator<Item = &mut Port> {
+        self.queues.iter_mut().map(|queue| &mut queue.port)
+    }
+
+    /// Closes the sockets and takes their frames back.
+    pub fn close(self, pool: &mut Pool) {
+        self.queues.into_iter().for_each(|queue| queue.port.close(pool));
+    }
+}
+
+impl Door for XdpCarrier {
+    fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
+        let mut taken = 0;
+        for queue in &mut self.queues {
+            taken += queue.port.receive(&mut self.received, BATCH - taken, room.pool);
+            arrivals.extend(self.received.drain(..).filter_map(|packet| {
+                // A frame of several pieces is no datagram of ours: each of those fits one UMEM frame.
+                let is_piece = std::mem::replace(&mut queue.in_chain, packet.more) || packet.more;
+                arrival(packet, is_piece, room)
+            }));
+        }
+        Ok(taken >= BATCH)
+    }
+
+    fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {
+        let mut group = group.into_iter();
+        let mut sent = 0;
+        if let (Some(queue), Some(path)) = (self.queues.first_mut(), &route.path) {
+            for sealed in group.by_ref() {
+                let ip_id = route.ip_id.wrapping_add(sent as u16);
+                if let Err(refused) = queue.port.transmit(framed(sealed, route, path, ip_id, room.umem), room.pool) {
+                    room.pool.put(refused.frame);
+                    break;
+                }
+                sent += 1;
+            }
+        }
+        group.for_each(|sealed| room.pool.put(sealed.frame));
+        sent
+    }
+}
+
+/// What came in one piece; nothing if it is no UDP datagram.
+fn arrival(packet: Packet, is_piece: bool, room: &mut Room<'_>) -> Option<Arrival> {
+    let Some(found) = outer::parse_frame(packet.data(room.umem)) else {
+        // The XDP program sends only what it has parsed: this is a later piece of it.
+        room.pool.put(packet.frame);
+        return None;
+    };
+    let start = packet.offset as usize;
+    let datagram = if is_piece {
+        room.pool.put(packet.frame);
+        Err(Verdict::BadLength)
+    } else {
+        Ok((packet.frame, start + found.payload.start..start + found.payload.end))
+    };
+    Some(Arrival { to: Some(found.to), from: found.from, datagram })
+}
+
+/// Puts carrier headers in front of a datagram.
+fn framed(sealed: Sealed, route: &Route, path: &Path, ip_id: u16, umem: &Umem) -> Packet {
+    let Sealed { mut frame, datagram } = sealed;
+    let end = datagram.end;
+    let chunk = umem.chunk_mut(&mut frame);
+    let addresses = (path.source, route.to);
+    let start = outer::write_frame(chunk, datagram, path.hop, addresses, route.marks, ip_id, route.checksum);
+    Packet { frame, offset: start as u32, len: (end - start) as u32, more: false }
+}
