@@ -54,8 +54,8 @@ verdicts! {
     Delivered = "delivered",
     /// Inbound: a key-exchange or control message, handed to the daemon.
     ControlReceived = "control-received",
-    /// Beside the others: a carrier datagram began to arrive in fragments. The kernel joins them, and the datagram comes to
-    /// the engine's UDP socket, where it is counted as what becomes of it. Counted where XDP sees the card.
+    /// Beside the others: a carrier datagram arrived in fragments. The kernel joined them for the tunnel's UDP socket, and
+    /// the datagram is counted as what becomes of it, too.
     Fragmented = "fragmented",
     /// Inbound drop: not a multiple of 8 octets, or under 16.
     BadLength = "bad-length",
@@ -105,7 +105,6 @@ impl Verdict {
         Self::PrivateMalformed,
         Self::TunnelDead,
         Self::NoEngine,
-        Self::Fragmented,
         Self::BadLength,
         Self::NoReceiveKey,
     ];

@@ -13,8 +13,8 @@ use cipe_common::{
 
 use crate::{
     frame::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, Fragment, Front, Ipv4,
-        Ipv6, PROTOCOL_FRAGMENT, PROTOCOL_UDP, Udp, Vlan,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, Front, Ipv4, Ipv6,
+        PROTOCOL_UDP, Udp, Vlan,
     },
     maps::{CARRIER_ADDRESSES, CARRIER_DEVICES, CARRIER_SOCKETS, KEYLESS, KEYS, TUNNELS},
     verdicts::Drop,
@@ -33,12 +33,10 @@ struct Datagram {
     room: usize,
     /// Offset of the UDP payload in the frame.
     payload: usize,
-    /// This is only the first fragment of it.
-    in_fragments: bool,
 }
 
 /// Returns the XDP action. Anything that is not plainly a datagram to one of our addresses passes untouched: IP options,
-/// extension headers and fragments too, which the kernel turns into datagrams for the engine's UDP socket.
+/// extension headers and fragments too, which the kernel turns into datagrams for the engine's UDP socket, counted there.
 #[inline(always)]
 pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     let front = Front::of_xdp(ctx);
@@ -46,10 +44,6 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     let Some(tunnel) = tunnel_of(datagram.local) else { return Ok(XDP_PASS) };
     let Some(state) = TUNNELS.get(tunnel) else { return Ok(XDP_PASS) };
     if state.flags & Tunnel::ALIVE == 0 {
-        return Ok(XDP_PASS);
-    }
-    if datagram.in_fragments {
-        Drop { tunnel, verdict: Verdict::Fragmented }.note();
         return Ok(XDP_PASS);
     }
     let n = datagram.length.wrapping_sub(size_of::<Udp>());
@@ -106,38 +100,25 @@ fn parse_ip<const OFFSET: usize>(ctx: &XdpContext, front: Front, ethertype: [u8;
 #[inline(always)]
 fn parse_ipv4<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
     let ip = front.at::<Ipv4>(OFFSET)?;
-    let in_fragments = ip.is_first_fragment();
-    if ip.version_ihl != 0x45 || ip.is_fragment() && !in_fragments || ip.protocol != PROTOCOL_UDP {
+    if ip.version_ihl != 0x45 || ip.is_fragment() || ip.protocol != PROTOCOL_UDP {
         return None;
     }
     let udp = front.at::<Udp>(OFFSET + size_of::<Ipv4>())?;
     let d = ip.destination;
     let address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, d[0], d[1], d[2], d[3]];
     let carried = usize::from(u16::from_be_bytes(ip.total_length)).saturating_sub(size_of::<Ipv4>());
-    Some(datagram(ctx, udp, address, carried, OFFSET + size_of::<Ipv4>(), in_fragments))
+    Some(datagram(ctx, udp, address, carried, OFFSET + size_of::<Ipv4>()))
 }
 
 #[inline(always)]
 fn parse_ipv6<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
     let ip = front.at::<Ipv6>(OFFSET)?;
-    if ip.version_class_flow[0] >> 4 != 6 {
-        return None;
-    }
-    if ip.next_header == PROTOCOL_FRAGMENT {
-        let fragment = front.at::<Fragment>(OFFSET + size_of::<Ipv6>())?;
-        if !fragment.is_first() || fragment.next_header != PROTOCOL_UDP {
-            return None;
-        }
-        let offset = OFFSET + size_of::<Ipv6>() + size_of::<Fragment>();
-        let udp = front.at::<Udp>(offset)?;
-        return Some(datagram(ctx, udp, ip.destination, 0, offset, true));
-    }
-    if ip.next_header != PROTOCOL_UDP {
+    if ip.version_class_flow[0] >> 4 != 6 || ip.next_header != PROTOCOL_UDP {
         return None;
     }
     let udp = front.at::<Udp>(OFFSET + size_of::<Ipv6>())?;
     let carried = usize::from(u16::from_be_bytes(ip.payload_length));
-    Some(datagram(ctx, udp, ip.destination, carried, OFFSET + size_of::<Ipv6>(), false))
+    Some(datagram(ctx, udp, ip.destination, carried, OFFSET + size_of::<Ipv6>()))
 }
 
 #[inline(always)]
@@ -147,7 +128,6 @@ fn datagram(
     address: [u8; 16],
     carried: usize,
     offset: usize,
-    in_fragments: bool,
 ) -> Datagram {
     // SAFETY: the context is the one the kernel called us with. The helper counts all fragments of the frame.
     let frame = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
@@ -156,7 +136,6 @@ fn datagram(
         length: usize::from(u16::from_be_bytes(udp.length)),
         room: carried.min(frame.saturating_sub(offset)),
         payload: offset + size_of::<Udp>(),
-        in_fragments,
     }
 }
 

@@ -11,7 +11,6 @@ pub const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
 pub const ETHERTYPE_QINQ: [u8; 2] = [0x88, 0xA8];
 pub const PROTOCOL_TCP: u8 = 6;
 pub const PROTOCOL_UDP: u8 = 17;
-pub const PROTOCOL_FRAGMENT: u8 = 44;
 
 /// Octets of an untagged Ethernet header.
 pub const ETHERNET: usize = size_of::<Ethernet>();
@@ -49,12 +48,6 @@ impl Ipv4 {
     pub fn is_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x3FFF != 0
     }
-
-    /// Whether this is the first of several fragments, which has the transport header.
-    #[inline(always)]
-    pub fn is_first_fragment(&self) -> bool {
-        u16::from_be_bytes(self.fragment) & 0x3FFF == 0x2000
-    }
 }
 
 #[repr(C)]
@@ -65,23 +58,6 @@ pub struct Ipv6 {
     pub hop_limit: u8,
     pub source: [u8; 16],
     pub destination: [u8; 16],
-}
-
-/// IPv6's fragment header.
-#[repr(C)]
-pub struct Fragment {
-    pub next_header: u8,
-    pub reserved: u8,
-    pub offset: [u8; 2],
-    pub id: [u8; 4],
-}
-
-impl Fragment {
-    /// Whether this is the first of several fragments, which has the transport header.
-    #[inline(always)]
-    pub fn is_first(&self) -> bool {
-        u16::from_be_bytes(self.offset) & 0xFFF9 == 1
-    }
 }
 
 #[repr(C)]

@@ -20,18 +20,12 @@ impl Drop {
     /// as none.
     #[inline(always)]
     pub fn count<A>(self, action: A) -> A {
-        self.note();
-        action
-    }
-
-    /// Counts without an end.
-    #[inline(always)]
-    pub fn note(self) {
         let row = |tunnel| VERDICTS.get_ptr_mut(verdict_index(tunnel, self.verdict));
         if let Some(counter) = row(self.tunnel).or_else(|| row(NO_TUNNEL)) {
             // SAFETY: the pointer comes from a successful look-up of a per-CPU array, so it is valid and this CPU's own.
             // XDP and TC may interrupt each other on one CPU; losing one count of a drop then is accepted.
             unsafe { *counter += 1 };
         }
+        action
     }
 }

@@ -1,10 +1,11 @@
 //! Where UDP sockets receive: many messages a call, each a datagram or a superframe of several.
 
 use std::io::{self, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsRawFd;
 
 use arrayvec::ArrayVec;
-use quinn_udp::{RecvMeta, UdpSocketState};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg};
 
 /// Octets of the largest message, and some more, so that buffers do not fall on each other in the caches.
 const BUFFER: usize = 65_536 + 4_096 + 320;
@@ -13,8 +14,17 @@ const BUFFER: usize = 65_536 + 4_096 + 320;
 #[derive(Default)]
 pub struct Inbox {
     buffers: Vec<u8>,
-    metas: Vec<RecvMeta>,
-    messages: usize,
+    headers: ArrayVec<Header, { Inbox::MESSAGES }>,
+}
+
+/// What is said beside a message.
+struct Header {
+    from: SocketAddr,
+    /// Of the whole message.
+    octets: usize,
+    /// Of each datagram but the last.
+    stride: usize,
+    joined: bool,
 }
 
 impl Inbox {
@@ -23,11 +33,7 @@ impl Inbox {
 
     /// An empty one.
     pub fn new() -> Self {
-        Self {
-            buffers: vec![0; Self::MESSAGES * BUFFER],
-            metas: vec![RecvMeta::default(); Self::MESSAGES],
-            messages: 0,
-        }
+        Self { buffers: vec![0; Self::MESSAGES * BUFFER], headers: ArrayVec::new() }
     }
 
     /// Receives what has arrived, as much as there is room for; returns whether there may be more.
@@ -35,23 +41,53 @@ impl Inbox {
     /// # Errors
     /// `WouldBlock` if nothing has arrived; else the error of an earlier datagram, whose details are in the socket's error
     /// queue.
-    pub fn receive(&mut self, socket: &UdpSocket, state: &UdpSocketState) -> io::Result<bool> {
-        self.messages = 0;
-        let mut slices: ArrayVec<IoSliceMut<'_>, { Self::MESSAGES }> =
-            self.buffers.chunks_exact_mut(BUFFER).map(IoSliceMut::new).collect();
-        self.messages = state.recv(socket.into(), &mut slices, &mut self.metas)?;
-        Ok(self.messages == Self::MESSAGES)
+    pub fn receive(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
+        self.headers.clear();
+        // The size of a superframe's datagrams, and that of a joined one's fragments. Not kept for the next call: the
+        // kernel writes into the headers how much it used, and nix does not undo that.
+        let control = nix::cmsg_space!(i32, i32);
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(Self::MESSAGES, Some(control));
+        let mut chunks = self.buffers.chunks_exact_mut(BUFFER);
+        let mut slices: [_; Self::MESSAGES] =
+            std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
+        let received = recvmmsg(socket.as_raw_fd(), &mut headers, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
+        self.headers.extend(received.map(|message| Header::of(&message)));
+        Ok(self.headers.is_full())
     }
 
     /// The messages of the last call, in order.
     pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
-        let received = self.buffers.chunks_exact(BUFFER).zip(&self.metas).take(self.messages);
-        received.map(|(buffer, meta)| Message {
-            from: meta.addr,
-            octets: buffer.get(..meta.len).unwrap_or_default(),
-            stride: meta.stride,
+        self.buffers.chunks_exact(BUFFER).zip(&self.headers).map(|(buffer, header)| Message {
+            from: header.from,
+            is_joined: header.joined,
+            octets: buffer.get(..header.octets).unwrap_or_default(),
+            stride: header.stride,
         })
     }
+}
+
+impl Header {
+    fn of(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Self {
+        let mut header =
+            Self { from: address(message.address), octets: message.bytes, stride: message.bytes, joined: false };
+        // There is room for all that is asked for, so nothing is cut off.
+        for control in message.cmsgs().into_iter().flatten() {
+            match control {
+                ControlMessageOwned::UdpGroSegments(size) => header.stride = usize::try_from(size).unwrap_or(0),
+                // That of fragments; nix knows no name for it.
+                ControlMessageOwned::Unknown(_) => header.joined = true,
+                _ => {}
+            }
+        }
+        header
+    }
+}
+
+fn address(from: Option<SockaddrStorage>) -> SocketAddr {
+    let v4 = from.as_ref().and_then(|from| from.as_sockaddr_in()).map(|v4| SocketAddrV4::from(*v4).into());
+    let v6 = || from.as_ref().and_then(|from| from.as_sockaddr_in6()).map(|v6| SocketAddrV6::from(*v6).into());
+    // The kernel gives every datagram of an IP socket one of the two.
+    v4.or_else(v6).unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
 /// One datagram, or a superframe of several from one sender.
@@ -59,6 +95,8 @@ impl Inbox {
 pub struct Message<'a> {
     /// Where it came from.
     pub from: SocketAddr,
+    /// It came in fragments, which the kernel has joined.
+    pub is_joined: bool,
     octets: &'a [u8],
     stride: usize,
 }

@@ -4,6 +4,7 @@
 
 mod inbox;
 pub mod losses;
+mod options;
 mod sight;
 mod udp;
 mod xdp;
@@ -53,6 +54,8 @@ pub struct Arrival {
     pub to: Option<SocketAddr>,
     /// Where it came from.
     pub from: SocketAddr,
+    /// It came in fragments, which the kernel joined.
+    pub was_joined: bool,
     /// Its frame, and where it stands in the chunk; or what it was dropped under.
     pub datagram: Result<(Frame, Range<usize>), Verdict>,
 }

@@ -12,9 +12,12 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
-use quinn_udp::UdpSocketState;
-use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover, set_socket_recv_buffer_size_force};
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+    set_socket_recv_buffer_size_force,
+};
 
+use super::options::{FragmentSize, Ipv6FragmentSize};
 use super::sight::Sight;
 use super::{Arrival, Door, Group, Room, Route};
 use crate::engine::BATCH;
@@ -27,11 +30,10 @@ const WAITING: usize = 4 << 20;
 /// A bound UDP socket that receives superframes.
 pub struct UdpCarrier {
     socket: UdpSocket,
-    state: UdpSocketState,
     inode: u64,
     /// Losses that were told already.
     losses: u64,
-    /// Whether what it sends carries DF; `None`: as the kernel likes.
+    /// Whether what it sends may not be cut; `None`: as the kernel likes.
     dont_fragment: Option<bool>,
     /// What it is seen to deliver.
     sight: Sight,
@@ -43,18 +45,19 @@ impl UdpCarrier {
     /// # Errors
     /// What the kernel refuses.
     pub fn new(socket: UdpSocket) -> io::Result<Self> {
-        let state = UdpSocketState::new((&socket).into())?;
-        // The two that quinn-udp turns on and nobody here reads; time stamps would cost every packet of the host.
-        setsockopt(&socket, sockopt::ReceiveTimestampns, &false)?;
+        socket.set_nonblocking(true)?;
+        setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
         if socket.local_addr()?.is_ipv4() {
-            setsockopt(&socket, sockopt::Ipv4PacketInfo, &false)?;
+            setsockopt(&socket, FragmentSize, &true)?;
+        } else {
+            setsockopt(&socket, Ipv6FragmentSize, &true)?;
         }
         // Without CAP_NET_ADMIN over the first namespace the buffer stays as it is, and bursts are lost (and counted).
         if let Err(error) = set_socket_recv_buffer_size_force(&socket, WAITING) {
             tracing::debug!("receive buffer: {error}");
         }
         let inode = rustix::fs::fstat(&socket)?.st_ino;
-        Ok(Self { socket, state, inode, losses: 0, dont_fragment: None, sight: Sight::new(Instant::now()) })
+        Ok(Self { socket, inode, losses: 0, dont_fragment: None, sight: Sight::new(Instant::now()) })
     }
 
     /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
@@ -68,13 +71,18 @@ impl UdpCarrier {
         self.sight.shows_single_frames(now)
     }
 
-    /// Lets what is sent carry DF, or not. IPv6 has no such flag.
+    /// Forbids to cut what is sent: to routers, by DF, and to this host, which refuses then what the path does not take.
     fn set_dont_fragment(&mut self, to: SocketAddr, on: bool) {
-        if to.is_ipv6() || self.dont_fragment == Some(on) {
+        if self.dont_fragment == Some(on) {
             return;
         }
-        let discovery = if on { Ipv4PathMtuDiscovery::DO } else { Ipv4PathMtuDiscovery::DONT };
-        match set_ip_mtu_discover(&self.socket, discovery) {
+        let set = match (to, on) {
+            (SocketAddr::V4(_), true) => set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::DO),
+            (SocketAddr::V4(_), false) => set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::DONT),
+            (SocketAddr::V6(_), true) => set_ipv6_mtu_discover(&self.socket, Ipv6PathMtuDiscovery::DO),
+            (SocketAddr::V6(_), false) => set_ipv6_mtu_discover(&self.socket, Ipv6PathMtuDiscovery::DONT),
+        };
+        match set {
             Ok(()) => self.dont_fragment = Some(on),
             Err(error) => tracing::debug!("{to}: DF stays as it was: {error}"),
         }
@@ -109,7 +117,7 @@ impl UdpCarrier {
 
 impl Door for UdpCarrier {
     fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
-        let mut more = room.inbox.receive(&self.socket, &self.state)?;
+        let mut more = room.inbox.receive(&self.socket)?;
         let before = arrivals.len();
         for message in room.inbox.messages() {
             let (mut datagrams, mut first) = (0, 0);
@@ -119,7 +127,8 @@ impl Door for UdpCarrier {
                 }
                 datagrams += 1;
                 let datagram = in_frame(octets, room.umem, room.pool);
-                arrivals.push(Arrival { to: None, from: message.from, datagram });
+                let was_joined = message.is_joined;
+                arrivals.push(Arrival { to: None, from: message.from, was_joined, datagram });
             }
             self.sight.take(datagrams, first);
         }

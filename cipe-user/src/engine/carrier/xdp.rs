@@ -86,7 +86,7 @@ fn arrival(packet: Packet, is_piece: bool, room: &mut Room<'_>) -> Option<Arriva
     } else {
         Ok((packet.frame, start + found.payload.start..start + found.payload.end))
     };
-    Some(Arrival { to: Some(found.to), from: found.from, datagram })
+    Some(Arrival { to: Some(found.to), from: found.from, was_joined: false, datagram })
 }
 
 /// Puts carrier headers in front of a datagram.

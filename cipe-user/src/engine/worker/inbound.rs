@@ -75,8 +75,11 @@ impl Worker {
                 endpoint.tunnel.warm(Slot::Receive);
             }
         }
-        for (Arrival { from, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
+        for (Arrival { from, was_joined, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
             let endpoint = owner.and_then(|number| Some((number, self.endpoints.get(&number)?)));
+            if let Some((_, endpoint)) = endpoint.filter(|_| was_joined) {
+                endpoint.tunnel.counters.count(Verdict::Fragmented);
+            }
             match (endpoint, datagram) {
                 (Some((number, endpoint)), Ok((frame, place))) if endpoint.tunnel.socks => {
                     self.unwrap_relayed(number, frame, place, from);

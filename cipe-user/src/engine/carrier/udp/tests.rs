@@ -31,7 +31,7 @@ impl Bench {
         let Self { sender, carrier, umem, pool, inbox } = self;
         let mut arrivals = Vec::new();
         let more = carrier.receive(&mut Room { umem, pool, inbox }, &mut arrivals)?;
-        let lengths = arrivals.into_iter().map(|Arrival { to, from, datagram }| {
+        let lengths = arrivals.into_iter().map(|Arrival { to, from, datagram, .. }| {
             assert_eq!((to, from), (None, sender.local_addr().unwrap()));
             datagram.map(|(frame, place)| {
                 pool.put(frame);
