@@ -1,16 +1,17 @@
 //! Packets that are too large for the carrier path: who is told, what is cut, and that streams go on.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::net::{ETHERTYPE_IPV4, Frame};
 use cipe_tests::offload::Offload;
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
+use rustix::net::sockopt::Ipv4PathMtuDiscovery;
 use socket2::SockRef;
 
 /// The device MTU that the protocol sets (section 2).
@@ -61,7 +62,23 @@ fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
     Ok(())
 }
 
-fn a_stream_goes_on(offload: Offload) -> Result<()> {
+/// Lets the kernel of gateway A learn of the smaller hop by a socket of somebody else's: no router tells the tunnel then.
+fn let_the_kernel_learn(net: &Topology) -> Result<()> {
+    let gateway = net.gw(Side::A);
+    let other = gateway.run(|| UdpSocket::bind((Side::A.carrier(), 0)))?;
+    rustix::net::sockopt::set_ip_mtu_discover(&other, Ipv4PathMtuDiscovery::DO)?;
+    other.connect((Side::B.carrier(), 9))?;
+    let deadline = Instant::now() + SOON;
+    let knows = || gateway.ip(&["route", "get", &Side::B.carrier().to_string()]);
+    while !knows()?.contains(&format!("mtu {PATH}")) {
+        // Refused once the kernel knows.
+        let _ = other.send(&[0; MTU]);
+        ensure!(Instant::now() < deadline, "{}", knows()?);
+    }
+    Ok(())
+}
+
+fn a_stream_goes_on(offload: Offload, known_before: bool) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
@@ -92,6 +109,9 @@ fn a_stream_goes_on(offload: Offload) -> Result<()> {
     };
     both_ways("the hop that the stream was made for")?;
     shrink_hop(&net)?;
+    if known_before {
+        let_the_kernel_learn(&net)?;
+    }
     // What does not fit goes in fragments until the senders have been told, which may take longer than one turn.
     let told = |side| -> Result<bool> { Ok(learned(&net, side)?.contains(&format!("mtu {LEFT}"))) };
     for _ in 0..100 {
@@ -110,12 +130,17 @@ fn a_stream_goes_on(offload: Offload) -> Result<()> {
 
 #[test]
 fn a_stream_of_superframes_goes_on_over_a_smaller_hop() -> Result<()> {
-    a_stream_goes_on(Offload::On)
+    a_stream_goes_on(Offload::On, false)
 }
 
 #[test]
 fn a_stream_of_single_frames_goes_on_over_a_smaller_hop() -> Result<()> {
-    a_stream_goes_on(Offload::Raw)
+    a_stream_goes_on(Offload::Raw, false)
+}
+
+#[test]
+fn a_smaller_hop_that_only_the_kernel_knows_is_found_by_what_it_refuses() -> Result<()> {
+    a_stream_goes_on(Offload::On, true)
 }
 
 #[test]

@@ -21,4 +21,4 @@ mod settings;
 mod shared;
 mod sysctl;
 #[cfg(test)]
-mod testnet;
+pub(crate) mod testnet;

@@ -16,7 +16,7 @@ use super::netlink::Netlink;
 pub(super) const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// Runs a test in a fresh network namespace, or prints why it is skipped.
-pub(super) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
+pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: making network namespaces wants root");
         return;
@@ -111,7 +111,7 @@ impl Netlink {
         self.handle.link().set(link).execute().await.unwrap();
     }
 
-    pub(super) async fn set_attribute(&self, name: &str, attribute: LinkAttribute) {
+    pub(crate) async fn set_attribute(&self, name: &str, attribute: LinkAttribute) {
         let link = LinkUnspec::new_with_index(self.index(name).await).append_extra_attribute(attribute);
         self.handle.link().set(link.build()).execute().await.unwrap();
     }

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
@@ -37,7 +37,14 @@ pub struct UdpCarrier {
     dont_fragment: Option<bool>,
     /// What it is seen to deliver.
     sight: Sight,
+    /// The kernel refused something as larger than the path, which was not told yet.
+    too_large: bool,
+    /// When that was told last.
+    told: Option<Instant>,
 }
+
+/// Least time between two tales of a smaller path: whoever is to ignore that (`forcemtu`) meets it all the time.
+const TELL: Duration = Duration::from_millis(100);
 
 impl UdpCarrier {
     /// Makes `socket` ready: not blocking, `UDP_GRO`, a large receive buffer.
@@ -57,7 +64,15 @@ impl UdpCarrier {
             tracing::debug!("receive buffer: {error}");
         }
         let inode = rustix::fs::fstat(&socket)?.st_ino;
-        Ok(Self { socket, inode, losses: 0, dont_fragment: None, sight: Sight::new(Instant::now()) })
+        Ok(Self {
+            socket,
+            inode,
+            losses: 0,
+            dont_fragment: None,
+            sight: Sight::new(Instant::now()),
+            too_large: false,
+            told: None,
+        })
     }
 
     /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
@@ -69,6 +84,15 @@ impl UdpCarrier {
     /// Whether most datagrams come alone, and so many that AF_XDP is the better door.
     pub fn sees_single_frames(&mut self, now: Instant) -> bool {
         self.sight.shows_single_frames(now)
+    }
+
+    /// Whether the kernel has refused something as larger than the path: it knows what no ICMP error has told this socket.
+    pub fn met_smaller_path(&mut self, now: Instant) -> bool {
+        let tells = self.too_large && self.told.is_none_or(|told| now.duration_since(told) >= TELL);
+        if tells {
+            (self.too_large, self.told) = (false, Some(now));
+        }
+        tells
     }
 
     /// Forbids to cut what is sent: to routers, by DF, and to this host, which refuses then what the path does not take.
@@ -149,6 +173,7 @@ impl Door for UdpCarrier {
             // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
             // The kernel's IP then fragments each, but none with DF, and no segments.
             Err(Errno::EMSGSIZE | Errno::EINVAL) => {
+                self.too_large = true;
                 self.set_dont_fragment(route.to, false);
                 let alone =
                     |datagram: &&[IoSlice<'_>]| self.send_parts(route.to, route.marks, datagram, of_one).is_ok();

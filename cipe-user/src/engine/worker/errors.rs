@@ -32,8 +32,8 @@ impl Worker {
                 }
             }
         }
-        if let Some(peer) = tunnel.peer.filter(|_| too_large) {
-            self.next_hops.look_again(peer.ip());
+        if let Some(target) = tunnel.target().filter(|_| too_large) {
+            self.next_hops.look_again(target.ip());
         }
         if let Some(errno) = other {
             let peer = tunnel.peer.map_or("the peer".to_owned(), |peer| peer.to_string());

@@ -41,6 +41,11 @@ impl Worker {
                     (0, verdict)
                 }
             };
+            if tunnel.udp.met_smaller_path(self.now)
+                && let Some(target) = tunnel.target()
+            {
+                self.next_hops.look_again(target.ip());
+            }
             let (sent, refused) = octets.split_at(sent);
             sent.iter().for_each(|octets| count(tunnel, *octets, kind));
             tunnel.counters.count_all(verdict, refused.len() as u64);

@@ -1,11 +1,13 @@
 //! A UDP door against a plain socket on the loopback.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netlink_packet_route::link::LinkAttribute;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
 use super::super::{Inbox, Sealed, losses};
 use super::*;
+use crate::kernel::testnet::in_namespace;
 use crate::xsk::UmemConfig;
 
 /// A door, what a worker lends it, and a socket that is connected to it.
@@ -19,8 +21,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let carrier = UdpCarrier::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap();
+        Self::at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    fn at(address: IpAddr) -> Self {
+        let sender = UdpSocket::bind((address, 0)).unwrap();
+        let carrier = UdpCarrier::new(UdpSocket::bind((address, 0)).unwrap()).unwrap();
         sender.connect(carrier.socket.local_addr().unwrap()).unwrap();
         let (umem, pool) = Umem::new(UmemConfig { frames: 128, ..UmemConfig::default() }).unwrap();
         Self { sender, carrier, umem, pool, inbox: Inbox::new() }
@@ -44,7 +50,7 @@ impl Bench {
     /// Sends datagrams of these lengths as one group.
     fn send(&mut self, lengths: &[usize], relayed: Option<[u8; 10]>) -> usize {
         let to = self.sender.local_addr().unwrap();
-        let marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
+        let marks = Marks { tos: 0, ttl: 64, dont_fragment: true };
         let group = lengths.iter().map(|len| {
             let mut frame = self.pool.take().unwrap();
             let datagram = FRESH..FRESH + len;
@@ -125,4 +131,43 @@ fn a_full_inbox_says_that_there_may_be_more() {
     }
     assert_eq!(bench.receive().unwrap(), ((1..MORE).map(Ok).collect(), true));
     assert_eq!(bench.receive().unwrap(), (vec![Ok(MORE)], false));
+}
+
+#[test]
+fn what_is_larger_than_the_path_goes_in_fragments_and_is_told_of() {
+    in_namespace(|netlink| async move {
+        netlink.set_attribute("lo", LinkAttribute::Mtu(1300)).await;
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let mut bench = Bench::at(address);
+            let start = Instant::now();
+            assert_eq!(bench.send(&[1200, 1200, 16], None), 3);
+            assert!(!bench.carrier.met_smaller_path(start), "it fits {address}");
+            for lengths in [&[1400][..], &[1400, 1400, 16]] {
+                assert_eq!(bench.send(lengths, None), lengths.len(), "{address}");
+            }
+            assert!(bench.carrier.met_smaller_path(start));
+            assert!(!bench.carrier.met_smaller_path(start + TELL), "told once");
+            for len in [1200, 1200, 16, 1400, 1400, 1400, 16] {
+                assert_eq!(bench.sender.recv(&mut [0; 2000]).unwrap(), len);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_came_in_fragments_is_marked() {
+    in_namespace(|netlink| async move {
+        netlink.set_attribute("lo", LinkAttribute::Mtu(1300)).await;
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let Bench { sender, mut carrier, umem, mut pool, mut inbox } = Bench::at(address);
+            for len in [100, 1400, 200] {
+                sender.send(&vec![0; len]).unwrap();
+            }
+            let mut arrivals = Vec::new();
+            let mut room = Room { umem: &umem, pool: &mut pool, inbox: &mut inbox };
+            carrier.receive(&mut room, &mut arrivals).unwrap();
+            let joined: Vec<bool> = arrivals.iter().map(|arrival| arrival.was_joined).collect();
+            assert_eq!(joined, [false, true, false], "{address}");
+        }
+    });
 }
