@@ -3,11 +3,16 @@
 //! All decisions about events are [`Session`]'s; this carries them out. If the engine dies, the interface stays and
 //! drops everything (fail closed) until a new engine has taken it over.
 
+mod reload;
+mod revive;
+mod waiting;
+mod whereabouts;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use rand::SeedableRng;
@@ -18,20 +23,18 @@ use zeroize::Zeroizing;
 
 use super::attach::{AttachError, Attached, Place, attach};
 use super::exchange::Now;
-use super::options::{self, Draft, Mistake, Options, Severity, Sources};
+use super::options::{Draft, Options, Sources};
 use super::peer_name::PeerName;
 use super::scripts::{self, Facts};
 use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
 use super::socks;
 use crate::control::client::Client;
 use crate::control::launch::Launch;
-use crate::control::protocol::{Event, Request};
+use crate::control::protocol::Request;
 use crate::control::run_dir::RunDir;
+use waiting::Woken;
+use whereabouts::first_relay;
 
-/// The first wait before a dead engine is started again; doubled each time.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
-/// The longest such wait.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
 /// Attempts to attach at the start, where the engine may be about to end for want of tunnels.
 const FIRST_ATTEMPTS: u32 = 3;
 
@@ -102,16 +105,6 @@ struct Daemon {
     relay: Option<socks::Relay>,
     /// Where that relays datagrams now.
     relay_at: Option<SocketAddr>,
-}
-
-/// What woke the loop.
-enum Woken {
-    Event(Option<Event>),
-    Wish(Option<Wish>),
-    Timer,
-    ScriptEnded,
-    Relay(socks::News),
-    Resolved(Result<SocketAddr, Mistake>),
 }
 
 type Script = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -204,52 +197,6 @@ impl Daemon {
         }
     }
 
-    async fn wait(&mut self, wishes: &mut mpsc::Receiver<Wish>, script: Option<&mut Script>) -> Woken {
-        let deadline = self.session.deadline().map(|at| self.clock.start + at);
-        let timer = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        let script = async {
-            match script {
-                Some(script) => script.await,
-                None => std::future::pending().await,
-            }
-        };
-        let event = async {
-            match &mut self.engine {
-                Some(engine) => engine.receive().await,
-                None => std::future::pending().await,
-            }
-        };
-        let relay = async {
-            match &mut self.relay {
-                Some(relay) => relay.news().await,
-                None => std::future::pending().await,
-            }
-        };
-        let resolved = async {
-            match &mut self.peer_name {
-                Some(name) => name.answer().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            wish = wishes.recv() => Woken::Wish(wish),
-            news = relay => Woken::Relay(news),
-            answer = resolved => Woken::Resolved(answer),
-            event = event => Woken::Event(event.unwrap_or_else(|error| {
-                tracing::error!("{}: {error}", self.facts.device);
-                None
-            })),
-            () = timer => Woken::Timer,
-            () = script => Woken::ScriptEnded,
-        }
-    }
-
     fn carry_out(&mut self, steps: Vec<Step>) -> Option<End> {
         for step in steps {
             let device = &self.facts.device;
@@ -283,122 +230,6 @@ impl Daemon {
         }
     }
 
-    /// Takes up a relay of the SOCKS5 server, or its loss, which is an error of the network.
-    fn relayed(&mut self, news: socks::News) -> Vec<Step> {
-        let device = &self.facts.device;
-        let (relay, steps) = match news {
-            socks::News::Relay(relay) => {
-                tracing::info!("{device}: the SOCKS5 server relays at {relay}");
-                (Some(relay), Vec::new())
-            }
-            socks::News::Lost(error) => (None, self.session.network_error(&error.to_string())),
-        };
-        self.relay_at = relay;
-        self.send(&Request::SetRelay { relay });
-        steps
-    }
-
-    /// Goes where the peer's name leads now. Where it leads to the same host, its port may well have been learned.
-    fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) {
-        let (device, Some(name)) = (&self.facts.device, &self.peer_name) else { return };
-        match answer {
-            Ok(peer) if peer.ip() != self.peer.ip() => {
-                tracing::info!("{device}: {} is at {peer} now", name.text());
-                self.send(&Request::SetPeer { peer });
-            }
-            Ok(peer) => tracing::debug!("{device}: {} is still at {peer}", name.text()),
-            Err(mistake) => tracing::warn!("{device}: {}; the peer stays at {}", mistake.what, self.peer),
-        }
-    }
-
-    /// Starts the engine again and attaches, with growing waits in between, until it works or the operator stops us.
-    async fn revive(&mut self, wishes: &mut mpsc::Receiver<Wish>) -> Option<End> {
-        let device = self.facts.device.clone();
-        tracing::error!("{device}: the engine has gone; the interface drops all traffic until it is back");
-        let mut back_off = FIRST_BACK_OFF;
-        loop {
-            let attached = attach(&self.setup, self.place());
-            tokio::select! {
-                biased;
-                wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
-                outcome = attached => match outcome {
-                    Ok(Attached { engine, me, .. }) => {
-                        if me != self.facts.me {
-                            tracing::info!("{device}: changing my address: {me}");
-                            self.facts.me = me;
-                        }
-                        tracing::info!("{device}: the engine is back; keys are exchanged anew");
-                        self.session.start_over();
-                        self.engine = Some(engine);
-                        if self.relay.is_some() {
-                            self.send(&Request::SetRelay { relay: self.relay_at });
-                        }
-                        return None;
-                    }
-                    Err(error) => tracing::warn!("{device}: {error}; next attempt in {back_off:?}"),
-                },
-            }
-            let pause = Instant::now() + back_off;
-            loop {
-                tokio::select! {
-                    biased;
-                    wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
-                    () = tokio::time::sleep_until(pause) => break,
-                }
-            }
-            back_off = (back_off * 2).min(LONGEST_BACK_OFF);
-        }
-    }
-
-    /// Where the tunnel is now, for the next engine. A port that the system picked is kept, since the peer knows it.
-    fn place(&self) -> Place {
-        let configured = self.setup.options.me.address;
-        let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
-        let me = SocketAddr::new(configured.ip(), port);
-        let device = Some(self.facts.device.clone());
-        Place { device, me, peer: self.peer, send_packets: self.session.send_packets() }
-    }
-
-    fn wish_without_engine(&mut self, wish: Option<Wish>) -> Option<End> {
-        match wish {
-            Some(Wish::Reload) => {
-                self.reload();
-                None
-            }
-            Some(Wish::Stop) | None => Some(End::Asked("asked to stop".to_owned())),
-        }
-    }
-
-    /// Reads the options again and applies what can be applied; says what could not.
-    fn reload(&mut self) {
-        let device = self.facts.device.clone();
-        let (draft, problems) = options::load(&self.setup.sources);
-        let (options, problems) = options::settle(&draft, problems);
-        for problem in &problems {
-            match problem.severity {
-                Severity::Error => tracing::error!("{device}: {problem}"),
-                Severity::Warning => tracing::warn!("{device}: {problem}"),
-            }
-        }
-        let Some(options) = options else {
-            tracing::error!("{device}: options not applied; the tunnel goes on with those it has");
-            return;
-        };
-        let (applied, kept): (Vec<_>, Vec<_>) =
-            draft.changes(&self.setup.draft).into_iter().partition(|name| LIVE.contains(name));
-        let running = &mut self.setup.options;
-        running.ping = options.ping;
-        running.toping = options.toping;
-        running.maxerr = options.maxerr;
-        running.tokxts = options.tokxts;
-        running.ipdown = options.ipdown;
-        running.arg = options.arg.clone();
-        self.facts.arg = options.arg;
-        self.session.reload(running, self.clock.now());
-        let list = |names: Vec<&str>| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
-        tracing::info!("{device}: options read again; applied: {}; needs a restart: {}", list(applied), list(kept));
-    }
-
     async fn stop(&mut self, ended: &End) {
         let device = self.facts.device.clone();
         match ended {
@@ -417,20 +248,6 @@ impl Daemon {
         // Closing the connection ends the tunnel.
         self.engine = None;
         tracing::info!("{device}: down");
-    }
-}
-
-/// Options that a running tunnel takes over. The new `ipup` and `arg` are for the scripts to come.
-const LIVE: &[&str] = &["ping", "toping", "maxerr", "tokxts", "ipdown", "arg"];
-
-/// Asks the SOCKS5 server, if there is one, before anything is made.
-async fn first_relay(options: &Options) -> anyhow::Result<Option<(socks::Relay, SocketAddr)>> {
-    let Some((server, _)) = &options.socks else { return Ok(None) };
-    let credentials = socks::Credentials::of_environment().map_err(anyhow::Error::msg)?;
-    let mut relay = socks::Relay::follow(server.clone(), credentials);
-    match relay.news().await {
-        socks::News::Relay(at) => Ok(Some((relay, at))),
-        socks::News::Lost(error) => Err(error.into()),
     }
 }
 

@@ -3,14 +3,15 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::ciped::options::Program;
-use crate::control::protocol::{Attach, KeyOctets, Request, VERSION, Wanted};
+use crate::ciped::options::{self, Program};
+use crate::control::protocol::{Attach, Event, KeyOctets, Request, VERSION, Wanted};
 use crate::control::server::{Connection, Server};
 
 /// A directory for sockets and scripts, and an engine that listens in it.

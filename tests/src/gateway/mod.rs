@@ -1,25 +1,30 @@
 //! A daemon in a namespace, started from a real option file, and what can be asked of it.
 
+mod binary;
+mod pair;
+
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::Signal;
 
+use crate::SOON;
 use crate::log::{Line, Log};
 use crate::namespace::Namespace;
 use crate::options::Options;
 use crate::process::{self, BpfObjects};
 use crate::status::Status;
 use crate::topology::{Side, Topology};
-use crate::{SOON, ping};
+
+pub use binary::{binary, use_binary};
+pub use pair::Pair;
 
 /// Which daemon, by the name it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,50 +51,6 @@ impl Daemon {
             Self::Idea => "cipci0",
         }
     }
-}
-
-static BINARY: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-
-/// Uses this `cipe` binary from now on; has no effect once one is in use.
-///
-/// # Errors
-/// A path that leads nowhere.
-pub fn use_binary(path: &Path) -> Result<()> {
-    let path = fs::canonicalize(path).with_context(|| format!("{}", path.display()))?;
-    BINARY.get_or_init(|| Ok(path));
-    Ok(())
-}
-
-/// The `cipe` binary in use: by default `CIPE_BIN`, or the one of this program's own build, brought up to date first if
-/// cargo runs us.
-///
-/// # Errors
-/// A build that fails, or no binary.
-pub fn binary() -> Result<&'static Path> {
-    let found = BINARY.get_or_init(|| find_binary().map_err(|error| format!("{error:#}")));
-    found.as_deref().map_err(|error| anyhow!("{error}"))
-}
-
-fn find_binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("CIPE_BIN") {
-        return fs::canonicalize(&path).with_context(|| format!("CIPE_BIN={}", path.display()));
-    }
-    let this = std::env::current_exe()?;
-    // A test stands in target/PROFILE/deps, a program in target/PROFILE.
-    let profile =
-        this.ancestors().skip(1).find(|dir| !dir.ends_with("deps")).context("a program stands in a folder")?;
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--package", "cipe-user", "--bin", "cipe"]);
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        if !build.status()?.success() {
-            bail!("cargo build --package cipe-user --bin cipe failed");
-        }
-    }
-    let path = profile.join("cipe");
-    fs::canonicalize(&path).with_context(|| format!("{}: build it or set CIPE_BIN", path.display()))
 }
 
 /// A running daemon, with the engine that it has started. Dropping it stops it.
@@ -389,66 +350,4 @@ impl Drop for Gateway {
 fn process_handle(pid: u32) -> Result<rustix::fd::OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).context("a child has a number")?;
     Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
-}
-
-/// Both gateways of a topology.
-pub struct Pair {
-    /// Side A.
-    pub a: Gateway,
-    /// Side B.
-    pub b: Gateway,
-}
-
-impl Pair {
-    /// Starts both from the options that `change` makes of the usual ones, and waits until both are up.
-    ///
-    /// # Errors
-    /// What [`Gateway::start`] and [`Gateway::wait_up`] say.
-    pub fn start(net: &Topology, daemon: Daemon, change: impl Fn(Side, Options) -> Options) -> Result<Self> {
-        let start = |side| Gateway::start(net, side, daemon, &change(side, Options::of(side)));
-        let mut pair = Self { a: start(Side::A)?, b: start(Side::B)? };
-        pair.a.wait_up()?;
-        pair.b.wait_up()?;
-        Ok(pair)
-    }
-
-    /// Pings from LAN to LAN, in both directions, until both ends have dynamic keys for both directions.
-    ///
-    /// # Errors
-    /// Logs and counters, if that takes longer than [`SOON`].
-    pub fn wait_for_keys(&self, net: &Topology) -> Result<()> {
-        let deadline = Instant::now() + SOON;
-        loop {
-            // The exchange is driven by packets: every round sends one each way and waits for its answer.
-            for side in [Side::A, Side::B] {
-                let one = ping::Plan { timeout: Duration::from_millis(500), ..ping::Plan::count(1) };
-                ping::run(net.lan(side), side.other().host(), &one)?;
-            }
-            let (a, b) = (self.a.status()?, self.b.status()?);
-            if [&a, &b].iter().all(|status| status.has_key("send") && status.has_key("receive")) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let logs = format!("{}\n{}", self.a.log.text(), self.b.log.text());
-                bail!("no dynamic keys after {SOON:?}\nA: {a:?}\nB: {b:?}\n{logs}");
-            }
-        }
-    }
-
-    /// The gateway of a side.
-    pub fn of(&self, side: Side) -> &Gateway {
-        match side {
-            Side::A => &self.a,
-            Side::B => &self.b,
-        }
-    }
-
-    /// Stops both at the same time and returns how they ended.
-    ///
-    /// # Errors
-    /// What [`Gateway::stop`] says.
-    pub fn stop(self) -> Result<[ExitStatus; 2]> {
-        process::signal(self.b.pid(), Signal::TERM)?;
-        Ok([self.a.stop()?, self.b.stop()?])
-    }
 }

@@ -1,0 +1,77 @@
+//! A dead engine is started again, and the tunnel is where it was.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Daemon, Wish};
+use crate::ciped::attach::{Attached, Place, attach};
+use crate::ciped::session::End;
+use crate::control::protocol::Request;
+
+/// The first wait before a dead engine is started again; doubled each time.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+/// The longest such wait.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Starts the engine again and attaches, with growing waits in between, until it works or the operator stops us.
+    pub(super) async fn revive(&mut self, wishes: &mut mpsc::Receiver<Wish>) -> Option<End> {
+        let device = self.facts.device.clone();
+        tracing::error!("{device}: the engine has gone; the interface drops all traffic until it is back");
+        let mut back_off = FIRST_BACK_OFF;
+        loop {
+            let attached = attach(&self.setup, self.place());
+            tokio::select! {
+                biased;
+                wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
+                outcome = attached => match outcome {
+                    Ok(Attached { engine, me, .. }) => {
+                        if me != self.facts.me {
+                            tracing::info!("{device}: changing my address: {me}");
+                            self.facts.me = me;
+                        }
+                        tracing::info!("{device}: the engine is back; keys are exchanged anew");
+                        self.session.start_over();
+                        self.engine = Some(engine);
+                        if self.relay.is_some() {
+                            self.send(&Request::SetRelay { relay: self.relay_at });
+                        }
+                        return None;
+                    }
+                    Err(error) => tracing::warn!("{device}: {error}; next attempt in {back_off:?}"),
+                },
+            }
+            let pause = Instant::now() + back_off;
+            loop {
+                tokio::select! {
+                    biased;
+                    wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
+                    () = tokio::time::sleep_until(pause) => break,
+                }
+            }
+            back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+        }
+    }
+
+    /// Where the tunnel is now, for the next engine. A port that the system picked is kept, since the peer knows it.
+    fn place(&self) -> Place {
+        let configured = self.setup.options.me.address;
+        let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
+        let me = SocketAddr::new(configured.ip(), port);
+        let device = Some(self.facts.device.clone());
+        Place { device, me, peer: self.peer, send_packets: self.session.send_packets() }
+    }
+
+    fn wish_without_engine(&mut self, wish: Option<Wish>) -> Option<End> {
+        match wish {
+            Some(Wish::Reload) => {
+                self.reload();
+                None
+            }
+            Some(Wish::Stop) | None => Some(End::Asked("asked to stop".to_owned())),
+        }
+    }
+}

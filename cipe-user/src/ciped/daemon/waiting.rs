@@ -1,0 +1,69 @@
+//! What a daemon waits for: whatever comes first.
+
+use std::net::SocketAddr;
+
+use tokio::sync::mpsc;
+
+use super::{Daemon, Script, Wish};
+use crate::ciped::options::Mistake;
+use crate::ciped::socks;
+use crate::control::protocol::Event;
+
+/// What woke the loop.
+pub(super) enum Woken {
+    Event(Option<Event>),
+    Wish(Option<Wish>),
+    Timer,
+    ScriptEnded,
+    Relay(socks::News),
+    Resolved(Result<SocketAddr, Mistake>),
+}
+
+impl Daemon {
+    /// Waits for one thing; of several that are there, for the operator's wish first.
+    pub(super) async fn wait(&mut self, wishes: &mut mpsc::Receiver<Wish>, script: Option<&mut Script>) -> Woken {
+        let deadline = self.session.deadline().map(|at| self.clock.start + at);
+        let timer = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let script = async {
+            match script {
+                Some(script) => script.await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = async {
+            match &mut self.engine {
+                Some(engine) => engine.receive().await,
+                None => std::future::pending().await,
+            }
+        };
+        let relay = async {
+            match &mut self.relay {
+                Some(relay) => relay.news().await,
+                None => std::future::pending().await,
+            }
+        };
+        let resolved = async {
+            match &mut self.peer_name {
+                Some(name) => name.answer().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            wish = wishes.recv() => Woken::Wish(wish),
+            news = relay => Woken::Relay(news),
+            answer = resolved => Woken::Resolved(answer),
+            event = event => Woken::Event(event.unwrap_or_else(|error| {
+                tracing::error!("{}: {error}", self.facts.device);
+                None
+            })),
+            () = timer => Woken::Timer,
+            () = script => Woken::ScriptEnded,
+        }
+    }
+}
