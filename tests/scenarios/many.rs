@@ -2,9 +2,8 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use cipe_tests::fleet::{Cipher, Fleet, Keys, inner};
 use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
@@ -14,18 +13,6 @@ use socket2::{Domain, Socket, Type};
 
 /// Devices of a gateway without tunnels.
 const NONE: [&str; 3] = ["lo", "lan0", "wire0"];
-
-fn wait_for_devices(namespace: &Namespace, wanted: &[&str]) -> Result<()> {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let devices = namespace.devices()?;
-        if devices == wanted {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{devices:?}, and not {wanted:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// A socket that gets what comes in by one device only.
 fn receiver(namespace: &Namespace, device: &str) -> Result<UdpSocket> {
@@ -120,7 +107,7 @@ fn tunnels_come_and_go_and_leave_nothing() -> Result<()> {
         // Those in between go on while their neighbours go.
         fleet.attach(0..10)?;
         fleet.detach(0..20);
-        wait_for_devices(namespace, &NONE).with_context(|| format!("round {round}"))?;
+        namespace.wait_for_devices(&NONE).with_context(|| format!("round {round}"))?;
         assert_eq!(fleet.verdicts()?.len(), 0);
     }
     Ok(())
@@ -139,11 +126,11 @@ fn an_operator_who_deletes_a_hub_ends_its_tunnels_and_the_next_one_gets_another(
     for number in 0..3 {
         fleet.wait_for(number, "device-down")?;
     }
-    wait_for_devices(namespace, &NONE)?;
+    namespace.wait_for_devices(&NONE)?;
     fleet.attach(3..4)?;
     assert!(namespace.devices()?.iter().any(|name| name == fleet.device(3).unwrap_or_default()));
     fleet.detach(0..4);
-    wait_for_devices(namespace, &NONE)
+    namespace.wait_for_devices(&NONE)
 }
 
 #[test]
@@ -164,9 +151,9 @@ fn an_engine_keeps_the_devices_that_a_dead_one_left_for_daemons_that_live() -> R
     assert_eq!(second.device(3)?, "cipcb3", "it shares the hub of the others");
     second.detach(0..4);
     let others: Vec<&str> = left.iter().map(String::as_str).filter(|name| *name != "cipcb0").collect();
-    wait_for_devices(namespace, &others)?;
+    namespace.wait_for_devices(&others)?;
     second.attach_as(1, Some("cipcb1"))?;
     second.attach_as(2, Some("cipcb2"))?;
     second.detach(0..4);
-    wait_for_devices(namespace, &NONE)
+    namespace.wait_for_devices(&NONE)
 }

@@ -6,9 +6,9 @@ use std::io::Read;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use crate::topology::{Side, Topology};
-use crate::{SOON, gateway};
+use crate::{SOON, gateway, process};
 
 /// MTU of the tunnels: a UDP payload of 1400 octets goes in one piece.
 const MTU: usize = 1428;
@@ -105,19 +105,18 @@ impl Fleet {
         let namespace = net.gw(side);
         let mut command = namespace.command(gateway::binary()?);
         command.args(["engine", "--stay"]).env("CIPE_RUN_DIR", &base).stdin(Stdio::null());
+        // As to systemd, the engine says to us that it listens.
+        let told = net.directory().join(format!("fleet{}.up", side.letter()));
+        let _ = std::fs::remove_file(&told);
+        let up = UnixDatagram::bind(&told)?;
+        command.env("NOTIFY_SOCKET", &told);
         let engine = command.stdout(output.try_clone()?).stderr(output).spawn()?;
         let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(namespace.path())?);
         let socket = base.join(format!("net-{inode}/control"));
         let modes = ("auto".to_owned(), "auto".to_owned());
-        let mut end = Self { side, cipher, modes, engine, socket, log, connections: BTreeMap::new() };
-        let deadline = Instant::now() + SOON;
-        while end.connect().is_err() {
-            if let Some(status) = end.engine.try_wait()? {
-                bail!("the engine ended with {status}\n{}", end.log());
-            }
-            ensure!(Instant::now() < deadline, "no engine after {SOON:?}\n{}", end.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let end = Self { side, cipher, modes, engine, socket, log, connections: BTreeMap::new() };
+        let said = process::wait_for_either(&up, end.engine(), SOON)?;
+        ensure!(said, "the engine does not listen\n{}", end.log());
         Ok(end)
     }
 

@@ -6,9 +6,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use rustix::fd::AsFd;
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -124,6 +128,32 @@ impl Namespace {
     pub fn devices(&self) -> Result<Vec<String>> {
         let links: Vec<serde_json::Value> = serde_json::from_str(&self.ip(&["-j", "link", "show"])?)?;
         Ok(links.iter().filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// Waits until there are these network devices and no others.
+    ///
+    /// # Errors
+    /// Those that there are after [`SOON`].
+    pub fn wait_for_devices(&self, wanted: &[&str]) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        // Heard before the first look, so that nothing is missed between the looks.
+        let changes = self.run(|| -> Result<OwnedFd> {
+            let (kind, flags) = (SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+            // Without a protocol it is NETLINK_ROUTE.
+            let socket = socket_with(AddressFamily::NETLINK, kind, flags, None)?;
+            rustix::net::bind(&socket, &SocketAddrNetlink::new(0, libc::RTMGRP_LINK as u32))?;
+            Ok(socket)
+        })?;
+        loop {
+            let devices = self.devices()?;
+            if devices == wanted {
+                return Ok(());
+            }
+            ensure!(process::wait_readable(&changes, deadline)?, "{devices:?}, and not {wanted:?}");
+            // What they say does not matter, not even that some were lost.
+            let mut news = [0; 4096];
+            while matches!(recv(&changes, &mut news, RecvFlags::empty()), Ok(_) | Err(Errno::NOBUFS)) {}
+        }
     }
 
     /// Hardware address of a device.

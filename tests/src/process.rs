@@ -15,17 +15,32 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// # Errors
 /// What poll(2) reports, interruptions aside.
 pub fn wait_readable(fd: impl AsFd, deadline: Instant) -> io::Result<bool> {
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll_until(&mut [PollFd::new(&fd, PollFlags::IN)], deadline)
+}
+
+fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut fds, Some(&timeout)) {
+        match poll(fds, Some(&timeout)) {
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Waits for something to read, and says whether it came; not, if `pid` ended before, or after that time.
+///
+/// # Errors
+/// As [`wait_readable`], or a process that was never there.
+pub fn wait_for_either(fd: impl AsFd, pid: u32, within: Duration) -> Result<bool> {
+    let gone = open(pid).with_context(|| format!("process {pid}"))?;
+    let deadline = Instant::now() + within;
+    let mut fds = [PollFd::new(&fd, PollFlags::IN), PollFd::new(&gone, PollFlags::IN)];
+    poll_until(&mut fds, deadline)?;
+    Ok(!fds[0].revents().is_empty())
 }
 
 /// Waits until `pid` has ended (a zombie has); true at once if there is no such process.

@@ -88,7 +88,11 @@ pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
     };
     if options.debug {
         logging::init(Destination::Stderr { verbose: true });
-        serve(sources, draft, options, &problems, || {})?;
+        serve(sources, draft, options, &problems, || {
+            if let Err(error) = Readiness::Service.up() {
+                tracing::warn!("systemd was not told that the tunnel is up: {error}");
+            }
+        })?;
     } else if args.launched {
         return launched(sources, draft, options, &problems);
     } else {

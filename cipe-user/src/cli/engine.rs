@@ -40,12 +40,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     if !args.launched {
         logging::init(Destination::Stderr { verbose: false });
-        run_engine(EngineOptions { stay: args.stay, run_dir, readiness: None })?;
+        run_engine(EngineOptions { stay: args.stay, run_dir, readiness: Readiness::Service })?;
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
     logging::init(Destination::Syslog { name: NAME, complain: false });
-    if let Err(error) = run_engine(EngineOptions { stay: args.stay, run_dir, readiness: Some(readiness) }) {
+    if let Err(error) = run_engine(EngineOptions { stay: args.stay, run_dir, readiness }) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));
         return Ok(ExitCode::FAILURE);

@@ -131,35 +131,43 @@ fn reap(mut child: Child) {
     }
 }
 
-/// The child's side: this process was started by [`launch`] and has not yet said that it is up.
+/// Who waits for this process to be up, and has not been told yet.
 #[derive(Debug)]
-pub struct Readiness {
-    _private: (),
+pub enum Readiness {
+    /// Whoever started it by [`launch`].
+    Launched,
+    /// systemd, if it runs it as a service of `Type=notify`; otherwise nobody.
+    Service,
 }
 
 impl Readiness {
-    /// Leaves the terminal and the starter's session.
+    /// Leaves the terminal and the starter's session, as a process that was started by [`launch`].
     ///
     /// # Errors
-    /// The process leads a group already, so it was not started by [`launch`].
+    /// The process leads a group already, so it was not started so.
     pub fn begin() -> io::Result<Self> {
         rustix::process::setsid()?;
         std::env::set_current_dir("/")?;
-        Ok(Self { _private: () })
+        Ok(Self::Launched)
     }
 
-    /// Says that this process is up, and lets go of stdout and stderr.
+    /// Says that this process is up. One that was launched lets go of stdout and stderr.
     ///
     /// # Errors
-    /// /dev/null cannot be opened.
+    /// /dev/null cannot be opened, or systemd does not listen.
     pub fn up(self) -> io::Result<()> {
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        // The starter may have been stopped meanwhile; that is no reason not to go on.
-        let mut stdout = io::stdout();
-        let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
-        rustix::stdio::dup2_stdout(&null)?;
-        rustix::stdio::dup2_stderr(&null)?;
-        Ok(())
+        match self {
+            Self::Service => sd_notify::notify(&[sd_notify::NotifyState::Ready]),
+            Self::Launched => {
+                let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+                // The starter may have been stopped meanwhile; that is no reason not to go on.
+                let mut stdout = io::stdout();
+                let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
+                rustix::stdio::dup2_stdout(&null)?;
+                rustix::stdio::dup2_stderr(&null)?;
+                Ok(())
+            }
+        }
     }
 }
 

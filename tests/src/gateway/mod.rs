@@ -168,32 +168,18 @@ impl Gateway {
     /// The daemon's log, if it ends before or takes longer than [`SOON`].
     pub fn wait_up(&mut self) -> Result<String> {
         use std::io::Read;
-        let deadline = Instant::now() + SOON;
-        let gone = process_handle(self.child.id())?;
-        loop {
-            let mut fds = [
-                rustix::event::PollFd::new(&self.up, rustix::event::PollFlags::IN),
-                rustix::event::PollFd::new(&gone, rustix::event::PollFlags::IN),
-            ];
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout =
-                rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            match rustix::event::poll(&mut fds, Some(&timeout)) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Ok(0) => bail!("{}: ip-up has not run after {SOON:?}; its log:\n{}", self.command, self.log.text()),
-                result => result?,
-            };
-            if !fds[0].revents().is_empty() {
-                let mut text = [0; 64];
-                let length = (&self.up).read(&mut text)?;
-                let device = String::from_utf8_lossy(&text[..length]).trim().to_owned();
-                self.device = Some(device.clone());
-                return Ok(device);
-            }
-            let status = self.child.wait()?;
-            self.log.wait_for_end(Duration::from_secs(1));
-            bail!("{}: ended with {status}; its log:\n{}", self.command, self.log.text());
+        if process::wait_for_either(&self.up, self.child.id(), SOON)? {
+            let mut text = [0; 64];
+            let length = (&self.up).read(&mut text)?;
+            let device = String::from_utf8_lossy(&text[..length]).trim().to_owned();
+            self.device = Some(device.clone());
+            return Ok(device);
         }
+        let Some(status) = self.child.try_wait()? else {
+            bail!("{}: ip-up has not run after {SOON:?}; its log:\n{}", self.command, self.log.text());
+        };
+        self.log.wait_for_end(Duration::from_secs(1));
+        bail!("{}: ended with {status}; its log:\n{}", self.command, self.log.text());
     }
 
     /// The daemon's process.
@@ -345,9 +331,4 @@ impl Drop for Gateway {
             eprintln!("{error:#}");
         }
     }
-}
-
-fn process_handle(pid: u32) -> Result<rustix::fd::OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).context("a child has a number")?;
-    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
 }

@@ -45,8 +45,8 @@ pub struct EngineOptions {
     pub stay: bool,
     /// Where the control socket is.
     pub run_dir: RunDir,
-    /// To be told when daemons can connect, if one of them started this engine.
-    pub readiness: Option<Readiness>,
+    /// To be told when daemons can connect.
+    pub readiness: Readiness,
 }
 
 /// UMEM frames of 4096 octets; memory is used as they are.
@@ -244,9 +244,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     // Set after a failed accept: the next one waits for a look at the clock, or for a connection to go.
     let mut accept_later = false;
     let mut last_moment: Option<Instant> = None;
-    if let Some(readiness) = options.readiness {
-        readiness.up()?;
-    }
+    options.readiness.up()?;
     let ended = loop {
         tokio::select! {
             connection = server.accept(), if !accept_later => match connection {
