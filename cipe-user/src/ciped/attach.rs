@@ -58,7 +58,8 @@ pub(super) async fn attach(setup: &Setup, place: Place) -> Result<Attached, Atta
             match engine.receive().await {
                 Ok(Some(Event::Attached { device, me, notes })) => break Ok((device, me, notes)),
                 Ok(Some(Event::Failed { message })) => break Err(AttachError::Refused(message)),
-                Ok(Some(Event::Notice { message })) => tracing::warn!("{message}"),
+                Ok(Some(Event::Notice { message, well: true })) => tracing::info!("{message}"),
+                Ok(Some(Event::Notice { message, well: false })) => tracing::warn!("{message}"),
                 Ok(Some(_)) => {}
                 Ok(None) => break Err(AttachError::Gone),
                 Err(error) => break Err(AttachError::Socket(error.to_string())),

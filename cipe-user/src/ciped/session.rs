@@ -160,7 +160,9 @@ impl<R: CryptoRng> Session<R> {
                 self.control(&Message::Ping(&[]), now),
             ],
             Event::NetworkError { message } => self.network_error(message),
-            Event::Notice { message } => vec![Step::Log(Level::Warning, message.clone())],
+            Event::Notice { message, well } => {
+                vec![Step::Log(if *well { Level::Info } else { Level::Warning }, message.clone())]
+            }
             Event::Failed { message } => {
                 vec![Step::Log(Level::Warning, format!("the engine refused a request: {message}"))]
             }

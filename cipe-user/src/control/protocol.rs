@@ -277,6 +277,9 @@ pub enum Event {
     Notice {
         /// One line.
         message: String,
+        /// Whether all is well with it. An engine that does not say so means that it is not.
+        #[serde(default)]
+        well: bool,
     },
     /// The interface was taken down or deleted.
     DeviceDown,

@@ -178,3 +178,12 @@ fn a_peer_that_does_not_answer_is_looked_up() {
     session.event(&Event::KeyWanted { reason: Wanted::NoSendKey }, at(20));
     assert!((21..60).any(|second| looks_up(&session.tick(at(second)))), "an unanswered NK_IND");
 }
+
+#[test]
+fn what_is_as_it_should_be_is_no_warning() {
+    for (well, expected) in [(true, Level::Info), (false, Level::Warning)] {
+        let event = Event::Notice { message: "wire0: native XDP".to_owned(), well };
+        let steps = session(1, "").event(&event, at(0));
+        assert!(matches!(&steps[..], [Step::Log(level, _)] if *level == expected), "{well}");
+    }
+}

@@ -216,10 +216,12 @@ impl Manager {
         if door == Door::Auto && card.superframes && !self.carriers.single_frames.contains(&ifindex) {
             return false;
         }
+        // Where the choice is ours, a device that AF_XDP was never made for is no fault of anybody's.
+        let as_expected = door == Door::Auto && card.kind != CardKind::Ethernet;
         match self.open_carrier(card, mode).await {
             Ok(mut carrier) => {
                 tracing::info!("{}", carrier.note);
-                self.notice(number, carrier.note.clone());
+                self.news(number, carrier.note.clone());
                 carrier.tunnels.insert(number);
                 self.carriers.open.insert(ifindex, carrier);
                 true
@@ -229,7 +231,8 @@ impl Manager {
                     tenant.refused = Some(ifindex);
                     self.refused.insert(ifindex);
                 }
-                self.notice(number, format!("{error:#}; sending by UDP socket"));
+                let message = format!("{error:#}; sending by UDP socket");
+                if as_expected { self.news(number, message) } else { self.notice(number, message) }
                 false
             }
         }
@@ -310,8 +313,13 @@ impl Manager {
         self.carriers.open.get(&ifindex).map(|carrier| carrier.note.as_str())
     }
 
-    /// Tells a tunnel's daemon something for its log.
+    /// Tells a tunnel's daemon something for its log that the operator should look at.
     pub(super) fn notice(&self, number: u16, message: String) {
-        self.tell(number, Event::Notice { message });
+        self.tell(number, Event::Notice { message, well: false });
+    }
+
+    /// Tells a tunnel's daemon something for its log that is as it should be.
+    fn news(&self, number: u16, message: String) {
+        self.tell(number, Event::Notice { message, well: true });
     }
 }
