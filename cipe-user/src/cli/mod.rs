@@ -12,6 +12,8 @@ mod engine;
 mod genkey;
 mod logging;
 mod show;
+mod status;
+mod top;
 mod vectors;
 
 use std::ffi::OsString;
@@ -38,12 +40,15 @@ const EXAMPLES: &str = "Examples:
   ciped-cb -o /etc/cipe/gateway-b           bring a tunnel up (Blowfish; ciped-ci for IDEA)
   ciped-cb -o /etc/cipe/gateway-b debug     the same in the foreground
   cipe show                                 tunnels, peers, keys, rates, counters
-  cipe show cipcb0 --json                   for scripts";
+  cipe show cipcb0 --json                   for scripts
+  cipe top                                  the same, live";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the tunnels of this network namespace.
     Show(show::Args),
+    /// Watch the tunnels of this network namespace: packets, bits and drops a second.
+    Top(top::Args),
     /// Say what option files mean and what is wrong with them, without starting anything.
     Check(check::Args),
     /// Look at this machine and say what would keep tunnels from working or being fast.
@@ -80,6 +85,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Show(args) => finish("cipe", show::run(args)),
+        Command::Top(args) => finish("cipe", top::run(args)),
         Command::Check(args) => finish("cipe", check::run(args)),
         Command::Doctor(args) => finish("cipe", doctor::run(args)),
         Command::Genkey => finish("cipe", genkey::run()),

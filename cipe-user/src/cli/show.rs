@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::control::client::{Client, ConnectError};
-use crate::control::protocol::{Cipher, Event, Request, Status};
-use crate::control::run_dir::RunDir;
+use super::status::{self, Rates, age, count, scaled};
+use crate::control::client::Client;
+use crate::control::protocol::{Cipher, Status};
 
-/// How long the engine may take to answer.
-const DEADLINE: Duration = Duration::from_secs(5);
 /// What rates are measured over.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -36,13 +34,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn show(args: Args) -> anyhow::Result<ExitCode> {
-    let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
-    let engine = match Client::connect(&run_dir) {
-        Ok(engine) => Some(engine),
-        Err(ConnectError::NotRunning { .. }) => None,
-        Err(error) => return Err(error.into()),
-    };
-    let Some(mut engine) = engine else {
+    let Some(mut engine) = status::connect()? else {
         if let Some(device) = args.device {
             bail!("no tunnel {device}; no engine runs in this network namespace; start it with ciped-cb or ciped-ci");
         }
@@ -64,44 +56,38 @@ async fn show(args: Args) -> anyhow::Result<ExitCode> {
     let seconds = start.elapsed().as_secs_f64();
     for status in &second {
         let before = first.iter().find(|before| before.device == status.device);
-        print!("{}", text(status, before.map(|before| (before, seconds))));
+        print!("{}", text(status, before.map(|before| Rates::between(before, status, seconds))));
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// The status of all tunnels, or of the one that was asked for.
 async fn query(engine: &mut Client, device: Option<&str>) -> anyhow::Result<Vec<Status>> {
-    engine.send(&Request::Status).context("the engine does not take requests; restart it")?;
-    let collect = async {
-        let mut all = Vec::new();
-        loop {
-            match engine.receive().await? {
-                Some(Event::Status(status)) => all.push(*status),
-                Some(Event::StatusEnd) => break Ok(all),
-                Some(Event::Failed { message }) => bail!("{message}"),
-                Some(_) => {}
-                None => bail!("the engine has gone; start it with ciped-cb or ciped-ci"),
-            }
-        }
-    };
-    let mut all = tokio::time::timeout(DEADLINE, collect).await.context("the engine does not answer; restart it")??;
+    let mut all = status::query(engine).await?;
     if let Some(device) = device {
         all.retain(|status| status.device == device);
         if all.is_empty() {
             bail!("no tunnel {device}; `cipe show` names those that there are");
         }
     }
-    all.sort_by(|a, b| a.device.cmp(&b.device));
     Ok(all)
 }
 
-fn text(status: &Status, before: Option<(&Status, f64)>) -> String {
+fn text(status: &Status, rates: Option<Rates>) -> String {
     let cipher = match status.cipher {
         Cipher::Blowfish => "blowfish",
         Cipher::Idea => "idea",
         Cipher::IdeaLittle => "idea, little-endian words",
     };
     let peer = status.peer.map_or_else(|| "not known yet".to_owned(), |peer| peer.to_string());
-    let keys = if status.keys.is_empty() { "none: NO ENCRYPTION".to_owned() } else { status.keys.join(", ") };
+    let key = |name: &String| match status.key_seconds.get(name).filter(|_| name != "static") {
+        Some(seconds) => format!("{name} ({})", age(*seconds)),
+        None => name.clone(),
+    };
+    let keys = match status.keys.iter().map(key).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "none: NO ENCRYPTION".to_owned(),
+        keys => keys,
+    };
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         // Writing to a String does not fail.
@@ -114,13 +100,13 @@ fn text(status: &Status, before: Option<(&Status, f64)>) -> String {
     for door in &status.doors {
         line("door", door);
     }
-    for (name, octets, verdict) in [("sent", status.octets.0, "sent"), ("received", status.octets.1, "delivered")] {
+    let (out, inward) = (rates.as_ref().map(|rates| rates.out), rates.as_ref().map(|rates| rates.inward));
+    for (name, octets, verdict, flow) in
+        [("sent", status.octets.0, "sent", out), ("received", status.octets.1, "delivered", inward)]
+    {
         let packets = count(status, verdict);
-        let rate = before.map_or_else(String::new, |(before, seconds)| {
-            let old_octets = if verdict == "sent" { before.octets.0 } else { before.octets.1 };
-            let bits = octets.saturating_sub(old_octets) as f64 * 8.0 / seconds;
-            let packet_rate = packets.saturating_sub(count(before, verdict)) as f64 / seconds;
-            format!("; now {}bit/s, {}packets/s", scaled(bits), scaled(packet_rate))
+        let rate = flow.map_or_else(String::new, |flow| {
+            format!("; now {}bit/s, {}packets/s", scaled(flow.bits), scaled(flow.packets))
         });
         line(name, &format!("{packets} packets, {}octets{rate}", scaled(octets as f64)));
     }
@@ -136,62 +122,20 @@ fn text(status: &Status, before: Option<(&Status, f64)>) -> String {
     format!("{}\n{text}", status.device)
 }
 
-fn count(status: &Status, verdict: &str) -> u64 {
-    status.verdicts.get(verdict).copied().unwrap_or_default()
-}
-
-/// A number with three digits and a decimal prefix, and a blank behind it.
-fn scaled(value: f64) -> String {
-    let mut value = value;
-    for prefix in ["", "k", "M", "G", "T"] {
-        if value < 999.5 {
-            let digits = if value >= 99.95 || prefix.is_empty() { 0 } else { 1 };
-            return format!("{value:.digits$} {prefix}");
-        }
-        value /= 1000.0;
-    }
-    format!("{value:.0} P")
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::status::example;
     use super::*;
-
-    fn status(octets: (u64, u64), sent: u64) -> Status {
-        Status {
-            device: "cipcb0".to_owned(),
-            cipher: Cipher::Blowfish,
-            me: "192.0.2.1:6789".parse().unwrap(),
-            peer: Some("192.0.2.2:6789".parse().unwrap()),
-            keys: vec!["static".to_owned(), "send".to_owned()],
-            verdicts: [("sent".to_owned(), sent), ("bad-crc".to_owned(), 3)].into(),
-            octets,
-            doors: vec!["wire0: native XDP".to_owned()],
-        }
-    }
 
     #[test]
     fn a_tunnel_is_a_few_lines() {
-        let (before, now) = (status((0, 0), 0), status((2_500_000, 0), 2000));
-        let text = text(&now, Some((&before, 2.0)));
+        let before = example("cipcb0", (0, 0), &[("bad-crc", 3)]);
+        let now = example("cipcb0", (2_500_000, 0), &[("sent", 2000), ("bad-crc", 3)]);
+        let text = text(&now, Some(Rates::between(&before, &now, 2.0)));
         let expected = "cipcb0\n  peer      192.0.2.2:6789\n  me        192.0.2.1:6789\n  cipher    blowfish\n  \
-                        keys      static, send\n  door      wire0: native XDP\n  \
+                        keys      static, send (12 s)\n  door      wire0: native XDP\n  \
                         sent      2000 packets, 2.5 Moctets; now 10.0 Mbit/s, 1.0 kpackets/s\n  \
                         received  0 packets, 0 octets; now 0 bit/s, 0 packets/s\n  other     bad-crc 3\n";
         assert_eq!(text, expected);
-    }
-
-    #[test]
-    fn numbers_have_three_digits() {
-        for (value, expected) in [
-            (0.0, "0 "),
-            (999.0, "999 "),
-            (999.6, "1.0 k"),
-            (12_345.0, "12.3 k"),
-            (123_456.0, "123 k"),
-            (9.4e9, "9.4 G"),
-        ] {
-            assert_eq!(scaled(value), expected);
-        }
     }
 }

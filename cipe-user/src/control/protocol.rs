@@ -302,6 +302,9 @@ pub struct Status {
     pub peer: Option<SocketAddr>,
     /// Key slots that hold a live key: `static`, `send`, `receive`, `previous`.
     pub keys: Vec<String>,
+    /// Seconds that each of them has been there.
+    #[serde(default)]
+    pub key_seconds: std::collections::BTreeMap<String, u64>,
     /// Packets by verdict, zeros left out.
     pub verdicts: std::collections::BTreeMap<String, u64>,
     /// Payload octets sent and delivered.

@@ -4,12 +4,14 @@
 //! There is one [`KeyWriter`] a map, and as many [`KeyReader`]s as there are workers; XDP reads `live` only.
 
 use std::{
+    collections::HashMap,
     io,
     os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering, fence},
     },
+    time::{Duration, Instant},
 };
 
 use cipe_common::maps::{KeySlot, Slot, key_index};
@@ -29,6 +31,8 @@ pub const KEY: usize = 16;
 pub struct KeyWriter {
     slots: Arc<SharedArray<WORDS>>,
     changes: Arc<AtomicU64>,
+    /// When each live key was written, by [`key_index`].
+    written: HashMap<u32, Instant>,
 }
 
 /// A reader of the key slots, for a worker. Clones are cheap and see the same memory.
@@ -44,7 +48,7 @@ impl KeyWriter {
     /// # Errors
     /// What mmap(2) answers.
     pub(super) fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
-        Ok(Self { slots: Arc::new(SharedArray::map(fd, len)?), changes: Arc::default() })
+        Ok(Self { slots: Arc::new(SharedArray::map(fd, len)?), changes: Arc::default(), written: HashMap::new() })
     }
 
     /// Slots of their own, for tests of those who read them.
@@ -75,6 +79,12 @@ impl KeyWriter {
     pub fn set(&mut self, tunnel: u32, slot: Slot, key: &[u8; KEY]) {
         let (low, high) = halves(key);
         self.write(tunnel, slot, [live_word(1), low, high]);
+        self.written.insert(key_index(tunnel, slot), Instant::now());
+    }
+
+    /// How long a slot has held its key; `None` for an empty one.
+    pub fn age(&self, tunnel: u32, slot: Slot) -> Option<Duration> {
+        Some(self.written.get(&key_index(tunnel, slot))?.elapsed())
     }
 
     /// Empties a slot; no octet of the key stays.
@@ -83,6 +93,7 @@ impl KeyWriter {
     /// If the table has no such tunnel.
     pub fn clear(&mut self, tunnel: u32, slot: Slot) {
         self.write(tunnel, slot, [0; 3]);
+        self.written.remove(&key_index(tunnel, slot));
     }
 
     /// Empties all slots of a tunnel.

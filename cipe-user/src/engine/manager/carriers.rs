@@ -232,7 +232,11 @@ impl Manager {
                     self.refused.insert(ifindex);
                 }
                 let message = format!("{error:#}; sending by UDP socket");
-                if as_expected { self.news(number, message) } else { self.notice(number, message) }
+                if as_expected {
+                    self.news(number, message)
+                } else {
+                    self.notice(number, message)
+                }
                 false
             }
         }

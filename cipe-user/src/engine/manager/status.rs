@@ -71,6 +71,7 @@ impl Manager {
         let slots =
             [(Slot::Static, "static"), (Slot::Send, "send"), (Slot::Receive, "receive"), (Slot::Previous, "previous")];
         let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
+        let age = |slot| self.keys.age(number.into(), slot).map(|age| age.as_secs());
         let mut doors = tenant.notes.clone();
         doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
         doors.extend(tenant.door.clone());
@@ -80,6 +81,7 @@ impl Manager {
             me: tenant.me,
             peer: tenant.peer,
             keys: slots.iter().filter(|(slot, _)| live(*slot)).map(|(_, name)| (*name).to_owned()).collect(),
+            key_seconds: slots.iter().filter_map(|(slot, name)| Some(((*name).to_owned(), age(*slot)?))).collect(),
             verdicts,
             octets: tenant.counters.octets(),
             doors,

@@ -60,6 +60,7 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
         me: "192.0.2.1:6789".parse().unwrap(),
         peer: None,
         keys: vec!["static".to_owned()],
+        key_seconds: Default::default(),
         verdicts: std::collections::BTreeMap::from([("sent".to_owned(), 1)]),
         octets: (1, 2),
         doors: vec!["x".repeat(200)],

@@ -1,0 +1,119 @@
+//! The terminal: drawn over and over, and given back as it was.
+
+use std::io::{self, BufWriter, Stdout, Write, stdout};
+use std::time::Instant;
+
+use crossterm::cursor::{Hide, MoveTo, Show};
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers, poll, read};
+use crossterm::execute;
+use crossterm::queue;
+use crossterm::style::{Attribute, Print, SetAttribute};
+use crossterm::terminal::{
+    Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
+};
+
+/// What whoever sits there wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// To see what there is now: the time has come.
+    Look,
+    /// To see the same again: another place, another size of the window.
+    Redraw,
+    /// To see it in another order.
+    Sort,
+    /// No more.
+    Quit,
+}
+
+/// The terminal while it is ours. When dropped, it is as it was.
+pub struct Screen {
+    out: BufWriter<Stdout>,
+    /// Tunnels scrolled out at the top.
+    scrolled: usize,
+    /// Lines that a page has room for, as last drawn.
+    page: usize,
+}
+
+impl Screen {
+    /// Takes the terminal over.
+    ///
+    /// # Errors
+    /// What the terminal refuses.
+    pub fn open() -> io::Result<Self> {
+        enable_raw_mode()?;
+        let mut screen = Self { out: BufWriter::new(stdout()), scrolled: 0, page: 1 };
+        execute!(screen.out, EnterAlternateScreen, Hide)?;
+        Ok(screen)
+    }
+
+    /// Draws a headline and a table, whose first line stays where the others scroll; `table` is told how wide it may be.
+    ///
+    /// # Errors
+    /// A terminal that has gone.
+    pub fn draw(&mut self, headline: &str, table: impl FnOnce(usize) -> Vec<String>) -> io::Result<()> {
+        let (width, height) = size()?;
+        let lines = table(width.into());
+        let (head, rows) = lines.split_first().map_or(("", &[][..]), |(head, rows)| (head.as_str(), rows));
+        self.page = usize::from(height).saturating_sub(2).max(1);
+        self.scrolled = self.scrolled.min(rows.len().saturating_sub(self.page));
+        let title: String = format!("cipe top: {headline}").chars().take(width.into()).collect();
+        queue!(self.out, MoveTo(0, 0), Print(title), Clear(ClearType::UntilNewLine))?;
+        queue!(self.out, MoveTo(0, 1), SetAttribute(Attribute::Reverse), Print(head), SetAttribute(Attribute::Reset))?;
+        queue!(self.out, Clear(ClearType::UntilNewLine))?;
+        for (row, line) in rows.iter().skip(self.scrolled).take(self.page).zip(2..) {
+            queue!(self.out, MoveTo(0, line), Print(row), Clear(ClearType::UntilNewLine))?;
+        }
+        let below = rows.len().saturating_sub(self.scrolled).min(self.page) as u16 + 2;
+        if below < height {
+            queue!(self.out, MoveTo(0, below), Clear(ClearType::FromCursorDown))?;
+        }
+        self.out.flush()
+    }
+
+    /// Waits for a key that means something, a new size, or the time `until`.
+    ///
+    /// # Errors
+    /// A terminal that has gone.
+    pub fn wait(&mut self, until: Instant) -> io::Result<Wish> {
+        loop {
+            if !poll(until.saturating_duration_since(Instant::now()))? {
+                return Ok(Wish::Look);
+            }
+            match read()? {
+                Event::Key(key) => {
+                    if let Some(wish) = self.key(key) {
+                        return Ok(wish);
+                    }
+                }
+                Event::Resize(..) => return Ok(Wish::Redraw),
+                _ => {}
+            }
+        }
+    }
+
+    fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+        let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
+        self.scrolled = match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => return Some(Wish::Quit),
+            // The terminal makes no signals of keys while it is ours.
+            KeyCode::Char('c' | 'd') if is_control => return Some(Wish::Quit),
+            KeyCode::Char('s') => return Some(Wish::Sort),
+            KeyCode::Up | KeyCode::Char('k') => self.scrolled.saturating_sub(1),
+            KeyCode::Down | KeyCode::Char('j') => self.scrolled + 1,
+            KeyCode::PageUp => self.scrolled.saturating_sub(self.page),
+            KeyCode::PageDown => self.scrolled + self.page,
+            KeyCode::Home => 0,
+            KeyCode::End => usize::MAX,
+            _ => return None,
+        };
+        Some(Wish::Redraw)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that has gone needs nothing back.
+        let _ = execute!(self.out, Show, LeaveAlternateScreen);
+        let _ = disable_raw_mode();
+    }
+}

@@ -1,0 +1,155 @@
+//! The table as lines of text.
+
+use clap::ValueEnum;
+
+use super::super::status::{Rates, age, scaled};
+use crate::control::protocol::Status;
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sort {
+    /// The tunnel that moves most bits.
+    Traffic,
+    /// By interface.
+    Name,
+}
+
+impl Sort {
+    /// The one that is not this one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Traffic => Self::Name,
+            Self::Name => Self::Traffic,
+        }
+    }
+}
+
+/// One tunnel.
+#[derive(Debug)]
+pub struct Row {
+    device: String,
+    peer: String,
+    keys: String,
+    /// `None` at the first look.
+    rates: Option<Rates>,
+}
+
+impl Row {
+    /// A tunnel as it is, and what it has done since the last look.
+    pub fn new(status: &Status, rates: Option<Rates>) -> Self {
+        let key = |name| status.key_seconds.get(name).map_or_else(|| "-".to_owned(), |seconds| age(*seconds));
+        Self {
+            device: status.device.clone(),
+            peer: status.peer.map_or_else(|| "not known yet".to_owned(), |peer| peer.to_string()),
+            keys: match status.keys.is_empty() {
+                true => "NO ENCRYPTION".to_owned(),
+                false => format!("{} / {}", key("send"), key("receive")),
+            },
+            rates,
+        }
+    }
+
+    fn bits(&self) -> f64 {
+        self.rates.as_ref().map_or(0.0, |rates| rates.out.bits + rates.inward.bits)
+    }
+
+    fn cells(&self) -> [String; COLUMNS] {
+        let rate = |of: fn(&Rates) -> f64| self.rates.as_ref().map_or("-".to_owned(), |rates| number(of(rates)));
+        let drops = self.rates.as_ref().map_or("-".to_owned(), |rates| match &rates.drops[..] {
+            [] => "0".to_owned(),
+            drops => {
+                drops.iter().map(|(name, rate)| format!("{name} {}", number(*rate))).collect::<Vec<_>>().join(", ")
+            }
+        });
+        [
+            self.device.clone(),
+            self.peer.clone(),
+            self.keys.clone(),
+            rate(|rates| rates.out.packets),
+            rate(|rates| rates.out.bits),
+            rate(|rates| rates.inward.packets),
+            rate(|rates| rates.inward.bits),
+            drops,
+        ]
+    }
+}
+
+/// Without the blank of a number that has no prefix; what is too rare for a digit is still not nothing.
+fn number(value: f64) -> String {
+    if value > 0.0 && value < 1.0 { "<1".to_owned() } else { scaled(value).trim_end().to_owned() }
+}
+
+const COLUMNS: usize = 8;
+
+/// Head of each column, and whether it holds numbers. Keys: ages of what is sent and received under.
+const HEADS: [(&str, bool); COLUMNS] = [
+    ("tunnel", false),
+    ("peer", false),
+    ("key out / in", false),
+    ("out p/s", true),
+    ("bit/s", true),
+    ("in p/s", true),
+    ("bit/s", true),
+    ("drops/s", false),
+];
+
+/// The head and a line a tunnel, none longer than `width`.
+pub fn lines(rows: &[Row], sort: Sort, width: usize) -> Vec<String> {
+    let mut rows: Vec<&Row> = rows.iter().collect();
+    match sort {
+        Sort::Traffic => rows.sort_by(|a, b| b.bits().total_cmp(&a.bits())),
+        Sort::Name => rows.sort_by(|a, b| a.device.cmp(&b.device)),
+    }
+    let cells: Vec<_> =
+        std::iter::once(HEADS.map(|(head, _)| head.to_owned())).chain(rows.iter().map(|row| row.cells())).collect();
+    let widths: [usize; COLUMNS] =
+        std::array::from_fn(|column| cells.iter().map(|cells| cells[column].len()).max().unwrap_or(0));
+    let line = |cells: &[String; COLUMNS]| {
+        let padded = cells.iter().zip(HEADS).zip(widths).map(|((cell, (_, is_number)), width)| match is_number {
+            true => format!("{cell:>width$}"),
+            false => format!("{cell:<width$}"),
+        });
+        let line: String = padded.collect::<Vec<_>>().join("  ").trim_end().chars().take(width).collect();
+        line
+    };
+    cells.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::status::example;
+    use super::*;
+
+    fn rows() -> Vec<Row> {
+        let before = example("cipcb0", (0, 0), &[]);
+        let after = example("cipcb0", (1_250_000, 1250), &[("sent", 1000), ("delivered", 2), ("bad-crc", 20)]);
+        let mut bare = example("cipcb1", (0, 0), &[]);
+        bare.keys.clear();
+        bare.peer = None;
+        let busy = example("cipci0", (1 << 40, 0), &[("sent", 1 << 30)]);
+        let rates = |now| Some(Rates::between(&before, now, 2.0));
+        vec![Row::new(&after, rates(&after)), Row::new(&bare, None), Row::new(&busy, rates(&busy))]
+    }
+
+    #[test]
+    fn a_tunnel_is_a_line() {
+        let expected = "\
+tunnel  peer            key out / in   out p/s  bit/s  in p/s  bit/s  drops/s
+cipcb0  192.0.2.2:6789  12 s / -           500  5.0 M       1  5.0 k  bad-crc 10
+cipcb1  not known yet   NO ENCRYPTION        -      -       -      -  -
+cipci0  192.0.2.2:6789  12 s / -         537 M  4.4 T       0      0  0";
+        assert_eq!(lines(&rows(), Sort::Name, 100).join("\n"), expected);
+    }
+
+    #[test]
+    fn the_busiest_comes_first_and_no_line_is_too_long() {
+        let lines = lines(&rows(), Sort::Traffic, 30);
+        assert!(lines[1].starts_with("cipci0"), "{lines:?}");
+        assert!(lines.iter().all(|line| line.len() <= 30), "{lines:?}");
+    }
+
+    #[test]
+    fn what_is_rare_is_not_nothing() {
+        assert_eq!([0.0, 0.5, 1.0, 1500.0].map(number), ["0", "<1", "1", "1.5 k"]);
+    }
+}
