@@ -13,6 +13,11 @@ pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Changes whenever an older peer would misread a message.
 pub const VERSION: u32 = 2;
 
+/// Smallest device MTU in octets: RFC 791's minimum.
+pub const MIN_MTU: u32 = 68;
+/// Largest device MTU in octets: what fits a frame of the engine with all headers.
+pub const MAX_MTU: u32 = 3500;
+
 /// 16 key octets, as hexadecimal text on the socket. Never in Debug output.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct KeyOctets(pub [u8; 16]);
@@ -220,7 +225,7 @@ pub enum Wanted {
     Octets,
     /// A packet came under a dynamic key that we do not have; the peer must make one (NK_REQ).
     NoReceiveKey,
-    /// The receive key is used up; the peer must make one (NK_REQ).
+    /// The receive key is used up, or too old; the peer must make one (NK_REQ).
     ReceiveKeySpent,
 }
 

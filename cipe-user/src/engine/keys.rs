@@ -48,12 +48,14 @@ pub struct LiveKey {
     pub octets_used: u64,
     /// When this worker took the key up.
     pub since: Instant,
+    /// When the peer was first seen to go on with it though its time was over.
+    pub overdue: Option<Instant>,
 }
 
 impl LiveKey {
     fn new(algorithm: Algorithm, slot: Slot, octets: Octets, now: Instant) -> Self {
         let key = Key::new(algorithm, &octets);
-        Self { octets, key, replay: Replay::of(slot), packets: 0, octets_used: 0, since: now }
+        Self { octets, key, replay: Replay::of(slot), packets: 0, octets_used: 0, since: now, overdue: None }
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Limits {
     pub send_age: Duration,
     /// Packets under one receive key, after which it is forgotten; 0: never.
     pub receive_packets: u64,
+    /// Age of a receive key that the peer should have replaced.
+    pub receive_age: Duration,
     /// Least time between two requests of one direction.
     pub retry: Duration,
 }
@@ -236,10 +238,17 @@ impl Tunnel {
         self.ask(Wanted::NoSendKey, now)
     }
 
-    /// Says whether the peer must be asked for a key after a packet was dropped for want of one, or the key is spent.
+    /// Says whether the peer must be asked for a key: after a packet was dropped for want of one, when the key is spent, or
+    /// when the peer goes on with one whose time is over. After a pause its first packets are under the old key, while it
+    /// makes another of its own accord: so it is given the time of an exchange.
     pub fn receiving(&mut self, now: Instant) -> Option<Wanted> {
-        match self.keys.get(Slot::Receive) {
-            Some(_) if self.is_spent(Slot::Receive) => self.ask(Wanted::ReceiveKeySpent, now),
+        let (limits, is_spent) = (self.limits, self.is_spent(Slot::Receive));
+        match self.keys.get_mut(Slot::Receive) {
+            Some(_) if is_spent => self.ask(Wanted::ReceiveKeySpent, now),
+            Some(live) if now.duration_since(live.since) > limits.receive_age => {
+                let since = *live.overdue.get_or_insert(now);
+                if now.duration_since(since) < limits.retry { None } else { self.ask(Wanted::ReceiveKeySpent, now) }
+            }
             Some(_) => None,
             None => self.ask(Wanted::NoReceiveKey, now),
         }

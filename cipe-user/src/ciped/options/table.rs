@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::problem::{Mistake, Origin};
 use super::value::{self, CipherName, EndpointName, HostName, IdeaWords, KeyText, Mac, Mask, Show};
 use super::{Options, Program};
-use crate::control::protocol::{Carrier, XdpMode};
+use crate::control::protocol::{Carrier, MAX_MTU, MIN_MTU, XdpMode};
 
 /// A value and where it was set.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ options! {
     cipher: CipherName = CipherName::Blowfish, value::choice, "cipher", "blowfish or idea; by default as the program's name says";
     ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required";
     ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required";
-    mtu: u32 = Options::MTU, value::number::<u32, 68, 65_535>, "mtu", "device MTU in octets";
+    mtu: u32 = Options::MTU, value::number::<u32, { MIN_MTU as i64 }, { MAX_MTU as i64 }>, "mtu", "device MTU in octets";
     metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "metric of the routes that come with the addresses";
     cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's";
     me: Option<EndpointName> = None, value::endpoint, "me", "own carrier address:port; the system picks what is zero";

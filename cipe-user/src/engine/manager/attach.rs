@@ -13,7 +13,7 @@ use super::hubs::framing;
 use super::sizes::Sizes;
 use super::{Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Carrier, Cipher, VERSION, XdpMode};
+use crate::control::protocol::{Attach, Carrier, Cipher, MAX_MTU, MIN_MTU, VERSION, XdpMode};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::counters::Counters;
 use crate::engine::keys::Keys;
@@ -25,9 +25,6 @@ use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::xsk::{Socket, SocketConfig};
-
-/// Smallest and largest device MTU in octets: RFC 791's minimum, and what fits a UMEM frame with all headers.
-const MTU: std::ops::RangeInclusive<u32> = 68..=3500;
 
 impl Manager {
     /// Makes the tunnel that a daemon asked for and returns its number; on an error nothing of it stays.
@@ -42,8 +39,8 @@ impl Manager {
         if self.tunnel_of(connection).is_some() {
             bail!("this daemon has a tunnel already; start another daemon for another tunnel");
         }
-        if !MTU.contains(&attach.mtu) {
-            bail!("mtu {}: must be between {} and {}", attach.mtu, MTU.start(), MTU.end());
+        if !(MIN_MTU..=MAX_MTU).contains(&attach.mtu) {
+            bail!("mtu {}: must be between {MIN_MTU} and {MAX_MTU}", attach.mtu);
         }
         let number = free_number(self.last_number, |number| self.tenants.contains_key(&number));
         let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;
@@ -159,6 +156,8 @@ impl Manager {
                 send_octets: attach.send_octets,
                 send_age: Duration::from_secs(attach.send_seconds),
                 receive_packets: attach.receive_packets,
+                // Protocol section 3.
+                receive_age: Duration::from_secs(attach.send_seconds.saturating_mul(2)),
                 // A request a packet helps nobody.
                 retry: Duration::from_secs(attach.retry_seconds.max(1)),
             },

@@ -15,6 +15,7 @@ const LIMITS: Limits = Limits {
     send_octets: 1000,
     send_age: Duration::from_secs(600),
     receive_packets: 3,
+    receive_age: Duration::from_secs(200),
     retry: Duration::from_secs(10),
 };
 
@@ -254,6 +255,22 @@ fn a_receive_key_opens_its_share_and_no_more() {
         let datagram = bed.data(KeyKind::Static, &STATIC);
         assert!(bed.open(&datagram).is_ok(), "the static key has no end");
     }
+}
+
+#[test]
+fn a_peer_that_goes_on_with_an_old_key_is_asked_for_another_and_still_heard() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Receive, RECEIVE)]);
+    bed.pass(LIMITS.receive_age.as_secs() - 1);
+    assert_eq!(bed.tunnel.receiving(bed.now), None);
+    bed.pass(1000);
+    assert_eq!(bed.tunnel.receiving(bed.now), None, "after a pause it is about to make one of its own accord");
+    bed.pass(LIMITS.retry.as_secs());
+    assert_eq!(bed.tunnel.receiving(bed.now), Some(Wanted::ReceiveKeySpent));
+    assert_eq!(bed.tunnel.receiving(bed.now), None, "asked for once");
+    let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
+    assert!(bed.open(&datagram).is_ok());
+    bed.set(Slot::Receive, &[9; KEY]);
+    assert_eq!(bed.tunnel.receiving(bed.now), None);
 }
 
 #[test]
