@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -16,7 +17,8 @@ pub struct Args {
     to: PathBuf,
 }
 
-/// Builds the binary and puts it there under its three names, with the README.
+/// Builds the binary and puts it there under its three names, with what belongs to it: systemd units, manual pages,
+/// completions for shells, the README and the daemons' manual.
 ///
 /// # Errors
 /// What cargo says, or a folder that is there already.
@@ -31,7 +33,29 @@ pub fn run(args: &Args) -> Result<()> {
     for name in ["ciped-cb", "ciped-ci"] {
         symlink("cipe", folder.join(name))?;
     }
-    fs::copy(tools::workspace().join("README.md"), folder.join("README.md"))?;
-    println!("{}: cipe, ciped-cb, ciped-ci, README.md", folder.display());
+    for document in ["README.md", "docs/ciped.md"] {
+        let from = tools::workspace().join(document);
+        fs::copy(&from, folder.join(from.file_name().unwrap_or_default()))?;
+    }
+    let units = folder.join("systemd");
+    fs::create_dir(&units)?;
+    for unit in fs::read_dir(tools::workspace().join("dist/systemd"))? {
+        let unit = unit?;
+        fs::copy(unit.path(), units.join(unit.file_name()))?;
+    }
+    let manuals = folder.join("man8");
+    fs::create_dir(&manuals)?;
+    tools::check(Command::new(&binary).arg("manuals").arg(&manuals))?;
+    let completions = folder.join("completions");
+    fs::create_dir(&completions)?;
+    for shell in ["bash", "zsh", "fish"] {
+        for (program, choice) in
+            [("cipe", &[][..]), ("ciped-cb", &["--program", "ciped-cb"]), ("ciped-ci", &["--program", "ciped-ci"])]
+        {
+            let script = fs::File::create(completions.join(format!("{program}.{shell}")))?;
+            tools::check(Command::new(&binary).arg("completions").args(choice).arg(shell).stdout(script))?;
+        }
+    }
+    println!("{}: cipe, ciped-cb, ciped-ci, systemd/, man8/, completions/, README.md, ciped.md", folder.display());
     Ok(())
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod engine;
 mod genkey;
 mod logging;
+mod manuals;
 mod show;
 mod status;
 mod top;
@@ -63,6 +64,10 @@ enum Command {
     Ciped(ciped::NamedArgs),
     /// Measure the cipher kernels of this CPU.
     BenchCipher(bench_cipher::BenchCipher),
+    /// Print a shell's completion script.
+    Completions(manuals::CompletionArgs),
+    /// Write the manual pages of all commands into a folder.
+    Manuals(manuals::Args),
     /// Run the engine in the foreground; the first daemon starts one by itself.
     Engine(engine::Args),
 }
@@ -93,6 +98,8 @@ fn run(command: Command) -> ExitCode {
         Command::Vectors(args) => finish("cipe", vectors::run(args)),
         Command::Ciped(named) => finish(named.program.name(), ciped::run(named.program, named.args)),
         Command::BenchCipher(args) => finish("cipe", bench_cipher::run(&args).map(|()| ExitCode::SUCCESS)),
+        Command::Completions(args) => finish("cipe", manuals::complete(&args)),
+        Command::Manuals(args) => finish("cipe", manuals::run(&args)),
         Command::Engine(args) => finish("cipe", engine::run(args)),
     }
 }

@@ -51,7 +51,11 @@ impl Screen {
     /// # Errors
     /// A terminal that has gone.
     pub fn draw(&mut self, headline: &str, table: impl FnOnce(usize) -> Vec<String>) -> io::Result<()> {
-        let (width, height) = size()?;
+        let (width, height) = match size()? {
+            // A terminal that nobody has told its size.
+            (0, _) | (_, 0) => (80, 24),
+            size => size,
+        };
         let lines = table(width.into());
         let (head, rows) = lines.split_first().map_or(("", &[][..]), |(head, rows)| (head.as_str(), rows));
         self.page = usize::from(height).saturating_sub(2).max(1);

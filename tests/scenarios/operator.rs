@@ -1,0 +1,102 @@
+//! What an operator has beside the daemon itself: `cipe top`, systemd, manual pages and completions.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use cipe_tests::gateway::{self, Daemon, Gateway, Pair};
+use cipe_tests::offload::Offload;
+use cipe_tests::options::{Options, PORT};
+use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces, process};
+
+/// As text where nobody looks, and on a terminal until somebody types `q`.
+#[test]
+fn top_shows_what_a_tunnel_does() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let once = pair.a.cipe(&["top", "--batch", "--count", "1", "--interval", "0.1"]).output()?;
+    let text = String::from_utf8(once.stdout)?;
+    let words: Vec<&str> = text.lines().nth(1).context("a tunnel is a line")?.split_whitespace().collect();
+    let peer = format!("{}:{PORT}", Side::B.carrier());
+    assert_eq!((words[0], words[1]), ("cipcb0", peer.as_str()), "{text}");
+    assert!(once.status.success() && words[3..6].iter().all(|word| *word != "-"), "both keys have an age: {text}");
+
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &pair.a.cipe_text("top"), "/dev/null"]);
+    let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+    let mut terminal = script.stdout.take().context("a pipe")?;
+    let (deadline, mut seen) = (Instant::now() + SOON, Vec::new());
+    let mut is_told = false;
+    while process::wait_readable(&terminal, deadline)? {
+        let mut octets = [0; 4096];
+        match terminal.read(&mut octets)? {
+            0 => break,
+            length => seen.extend(&octets[..length]),
+        }
+        if !is_told && String::from_utf8_lossy(&seen).contains("cipcb0") {
+            script.stdin.as_mut().context("a pipe")?.write_all(b"q")?;
+            is_told = true;
+        }
+    }
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(is_told && script.wait()?.success(), "{seen:?}");
+    assert!(seen.trim_end().ends_with("\u{1b}[?1049l"), "the terminal is as it was: {seen:?}");
+    Ok(())
+}
+
+/// As a service of systemd's `Type=notify` it stays in the foreground and says when the tunnel is up.
+#[test]
+fn in_the_foreground_it_tells_systemd_that_it_is_up() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let notified = net.directory().join("notified");
+    let systemd = UnixDatagram::bind(&notified)?;
+    systemd.set_read_timeout(Some(SOON))?;
+    let notified = notified.to_str().context("ASCII")?;
+    let (gateway, routes) = ((net.gw(Side::A), "A"), [Side::B.lan()]);
+    let environment = [("NOTIFY_SOCKET", notified)];
+    let options = Options::of(Side::A);
+    let mut daemon = Gateway::start_with(&net, gateway, &routes, Daemon::Idea, &options, &environment)?;
+    let mut message = [0; 64];
+    let length = systemd.recv(&mut message).context("nothing was said")?;
+    assert_eq!(String::from_utf8_lossy(&message[..length]).trim_end(), "READY=1");
+    daemon.wait_up()?;
+    assert_eq!(daemon.status()?.device, "cipci0", "once ip-up has ended");
+    Ok(())
+}
+
+/// One a command, readable by man(1); and scripts that the shell takes.
+#[test]
+fn manual_pages_and_completions_are_what_their_readers_expect() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cipe = || -> Result<Command> { Ok(Command::new(gateway::binary()?)) };
+    assert!(cipe()?.arg("manuals").arg(folder.path()).status()?.success());
+    let mut names: Vec<String> = fs::read_dir(folder.path())?
+        .map(|page| Ok(page?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    names.sort();
+    for name in ["cipe.8", "cipe-check.8", "cipe-top.8", "ciped-cb.8", "ciped-ci.8"] {
+        assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
+    }
+    for (program, choice) in [("cipe", &[][..]), ("ciped-cb", &["--program", "ciped-cb"])] {
+        let script = cipe()?.arg("completions").args(choice).arg("bash").output()?.stdout;
+        let path = folder.path().join("script");
+        fs::write(&path, script)?;
+        // What it completes is told to bash as a function for the program's name.
+        let ask = format!("source {} && complete -p {program}", path.display());
+        let told = Command::new("bash").args(["--norc", "-c", &ask]).output()?;
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(told.contains("-F _cipe") && told.trim_end().ends_with(program), "{told}");
+    }
+    Ok(())
+}
