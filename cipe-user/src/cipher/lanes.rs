@@ -127,30 +127,35 @@ fn members(mut set: Set) -> impl Iterator<Item = usize> {
 
 fn encrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
     let mut todo = working(of, jobs);
-    let mut together = 0;
+    // Jobs to run together whatever their keys, those of one key side by side: lanes that share tables share the cache.
+    let mut together = ([0; BATCH], 0);
     while todo != 0 {
         let same = same_key(todo, jobs);
-        if ladder.wants_one_key(same.count_ones() as usize) || same == todo && together == 0 {
-            encrypt_set(ladder, of, stage, jobs, same, true);
+        if ladder.wants_one_key(same.count_ones() as usize) || same == todo && together.1 == 0 {
+            encrypt_set(ladder, of, stage, jobs, members(same), true);
         } else {
-            together |= same;
+            for job in members(same) {
+                together.0[together.1] = job;
+                together.1 += 1;
+            }
         }
         todo &= !same;
     }
-    encrypt_set(ladder, of, stage, jobs, together, false);
+    encrypt_set(ladder, of, stage, jobs, together.0[..together.1].iter().copied(), false);
 }
 
+/// Encrypts the jobs `waiting`, of one key if `uniform`.
 fn encrypt_set<S>(
     ladder: &mut Ladder<S>,
     of: fn(&Key) -> Option<&S>,
     stage: &mut Stage,
     jobs: &mut [Job<'_>],
-    set: Set,
+    waiting: impl Iterator<Item = usize>,
     uniform: bool,
 ) {
-    let Some(first) = members(set).next() else { return };
-    let Some(any) = of(jobs[first].key) else { return };
-    let mut waiting = members(set);
+    let mut waiting = waiting.peekable();
+    let Some(first) = waiting.peek() else { return };
+    let Some(any) = of(jobs[*first].key) else { return };
     let mut keys = [any; WIDTH];
     let mut lanes = [Lane::default(); WIDTH];
     let mut busy = 0;

@@ -21,16 +21,23 @@ pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) 
         };
         let order = octet_order(algorithm);
         // Columns beyond the last lane may hold anything.
-        let mut lines = [line(jobs, lanes[0], rows.len()); EIGHT];
-        for (pointer, lane) in lines.iter_mut().zip(lanes) {
-            *pointer = line(jobs, *lane, rows.len());
+        let mut lines = [std::ptr::null(); EIGHT];
+        for (i, line) in lines.iter_mut().enumerate() {
+            let lane = lanes[i.min(lanes.len() - 1)];
+            *line = jobs[lane.job].data[lane.done..][..rows.len() * BLOCK].as_ptr();
         }
-        for (part, rows) in rows.chunks_mut(EIGHT).enumerate() {
-            let mask = first(rows.len());
-            // SAFETY: `line` checked the length; the mask keeps to it, and the instruction asks for no alignment.
-            let load = |line: *const u8| unsafe { _mm512_maskz_loadu_epi64(mask, line.add(part * LINE).cast()) };
-            let vectors = lines.map(|line| reorder(load(line), order));
-            for (row, column) in rows.iter_mut().zip(transpose::vectors(vectors)) {
+        let (parts, rest) = rows.as_chunks_mut::<EIGHT>();
+        for (part, rows) in parts.iter_mut().enumerate() {
+            // SAFETY: slicing checked the lengths of the lines.
+            let columns = unsafe { take_part(lines, part, !0, order) };
+            for i in 0..EIGHT {
+                store(columns[i], &mut rows[i].as_chunks_mut().0[group]);
+            }
+        }
+        if !rest.is_empty() {
+            // SAFETY: slicing checked the lengths of the lines, to which the mask keeps.
+            let columns = unsafe { take_part(lines, parts.len(), (1 << rest.len()) - 1, order) };
+            for (row, column) in rest.iter_mut().zip(columns) {
                 store(column, &mut row.as_chunks_mut().0[group]);
             }
         }
@@ -47,29 +54,65 @@ pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]])
         };
         let order = octet_order(algorithm);
         let mut lines = [std::ptr::null_mut(); EIGHT];
-        for (pointer, lane) in lines.iter_mut().zip(lanes) {
-            *pointer = jobs[lane.job].data[lane.done..][..rows.len() * BLOCK].as_mut_ptr();
+        for (line, lane) in lines.iter_mut().zip(lanes) {
+            *line = jobs[lane.job].data[lane.done..][..rows.len() * BLOCK].as_mut_ptr();
         }
-        for (part, rows) in rows.chunks(EIGHT).enumerate() {
-            let mut columns = [_mm512_setzero_si512(); EIGHT];
-            for (column, row) in columns.iter_mut().zip(rows) {
+        let lines = &lines[..lanes.len()];
+        let (parts, rest) = rows.as_chunks::<EIGHT>();
+        let mut columns = [_mm512_setzero_si512(); EIGHT];
+        for (part, rows) in parts.iter().enumerate() {
+            for i in 0..EIGHT {
+                columns[i] = load(&rows[i].as_chunks().0[group]);
+            }
+            // SAFETY: slicing checked the lengths of the lines, and no two lanes have the same job.
+            unsafe { put_part(lines, part, !0, order, columns) };
+        }
+        if !rest.is_empty() {
+            for (column, row) in columns.iter_mut().zip(rest) {
                 *column = load(&row.as_chunks().0[group]);
             }
-            let mask = first(rows.len());
-            let turned = transpose::vectors(columns).map(|vector| reorder(vector, order));
-            for (vector, line) in turned.iter().zip(&lines[..lanes.len()]) {
-                // SAFETY: slicing checked the lengths of the lines, to which the mask keeps; no two lanes have the same
-                // job; and the instruction asks for no alignment.
-                unsafe { _mm512_mask_storeu_epi64(line.add(part * LINE).cast(), mask, *vector) };
-            }
+            // SAFETY: as above; the mask keeps to the lengths.
+            unsafe { put_part(lines, parts.len(), (1 << rest.len()) - 1, order, columns) };
         }
     }
 }
 
-/// The next `blocks` blocks of a lane.
-#[inline(always)]
-fn line(jobs: &[Job<'_>], lane: Lane, blocks: usize) -> *const u8 {
-    jobs[lane.job].data[lane.done..][..blocks * BLOCK].as_ptr()
+/// The blocks of part `part` of eight lines, those of `mask`, by columns.
+///
+/// # Safety
+/// The lines have these blocks.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn take_part(lines: [*const u8; EIGHT], part: usize, mask: __mmask8, order: Option<__m512i>) -> [__m512i; EIGHT] {
+    let mut vectors = [_mm512_setzero_si512(); EIGHT];
+    for i in 0..EIGHT {
+        // SAFETY: the caller vouches for the blocks; the instruction asks for no alignment.
+        let vector = unsafe { _mm512_maskz_loadu_epi64(mask, lines[i].add(part * LINE).cast()) };
+        vectors[i] = reorder(vector, order);
+    }
+    transpose::vectors(vectors)
+}
+
+/// Puts columns back as the blocks of part `part` of up to eight lines, those of `mask`.
+///
+/// # Safety
+/// The lines have these blocks.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn put_part(
+    lines: &[*mut u8],
+    part: usize,
+    mask: __mmask8,
+    order: Option<__m512i>,
+    columns: [__m512i; EIGHT],
+) {
+    let vectors = transpose::vectors(columns);
+    for i in 0..EIGHT {
+        if i < lines.len() {
+            // SAFETY: the caller vouches for the blocks; the instruction asks for no alignment.
+            unsafe { _mm512_mask_storeu_epi64(lines[i].add(part * LINE).cast(), mask, reorder(vectors[i], order)) };
+        }
+    }
 }
 
 /// The algorithm of all lanes, if it is the same.
@@ -111,10 +154,4 @@ fn reorder(vector: __m512i, order: Option<__m512i>) -> __m512i {
         Some(order) => _mm512_shuffle_epi8(vector, order),
         None => vector,
     }
-}
-
-/// A mask of the first `blocks` of eight.
-#[inline(always)]
-fn first(blocks: usize) -> __mmask8 {
-    if blocks < EIGHT { (1 << blocks) - 1 } else { !0 }
 }

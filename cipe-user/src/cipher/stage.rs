@@ -8,8 +8,9 @@ use super::{Algorithm, BLOCK, Job};
 /// Lanes of the widest kernel.
 pub(super) const WIDTH: usize = 128;
 
-/// Most blocks that each lane puts on the stage at once: two cache lines of a message.
-pub(super) const STEPS: usize = 16;
+/// Most blocks that each lane puts on the stage at once. Frames stand at powers of two, where few sets of the cache hold
+/// all lanes' lines: those at the ends of a stretch are fetched four times, those within it twice.
+pub(super) const STEPS: usize = 48;
 
 /// Blocks of `WIDTH` messages, row by row: column `l` of row `s` is the `s`th block of lane `l`.
 pub(super) type Rows = [[u64; WIDTH]; STEPS];

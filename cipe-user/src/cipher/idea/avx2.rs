@@ -75,7 +75,7 @@ fn unpack64(a: __m256i, b: __m256i) -> [__m256i; 2] {
 /// In assembly, for out of intrinsics the compiler makes comparisons and widening, and twice the time.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn multiply(a: __m256i, b: __m256i, zero: __m256i, mask: __m256i) -> __m256i {
+fn multiply<const G: usize>(a: __m256i, b: __m256i, zero: __m256i, mask: __m256i) -> __m256i {
     let product;
     // SAFETY: instructions of the enabled feature that touch nothing but their operands.
     unsafe {

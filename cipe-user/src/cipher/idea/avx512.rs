@@ -4,6 +4,7 @@ use super::wide::{DECRYPTS, Mixed, Uniform, mask_of, place, zero_of};
 use super::{ROUNDS, Schedule};
 use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::{Rows, WIDTH};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 super::wide::kernel!(Avx512, "avx512", "avx512f,avx512bw", __m512i, 32);
@@ -75,22 +76,63 @@ fn unpack64(a: __m512i, b: __m512i) -> [__m512i; 2] {
 /// In assembly, for out of intrinsics the compiler makes comparisons, masks and widening, and twice the time.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn multiply(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {
+fn multiply<const G: usize>(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {
+    if G > 1 { multiply_many(a, b, zero, mask) } else { multiply_alone(a, b, zero, mask) }
+}
+
+/// In eight operations: the correction of a product is the borrow or, under a mask, the whole of it.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn multiply_many(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {
     let product;
     // SAFETY: instructions of the enabled features that touch nothing but their operands.
     unsafe {
-        std::arch::asm!(
-            "vpmullw {product}, {a}, {b}",
+        asm!(
+            "vptestmw {regular}, {a}, {mask}",
             "vpmulhuw {high}, {a}, {b}",
-            "vptestnmw {is_zero}, {a}, {mask}",
+            "vpmullw {product}, {a}, {b}",
+            "vpsubw {more}, {zero}, {a}",
             "vpsubusw {borrow}, {high}, {product}",
             "vpsubw {product}, {product}, {high}",
-            "vpminuw {borrow}, {borrow}, {one}",
-            "vpaddw {product}, {product}, {borrow}",
-            "vpsubw {product} {{{is_zero}}}, {zero}, {a}",
+            "vpminuw {more} {{{regular}}}, {borrow}, {one}",
+            "vpaddw {product}, {product}, {more}",
             product = out(zmm_reg) product,
             high = out(zmm_reg) _,
             borrow = out(zmm_reg) _,
+            more = out(zmm_reg) _,
+            regular = out(kreg) _,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            zero = in(zmm_reg) zero,
+            mask = in(zmm_reg) mask,
+            one = in(zmm_reg) _mm512_set1_epi16(1),
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    product
+}
+
+/// In nine, none of which waits for a mask after the product: one vector alone leaves time for operations, not for waiting.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn multiply_alone(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {
+    let product;
+    // SAFETY: as in `multiply_many`.
+    unsafe {
+        asm!(
+            "vpmulhuw {high}, {a}, {b}",
+            "vpmullw {product}, {a}, {b}",
+            "vptestnmw {is_zero}, {a}, {mask}",
+            "vpsubw {instead} {{{is_zero}}}{{z}}, {zero}, {a}",
+            "vpsubusw {borrow}, {high}, {product}",
+            "vpsubw {product}, {product}, {high}",
+            "vpminuw {borrow}, {borrow}, {one}",
+            "vpaddw {product}, {product}, {instead}",
+            "vpaddw {product}, {product}, {borrow}",
+            product = out(zmm_reg) product,
+            high = out(zmm_reg) _,
+            borrow = out(zmm_reg) _,
+            instead = out(zmm_reg) _,
             is_zero = out(kreg) _,
             a = in(zmm_reg) a,
             b = in(zmm_reg) b,

@@ -65,7 +65,7 @@ impl Uniform {
     }
 }
 
-/// Instead of the address of a key for encryption. No address is odd.
+/// Makes the address of a key that of its other direction. No address of a key is odd.
 pub(super) const DECRYPTS: usize = 1;
 
 /// A key for each lane: row `i` is entry `i` of `W` lanes, in their places.
@@ -99,7 +99,7 @@ pub(super) const fn place(lane: usize, n: usize) -> usize {
 }
 
 /// Makes a kernel `$name` for vectors `$Vector` of `$n` words, four at a time, out of the instructions in scope: `load`,
-/// `store`, `spread` (a 32-bit broadcast), `add`, `xor`, `multiply`, `unpack` (low and high halves by 16, 32, 64 bits).
+/// `store`, `spread` (a 32-bit broadcast), `add`, `xor`, `multiply` (knows how many vectors are worked on), `unpack` (low and high halves by 16, 32, 64 bits).
 macro_rules! kernel {
     ($Kernel:ident, $name:literal, $feature:literal, $Vector:ty, $n:literal) => {
         /// The kernel. There is one only where the CPU has the instructions.
@@ -164,8 +164,10 @@ macro_rules! kernel {
             }
 
             fn decrypt(&mut self, key: &Schedule, blocks: &mut [u64]) {
-                self.uniform.set(&key.decrypt);
-                self.holds[0] = DECRYPTS;
+                let address = std::ptr::from_ref(key).addr() | DECRYPTS;
+                if std::mem::replace(&mut self.holds[0], address) != address {
+                    self.uniform.set(&key.decrypt);
+                }
                 // SAFETY: `detect` found the instructions.
                 unsafe { decrypt(&self.uniform, blocks) };
             }
@@ -225,17 +227,22 @@ macro_rules! kernel {
 
         #[target_feature(enable = $feature)]
         fn decrypt(keys: &Uniform, all: &mut [u64]) {
-            for some in all.chunks_mut(LANES) {
-                let mut padded = [0; LANES];
-                padded[..some.len()].copy_from_slice(some);
-                match some.len().div_ceil($n) {
-                    1 => decrypt_groups::<1>(keys, &mut padded),
-                    2 => decrypt_groups::<2>(keys, &mut padded),
-                    3 => decrypt_groups::<3>(keys, &mut padded),
-                    _ => decrypt_groups::<4>(keys, &mut padded),
-                }
-                some.copy_from_slice(&padded[..some.len()]);
+            let (whole, rest) = all.as_chunks_mut::<LANES>();
+            for blocks in whole {
+                decrypt_groups::<4>(keys, blocks);
             }
+            if rest.is_empty() {
+                return;
+            }
+            let mut padded = [0; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            match rest.len().div_ceil($n) {
+                1 => decrypt_groups::<1>(keys, &mut padded),
+                2 => decrypt_groups::<2>(keys, &mut padded),
+                3 => decrypt_groups::<3>(keys, &mut padded),
+                _ => decrypt_groups::<4>(keys, &mut padded),
+            }
+            rest.copy_from_slice(&padded[..rest.len()]);
         }
 
         #[target_feature(enable = $feature)]
@@ -280,7 +287,7 @@ macro_rules! kernel {
         #[target_feature(enable = $feature)]
         #[inline]
         fn crypt<const G: usize>(key: impl Fn(usize, usize) -> $Vector, x: &mut [[$Vector; 4]; G]) {
-            let multiply_by = |x, i, group| multiply(x, key(i, group), key(zero_of(i), group), key(mask_of(i), group));
+            let multiply_by = |x, i, group| multiply::<G>(x, key(i, group), key(zero_of(i), group), key(mask_of(i), group));
             let (mut t, mut u) = ([spread(0); G], [spread(0); G]);
             for i in (0..6 * ROUNDS).step_by(6) {
                 for (group, [x1, x2, x3, x4]) in x.iter_mut().enumerate() {
@@ -332,12 +339,15 @@ macro_rules! kernel {
                             }
                             let zero = load_words(&b.map(|b| 1u16.wrapping_sub(b)));
                             let mask = load_words(&b.map(|b| u16::from(b != 0).wrapping_neg()));
-                            let product = multiply(load_words(&a), load_words(&b), zero, mask);
-                            let mut blocks = [0; $n / 4];
-                            store(product, &mut blocks);
-                            for i in 0..$n {
-                                let product = (blocks[i / 4] >> (16 * (i % 4))) as u16;
-                                assert_eq!(product, crate::cipher::idea::multiply(a[i], b[i]), "{} * {}", a[i], b[i]);
+                            let alone = multiply::<1>(load_words(&a), load_words(&b), zero, mask);
+                            let many = multiply::<4>(load_words(&a), load_words(&b), zero, mask);
+                            for product in [alone, many] {
+                                let mut blocks = [0; $n / 4];
+                                store(product, &mut blocks);
+                                for i in 0..$n {
+                                    let product = (blocks[i / 4] >> (16 * (i % 4))) as u16;
+                                    assert_eq!(product, crate::cipher::idea::multiply(a[i], b[i]), "{}*{}", a[i], b[i]);
+                                }
                             }
                         }
                     }

@@ -130,21 +130,28 @@ fn encrypt<const G: usize, const QUARTERS: bool>(
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 fn decrypt<const QUARTERS: bool>(key: &Tables, all: &mut [u64]) {
-    let backwards = |i| ROUNDS + 1 - i;
-    for some in all.chunks_mut(LANES) {
-        let mut padded = [[0; GROUP]; 2];
-        padded.as_flattened_mut()[..some.len()].copy_from_slice(some);
-        if some.len() > GROUP {
-            let mut state = [planes(&padded[0]), planes(&padded[1])];
-            crypt::<2, QUARTERS>(key, backwards, &mut state);
-            padded = [blocks(state[0]), blocks(state[1])];
-        } else {
-            let mut state = [planes(&padded[0])];
-            crypt::<1, QUARTERS>(key, backwards, &mut state);
-            padded[0] = blocks(state[0]);
-        }
-        some.copy_from_slice(&padded.as_flattened()[..some.len()]);
+    let (whole, rest) = all.as_chunks_mut::<GROUP>();
+    let (pairs, single) = whole.as_chunks_mut();
+    for pair in pairs {
+        *pair = decrypt_groups::<2, QUARTERS>(key, pair);
     }
+    for group in single {
+        [*group] = decrypt_groups::<1, QUARTERS>(key, &[*group]);
+    }
+    if !rest.is_empty() {
+        let mut padded = [0; GROUP];
+        padded[..rest.len()].copy_from_slice(rest);
+        [padded] = decrypt_groups::<1, QUARTERS>(key, &[padded]);
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+#[inline]
+fn decrypt_groups<const G: usize, const QUARTERS: bool>(key: &Tables, groups: &[[u64; GROUP]; G]) -> [[u64; GROUP]; G] {
+    let mut state = groups.each_ref().map(|group| planes(group));
+    crypt::<G, QUARTERS>(key, |i| ROUNDS + 1 - i, &mut state);
+    state.map(|state| blocks(state))
 }
 
 /// All rounds of `G` times 64 blocks; `order` gives the round keys' numbers.
@@ -159,18 +166,14 @@ fn crypt<const G: usize, const QUARTERS: bool>(key: &Tables, order: impl Fn(usiz
     for state in &mut *state {
         whiten(&mut state[..4], 0);
     }
-    for round in 0..ROUNDS {
-        // The next key goes with the result, so that the argument of the next round is ready at once.
-        let next = &key.p[order(round + 1)];
+    // Two rounds at a time, after which the words are in their places again. The next key goes with a round's result, so
+    // that the argument of the next round is ready at once.
+    for round in (0..ROUNDS).step_by(2) {
+        let next = [&key.p[order(round + 1)], &key.p[order(round + 2)]];
         if QUARTERS {
-            let top_bit = _mm512_set1_epi8(0x80u8 as i8);
-            for state in &mut *state {
-                let [l0, l1, l2, l3, r0, r1, r2, r3] = *state;
-                let [r0, r1, r2, r3] = quarters::round(key, next, [l0, l1, l2, l3], [r0, r1, r2, r3], top_bit);
-                *state = [r0, r1, r2, r3, l0, l1, l2, l3];
-            }
+            quarters::two_rounds(key, next, state);
         } else {
-            pairs::round(key, next, state);
+            pairs::two_rounds(key, next, state);
         }
     }
     for state in state {

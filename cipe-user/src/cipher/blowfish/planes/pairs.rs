@@ -4,19 +4,21 @@ use super::{State, Tables};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// A round of all groups, whose right words go with the next round key `p`.
+/// Two rounds of all groups; `p` are the round keys that their results go with.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
-pub(super) fn round<const G: usize>(key: &Tables, p: &[u32; 4], state: &mut [State; G]) {
-    let sums = round_function(&key.s, state);
-    for (state, sum) in state.iter_mut().zip(sums) {
-        let [l0, l1, l2, l3, r0, r1, r2, r3] = *state;
-        let mut right = [r0, r1, r2, r3];
-        for ((plane, sum), octet) in right.iter_mut().zip(sum).zip(*p) {
-            *plane = _mm512_ternarylogic_epi32::<0x96>(*plane, sum, _mm512_set1_epi32(octet as i32));
+pub(super) fn two_rounds<const G: usize>(key: &Tables, p: [&[u32; 4]; 2], state: &mut [State; G]) {
+    for p in p {
+        let sums = round_function(&key.s, state);
+        for (state, sum) in state.iter_mut().zip(sums) {
+            let [l0, l1, l2, l3, r0, r1, r2, r3] = *state;
+            let mut right = [r0, r1, r2, r3];
+            for ((plane, sum), octet) in right.iter_mut().zip(sum).zip(*p) {
+                *plane = _mm512_ternarylogic_epi32::<0x96>(*plane, sum, _mm512_set1_epi32(octet as i32));
+            }
+            let [r0, r1, r2, r3] = right;
+            *state = [r0, r1, r2, r3, l0, l1, l2, l3];
         }
-        let [r0, r1, r2, r3] = right;
-        *state = [r0, r1, r2, r3, l0, l1, l2, l3];
     }
 }
 

@@ -1,7 +1,7 @@
 //! Look-ups by `vpermb`, a quarter of a table at a time under a mask: one operation of port 5 on Intel's cores, whose
 //! `vpermt2b` takes three. In assembly, for out of intrinsics the compiler makes tests and sums for port 5, too.
 
-use super::Tables;
+use super::{State, Tables};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -176,11 +176,24 @@ macro_rules! add {
     };
 }
 
+/// Two rounds of all groups; `p` are the round keys that their results go with.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+#[inline]
+pub(super) fn two_rounds<const G: usize>(tables: &Tables, p: [&[u32; 4]; 2], state: &mut [State; G]) {
+    let top_bit = _mm512_set1_epi8(0x80u8 as i8);
+    for [l0, l1, l2, l3, r0, r1, r2, r3] in &mut *state {
+        [*r0, *r1, *r2, *r3] = round(tables, p[0], [*l0, *l1, *l2, *l3], [*r0, *r1, *r2, *r3], top_bit);
+    }
+    for [l0, l1, l2, l3, r0, r1, r2, r3] in state {
+        [*l0, *l1, *l2, *l3] = round(tables, p[1], [*r0, *r1, *r2, *r3], [*l0, *l1, *l2, *l3], top_bit);
+    }
+}
+
 /// The right words after a round: exclusive or with the round function of the left words and with the next round key
 /// `p`. `top_bit` is the bit matrix that makes eight of an octet's top bit.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
-pub(super) fn round(
+fn round(
     tables: &Tables,
     p: &[u32; 4],
     left: [__m512i; 4],
