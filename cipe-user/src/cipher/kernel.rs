@@ -11,6 +11,11 @@ pub(super) trait Kernel<S>: Send {
     /// Most lanes of one call.
     fn lanes(&self) -> usize;
 
+    /// Lanes to take while more messages than [`Self::lanes`] wait.
+    fn steady_lanes(&self) -> usize {
+        self.lanes()
+    }
+
     /// Whether the lanes of one call may have different keys.
     fn mixes_keys(&self) -> bool;
 

@@ -180,7 +180,7 @@ fn encrypt_set<S>(
                 return;
             }
         }
-        let running = busy.min(kernel.lanes());
+        let running = if busy > kernel.lanes() { kernel.steady_lanes() } else { busy };
         let steps = lanes[..running].iter().fold(STEPS, |steps, lane| steps.min(lane.left));
         stage.mover.fill(jobs, &lanes[..running], &mut stage.rows[..steps]);
         kernel.encrypt(&keys[..running], &mut stage.chain, &mut stage.rows, steps);

@@ -83,7 +83,12 @@ pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]])
 /// The lines have these blocks.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn take_part(lines: [*const u8; EIGHT], part: usize, mask: __mmask8, order: Option<__m512i>) -> [__m512i; EIGHT] {
+unsafe fn take_part(
+    lines: [*const u8; EIGHT],
+    part: usize,
+    mask: __mmask8,
+    order: Option<__m512i>,
+) -> [__m512i; EIGHT] {
     let mut vectors = [_mm512_setzero_si512(); EIGHT];
     for i in 0..EIGHT {
         // SAFETY: the caller vouches for the blocks; the instruction asks for no alignment.
@@ -99,13 +104,7 @@ unsafe fn take_part(lines: [*const u8; EIGHT], part: usize, mask: __mmask8, orde
 /// The lines have these blocks.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn put_part(
-    lines: &[*mut u8],
-    part: usize,
-    mask: __mmask8,
-    order: Option<__m512i>,
-    columns: [__m512i; EIGHT],
-) {
+unsafe fn put_part(lines: &[*mut u8], part: usize, mask: __mmask8, order: Option<__m512i>, columns: [__m512i; EIGHT]) {
     let vectors = transpose::vectors(columns);
     for i in 0..EIGHT {
         if i < lines.len() {

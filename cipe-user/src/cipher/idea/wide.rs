@@ -287,7 +287,8 @@ macro_rules! kernel {
         #[target_feature(enable = $feature)]
         #[inline]
         fn crypt<const G: usize>(key: impl Fn(usize, usize) -> $Vector, x: &mut [[$Vector; 4]; G]) {
-            let multiply_by = |x, i, group| multiply::<G>(x, key(i, group), key(zero_of(i), group), key(mask_of(i), group));
+            let multiply_by =
+                |x, i, group| multiply::<G>(x, key(i, group), key(zero_of(i), group), key(mask_of(i), group));
             let (mut t, mut u) = ([spread(0); G], [spread(0); G]);
             for i in (0..6 * ROUNDS).step_by(6) {
                 for (group, [x1, x2, x3, x4]) in x.iter_mut().enumerate() {

@@ -193,13 +193,7 @@ pub(super) fn two_rounds<const G: usize>(tables: &Tables, p: [&[u32; 4]; 2], sta
 /// `p`. `top_bit` is the bit matrix that makes eight of an octet's top bit.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
-fn round(
-    tables: &Tables,
-    p: &[u32; 4],
-    left: [__m512i; 4],
-    right: [__m512i; 4],
-    top_bit: __m512i,
-) -> [__m512i; 4] {
+fn round(tables: &Tables, p: &[u32; 4], left: [__m512i; 4], right: [__m512i; 4], top_bit: __m512i) -> [__m512i; 4] {
     let [mut r0, mut r1, mut r2, mut r3] = right;
     // SAFETY: instructions of the enabled features; they read the 4 KiB at `tables.s`, aligned to 64 octets, and the four
     // words of `p`.
