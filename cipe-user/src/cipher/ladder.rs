@@ -5,8 +5,15 @@ use super::kernel::Kernel;
 use super::stage::{Rows, STEPS, WIDTH};
 use std::time::{Duration, Instant};
 
-/// Numbers of lanes above 8 at which kernels are measured: where vectors of 16 and of 32 lanes begin and end.
-const POINTS: [usize; 8] = [9, 16, 17, 32, 33, 48, 64, 128];
+/// Most lanes of a kernel that is measured at each number of them.
+const NARROW: usize = 8;
+
+/// Numbers of lanes at which other kernels are measured: where a vector of 16, 32 or 64 lanes more is begun, which costs
+/// the same for any number of them; and the most.
+const POINTS: [usize; 7] = [1, 17, 33, 49, 65, 97, WIDTH];
+
+/// Rows of a measurement.
+const MEASURED: usize = 6;
 
 /// Nanoseconds that a forced kernel is ahead of all others.
 const FORCED: f64 = 1e12;
@@ -44,18 +51,19 @@ impl<S> Ladder<S> {
         };
         let mut best = [[f64::INFINITY; WIDTH]; 3];
         for (index, kernel) in kernels.iter_mut().enumerate() {
-            let mut cost = [0.0; 3];
-            let mut rate = [0f64; 2];
+            let lead = if is_forced(&**kernel) { FORCED } else { 0.0 };
+            let lanes = kernel.lanes();
+            let mut total = [0.0; 2];
+            let mut rate = [0.0; 2];
             for n in 1..=WIDTH {
-                // A vector costs the same for any number of lanes in it, so that few points tell all.
-                if n <= 8 || POINTS.contains(&n) {
-                    let running = n.min(kernel.lanes());
-                    let encrypt = encrypt_cost(&mut **kernel, key, running) / running as f64;
-                    let decrypt = decrypt_cost(&mut **kernel, key, n) / n as f64;
-                    rate = [rate[0].max(8e3 / encrypt), rate[1].max(8e3 / decrypt)];
-                    let lead = if is_forced(&**kernel) { FORCED } else { 0.0 };
-                    cost = [encrypt, encrypt, decrypt].map(|cost| cost - lead);
+                let running = if n > lanes { kernel.steady_lanes() } else { n };
+                let blocks = if n > lanes && lanes <= NARROW { 2 * running } else { n };
+                if if lanes <= NARROW { n <= lanes + 1 } else { POINTS.contains(&n) } {
+                    total = [encrypt_cost(&mut **kernel, key, running), decrypt_cost(&mut **kernel, key, blocks)];
                 }
+                let [encrypt, decrypt] = [total[0] / running as f64, total[1] / blocks as f64];
+                rate = [8e3 / encrypt, 8e3 / decrypt];
+                let mut cost = [encrypt, encrypt, decrypt].map(|cost| cost - lead);
                 if !kernel.mixes_keys() {
                     cost[1] = f64::INFINITY;
                 }
@@ -132,7 +140,7 @@ pub struct Report {
 fn encrypt_cost<S>(kernel: &mut dyn Kernel<S>, key: &S, n: usize) -> f64 {
     let (mut chain, mut rows): (_, Rows) = ([0; WIDTH], [[0; WIDTH]; STEPS]);
     let keys = [key; WIDTH];
-    shortest(|| kernel.encrypt(&keys[..n], &mut chain, &mut rows, STEPS)) / STEPS as f64
+    shortest(|| kernel.encrypt(&keys[..n], &mut chain, &mut rows, MEASURED)) / MEASURED as f64
 }
 
 /// Nanoseconds to decrypt `n` blocks.
