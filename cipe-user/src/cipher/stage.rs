@@ -182,6 +182,13 @@ impl Algorithm {
         self.load(&octets, &mut block);
         block[0]
     }
+
+    /// One block back on the wire.
+    pub(super) fn octets(self, block: u64) -> [u8; BLOCK] {
+        let mut octets = [0; BLOCK];
+        self.store(&mut octets, &[block]);
+        octets
+    }
 }
 
 /// Reverses the order of the four 16-bit words.
