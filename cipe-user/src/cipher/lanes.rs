@@ -3,6 +3,7 @@
 use super::ladder::{Ladder, Report};
 use super::stage::{Lane, Mover, Piece, Rows, STEPS, WIDTH};
 use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
+use arrayvec::ArrayVec;
 use std::ptr;
 
 /// Runs batches of jobs through the fastest kernels of this CPU. One a worker; cheap to keep, not shared.
@@ -100,21 +101,35 @@ impl Key {
     }
 }
 
-/// The jobs that have work for a cipher, `of` telling its schedule from another's.
-fn working<S>(of: fn(&Key) -> Option<&S>, jobs: &[Job<'_>]) -> Set {
-    let mut set = 0;
+/// The jobs that have work for a cipher, `of` telling its schedule from another's, in sets of one key each.
+fn by_key<S>(of: fn(&Key) -> Option<&S>, jobs: &[Job<'_>]) -> ArrayVec<Set, BATCH> {
+    let mut sets = ArrayVec::<Set, BATCH>::new();
+    // Numbers of sets and one more, found by the addresses of keys.
+    let mut table = [0u8; 2 * BATCH];
     for (i, job) in jobs.iter().enumerate() {
-        if of(job.key).is_some() && job.data.len() >= BLOCK {
-            set |= 1 << i;
+        if of(job.key).is_none() || job.data.len() < BLOCK {
+            continue;
+        }
+        let mut slot = ptr::from_ref(job.key).addr() / size_of::<Key>() % table.len();
+        loop {
+            match table[slot] {
+                0 => {
+                    sets.push(1 << i);
+                    table[slot] = sets.len() as u8;
+                    break;
+                }
+                number => {
+                    let set = &mut sets[usize::from(number) - 1];
+                    if ptr::eq(jobs[set.trailing_zeros() as usize].key, job.key) {
+                        *set |= 1 << i;
+                        break;
+                    }
+                }
+            }
+            slot = (slot + 1) % table.len();
         }
     }
-    set
-}
-
-/// The jobs of `set` under the key of its first.
-fn same_key(set: Set, jobs: &[Job<'_>]) -> Set {
-    let first = jobs[set.trailing_zeros() as usize].key;
-    members(set).filter(|i| ptr::eq(jobs[*i].key, first)).fold(0, |same, i| same | 1 << i)
+    sets
 }
 
 fn members(mut set: Set) -> impl Iterator<Item = usize> {
@@ -126,22 +141,17 @@ fn members(mut set: Set) -> impl Iterator<Item = usize> {
 }
 
 fn encrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
-    let mut todo = working(of, jobs);
+    let sets = by_key(of, jobs);
     // Jobs to run together whatever their keys, those of one key side by side: lanes that share tables share the cache.
-    let mut together = ([0; BATCH], 0);
-    while todo != 0 {
-        let same = same_key(todo, jobs);
-        if ladder.wants_one_key(same.count_ones() as usize) || same == todo && together.1 == 0 {
-            encrypt_set(ladder, of, stage, jobs, members(same), true);
+    let mut together = ArrayVec::<usize, BATCH>::new();
+    for same in &sets {
+        if sets.len() == 1 || ladder.wants_one_key(same.count_ones() as usize) {
+            encrypt_set(ladder, of, stage, jobs, members(*same), true);
         } else {
-            for job in members(same) {
-                together.0[together.1] = job;
-                together.1 += 1;
-            }
+            together.extend(members(*same));
         }
-        todo &= !same;
     }
-    encrypt_set(ladder, of, stage, jobs, together.0[..together.1].iter().copied(), false);
+    encrypt_set(ladder, of, stage, jobs, together.into_iter(), false);
 }
 
 /// Encrypts the jobs `waiting`, of one key if `uniform`.
@@ -202,13 +212,10 @@ fn encrypt_set<S>(
 }
 
 fn decrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
-    let mut todo = working(of, jobs);
-    while todo != 0 {
-        let same = same_key(todo, jobs);
-        if let Some(key) = of(jobs[todo.trailing_zeros() as usize].key) {
+    for same in by_key(of, jobs) {
+        if let Some(key) = of(jobs[same.trailing_zeros() as usize].key) {
             decrypt_set(ladder, key, stage, jobs, same);
         }
-        todo &= !same;
     }
 }
 
