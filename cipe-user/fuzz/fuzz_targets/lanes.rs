@@ -10,6 +10,7 @@ use std::sync::{LazyLock, Mutex};
 
 #[derive(Arbitrary, Debug)]
 struct Batch {
+    /// Each stands for [`LIKE`] keys, for some kernels tell few from many.
     keys: [(u8, [u8; 16]); 4],
     jobs: Vec<Spec>,
 }
@@ -24,6 +25,9 @@ struct Spec {
     again: u8,
 }
 
+/// Keys that differ in an octet only.
+const LIKE: usize = 6;
+
 /// One engine a kernel, and first the scalar ones, whose batches of one are the measure.
 static ENGINES: LazyLock<Mutex<Vec<Lanes>>> = LazyLock::new(|| {
     let mut engines = vec![Lanes::with(Some("scalar"), Some("scalar")), Lanes::with(None, None)];
@@ -37,10 +41,15 @@ static ENGINES: LazyLock<Mutex<Vec<Lanes>>> = LazyLock::new(|| {
 });
 
 fuzz_target!(|batch: Batch| {
-    let keys = batch.keys.map(|(algorithm, octets)| {
-        let algorithms = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
-        Key::new(algorithms[usize::from(algorithm) % 3], &octets)
-    });
+    let like = batch.keys.iter().flat_map(|key| [key; LIKE]).enumerate();
+    let keys: Vec<Key> = like
+        .map(|(i, (algorithm, octets))| {
+            let algorithms = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
+            let mut octets = *octets;
+            octets[0] ^= (i % LIKE) as u8;
+            Key::new(algorithms[usize::from(*algorithm) % 3], &octets)
+        })
+        .collect();
     let specs: Vec<&Spec> =
         batch.jobs.iter().flat_map(|spec| vec![spec; 1 + usize::from(spec.again % 70)]).take(300).collect();
     let memory = |spec: &&Spec| -> Vec<u8> {
@@ -62,9 +71,9 @@ fuzz_target!(|batch: Batch| {
     }
 });
 
-fn jobs<'a>(keys: &'a [Key; 4], specs: &[&Spec], data: &'a mut [Vec<u8>]) -> Vec<Job<'a>> {
+fn jobs<'a>(keys: &'a [Key], specs: &[&Spec], data: &'a mut [Vec<u8>]) -> Vec<Job<'a>> {
     let job = |(spec, data): (&&Spec, &'a mut Vec<u8>)| Job {
-        key: &keys[usize::from(spec.key % 4)],
+        key: &keys[usize::from(spec.key) % keys.len()],
         iv: spec.iv,
         data: &mut data[usize::from(spec.offset % 64)..],
     };

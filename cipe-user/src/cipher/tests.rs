@@ -73,10 +73,11 @@ struct Spec {
 type Batch = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8);
 
 fn batch() -> impl Strategy<Value = Batch> {
-    let keys = prop::collection::vec((algorithm(), any::<[u8; KEY]>()), 1..6);
+    let key = || (algorithm(), any::<[u8; KEY]>());
+    let keys = prop_oneof![prop::collection::vec(key(), 1..6), prop::collection::vec(key(), 20..60)];
     let len = prop_oneof![0usize..80, Just(1456), 0usize..1600];
     // A key index is taken modulo the number of keys; low ones are common, so that large groups of one key occur.
-    let spec = (prop_oneof![3 => Just(0usize), 1 => 0usize..6], any::<[u8; BLOCK]>(), 0usize..64, len)
+    let spec = (prop_oneof![3 => Just(0usize), 1 => 0usize..6, 2 => 0usize..60], any::<[u8; BLOCK]>(), 0usize..64, len)
         .prop_map(|(key, iv, offset, len)| Spec { key, iv, offset, len });
     let specs = prop_oneof![
         prop::collection::vec(spec.clone(), 0..12),

@@ -5,7 +5,7 @@
 
 use super::{ROUNDS, Schedule, join, split};
 use crate::cipher::kernel::Kernel;
-use crate::cipher::stage::Rows;
+use crate::cipher::stage::{Rows, WIDTH};
 use crate::cipher::{Algorithm, BLOCK};
 use std::hint::black_box;
 
@@ -14,6 +14,10 @@ const LANES: usize = 8;
 
 /// Lanes that fill a core: more of them only spill more registers.
 const STEADY: usize = 6;
+
+/// Lanes that [`encrypt_columns`] takes in full steps.
+#[cfg(target_arch = "x86_64")]
+pub(super) const FULL: usize = 5 * STEADY;
 
 /// The kernel.
 pub(super) struct Scalar;
@@ -40,16 +44,7 @@ impl Kernel<Schedule> for Scalar {
     }
 
     fn encrypt(&mut self, keys: &[&Schedule], chain: &mut [u64], rows: &mut Rows, steps: usize) {
-        match keys.len() {
-            1 => encrypt::<1>(keys, chain, rows, steps),
-            2 => encrypt::<2>(keys, chain, rows, steps),
-            3 => encrypt::<3>(keys, chain, rows, steps),
-            4 => encrypt::<4>(keys, chain, rows, steps),
-            5 => encrypt::<5>(keys, chain, rows, steps),
-            6 => encrypt::<6>(keys, chain, rows, steps),
-            7 => encrypt::<7>(keys, chain, rows, steps),
-            _ => encrypt::<LANES>(keys, chain, rows, steps),
-        }
+        encrypt_some(keys, 0, chain, &mut rows[..steps]);
     }
 
     fn encrypt_alone(&mut self, key: &Schedule, _: Algorithm, chain: u64, blocks: &mut [[u8; BLOCK]]) -> bool {
@@ -89,27 +84,50 @@ pub(super) fn encrypt_one(key: &Schedule, block: u64) -> u64 {
     join([right, left])
 }
 
-fn encrypt<const N: usize>(keys: &[&Schedule], chain: &mut [u64], rows: &mut Rows, steps: usize) {
+/// As [`Scalar::encrypt`] for any number of lanes, the first of which has column `from` of `rows` and the first of `chain`.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn encrypt_columns(keys: &[&Schedule], from: usize, chain: &mut [u64], rows: &mut [[u64; WIDTH]]) {
+    for (i, (keys, chain)) in keys.chunks(STEADY).zip(chain.chunks_mut(STEADY)).enumerate() {
+        encrypt_some(keys, from + i * STEADY, chain, rows);
+    }
+}
+
+/// Up to [`LANES`] lanes.
+fn encrypt_some(keys: &[&Schedule], from: usize, chain: &mut [u64], rows: &mut [[u64; WIDTH]]) {
+    match keys.len() {
+        1 => encrypt::<1>(keys, from, chain, rows),
+        2 => encrypt::<2>(keys, from, chain, rows),
+        3 => encrypt::<3>(keys, from, chain, rows),
+        4 => encrypt::<4>(keys, from, chain, rows),
+        5 => encrypt::<5>(keys, from, chain, rows),
+        6 => encrypt::<6>(keys, from, chain, rows),
+        7 => encrypt::<7>(keys, from, chain, rows),
+        _ => encrypt::<LANES>(keys, from, chain, rows),
+    }
+}
+
+fn encrypt<const N: usize>(keys: &[&Schedule], from: usize, chain: &mut [u64], rows: &mut [[u64; WIDTH]]) {
     let (Some(keys), Some(chain)) = (keys.first_chunk::<N>(), chain.first_chunk_mut::<N>()) else {
         unreachable!("a lane has a key and a chain");
     };
     if keys.iter().all(|key| std::ptr::eq(*key, keys[0])) {
         let keys = &[keys[0]; N];
-        encrypt_rows(keys, chain, rows, steps);
+        encrypt_rows(keys, from, chain, rows);
     } else {
-        encrypt_rows(keys, chain, rows, steps);
+        encrypt_rows(keys, from, chain, rows);
     }
 }
 
 #[inline(always)]
-fn encrypt_rows<const N: usize>(keys: &[&Schedule; N], chain: &mut [u64; N], rows: &mut Rows, steps: usize) {
+fn encrypt_rows<const N: usize>(keys: &[&Schedule; N], from: usize, chain: &mut [u64; N], rows: &mut [[u64; WIDTH]]) {
     let mut last = *chain;
-    for row in &mut rows[..steps] {
+    for row in rows {
+        let row = &mut row[from..][..N];
         for (last, block) in last.iter_mut().zip(&*row) {
             *last ^= block;
         }
         last = crypt(keys, last, |p, i| p[i]);
-        row[..N].copy_from_slice(&last);
+        row.copy_from_slice(&last);
     }
     *chain = last;
 }
