@@ -1,177 +1,110 @@
 //! Look-ups by `vpermb`, a quarter of a table at a time under a mask: one operation of port 5 on Intel's cores, whose
 //! `vpermt2b` takes three. In assembly, for out of intrinsics the compiler makes tests and sums for port 5, too.
+//!
+//! The order of a round keeps port 5 busy while carries go from plane to plane: first the two tables that are added, then
+//! the other two by pairs of planes, whose sums are ready for the next round while the next pair is looked up.
 
 use super::{State, Tables};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// One quarter, `$at`, of the four planes of the table at `$table`, where the mask has it.
-macro_rules! quarter {
-    ($index:literal, $table:literal, $at:literal, $mask:literal, [$o0:literal, $o1:literal, $o2:literal, $o3:literal]) => {
-        concat!(
-            "vpermb {",
-            $o0,
-            "}",
-            $mask,
-            ", {",
-            $index,
-            "}, [{s} + ",
-            $table,
-            " + ",
-            $at,
-            "]\n",
-            "vpermb {",
-            $o1,
-            "}",
-            $mask,
-            ", {",
-            $index,
-            "}, [{s} + ",
-            $table,
-            " + 256 + ",
-            $at,
-            "]\n",
-            "vpermb {",
-            $o2,
-            "}",
-            $mask,
-            ", {",
-            $index,
-            "}, [{s} + ",
-            $table,
-            " + 512 + ",
-            $at,
-            "]\n",
-            "vpermb {",
-            $o3,
-            "}",
-            $mask,
-            ", {",
-            $index,
-            "}, [{s} + ",
-            $table,
-            " + 768 + ",
-            $at,
-            "]\n",
-        )
-    };
-}
-
-/// The words of the table at `$table` for the octets of plane `$index`, as planes. Indices with bit 7 overwrite what the
-/// others found, then those with bit 6, then those with both.
-macro_rules! look_up {
-    ($index:literal, $table:literal, $words:tt, $temporary:literal) => {
+/// The masks of the octets of `$index` with bit 7, with bit 6 and with both.
+macro_rules! masks {
+    ($index:literal, [$bit7:literal, $bit6:literal, $both:literal], $temporary:literal) => {
         concat!(
             "vpsllw {",
             $temporary,
             "}, {",
             $index,
             "}, 1\n",
-            "vpmovb2m k1, {",
+            "vpmovb2m ",
+            $bit7,
+            ", {",
             $index,
             "}\n",
-            quarter!($index, $table, "0", "", $words),
-            "vpmovb2m k2, {",
+            "vpmovb2m ",
+            $bit6,
+            ", {",
             $temporary,
             "}\n",
-            quarter!($index, $table, "128", " {{k1}}", $words),
-            "kandq k3, k1, k2\n",
-            quarter!($index, $table, "64", " {{k2}}", $words),
-            quarter!($index, $table, "192", " {{k3}}", $words),
+            "kandq ",
+            $both,
+            ", ",
+            $bit7,
+            ", ",
+            $bit6,
+            "\n",
         )
     };
 }
 
-/// Sums of words modulo 2^32: of `$a` and `$b` in `$t` and the first three of `$b`. As in [`super::pairs::add`], the
-/// carry of a plane is made of its top bits and spread over the octet by a bit matrix.
-macro_rules! add {
-    ([$a0:literal, $a1:literal, $a2:literal, $a3:literal], [$b0:literal, $b1:literal, $b2:literal, $b3:literal], $t:literal) => {
+/// Plane `$word` of what quarter `$at` of the table at `$table` has for the octets of `$index`, where the mask has it.
+macro_rules! find {
+    ($word:literal, $mask:expr, $index:literal, $table:literal, $at:expr) => {
+        concat!("vpermb {", $word, "}", $mask, ", {", $index, "}, [{s} + ", $table, " + ", $at, "]\n")
+    };
+}
+
+/// All planes of one table. Octets with bit 7 overwrite what the others found, then those with bit 6, then those with both.
+macro_rules! look_up {
+    ($index:literal, $table:literal, [$bit7:literal, $bit6:literal, $both:literal], $words:tt, $temporary:literal) => {
         concat!(
-            "vpaddb {",
-            $t,
-            "}, {",
-            $a0,
-            "}, {",
-            $b0,
-            "}\n",
-            "vpternlogd {",
-            $a0,
-            "}, {",
-            $b0,
-            "}, {",
-            $t,
-            "}, 0xd4\n",
-            "vgf2p8affineqb {",
-            $a0,
-            "}, {",
-            $a0,
-            "}, {top_bit}, 0\n",
-            "vpaddb {",
-            $b0,
-            "}, {",
-            $a1,
-            "}, {",
-            $b1,
-            "}\n",
-            "vpsubb {",
-            $b0,
-            "}, {",
-            $b0,
-            "}, {",
-            $a0,
-            "}\n",
-            "vpternlogd {",
-            $a1,
-            "}, {",
-            $b1,
-            "}, {",
-            $b0,
-            "}, 0xd4\n",
-            "vgf2p8affineqb {",
-            $a1,
-            "}, {",
-            $a1,
-            "}, {top_bit}, 0\n",
-            "vpaddb {",
-            $b1,
-            "}, {",
-            $a2,
-            "}, {",
-            $b2,
-            "}\n",
-            "vpsubb {",
-            $b1,
-            "}, {",
-            $b1,
-            "}, {",
-            $a1,
-            "}\n",
-            "vpternlogd {",
-            $a2,
-            "}, {",
-            $b2,
-            "}, {",
-            $b1,
-            "}, 0xd4\n",
-            "vgf2p8affineqb {",
-            $a2,
-            "}, {",
-            $a2,
-            "}, {top_bit}, 0\n",
-            "vpaddb {",
-            $b2,
-            "}, {",
-            $a3,
-            "}, {",
-            $b3,
-            "}\n",
-            "vpsubb {",
-            $b2,
-            "}, {",
-            $b2,
-            "}, {",
-            $a2,
-            "}\n",
+            masks!($index, [$bit7, $bit6, $both], $temporary),
+            look_up!(@quarter $words, "", $index, $table, "0"),
+            look_up!(@quarter $words, concat!(" {{", $bit7, "}}"), $index, $table, "128"),
+            look_up!(@quarter $words, concat!(" {{", $bit6, "}}"), $index, $table, "64"),
+            look_up!(@quarter $words, concat!(" {{", $both, "}}"), $index, $table, "192"),
+        )
+    };
+    (@quarter [$w0:literal, $w1:literal, $w2:literal, $w3:literal], $mask:expr, $index:literal, $table:literal, $at:literal) => {
+        concat!(
+            find!($w0, $mask, $index, $table, $at),
+            find!($w1, $mask, $index, $table, concat!("256 + ", $at)),
+            find!($w2, $mask, $index, $table, concat!("512 + ", $at)),
+            find!($w3, $mask, $index, $table, concat!("768 + ", $at)),
+        )
+    };
+}
+
+/// Two planes, from octet `$plane` of the words on, of the tables of `l1` and `l0`.
+macro_rules! look_up_last {
+    ($plane:literal, $c:tt, $d:tt) => {
+        concat!(
+            look_up_last!(@quarter $c, $d, "", "", $plane, "0"),
+            look_up_last!(@quarter $c, $d, " {{k1}}", " {{k4}}", $plane, "128"),
+            look_up_last!(@quarter $c, $d, " {{k2}}", " {{k5}}", $plane, "64"),
+            look_up_last!(@quarter $c, $d, " {{k3}}", " {{k6}}", $plane, "192"),
+        )
+    };
+    (@quarter [$c0:literal, $c1:literal], [$d0:literal, $d1:literal], $mask_c:literal, $mask_d:literal, $plane:literal, $at:literal) => {
+        concat!(
+            find!($c0, $mask_c, "l1", "2048", concat!($plane, " + ", $at)),
+            find!($c1, $mask_c, "l1", "2048 + 256", concat!($plane, " + ", $at)),
+            find!($d0, $mask_d, "l0", "3072", concat!($plane, " + ", $at)),
+            find!($d1, $mask_d, "l0", "3072 + 256", concat!($plane, " + ", $at)),
+        )
+    };
+}
+
+/// A plane `$sum` of a sum, and in `$a` its carry, 0 or -1. As in [`super::pairs::add`], the carry is made of the top bits
+/// and spread over the octet by a bit matrix.
+macro_rules! add {
+    ($sum:literal, $a:literal, $b:literal, "") => {
+        concat!("vpaddb {", $sum, "}, {", $a, "}, {", $b, "}\n", add!(@carry $sum, $a, $b))
+    };
+    ($sum:literal, $a:literal, $b:literal, $carry:literal) => {
+        concat!(add!(@last $sum, $a, $b, $carry), add!(@carry $sum, $a, $b))
+    };
+    (@last $sum:literal, $a:literal, $b:literal, $carry:literal) => {
+        concat!(
+            "vpaddb {", $sum, "}, {", $a, "}, {", $b, "}\n",
+            "vpsubb {", $sum, "}, {", $sum, "}, {", $carry, "}\n",
+        )
+    };
+    (@carry $sum:literal, $a:literal, $b:literal) => {
+        concat!(
+            "vpternlogd {", $a, "}, {", $b, "}, {", $sum, "}, 0xd4\n",
+            "vgf2p8affineqb {", $a, "}, {", $a, "}, {top_bit}, 0\n",
         )
     };
 }
@@ -199,20 +132,29 @@ fn round(tables: &Tables, p: &[u32; 4], left: [__m512i; 4], right: [__m512i; 4],
     // words of `p`.
     unsafe {
         asm!(
-            look_up!("l2", "1024", ["b0", "b1", "b2", "b3"], "t"),
-            look_up!("l3", "0", ["a0", "a1", "a2", "a3"], "t"),
-            add!(["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"], "t"),
-            look_up!("l1", "2048", ["a0", "a1", "a2", "a3"], "b3"),
+            look_up!("l2", "1024", ["k4", "k5", "k6"], ["b0", "b1", "b2", "b3"], "t"),
+            look_up!("l3", "0", ["k1", "k2", "k3"], ["a0", "a1", "a2", "a3"], "t"),
+            // In t, b0, b1, b2.
+            add!("t", "a0", "b0", ""),
+            add!("b0", "a1", "b1", "a0"),
+            add!("b1", "a2", "b2", "a1"),
+            add!(@last "b2", "a3", "b3", "a2"),
+            masks!("l1", ["k1", "k2", "k3"], "b3"),
+            masks!("l0", ["k4", "k5", "k6"], "b3"),
+            look_up_last!("0", ["a0", "a1"], ["d0", "d1"]),
             "vpxord {a0}, {a0}, {t}",
+            add!("b3", "a0", "d0", ""),
+            "vpternlogd {r0}, {b3}, dword ptr [{p}] {{1to16}}, 0x96",
             "vpxord {a1}, {a1}, {b0}",
+            add!("d0", "a1", "d1", "a0"),
+            "vpternlogd {r1}, {d0}, dword ptr [{p} + 4] {{1to16}}, 0x96",
+            look_up_last!("512", ["a2", "a3"], ["d2", "d3"]),
             "vpxord {a2}, {a2}, {b1}",
+            add!("d1", "a2", "d2", "a1"),
+            "vpternlogd {r2}, {d1}, dword ptr [{p} + 8] {{1to16}}, 0x96",
             "vpxord {a3}, {a3}, {b2}",
-            look_up!("l0", "3072", ["b0", "b1", "b2", "b3"], "t"),
-            add!(["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"], "t"),
-            "vpternlogd {r0}, {t}, dword ptr [{p}] {{1to16}}, 0x96",
-            "vpternlogd {r1}, {b0}, dword ptr [{p} + 4] {{1to16}}, 0x96",
-            "vpternlogd {r2}, {b1}, dword ptr [{p} + 8] {{1to16}}, 0x96",
-            "vpternlogd {r3}, {b2}, dword ptr [{p} + 12] {{1to16}}, 0x96",
+            add!(@last "d2", "a3", "d3", "a2"),
+            "vpternlogd {r3}, {d2}, dword ptr [{p} + 12] {{1to16}}, 0x96",
             s = in(reg) &raw const tables.s,
             p = in(reg) p.as_ptr(),
             top_bit = in(zmm_reg) top_bit,
@@ -232,10 +174,17 @@ fn round(tables: &Tables, p: &[u32; 4], left: [__m512i; 4], right: [__m512i; 4],
             b1 = out(zmm_reg) _,
             b2 = out(zmm_reg) _,
             b3 = out(zmm_reg) _,
+            d0 = out(zmm_reg) _,
+            d1 = out(zmm_reg) _,
+            d2 = out(zmm_reg) _,
+            d3 = out(zmm_reg) _,
             t = out(zmm_reg) _,
             out("k1") _,
             out("k2") _,
             out("k3") _,
+            out("k4") _,
+            out("k5") _,
+            out("k6") _,
             options(pure, readonly, nostack, preserves_flags),
         );
     }
