@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz`: every target of `cipe-user/fuzz`, each for a while.
 
 use anyhow::{Context, Result, bail};
+use std::process::Command;
 
 use crate::tools;
 
@@ -33,7 +34,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     for target in &targets {
         let limit = format!("-max_total_time={}", args.seconds);
-        let mut fuzz = tools::cargo(&["+nightly", "fuzz", "run", target, "--", &limit]);
+        // Not `cargo +nightly`: it is the cargo of a toolchain that runs this, which does not know the others.
+        let mut fuzz = Command::new("rustup");
+        fuzz.args(["run", "nightly", "cargo", "fuzz", "run", target, "--", &limit]);
         tools::check(fuzz.current_dir(tools::workspace().join("cipe-user")))?;
     }
     Ok(())
