@@ -59,7 +59,8 @@ impl Kernel<Schedule> for Gather {
         let rows = &mut rows[..steps];
         let mut from = 0;
         while from < keys.len() {
-            let together = together(&keys[from..]);
+            // Groups are whole, and what they write beyond their lanes must be nobody's.
+            let together = together(&keys[from..]).filter(|lanes| from + lanes.next_multiple_of(GROUP) <= WIDTH);
             let lanes = together.unwrap_or(scalar::FULL).min(keys.len() - from);
             self.encrypt_some(&keys[from..][..lanes], together.is_some(), from, &mut chain[from..], rows);
             from += lanes;
@@ -97,7 +98,7 @@ impl Gather {
         rows: &mut [[u64; WIDTH]],
     ) {
         let groups = keys.len().div_ceil(GROUP);
-        if keys.iter().all(|key| ptr::eq(*key, keys[0])) {
+        if together && keys.iter().all(|key| ptr::eq(*key, keys[0])) {
             // SAFETY: `detect` found the instructions.
             unsafe { encrypt_groups(Keys::one(keys[0], &self.each), groups, from, chain, rows) };
         } else if together && let Some(keys) = Keys::many(keys, &mut self.each) {
@@ -121,6 +122,8 @@ fn together(keys: &[&Schedule]) -> Option<usize> {
             most = lane + 1;
         }
     }
+    // Others follow: none of theirs may be in the last group.
+    let most = if most < keys.len() { most - most % GROUP } else { most };
     (most >= FEWEST || seen.len() == 1).then_some(most)
 }
 
