@@ -2,6 +2,8 @@
 
 /// Names of the maps and programs in the eBPF object.
 pub mod names {
+    /// Global of the private TC program: how many workers to spread flows over (u32).
+    pub const WORKERS: &str = "WORKERS";
     /// `ARRAY` of [`super::Tunnel`], by tunnel number.
     pub const TUNNELS: &str = "TUNNELS";
     /// `HASH` from [`super::PrivateAddress`], a tunnel device's MAC address, to its tunnel number (u32).
@@ -35,8 +37,8 @@ pub const MAX_TUNNELS: u32 = 16_384;
 pub const NO_TUNNEL: u32 = u32::MAX;
 /// Hubs of one engine: veth pairs that its tunnel devices stand on.
 pub const MAX_HUBS: u32 = 32;
-/// Receive queues of a hub's hidden end that can have a socket.
-pub const PRIVATE_QUEUES: u32 = 4;
+/// Receive queues of a hub's hidden end that can have a socket: one for each worker, and one more.
+pub const PRIVATE_QUEUES: u32 = 16;
 /// Carrier devices of one engine.
 pub const MAX_CARRIERS: u32 = 64;
 /// Receive queues of a carrier device that can have a socket.

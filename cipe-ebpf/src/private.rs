@@ -3,6 +3,7 @@
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_DROP,
+    helpers::generated::bpf_get_hash_recalc,
     programs::{TcContext, XdpContext},
 };
 use cipe_common::{
@@ -43,9 +44,28 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
         ETHERTYPE_IPV6 => mss::clamp_ipv6(ctx, state.mss),
         _ => return Err(not_ip),
     }
+    spread(ctx);
     let mac = Stamp { hub: state.hub as u8, gso_size: gso_size as u16, tunnel: tunnel as u16 }.to_mac();
     // Not even room for an Ethernet header: nothing that a network device hands us.
     ctx.store(0, &mac, 0).map_err(|_| Drop { tunnel, verdict: Verdict::PrivateMalformed })
+}
+
+/// How many workers serve a hub.
+#[unsafe(no_mangle)]
+static WORKERS: u32 = 1;
+
+/// Chooses the queue of the hub, and so the worker, by the flow, not by where a forwarded packet came in. What is written
+/// is taken for the receive queue and one more, for which the kernel picks the transmit queue of that number: 1 to the
+/// number of workers. Generic XDP at the hidden end then sees the receive queue before it, native XDP that queue itself.
+#[inline(always)]
+fn spread(ctx: &TcContext) {
+    // SAFETY: the loader sets it before the program is loaded, and nothing does later.
+    let workers = unsafe { core::ptr::read_volatile(&raw const WORKERS) };
+    if workers > 1 {
+        let skb = ctx.skb.skb;
+        // SAFETY: the context is the one the kernel called us with.
+        unsafe { (*skb).queue_mapping = 2 + bpf_get_hash_recalc(skb) % workers };
+    }
 }
 
 /// Hands a stamped frame to the engine's socket for its hub and queue.

@@ -16,6 +16,8 @@ pub struct Status {
     pub verdicts: BTreeMap<String, u64>,
     /// Which doors and modes are in use.
     pub doors: Vec<String>,
+    /// Packets sent and delivered by each worker thread.
+    pub workers: Vec<(u64, u64)>,
 }
 
 impl Status {
@@ -41,11 +43,14 @@ impl Status {
             list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
         };
         let verdicts = object["verdicts"].as_object().into_iter().flatten();
+        let workers = object["workers"].as_array().into_iter().flatten();
+        let number = |share: &Value, name: &str| share[name].as_u64().unwrap_or_default();
         Self {
             device: object["device"].as_str().unwrap_or_default().to_owned(),
             keys: texts("keys"),
             verdicts: verdicts.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect(),
             doors: texts("doors"),
+            workers: workers.map(|share| (number(share, "sent"), number(share, "delivered"))).collect(),
         }
     }
 

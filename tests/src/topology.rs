@@ -88,6 +88,8 @@ impl Side {
 pub enum Carrier {
     /// One veth pair.
     Direct,
+    /// One veth pair with so many queues at either end.
+    Queues(u32),
     /// Through a namespace where every frame can be captured.
     Tapped,
 }
@@ -119,7 +121,7 @@ impl Topology {
             gw_a: Namespace::new("gwA")?,
             gw_b: Namespace::new("gwB")?,
             tap: match carrier {
-                Carrier::Direct => None,
+                Carrier::Direct | Carrier::Queues(_) => None,
                 Carrier::Tapped => Some(Namespace::new("tap")?),
             },
             directory: RunDirectory::new()?,
@@ -136,7 +138,10 @@ impl Topology {
             topology.join_lan(side)?;
         }
         match &topology.tap {
-            None => cable((&topology.gw_a, "wire0"), (&topology.gw_b, "wire0"))?,
+            None => {
+                let queues = if let Carrier::Queues(queues) = carrier { queues } else { 1 };
+                cable_of(queues, (&topology.gw_a, "wire0"), (&topology.gw_b, "wire0"))?;
+            }
             Some(tap) => topology.join_tap(tap)?,
         }
         for side in [Side::A, Side::B] {
@@ -247,8 +252,15 @@ impl Topology {
 
 /// Joins two namespaces by a veth pair, both ends down.
 fn cable(one: (&Namespace, &str), other: (&Namespace, &str)) -> Result<()> {
-    let (one_name, other_name) = (one.0.name(), other.0.name());
-    ip(&["link", "add", one.1, "netns", one_name, "type", "veth", "peer", "name", other.1, "netns", other_name])?;
+    cable_of(1, one, other)
+}
+
+fn cable_of(queues: u32, one: (&Namespace, &str), other: (&Namespace, &str)) -> Result<()> {
+    let (one_name, other_name, queues) = (one.0.name(), other.0.name(), queues.to_string());
+    let queues = ["numtxqueues", &queues, "numrxqueues", &queues];
+    let one = ["link", "add", one.1, "netns", one_name];
+    let other = ["type", "veth", "peer", "name", other.1, "netns", other_name];
+    ip(&[&one[..], &queues, &other, &queues].concat())?;
     Ok(())
 }
 

@@ -20,6 +20,9 @@ pub struct Args {
     /// Go on when the last tunnel has gone.
     #[arg(long)]
     stay: bool,
+    /// Worker threads, 1 to 15; without it, one for each receive queue of the card that has most, if there are as many CPUs.
+    #[arg(long, value_name = "N", env = "CIPE_WORKERS", value_parser = clap::value_parser!(u8).range(1..=15))]
+    workers: Option<u8>,
     /// Started by a daemon: say on stdout when up, leave the terminal, log to syslog.
     #[arg(long, hide = true)]
     launched: bool,
@@ -37,15 +40,16 @@ pub fn launch() -> anyhow::Result<Launch> {
 
 /// Runs the engine.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let workers = args.workers.map(usize::from);
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     if !args.launched {
         logging::init(Destination::Stderr { verbose: false });
-        run_engine(EngineOptions { stay: args.stay, run_dir, readiness: Readiness::Service })?;
+        run_engine(EngineOptions { stay: args.stay, workers, run_dir, readiness: Readiness::Service })?;
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
     logging::init(Destination::Syslog { name: NAME, complain: false });
-    if let Err(error) = run_engine(EngineOptions { stay: args.stay, run_dir, readiness }) {
+    if let Err(error) = run_engine(EngineOptions { stay: args.stay, workers, run_dir, readiness }) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));
         return Ok(ExitCode::FAILURE);

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::status::{self, Rates, age, count, scaled};
 use crate::control::client::Client;
-use crate::control::protocol::{Cipher, Status};
+use crate::control::protocol::{Cipher, Status, WorkerShare};
 
 /// What rates are measured over.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -110,6 +110,9 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
         });
         line(name, &format!("{packets} packets, {}octets{rate}", scaled(octets as f64)));
     }
+    if status.workers.len() > 1 {
+        line("workers", &shares(&status.workers));
+    }
     let rest: Vec<String> = status
         .verdicts
         .iter()
@@ -120,6 +123,18 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
         line("other", &rest.join(", "));
     }
     format!("{}\n{text}", status.device)
+}
+
+/// What each of several workers did, in percent.
+fn shares(workers: &[WorkerShare]) -> String {
+    let total = |of: fn(&WorkerShare) -> u64| workers.iter().map(of).sum::<u64>();
+    let (sent, delivered) = (total(|share| share.sent).max(1), total(|share| share.delivered).max(1));
+    let each = workers.iter().enumerate().map(|(number, share)| {
+        let (sent, delivered) = (100 * share.sent / sent, 100 * share.delivered / delivered);
+        format!("{number}: {sent} % of sent, {delivered} % of received")
+    });
+    let each: Vec<String> = each.collect();
+    format!("{}; helped each other with {} packets", each.join("; "), total(|share| share.helped))
 }
 
 #[cfg(test)]
@@ -137,5 +152,16 @@ mod tests {
                         sent      2000 packets, 2.5 Moctets; now 10.0 Mbit/s, 1.0 kpackets/s\n  \
                         received  0 packets, 0 octets; now 0 bit/s, 0 packets/s\n  other     bad-crc 3\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn several_workers_are_one_line_more() {
+        let share = |sent, delivered, helped| WorkerShare { sent, delivered, helped };
+        let workers = [share(300, 0, 0), share(100, 0, 64)];
+        let expected =
+            "0: 75 % of sent, 0 % of received; 1: 25 % of sent, 0 % of received; helped each other with 64 packets";
+        assert_eq!(shares(&workers), expected);
+        let status = Status { workers: workers.to_vec(), ..example("cipcb0", (0, 0), &[]) };
+        assert!(text(&status, None).contains(&format!("  workers   {expected}\n")));
     }
 }

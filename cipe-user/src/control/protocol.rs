@@ -316,4 +316,18 @@ pub struct Status {
     pub octets: (u64, u64),
     /// Which doors and modes are in use.
     pub doors: Vec<String>,
+    /// What each worker thread did, by number.
+    #[serde(default)]
+    pub workers: Vec<WorkerShare>,
+}
+
+/// What one worker thread did for a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerShare {
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets delivered.
+    pub delivered: u64,
+    /// Packets of any tunnel that it enciphered or deciphered for another worker, which had too many.
+    pub helped: u64,
 }

@@ -1,5 +1,6 @@
 //! Counters of one tunnel as one worker sees it: written by that worker alone, read by anybody.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cipe_common::Verdict;
@@ -81,5 +82,41 @@ impl Counters {
     /// Payload octets sent and delivered.
     pub fn octets(&self) -> (u64, u64) {
         (self.octets_sent.load(Ordering::Relaxed), self.octets_delivered.load(Ordering::Relaxed))
+    }
+}
+
+/// One tunnel's counters in all workers, added up when they are read.
+pub struct Tally(Vec<Arc<Counters>>);
+
+impl Tally {
+    /// Counters for `workers` workers.
+    pub fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| Arc::default()).collect())
+    }
+
+    /// Those that worker `number` counts with.
+    pub fn of_worker(&self, number: usize) -> &Arc<Counters> {
+        &self.0[number]
+    }
+
+    /// Packets under one verdict.
+    pub fn of(&self, verdict: Verdict) -> u64 {
+        self.0.iter().map(|counters| counters.of(verdict)).sum()
+    }
+
+    /// Payload octets sent and delivered.
+    pub fn octets(&self) -> (u64, u64) {
+        let add = |(sent, delivered), (more_sent, more_delivered)| (sent + more_sent, delivered + more_delivered);
+        self.0.iter().map(|counters| counters.octets()).fold((0, 0), add)
+    }
+
+    /// Generation of the newest receive key that the peer was seen to begin with; 0: none yet.
+    pub fn receive_key_used(&self) -> u64 {
+        self.0.iter().map(|counters| counters.receive_key_used()).max().unwrap_or(0)
+    }
+
+    /// Length of a datagram of an impossible length, the last one that some worker has seen.
+    pub fn bogus_length(&self) -> u64 {
+        self.0.iter().map(|counters| counters.bogus_length()).max().unwrap_or(0)
     }
 }

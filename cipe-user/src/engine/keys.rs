@@ -1,5 +1,8 @@
-//! A tunnel's live keys as a worker holds them: expanded from the key map whenever a slot's generation changes.
+//! A tunnel's live keys as a worker holds them: expanded from the key map whenever a slot's generation changes, once for
+//! all workers.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
@@ -7,6 +10,7 @@ use cipe_common::maps::{SLOTS, Slot, key_index};
 
 use zeroize::Zeroizing;
 
+use super::locked;
 use super::replay::{ReplayFilter, StaticReplayFilter};
 use crate::cipher::{Algorithm, Key};
 use crate::kernel::keys::{KEY, KeyReader};
@@ -35,27 +39,97 @@ impl Replay {
     }
 }
 
-/// One expanded key and what happened under it.
+/// One expanded key and what happened under it, in all workers.
 pub struct LiveKey {
     octets: Octets,
     /// The expanded key.
     pub key: Key,
-    /// Packets already accepted under it (receiving slots).
-    pub replay: Replay,
-    /// Packets sealed or accepted.
-    pub packets: u64,
-    /// Payload octets sealed or accepted.
-    pub octets_used: u64,
-    /// When this worker took the key up.
+    /// When the first worker took the key up.
     pub since: Instant,
-    /// When the peer was first seen to go on with it though its time was over.
-    pub overdue: Option<Instant>,
+    packets: AtomicU64,
+    octets_used: AtomicU64,
+    replay: Mutex<Replay>,
+    overdue: OnceLock<Instant>,
 }
 
 impl LiveKey {
     fn new(algorithm: Algorithm, slot: Slot, octets: Octets, now: Instant) -> Self {
-        let key = Key::new(algorithm, &octets);
-        Self { octets, key, replay: Replay::of(slot), packets: 0, octets_used: 0, since: now, overdue: None }
+        Self {
+            key: Key::new(algorithm, &octets),
+            octets,
+            since: now,
+            packets: AtomicU64::new(0),
+            octets_used: AtomicU64::new(0),
+            replay: Mutex::new(Replay::of(slot)),
+            overdue: OnceLock::new(),
+        }
+    }
+
+    /// Packets sealed or accepted.
+    pub fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
+    /// Payload octets sealed or accepted.
+    #[cfg(test)]
+    pub fn octets_used(&self) -> u64 {
+        self.octets_used.load(Ordering::Relaxed)
+    }
+
+    /// Accounts for one packet more; returns the packets and the payload octets so far.
+    pub fn account(&self, octets: usize) -> (u64, u64) {
+        let octets = octets as u64;
+        (
+            self.packets.fetch_add(1, Ordering::Relaxed) + 1,
+            self.octets_used.fetch_add(octets, Ordering::Relaxed) + octets,
+        )
+    }
+
+    /// When the peer was first seen to go on with it though its time was over: `now`, if it was not before.
+    pub fn overdue_since(&self, now: Instant) -> Instant {
+        *self.overdue.get_or_init(|| now)
+    }
+
+    /// Remembers a packet that passed every other check, by IV and first block; whether it was new.
+    pub fn is_fresh(&self, head: &[u8; 16]) -> bool {
+        locked(&self.replay).insert(head)
+    }
+}
+
+/// The keys of one tunnel that are live in some worker: each is expanded once, and has one replay filter.
+#[derive(Default)]
+pub struct Expanded(Mutex<Vec<(Kind, Weak<LiveKey>)>>);
+
+/// What a slot's key is for. A key that both directions use is two.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Static,
+    Send,
+    Receive,
+}
+
+impl From<Slot> for Kind {
+    fn from(slot: Slot) -> Self {
+        match slot {
+            Slot::Static => Self::Static,
+            Slot::Send => Self::Send,
+            Slot::Receive | Slot::Previous => Self::Receive,
+        }
+    }
+}
+
+impl Expanded {
+    /// The key that another worker has expanded, or else what `make` makes.
+    fn get(&self, kind: Kind, octets: &Octets, make: impl FnOnce() -> LiveKey) -> Arc<LiveKey> {
+        let mut keys = locked(&self.0);
+        keys.retain(|(_, key)| key.strong_count() > 0);
+        let known = keys.iter().filter(|(other, _)| *other == kind).filter_map(|(_, key)| key.upgrade());
+        if let Some(known) = known.into_iter().find(|known| known.octets == *octets) {
+            return known;
+        }
+        let made = Arc::new(make());
+        keys.push((kind, Arc::downgrade(&made)));
+        made
     }
 }
 
@@ -70,7 +144,8 @@ pub struct Keys {
     seen: [u64; SLOTS as usize],
     /// What the map's slots held when they were last looked at. A live key may be in another slot for a moment.
     wanted: [Option<Octets>; SLOTS as usize],
-    live: [Option<LiveKey>; SLOTS as usize],
+    live: [Option<Arc<LiveKey>>; SLOTS as usize],
+    expanded: Arc<Expanded>,
 }
 
 impl Keys {
@@ -79,6 +154,7 @@ impl Keys {
         Self {
             algorithm,
             table,
+            expanded: Arc::default(),
             tunnel: tunnel.into(),
             refreshed: None,
             changes: None,
@@ -86,6 +162,12 @@ impl Keys {
             wanted: [const { None }; SLOTS as usize],
             live: [const { None }; SLOTS as usize],
         }
+    }
+
+    /// The same tunnel's keys for one worker more.
+    pub fn for_another_worker(&self) -> Self {
+        let new = Self::new(self.algorithm, self.table.clone(), self.tunnel as u16);
+        Self { expanded: self.expanded.clone(), ..new }
     }
 
     /// Takes up what changed in the map. One atomic load when nothing did, in any tunnel.
@@ -136,7 +218,7 @@ impl Keys {
     /// Makes live what the map holds in `slots`; keys that are live in one of them already move as they are, and each
     /// key is live once, in the first of its slots.
     fn take_up(&mut self, slots: &[Slot], now: Instant) {
-        let mut known: ArrayVec<LiveKey, 2> =
+        let mut known: ArrayVec<Arc<LiveKey>, 2> =
             slots.iter().filter_map(|slot| self.live[*slot as usize].take()).collect();
         for (place, slot) in slots.iter().enumerate() {
             let Some(octets) = &self.wanted[*slot as usize] else { continue };
@@ -145,20 +227,17 @@ impl Keys {
             }
             let key = match known.iter().position(|live| live.octets == *octets) {
                 Some(at) => known.remove(at),
-                None => LiveKey::new(self.algorithm, *slot, octets.clone(), now),
+                None => self
+                    .expanded
+                    .get(Kind::from(*slot), octets, || LiveKey::new(self.algorithm, *slot, octets.clone(), now)),
             };
             self.live[*slot as usize] = Some(key);
         }
     }
 
     /// The key in a slot.
-    pub fn get(&self, slot: Slot) -> Option<&LiveKey> {
+    pub fn get(&self, slot: Slot) -> Option<&Arc<LiveKey>> {
         self.live[slot as usize].as_ref()
-    }
-
-    /// The key in a slot, to account for its use.
-    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut LiveKey> {
-        self.live[slot as usize].as_mut()
     }
 
     /// Generation of a slot in the map when it was last taken up.
@@ -206,10 +285,10 @@ mod tests {
         keys.get(slot).map(|live| *live.octets)
     }
 
-    fn use_once(keys: &mut Keys, slot: Slot) -> bool {
-        let live = keys.get_mut(slot).unwrap();
-        live.packets += 1;
-        live.replay.insert(&PACKET)
+    fn use_once(keys: &Keys, slot: Slot) -> bool {
+        let live = keys.get(slot).unwrap();
+        live.account(0);
+        live.is_fresh(&PACKET)
     }
 
     #[test]
@@ -239,7 +318,7 @@ mod tests {
             let (mut writer, mut keys) = pair();
             writer.set(1, Slot::Receive, &K1);
             keys.refresh(Instant::now());
-            assert!(use_once(&mut keys, Slot::Receive));
+            assert!(use_once(&keys, Slot::Receive));
             change(&mut writer, &K1, &K2, || {
                 if looks_between {
                     keys.refresh(Instant::now());
@@ -248,9 +327,9 @@ mod tests {
             });
             keys.refresh(Instant::now());
             assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K2), Some(K1)));
-            assert_eq!(keys.get(Slot::Previous).unwrap().packets, 1);
-            assert!(!use_once(&mut keys, Slot::Previous), "a replay after the change is seen");
-            assert!(use_once(&mut keys, Slot::Receive), "the new key has a filter of its own");
+            assert_eq!(keys.get(Slot::Previous).unwrap().packets(), 1);
+            assert!(!use_once(&keys, Slot::Previous), "a replay after the change is seen");
+            assert!(use_once(&keys, Slot::Receive), "the new key has a filter of its own");
         }
     }
 
@@ -273,24 +352,24 @@ mod tests {
         let (mut writer, mut keys) = pair();
         writer.set(1, Slot::Receive, &K1);
         keys.refresh(Instant::now());
-        assert!(use_once(&mut keys, Slot::Receive));
+        assert!(use_once(&keys, Slot::Receive));
         writer.set(1, Slot::Receive, &K1);
         keys.refresh(Instant::now());
-        assert!(!use_once(&mut keys, Slot::Receive));
+        assert!(!use_once(&keys, Slot::Receive));
         // The writer died between the two writes, and its successor withdrew the first.
         writer.set(1, Slot::Previous, &K1);
         keys.refresh(Instant::now());
         writer.clear(1, Slot::Previous);
         keys.refresh(Instant::now());
         assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K1), None));
-        assert!(!use_once(&mut keys, Slot::Receive));
+        assert!(!use_once(&keys, Slot::Receive));
         // The two slots change places.
         change(&mut writer, &K1, &K2, || {});
         keys.refresh(Instant::now());
         change(&mut writer, &K2, &K1, || {});
         keys.refresh(Instant::now());
         assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K1), Some(K2)));
-        assert!(!use_once(&mut keys, Slot::Receive));
+        assert!(!use_once(&keys, Slot::Receive));
     }
 
     #[test]
@@ -299,15 +378,41 @@ mod tests {
         writer.set(1, Slot::Send, &K1);
         let start = Instant::now();
         keys.refresh(start);
-        keys.get_mut(Slot::Send).unwrap().packets = 7;
+        assert_eq!(keys.get(Slot::Send).unwrap().account(20), (1, 20));
+        assert_eq!(keys.get(Slot::Send).unwrap().account(30), (2, 50));
         writer.set(1, Slot::Send, &K1);
         keys.refresh(Instant::now());
-        assert_eq!(keys.get(Slot::Send).map(|live| (live.packets, live.since)), Some((7, start)));
+        assert_eq!(keys.get(Slot::Send).map(|live| (live.packets(), live.since)), Some((2, start)));
         writer.set(1, Slot::Send, &K2);
         let later = Instant::now();
         keys.refresh(later);
-        assert_eq!(keys.get(Slot::Send).map(|live| (live.packets, live.since)), Some((0, later)));
+        assert_eq!(keys.get(Slot::Send).map(|live| (live.packets(), live.since)), Some((0, later)));
         assert_eq!(keys.generation(Slot::Send), writer.reader().generation(key_index(1, Slot::Send)));
+    }
+
+    #[test]
+    fn workers_share_a_key_its_counts_and_its_filter() {
+        let (mut writer, mut keys) = pair();
+        let mut other = keys.for_another_worker();
+        for slot in [Slot::Static, Slot::Send, Slot::Receive] {
+            writer.set(1, slot, &K1);
+        }
+        keys.refresh(Instant::now());
+        assert!(use_once(&keys, Slot::Receive));
+        // The other one looks later, when the key has another successor already.
+        change(&mut writer, &K1, &K2, || {});
+        other.refresh(Instant::now());
+        assert!(!use_once(&other, Slot::Previous), "a replay by another worker is seen");
+        assert_eq!(keys.get(Slot::Receive).unwrap().packets(), 2);
+        assert!(Arc::ptr_eq(keys.get(Slot::Receive).unwrap(), other.get(Slot::Previous).unwrap()));
+        assert!(use_once(&other, Slot::Receive), "the successor has a filter of its own");
+        for slot in [Slot::Static, Slot::Send] {
+            assert_eq!(other.get(slot).unwrap().packets(), 0, "one key in several places is several");
+        }
+        // What nobody holds any longer is forgotten.
+        drop((keys, other.live[Slot::Previous as usize].take()));
+        let known = locked(&other.expanded.0).iter().filter(|(_, key)| key.strong_count() > 0).count();
+        assert_eq!(known, 3);
     }
 
     #[test]

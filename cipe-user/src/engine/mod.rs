@@ -29,3 +29,9 @@ pub use manager::{EngineOptions, run};
 
 /// Packets of one batch: as many as the ciphers run side by side.
 pub const BATCH: usize = 64;
+
+/// What a mutex guards. A worker that died while it held it left nothing half done: all that is guarded so are sets and
+/// single values.
+fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -2,15 +2,16 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::carrier::{Path, UdpCarrier};
-use super::counters::Counters;
+use super::counters::{Counters, Tally};
 use super::keys::Keys;
+use super::locked;
 use super::outer::Hop;
 use super::replay::SentIvs;
 use super::toobig::TunnelMtu;
@@ -48,7 +49,41 @@ pub struct Limits {
     pub retry: Duration,
 }
 
-/// What a tunnel is made of, before the worker has it.
+/// What all workers have of a tunnel in common, beside its keys.
+#[derive(Default)]
+pub struct Common {
+    /// IVs sent under the static key.
+    sent_ivs: Mutex<SentIvs>,
+    /// While the peer is not known: where a datagram came from under a dynamic key that we have not. It may be the peer's,
+    /// whom only a question for a key can reach, and nothing else is sent there.
+    asker: Mutex<Option<SocketAddr>>,
+    /// When the last key was asked for, sending and receiving.
+    asked: Mutex<[Option<Instant>; 2]>,
+}
+
+impl Common {
+    /// Notes an IV that goes out under the static key.
+    pub fn note_iv(&self, iv: &[u8; packet::IV]) {
+        locked(&self.sent_ivs).insert(iv);
+    }
+
+    /// Notes where a datagram came from that could be the unknown peer's.
+    pub fn note_asker(&self, from: SocketAddr) {
+        *locked(&self.asker) = Some(from);
+    }
+
+    /// Where the last such datagram came from.
+    pub fn asker(&self) -> Option<SocketAddr> {
+        *locked(&self.asker)
+    }
+
+    /// Forgets when keys were asked for: the next packet asks again.
+    pub fn ask_again(&self) {
+        *locked(&self.asked) = [None; 2];
+    }
+}
+
+/// A tunnel as one worker has it.
 pub struct Tunnel {
     /// Its number: index of maps and of the worker's table.
     pub number: u16,
@@ -56,15 +91,14 @@ pub struct Tunnel {
     pub keys: Keys,
     /// Payloads travel bare.
     pub nokey: bool,
-    /// What became of its packets.
+    /// What became of its packets in this worker.
     pub counters: Arc<Counters>,
+    /// What it has in common with the same tunnel of other workers.
+    pub common: Arc<Common>,
     /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
     pub udp: UdpCarrier,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
-    /// While the peer is not known: where a datagram came from under a dynamic key that we have not. It may be the peer's,
-    /// whom only a question for a key can reach, and nothing else is sent there.
-    pub asker: Option<SocketAddr>,
     /// The peer is reached through the relay of a SOCKS5 server.
     pub socks: bool,
     /// That relay, while there is one.
@@ -87,12 +121,8 @@ pub struct Tunnel {
     pub checksum: bool,
     /// When to ask for keys.
     pub limits: Limits,
-    /// IVs sent under the static key.
-    pub sent_ivs: SentIvs,
     /// Identification of the next outer IPv4 header.
     pub ip_id: u16,
-    /// When the last key was asked for, sending and receiving.
-    pub asked: [Option<Instant>; 2],
 }
 
 /// IV and first cipher block of a datagram: what the replay filter knows it by.
@@ -108,6 +138,19 @@ pub enum Opened {
 }
 
 impl Tunnel {
+    /// The same tunnel for another worker, before it has carried anything.
+    pub fn for_worker(&self, worker: usize, tally: &Tally) -> Self {
+        Self {
+            keys: self.keys.for_another_worker(),
+            counters: tally.of_worker(worker).clone(),
+            common: self.common.clone(),
+            udp: self.udp.for_another_worker(),
+            // Far from the other workers': IPv4 tells the fragments of one address' packets apart by it.
+            ip_id: (worker as u16) << 12,
+            ..*self
+        }
+    }
+
     /// Reads what the next packet of this tunnel will need, `slot` being the key that it will be under, and forgets it. Done for
     /// all packets of a batch before any work on them, the waits for memory that other tunnels have pushed out of the caches
     /// overlap: one wait a batch instead of several a packet.
@@ -119,7 +162,7 @@ impl Tunnel {
         std::hint::black_box(self.counters.octets());
         std::hint::black_box(self.counters.of(Verdict::Sent));
         std::hint::black_box(self.counters.of(Verdict::Delivered));
-        std::hint::black_box(self.keys.get(slot).map(|live| live.packets));
+        std::hint::black_box(self.keys.get(slot).map(|live| live.packets()));
     }
 
     /// Where datagrams are sent: to the peer, or to the relay.
@@ -155,34 +198,33 @@ impl Tunnel {
     fn is_spent(&self, slot: Slot) -> bool {
         let limit = self.limits.receive_packets;
         let dynamic = matches!(slot, Slot::Receive | Slot::Previous);
-        dynamic && limit > 0 && self.keys.get(slot).is_some_and(|live| live.packets >= limit)
+        dynamic && limit > 0 && self.keys.get(slot).is_some_and(|live| live.packets() >= limit)
     }
 
     /// Judges a datagram that was decrypted in place under `slot`; `head` is as it was on the wire.
     ///
     /// # Errors
     /// The verdict that it is dropped under; nothing was recorded then.
-    pub fn judge(&mut self, datagram: &[u8], head: &Head, slot: Slot) -> Result<Opened, Verdict> {
+    pub fn judge(&self, datagram: &[u8], head: &Head, slot: Slot) -> Result<Opened, Verdict> {
         let (kind, n) = packet::unframe(&datagram[packet::IV..])?;
         let payload = packet::IV..packet::IV + n;
         if kind == Type::Data {
             inner::check(&datagram[payload.clone()])?;
         }
         let iv: [u8; packet::IV] = std::array::from_fn(|i| head[i]);
-        if slot == Slot::Static && self.sent_ivs.contains(&iv) {
+        if slot == Slot::Static && locked(&self.common.sent_ivs).contains(&iv) {
             return Err(Verdict::Reflected);
         }
         if self.is_spent(slot) {
             return Err(Verdict::NoReceiveKey);
         }
         let generation = self.keys.generation(slot);
-        let live = self.keys.get_mut(slot).ok_or(Verdict::NoReceiveKey)?;
-        if !live.replay.insert(head) {
+        let live = self.keys.get(slot).ok_or(Verdict::NoReceiveKey)?;
+        if !live.is_fresh(head) {
             return Err(Verdict::Replayed);
         }
-        live.packets += 1;
-        live.octets_used += n as u64;
-        if slot == Slot::Receive && live.packets == 1 {
+        let (packets, _) = live.account(n);
+        if slot == Slot::Receive && packets == 1 {
             self.counters.use_receive_key(generation);
         }
         Ok(match kind {
@@ -212,18 +254,17 @@ impl Tunnel {
     /// Accounts for one sealed packet and says whether a new send key is wanted now.
     ///
     /// Messages are accounted for but ask for nothing: the exchange that sends them has timers of its own.
-    pub fn sealed(&mut self, slot: Slot, octets: usize, kind: Type, now: Instant) -> Option<Wanted> {
+    pub fn sealed(&self, slot: Slot, octets: usize, kind: Type, now: Instant) -> Option<Wanted> {
         let limits = self.limits;
-        let live = self.keys.get_mut(slot)?;
-        live.packets += 1;
-        live.octets_used += octets as u64;
+        let live = self.keys.get(slot)?;
+        let (packets, octets) = live.account(octets);
         let reason = if kind == Type::Control {
             return None;
         } else if slot == Slot::Static {
             Wanted::NoSendKey
-        } else if live.packets >= limits.send_packets {
+        } else if packets >= limits.send_packets {
             Wanted::Packets
-        } else if live.octets_used >= limits.send_octets {
+        } else if octets >= limits.send_octets {
             Wanted::Octets
         } else if now.duration_since(live.since) >= limits.send_age {
             Wanted::Age
@@ -234,36 +275,36 @@ impl Tunnel {
     }
 
     /// Says whether a send key is to be asked for now, because data waits for one.
-    pub fn want_send_key(&mut self, now: Instant) -> Option<Wanted> {
+    pub fn want_send_key(&self, now: Instant) -> Option<Wanted> {
         self.ask(Wanted::NoSendKey, now)
     }
 
     /// Says whether the peer must be asked for a key: after a packet was dropped for want of one, when the key is spent, or
     /// when the peer goes on with one whose time is over. After a pause its first packets are under the old key, while it
     /// makes another of its own accord: so it is given the time of an exchange.
-    pub fn receiving(&mut self, now: Instant) -> Option<Wanted> {
-        let (limits, is_spent) = (self.limits, self.is_spent(Slot::Receive));
-        match self.keys.get_mut(Slot::Receive) {
-            Some(_) if is_spent => self.ask(Wanted::ReceiveKeySpent, now),
-            Some(live) if now.duration_since(live.since) > limits.receive_age => {
-                let since = *live.overdue.get_or_insert(now);
-                if now.duration_since(since) < limits.retry { None } else { self.ask(Wanted::ReceiveKeySpent, now) }
+    pub fn receiving(&self, now: Instant) -> Option<Wanted> {
+        match self.keys.get(Slot::Receive) {
+            Some(_) if self.is_spent(Slot::Receive) => self.ask(Wanted::ReceiveKeySpent, now),
+            Some(live) if now.duration_since(live.since) > self.limits.receive_age => {
+                let overdue = now.duration_since(live.overdue_since(now));
+                if overdue < self.limits.retry { None } else { self.ask(Wanted::ReceiveKeySpent, now) }
             }
             Some(_) => None,
             None => self.ask(Wanted::NoReceiveKey, now),
         }
     }
 
-    fn ask(&mut self, reason: Wanted, now: Instant) -> Option<Wanted> {
+    fn ask(&self, reason: Wanted, now: Instant) -> Option<Wanted> {
         let receiving = matches!(reason, Wanted::NoReceiveKey | Wanted::ReceiveKeySpent);
         let direction = usize::from(receiving);
         let key = self.keys.get(if receiving { Slot::Receive } else { Slot::Send });
         // A key that came since the last request answered it.
         let answered = |last| key.is_some_and(|key| key.since > last);
-        if self.asked[direction].is_some_and(|last| !answered(last) && now.duration_since(last) < self.limits.retry) {
+        let asked = &mut locked(&self.common.asked)[direction];
+        if asked.is_some_and(|last| !answered(last) && now.duration_since(last) < self.limits.retry) {
             return None;
         }
-        self.asked[direction] = Some(now);
+        *asked = Some(now);
         Some(reason)
     }
 }

@@ -21,7 +21,7 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, Li
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 
 use super::ethtool::{self, Offloads};
-use super::links::{self, Card};
+use super::links::{self, Card, CardKind};
 use super::netlink::{Error, Netlink, Result};
 use super::owner::{self, Owner};
 use super::sysctl::{self, Family};
@@ -152,6 +152,22 @@ impl Netlink {
             }
         }
         Ok(inheritance)
+    }
+
+    /// Most receive queues in use of any Ethernet device, up or not, those of `hubs` aside; 0: there is none.
+    ///
+    /// # Errors
+    /// Devices cannot be listed.
+    pub async fn most_receive_queues(&self, hubs: &[Hub]) -> Result<u32> {
+        let is_of_hub = |card: &Card| hubs.iter().any(|hub| [hub.index, hub.hidden_index].contains(&card.ifindex));
+        let links = self.links().await?;
+        let cards = links.iter().filter(|link| !is_macvlan(link)).filter_map(Card::from_message);
+        let cards = cards.filter(|card| card.kind == CardKind::Ethernet && !is_of_hub(card));
+        // Most have one at the most, and need no question.
+        Ok(cards
+            .map(|card| if card.receive_queues > 1 { card.with_queues_in_use().receive_queues } else { 1 })
+            .max()
+            .unwrap_or(0))
     }
 
     async fn make_pair(&self, queues: u32) -> Result<(u32, u32)> {

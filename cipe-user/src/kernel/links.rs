@@ -94,6 +94,12 @@ impl Card {
         card.vlan = lower.zip(vlan).map(|(ifindex, vlan)| VlanParent { ifindex, vlan });
         (!card.name.is_empty()).then_some(card)
     }
+
+    /// Drivers allocate queues for the largest machine; AF_XDP can bind to those that the device uses now.
+    pub(super) fn with_queues_in_use(self) -> Self {
+        let receive_queues = ethtool::receive_queues(self.ifindex).unwrap_or(self.receive_queues);
+        Self { receive_queues, ..self }
+    }
 }
 
 /// Drivers of virtual machines' cards that hand on what the host did not cut.
@@ -128,9 +134,8 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.header.index = ifindex;
         let what = || format!("no network device has the index {ifindex}");
-        let mut card = Card::from_message(&self.link(what, message).await?).ok_or_else(|| Error::Answer(what()))?;
-        // Drivers allocate for the largest machine; what AF_XDP can bind to is what the device uses now.
-        card.receive_queues = ethtool::receive_queues(ifindex).unwrap_or(card.receive_queues);
+        let card = Card::from_message(&self.link(what, message).await?).ok_or_else(|| Error::Answer(what()))?;
+        let mut card = card.with_queues_in_use();
         card.superframes |= has_virtual_driver(&card.name);
         Ok(card)
     }

@@ -31,14 +31,24 @@ impl Frame {
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<Frame>,
+    total: usize,
     layout: Layout,
 }
 
 impl Pool {
     /// All frames of a new UMEM. To be called once for each [`Layout::umem`].
     pub(super) fn full(layout: Layout) -> Self {
-        let free = (0..layout.frames).rev().map(|index| Frame { index, umem: layout.umem }).collect();
-        Self { free, layout }
+        let free: Vec<Frame> = (0..layout.frames).rev().map(|index| Frame { index, umem: layout.umem }).collect();
+        Self { total: free.len(), free, layout }
+    }
+
+    /// Shares the frames out: `count` pools in place of a full one, as large as each other but for a frame.
+    pub fn split(mut self, count: usize) -> Vec<Self> {
+        let pool = |left: usize| {
+            let free = self.free.split_off(self.free.len() - self.free.len() / left);
+            Self { total: free.len(), free, layout: self.layout }
+        };
+        (1..=count).rev().map(pool).collect()
     }
 
     /// A free frame, with whatever its last user left in the chunk.
@@ -60,9 +70,9 @@ impl Pool {
         self.free.len()
     }
 
-    /// Frames of the UMEM. With all sockets closed and all packets put back, equal to [`Pool::free`].
+    /// Frames that the pool began with. With all sockets closed and all packets put back, equal to [`Pool::free`].
     pub fn total(&self) -> usize {
-        self.layout.frames as usize
+        self.total
     }
 
     pub(super) fn layout(&self) -> Layout {

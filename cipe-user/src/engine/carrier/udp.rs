@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
@@ -27,20 +28,26 @@ use crate::xsk::{Frame, Pool, Umem};
 /// Octets that may wait in the kernel: 2 ms of full packets at 10 Gbit/s and what the kernel counts beside them.
 const WAITING: usize = 4 << 20;
 
-/// A bound UDP socket that receives superframes.
+/// A bound UDP socket that receives superframes, as one worker has it.
 pub struct UdpCarrier {
-    socket: UdpSocket,
-    inode: u64,
+    shared: Arc<Shared>,
     /// Losses that were told already.
     losses: u64,
-    /// Whether what it sends may not be cut; `None`: as the kernel likes.
-    dont_fragment: Option<bool>,
     /// What it is seen to deliver.
     sight: Sight,
     /// The kernel refused something as larger than the path, which was not told yet.
     too_large: bool,
     /// When that was told last.
     told: Option<Instant>,
+}
+
+/// The socket itself.
+struct Shared {
+    socket: UdpSocket,
+    inode: u64,
+    /// Whether what it sends may not be cut; `None`: as the kernel likes. Read while something is sent, written when it
+    /// changes.
+    dont_fragment: RwLock<Option<bool>>,
 }
 
 /// Least time between two tales of a smaller path: whoever is to ignore that (`forcemtu`) meets it all the time.
@@ -64,20 +71,22 @@ impl UdpCarrier {
             tracing::debug!("receive buffer: {error}");
         }
         let inode = rustix::fs::fstat(&socket)?.st_ino;
-        Ok(Self {
-            socket,
-            inode,
-            losses: 0,
-            dont_fragment: None,
-            sight: Sight::new(Instant::now()),
-            too_large: false,
-            told: None,
-        })
+        let shared = Arc::new(Shared { socket, inode, dont_fragment: RwLock::new(None) });
+        Ok(Self::of(shared))
+    }
+
+    /// The same socket for one worker more, to send by. One worker alone receives.
+    pub fn for_another_worker(&self) -> Self {
+        Self::of(self.shared.clone())
+    }
+
+    fn of(shared: Arc<Shared>) -> Self {
+        Self { shared, losses: 0, sight: Sight::new(Instant::now()), too_large: false, told: None }
     }
 
     /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
     pub fn new_losses(&mut self, of_all: &HashMap<u64, u64>) -> u64 {
-        let losses = of_all.get(&self.inode).copied().unwrap_or(self.losses);
+        let losses = of_all.get(&self.shared.inode).copied().unwrap_or(self.losses);
         losses.saturating_sub(std::mem::replace(&mut self.losses, losses))
     }
 
@@ -95,21 +104,28 @@ impl UdpCarrier {
         tells
     }
 
-    /// Forbids to cut what is sent: to routers, by DF, and to this host, which refuses then what the path does not take.
-    fn set_dont_fragment(&mut self, to: SocketAddr, on: bool) {
-        if self.dont_fragment == Some(on) {
-            return;
+    /// Sends while it is forbidden to cut what is sent, or is not, whatever other workers want: forbidden to routers, by
+    /// DF, and to this host, which refuses then what the path does not take.
+    fn send_with<T>(&self, dont_fragment: bool, to: SocketAddr, send: impl FnOnce() -> T) -> T {
+        let state = &self.shared.dont_fragment;
+        let present = state.read().unwrap_or_else(PoisonError::into_inner);
+        if *present == Some(dont_fragment) {
+            return send();
         }
-        let set = match (to, on) {
-            (SocketAddr::V4(_), true) => set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::DO),
-            (SocketAddr::V4(_), false) => set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::DONT),
-            (SocketAddr::V6(_), true) => set_ipv6_mtu_discover(&self.socket, Ipv6PathMtuDiscovery::DO),
-            (SocketAddr::V6(_), false) => set_ipv6_mtu_discover(&self.socket, Ipv6PathMtuDiscovery::DONT),
+        drop(present);
+        let mut present = state.write().unwrap_or_else(PoisonError::into_inner);
+        let socket = &self.shared.socket;
+        let set = match (to, dont_fragment) {
+            (SocketAddr::V4(_), true) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO),
+            (SocketAddr::V4(_), false) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT),
+            (SocketAddr::V6(_), true) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO),
+            (SocketAddr::V6(_), false) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DONT),
         };
         match set {
-            Ok(()) => self.dont_fragment = Some(on),
+            Ok(()) => *present = Some(dont_fragment),
             Err(error) => tracing::debug!("{to}: DF stays as it was: {error}"),
         }
+        send()
     }
 
     /// Sends datagrams of `of_one` parts each, of one size but for the last, in one call.
@@ -128,7 +144,7 @@ impl UdpCarrier {
             control.push(ControlMessage::UdpGsoSegments(&size));
         }
         let to = SockaddrStorage::from(to);
-        let send = || sendmsg(self.socket.as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
+        let send = || sendmsg(self.shared.socket.as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
         // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
         let earlier = |error: &Errno| {
             matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE)
@@ -141,7 +157,7 @@ impl UdpCarrier {
 
 impl Door for UdpCarrier {
     fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
-        let mut more = room.inbox.receive(&self.socket)?;
+        let mut more = room.inbox.receive(&self.shared.socket)?;
         let before = arrivals.len();
         for message in room.inbox.messages() {
             let (mut datagrams, mut first) = (0, 0);
@@ -167,17 +183,16 @@ impl Door for UdpCarrier {
             parts.push(IoSlice::new(&room.umem.chunk(&sealed.frame)[sealed.datagram.clone()]));
         }
         let of_one = parts.len() / group.len().max(1);
-        self.set_dont_fragment(route.to, route.marks.dont_fragment);
-        let sent = match self.send_parts(route.to, route.marks, &parts, of_one) {
+        let send = || self.send_parts(route.to, route.marks, &parts, of_one);
+        let sent = match self.send_with(route.marks.dont_fragment, route.to, send) {
             Ok(()) => group.len(),
             // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
             // The kernel's IP then fragments each, but none with DF, and no segments.
             Err(Errno::EMSGSIZE | Errno::EINVAL) => {
                 self.too_large = true;
-                self.set_dont_fragment(route.to, false);
                 let alone =
                     |datagram: &&[IoSlice<'_>]| self.send_parts(route.to, route.marks, datagram, of_one).is_ok();
-                parts.chunks(of_one).take_while(alone).count()
+                self.send_with(false, route.to, || parts.chunks(of_one).take_while(alone).count())
             }
             Err(error) => {
                 tracing::debug!("{}: {error}", route.to);
@@ -206,13 +221,13 @@ fn in_frame(octets: &[u8], umem: &Umem, pool: &mut Pool) -> Result<(Frame, Range
 
 impl AsFd for UdpCarrier {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.shared.socket.as_fd()
     }
 }
 
 impl AsRawFd for UdpCarrier {
     fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.shared.socket.as_raw_fd()
     }
 }
 

@@ -29,6 +29,11 @@ impl XdpCarrier {
         Self { queues, received: Vec::with_capacity(BATCH) }
     }
 
+    /// Whether this worker has any of the card's queues.
+    pub fn has_queues(&self) -> bool {
+        !self.queues.is_empty()
+    }
+
     /// The sockets, for what is to be done with each.
     pub fn ports(&mut self) -> impl Iterator<Item = &mut Port> {
         self.queues.iter_mut().map(|queue| &mut queue.port)

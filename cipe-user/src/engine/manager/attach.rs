@@ -15,10 +15,9 @@ use super::{Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
 use crate::control::protocol::{Attach, Carrier, Cipher, MAX_MTU, MIN_MTU, VERSION, XdpMode};
 use crate::engine::carrier::UdpCarrier;
-use crate::engine::counters::Counters;
+use crate::engine::counters::Tally;
 use crate::engine::keys::Keys;
 use crate::engine::outer::Hop;
-use crate::engine::replay::SentIvs;
 use crate::engine::tunnel::{Limits, Tunnel, Way};
 use crate::engine::worker::Command;
 use crate::kernel::addresses::Configuration;
@@ -74,7 +73,7 @@ impl Manager {
             listens,
             peer: known(attach.peer),
             socks: attach.socks.map(|server| Socks { server, relay: None }),
-            counters: Arc::default(),
+            counters: Tally::new(self.workers.count()),
             sizes: Sizes::new(attach),
             hop: None,
             busy_poll: Duration::from_micros(attach.busy_poll_us.into()),
@@ -87,14 +86,13 @@ impl Manager {
             door: None,
             follower: None,
         };
-        let counters = tenant.counters.clone();
         self.tenants.insert(number, tenant);
         self.set_busy_poll();
         self.devices.insert(device.index, number);
         if let Some(daemon) = self.connections.get_mut(&connection) {
             daemon.tunnel = Some(number);
         }
-        match self.open(number, attach, udp, &device, counters).await {
+        match self.open(number, attach, udp, &device).await {
             Ok(()) => Ok(number),
             Err(error) => {
                 self.detach(number).await;
@@ -104,14 +102,7 @@ impl Manager {
     }
 
     /// Everything of a new tunnel that [`Self::detach`] can take back.
-    async fn open(
-        &mut self,
-        number: u16,
-        attach: &Attach,
-        udp: UdpCarrier,
-        device: &Device,
-        counters: Arc<Counters>,
-    ) -> anyhow::Result<()> {
+    async fn open(&mut self, number: u16, attach: &Attach, udp: UdpCarrier, device: &Device) -> anyhow::Result<()> {
         let tunnel = u32::from(number);
         self.programs.reset_verdicts(tunnel)?;
         self.keys.clear_tunnel(tunnel);
@@ -137,10 +128,10 @@ impl Manager {
             number,
             keys: Keys::new(algorithm, self.keys.reader(), number),
             nokey: attach.key.is_none(),
-            counters,
+            counters: tenant.counters.of_worker(0).clone(),
+            common: Arc::default(),
             udp,
             peer,
-            asker: None,
             socks,
             relay: None,
             way: if socks { Way::NoRoute } else { Way::Socket },
@@ -161,13 +152,19 @@ impl Manager {
                 // A request a packet helps nobody.
                 retry: Duration::from_secs(attach.retry_seconds.max(1)),
             },
-            sent_ivs: SentIvs::default(),
             ip_id: 0,
-            asked: [None; 2],
         };
         let (done, known) = std::sync::mpsc::channel();
-        self.worker.send(Command::AddTunnel(Box::new(state), hub, vec![listens], done));
-        // Not alive before the worker knows whose packets these are.
+        let tally = &tenant.counters;
+        let mut states: Vec<_> = (1..self.workers.count()).map(|worker| state.for_worker(worker, tally)).collect();
+        states.insert(0, state);
+        let mut states = states.into_iter();
+        self.workers.tell_all(|_| {
+            let state = states.next().expect("there is one for each worker");
+            Command::AddTunnel(Box::new(state), hub, vec![listens], done.clone())
+        });
+        drop(done);
+        // Not alive before the workers know whose packets these are.
         let _ = known.recv_timeout(Duration::from_secs(1));
         if let Some(peer) = peer {
             self.follow(number, peer);
@@ -176,11 +173,11 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets the worker stay awake as long as the tunnel that wants most.
+    /// Lets the workers stay awake as long as the tunnel that wants most.
     fn set_busy_poll(&mut self) {
         let most = self.tenants.values().map(|tenant| tenant.busy_poll).max().unwrap_or_default();
         if std::mem::replace(&mut self.busy_poll, most) != most {
-            self.worker.send(Command::BusyPoll(most));
+            self.workers.tell_all(|_| Command::BusyPoll(most));
         }
     }
 
@@ -265,7 +262,8 @@ impl Manager {
             follower.abort();
         }
         let (done, gone) = std::sync::mpsc::channel();
-        self.worker.send(Command::RemoveTunnel(number, done));
+        self.workers.tell_all(|_| Command::RemoveTunnel(number, done.clone()));
+        drop(done);
         dropped(gone).await;
         if tenant.socks.is_none() {
             log_failure(self.programs.remove_carrier_address(tenant.listens));
@@ -278,11 +276,11 @@ impl Manager {
     }
 }
 
-/// Waits until the worker has dropped its end, which it does when the sockets are closed: 100 ms each at most.
+/// Waits until the workers have dropped their ends, which they do when the sockets are closed: 100 ms each at most.
 pub(super) async fn dropped(gone: std::sync::mpsc::Receiver<()>) {
     let waited = tokio::task::spawn_blocking(move || gone.recv_timeout(Duration::from_secs(1))).await;
     if waited.is_ok_and(|outcome| outcome == Err(RecvTimeoutError::Timeout)) {
-        tracing::warn!("the worker did not close its sockets in time");
+        tracing::warn!("a worker did not close its sockets in time");
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
 
 use super::attach::dropped;
+use super::workers::share_of;
 use super::{Manager, News, Socks, Tenant};
 use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::carrier::Path;
@@ -28,7 +29,7 @@ pub struct Carriers {
 struct Carrier {
     /// AF_XDP transmits from the UMEM itself.
     zero_copy: bool,
-    /// Index in the worker's table, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`].
+    /// Index in the workers' tables, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`].
     slot: usize,
     tunnels: BTreeSet<u16>,
     /// Modes got, for people.
@@ -50,7 +51,7 @@ impl Manager {
         let Some(socks) = self.tenants.get_mut(&number).and_then(|tenant| tenant.socks.as_mut()) else { return };
         let server = socks.server;
         socks.relay = relay;
-        self.worker.send(Command::SetRelay(number, relay));
+        self.workers.tell_all(|_| Command::SetRelay(number, relay));
         let Some(tenant) = self.tenants.get_mut(&number) else { return };
         if relay.is_none() {
             tenant.door = Some(format!("no relay of the SOCKS5 server {server}"));
@@ -104,7 +105,7 @@ impl Manager {
             }
         };
         if let Some(tenant) = self.tenants.get(&number) {
-            self.worker.send(Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
+            self.workers.tell_all(|_| Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
         }
         if let Some(news) = news {
             self.notice(number, news);
@@ -176,7 +177,7 @@ impl Manager {
         for (number, (hop, peer)) in tunnels {
             let way = self.way_over(hop, number).await;
             if let Some(tenant) = self.tenants.get(&number) {
-                self.worker.send(Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
+                self.workers.tell_all(|_| Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
             }
         }
     }
@@ -275,11 +276,13 @@ impl Manager {
         }
         let zero_copy = sockets.iter().all(Socket::zero_copy);
         let (done, listening) = std::sync::mpsc::channel();
-        self.worker.send(Command::AddCarrier(slot, sockets, done));
+        let mut shares = share_of(sockets, self.workers.count());
+        self.workers.tell_all(|worker| Command::AddCarrier(slot, std::mem::take(&mut shares[worker]), done.clone()));
+        drop(done);
         // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
         dropped(listening).await;
         if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
-            self.worker.send(Command::RemoveCarrier(slot, std::sync::mpsc::channel().0));
+            self.workers.tell_all(|_| Command::RemoveCarrier(slot, std::sync::mpsc::channel().0));
             return Err(error.into());
         }
         Ok(zero_copy)
@@ -303,7 +306,8 @@ impl Manager {
             tracing::debug!("{error}");
         }
         let (done, gone) = std::sync::mpsc::channel();
-        self.worker.send(Command::RemoveCarrier(carrier.slot, done));
+        self.workers.tell_all(|_| Command::RemoveCarrier(carrier.slot, done.clone()));
+        drop(done);
         dropped(gone).await;
         for number in carrier.tunnels {
             if let Some(tenant) = self.tenants.get_mut(&number) {

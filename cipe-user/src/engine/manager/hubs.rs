@@ -1,10 +1,11 @@
 //! Hubs in use, opened with their first tunnel, removed after their last; and the devices on them.
 
 use anyhow::{Context as _, bail};
-use cipe_common::maps::{MAX_HUBS, private_socket_index};
+use cipe_common::maps::{MAX_HUBS, PRIVATE_QUEUES, private_socket_index};
 
 use super::Manager;
 use super::attach::{dropped, log_failure};
+use super::workers::{hub_queues, share_of};
 use crate::control::protocol::XdpMode;
 use crate::engine::outer::Hop;
 use crate::engine::worker::Command;
@@ -17,10 +18,7 @@ use crate::xsk::{Injector, Mode, SocketConfig};
 /// time; and one hub is enough for most engines.
 const TUNNELS: usize = 1024;
 
-/// Queues of a hub: one worker serves them all.
-const QUEUES: u32 = 1;
-
-/// The hubs, by slot: the number that stamps, maps and the worker know them by.
+/// The hubs, by slot: the number that stamps, maps and the workers know them by.
 #[derive(Default)]
 pub struct Hubs {
     slots: Vec<Option<Place>>,
@@ -87,7 +85,7 @@ impl Manager {
         if let Some(slot) = self.hubs.with_room(framing) {
             return Ok(slot);
         }
-        let hub = self.netlink.make_hub(framing, QUEUES).await?;
+        let hub = self.netlink.make_hub(framing, hub_queues(self.workers.count())).await?;
         match self.hubs.put(hub.clone()) {
             Ok(slot) => Ok(slot),
             Err(error) => {
@@ -123,18 +121,27 @@ impl Manager {
         };
         let mode = self.programs.attach_private(hub.index, hub.hidden_index, preference)?;
         let mut sockets = Vec::new();
-        for queue in 0..QUEUES {
+        // One that another engine made may have more or fewer queues than there are workers now.
+        let queues = self.netlink.card(hub.hidden_index).await?.receive_queues.clamp(1, PRIVATE_QUEUES);
+        let queues = if hub.framing == Framing::Superframes && queues > 1 { queues - 1 } else { queues };
+        for queue in 0..queues {
             // No veth has zero copy: asking for it costs a bind that fails.
             let config = SocketConfig { mode: Mode::Copy, ..SocketConfig::default() };
             let socket = self.bind_queue(hub.hidden_index, queue, config).await?;
             self.programs.set_private_socket(private_socket_index(slot as u32, queue), &socket)?;
             sockets.push(socket);
         }
-        let injector = Injector::open(hub.hidden_index)?;
-        let note = format!("private side: {mode} XDP, {} queue(s)", sockets.len());
+        let count = self.workers.count();
+        let injectors = (0..count).map(|_| Injector::open(hub.hidden_index)).collect::<Result<Vec<_>, _>>()?;
+        let note = format!("private side: {mode} XDP, {count} worker(s)");
         let (done, listening) = std::sync::mpsc::channel();
-        self.worker.send(Command::AddHub(slot, sockets, injector, done));
-        // No tunnel is alive before the worker has put frames where packets go.
+        let mut shares = share_of(sockets, count).into_iter().zip(injectors);
+        self.workers.tell_all(|_| {
+            let (sockets, injector) = shares.next().expect("there is a share for each worker");
+            Command::AddHub(slot, sockets, injector, done.clone())
+        });
+        drop(done);
+        // No tunnel is alive before the workers have put frames where packets go.
         dropped(listening).await;
         Ok(note)
     }
@@ -153,7 +160,8 @@ impl Manager {
         }
         self.hubs.slots[slot] = None;
         let (done, gone) = std::sync::mpsc::channel();
-        self.worker.send(Command::RemoveHub(slot, done));
+        self.workers.tell_all(|_| Command::RemoveHub(slot, done.clone()));
+        drop(done);
         dropped(gone).await;
         match self.netlink.remove_hub(&hub).await {
             Ok(()) => self.programs.detach_private(hub.index),
@@ -228,7 +236,8 @@ impl Manager {
         log_failure(self.programs.remove_private_address(old));
         log_failure(self.programs.set_private_address(mac, number.into()));
         log_failure(self.programs.set_tunnel(number.into(), tenant.sizes.entry(tenant.hub, mac)));
-        self.worker.send(Command::SetPrivateHop(number, Hop { source: hub.hidden_mac, destination: mac }));
+        let hop = Hop { source: hub.hidden_mac, destination: mac };
+        self.workers.tell_all(|_| Command::SetPrivateHop(number, hop));
     }
 }
 

@@ -6,10 +6,10 @@ mod hubs;
 mod keys;
 mod sizes;
 mod status;
+mod workers;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -18,9 +18,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::counters::Counters;
+use super::counters::Tally;
 use super::random::Random;
-use super::worker::{self, Command, Handle, Report};
+use super::worker::{Command, Report};
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Request};
 use crate::control::run_dir::RunDir;
@@ -37,19 +37,23 @@ use carriers::Carriers;
 use hubs::Hubs;
 use keys::Previous;
 use sizes::Sizes;
+use workers::Workers;
 
 /// How the engine was asked to run.
 #[derive(Debug)]
 pub struct EngineOptions {
     /// Stay when the last tunnel has gone.
     pub stay: bool,
+    /// How many worker threads to start; `None`: as suits the cards and CPUs.
+    pub workers: Option<usize>,
     /// Where the control socket is.
     pub run_dir: RunDir,
     /// To be told when daemons can connect.
     pub readiness: Readiness,
 }
 
-/// UMEM frames of 4096 octets; memory is used as they are.
+/// UMEM frames of 4096 octets that a worker needs, and that the engine has at least; memory is used as they are.
+const FRAMES_OF_WORKER: u32 = 8_192;
 const FRAMES: u32 = 16_384;
 
 /// How long an engine without any tunnel waits for its first one.
@@ -80,7 +84,7 @@ struct Tenant {
     peer: Option<SocketAddr>,
     /// The peer is reached through a SOCKS5 server.
     socks: Option<Socks>,
-    counters: Arc<Counters>,
+    counters: Tally,
     sizes: Sizes,
     /// How long the worker may stay awake for it.
     busy_poll: Duration,
@@ -138,7 +142,7 @@ struct Manager {
     netlink: Netlink,
     next_hops: NextHops,
     umem: Umem,
-    worker: Handle,
+    workers: Workers,
     carriers: Carriers,
     hubs: Hubs,
     tenants: HashMap<u16, Tenant>,
@@ -157,7 +161,7 @@ struct Manager {
     last_number: u16,
     /// Whether a daemon ever asked for a tunnel.
     was_asked: bool,
-    /// What the worker was told last.
+    /// What the workers were told last.
     busy_poll: Duration,
     /// Which part of very many tunnels is looked at next.
     turn: usize,
@@ -197,8 +201,12 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     for name in swept {
         tracing::info!("{name}: left by an engine that died; removed");
     }
+    let count = match options.workers {
+        Some(count) => count,
+        None => workers::suitable_count(netlink.most_receive_queues(&hubs).await?),
+    };
     let debug = tracing::enabled!(tracing::Level::DEBUG);
-    let mut programs = Programs::load(&LoadOptions { debug, ..LoadOptions::default() })?;
+    let mut programs = Programs::load(&LoadOptions { debug, workers: count as u32, ..LoadOptions::default() })?;
     if let Some(logs) = programs.logs() {
         tokio::spawn(async {
             let error = logs.await;
@@ -206,11 +214,11 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         });
     }
     let keys = programs.take_keys().context("the key map has another writer")?;
-    let config = UmemConfig { frames: FRAMES, ..UmemConfig::default() };
+    let config = UmemConfig { frames: FRAMES.max(count as u32 * FRAMES_OF_WORKER), ..UmemConfig::default() };
     let (umem, pool) = Umem::new(config)?;
     let (to_manager, mut reports) = mpsc::channel(1024);
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
-    let worker = worker::start(umem.clone(), pool, to_manager, next_hops.clone())?;
+    let (workers, mut ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut links = netlink.watch_links().await?;
     let (ways, mut new_ways) = mpsc::channel(256);
     let mut manager = Manager {
@@ -220,7 +228,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         netlink,
         next_hops,
         umem,
-        worker,
+        workers,
         carriers: Carriers::default(),
         hubs: Hubs::inherited(hubs),
         tenants: HashMap::new(),
@@ -261,11 +269,17 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                 }
             },
             Some(first) = said.recv() => manager.hear_all(first, &mut said).await,
-            report = reports.recv() => match report {
-                Some((number, Report::Event(event))) => manager.pass_on(number, event),
-                Some((number, Report::SingleFrames)) => manager.saw_single_frames(number).await,
-                None => break Err(anyhow::anyhow!("the worker thread has ended; the system log says why")),
+            Some((number, report)) = reports.recv() => match report {
+                Report::Event(event) => manager.tell(number, event),
+                Report::NewPeer { peer, worker } => {
+                    manager.workers.tell_others(worker, || Command::SetPeer(number, peer));
+                    manager.new_peer(number, peer);
+                }
+                Report::SingleFrames => manager.saw_single_frames(number).await,
             },
+            Some(worker) = ends.recv() => {
+                break Err(anyhow::anyhow!("worker thread {worker} has ended; the system log says why"));
+            }
             Some(news) = new_ways.recv() => manager.take_in(news).await,
             Some(event) = links.recv() => manager.link_changed(&event).await,
             _ = terminate.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
@@ -382,18 +396,18 @@ impl Manager {
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => self.keys.clear(number.into(), Slot::Send),
             (Request::SetSendLimits { packets, octets }, Some(number)) => {
-                self.worker.send(Command::SetSendLimits(number, packets, octets));
+                self.workers.tell_all(|_| Command::SetSendLimits(number, packets, octets));
             }
             (Request::SetPeer { peer }, Some(number)) => {
-                self.worker.send(Command::SetPeer(number, peer));
-                self.pass_on(number, Event::NewPeer { peer });
+                self.workers.tell_all(|_| Command::SetPeer(number, peer));
+                self.new_peer(number, peer);
             }
             (Request::SetRelay { relay }, Some(number)) => self.set_relay(number, relay),
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
                 self.set_receive_key(number, &key.0, Duration::from_millis(keep_ms));
             }
             (Request::SendControl { payload }, Some(number)) => match hex::decode(&payload) {
-                Ok(message) => self.worker.send(Command::SendControl(number, message)),
+                Ok(message) => self.workers.tell_home(number, Command::SendControl(number, message)),
                 Err(error) => {
                     self.say(connection, Event::Failed { message: format!("payload: {error}; send hexadecimal") });
                 }
@@ -432,12 +446,10 @@ impl Manager {
         }
     }
 
-    /// Takes an event from the worker to the tunnel's daemon.
-    fn pass_on(&mut self, number: u16, event: Event) {
-        if let Event::NewPeer { peer } = event {
-            self.follow(number, peer);
-        }
-        self.tell(number, event);
+    /// Takes up that a tunnel has another peer, and tells its daemon.
+    fn new_peer(&mut self, number: u16, peer: SocketAddr) {
+        self.follow(number, peer);
+        self.tell(number, Event::NewPeer { peer });
     }
 
     async fn link_changed(&mut self, event: &LinkEvent) {

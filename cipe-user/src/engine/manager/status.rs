@@ -5,8 +5,8 @@ use std::time::Duration;
 use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
 
-use super::{Manager, report};
-use crate::control::protocol::{Event, Status};
+use super::{Manager, Tenant, report};
+use crate::control::protocol::{Event, Status, WorkerShare};
 use crate::engine::worker::Command;
 
 /// Tunnels whose counters are looked at in one go for what their daemons are told unasked.
@@ -19,7 +19,8 @@ impl Manager {
     /// Tells a connection the status of every tunnel.
     pub(super) fn tell_status(&self, connection: u64) {
         let (done, counted) = std::sync::mpsc::channel();
-        self.worker.send(Command::CountLosses(done));
+        self.workers.tell_all(|_| Command::CountLosses(done.clone()));
+        drop(done);
         // A worker that is too busy to answer leaves its last losses for the next status.
         let _ = counted.recv_timeout(Duration::from_millis(100));
         let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
@@ -85,6 +86,13 @@ impl Manager {
             verdicts,
             octets: tenant.counters.octets(),
             doors,
+            workers: (0..self.workers.count()).map(|worker| self.share(tenant, worker)).collect(),
         })
+    }
+
+    fn share(&self, tenant: &Tenant, worker: usize) -> WorkerShare {
+        let counters = tenant.counters.of_worker(worker);
+        let (sent, delivered) = (counters.of(Verdict::Sent), counters.of(Verdict::Delivered));
+        WorkerShare { sent, delivered, helped: self.workers.helped(worker) }
     }
 }

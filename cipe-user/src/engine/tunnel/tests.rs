@@ -37,9 +37,9 @@ impl Bed {
             keys: Keys::new(algorithm, writer.reader(), 0),
             nokey: false,
             counters: Arc::default(),
+            common: Arc::default(),
             udp: UdpCarrier::new(UdpSocket::bind(("127.0.0.1", 0)).unwrap()).unwrap(),
             peer: None,
-            asker: None,
             socks: false,
             relay: None,
             way: Way::Socket,
@@ -51,9 +51,7 @@ impl Bed {
             cttl: 0,
             checksum: false,
             limits: LIMITS,
-            sent_ivs: SentIvs::default(),
             ip_id: 0,
-            asked: [None; 2],
         };
         let mut bed = Self { algorithm, lanes: Lanes::new(), writer, tunnel, now: Instant::now(), iv: 0 };
         for (slot, key) in keys {
@@ -132,7 +130,7 @@ fn data_and_messages_open_under_either_key_and_every_cipher() {
             let datagram = bed.packet(kind, &key, Type::Control, &ip(), |_| ());
             assert_eq!(bed.open(&datagram), Ok((slot, Opened::Control(payload))));
             let live = bed.tunnel.keys.get(slot).unwrap();
-            assert_eq!((live.packets, live.octets_used), (2, 2 * ip().len() as u64));
+            assert_eq!((live.packets(), live.octets_used()), (2, 2 * ip().len() as u64));
         }
     }
 }
@@ -173,7 +171,7 @@ fn each_fault_has_its_verdict_under_either_key_and_every_cipher() {
             expect(&mut bed, shorter, Verdict::BadInner);
             let empty = bed.packet(kind, &key, Type::Data, &[], |_| ());
             expect(&mut bed, empty, Verdict::BadInner);
-            assert_eq!(bed.tunnel.keys.get(slot).unwrap().packets, 0, "no fault counts as use of the key");
+            assert_eq!(bed.tunnel.keys.get(slot).unwrap().packets(), 0, "no fault counts as use of the key");
             assert!(bed.open(&whole).is_ok());
             expect(&mut bed, whole, Verdict::Replayed);
         }
@@ -195,7 +193,7 @@ fn what_we_sent_under_the_static_key_is_not_taken_back() {
     let mut bed = Bed::new(Algorithm::Idea, &[(Slot::Static, STATIC), (Slot::Receive, STATIC)]);
     for (kind, opens) in [(KeyKind::Static, false), (KeyKind::Dynamic, true)] {
         let datagram = bed.data(kind, &STATIC);
-        bed.tunnel.sent_ivs.insert(datagram.first_chunk().unwrap());
+        bed.tunnel.common.note_iv(datagram.first_chunk().unwrap());
         // Dynamic keys are of one direction each.
         assert_eq!(bed.open(&datagram).is_ok(), opens);
         assert_eq!(bed.open(&datagram), Err(if opens { Verdict::Replayed } else { Verdict::Reflected }));
@@ -305,7 +303,7 @@ fn a_send_key_is_asked_for_at_each_limit() {
         let wanted =
             (1..).find_map(|packet| Some((packet, bed.tunnel.sealed(Slot::Send, octets, Type::Data, bed.now)?)));
         assert_eq!(wanted, Some((packets, reason)));
-        sealed.push(bed.tunnel.keys.get(Slot::Send).unwrap().octets_used);
+        sealed.push(bed.tunnel.keys.get(Slot::Send).unwrap().octets_used());
     }
     assert_eq!(sealed, [4, 1000, 1]);
 }
@@ -319,7 +317,7 @@ fn data_under_the_static_key_asks_for_a_key_and_messages_never_do() {
     for _ in 0..2 * LIMITS.send_packets {
         assert_eq!(bed.tunnel.sealed(Slot::Send, 60, Type::Control, bed.now), None);
     }
-    let packets = |slot| bed.tunnel.keys.get(slot).unwrap().packets;
+    let packets = |slot| bed.tunnel.keys.get(slot).unwrap().packets();
     assert_eq!((packets(Slot::Static), packets(Slot::Send)), (2, 2 * LIMITS.send_packets));
 }
 

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
 use super::{Endpoint, Hub, Worker};
-use crate::engine::coalesce::{MAX_SEGMENTS, Run};
+use crate::engine::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
 use crate::engine::outer::{self, ETHERNET};
 use crate::xsk::{Frame, Packet, Pool, Umem};
 
@@ -58,13 +58,18 @@ fn transmit(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, de
     let is_ipv4 = chunk[delivery.inner.start] >> 4 == 4;
     outer::write_ethernet(chunk, delivery.inner.start, endpoint.tunnel.private_hop, is_ipv4);
     let octets = delivery.inner.len();
+    // A hub that another engine made may have no queue for this worker.
+    let Some(port) = hub.ports.first_mut() else {
+        let packet = &chunk[delivery.inner.start - ETHERNET..delivery.inner.end];
+        match hub.injector.send(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet)]) {
+            Ok(()) => endpoint.tunnel.counters.delivered(octets),
+            Err(_) => endpoint.tunnel.counters.count(Verdict::PrivateFull),
+        }
+        return pool.put(frame);
+    };
     let offset = (delivery.inner.start - ETHERNET) as u32;
     let packet = Packet { frame, offset, len: (octets + ETHERNET) as u32, more: false };
-    let handed_over = match hub.ports.first_mut() {
-        Some(port) => port.transmit(packet, pool),
-        None => Err(packet),
-    };
-    match handed_over {
+    match port.transmit(packet, pool) {
         Ok(()) => endpoint.tunnel.counters.delivered(octets),
         Err(packet) => {
             endpoint.tunnel.counters.count(Verdict::PrivateFull);

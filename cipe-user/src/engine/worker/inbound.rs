@@ -7,6 +7,7 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
+use super::crew::{Chunk, Packets, jobs};
 use super::delivery::Delivery;
 use super::{BATCH, Report, Worker, want};
 use crate::cipher::Job;
@@ -15,7 +16,7 @@ use crate::engine::carrier::{Arrival, Door, Room};
 use crate::engine::socks;
 use crate::engine::tunnel::{Head, Opened};
 use crate::wire::packet;
-use crate::xsk::Frame;
+use crate::xsk::{Frame, Umem};
 
 /// A datagram of ours on its way in.
 pub struct Incoming {
@@ -28,6 +29,14 @@ pub struct Incoming {
     head: Head,
     /// Key to open it under; `None`: bare (`nokey`).
     slot: Option<Slot>,
+}
+
+impl Incoming {
+    /// What is to be decrypted, and what its first block is chained to.
+    pub fn sealed<'a>(&'a mut self, umem: &'a Umem) -> ([u8; packet::IV], &'a mut [u8]) {
+        let data = &mut umem.chunk_mut(&mut self.frame)[self.datagram.clone()][packet::IV..];
+        (iv_of(&self.head), data)
+    }
 }
 
 impl Worker {
@@ -143,7 +152,7 @@ impl Worker {
                 }
                 self.pool.put(frame);
                 if verdict == Verdict::NoReceiveKey && tunnel.peer.is_none() {
-                    tunnel.asker = Some(from);
+                    tunnel.common.note_asker(from);
                 }
                 if verdict == Verdict::NoReceiveKey
                     && let Some(reason) = tunnel.receiving(self.now)
@@ -156,15 +165,20 @@ impl Worker {
 
     fn open_incoming(&mut self) {
         let mut incoming = std::mem::take(&mut self.incoming);
-        for batch in incoming.chunks_mut(BATCH) {
-            let mut jobs: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
-            for item in batch {
-                let (Some(endpoint), Some(slot)) = (self.endpoints.get(&item.tunnel), item.slot) else { continue };
-                let Some(live) = endpoint.tunnel.keys.get(slot) else { continue };
-                let data = &mut self.umem.chunk_mut(&mut item.frame)[item.datagram.clone()][packet::IV..];
-                jobs.push(Job { key: &live.key, iv: iv_of(&item.head), data });
+        let key_of = |item: &Incoming| self.endpoints.get(&item.tunnel)?.tunnel.keys.get(item.slot?);
+        if incoming.len() > BATCH && self.crew.has_help(self.number) {
+            let chunks = Chunk::cut(&mut incoming, Packets::Incoming, key_of);
+            for chunk in self.crew.work(self.number, chunks, &self.umem, &mut self.lanes) {
+                if let Packets::Incoming(packets) = chunk.packets {
+                    incoming.extend(packets);
+                }
             }
-            self.lanes.decrypt(&mut jobs);
+        } else {
+            for batch in incoming.chunks_mut(BATCH) {
+                let keys: ArrayVec<_, BATCH> = batch.iter().map(key_of).collect();
+                let mut jobs = jobs(batch.iter_mut().zip(keys), |item| item.sealed(&self.umem));
+                self.lanes.decrypt(&mut jobs);
+            }
         }
         for item in incoming.drain(..) {
             self.conclude(item);
@@ -187,8 +201,8 @@ impl Worker {
                 if tunnel.peer != Some(item.from) {
                     tunnel.set_peer(item.from);
                     // Without the event the way stays as it is now.
-                    let event = Event::NewPeer { peer: item.from };
-                    let _ = self.reports.try_send((number, Report::Event(event)));
+                    let report = Report::NewPeer { peer: item.from, worker: self.number };
+                    let _ = self.reports.try_send((number, report));
                 }
                 if item.slot == Some(Slot::Receive)
                     && let Some(reason) = tunnel.receiving(self.now)

@@ -4,6 +4,7 @@
 //! [`Command`]s and hears of it by events; keys come through the key map.
 
 mod admission;
+mod crew;
 mod delivery;
 mod errors;
 mod inbound;
@@ -21,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use cipe_common::Verdict;
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::epoll;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use tokio::sync::oneshot;
 
 use super::BATCH;
 use super::carrier::{Arrival, Inbox, XdpCarrier, losses};
@@ -36,6 +39,7 @@ use crate::cipher::Lanes;
 use crate::control::protocol::{Event, Wanted};
 use crate::kernel::nexthop::NextHops;
 use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
+pub use crew::Crew;
 use delivery::Delivery;
 use inbound::Incoming;
 use outbound::Outgoing;
@@ -53,6 +57,13 @@ const PRIVATE_FILL: u32 = 1024;
 pub enum Report {
     /// For its daemon.
     Event(Event),
+    /// Its peer is at another address than before, as this worker has seen and acts by.
+    NewPeer {
+        /// That address.
+        peer: SocketAddr,
+        /// Number of the worker.
+        worker: usize,
+    },
     /// The carrier device delivers single frames to the tunnel's UDP socket, and many of them.
     SingleFrames,
 }
@@ -100,7 +111,8 @@ pub enum Command {
 /// The control thread's hold on a worker.
 pub struct Handle {
     commands: Sender<Command>,
-    wake: Arc<OwnedFd>,
+    crew: Arc<Crew>,
+    number: usize,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -109,7 +121,7 @@ impl Handle {
     pub fn send(&self, command: Command) {
         // A worker that is gone has nothing left to do for us; its end is reported by its thread.
         let _ = self.commands.send(command);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.crew.rouse(self.number);
     }
 }
 
@@ -165,6 +177,8 @@ impl Source {
 }
 
 struct Worker {
+    number: usize,
+    crew: Arc<Crew>,
     umem: Umem,
     pool: Pool,
     lanes: Lanes,
@@ -174,7 +188,6 @@ struct Worker {
     hubs: Vec<Option<Hub>>,
     carriers: Vec<Option<XdpCarrier>>,
     epoll: OwnedFd,
-    wake: Arc<OwnedFd>,
     commands: Receiver<Command>,
     reports: Reports,
     now: Instant,
@@ -192,18 +205,34 @@ struct Worker {
     next_hops: NextHops,
     /// Longest time to stay awake for when there is nothing to do.
     busy_poll: Duration,
+    /// Dropped with the worker.
+    _alive: oneshot::Sender<()>,
 }
 
-/// Starts a worker on a UMEM of its own.
+/// Which worker, and where it runs.
+pub struct Place {
+    /// Its number, from 0 on.
+    pub number: usize,
+    /// All workers.
+    pub crew: Arc<Crew>,
+    /// The CPU that it is pinned to.
+    pub cpu: Option<usize>,
+    /// Dropped when the worker has ended, however that came.
+    pub alive: oneshot::Sender<()>,
+}
+
+/// Starts a worker, with frames of its own in a UMEM that all share.
 ///
 /// # Errors
 /// If the kernel refuses an epoll or event descriptor, raw sockets, random octets or a thread.
-pub fn start(umem: Umem, pool: Pool, reports: Reports, next_hops: NextHops) -> anyhow::Result<Handle> {
+pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: NextHops) -> anyhow::Result<Handle> {
+    let Place { number, crew, cpu, alive } = place;
     let (sender, commands) = channel();
-    let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&epoll, &wake, epoll::EventData::new_u64(Source::Wake.token()), epoll::EventFlags::IN)?;
+    epoll::add(&epoll, crew.wake_of(number), epoll::EventData::new_u64(Source::Wake.token()), epoll::EventFlags::IN)?;
     let worker = Worker {
+        number,
+        crew: crew.clone(),
         umem,
         pool,
         lanes: Lanes::new(),
@@ -213,7 +242,6 @@ pub fn start(umem: Umem, pool: Pool, reports: Reports, next_hops: NextHops) -> a
         hubs: Vec::new(),
         carriers: Vec::new(),
         epoll,
-        wake: wake.clone(),
         commands,
         reports,
         now: Instant::now(),
@@ -228,9 +256,22 @@ pub fn start(umem: Umem, pool: Pool, reports: Reports, next_hops: NextHops) -> a
         icmp: Icmp::open().context("raw ICMP sockets")?,
         next_hops,
         busy_poll: Duration::ZERO,
+        _alive: alive,
     };
-    let thread = std::thread::Builder::new().name("cipe-worker".into()).spawn(move || worker.run())?;
-    Ok(Handle { commands: sender, wake, thread: Some(thread) })
+    let thread = std::thread::Builder::new().name(format!("cipe-worker-{number}")).spawn(move || {
+        cpu.inspect(|cpu| pin(*cpu));
+        worker.run();
+    })?;
+    Ok(Handle { commands: sender, crew, number, thread: Some(thread) })
+}
+
+/// Keeps this thread on one CPU.
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    if let Err(error) = sched_setaffinity(None, &set) {
+        tracing::warn!("a worker cannot be pinned to CPU {cpu}: {error}; the scheduler places it");
+    }
 }
 
 impl Worker {
@@ -241,18 +282,19 @@ impl Worker {
             // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
             let longest = if self.flush() { Duration::from_secs(1) } else { Duration::from_millis(1) };
             sources.clear();
-            match rest.wait(&self.epoll, longest) {
-                Ok(tokens) => sources.extend(tokens.map(Source::of)),
-                Err(error) => {
-                    tracing::error!("epoll: {error}; the worker ends");
-                    return;
-                }
+            self.crew.set_asleep(self.number, true);
+            let woken = rest.wait(&self.epoll, longest).map(|tokens| sources.extend(tokens.map(Source::of)));
+            self.crew.set_asleep(self.number, false);
+            if let Err(error) = woken {
+                tracing::error!("epoll: {error}; the worker ends");
+                return;
             }
             if sources.contains(&Source::Wake) {
                 if !self.obey() {
                     return;
                 }
                 rest.stay_awake(self.busy_poll);
+                self.crew.help(self.number, &self.umem, &mut self.lanes);
             }
             // Serve the ready sources until all are empty, but hear commands between the rounds.
             for _ in 0..16 {
@@ -292,7 +334,7 @@ impl Worker {
         self.now = Instant::now();
         let mut count = [0; 8];
         // An empty event descriptor only means that somebody read it before.
-        let _ = rustix::io::read(&self.wake, &mut count);
+        let _ = rustix::io::read(self.crew.wake_of(self.number), &mut count);
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
@@ -336,7 +378,9 @@ impl Worker {
             }
             Command::AddTunnel(tunnel, hub, addresses, _done) => {
                 let number = tunnel.number;
-                self.watch(&tunnel.udp, Source::Udp(number));
+                if usize::from(number) % self.crew.count() == self.number {
+                    self.watch(&tunnel.udp, Source::Udp(number));
+                }
                 for address in &addresses {
                     self.addresses.insert(*address, number);
                 }
@@ -425,8 +469,8 @@ impl Worker {
 }
 
 /// Asks the daemon for a key; if its queue is full, the next packet asks again.
-fn want(reports: &Reports, tunnel: &mut Tunnel, reason: Wanted) {
+fn want(reports: &Reports, tunnel: &Tunnel, reason: Wanted) {
     if reports.try_send((tunnel.number, Report::Event(Event::KeyWanted { reason }))).is_err() {
-        tunnel.asked = [None; 2];
+        tunnel.common.ask_again();
     }
 }

@@ -7,11 +7,11 @@ use cipe_common::maps::Slot;
 use cipe_common::{Stamp, Verdict};
 
 use super::admission::{self, Pieces};
+use super::crew::{Chunk, Packets, jobs};
 use super::{BATCH, FRESH, Worker, want};
-use crate::cipher::Job;
 use crate::engine::outer::Marks;
 use crate::wire::packet::{self, KeyKind, Type};
-use crate::xsk::Frame;
+use crate::xsk::{Frame, Umem};
 
 /// A payload on its way out.
 pub struct Outgoing {
@@ -45,6 +45,15 @@ impl Outgoing {
             None => at..at + octets,
         };
         Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none() }
+    }
+}
+
+impl Outgoing {
+    /// What is now to be encrypted, and what its first block is chained to.
+    pub fn framed<'a>(&'a mut self, umem: &'a Umem) -> ([u8; packet::IV], &'a mut [u8]) {
+        self.ready = true;
+        let (iv, data) = umem.chunk_mut(&mut self.frame)[self.datagram.clone()].split_at_mut(packet::IV);
+        (std::array::from_fn(|i| iv[i]), data)
     }
 }
 
@@ -138,38 +147,47 @@ impl Worker {
 
     fn send_outgoing(&mut self) {
         let mut outgoing = std::mem::take(&mut self.outgoing);
-        for batch in outgoing.chunks_mut(BATCH) {
-            self.seal(batch);
+        for out in &mut outgoing {
+            self.frame(out);
         }
+        self.encrypt(&mut outgoing);
         self.ship(&mut outgoing);
         self.outgoing = outgoing;
     }
 
-    /// Frames and encrypts at most [`BATCH`] payloads where they stand.
-    fn seal(&mut self, batch: &mut [Outgoing]) {
-        for out in batch.iter_mut() {
-            let (Some(endpoint), Some(slot)) = (self.endpoints.get_mut(&out.tunnel), out.slot) else { continue };
-            let random: [u8; 15] = self.random.octets();
-            let kind = if slot == Slot::Static { KeyKind::Static } else { KeyKind::Dynamic };
-            let iv = kind.mark(std::array::from_fn(|i| random[i]));
-            if slot == Slot::Static {
-                endpoint.tunnel.sent_ivs.insert(&iv);
-            }
-            if let Some(reason) = endpoint.tunnel.sealed(slot, out.octets, out.kind, self.now) {
-                want(&self.reports, &mut endpoint.tunnel, reason);
-            }
-            let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
-            packet::frame(datagram, out.octets, out.kind, iv, std::array::from_fn(|i| random[packet::IV + i]));
+    /// Chooses the IV of a payload that is to be sealed, pads it, and accounts for it.
+    fn frame(&mut self, out: &mut Outgoing) {
+        let (Some(endpoint), Some(slot)) = (self.endpoints.get_mut(&out.tunnel), out.slot) else { return };
+        let tunnel = &endpoint.tunnel;
+        let random: [u8; 15] = self.random.octets();
+        let kind = if slot == Slot::Static { KeyKind::Static } else { KeyKind::Dynamic };
+        let iv = kind.mark(std::array::from_fn(|i| random[i]));
+        if slot == Slot::Static {
+            tunnel.common.note_iv(&iv);
         }
-        let mut jobs: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
-        for out in batch.iter_mut() {
-            let (Some(endpoint), Some(slot)) = (self.endpoints.get(&out.tunnel), out.slot) else { continue };
-            let Some(live) = endpoint.tunnel.keys.get(slot) else { continue };
-            let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
-            let (iv, data) = datagram.split_at_mut(packet::IV);
-            out.ready = true;
-            jobs.push(Job { key: &live.key, iv: std::array::from_fn(|i| iv[i]), data });
+        if let Some(reason) = tunnel.sealed(slot, out.octets, out.kind, self.now) {
+            want(&self.reports, tunnel, reason);
         }
-        self.lanes.encrypt(&mut jobs);
+        let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
+        packet::frame(datagram, out.octets, out.kind, iv, std::array::from_fn(|i| random[packet::IV + i]));
+    }
+
+    /// Encrypts framed payloads where they stand.
+    fn encrypt(&mut self, outgoing: &mut Vec<Outgoing>) {
+        let key_of = |out: &Outgoing| self.endpoints.get(&out.tunnel)?.tunnel.keys.get(out.slot?);
+        if outgoing.len() > BATCH && self.crew.has_help(self.number) {
+            let chunks = Chunk::cut(outgoing, Packets::Outgoing, key_of);
+            for chunk in self.crew.work(self.number, chunks, &self.umem, &mut self.lanes) {
+                if let Packets::Outgoing(packets) = chunk.packets {
+                    outgoing.extend(packets);
+                }
+            }
+            return;
+        }
+        for batch in outgoing.chunks_mut(BATCH) {
+            let keys: ArrayVec<_, BATCH> = batch.iter().map(key_of).collect();
+            let mut jobs = jobs(batch.iter_mut().zip(keys), |out| out.framed(&self.umem));
+            self.lanes.encrypt(&mut jobs);
+        }
     }
 }

@@ -28,10 +28,11 @@ impl Worker {
                     let sealed = |out: Outgoing| Sealed { frame: out.frame, datagram: out.datagram };
                     let group = rest.by_ref().take(octets.len()).map(sealed).collect();
                     tunnel.ip_id = tunnel.ip_id.wrapping_add(octets.len() as u16);
-                    let card = route.path.and_then(|path| self.carriers.get_mut(path.carrier));
-                    let door: &mut dyn Door = match card {
-                        Some(Some(card)) => card,
-                        _ => &mut tunnel.udp,
+                    let card = route.path.and_then(|path| self.carriers.get_mut(path.carrier)?.as_mut());
+                    let door: &mut dyn Door = match card.filter(|card| card.has_queues()) {
+                        Some(card) => card,
+                        // Not by AF_XDP, or another worker has the card's only queue.
+                        None => &mut tunnel.udp,
                     };
                     let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
                     (door.send(group, &route, &mut room), Verdict::CarrierFull)
@@ -62,8 +63,8 @@ fn route(tunnel: &Tunnel, first: &Outgoing) -> Result<Route, Verdict> {
     if !first.ready {
         return Err(Verdict::NoSendKey);
     }
-    let asker = tunnel.asker.filter(|_| first.kind == Type::Control);
-    let peer = tunnel.peer.or(asker).ok_or(Verdict::NoPeer)?;
+    let asker = || tunnel.common.asker().filter(|_| first.kind == Type::Control);
+    let peer = tunnel.peer.or_else(asker).ok_or(Verdict::NoPeer)?;
     let path = match tunnel.way {
         Way::NoRoute => return Err(Verdict::NoRoute),
         Way::Looped => return Err(Verdict::RouteLoop),

@@ -68,6 +68,8 @@ pub struct LoadOptions {
     pub max_tunnels: u32,
     /// Carrier devices, 1 to [`MAX_CARRIERS`].
     pub max_carriers: u32,
+    /// Workers that the flows of a hub are spread over; 1 or more.
+    pub workers: u32,
     /// Let the programs log at debug level (rare events only). Below it they are silent.
     pub debug: bool,
     /// An object file in place of the built-in one.
@@ -80,6 +82,7 @@ impl Default for LoadOptions {
         Self {
             max_tunnels: MAX_TUNNELS,
             max_carriers: MAX_CARRIERS,
+            workers: 1,
             debug: false,
             object: std::env::var_os(OBJECT_VARIABLE).map(PathBuf::from),
         }
@@ -121,6 +124,7 @@ impl Programs {
             .map_max_entries(names::VERDICTS, verdict_entries(tunnels))
             .map_max_entries(names::CARRIER_DEVICES, carriers)
             .map_max_entries(names::CARRIER_SOCKETS, carriers * CARRIER_QUEUES)
+            .override_global(names::WORKERS, &options.workers, true)
             .override_global(aya_log::LEVEL, &level, false);
         let mut ebpf = match &options.object {
             None => loader.load(OBJECT),

@@ -27,7 +27,7 @@ impl Bench {
     fn at(address: IpAddr) -> Self {
         let sender = UdpSocket::bind((address, 0)).unwrap();
         let carrier = UdpCarrier::new(UdpSocket::bind((address, 0)).unwrap()).unwrap();
-        sender.connect(carrier.socket.local_addr().unwrap()).unwrap();
+        sender.connect(carrier.shared.socket.local_addr().unwrap()).unwrap();
         let (umem, pool) = Umem::new(UmemConfig { frames: 128, ..UmemConfig::default() }).unwrap();
         Self { sender, carrier, umem, pool, inbox: Inbox::new() }
     }

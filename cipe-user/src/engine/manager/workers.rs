@@ -1,0 +1,135 @@
+//! The worker threads: how many, on which CPUs, and who is told what.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use cipe_common::maps::PRIVATE_QUEUES;
+use rustix::thread::{CpuSet, sched_getaffinity};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::worker::{self, Command, Crew, Handle, Reports};
+use crate::kernel::nexthop::NextHops;
+use crate::xsk::{Pool, Umem};
+
+/// Most workers.
+pub const MOST: usize = PRIVATE_QUEUES as usize - 1;
+
+/// All workers of the engine, by number. Queue q of any device belongs to worker q modulo their count.
+pub struct Workers {
+    handles: Vec<Handle>,
+    crew: Arc<Crew>,
+}
+
+impl Workers {
+    /// Starts `count` workers, which share the frames of `pool`. Several are pinned, each to a CPU of its own as far as
+    /// there are enough; one alone goes where the scheduler finds room. Returns also where their ends are told of.
+    ///
+    /// # Errors
+    /// As [`worker::start`].
+    pub fn start(
+        count: usize,
+        umem: &Umem,
+        pool: Pool,
+        reports: &Reports,
+        next_hops: &NextHops,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<usize>)> {
+        let cpus = allowed_cpus();
+        let (ended, ends) = mpsc::channel(1);
+        let crew = Arc::new(Crew::new(count).context("event descriptors")?);
+        let mut handles = Vec::with_capacity(count);
+        for (number, pool) in pool.split(count).into_iter().enumerate() {
+            let cpu = if count > 1 { cpus.get(number % cpus.len().max(1)).copied() } else { None };
+            let (alive, gone) = oneshot::channel();
+            let place = worker::Place { number, crew: crew.clone(), cpu, alive };
+            handles.push(worker::start(place, umem.clone(), pool, reports.clone(), next_hops.clone())?);
+            let ended = ended.clone();
+            tokio::spawn(async move {
+                // It is never sent, only dropped.
+                let _ = gone.await;
+                let _ = ended.send(number).await;
+            });
+        }
+        Ok((Self { handles, crew }, ends))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Packets that a worker has worked on for others.
+    pub fn helped(&self, worker: usize) -> u64 {
+        self.crew.helped(worker)
+    }
+
+    /// Tells all of them; each gets a command of its own, made for its number.
+    pub fn tell_all(&self, mut command: impl FnMut(usize) -> Command) {
+        for (number, handle) in self.handles.iter().enumerate() {
+            handle.send(command(number));
+        }
+    }
+
+    /// Tells all but one.
+    pub fn tell_others(&self, but: usize, command: impl Fn() -> Command) {
+        for (_, handle) in self.handles.iter().enumerate().filter(|(number, _)| *number != but) {
+            handle.send(command());
+        }
+    }
+
+    /// Tells the one that a tunnel is at home with: it has the tunnel's UDP socket.
+    pub fn tell_home(&self, tunnel: u16, command: Command) {
+        self.handles[usize::from(tunnel) % self.handles.len()].send(command);
+    }
+}
+
+/// What of `all`, one for each queue of a device, belongs to worker `number` of `count`.
+pub fn share_of<T>(all: Vec<T>, count: usize) -> Vec<Vec<T>> {
+    let mut shares: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
+    for (queue, one) in all.into_iter().enumerate() {
+        shares[queue % count].push(one);
+    }
+    shares
+}
+
+/// Queues of a hub for `count` workers. Of several, native XDP leaves the first and generic XDP the last empty
+/// (`cipe-ebpf/src/private.rs`).
+pub fn hub_queues(count: usize) -> u32 {
+    if count == 1 { 1 } else { count as u32 + 1 }
+}
+
+/// How many workers to start, if nobody said it: one for each receive queue of the card that has most, on as many CPUs
+/// as this process may use. More would only wait for each other's packets.
+pub fn suitable_count(receive_queues: u32) -> usize {
+    (receive_queues as usize).min(allowed_cpus().len()).clamp(1, MOST)
+}
+
+/// The CPUs that this process may use: those of its cgroup's cpuset and its affinity (sched_getaffinity(2)).
+fn allowed_cpus() -> Vec<usize> {
+    match sched_getaffinity(None).context("the CPUs that may be used are not to be known") {
+        Ok(set) => (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),
+        Err(error) => {
+            tracing::debug!("{error:#}");
+            Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_are_dealt_out_in_turn() {
+        assert_eq!(share_of(vec![0, 1, 2, 3, 4], 2), [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!(share_of(vec![0], 3), [vec![0], vec![], vec![]]);
+    }
+
+    #[test]
+    fn there_are_as_many_workers_as_queues_and_cpus_and_at_least_one() {
+        let cpus = allowed_cpus().len();
+        assert!(cpus > 0);
+        assert_eq!(suitable_count(0), 1);
+        assert_eq!(suitable_count(1), 1);
+        assert_eq!(suitable_count(1000), cpus.min(MOST));
+    }
+}

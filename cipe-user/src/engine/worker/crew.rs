@@ -1,0 +1,380 @@
+//! Cipher work that one worker has too much of, and another one, which would sleep, takes over: whole chunks of packets
+//! with the frames that they stand in. Who lends them goes on when all are back, so that order stays as it was.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arrayvec::ArrayVec;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::inbound::Incoming;
+use super::outbound::Outgoing;
+use crate::cipher::{Job, Lanes};
+use crate::engine::BATCH;
+use crate::engine::keys::LiveKey;
+use crate::engine::locked;
+use crate::xsk::Umem;
+
+/// What all workers know of each other.
+pub struct Crew {
+    members: Vec<Member>,
+}
+
+struct Member {
+    /// Rouses the worker: for a command, or to help.
+    wake: OwnedFd,
+    /// It waits for events, and can help.
+    asleep: AtomicBool,
+    /// Chunks of this worker's that anybody may take, with their places.
+    open: Mutex<VecDeque<(usize, Chunk)>>,
+    /// Those that others are done with.
+    done: Mutex<Vec<(usize, Chunk)>>,
+    /// How many others have taken and not brought back.
+    taken: AtomicUsize,
+    /// Packets that it has worked on for others.
+    helped: AtomicU64,
+}
+
+/// At most [`BATCH`] packets to seal or to open, and their keys.
+pub struct Chunk {
+    /// The packets.
+    pub packets: Packets,
+    /// For each packet the place of its key; none is beyond the last.
+    places: ArrayVec<u8, BATCH>,
+    keys: ArrayVec<Arc<LiveKey>, BATCH>,
+}
+
+/// What is to be done.
+pub enum Packets {
+    /// Decrypt.
+    Incoming(Vec<Incoming>),
+    /// Encrypt.
+    Outgoing(Vec<Outgoing>),
+}
+
+impl Chunk {
+    /// Packets with the key of each; those without one are left as they are.
+    fn new<'a>(packets: Packets, keys_of: impl IntoIterator<Item = Option<&'a Arc<LiveKey>>>) -> Self {
+        let (mut places, mut keys) = (ArrayVec::new(), ArrayVec::<Arc<LiveKey>, BATCH>::new());
+        for key in keys_of {
+            let Some(key) = key else {
+                places.push(u8::MAX);
+                continue;
+            };
+            let known = keys.iter().rposition(|known| Arc::ptr_eq(known, key));
+            places.push(known.unwrap_or(keys.len()) as u8);
+            if known.is_none() {
+                keys.push(key.clone());
+            }
+        }
+        Self { packets, places, keys }
+    }
+
+    /// Takes all of `packets`, in chunks; `key_of` tells the key of each.
+    pub fn cut<'a, T>(
+        packets: &mut Vec<T>,
+        wrap: fn(Vec<T>) -> Packets,
+        key_of: impl Fn(&T) -> Option<&'a Arc<LiveKey>>,
+    ) -> Vec<Self> {
+        let mut chunks = Vec::with_capacity(packets.len().div_ceil(BATCH));
+        while !packets.is_empty() {
+            let some: Vec<T> = packets.drain(..packets.len().min(BATCH)).collect();
+            let keys: ArrayVec<_, BATCH> = some.iter().map(&key_of).collect();
+            chunks.push(Self::new(wrap(some), keys));
+        }
+        chunks
+    }
+
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    fn work(&mut self, umem: &Umem, lanes: &mut Lanes) {
+        let keys = self.places.iter().map(|place| self.keys.get(usize::from(*place)));
+        match &mut self.packets {
+            Packets::Incoming(packets) => {
+                lanes.decrypt(&mut jobs(packets.iter_mut().zip(keys), |packet| packet.sealed(umem)))
+            }
+            Packets::Outgoing(packets) => {
+                lanes.encrypt(&mut jobs(packets.iter_mut().zip(keys), |packet| packet.framed(umem)))
+            }
+        }
+    }
+}
+
+/// What a cipher does for the packets that have a key; `parts` tells IV and blocks of one.
+pub fn jobs<'a, T: 'a>(
+    packets: impl Iterator<Item = (&'a mut T, Option<&'a Arc<LiveKey>>)>,
+    parts: impl Fn(&'a mut T) -> ([u8; 8], &'a mut [u8]),
+) -> ArrayVec<Job<'a>, BATCH> {
+    let job = |(packet, live): (&'a mut T, Option<&'a Arc<LiveKey>>)| {
+        let key = &live?.key;
+        let (iv, data) = parts(packet);
+        Some(Job { key, iv, data })
+    };
+    packets.filter_map(job).collect()
+}
+
+/// Counts a chunk as brought back, however its work ended.
+struct Return<'a>(&'a AtomicUsize);
+
+impl Drop for Return<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Crew {
+    /// A crew of `count` workers.
+    ///
+    /// # Errors
+    /// If the kernel refuses event descriptors.
+    pub fn new(count: usize) -> rustix::io::Result<Self> {
+        let member = |_| {
+            Ok(Member {
+                wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+                asleep: AtomicBool::new(false),
+                open: Mutex::default(),
+                done: Mutex::default(),
+                taken: AtomicUsize::new(0),
+                helped: AtomicU64::new(0),
+            })
+        };
+        Ok(Self { members: (0..count).map(member).collect::<rustix::io::Result<_>>()? })
+    }
+
+    /// How many workers there are.
+    pub fn count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// What rouses a worker from its sleep.
+    pub fn wake_of(&self, member: usize) -> &OwnedFd {
+        &self.members[member].wake
+    }
+
+    /// Rouses a worker.
+    pub fn rouse(&self, member: usize) {
+        // It only fails where the worker has been roused many times and has not looked yet.
+        let _ = rustix::io::write(&self.members[member].wake, &1u64.to_ne_bytes());
+    }
+
+    /// Notes whether a worker waits for events.
+    pub fn set_asleep(&self, member: usize, asleep: bool) {
+        self.members[member].asleep.store(asleep, Ordering::Relaxed);
+    }
+
+    /// Packets that a worker has worked on for others.
+    pub fn helped(&self, member: usize) -> u64 {
+        self.members[member].helped.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody sleeps who could help worker `member`.
+    pub fn has_help(&self, member: usize) -> bool {
+        self.members.iter().enumerate().any(|(other, one)| other != member && one.asleep.load(Ordering::Relaxed))
+    }
+
+    /// Does the work of `chunks` with the help of those who sleep, and returns when all is done.
+    pub fn work(&self, member: usize, chunks: Vec<Chunk>, umem: &Umem, lanes: &mut Lanes) -> Vec<Chunk> {
+        let me = &self.members[member];
+        let mut mine: Vec<(usize, Chunk)> = Vec::with_capacity(chunks.len());
+        let mut chunks = chunks.into_iter().enumerate();
+        let first = chunks.next();
+        let spare = chunks.len();
+        locked(&me.open).extend(chunks);
+        let sleepers = self
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(other, one)| *other != member && one.asleep.load(Ordering::Relaxed));
+        for (other, _) in sleepers.take(spare) {
+            self.rouse(other);
+        }
+        let mut next = first;
+        while let Some((place, mut chunk)) = next {
+            chunk.work(umem, lanes);
+            mine.push((place, chunk));
+            next = locked(&me.open).pop_front();
+        }
+        // Others are at work on the rest, which takes as long as one chunk.
+        let mut looks = 0_u32;
+        while me.taken.load(Ordering::Acquire) > 0 {
+            looks += 1;
+            if looks.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        mine.append(&mut locked(&me.done));
+        mine.sort_unstable_by_key(|(place, _)| *place);
+        mine.into_iter().map(|(_, chunk)| chunk).collect()
+    }
+
+    /// Takes over what others have too much of.
+    pub fn help(&self, member: usize, umem: &Umem, lanes: &mut Lanes) {
+        for other in self.members.iter().enumerate().filter(|(other, _)| *other != member).map(|(_, one)| one) {
+            loop {
+                let taken = {
+                    let mut open = locked(&other.open);
+                    let taken = open.pop_front();
+                    // Under the lock: whoever sees an empty queue sees the count too.
+                    other.taken.fetch_add(usize::from(taken.is_some()), Ordering::Relaxed);
+                    taken
+                };
+                let Some((place, mut chunk)) = taken else { break };
+                let _return = Return(&other.taken);
+                chunk.work(umem, lanes);
+                self.members[member].helped.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                locked(&other.done).push((place, chunk));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use cipe_common::maps::Slot;
+
+    use super::*;
+    use crate::cipher::Algorithm;
+    use crate::engine::keys::Keys;
+    use crate::engine::outer::{FRESH, Marks};
+    use crate::kernel::keys::KeyWriter;
+    use crate::wire::packet::{self, Type};
+    use crate::xsk::{Pool, UmemConfig};
+
+    const OCTETS: usize = 300;
+    const CHUNKS: usize = 9;
+
+    struct Bench {
+        umem: Umem,
+        pool: Pool,
+        keys: [Keys; 2],
+        _writer: KeyWriter,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let mut writer = KeyWriter::anonymous(8);
+            let keys = [0_u8, 1].map(|number| {
+                writer.set(number.into(), Slot::Send, &[number; 16]);
+                let mut keys = Keys::new(Algorithm::Blowfish, writer.reader(), number.into());
+                keys.refresh(Instant::now());
+                keys
+            });
+            let (umem, pool) = Umem::new(UmemConfig { frames: 1024, ..UmemConfig::default() }).unwrap();
+            Self { umem, pool, keys, _writer: writer }
+        }
+
+        /// Chunks of packets of two tunnels in turn, each with its number in it; every fifth has lost its key.
+        fn chunks(&mut self) -> Vec<Chunk> {
+            let mut number = 0_u32;
+            let mut chunk = |_| {
+                let packets: Vec<Outgoing> = (0..BATCH)
+                    .map(|_| {
+                        let mut frame = self.pool.take().unwrap();
+                        let whole = FRESH - packet::IV..FRESH - packet::IV + packet::sealed_len(OCTETS);
+                        let octets = &mut self.umem.chunk_mut(&mut frame)[whole];
+                        octets.fill(7);
+                        octets[packet::IV..][..4].copy_from_slice(&number.to_be_bytes());
+                        number += 1;
+                        let marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
+                        let tunnel = (number % 2) as u16;
+                        Outgoing::new(tunnel, frame, FRESH, OCTETS, Type::Data, Some(Slot::Send), marks)
+                    })
+                    .collect();
+                let key_of = |(index, out): (usize, &Outgoing)| {
+                    self.keys[usize::from(out.tunnel)].get(Slot::Send).filter(|_| !index.is_multiple_of(5))
+                };
+                let keys: ArrayVec<_, BATCH> = packets.iter().enumerate().map(key_of).collect();
+                Chunk::new(Packets::Outgoing(packets), keys)
+            };
+            (0..CHUNKS).map(&mut chunk).collect()
+        }
+
+        /// What became of the packets, in order: whether they may leave, and their octets.
+        fn take(&mut self, chunks: Vec<Chunk>) -> Vec<(bool, Vec<u8>)> {
+            let packets = chunks.into_iter().flat_map(|chunk| match chunk.packets {
+                Packets::Outgoing(packets) => packets,
+                Packets::Incoming(_) => unreachable!("none of those was put in"),
+            });
+            let taken = packets.map(|out| {
+                let octets = self.umem.chunk(&out.frame)[out.datagram.clone()].to_vec();
+                self.pool.put(out.frame);
+                (out.ready, octets)
+            });
+            taken.collect()
+        }
+    }
+
+    fn alone(bench: &mut Bench) -> Vec<(bool, Vec<u8>)> {
+        let chunks = bench.chunks();
+        let done = Crew::new(1).unwrap().work(0, chunks, &bench.umem, &mut Lanes::new());
+        bench.take(done)
+    }
+
+    #[test]
+    fn packets_with_a_key_are_encrypted_and_the_others_may_not_leave() {
+        let mut bench = Bench::new();
+        let packets = alone(&mut bench);
+        assert_eq!(packets.len(), CHUNKS * BATCH);
+        for (index, (ready, octets)) in packets.iter().enumerate() {
+            assert_eq!(*ready, !(index % BATCH).is_multiple_of(5));
+            assert_eq!(octets[packet::IV..][..4] == (index as u32).to_be_bytes(), !ready, "packet {index}");
+        }
+    }
+
+    #[test]
+    fn one_who_helps_brings_everything_back_as_it_should_be() {
+        let mut bench = Bench::new();
+        let expected = alone(&mut bench);
+        let crew = Crew::new(2).unwrap();
+        let mut chunks = bench.chunks();
+        let rest = chunks.split_off(1);
+        locked(&crew.members[0].open).extend(rest.into_iter().enumerate().map(|(place, chunk)| (place + 1, chunk)));
+        crew.help(1, &bench.umem, &mut Lanes::new());
+        assert_eq!((crew.helped(1), crew.helped(0)), (((CHUNKS - 1) * BATCH) as u64, 0));
+        let done = crew.work(0, chunks, &bench.umem, &mut Lanes::new());
+        assert!(bench.take(done) == expected);
+        assert_eq!(bench.pool.free(), bench.pool.total());
+    }
+
+    #[test]
+    fn whoever_helps_meanwhile_the_order_stays() {
+        let mut bench = Bench::new();
+        let expected = alone(&mut bench);
+        let crew = Crew::new(3).unwrap();
+        let over = AtomicBool::new(false);
+        let as_expected = std::thread::scope(|scope| {
+            for helper in [1, 2] {
+                let (crew, over, umem) = (&crew, &over, bench.umem.clone());
+                scope.spawn(move || {
+                    let mut lanes = Lanes::new();
+                    while !over.load(Ordering::Relaxed) {
+                        crew.help(helper, &umem, &mut lanes);
+                    }
+                });
+            }
+            let mut lanes = Lanes::new();
+            let as_expected = (0..50).all(|_| {
+                let chunks = bench.chunks();
+                let done = crew.work(0, chunks, &bench.umem, &mut lanes);
+                bench.take(done) == expected
+            });
+            over.store(true, Ordering::Relaxed);
+            as_expected
+        });
+        assert!(as_expected);
+        assert_eq!(bench.pool.free(), bench.pool.total());
+    }
+
+    #[test]
+    fn only_those_who_sleep_are_help() {
+        let crew = Crew::new(2).unwrap();
+        crew.set_asleep(0, true);
+        assert!(!crew.has_help(0) && crew.has_help(1));
+        crew.set_asleep(0, false);
+        assert!(!crew.has_help(1));
+    }
+}
