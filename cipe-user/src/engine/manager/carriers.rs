@@ -206,7 +206,7 @@ impl Manager {
             carrier.tunnels.insert(number);
             return true;
         }
-        let (door, mode) = (tenant.carrier_door, tenant.xdp_mode);
+        let (door, mut mode) = (tenant.carrier_door, tenant.xdp_mode);
         let card = match self.netlink.card(ifindex).await {
             Ok(card) => card,
             Err(error) => {
@@ -214,8 +214,12 @@ impl Manager {
                 return false;
             }
         };
-        if door == Door::Auto && card.superframes && !self.carriers.single_frames.contains(&ifindex) {
-            return false;
+        if door == Door::Auto && card.superframes {
+            // In the stack a superframe would still come now and then, and pass for one large datagram.
+            if mode == XdpPreference::Generic || !self.carriers.single_frames.contains(&ifindex) {
+                return false;
+            }
+            mode = XdpPreference::Native;
         }
         // Where the choice is ours, a device that AF_XDP was never made for is no fault of anybody's.
         let as_expected = door == Door::Auto && card.kind != CardKind::Ethernet;
