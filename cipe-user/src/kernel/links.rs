@@ -56,6 +56,8 @@ pub struct Card {
     pub running: bool,
     /// Taken up by the operator.
     pub up: bool,
+    /// It is a part of another device: a port of a bridge or bond, or in a VRF.
+    pub enslaved: bool,
 }
 
 impl Card {
@@ -74,6 +76,7 @@ impl Card {
             superframes: false,
             running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
             up: flags.contains(LinkFlags::Up),
+            enslaved: false,
         };
         let mut lower = None;
         let mut vlan = None;
@@ -84,6 +87,7 @@ impl Card {
                 LinkAttribute::Mtu(mtu) => card.mtu = *mtu,
                 LinkAttribute::NumRxQueues(queues) => card.receive_queues = (*queues).max(1),
                 LinkAttribute::Link(index) => lower = Some(*index),
+                LinkAttribute::Controller(index) => card.enslaved = *index != 0,
                 LinkAttribute::LinkInfo(infos) => {
                     vlan = vlan_number(infos);
                     card.superframes = infos.iter().any(|info| matches!(info, LinkInfo::Kind(_)));

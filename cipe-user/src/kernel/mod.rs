@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod device;
 pub mod ethtool;
 mod events;
+pub mod forwarding;
 pub mod hub;
 pub mod keys;
 pub mod links;

@@ -25,3 +25,14 @@ pub(super) fn set(family: Family, device: &str, switch: &str, value: &str) -> Re
         result => result.map_err(|cause| Error::Io { what: format!("{path}: cannot write {value}"), cause }),
     }
 }
+
+/// What `net.<family>.conf.<device>.<switch>` says in the network namespace of the calling thread, without the end of the
+/// line; `None` for a device that has none.
+pub(super) fn get(family: Family, device: &str, switch: &str) -> Option<String> {
+    let family = match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+    };
+    let text = std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/{device}/{switch}")).ok()?;
+    Some(text.trim_end().to_owned())
+}

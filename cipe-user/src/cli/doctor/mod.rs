@@ -177,6 +177,7 @@ mod tests {
             superframes: false,
             running: true,
             up: true,
+            enslaved: false,
         }
     }
 

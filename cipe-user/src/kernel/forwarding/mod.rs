@@ -1,0 +1,235 @@
+//! A copy of what the kernel forwards packets by: its routes and its neighbours, followed live.
+//!
+//! A task listens to the kernel's notifications. Neighbours tell of themselves; a change of routes, rules, addresses or
+//! devices has everything read again, since much of it goes without a word of its own (routes of a device that goes down).
+//! Changes that come together are taken together.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::rule::RuleMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NLM_F_DUMP;
+use rustix::io::Errno;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::events::{Event, Events};
+use super::neighbours::Neighbour;
+use super::netlink::{Netlink, Result};
+use super::sysctl::{self, Family};
+pub use prefix::{Prefix, PrefixMap};
+pub use routes::{Leads, Out};
+
+mod prefix;
+mod routes;
+
+/// From the first change to the reading of all that came with it.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// Neighbours that can be sent to, by device and address.
+pub type Neighbours = HashMap<(u32, IpAddr), Near>;
+
+/// The link-layer side of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Near {
+    /// Its address.
+    pub mac: [u8; 6],
+    /// Set by hand, or not needed: never asked for.
+    pub fixed: bool,
+}
+
+/// What the kernel forwards by at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    /// Where prefixes lead.
+    pub routes: Arc<PrefixMap<Leads>>,
+    /// Rules for IPv4, IPv6 that the routes do not tell of: nothing is known where packets go.
+    pub ruled: [bool; 2],
+    /// Who is next to us.
+    pub neighbours: Arc<Neighbours>,
+}
+
+/// Follows routes and neighbours from now on. The task behind it ends when the receiver is dropped.
+///
+/// # Errors
+/// No netlink socket can be opened, or the tables cannot be read.
+pub async fn follow(netlink: &Netlink) -> Result<watch::Receiver<Picture>> {
+    let events = Events::open(&[
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Rule,
+    ])?;
+    let mut follower = Follower { netlink: netlink.clone(), picture: Picture::default() };
+    follower.read_neighbours().await?;
+    follower.read_routes().await?;
+    let (sender, receiver) = watch::channel(follower.picture.clone());
+    tokio::spawn(follower.run(events, sender));
+    Ok(receiver)
+}
+
+/// Whether the kernel forwards packets that come by a device, by `net.ipv4.conf.DEVICE.forwarding` or the like of IPv6.
+pub fn is_on(device: &str, v6: bool) -> bool {
+    let family = if v6 { Family::Ipv6 } else { Family::Ipv4 };
+    sysctl::get(family, device, "forwarding").is_some_and(|value| value != "0")
+}
+
+struct Follower {
+    netlink: Netlink,
+    picture: Picture,
+}
+
+/// What has changed since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Changed {
+    routes: bool,
+    neighbours: bool,
+    /// Notifications were lost.
+    all: bool,
+}
+
+impl Follower {
+    async fn run<E>(mut self, mut events: E, pictures: watch::Sender<Picture>)
+    where
+        E: Stream<Item = Event> + Unpin,
+    {
+        let mut changed = Changed::default();
+        let mut due = Instant::now();
+        loop {
+            let waits = changed != Changed::default();
+            tokio::select! {
+                event = events.next() => {
+                    match event {
+                        Some(Event::Message(message)) => self.take_in(&message, &mut changed),
+                        Some(Event::Lost) => changed.all = true,
+                        None => {
+                            tracing::error!("netlink notifications ended: routes of short cuts are not followed any longer");
+                            pictures.send_replace(Picture { ruled: [true; 2], ..self.picture });
+                            return;
+                        }
+                    }
+                    if !waits {
+                        due = Instant::now() + SETTLE;
+                    }
+                }
+                () = tokio::time::sleep_until(due), if waits => {
+                    if let Err(error) = self.read(std::mem::take(&mut changed)).await {
+                        tracing::warn!("{error}; packets take the kernel's way until its tables can be read");
+                        self.picture.ruled = [true; 2];
+                        changed.all = true;
+                        due = Instant::now() + Duration::from_secs(1);
+                    }
+                    pictures.send_replace(self.picture.clone());
+                }
+                () = pictures.closed() => return,
+            }
+        }
+    }
+
+    fn take_in(&mut self, message: &RouteNetlinkMessage, changed: &mut Changed) {
+        match message {
+            RouteNetlinkMessage::NewNeighbour(neighbour) => {
+                if let Some(neighbour) = Neighbour::from_message(neighbour) {
+                    changed.neighbours |= self.set(neighbour);
+                }
+            }
+            RouteNetlinkMessage::DelNeighbour(neighbour) => {
+                if let Some(neighbour) = Neighbour::from_message(neighbour) {
+                    changed.neighbours |= self.set(Neighbour { mac: None, ..neighbour });
+                }
+            }
+            _ => changed.routes = true,
+        }
+    }
+
+    /// Takes in what a neighbour is now; whether that is news.
+    fn set(&mut self, neighbour: Neighbour) -> bool {
+        let key = (neighbour.ifindex, neighbour.address);
+        let near = neighbour.mac.map(|mac| Near { mac, fixed: neighbour.fixed });
+        if self.picture.neighbours.get(&key).copied() == near {
+            return false;
+        }
+        let neighbours = Arc::make_mut(&mut self.picture.neighbours);
+        match near {
+            Some(near) => neighbours.insert(key, near),
+            None => neighbours.remove(&key),
+        };
+        true
+    }
+
+    async fn read(&mut self, changed: Changed) -> Result<()> {
+        if changed.all {
+            self.read_neighbours().await?;
+        }
+        if changed.all || changed.routes {
+            self.read_routes().await?;
+        }
+        Ok(())
+    }
+
+    async fn read_neighbours(&mut self) -> Result<()> {
+        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let answers = self.dump("neighbours", request).await?;
+        let neighbours = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) => Neighbour::from_message(message),
+            _ => None,
+        });
+        let near = |neighbour: Neighbour| {
+            let near = Near { mac: neighbour.mac?, fixed: neighbour.fixed };
+            Some(((neighbour.ifindex, neighbour.address), near))
+        };
+        self.picture.neighbours = Arc::new(neighbours.filter_map(near).collect());
+        Ok(())
+    }
+
+    async fn read_routes(&mut self) -> Result<()> {
+        let mut routes = Vec::new();
+        let mut ruled = [false; 2];
+        for (ruled, family) in ruled.iter_mut().zip([AddressFamily::Inet, AddressFamily::Inet6]) {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            let rules = match self.dump("routing rules", RouteNetlinkMessage::GetRule(message)).await {
+                // The kernel has no policy routing, or no IPv6: then there are no rules.
+                Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::AFNOSUPPORT) => Vec::new(),
+                rules => rules?,
+            };
+            *ruled = rules.iter().any(|rule| match rule {
+                RouteNetlinkMessage::NewRule(rule) => !routes::is_usual(rule),
+                _ => false,
+            });
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let found = match self.dump("routes", RouteNetlinkMessage::GetRoute(message)).await {
+                Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::AFNOSUPPORT) => Vec::new(),
+                found => found?,
+            };
+            let before = routes.len();
+            routes.extend(found.into_iter().filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            }));
+            *ruled |= routes::goes_by_source(&routes[before..], family);
+        }
+        self.picture.routes = Arc::new(routes::collect(&routes));
+        self.picture.ruled = ruled;
+        Ok(())
+    }
+
+    async fn dump(&self, what: &str, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        self.netlink.request(|| format!("cannot read the {what}"), request, NLM_F_DUMP).await
+    }
+}
+
+#[cfg(test)]
+mod tests;
