@@ -23,12 +23,22 @@ pub mod names {
     /// `ARRAY` of u64 by tunnel number: when a packet under a dynamic key that we do not have was last let through, in
     /// nanoseconds of `CLOCK_MONOTONIC`.
     pub const KEYLESS: &str = "KEYLESS";
+    /// `HASH` from a LAN card's ifindex (u32) to [`super::Lan`].
+    pub const LAN_DEVICES: &str = "LAN_DEVICES";
+    /// `XSKMAP` by [`super::Lan::sockets`] plus the receive queue.
+    pub const LAN_SOCKETS: &str = "LAN_SOCKETS";
+    /// `LPM_TRIE` from IPv4 prefixes, as octets, to [`super::LanRoute`].
+    pub const LAN_ROUTES4: &str = "LAN_ROUTES4";
+    /// The same for IPv6.
+    pub const LAN_ROUTES6: &str = "LAN_ROUTES6";
     /// XDP (frags) program of carrier devices.
     pub const CARRIER_XDP: &str = "carrier_xdp";
     /// tcx egress program of the hubs' visible ends.
     pub const PRIVATE_TC: &str = "private_tc";
     /// XDP (frags) program of the hubs' hidden ends.
     pub const PRIVATE_XDP: &str = "private_xdp";
+    /// XDP (frags) program of LAN cards with a short cut.
+    pub const LAN_XDP: &str = "lan_xdp";
 }
 
 /// Tunnels that one engine can hold; user space may resize the maps to fewer before loading.
@@ -43,6 +53,12 @@ pub const PRIVATE_QUEUES: u32 = 16;
 pub const MAX_CARRIERS: u32 = 64;
 /// Receive queues of a carrier device that can have a socket.
 pub const CARRIER_QUEUES: u32 = 64;
+/// LAN cards with a short cut of one engine.
+pub const MAX_LANS: u32 = 16;
+/// Receive queues of a LAN card that can have a socket.
+pub const LAN_QUEUES: u32 = 64;
+/// Prefixes of one IP version that the short cut knows.
+pub const MAX_LAN_ROUTES: u32 = 65_536;
 
 /// Value of `TUNNELS`.
 #[repr(C)]
@@ -54,6 +70,8 @@ pub struct Tunnel {
     pub mss: u32,
     /// The hub that its device stands on, below [`MAX_HUBS`].
     pub hub: u32,
+    /// Largest IP packet that the short cut takes for it, in octets.
+    pub mtu: u32,
     /// Its device's address. One whose last two octets are the tunnel's number, big-endian, is found here; `PRIVATE_ADDRESSES`
     /// is for the others.
     pub device: PrivateAddress,
@@ -94,6 +112,39 @@ pub struct CarrierAddress {
     pub port: [u8; 2],
     /// Zero.
     pub reserved: [u8; 2],
+}
+
+/// Value of `LAN_DEVICES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lan {
+    /// When a packet came last that looked like a superframe or had an unfinished checksum, in nanoseconds of
+    /// `CLOCK_MONOTONIC`; 0: never. Written by the program.
+    pub unfinished: u64,
+    /// Index of the card's queue 0 in `LAN_SOCKETS`.
+    pub sockets: u32,
+    /// Bits of [`Lan::GENERIC`].
+    pub flags: u32,
+    /// The card's own address: frames to any other are none of ours.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+impl Lan {
+    /// XDP runs in the stack, where superframes and unfinished checksums may come by.
+    pub const GENERIC: u32 = 1;
+}
+
+/// Value of `LAN_ROUTES4` and `LAN_ROUTES6`: where the kernel's routes lead, as far as the short cut goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LanRoute {
+    /// With a tunnel: ifindex of the LAN card that may send there; without: of the LAN card that the route leads out of;
+    /// 0: somewhere else, which is the kernel's business.
+    pub lan: u32,
+    /// The tunnel that the route leads into, or [`NO_TUNNEL`].
+    pub tunnel: u32,
 }
 
 /// The four key slots of a tunnel in `KEYS`.
@@ -151,5 +202,6 @@ pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
     tunnel.wrapping_add(1) * crate::Verdict::COUNT as u32 + verdict as u32
 }
 
-const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 20);
+const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 24);
+const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
 const _: () = assert!(size_of::<PrivateAddress>() == 8 && MAX_HUBS <= 256);

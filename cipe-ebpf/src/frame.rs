@@ -9,8 +9,10 @@ pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xDD];
 pub const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
 pub const ETHERTYPE_QINQ: [u8; 2] = [0x88, 0xA8];
+pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 pub const PROTOCOL_UDP: u8 = 17;
+pub const PROTOCOL_ICMPV6: u8 = 58;
 
 /// Octets of an untagged Ethernet header.
 pub const ETHERNET: usize = size_of::<Ethernet>();
@@ -60,6 +62,19 @@ pub struct Ipv6 {
     pub destination: [u8; 16],
 }
 
+/// A TCP header without its options.
+#[repr(C)]
+pub struct Tcp {
+    pub ports: [u8; 4],
+    pub sequence: [u8; 4],
+    pub acknowledgement: [u8; 4],
+    pub data_offset: u8,
+    pub flags: u8,
+    pub window: [u8; 2],
+    pub checksum: [u8; 2],
+    pub urgent: [u8; 2],
+}
+
 #[repr(C)]
 pub struct Udp {
     pub source: [u8; 2],
@@ -98,5 +113,18 @@ impl<'a> Front<'a> {
         // SAFETY: the octets lie between data and data_end, which the kernel guarantees to be readable for the life of
         // the program's context; the type is made of octets, so any address and content is valid.
         Some(unsafe { &*((self.data + offset) as *const T) })
+    }
+
+    /// Overwrites the header at a constant offset, if the front reaches that far. The caller keeps no reference into it.
+    #[inline(always)]
+    pub fn put<T>(self, offset: usize, value: T) -> bool {
+        const { assert!(align_of::<T>() == 1) };
+        if self.data + offset + size_of::<T>() > self.end {
+            return false;
+        }
+        // SAFETY: as in `at`; XDP packets are writable between data and data_end, and the verifier refuses the program
+        // where one is not.
+        unsafe { *((self.data + offset) as *mut T) = value };
+        true
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel side of the data path: three programs that classify, stamp and redirect. They never touch a payload.
+//! The kernel side of the data path: four programs that classify, stamp and redirect. They never touch a payload.
 //!
 //! Flat on purpose: every header is reached at a constant offset behind one bounds check, which is what the verifier can
 //! follow. Each program turns its packet into a `Result<action, Drop>`; drops are counted in one place.
@@ -8,6 +8,7 @@
 
 mod carrier;
 mod frame;
+mod lan;
 mod maps;
 mod mss;
 mod private;
@@ -38,6 +39,12 @@ pub fn private_tc(ctx: TcContext) -> i32 {
 #[xdp(frags)]
 pub fn private_xdp(ctx: XdpContext) -> u32 {
     private::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
+}
+
+/// XDP on a LAN card with a short cut: plain packets for its tunnels to the engine, everything else on its way untouched.
+#[xdp(frags)]
+pub fn lan_xdp(ctx: XdpContext) -> u32 {
+    lan::shorten(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
 #[panic_handler]

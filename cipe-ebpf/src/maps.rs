@@ -3,11 +3,11 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, XskMap},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CarrierAddress, KeySlot, MAX_CARRIERS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress,
-    SLOTS, Tunnel, verdict_entries,
+    CARRIER_QUEUES, CarrierAddress, KeySlot, LAN_QUEUES, Lan, LanRoute, MAX_CARRIERS, MAX_HUBS, MAX_LAN_ROUTES,
+    MAX_LANS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, SLOTS, Tunnel, verdict_entries,
 };
 
 #[map]
@@ -36,3 +36,15 @@ pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(verdict_en
 
 #[map]
 pub static KEYLESS: Array<u64> = Array::with_max_entries(MAX_TUNNELS, 0);
+
+#[map]
+pub static LAN_DEVICES: HashMap<u32, Lan> = HashMap::with_max_entries(MAX_LANS, 0);
+
+#[map]
+pub static LAN_SOCKETS: XskMap = XskMap::with_max_entries(MAX_LANS * LAN_QUEUES, 0);
+
+#[map]
+pub static LAN_ROUTES4: LpmTrie<[u8; 4], LanRoute> = LpmTrie::with_max_entries(MAX_LAN_ROUTES, 0);
+
+#[map]
+pub static LAN_ROUTES6: LpmTrie<[u8; 16], LanRoute> = LpmTrie::with_max_entries(MAX_LAN_ROUTES, 0);

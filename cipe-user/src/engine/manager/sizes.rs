@@ -52,6 +52,8 @@ impl Sizes {
             flags: TunnelEntry::ALIVE | nokey,
             mss: mss as u32,
             hub: hub as u32,
+            // IPv6 may take more where the carrier cuts; that is the kernel's way to say.
+            mtu: self.mtu.of(Version::V4) as u32,
             device: PrivateAddress::new(mac),
         }
     }

@@ -65,6 +65,8 @@ pub(super) struct Links {
     carrier: HashMap<u32, XdpLink>,
     /// By a hub's visible end.
     private: HashMap<u32, (SchedClassifierLink, XdpLink)>,
+    /// By LAN card with a short cut.
+    pub(super) lan: HashMap<u32, XdpLink>,
 }
 
 impl Programs {
@@ -106,7 +108,7 @@ impl Programs {
         self.links.private.remove(&visible);
     }
 
-    fn attach_xdp(
+    pub(super) fn attach_xdp(
         &mut self,
         program: &'static str,
         ifindex: u32,

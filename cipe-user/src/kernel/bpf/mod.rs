@@ -4,6 +4,7 @@
 
 mod attach;
 mod error;
+mod lan;
 mod logs;
 #[cfg(test)]
 mod tests;
@@ -54,7 +55,7 @@ struct PrivateKey(PrivateAddress);
 #[derive(Clone, Copy)]
 struct AddressKey(CarrierAddress);
 
-// SAFETY: three u32 and octets, no padding, every bit pattern valid.
+// SAFETY: four u32 and octets, no padding, every bit pattern valid.
 unsafe impl Pod for TunnelValue {}
 // SAFETY: octet arrays only.
 unsafe impl Pod for PrivateKey {}
@@ -100,11 +101,12 @@ pub struct Programs {
     carrier_devices: HashMap<MapData, u32, u32>,
     carrier_sockets: XskMap<MapData>,
     verdicts: PerCpuArray<MapData, u64>,
+    lans: lan::LanMaps,
     keys: Option<KeyWriter>,
 }
 
 impl Programs {
-    /// Loads the three programs and makes their maps. Nothing is attached yet.
+    /// Loads the four programs and makes their maps. Nothing is attached yet.
     ///
     /// # Errors
     /// [`Error::Privilege`] without the capabilities; [`Error::Load`] with the verifier's or kernel's word otherwise.
@@ -132,7 +134,7 @@ impl Programs {
         }
         .map_err(Error::load)?;
         // Before the maps are taken out: loading a program wants all of them in place.
-        for name in [names::CARRIER_XDP, names::PRIVATE_XDP] {
+        for name in [names::CARRIER_XDP, names::PRIVATE_XDP, names::LAN_XDP] {
             xdp(&mut ebpf, name)?.load().map_err(|error| Error::load(error.into()))?;
         }
         classifier(&mut ebpf, names::PRIVATE_TC)?.load().map_err(|error| Error::load(error.into()))?;
@@ -150,6 +152,7 @@ impl Programs {
             carrier_devices: map(&mut ebpf, names::CARRIER_DEVICES)?,
             carrier_sockets: map(&mut ebpf, names::CARRIER_SOCKETS)?,
             verdicts: map(&mut ebpf, names::VERDICTS)?,
+            lans: lan::LanMaps::take(&mut ebpf)?,
             keys: Some(keys),
             ebpf,
         })

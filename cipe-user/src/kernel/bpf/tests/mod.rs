@@ -4,6 +4,7 @@
 mod attachment;
 mod carrier;
 mod frames;
+mod lan;
 mod logs;
 mod private;
 
@@ -54,6 +55,13 @@ impl Programs {
 
     /// The same for a device of this network namespace that runs native XDP, and any of its receive queues.
     fn run_xdp_from(&mut self, program: &'static str, frame: &[u8], ifindex: u32, queue: u32) -> u32 {
+        let (action, out) = self.run_xdp_on(program, frame, ifindex, queue);
+        assert_eq!(out, frame, "{program} changed the frame");
+        action
+    }
+
+    /// The same for a program that may change the frame, which is returned as well.
+    fn run_xdp_on(&mut self, program: &'static str, frame: &[u8], ifindex: u32, queue: u32) -> (u32, Vec<u8>) {
         let mut out = vec![0; frame.len()];
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex. Its data_end is
         // that of the first buffer, which frames of several buffers do without (and then come from loopback).
@@ -61,8 +69,7 @@ impl Programs {
         let ctx_in = (ifindex != DEVICE).then_some(&context[..]);
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ctx_in, ..Default::default() };
         let result = xdp(&mut self.ebpf, program).unwrap().test_run(options).unwrap();
-        assert_eq!(out, frame, "{program} changed the frame");
-        result.return_value
+        (result.return_value, out)
     }
 
     /// Runs the TC program on a frame that leaves [`DEVICE`]; returns its action and the frame.

@@ -1,0 +1,233 @@
+//! The short cut from a LAN card to the engine: what a router would do to a plain packet, and nothing for any other.
+//!
+//! A packet is taken only if the kernel would forward it into a live tunnel without a word: its headers are sound and have
+//! no options, it is whole, fits, may make another hop, comes from where its source address is routed to, and opens no
+//! connection. Everything else goes on untouched, so that errors, fragments and rules for new connections stay the kernel's.
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len},
+    maps::lpm_trie::{Key, LpmTrie},
+    programs::XdpContext,
+};
+use cipe_common::{
+    Stamp, Verdict,
+    maps::{LAN_QUEUES, Lan, LanRoute, NO_TUNNEL, Tunnel},
+};
+
+use crate::{
+    frame::{
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front, Ipv4, Ipv6, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
+        PROTOCOL_TCP, PROTOCOL_UDP, Tcp, Udp,
+    },
+    maps::{LAN_DEVICES, LAN_ROUTES4, LAN_ROUTES6, LAN_SOCKETS, TUNNELS},
+    verdicts::Drop,
+};
+
+/// How long all TCP takes the kernel's way after a piece of it that must: the pieces of one stream keep to one way, and so
+/// to their order.
+const UNFINISHED: u64 = 1_000_000_000;
+
+/// The shortest IP packet that fills an Ethernet frame; behind a shorter one stands padding.
+const SHORTEST: usize = 46;
+
+const SYN: u8 = 0x02;
+
+/// What is known of the card that a packet came by.
+struct Card {
+    ifindex: u32,
+    lan: *mut Lan,
+}
+
+impl Card {
+    #[inline(always)]
+    fn lan(&self) -> &Lan {
+        // SAFETY: the pointer comes from a successful look-up and stays valid while the program runs; all fields are plain
+        // integers and octets. A value that is replaced meanwhile is read as a mixture: at worst one packet is judged by
+        // an address or socket of the moment before.
+        unsafe { &*self.lan }
+    }
+}
+
+/// A word of 16 bits as it lies in memory: one's complement sums do not care which octet is called high.
+type Word = [u8; 2];
+
+/// Returns the XDP action.
+#[inline(always)]
+pub fn shorten(ctx: &XdpContext) -> Result<u32, Drop> {
+    let front = Front::of_xdp(ctx);
+    let ifindex = ctx.ingress_ifindex() as u32;
+    let Some(lan) = LAN_DEVICES.get_ptr_mut(ifindex) else { return Ok(XDP_PASS) };
+    let card = Card { ifindex, lan };
+    let Some(ethernet) = front.at::<Ethernet>(0) else { return Ok(XDP_PASS) };
+    if ethernet.destination != card.lan().mac {
+        return Ok(XDP_PASS);
+    }
+    // SAFETY: the context is the one the kernel called us with. The helper counts all fragments of the frame.
+    let frame = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
+    let socket = card.lan().sockets + ctx.rx_queue_index();
+    let tunnel = match ethernet.ethertype {
+        ETHERTYPE_IPV4 => judge_ipv4(front, frame, &card),
+        ETHERTYPE_IPV6 => judge_ipv6(front, frame, &card),
+        _ => None,
+    };
+    let Some(tunnel) = tunnel else { return Ok(XDP_PASS) };
+    // From here on the packet is changed, so there must be somebody to take it.
+    if ctx.rx_queue_index() >= LAN_QUEUES || LAN_SOCKETS.get(socket).is_none() {
+        return Ok(XDP_PASS);
+    }
+    let stamp = Stamp { hub: 0, gso_size: 0, tunnel: tunnel as u16 }.to_mac();
+    let hopped = match front.at::<Ipv4>(ETHERNET) {
+        Some(ip) if ip.version_ihl == 0x45 => hop_ipv4(front, ip.ttl, ip.checksum),
+        _ => hop_ipv6(front),
+    };
+    if !hopped || !front.put(0, stamp) {
+        return Ok(XDP_PASS);
+    }
+    let refused = Drop { tunnel, verdict: Verdict::NoEngine };
+    LAN_SOCKETS.redirect(socket, u64::from(XDP_DROP)).map_err(|_| refused)
+}
+
+/// One hop less: RFC 1141's way to keep the checksum right.
+#[inline(always)]
+fn hop_ipv4(front: Front<'_>, ttl: u8, checksum: Word) -> bool {
+    const TTL: usize = ETHERNET + 8;
+    const CHECKSUM: usize = ETHERNET + 10;
+    let sum = u32::from(u16::from_be_bytes(checksum)) + 0x0100;
+    let sum = (sum + (sum >> 16)) as u16;
+    front.put(TTL, ttl.wrapping_sub(1)) && front.put(CHECKSUM, sum.to_be_bytes())
+}
+
+#[inline(always)]
+fn hop_ipv6(front: Front<'_>) -> bool {
+    const HOP_LIMIT: usize = ETHERNET + 7;
+    let Some(limit) = front.at::<u8>(HOP_LIMIT).copied() else { return false };
+    front.put(HOP_LIMIT, limit.wrapping_sub(1))
+}
+
+/// The tunnel that an IPv4 packet may take the short cut into.
+#[inline(always)]
+fn judge_ipv4(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
+    let words = front.at::<[Word; size_of::<Ipv4>() / 2]>(ETHERNET)?;
+    let ip = front.at::<Ipv4>(ETHERNET)?;
+    let total = usize::from(u16::from_be_bytes(ip.total_length));
+    let sound = ip.version_ihl == 0x45 && !ip.is_fragment() && ip.ttl > 1 && fold(sum(words)) == 0xFFFF;
+    if !sound || total < size_of::<Ipv4>() || !holds(frame, total) {
+        return None;
+    }
+    let [_, _, _, _, _, _, a, b, c, d] = *words;
+    let pseudo = sum(&[a, b, c, d]);
+    let transport = total - size_of::<Ipv4>();
+    may_pass::<{ ETHERNET + size_of::<Ipv4>() }>(front, card, ip.protocol, pseudo, transport)?;
+    into(&LAN_ROUTES4, (ip.source, ip.destination), total, card)
+}
+
+/// The tunnel that an IPv6 packet may take the short cut into.
+#[inline(always)]
+fn judge_ipv6(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
+    let ip = front.at::<Ipv6>(ETHERNET)?;
+    let transport = usize::from(u16::from_be_bytes(ip.payload_length));
+    let total = size_of::<Ipv6>() + transport;
+    if ip.version_class_flow[0] >> 4 != 6 || ip.hop_limit <= 1 || transport == 0 || !holds(frame, total) {
+        return None;
+    }
+    const ADDRESSES: usize = ETHERNET + 8;
+    let pseudo = sum(front.at::<[Word; 16]>(ADDRESSES)?);
+    may_pass::<{ ETHERNET + size_of::<Ipv6>() }>(front, card, ip.next_header, pseudo, transport)?;
+    into(&LAN_ROUTES6, (ip.source, ip.destination), total, card)
+}
+
+/// Whether a frame holds exactly a packet of this length, and Ethernet's padding.
+#[inline(always)]
+fn holds(frame: usize, total: usize) -> bool {
+    frame >= ETHERNET + total && frame <= ETHERNET + if total < SHORTEST { SHORTEST } else { total }
+}
+
+/// Whether a transport packet of this length may pass: it opens no connection, and is known to be whole and finished.
+#[inline(always)]
+fn may_pass<const OFFSET: usize>(
+    front: Front<'_>,
+    card: &Card,
+    protocol: u8,
+    addresses: u32,
+    length: usize,
+) -> Option<()> {
+    let generic = card.lan().flags & Lan::GENERIC != 0;
+    let checksum = match protocol {
+        PROTOCOL_TCP => {
+            let tcp = front.at::<Tcp>(OFFSET)?;
+            if tcp.flags & SYN != 0 {
+                return None;
+            }
+            tcp.checksum
+        }
+        PROTOCOL_UDP => {
+            let checksum = front.at::<Udp>(OFFSET)?.checksum;
+            // In the stack, what carries packets inside without a checksum of its own may be several.
+            if generic && checksum == [0; 2] {
+                return None;
+            }
+            checksum
+        }
+        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => return Some(()),
+        _ => return None,
+    };
+    if !generic {
+        // A driver hands over what was on the wire. Where the other end is this machine's stack (veth), the engine
+        // finishes what it left to the device.
+        return Some(());
+    }
+    let length = u16::from_ne_bytes((length as u16).to_be_bytes());
+    let pseudo = addresses + u32::from(length) + u32::from(u16::from_ne_bytes([0, protocol]));
+    if fold(pseudo) == u16::from_ne_bytes(checksum) {
+        // SAFETY: the pointer as in `Card::lan`, the helper takes no arguments. Two CPUs at once write the same, nearly.
+        unsafe { (*card.lan).unfinished = bpf_ktime_get_ns() };
+        return None;
+    }
+    let unfinished = card.lan().unfinished;
+    if protocol == PROTOCOL_TCP && unfinished != 0 {
+        // SAFETY: the helper takes no arguments.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if now.wrapping_sub(unfinished) < UNFINISHED {
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// The live tunnel that a packet of this length between these addresses is routed into, if it may come from this card.
+#[inline(always)]
+fn into<const N: usize>(
+    routes: &LpmTrie<[u8; N], LanRoute>,
+    (source, destination): ([u8; N], [u8; N]),
+    total: usize,
+    card: &Card,
+) -> Option<u32> {
+    let bits = 8 * N as u32;
+    let route = routes.get(Key::new(bits, destination))?;
+    if route.lan != card.ifindex || route.tunnel == NO_TUNNEL {
+        return None;
+    }
+    let tunnel = route.tunnel;
+    let state = TUNNELS.get(tunnel)?;
+    if state.flags & Tunnel::ALIVE == 0 || total > state.mtu as usize {
+        return None;
+    }
+    let back = routes.get(Key::new(bits, source))?;
+    (back.lan == card.ifindex && back.tunnel == NO_TUNNEL).then_some(tunnel)
+}
+
+#[inline(always)]
+fn sum<const N: usize>(words: &[Word; N]) -> u32 {
+    let mut sum = 0;
+    for word in words {
+        sum += u32::from(u16::from_ne_bytes(*word));
+    }
+    sum
+}
+
+#[inline(always)]
+fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xFFFF) + (sum >> 16);
+    ((sum & 0xFFFF) + (sum >> 16)) as u16
+}
