@@ -233,7 +233,7 @@ impl Fleet {
         let key = (self.cipher != Cipher::Nokey).then(|| hex::encode([0xA5; 16]));
         json!({
             "request": "attach",
-            "version": 2,
+            "version": 3,
             "device": device,
             "prefix": prefix,
             "cipher": cipher,

@@ -11,7 +11,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Changes whenever an older peer would misread a message.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Smallest device MTU in octets: RFC 791's minimum.
 pub const MIN_MTU: u32 = 68;
@@ -199,6 +199,8 @@ pub struct Attach {
     pub carrier: Carrier,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
+    /// LAN card whose packets go to the tunnel, and come from it, past the kernel's forwarding.
+    pub lan: Option<String>,
     /// Packets under one send key before a new one is wanted.
     pub send_packets: u64,
     /// Payload octets under one send key before a new one is wanted.

@@ -12,6 +12,7 @@ mod counters;
 pub mod headers;
 mod icmp;
 mod keys;
+pub mod lan;
 mod manager;
 mod outer;
 mod port;

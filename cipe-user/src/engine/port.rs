@@ -57,7 +57,11 @@ impl Port {
         self.unsent = true;
         match self.socket.kick() {
             Ok(kick) => self.unsent = kick == Kick::Again,
-            Err(error) => tracing::debug!("{error}"),
+            Err(error) => {
+                // The device is down or gone: no waiting helps, and the next packet tries again.
+                self.unsent = false;
+                tracing::debug!("{error}");
+            }
         }
         self.socket.reclaim(pool);
         !self.unsent

@@ -88,6 +88,8 @@ pub struct Options {
     pub carrier: Carrier,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
+    /// LAN card with a short cut.
+    pub lan: Option<String>,
 }
 
 impl Options {
@@ -164,6 +166,7 @@ impl Settle<'_> {
             busy_poll: draft.busypoll.value,
             carrier: draft.carrier.value,
             xdp_mode: draft.xdp_mode.value,
+            lan: draft.lan.value.clone(),
         })
     }
 
@@ -227,6 +230,13 @@ impl Settle<'_> {
         }
         if draft.keybug.value && draft.nokey.value {
             self.warn("`keybug` has no effect with `nokey`", "remove it", &draft.keybug.origin);
+        }
+        if let Some(lan) = &draft.lan.value {
+            self.warn(
+                format!("`lan {lan}` goes around the firewall: netfilter and tc see only a part of what passes"),
+                "leave it out where they are to decide, count or shape more than new TCP connections",
+                &draft.lan.origin,
+            );
         }
         if draft.toping.value > 0 && draft.ping.value == 0 {
             self.warn("`toping` has no effect without `ping`", "set `ping` too", &draft.toping.origin);

@@ -142,6 +142,14 @@ fn nokey_is_warned_of_and_started() {
 }
 
 #[test]
+fn a_short_cut_around_the_firewall_is_warned_of() {
+    assert!(settled(GOOD).0.unwrap().lan.is_none());
+    let (options, problems) = settled(&format!("{GOOD}lan eth1\n"));
+    assert_eq!(options.unwrap().lan.as_deref(), Some("eth1"));
+    assert!(problems[0].contains("`lan eth1` goes around the firewall"), "{problems:?}");
+}
+
+#[test]
 fn keybug_reads_letters_as_versions_before_1_4_0_did() {
     let (options, _) = settled(&format!("{GOOD}keybug\n"));
     assert_eq!(options.unwrap().key.unwrap().0[10..], [1, 2, 3, 4, 5, 6]);
@@ -205,7 +213,7 @@ fn a_peer_s_name_is_kept_and_its_address_is_none() {
 fn every_option_of_the_protocol_is_known() {
     let names = "device debug cipher ipaddr ptpaddr mtu metric cttl me peer key nokey socks tokxc tokey tokxts ping \
                  toping maxerr ipup ipdown arg dynip ifconfig checksum forcemtu ignoredf mask bcast hwaddr keybug \
-                 idea_words carrier xdp-mode mssclamp staticdata busypoll";
+                 idea_words carrier xdp-mode mssclamp staticdata busypoll lan";
     for name in names.split_whitespace() {
         assert!(SPECS.iter().any(|spec| spec.name == name), "{name}");
     }

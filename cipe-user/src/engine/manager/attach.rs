@@ -76,6 +76,7 @@ impl Manager {
             counters: Tally::new(self.workers.count()),
             sizes: Sizes::new(attach),
             hop: None,
+            lan: attach.lan.clone(),
             busy_poll: Duration::from_micros(attach.busy_poll_us.into()),
             carrier: None,
             refused: None,
@@ -93,7 +94,10 @@ impl Manager {
             daemon.tunnel = Some(number);
         }
         match self.open(number, attach, udp, &device).await {
-            Ok(()) => Ok(number),
+            Ok(()) => {
+                self.enter_lan(number).await;
+                Ok(number)
+            }
             Err(error) => {
                 self.detach(number).await;
                 Err(error)
@@ -250,6 +254,9 @@ impl Manager {
     /// Takes a tunnel out of service; its device stays and drops everything.
     pub(super) async fn disconnect(&mut self, number: u16) -> Option<Tenant> {
         let tenant = self.tenants.remove(&number)?;
+        if tenant.lan.is_some() {
+            self.leave_lan(number).await;
+        }
         self.set_busy_poll();
         let tunnel = u32::from(number);
         self.devices.remove(&tenant.device.index);

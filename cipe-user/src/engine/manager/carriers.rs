@@ -36,6 +36,13 @@ struct Carrier {
     note: String,
 }
 
+impl Carriers {
+    /// Whether AF_XDP serves a device as a carrier.
+    pub fn has(&self, ifindex: u32) -> bool {
+        self.open.contains_key(&ifindex)
+    }
+}
+
 impl Manager {
     /// Follows the way to a tunnel's peer from now on, in place of another peer's.
     pub(super) fn follow(&mut self, number: u16, peer: SocketAddr) {
@@ -252,6 +259,9 @@ impl Manager {
         if card.kind != CardKind::Ethernet {
             anyhow::bail!("{}: no Ethernet device, so AF_XDP cannot send on it", card.name);
         }
+        if self.lans.has(ifindex) {
+            anyhow::bail!("{}: the short cut (`lan`) has its AF_XDP sockets", card.name);
+        }
         let slot = (0..MAX_CARRIERS as usize).find(|slot| self.carriers.open.values().all(|c| c.slot != *slot));
         let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_CARRIERS} carrier slots are in use"))?;
         let base = slot as u32 * CARRIER_QUEUES;
@@ -331,7 +341,7 @@ impl Manager {
     }
 
     /// Tells a tunnel's daemon something for its log that is as it should be.
-    fn news(&self, number: u16, message: String) {
+    pub(super) fn news(&self, number: u16, message: String) {
         self.tell(number, Event::Notice { message, well: true });
     }
 }

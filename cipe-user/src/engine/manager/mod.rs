@@ -4,6 +4,7 @@ mod attach;
 mod carriers;
 mod hubs;
 mod keys;
+mod lan;
 mod sizes;
 mod status;
 mod workers;
@@ -36,6 +37,7 @@ use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
 use hubs::Hubs;
 use keys::Previous;
+use lan::Lans;
 use sizes::Sizes;
 use workers::Workers;
 
@@ -86,6 +88,8 @@ struct Tenant {
     socks: Option<Socks>,
     counters: Tally,
     sizes: Sizes,
+    /// LAN card that it wants a short cut with, by name.
+    lan: Option<String>,
     /// How long the worker may stay awake for it.
     busy_poll: Duration,
     /// Next hop to the peer, as it was last known.
@@ -144,6 +148,7 @@ struct Manager {
     umem: Umem,
     workers: Workers,
     carriers: Carriers,
+    lans: Lans,
     hubs: Hubs,
     tenants: HashMap<u16, Tenant>,
     /// Tunnels by the ifindex of their devices.
@@ -221,6 +226,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let (workers, mut ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut links = netlink.watch_links().await?;
     let (ways, mut new_ways) = mpsc::channel(256);
+    let (pictures, mut new_pictures) = mpsc::channel(1);
     let mut manager = Manager {
         stay: options.stay,
         programs,
@@ -230,6 +236,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         umem,
         workers,
         carriers: Carriers::default(),
+        lans: Lans::new(pictures),
         hubs: Hubs::inherited(hubs),
         tenants: HashMap::new(),
         devices: HashMap::new(),
@@ -282,11 +289,13 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             }
             Some(news) = new_ways.recv() => manager.take_in(news).await,
             Some(event) = links.recv() => manager.link_changed(&event).await,
+            Some(picture) = new_pictures.recv() => manager.take_picture(picture),
             _ = terminate.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = look.tick() => {
                 manager.forget_previous_keys(Instant::now());
                 manager.tell_of_bogus_lengths();
+                manager.tend_lans(Instant::now()).await;
                 accept_later = false;
             }
         }
@@ -453,6 +462,7 @@ impl Manager {
     }
 
     async fn link_changed(&mut self, event: &LinkEvent) {
+        self.lan_changed(event).await;
         match event.change {
             LinkChange::Down | LinkChange::Deleted => {
                 let deleted = event.change == LinkChange::Deleted;

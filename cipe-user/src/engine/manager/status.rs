@@ -76,6 +76,7 @@ impl Manager {
         let mut doors = tenant.notes.clone();
         doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
         doors.extend(tenant.door.clone());
+        doors.extend(self.lans.note(number));
         Some(Status {
             device: tenant.device.name.clone(),
             cipher: tenant.cipher,

@@ -1,4 +1,5 @@
-//! Opened packets to the tunnel device: runs of TCP segments as one superframe, the rest in the frames where they stand.
+//! Opened packets to the tunnel device: runs of TCP segments as one superframe, the rest in the frames where they stand. Those
+//! that may take the short cut go straight out of a LAN card.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -6,8 +7,10 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
+use super::lan::Lan;
 use super::{Endpoint, Hub, Worker};
 use crate::engine::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
+use crate::engine::lan::{self, Exit, Exits};
 use crate::engine::outer::{self, ETHERNET};
 use crate::xsk::{Frame, Packet, Pool, Umem};
 
@@ -30,12 +33,34 @@ impl Worker {
                 endpoint.tunnel.counters.count_all(Verdict::PrivateFull, batch.len() as u64);
                 continue;
             };
+            let mut left = 0;
+            for delivery in &mut *batch {
+                match way_out(&mut self.exits, &mut self.lans, &self.umem, delivery) {
+                    Some((exit, lan)) if !lan.joins(inner(&self.umem, delivery)) => {
+                        lan.transmit(&exit, endpoint, &self.umem, &mut self.pool, delivery);
+                    }
+                    _ => left += 1,
+                }
+            }
+            if left == 0 {
+                continue;
+            }
             self.coalescer.clear();
             for delivery in &*batch {
-                let chunk = delivery.frame.as_ref().map_or(&[][..], |frame| self.umem.chunk(frame));
-                self.coalescer.push(chunk.get(delivery.inner.clone()).unwrap_or_default());
+                self.coalescer.push(inner(&self.umem, delivery));
             }
             for run in self.coalescer.runs() {
+                // Its packets have the addresses, the TTL and at most the length of the first.
+                let first = run.packets().next().map(|index| &batch[index]);
+                let exit = first.and_then(|first| way_out(&mut self.exits, &mut self.lans, &self.umem, first));
+                if let Some((exit, lan)) = exit {
+                    if run.count() == 1 || !lan.inject(&exit, endpoint, &self.umem, &mut self.pool, batch, &run) {
+                        for index in run.packets() {
+                            lan.transmit(&exit, endpoint, &self.umem, &mut self.pool, &mut batch[index]);
+                        }
+                    }
+                    continue;
+                }
                 if run.count() > 1 {
                     inject(hub, endpoint, &self.umem, &mut self.pool, batch, &run);
                 } else {
@@ -49,6 +74,29 @@ impl Worker {
             self.pool.put(frame);
         }
     }
+}
+
+/// The octets of an inner packet; none if its frame was handed on.
+fn inner<'a>(umem: &'a Umem, delivery: &'a Delivery) -> &'a [u8] {
+    let chunk = delivery.frame.as_ref().map_or(&[][..], |frame| umem.chunk(frame));
+    chunk.get(delivery.inner.clone()).unwrap_or_default()
+}
+
+/// The way of a packet straight out of a LAN card, if it has one.
+fn way_out<'a>(
+    exits: &mut Exits,
+    lans: &'a mut [Option<Lan>],
+    umem: &Umem,
+    delivery: &Delivery,
+) -> Option<(Exit, &'a mut Lan)> {
+    if lans.is_empty() {
+        return None;
+    }
+    let packet = inner(umem, delivery);
+    let (source, destination) = lan::plain(packet)?;
+    let exit = exits.find(delivery.tunnel, source, destination).filter(|exit| packet.len() <= exit.mtu)?;
+    let lan = lans.get_mut(exit.slot)?.as_mut()?;
+    Some((exit, lan))
 }
 
 /// Sends one packet in its own frame.

@@ -8,6 +8,7 @@ mod crew;
 mod delivery;
 mod errors;
 mod inbound;
+mod lan;
 mod outbound;
 mod rest;
 mod ship;
@@ -30,6 +31,7 @@ use super::BATCH;
 use super::carrier::{Arrival, Inbox, XdpCarrier, losses};
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
+use super::lan::{Exits, Table as LanTable};
 use super::outer::{FRESH, Hop};
 use super::port::Port;
 use super::random::Random;
@@ -42,6 +44,7 @@ use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
 pub use crew::Crew;
 use delivery::Delivery;
 use inbound::Incoming;
+use lan::Lan;
 use outbound::Outgoing;
 use rest::Rest;
 use table::{Addresses, Table};
@@ -83,6 +86,13 @@ pub enum Command {
     AddHub(usize, Vec<Socket>, Injector, Sender<()>),
     /// The hub in this slot goes; the sender is dropped when its sockets are closed.
     RemoveHub(usize, Sender<()>),
+    /// A LAN card was opened: its slot, its sockets, another way out, and whether that should take superframes; the sender is
+    /// dropped when frames can come.
+    AddLan(usize, Vec<Socket>, Injector, bool, Sender<()>),
+    /// The LAN card in this slot is no longer used; the sender is dropped when its sockets are closed.
+    RemoveLan(usize, Sender<()>),
+    /// What goes straight out of LAN cards.
+    SetExits(Arc<LanTable>),
     /// A tunnel was made: the slot of its hub, and the carrier addresses that are its own; the sender is dropped when
     /// frames can come.
     AddTunnel(Box<Tunnel>, usize, Vec<SocketAddr>, Sender<()>),
@@ -154,6 +164,7 @@ enum Source {
     Hub(usize),
     Carrier(usize),
     Udp(u16),
+    Lan(usize),
 }
 
 impl Source {
@@ -163,6 +174,7 @@ impl Source {
             Self::Hub(slot) => 1 << 32 | slot as u64,
             Self::Carrier(slot) => 2 << 32 | slot as u64,
             Self::Udp(number) => 3 << 32 | u64::from(number),
+            Self::Lan(slot) => 4 << 32 | slot as u64,
         }
     }
 
@@ -171,6 +183,7 @@ impl Source {
             1 => Self::Hub(token as u32 as usize),
             2 => Self::Carrier(token as u32 as usize),
             3 => Self::Udp(token as u16),
+            4 => Self::Lan(token as u32 as usize),
             _ => Self::Wake,
         }
     }
@@ -187,6 +200,8 @@ struct Worker {
     addresses: Addresses,
     hubs: Vec<Option<Hub>>,
     carriers: Vec<Option<XdpCarrier>>,
+    lans: Vec<Option<Lan>>,
+    exits: Exits,
     epoll: OwnedFd,
     commands: Receiver<Command>,
     reports: Reports,
@@ -241,6 +256,8 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         addresses: Addresses::default(),
         hubs: Vec::new(),
         carriers: Vec::new(),
+        lans: Vec::new(),
+        exits: Exits::default(),
         epoll,
         commands,
         reports,
@@ -315,6 +332,7 @@ impl Worker {
             Source::Hub(slot) => self.outbound(slot) >= BATCH,
             Source::Carrier(slot) => self.inbound_carrier(slot),
             Source::Udp(number) => self.inbound_udp(number),
+            Source::Lan(slot) => self.outbound_lan(slot) >= BATCH,
         }
     }
 
@@ -322,8 +340,9 @@ impl Worker {
     fn flush(&mut self) -> bool {
         let carriers = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
         let private = self.hubs.iter_mut().flatten().flat_map(|hub| &mut hub.ports);
+        let lans = self.lans.iter_mut().flatten().flat_map(Lan::ports);
         let mut all = true;
-        for port in carriers.chain(private) {
+        for port in carriers.chain(private).chain(lans) {
             all &= port.flush(&mut self.pool);
         }
         all
@@ -376,6 +395,20 @@ impl Worker {
                     port.close(&mut self.pool);
                 }
             }
+            Command::AddLan(slot, sockets, injector, superframes, _done) => {
+                let fill = (self.pool.total() as u32 / 8 / sockets.len().max(1) as u32).clamp(64, PRIVATE_FILL);
+                let ports = self.open_ports(sockets, Source::Lan(slot), fill);
+                if self.lans.len() <= slot {
+                    self.lans.resize_with(slot + 1, || None);
+                }
+                self.lans[slot] = Some(Lan::new(ports, injector, superframes));
+            }
+            Command::RemoveLan(slot, _done) => {
+                for port in self.lans.get_mut(slot).and_then(Option::take).into_iter().flat_map(Lan::into_ports) {
+                    port.close(&mut self.pool);
+                }
+            }
+            Command::SetExits(table) => self.exits.set(table),
             Command::AddTunnel(tunnel, hub, addresses, _done) => {
                 let number = tunnel.number;
                 if usize::from(number) % self.crew.count() == self.number {
@@ -442,7 +475,9 @@ impl Worker {
             }
         }
         let Some(first) = self.endpoints.values().next() else { return };
-        let losses = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports).map(Port::new_losses).sum();
+        let carriers = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
+        let lans = self.lans.iter_mut().flatten().flat_map(Lan::ports);
+        let losses = carriers.chain(lans).map(Port::new_losses).sum();
         first.tunnel.counters.count_all(Verdict::RingFull, losses);
     }
 

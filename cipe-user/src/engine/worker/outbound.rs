@@ -68,6 +68,12 @@ impl Worker {
         for port in &mut hub.ports {
             taken += port.receive(&mut self.received, BATCH, &mut self.pool);
         }
+        self.take_out();
+        taken
+    }
+
+    /// Seals and sends what was received from a private side.
+    pub(super) fn take_out(&mut self) {
         let mut received = std::mem::take(&mut self.received);
         for piece in &received {
             // The later pieces of a superframe look like anything; what they seem to be stamped for is read for nothing.
@@ -89,7 +95,6 @@ impl Worker {
         }
         self.received = received;
         self.send_outgoing();
-        taken
     }
 
     /// Takes in one private frame of one or more pieces: a packet to seal, or several to cut it into.

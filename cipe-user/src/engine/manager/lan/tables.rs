@@ -1,0 +1,128 @@
+//! The tables that short cuts are decided by: which prefixes lead where, for the programs and for the workers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cipe_common::maps::{LanRoute, MAX_LAN_ROUTES, NO_TUNNEL};
+
+use super::super::Manager;
+use super::super::attach::log_failure;
+use super::{Lan, Taker, Takers};
+use crate::engine::lan::{Port, Table, Way};
+use crate::engine::worker::Command;
+use crate::kernel::forwarding::{self, Leads, Prefix, PrefixMap};
+
+impl Manager {
+    /// Who may take short cuts now.
+    pub(super) fn takers(&self) -> Takers {
+        let ruled = self.lans.picture.ruled;
+        let members =
+            self.lans.open.iter().flat_map(|(ifindex, lan)| lan.tunnels.iter().map(move |n| (*ifindex, lan, *n)));
+        let taker = |(ifindex, lan, number): (u32, &Lan, u16)| {
+            let device = &self.tenants.get(&number)?.device;
+            // By name: that is how /proc knows them.
+            let is_on = |v6| forwarding::is_on(&lan.card.name, v6) && forwarding::is_on(&device.name, v6);
+            let forwards = [false, true].map(|v6| !ruled[usize::from(v6)] && is_on(v6));
+            Some((device.index, Taker { number, lan: ifindex, forwards }))
+        };
+        members.filter_map(taker).collect()
+    }
+
+    /// Makes the tables anew and hands out what has changed.
+    pub(super) fn renew_lans(&mut self) {
+        if !self.lans.follows {
+            return;
+        }
+        let takers = self.takers();
+        let way = |prefix: &Prefix, leads: &Leads| match leads {
+            Leads::Out(out) => match takers.get(&out.ifindex) {
+                Some(taker) if taker.forwards[usize::from(prefix.address.is_ipv6())] => {
+                    Way::Tunnel { tunnel: taker.number, lan: taker.lan }
+                }
+                None if self.lans.open.contains_key(&out.ifindex) => {
+                    Way::Lan { lan: out.ifindex, gateway: out.gateway, mtu: out.mtu.map(|mtu| mtu as usize) }
+                }
+                _ => Way::Kernel,
+            },
+            Leads::Elsewhere => Way::Kernel,
+        };
+        let routes = self.lans.picture.routes.clone();
+        let ways: PrefixMap<Way> = routes.iter().map(|(prefix, leads)| (*prefix, way(prefix, leads))).collect();
+        let ways = without_idle(&ways);
+        let wanted: HashMap<Prefix, LanRoute> = ways.iter().map(|(prefix, way)| (*prefix, entry(way))).collect();
+        let fits = wanted.len() <= MAX_LAN_ROUTES as usize;
+        let (ways, wanted) = if fits { (ways, wanted) } else { (PrefixMap::default(), HashMap::new()) };
+        self.install(wanted);
+        self.tell_hindrances(&takers, fits);
+        self.lans.takers = takers;
+
+        let ports = self.lans.open.iter().map(|(ifindex, lan)| {
+            let port = Port { slot: lan.slot, mac: lan.card.mac.unwrap_or_default(), mtu: lan.card.mtu as usize };
+            (*ifindex, port)
+        });
+        let near = self.lans.picture.neighbours.iter().filter(|((ifindex, _), _)| self.lans.open.contains_key(ifindex));
+        let table = Table::new(ways, ports.collect(), near.map(|(key, near)| (*key, near.mac)));
+        table.keep_used(&self.lans.table);
+        self.lans.table = Arc::new(table);
+        self.workers.tell_all(|_| Command::SetExits(self.lans.table.clone()));
+    }
+
+    /// Brings the programs' table up to date: first what keeps packets off the short cut, then what leads onto it.
+    fn install(&mut self, wanted: HashMap<Prefix, LanRoute>) {
+        let installed = &mut self.lans.installed;
+        let mut news: Vec<_> = wanted
+            .iter()
+            .filter(|(prefix, route)| installed.get(*prefix) != Some(*route))
+            .map(|(p, r)| (*p, *r))
+            .collect();
+        news.sort_unstable_by_key(|(_, route)| route.lan != 0);
+        let gone: Vec<Prefix> = installed.keys().filter(|prefix| !wanted.contains_key(*prefix)).copied().collect();
+        for (prefix, route) in news {
+            log_failure(self.programs.set_lan_route(prefix, route));
+        }
+        for prefix in gone {
+            log_failure(self.programs.remove_lan_route(prefix));
+        }
+        *installed = wanted;
+    }
+
+    /// Tells daemons what hinders their short cuts, when that changes.
+    fn tell_hindrances(&mut self, takers: &Takers, fits: bool) {
+        let ruled = self.lans.picture.ruled;
+        let mut news = Vec::new();
+        for Taker { number, forwards, .. } in takers.values() {
+            let text = match (fits, forwards, ruled) {
+                (false, ..) => Some(format!("not taken: more than {MAX_LAN_ROUTES} routes")),
+                (_, [true, _] | [_, true], _) => None,
+                (_, _, [true, _]) => Some("not taken: routing rules decide (ip rule)".to_owned()),
+                _ => Some("not taken: forwarding is off (net.ipv4.ip_forward)".to_owned()),
+            };
+            let before = match &text {
+                Some(text) => self.lans.hindrances.insert(*number, text.clone()),
+                None => self.lans.hindrances.remove(number),
+            };
+            if before != text {
+                news.push((*number, text.unwrap_or_else(|| "taken".to_owned())));
+            }
+        }
+        for (number, text) in news {
+            self.notice(number, format!("short cut: {text}"));
+        }
+    }
+}
+
+/// Leaves out what tells the same as its absence: ways of the kernel's outside any other.
+fn without_idle(ways: &PrefixMap<Way>) -> PrefixMap<Way> {
+    let matters = |(prefix, way): &(&Prefix, &Way)| {
+        **way != Way::Kernel || ways.around(**prefix).any(|around| *around != Way::Kernel)
+    };
+    ways.iter().filter(matters).map(|(prefix, way)| (*prefix, *way)).collect()
+}
+
+fn entry(way: &Way) -> LanRoute {
+    match way {
+        Way::Tunnel { tunnel, lan } => LanRoute { lan: *lan, tunnel: u32::from(*tunnel) },
+        Way::Lan { lan, .. } => LanRoute { lan: *lan, tunnel: NO_TUNNEL },
+        Way::Kernel => LanRoute { lan: 0, tunnel: NO_TUNNEL },
+    }
+}
