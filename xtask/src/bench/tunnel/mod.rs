@@ -37,6 +37,10 @@ pub enum Tunnel {
     CipeIdea,
     /// Ours without a cipher
     CipeNokey,
+    /// Ours, Blowfish, with the short cut past the gateways' stack (`lan`)
+    CipeBlowfishLan,
+    /// Ours, IDEA, with the short cut past the gateways' stack (`lan`)
+    CipeIdeaLan,
     /// OpenVPN, static key, Blowfish-CBC and HMAC-SHA1
     OpenvpnBf,
     /// OpenVPN, TLS, AES-256-GCM
@@ -108,7 +112,9 @@ impl Tunnel {
     /// Its kind.
     pub fn kind(self) -> Kind {
         match self {
-            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey => Kind::Ours,
+            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => {
+                Kind::Ours
+            }
             Self::Vxlan | Self::Veth => Kind::Clear,
             _ => Kind::Peer,
         }
@@ -117,7 +123,8 @@ impl Tunnel {
     /// Programs it needs, the one that gives its version first.
     pub fn needs(self) -> &'static [Need] {
         match self {
-            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::Vxlan | Self::Veth => &[],
+            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => &[],
+            Self::Vxlan | Self::Veth => &[],
             Self::OpenvpnBf => openvpn::NEEDS_BF,
             Self::OpenvpnAesGcm => openvpn::NEEDS_AES,
             Self::WireguardGo => wireguard::NEEDS_GO,
@@ -134,7 +141,9 @@ impl Tunnel {
     /// What it says, and the ends of its logs.
     pub fn start(self, net: &Topology) -> Result<Running> {
         let running = match self {
-            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey => Running::Ours(Box::new(ours::start(self, net)?)),
+            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => {
+                Running::Ours(Box::new(ours::start(self, net)?))
+            }
             Self::OpenvpnBf => Running::Peer(openvpn::start_bf(net)?),
             Self::OpenvpnAesGcm => Running::Peer(openvpn::start_aes(net)?),
             Self::WireguardGo | Self::Boringtun | Self::Gotatun => Running::Peer(wireguard::start(self, net)?),

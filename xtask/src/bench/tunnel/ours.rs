@@ -17,10 +17,13 @@ pub fn use_options(options: &[String]) {
 
 /// Starts both daemons and, where there are keys, waits for the dynamic ones.
 pub fn start(tunnel: Tunnel, net: &Topology) -> Result<Pair> {
-    let daemon = if tunnel == Tunnel::CipeIdea { Daemon::Idea } else { Daemon::Blowfish };
+    let idea = matches!(tunnel, Tunnel::CipeIdea | Tunnel::CipeIdeaLan);
+    let short_cut = matches!(tunnel, Tunnel::CipeBlowfishLan | Tunnel::CipeIdeaLan);
+    let daemon = if idea { Daemon::Idea } else { Daemon::Blowfish };
     let pair = Pair::start(net, daemon, |_, options| {
         let options = options.set("mtu", INNER_MTU);
         let options = if tunnel == Tunnel::CipeNokey { options.without("key").flag("nokey") } else { options };
+        let options = if short_cut { options.set("lan", "lan0") } else { options };
         OPTIONS.get().into_iter().flatten().fold(options, |options, option| match option.split_once('=') {
             Some((name, value)) => options.set(name, value),
             None => options.flag(option),
