@@ -22,6 +22,7 @@ use super::socks;
 use crate::xsk::{Frame, Pool, Umem};
 
 pub use inbox::Inbox;
+pub use sight::Sight;
 pub use udp::UdpCarrier;
 pub use xdp::XdpCarrier;
 
@@ -46,6 +47,8 @@ pub struct Room<'a> {
     pub pool: &'a mut Pool,
     /// Where sockets receive before there is a frame for each datagram.
     pub inbox: &'a mut Inbox,
+    /// What goes through UDP sockets.
+    pub sight: &'a mut Sight,
 }
 
 /// A datagram from the carrier network.
@@ -102,4 +105,6 @@ pub struct Path {
     pub source: SocketAddr,
     /// Largest IP packet that the carrier takes, in octets.
     pub mtu: usize,
+    /// Only for datagrams that would leave one a call: the card copies, and a UDP socket sends many a call for less.
+    pub only_alone: bool,
 }

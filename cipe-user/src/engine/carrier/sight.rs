@@ -1,5 +1,5 @@
-//! What a carrier device delivers, as a tunnel's UDP socket sees it: superframes, for which the socket is the fastest door,
-//! or single frames, for which AF_XDP is.
+//! What goes through the UDP sockets of a worker's tunnels: superframes, for which a socket is the fastest door, or single
+//! frames, for which AF_XDP is.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const LARGE_OCTETS: usize = 512;
 /// The same for datagrams of any size: 50,000 a second.
 const MANY: u32 = 2_500;
 
-/// A look at what arrives.
+/// A look at what arrives and leaves.
 #[derive(Debug)]
 pub struct Sight {
     since: Instant,
@@ -30,7 +30,7 @@ impl Sight {
         Self { since: now, large: 0, alone: 0, together: 0 }
     }
 
-    /// Takes in a message of `datagrams` datagrams, the first of `octets` octets.
+    /// Sees a message of `datagrams` datagrams, the first of `octets` octets.
     pub fn take(&mut self, datagrams: usize, octets: usize) {
         if datagrams > 1 {
             self.together = self.together.saturating_add(datagrams as u32);
@@ -40,7 +40,7 @@ impl Sight {
         }
     }
 
-    /// Whether most datagrams come alone, and so many that it matters; a new look begins when that is seen, or when this
+    /// Whether most datagrams are alone, and so many that it matters; a new look begins when that is seen, or when this
     /// one is over.
     pub fn shows_single_frames(&mut self, now: Instant) -> bool {
         let shows = self.alone > self.together && (self.large >= LARGE || self.alone >= MANY);

@@ -19,7 +19,6 @@ use rustix::net::sockopt::{
 };
 
 use super::options::{FragmentSize, Ipv6FragmentSize};
-use super::sight::Sight;
 use super::{Arrival, Door, Group, Room, Route};
 use crate::engine::BATCH;
 use crate::engine::outer::{FRESH, Marks};
@@ -33,8 +32,6 @@ pub struct UdpCarrier {
     shared: Arc<Shared>,
     /// Losses that were told already.
     losses: u64,
-    /// What it is seen to deliver.
-    sight: Sight,
     /// The kernel refused something as larger than the path, which was not told yet.
     too_large: bool,
     /// When that was told last.
@@ -81,18 +78,13 @@ impl UdpCarrier {
     }
 
     fn of(shared: Arc<Shared>) -> Self {
-        Self { shared, losses: 0, sight: Sight::new(Instant::now()), too_large: false, told: None }
+        Self { shared, losses: 0, too_large: false, told: None }
     }
 
     /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
     pub fn new_losses(&mut self, of_all: &HashMap<u64, u64>) -> u64 {
         let losses = of_all.get(&self.shared.inode).copied().unwrap_or(self.losses);
         losses.saturating_sub(std::mem::replace(&mut self.losses, losses))
-    }
-
-    /// Whether most datagrams come alone, and so many that AF_XDP is the better door.
-    pub fn sees_single_frames(&mut self, now: Instant) -> bool {
-        self.sight.shows_single_frames(now)
     }
 
     /// Whether the kernel has refused something as larger than the path: it knows what no ICMP error has told this socket.
@@ -170,7 +162,7 @@ impl Door for UdpCarrier {
                 let was_joined = message.is_joined;
                 arrivals.push(Arrival { to: None, from: message.from, was_joined, datagram });
             }
-            self.sight.take(datagrams, first);
+            room.sight.take(datagrams, first);
         }
         more |= arrivals.len() - before >= BATCH;
         Ok(more)
@@ -183,6 +175,8 @@ impl Door for UdpCarrier {
             parts.push(IoSlice::new(&room.umem.chunk(&sealed.frame)[sealed.datagram.clone()]));
         }
         let of_one = parts.len() / group.len().max(1);
+        // Of what leaves, only very many call for another door: on it, nothing can come in as a superframe any more.
+        room.sight.take(group.len(), 0);
         let send = || self.send_parts(route.to, route.marks, &parts, of_one);
         let sent = match self.send_with(route.marks.dont_fragment, route.to, send) {
             Ok(()) => group.len(),

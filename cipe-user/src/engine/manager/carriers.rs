@@ -189,17 +189,16 @@ impl Manager {
         }
     }
 
-    /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster (docs/BENCHMARKS.md).
+    /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster, but for what leaves one a call
+    /// (docs/BENCHMARKS.md).
     fn path(&self, hop: NextHop, me: SocketAddr, door: Door) -> Option<Path> {
         let carrier = self.carriers.open.get(&hop.ifindex)?;
-        if door == Door::Auto && !carrier.zero_copy {
-            return None;
-        }
         Some(Path {
             carrier: carrier.slot,
             hop: Hop { source: hop.source_mac?, destination: hop.destination_mac? },
             source: SocketAddr::new(if me.ip().is_unspecified() { hop.source } else { me.ip() }, me.port()),
             mtu: hop.mtu as usize,
+            only_alone: door == Door::Auto && !carrier.zero_copy,
         })
     }
 

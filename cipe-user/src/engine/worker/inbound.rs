@@ -43,7 +43,7 @@ impl Worker {
     /// Takes one batch from a carrier device; returns whether there may be more.
     pub(super) fn inbound_carrier(&mut self, slot: usize) -> bool {
         let Some(Some(carrier)) = self.carriers.get_mut(slot) else { return false };
-        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
+        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
         let more = carrier.receive(&mut room, &mut self.arrivals);
         self.take_in(None);
         more.unwrap_or(false)
@@ -53,13 +53,10 @@ impl Worker {
     /// Returns whether there may be more.
     pub(super) fn inbound_udp(&mut self, number: u16) -> bool {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return false };
-        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
+        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
         match endpoint.tunnel.udp.receive(&mut room, &mut self.arrivals) {
             Ok(more) => {
-                if endpoint.tunnel.udp.sees_single_frames(self.now) {
-                    // If the queue is full, the next look says it again.
-                    let _ = self.reports.try_send((number, Report::SingleFrames));
-                }
+                self.tell_of_single_frames(number);
                 self.take_in(Some(number));
                 more
             }

@@ -28,7 +28,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::sync::oneshot;
 
 use super::BATCH;
-use super::carrier::{Arrival, Inbox, XdpCarrier, losses};
+use super::carrier::{Arrival, Inbox, Sight, XdpCarrier, losses};
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
 use super::lan::{Exits, Table as LanTable};
@@ -67,7 +67,7 @@ pub enum Report {
         /// Number of the worker.
         worker: usize,
     },
-    /// The carrier device delivers single frames to the tunnel's UDP socket, and many of them.
+    /// Many single frames go through UDP sockets, the last of them through the tunnel's.
     SingleFrames,
 }
 
@@ -215,6 +215,7 @@ struct Worker {
     deliveries: Vec<Delivery>,
     coalescer: Coalescer,
     inbox: Inbox,
+    sight: Sight,
     icmp: Icmp,
     /// Told of path MTUs that the kernel has learned.
     next_hops: NextHops,
@@ -270,6 +271,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         deliveries: Vec::with_capacity(BATCH),
         coalescer: Coalescer::default(),
         inbox: Inbox::new(),
+        sight: Sight::new(Instant::now()),
         icmp: Icmp::open().context("raw ICMP sockets")?,
         next_hops,
         busy_poll: Duration::ZERO,
@@ -494,6 +496,14 @@ impl Worker {
         let data = epoll::EventData::new_u64(source.token());
         if let Err(error) = epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN) {
             tracing::error!("epoll: {error}; a socket goes unheard");
+        }
+    }
+
+    /// Tells the control thread if most datagrams go through sockets alone, the last of them through a tunnel's.
+    fn tell_of_single_frames(&mut self, number: u16) {
+        if self.sight.shows_single_frames(self.now) {
+            // If the queue is full, the next look says it again.
+            let _ = self.reports.try_send((number, Report::SingleFrames));
         }
     }
 

@@ -5,7 +5,7 @@ use cipe_common::Verdict;
 
 use super::outbound::Outgoing;
 use super::{BATCH, Worker};
-use crate::engine::carrier::{Door, MAX_GROUP, Room, Route, Sealed};
+use crate::engine::carrier::{Door, MAX_GROUP, Room, Route, Sealed, XdpCarrier};
 use crate::engine::outer;
 use crate::engine::socks;
 use crate::engine::tunnel::{Tunnel, Way};
@@ -14,6 +14,10 @@ use crate::wire::packet::Type;
 impl Worker {
     /// Sends all that is sealed, and counts it.
     pub(super) fn ship(&mut self, outgoing: &mut Vec<Outgoing>) {
+        let mostly_alone = is_mostly_alone(outgoing);
+        // The card that has some of this already.
+        let mut begun = None;
+        let mut last = None;
         let mut rest = outgoing.drain(..);
         while let Some(first) = rest.as_slice().first() {
             let (number, kind) = (first.tunnel, first.kind);
@@ -28,13 +32,22 @@ impl Worker {
                     let sealed = |out: Outgoing| Sealed { frame: out.frame, datagram: out.datagram };
                     let group = rest.by_ref().take(octets.len()).map(sealed).collect();
                     tunnel.ip_id = tunnel.ip_id.wrapping_add(octets.len() as u16);
-                    let card = route.path.and_then(|path| self.carriers.get_mut(path.carrier)?.as_mut());
-                    let door: &mut dyn Door = match card.filter(|card| card.has_queues()) {
-                        Some(card) => card,
-                        // Not by AF_XDP, or another worker has the card's only queue.
-                        None => &mut tunnel.udp,
+                    let path = route.path.filter(|path| !path.only_alone || mostly_alone && octets.len() == 1);
+                    let door: &mut dyn Door = match path.and_then(|path| card(&mut self.carriers, path.carrier)) {
+                        Some(card) => {
+                            begun = path.map(|path| path.carrier);
+                            card
+                        }
+                        None => {
+                            // What waits for the card came before.
+                            if let Some(card) = begun.take().and_then(|slot| card(&mut self.carriers, slot)) {
+                                card.ports().for_each(|port| _ = port.flush(&mut self.pool));
+                            }
+                            &mut tunnel.udp
+                        }
                     };
-                    let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
+                    let mut room =
+                        Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
                     (door.send(group, &route, &mut room), Verdict::CarrierFull)
                 }
                 Err(verdict) => {
@@ -50,9 +63,32 @@ impl Worker {
             let (sent, refused) = octets.split_at(sent);
             sent.iter().for_each(|octets| count(tunnel, *octets, kind));
             tunnel.counters.count_all(verdict, refused.len() as u64);
+            last = Some(number);
+        }
+        drop(rest);
+        if let Some(last) = last {
+            self.tell_of_single_frames(last);
         }
     }
 }
+
+/// A card that this worker has queues of.
+fn card(carriers: &mut [Option<XdpCarrier>], slot: usize) -> Option<&mut XdpCarrier> {
+    carriers.get_mut(slot)?.as_mut().filter(|card| card.has_queues())
+}
+
+/// Whether there are many, and most would leave alone: of tunnels in turn, of sizes in turn.
+fn is_mostly_alone(outgoing: &[Outgoing]) -> bool {
+    let (mut rest, mut groups) = (outgoing, 0);
+    while !rest.is_empty() {
+        rest = &rest[group(rest).len()..];
+        groups += 1;
+    }
+    groups >= FEW && 2 * groups > outgoing.len()
+}
+
+/// Groups that cost more system calls than the one for a card.
+const FEW: usize = 4;
 
 /// Where a group goes that begins with `first`.
 ///

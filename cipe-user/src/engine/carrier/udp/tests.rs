@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_packet_route::link::LinkAttribute;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
-use super::super::{Inbox, Sealed, losses};
+use super::super::{Inbox, Sealed, Sight, losses};
 use super::*;
 use crate::kernel::testnet::in_namespace;
 use crate::xsk::UmemConfig;
@@ -36,7 +36,8 @@ impl Bench {
     fn receive(&mut self) -> io::Result<(Vec<Result<usize, Verdict>>, bool)> {
         let Self { sender, carrier, umem, pool, inbox } = self;
         let mut arrivals = Vec::new();
-        let more = carrier.receive(&mut Room { umem, pool, inbox }, &mut arrivals)?;
+        let more =
+            carrier.receive(&mut Room { umem, pool, inbox, sight: &mut Sight::new(Instant::now()) }, &mut arrivals)?;
         let lengths = arrivals.into_iter().map(|Arrival { to, from, datagram, .. }| {
             assert_eq!((to, from), (None, sender.local_addr().unwrap()));
             datagram.map(|(frame, place)| {
@@ -59,7 +60,12 @@ impl Bench {
         });
         let group = group.collect();
         let route = Route { to, relayed, marks, checksum: false, ip_id: 0, path: None };
-        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox };
+        let mut room = Room {
+            umem: &self.umem,
+            pool: &mut self.pool,
+            inbox: &mut self.inbox,
+            sight: &mut Sight::new(Instant::now()),
+        };
         self.carrier.send(group, &route, &mut room)
     }
 }
@@ -164,7 +170,8 @@ fn what_came_in_fragments_is_marked() {
                 sender.send(&vec![0; len]).unwrap();
             }
             let mut arrivals = Vec::new();
-            let mut room = Room { umem: &umem, pool: &mut pool, inbox: &mut inbox };
+            let mut room =
+                Room { umem: &umem, pool: &mut pool, inbox: &mut inbox, sight: &mut Sight::new(Instant::now()) };
             carrier.receive(&mut room, &mut arrivals).unwrap();
             let joined: Vec<bool> = arrivals.iter().map(|arrival| arrival.was_joined).collect();
             assert_eq!(joined, [false, true, false], "{address}");
