@@ -139,6 +139,18 @@ fn a_batch_of_each_algorithm_with_refilled_lanes_comes_back() {
     agrees(&mut engines(), &keys, &specs, 0).expect("the same as the plain ciphers");
 }
 
+/// What a kernel does with one part of the keys of a batch is no matter to the next part.
+#[test]
+fn batches_of_any_number_of_keys_come_back() {
+    let mut engines = engines();
+    for count in [2, 7, 9, 15, 17, 23, 40, 64] {
+        let keys: Vec<_> = (0..count).map(|i| (Algorithm::Blowfish, [i as u8; KEY])).collect();
+        let spec = |i: usize| Spec { key: i * i, iv: [i as u8; BLOCK], offset: 0, len: (3 + i % 2) * BLOCK };
+        let specs: Vec<_> = (0..100).map(spec).collect();
+        agrees(&mut engines, &keys, &specs, 0).expect("the same as the plain ciphers");
+    }
+}
+
 #[test]
 fn every_kernel_passes_every_vector_of_the_original() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/cipe-v3.json");

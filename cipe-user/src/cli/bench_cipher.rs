@@ -30,6 +30,9 @@ pub struct BenchCipher {
     /// Only this kernel, or `auto` for the choice among all, or `auto-many-keys` for that with a key for each packet
     #[arg(long)]
     kernel: Option<String>,
+    /// Keys that the packets of a batch take in turn, but for `auto-many-keys`
+    #[arg(long, default_value_t = 1)]
+    keys: usize,
     /// Milliseconds a figure; the best of five parts counts
     #[arg(long, default_value_t = 20)]
     millis: u64,
@@ -102,8 +105,8 @@ fn measure(args: &BenchCipher, cipher: &str, kernel: &str) -> anyhow::Result<()>
         "blowfish" => (Algorithm::Blowfish, Lanes::with(forced, None)),
         _ => (Algorithm::Idea, Lanes::with(None, forced)),
     };
-    let keys = if kernel == MANY_KEYS { args.batch.iter().copied().max().unwrap_or(1) } else { 1 };
-    let keys: Vec<Key> = (0..keys)
+    let keys = if kernel == MANY_KEYS { args.batch.iter().copied().max().unwrap_or(1) } else { args.keys };
+    let keys: Vec<Key> = (0..keys.max(1))
         .map(|i| {
             let mut octets = *b"sixteen octets..";
             octets[..8].copy_from_slice(&i.to_le_bytes());
