@@ -71,8 +71,8 @@ pub struct Sealed {
     pub datagram: Range<usize>,
 }
 
-/// Datagrams that can leave in one call: with equal headers, of one size but for the last, which may be smaller; at most
-/// [`MAX_GROUP`] octets.
+/// Datagrams that can leave in one call, with equal headers: of one size but for the last, which may be smaller, or of sizes
+/// that change from one to the next; at most [`MAX_GROUP`] octets.
 pub type Group = ArrayVec<Sealed, BATCH>;
 
 /// Most octets of a group: what the IPv4 length field can say, less IP and UDP headers, and a SOCKS5 header for each datagram.

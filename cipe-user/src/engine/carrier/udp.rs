@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg, sendmsg, setsockopt, sockopt,
+};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
     set_socket_recv_buffer_size_force,
@@ -169,6 +171,7 @@ impl Door for UdpCarrier {
     }
 
     fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {
+        let is_even = is_even(group.iter().map(|sealed| sealed.datagram.len()));
         let mut parts = Parts::new();
         for sealed in &group {
             parts.extend(route.relayed.as_ref().map(|header| IoSlice::new(header)));
@@ -177,9 +180,22 @@ impl Door for UdpCarrier {
         let of_one = parts.len() / group.len().max(1);
         // Of what leaves, only very many call for another door: on it, nothing can come in as a superframe any more.
         room.sight.take(group.len(), 0);
-        let send = || self.send_parts(route.to, route.marks, &parts, of_one);
-        let sent = match self.send_with(route.marks.dont_fragment, route.to, send) {
-            Ok(()) => group.len(),
+        let sent = match is_even {
+            true => self.send_even(route, &parts, of_one),
+            false => self.send_uneven(route, &parts, of_one),
+        };
+        drop(parts);
+        group.into_iter().for_each(|sealed| room.pool.put(sealed.frame));
+        sent
+    }
+}
+
+impl UdpCarrier {
+    /// Sends datagrams of `of_one` parts each, of one size but for the last; returns how many were taken.
+    fn send_even(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize) -> usize {
+        let send = || self.send_parts(route.to, route.marks, parts, of_one);
+        match self.send_with(route.marks.dont_fragment, route.to, send) {
+            Ok(()) => parts.len() / of_one,
             // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
             // The kernel's IP then fragments each, but none with DF, and no segments.
             Err(Errno::EMSGSIZE | Errno::EINVAL) => {
@@ -192,11 +208,47 @@ impl Door for UdpCarrier {
                 tracing::debug!("{}: {error}", route.to);
                 0
             }
-        };
-        drop(parts);
-        group.into_iter().for_each(|sealed| room.pool.put(sealed.frame));
-        sent
+        }
     }
+
+    /// Sends datagrams of any sizes, many a call (sendmmsg(2)); returns how many were taken.
+    fn send_uneven(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize) -> usize {
+        let datagrams: ArrayVec<&[IoSlice<'_>], BATCH> = parts.chunks(of_one).collect();
+        let mut sent = 0;
+        loop {
+            let send = || self.send_many(route, &datagrams[sent..]);
+            sent += self.send_with(route.marks.dont_fragment, route.to, send);
+            // What a call ends at is sent alone: its error is dealt with there.
+            match datagrams.get(sent) {
+                Some(next) if self.send_even(route, next, of_one) == 1 => sent += 1,
+                _ => return sent,
+            }
+        }
+    }
+
+    /// Sends datagrams in one call; returns how many the kernel took.
+    fn send_many(&self, route: &Route, datagrams: &[&[IoSlice<'_>]]) -> usize {
+        if datagrams.is_empty() {
+            return 0;
+        }
+        let Marks { tos, ttl, .. } = route.marks;
+        let (class, ttl) = (i32::from(tos), i32::from(ttl));
+        let control = match route.to {
+            SocketAddr::V4(_) => [ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)],
+            SocketAddr::V6(_) => [ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6HopLimit(&ttl)],
+        };
+        let mut headers = MultiHeaders::preallocate(datagrams.len(), Some(nix::cmsg_space!(i32, i32)));
+        let to: ArrayVec<_, BATCH> = datagrams.iter().map(|_| Some(SockaddrStorage::from(route.to))).collect();
+        let socket = self.shared.socket.as_raw_fd();
+        sendmmsg(socket, &mut headers, datagrams, &to, control, MsgFlags::MSG_DONTWAIT).map_or(0, Iterator::count)
+    }
+}
+
+/// Whether datagrams of these lengths can leave in one UDP_SEGMENT call: of one size but for the last, which may be smaller.
+fn is_even(mut lengths: impl Iterator<Item = usize>) -> bool {
+    let Some(size) = lengths.next() else { return true };
+    let mut is_over = false;
+    lengths.all(|length| !std::mem::replace(&mut is_over, length < size) && length <= size)
 }
 
 /// The parts of a group's datagrams: of each its SOCKS5 header, if it needs one, and itself.

@@ -19,15 +19,15 @@ impl Worker {
         let mut begun = None;
         let mut last = None;
         let mut rest = outgoing.drain(..);
-        while let Some(first) = rest.as_slice().first() {
+        while let group @ [first, ..] = group(rest.as_slice()) {
             let (number, kind) = (first.tunnel, first.kind);
-            let octets: ArrayVec<usize, BATCH> = group(rest.as_slice()).iter().map(|out| out.octets).collect();
+            let octets: ArrayVec<usize, BATCH> = group.iter().map(|out| out.octets).collect();
             let Some(endpoint) = self.endpoints.get_mut(&number) else {
                 rest.by_ref().take(octets.len()).for_each(|out| self.pool.put(out.frame));
                 continue;
             };
             let tunnel = &mut endpoint.tunnel;
-            let (sent, verdict) = match route(tunnel, first) {
+            let (sent, verdict) = match route(tunnel, group) {
                 Ok(route) => {
                     let sealed = |out: Outgoing| Sealed { frame: out.frame, datagram: out.datagram };
                     let group = rest.by_ref().take(octets.len()).map(sealed).collect();
@@ -90,11 +90,13 @@ fn is_mostly_alone(outgoing: &[Outgoing]) -> bool {
 /// Groups that cost more system calls than the one for a card.
 const FEW: usize = 4;
 
-/// Where a group goes that begins with `first`.
+/// Where a group goes.
 ///
 /// # Errors
 /// The verdict that all of it is dropped under.
-fn route(tunnel: &Tunnel, first: &Outgoing) -> Result<Route, Verdict> {
+fn route(tunnel: &Tunnel, group: &[Outgoing]) -> Result<Route, Verdict> {
+    let first = group.first().ok_or(Verdict::NoFrame)?;
+    let largest = group.iter().map(|out| out.datagram.len()).max().unwrap_or(0);
     // Its key went between admission and sealing: fail closed.
     if !first.ready {
         return Err(Verdict::NoSendKey);
@@ -107,7 +109,7 @@ fn route(tunnel: &Tunnel, first: &Outgoing) -> Result<Route, Verdict> {
         Way::Socket => None,
         // What is larger than the path takes, the kernel's IP cuts for the socket.
         Way::Carrier(path) => {
-            let ip_len = outer::room(peer.ip()) - outer::ETHERNET + first.datagram.len();
+            let ip_len = outer::room(peer.ip()) - outer::ETHERNET + largest;
             Some(path).filter(|path| ip_len <= path.mtu)
         }
     };
@@ -130,16 +132,40 @@ fn count(tunnel: &Tunnel, octets: usize, kind: Type) {
 
 /// What can leave in one call, from the front of `outgoing`: of one tunnel, and a [`crate::engine::carrier::Group`].
 fn group(outgoing: &[Outgoing]) -> &[Outgoing] {
-    let Some((first, rest)) = outgoing.split_first() else { return outgoing };
+    let Some(first) = outgoing.first() else { return outgoing };
+    if begins_row(outgoing) {
+        return &outgoing[..row(outgoing)];
+    }
+    // One takes along what follows, up to where a row begins.
+    let (mut len, mut total) = (1, first.datagram.len());
+    while len < BATCH && !begins_row(&outgoing[len..]) {
+        let Some(next) = outgoing.get(len).filter(|next| is_alike(first, next)) else { break };
+        total += next.datagram.len();
+        if total > MAX_GROUP {
+            break;
+        }
+        len += 1;
+    }
+    &outgoing[..len]
+}
+
+/// Whether the first two are alike and of one size.
+fn begins_row(outgoing: &[Outgoing]) -> bool {
+    matches!(outgoing, [one, other, ..] if is_alike(one, other) && one.datagram.len() == other.datagram.len())
+}
+
+fn is_alike(one: &Outgoing, other: &Outgoing) -> bool {
+    other.tunnel == one.tunnel && other.kind == one.kind && other.ready == one.ready && other.marks == one.marks
+}
+
+/// How many from the front of `outgoing` are of one size, but for the last, and alike.
+fn row(outgoing: &[Outgoing]) -> usize {
+    let Some((first, rest)) = outgoing.split_first() else { return 0 };
     let size = first.datagram.len();
     let mut total = size;
     let mut len = 1;
     for out in rest {
-        let alike = out.tunnel == first.tunnel
-            && out.kind == first.kind
-            && out.ready == first.ready
-            && out.marks == first.marks
-            && out.datagram.len() <= size;
+        let alike = is_alike(first, out) && out.datagram.len() <= size;
         total += out.datagram.len();
         if !alike || total > MAX_GROUP || len == BATCH {
             break;
@@ -149,5 +175,41 @@ fn group(outgoing: &[Outgoing]) -> &[Outgoing] {
             break;
         }
     }
-    &outgoing[..len]
+    len
+}
+
+#[cfg(test)]
+mod tests {
+    use cipe_common::maps::Slot;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::outer::{FRESH, Marks};
+    use crate::xsk::{Umem, UmemConfig};
+
+    proptest! {
+        #[test]
+        fn groups_are_all_of_what_leaves_in_order_and_as_a_door_wants_them(
+            sizes in prop::collection::vec((0..2u16, prop_oneof![Just(1400usize), 1..1400usize, Just(100)]), 0..200)
+        ) {
+            let (_umem, mut pool) = Umem::new(UmemConfig { frames: 256, ..UmemConfig::default() }).unwrap();
+            let marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
+            let out = |(tunnel, octets): &(u16, usize)| {
+                Outgoing::new(*tunnel, pool.take().unwrap(), FRESH, *octets, Type::Data, Some(Slot::Send), marks)
+            };
+            let all: Vec<Outgoing> = sizes.iter().map(out).collect();
+            let mut rest = &all[..];
+            while let group @ [first, ..] = group(rest) {
+                prop_assert!(group.len() <= BATCH && group.iter().all(|out| out.tunnel == first.tunnel));
+                prop_assert!(group.iter().map(|out| out.datagram.len()).sum::<usize>() <= MAX_GROUP);
+                let lengths: Vec<usize> = group.iter().map(|out| out.datagram.len()).collect();
+                let is_row = lengths[..lengths.len() - 1].iter().all(|length| *length == lengths[0])
+                    && lengths.last() <= lengths.first();
+                prop_assert!(is_row || lengths.windows(2).all(|pair| pair[0] != pair[1]), "{lengths:?}");
+                rest = &rest[group.len()..];
+            }
+            prop_assert!(rest.is_empty());
+            all.into_iter().for_each(|out| pool.put(out.frame));
+        }
+    }
 }

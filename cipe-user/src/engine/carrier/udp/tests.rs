@@ -99,7 +99,13 @@ fn what_there_is_no_frame_for_is_said() {
 #[test]
 fn a_group_leaves_as_datagrams_of_its_sizes_and_gives_its_frames_back() {
     let mut bench = Bench::new();
-    for (lengths, relayed) in [(vec![16], None), (vec![160, 160, 160, 24], None), (vec![48, 48, 16], Some([3; 10]))] {
+    for (lengths, relayed) in [
+        (vec![16], None),
+        (vec![160, 160, 160, 24], None),
+        (vec![48, 48, 16], Some([3; 10])),
+        (vec![160, 48, 200, 16, 24], None),
+        (vec![48, 160, 16], Some([3; 10])),
+    ] {
         assert_eq!(bench.send(&lengths, relayed), lengths.len());
         for len in lengths {
             let mut octets = [0; 2000];
@@ -148,12 +154,12 @@ fn what_is_larger_than_the_path_goes_in_fragments_and_is_told_of() {
             let start = Instant::now();
             assert_eq!(bench.send(&[1200, 1200, 16], None), 3);
             assert!(!bench.carrier.met_smaller_path(start), "it fits {address}");
-            for lengths in [&[1400][..], &[1400, 1400, 16]] {
+            for lengths in [&[1400][..], &[1400, 1400, 16], &[16, 1400, 24, 1408]] {
                 assert_eq!(bench.send(lengths, None), lengths.len(), "{address}");
             }
             assert!(bench.carrier.met_smaller_path(start));
             assert!(!bench.carrier.met_smaller_path(start + TELL), "told once");
-            for len in [1200, 1200, 16, 1400, 1400, 1400, 16] {
+            for len in [1200, 1200, 16, 1400, 1400, 1400, 16, 16, 1400, 24, 1408] {
                 assert_eq!(bench.sender.recv(&mut [0; 2000]).unwrap(), len);
             }
         }
