@@ -14,6 +14,18 @@ use super::netlink::{Error, Result};
 /// Octets of notifications that may wait: a routing daemon that changes its mind tells hundreds of routes at once.
 const RECEIVE_BUFFER: u32 = 1 << 20;
 
+/// The groups that tell of everything that packets find their way by.
+pub(super) const FORWARDING: [MulticastGroup; 8] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+];
+
 /// What a subscription delivers.
 #[derive(Debug)]
 pub(super) enum Event {

@@ -14,10 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use rtnetlink::MulticastGroup;
 use tokio::sync::{mpsc, watch};
 
-use super::events::{Event, Events};
+use super::events::{Event, Events, FORWARDING};
 use super::netlink::{Netlink, Result};
 use follower::Follower;
 
@@ -92,16 +91,7 @@ impl NextHops {
     /// # Errors
     /// No netlink socket can be opened, or devices cannot be listed.
     pub async fn new(netlink: &Netlink, timing: Timing) -> Result<Self> {
-        let events = Events::open(&[
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Rule,
-        ])?;
+        let events = Events::open(&FORWARDING)?;
         Self::with_events(netlink, events, timing).await
     }
 

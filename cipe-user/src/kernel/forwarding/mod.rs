@@ -14,13 +14,12 @@ use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NLM_F_DUMP;
 use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::events::{Event, Events};
+use super::events::{Event, Events, FORWARDING};
 use super::neighbours::Neighbour;
 use super::netlink::{Netlink, Result};
 use super::sysctl::{self, Family};
@@ -61,16 +60,7 @@ pub struct Picture {
 /// # Errors
 /// No netlink socket can be opened, or the tables cannot be read.
 pub async fn follow(netlink: &Netlink) -> Result<watch::Receiver<Picture>> {
-    let events = Events::open(&[
-        MulticastGroup::Link,
-        MulticastGroup::Neigh,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-        MulticastGroup::Ipv4Route,
-        MulticastGroup::Ipv6Route,
-        MulticastGroup::Ipv4Rule,
-        MulticastGroup::Ipv6Rule,
-    ])?;
+    let events = Events::open(&FORWARDING)?;
     let mut follower = Follower { netlink: netlink.clone(), picture: Picture::default() };
     follower.read_neighbours().await?;
     follower.read_routes().await?;
