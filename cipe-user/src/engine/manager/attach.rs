@@ -160,12 +160,9 @@ impl Manager {
         };
         let (done, known) = std::sync::mpsc::channel();
         let tally = &tenant.counters;
-        let mut states: Vec<_> = (1..self.workers.count()).map(|worker| state.for_worker(worker, tally)).collect();
-        states.insert(0, state);
-        let mut states = states.into_iter();
-        self.workers.tell_all(|_| {
-            let state = states.next().expect("there is one for each worker");
-            Command::AddTunnel(Box::new(state), hub, vec![listens], done.clone())
+        self.workers.tell_all(|worker| {
+            let state = Box::new(state.for_worker(worker, tally));
+            Command::AddTunnel(state, hub, vec![listens], done.clone())
         });
         drop(done);
         // Not alive before the workers know whose packets these are.
