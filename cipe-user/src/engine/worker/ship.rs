@@ -14,9 +14,9 @@ use crate::wire::packet::Type;
 impl Worker {
     /// Sends all that is sealed, and counts it.
     pub(super) fn ship(&mut self, outgoing: &mut Vec<Outgoing>) {
-        let mostly_alone = is_mostly_alone(outgoing);
-        // The card that has some of this already.
-        let mut begun = None;
+        let mut mostly_alone = None;
+        // Whether something waits for a card.
+        let mut begun = false;
         let mut last = None;
         let mut rest = outgoing.drain(..);
         while let group @ [first, ..] = group(rest.as_slice()) {
@@ -29,19 +29,21 @@ impl Worker {
             let tunnel = &mut endpoint.tunnel;
             let (sent, verdict) = match route(tunnel, group) {
                 Ok(route) => {
+                    let mut alone = || *mostly_alone.get_or_insert_with(|| is_mostly_alone(rest.as_slice()));
+                    let path = route.path.filter(|path| !path.only_alone || octets.len() == 1 && alone());
                     let sealed = |out: Outgoing| Sealed { frame: out.frame, datagram: out.datagram };
                     let group = rest.by_ref().take(octets.len()).map(sealed).collect();
                     tunnel.ip_id = tunnel.ip_id.wrapping_add(octets.len() as u16);
-                    let path = route.path.filter(|path| !path.only_alone || mostly_alone && octets.len() == 1);
                     let door: &mut dyn Door = match path.and_then(|path| card(&mut self.carriers, path.carrier)) {
                         Some(card) => {
-                            begun = path.map(|path| path.carrier);
+                            begun = true;
                             card
                         }
                         None => {
-                            // What waits for the card came before.
-                            if let Some(card) = begun.take().and_then(|slot| card(&mut self.carriers, slot)) {
-                                card.ports().for_each(|port| _ = port.flush(&mut self.pool));
+                            // What waits for a card came before.
+                            if std::mem::take(&mut begun) {
+                                let ports = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
+                                ports.for_each(|port| _ = port.flush(&mut self.pool));
                             }
                             &mut tunnel.udp
                         }
