@@ -10,7 +10,6 @@ use cipe_common::maps::Slot;
 use super::crew::{Chunk, Packets, jobs};
 use super::delivery::Delivery;
 use super::{BATCH, Report, Worker, want};
-use crate::cipher::Job;
 use crate::control::protocol::Event;
 use crate::engine::carrier::{Arrival, Door, Room};
 use crate::engine::socks;
@@ -177,20 +176,20 @@ impl Worker {
                 self.lanes.decrypt(&mut jobs);
             }
         }
-        for item in incoming.drain(..) {
-            self.conclude(item);
+        let mut opened = std::mem::take(&mut self.opened);
+        opened.extend(incoming.iter().map(|item| self.judge(item)));
+        self.try_previous(&mut incoming, &mut opened);
+        for (item, opened) in incoming.drain(..).zip(opened.drain(..)) {
+            self.conclude(item, opened);
         }
         self.incoming = incoming;
+        self.opened = opened;
         self.deliver();
     }
 
-    /// Judges one opened datagram and hands it on.
-    fn conclude(&mut self, mut item: Incoming) {
+    /// Hands one judged datagram on.
+    fn conclude(&mut self, item: Incoming, opened: Result<Opened, Verdict>) {
         let number = item.tunnel;
-        let mut opened = self.judge(&mut item);
-        if opened == Err(Verdict::BadCrc) && item.slot == Some(Slot::Receive) && self.try_previous(&mut item) {
-            opened = self.judge(&mut item);
-        }
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(item.frame) };
         let tunnel = &mut endpoint.tunnel;
         let verdict = match opened {
@@ -232,8 +231,8 @@ impl Worker {
         self.pool.put(item.frame);
     }
 
-    fn judge(&mut self, item: &mut Incoming) -> Result<Opened, Verdict> {
-        let tunnel = &mut self.endpoints.get_mut(&item.tunnel).ok_or(Verdict::TunnelDead)?.tunnel;
+    fn judge(&self, item: &Incoming) -> Result<Opened, Verdict> {
+        let tunnel = &self.endpoints.get(&item.tunnel).ok_or(Verdict::TunnelDead)?.tunnel;
         let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];
         match item.slot {
             Some(slot) => tunnel.judge(datagram, &item.head, slot),
@@ -241,17 +240,32 @@ impl Worker {
         }
     }
 
-    /// Undoes a decryption under the receive key and tries the key before it; whether there was one.
-    fn try_previous(&mut self, item: &mut Incoming) -> bool {
-        let Some(endpoint) = self.endpoints.get(&item.tunnel) else { return false };
-        let keys = &endpoint.tunnel.keys;
-        let (Some(current), Some(previous)) = (keys.get(Slot::Receive), keys.get(Slot::Previous)) else { return false };
-        let data = &mut self.umem.chunk_mut(&mut item.frame)[item.datagram.clone()][packet::IV..];
-        let iv = iv_of(&item.head);
-        self.lanes.encrypt(&mut [Job { key: &current.key, iv, data }]);
-        self.lanes.decrypt(&mut [Job { key: &previous.key, iv, data }]);
-        item.slot = Some(Slot::Previous);
-        true
+    /// Undoes the decryptions under a receive key that gave nonsense, and tries the key before it: after a change of keys,
+    /// all that was under way then.
+    fn try_previous(&mut self, incoming: &mut [Incoming], opened: &mut [Result<Opened, Verdict>]) {
+        let keys_of = |item: &Incoming| {
+            let keys = &self.endpoints.get(&item.tunnel)?.tunnel.keys;
+            Some((keys.get(Slot::Receive)?, keys.get(Slot::Previous)?))
+        };
+        let mut failed = incoming.iter_mut().zip(opened).filter_map(|(item, opened)| {
+            let is_nonsense = *opened == Err(Verdict::BadCrc) && item.slot == Some(Slot::Receive);
+            let (current, previous) = keys_of(item).filter(|_| is_nonsense)?;
+            Some((item, opened, current, previous))
+        });
+        loop {
+            let mut batch: ArrayVec<_, BATCH> = failed.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return;
+            }
+            let current = batch.iter_mut().map(|(item, _, current, _)| (&mut **item, Some(*current)));
+            self.lanes.encrypt(&mut jobs(current, |item| item.sealed(&self.umem)));
+            let previous = batch.iter_mut().map(|(item, _, _, previous)| (&mut **item, Some(*previous)));
+            self.lanes.decrypt(&mut jobs(previous, |item| item.sealed(&self.umem)));
+            for (item, opened, ..) in batch {
+                item.slot = Some(Slot::Previous);
+                *opened = self.judge(item);
+            }
+        }
     }
 }
 

@@ -36,7 +36,7 @@ use super::outer::{FRESH, Hop};
 use super::port::Port;
 use super::random::Random;
 use super::toobig::TunnelMtu;
-use super::tunnel::{Tunnel, Way};
+use super::tunnel::{Opened, Tunnel, Way};
 use crate::cipher::Lanes;
 use crate::control::protocol::{Event, Wanted};
 use crate::kernel::nexthop::NextHops;
@@ -212,6 +212,7 @@ struct Worker {
     /// Whose the arrivals are.
     owners: Vec<Option<u16>>,
     incoming: Vec<Incoming>,
+    opened: Vec<Result<Opened, Verdict>>,
     deliveries: Vec<Delivery>,
     coalescer: Coalescer,
     inbox: Inbox,
@@ -268,6 +269,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         arrivals: Vec::with_capacity(BATCH),
         owners: Vec::with_capacity(BATCH),
         incoming: Vec::with_capacity(BATCH),
+        opened: Vec::with_capacity(BATCH),
         deliveries: Vec::with_capacity(BATCH),
         coalescer: Coalescer::default(),
         inbox: Inbox::new(),
