@@ -29,7 +29,7 @@ mod worker;
 pub use manager::{EngineOptions, run};
 
 /// Packets of one batch: as many as the ciphers run side by side.
-pub const BATCH: usize = 64;
+pub const BATCH: usize = 128;
 
 /// What a mutex guards. A worker that died while it held it left nothing half done: all that is guarded so are sets and
 /// single values.

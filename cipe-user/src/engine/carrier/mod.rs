@@ -16,7 +16,6 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
-use super::BATCH;
 use super::outer::{Hop, Marks};
 use super::socks;
 use crate::xsk::{Frame, Pool, Umem};
@@ -73,10 +72,13 @@ pub struct Sealed {
 
 /// Datagrams that can leave in one call, with equal headers: of one size but for the last, which may be smaller, or of sizes
 /// that change from one to the next; at most [`MAX_GROUP`] octets.
-pub type Group = ArrayVec<Sealed, BATCH>;
+pub type Group = ArrayVec<Sealed, MAX_DATAGRAMS>;
+
+/// Datagrams of a group: as many as every kernel with UDP_SEGMENT cuts (`UDP_MAX_SEGMENTS`).
+pub const MAX_DATAGRAMS: usize = 64;
 
 /// Most octets of a group: what the IPv4 length field can say, less IP and UDP headers, and a SOCKS5 header for each datagram.
-pub const MAX_GROUP: usize = 65_535 - 20 - 8 - BATCH * socks::HEADER;
+pub const MAX_GROUP: usize = 65_535 - 20 - 8 - MAX_DATAGRAMS * socks::HEADER;
 
 /// Where a group goes, and what its outer headers say.
 pub struct Route {

@@ -21,7 +21,7 @@ use rustix::net::sockopt::{
 };
 
 use super::options::{FragmentSize, Ipv6FragmentSize};
-use super::{Arrival, Door, Group, Room, Route};
+use super::{Arrival, Door, Group, MAX_DATAGRAMS, Room, Route};
 use crate::engine::BATCH;
 use crate::engine::outer::{FRESH, Marks};
 use crate::xsk::{Frame, Pool, Umem};
@@ -213,7 +213,7 @@ impl UdpCarrier {
 
     /// Sends datagrams of any sizes, many a call (sendmmsg(2)); returns how many were taken.
     fn send_uneven(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize) -> usize {
-        let datagrams: ArrayVec<&[IoSlice<'_>], BATCH> = parts.chunks(of_one).collect();
+        let datagrams: ArrayVec<&[IoSlice<'_>], MAX_DATAGRAMS> = parts.chunks(of_one).collect();
         let mut sent = 0;
         loop {
             let send = || self.send_many(route, &datagrams[sent..]);
@@ -238,7 +238,7 @@ impl UdpCarrier {
             SocketAddr::V6(_) => [ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6HopLimit(&ttl)],
         };
         let mut headers = MultiHeaders::preallocate(datagrams.len(), Some(nix::cmsg_space!(i32, i32)));
-        let to: ArrayVec<_, BATCH> = datagrams.iter().map(|_| Some(SockaddrStorage::from(route.to))).collect();
+        let to: ArrayVec<_, MAX_DATAGRAMS> = datagrams.iter().map(|_| Some(SockaddrStorage::from(route.to))).collect();
         let socket = self.shared.socket.as_raw_fd();
         sendmmsg(socket, &mut headers, datagrams, &to, control, MsgFlags::MSG_DONTWAIT).map_or(0, Iterator::count)
     }
@@ -252,7 +252,7 @@ fn is_even(mut lengths: impl Iterator<Item = usize>) -> bool {
 }
 
 /// The parts of a group's datagrams: of each its SOCKS5 header, if it needs one, and itself.
-type Parts<'a> = ArrayVec<IoSlice<'a>, { 2 * BATCH }>;
+type Parts<'a> = ArrayVec<IoSlice<'a>, { 2 * MAX_DATAGRAMS }>;
 
 /// Copies a datagram into a frame of its own, where it is opened; that costs little beside the opening.
 fn in_frame(octets: &[u8], umem: &Umem, pool: &mut Pool) -> Result<(Frame, Range<usize>), Verdict> {

@@ -263,7 +263,7 @@ mod tests {
                 keys.refresh(Instant::now());
                 keys
             });
-            let (umem, pool) = Umem::new(UmemConfig { frames: 1024, ..UmemConfig::default() }).unwrap();
+            let (umem, pool) = Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).unwrap();
             Self { umem, pool, keys, _writer: writer }
         }
 

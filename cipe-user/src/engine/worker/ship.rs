@@ -3,9 +3,9 @@
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
+use super::Worker;
 use super::outbound::Outgoing;
-use super::{BATCH, Worker};
-use crate::engine::carrier::{Door, MAX_GROUP, Room, Route, Sealed, XdpCarrier};
+use crate::engine::carrier::{Door, MAX_DATAGRAMS, MAX_GROUP, Room, Route, Sealed, XdpCarrier};
 use crate::engine::outer;
 use crate::engine::socks;
 use crate::engine::tunnel::{Tunnel, Way};
@@ -21,7 +21,7 @@ impl Worker {
         let mut rest = outgoing.drain(..);
         while let group @ [first, ..] = group(rest.as_slice()) {
             let (number, kind) = (first.tunnel, first.kind);
-            let octets: ArrayVec<usize, BATCH> = group.iter().map(|out| out.octets).collect();
+            let octets: ArrayVec<usize, MAX_DATAGRAMS> = group.iter().map(|out| out.octets).collect();
             let Some(endpoint) = self.endpoints.get_mut(&number) else {
                 rest.by_ref().take(octets.len()).for_each(|out| self.pool.put(out.frame));
                 continue;
@@ -140,7 +140,7 @@ fn group(outgoing: &[Outgoing]) -> &[Outgoing] {
     }
     // One takes along what follows, up to where a row begins.
     let (mut len, mut total) = (1, first.datagram.len());
-    while len < BATCH && !begins_row(&outgoing[len..]) {
+    while len < MAX_DATAGRAMS && !begins_row(&outgoing[len..]) {
         let Some(next) = outgoing.get(len).filter(|next| is_alike(first, next)) else { break };
         total += next.datagram.len();
         if total > MAX_GROUP {
@@ -169,7 +169,7 @@ fn row(outgoing: &[Outgoing]) -> usize {
     for out in rest {
         let alike = is_alike(first, out) && out.datagram.len() <= size;
         total += out.datagram.len();
-        if !alike || total > MAX_GROUP || len == BATCH {
+        if !alike || total > MAX_GROUP || len == MAX_DATAGRAMS {
             break;
         }
         len += 1;
@@ -202,7 +202,7 @@ mod tests {
             let all: Vec<Outgoing> = sizes.iter().map(out).collect();
             let mut rest = &all[..];
             while let group @ [first, ..] = group(rest) {
-                prop_assert!(group.len() <= BATCH && group.iter().all(|out| out.tunnel == first.tunnel));
+                prop_assert!(group.len() <= MAX_DATAGRAMS && group.iter().all(|out| out.tunnel == first.tunnel));
                 prop_assert!(group.iter().map(|out| out.datagram.len()).sum::<usize>() <= MAX_GROUP);
                 let lengths: Vec<usize> = group.iter().map(|out| out.datagram.len()).collect();
                 let is_row = lengths[..lengths.len() - 1].iter().all(|length| *length == lengths[0])
