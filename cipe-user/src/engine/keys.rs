@@ -2,7 +2,7 @@
 //! all workers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
@@ -11,7 +11,7 @@ use cipe_common::maps::{SLOTS, Slot, key_index};
 use zeroize::Zeroizing;
 
 use super::locked;
-use super::replay::{ReplayFilter, StaticReplayFilter};
+use super::replay::{Fingerprint, ReplayFilter, StaticReplayFilter};
 use crate::cipher::{Algorithm, Key};
 use crate::kernel::keys::{KEY, KeyReader};
 
@@ -30,11 +30,27 @@ impl Replay {
         if slot == Slot::Static { Self::Static(Default::default()) } else { Self::Dynamic(Default::default()) }
     }
 
-    /// Remembers a packet that passed every other check; whether it was new.
-    pub fn insert(&mut self, head: &[u8; 16]) -> bool {
+    /// What a packet is known by, given its IV and first block.
+    pub fn fingerprint(&self, head: &[u8; 16]) -> Fingerprint {
         match self {
-            Self::Dynamic(filter) => filter.insert(head),
-            Self::Static(filter) => filter.insert(head),
+            Self::Dynamic(filter) => filter.fingerprint(head),
+            Self::Static(filter) => filter.fingerprint(head),
+        }
+    }
+
+    /// Reads what [`Replay::insert`] will need.
+    pub fn warm(&self, packet: Fingerprint) {
+        match self {
+            Self::Dynamic(filter) => filter.warm(packet),
+            Self::Static(filter) => filter.warm(packet),
+        }
+    }
+
+    /// Remembers a packet that passed every other check; whether it was new.
+    pub fn insert(&mut self, packet: Fingerprint) -> bool {
+        match self {
+            Self::Dynamic(filter) => filter.insert(packet),
+            Self::Static(filter) => filter.insert(packet),
         }
     }
 }
@@ -76,11 +92,10 @@ impl LiveKey {
         self.octets_used.load(Ordering::Relaxed)
     }
 
-    /// Accounts for one packet more; returns the packets and the payload octets so far.
-    pub fn account(&self, octets: usize) -> (u64, u64) {
-        let octets = octets as u64;
+    /// Accounts for so many packets more, and their payload octets; returns both so far.
+    pub fn account(&self, packets: u64, octets: u64) -> (u64, u64) {
         (
-            self.packets.fetch_add(1, Ordering::Relaxed) + 1,
+            self.packets.fetch_add(packets, Ordering::Relaxed) + packets,
             self.octets_used.fetch_add(octets, Ordering::Relaxed) + octets,
         )
     }
@@ -90,9 +105,9 @@ impl LiveKey {
         *self.overdue.get_or_init(|| now)
     }
 
-    /// Remembers a packet that passed every other check, by IV and first block; whether it was new.
-    pub fn is_fresh(&self, head: &[u8; 16]) -> bool {
-        locked(&self.replay).insert(head)
+    /// The packets accepted so far. No other worker accepts any more while this is held.
+    pub fn replay(&self) -> MutexGuard<'_, Replay> {
+        locked(&self.replay)
     }
 }
 
@@ -287,8 +302,10 @@ mod tests {
 
     fn use_once(keys: &Keys, slot: Slot) -> bool {
         let live = keys.get(slot).unwrap();
-        live.account(0);
-        live.is_fresh(&PACKET)
+        live.account(1, 0);
+        let mut replay = live.replay();
+        let packet = replay.fingerprint(&PACKET);
+        replay.insert(packet)
     }
 
     #[test]
@@ -378,8 +395,8 @@ mod tests {
         writer.set(1, Slot::Send, &K1);
         let start = Instant::now();
         keys.refresh(start);
-        assert_eq!(keys.get(Slot::Send).unwrap().account(20), (1, 20));
-        assert_eq!(keys.get(Slot::Send).unwrap().account(30), (2, 50));
+        assert_eq!(keys.get(Slot::Send).unwrap().account(1, 20), (1, 20));
+        assert_eq!(keys.get(Slot::Send).unwrap().account(1, 30), (2, 50));
         writer.set(1, Slot::Send, &K1);
         keys.refresh(Instant::now());
         assert_eq!(keys.get(Slot::Send).map(|live| (live.packets(), live.since)), Some((2, start)));

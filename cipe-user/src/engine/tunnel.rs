@@ -1,7 +1,8 @@
 //! One tunnel as its worker sees it: keys, peer, way out, and the judgement on each opened packet.
 
+mod opening;
+
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,9 @@ use super::outer::Hop;
 use super::replay::SentIvs;
 use super::toobig::TunnelMtu;
 use crate::control::protocol::Wanted;
-use crate::wire::inner;
-use crate::wire::packet::{self, KeyKind, Type};
+use crate::wire::packet::{self, Type};
+
+pub use opening::{Candidates, Head, Opened};
 
 /// How datagrams leave for the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,18 +127,6 @@ pub struct Tunnel {
     pub ip_id: u16,
 }
 
-/// IV and first cipher block of a datagram: what the replay filter knows it by.
-pub type Head = [u8; 16];
-
-/// What an opened packet is.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Opened {
-    /// An inner IP packet, at this place in the datagram.
-    Data(Range<usize>),
-    /// A key-exchange or control message, at this place in the datagram.
-    Control(Range<usize>),
-}
-
 impl Tunnel {
     /// The same tunnel for another worker, before it has carried anything.
     pub fn for_worker(&self, worker: usize, tally: &Tally) -> Self {
@@ -179,69 +169,6 @@ impl Tunnel {
         }
     }
 
-    /// The slot that opens a datagram, by its length and key flag.
-    ///
-    /// # Errors
-    /// [`Verdict::BadLength`] or [`Verdict::NoReceiveKey`].
-    pub fn slot_for(&self, datagram: &[u8]) -> Result<Slot, Verdict> {
-        if datagram.len() < packet::MIN || !datagram.len().is_multiple_of(8) {
-            return Err(Verdict::BadLength);
-        }
-        match KeyKind::of(datagram[0]) {
-            KeyKind::Static => Ok(Slot::Static),
-            KeyKind::Dynamic => self.keys.receiving().filter(|slot| !self.is_spent(*slot)).ok_or(Verdict::NoReceiveKey),
-        }
-    }
-
-    /// Whether a receive key has opened its share of packets. It opens nothing more, so that neither its use nor the
-    /// memory of its replay filter is without bound.
-    fn is_spent(&self, slot: Slot) -> bool {
-        let limit = self.limits.receive_packets;
-        let dynamic = matches!(slot, Slot::Receive | Slot::Previous);
-        dynamic && limit > 0 && self.keys.get(slot).is_some_and(|live| live.packets() >= limit)
-    }
-
-    /// Judges a datagram that was decrypted in place under `slot`; `head` is as it was on the wire.
-    ///
-    /// # Errors
-    /// The verdict that it is dropped under; nothing was recorded then.
-    pub fn judge(&self, datagram: &[u8], head: &Head, slot: Slot) -> Result<Opened, Verdict> {
-        let (kind, n) = packet::unframe(&datagram[packet::IV..])?;
-        let payload = packet::IV..packet::IV + n;
-        if kind == Type::Data {
-            inner::check(&datagram[payload.clone()])?;
-        }
-        let iv: [u8; packet::IV] = std::array::from_fn(|i| head[i]);
-        if slot == Slot::Static && locked(&self.common.sent_ivs).contains(&iv) {
-            return Err(Verdict::Reflected);
-        }
-        if self.is_spent(slot) {
-            return Err(Verdict::NoReceiveKey);
-        }
-        let generation = self.keys.generation(slot);
-        let live = self.keys.get(slot).ok_or(Verdict::NoReceiveKey)?;
-        if !live.is_fresh(head) {
-            return Err(Verdict::Replayed);
-        }
-        let (packets, _) = live.account(n);
-        if slot == Slot::Receive && packets == 1 {
-            self.counters.use_receive_key(generation);
-        }
-        Ok(match kind {
-            Type::Data => Opened::Data(payload),
-            Type::Control => Opened::Control(payload),
-        })
-    }
-
-    /// Judges a bare payload (`nokey`).
-    ///
-    /// # Errors
-    /// [`Verdict::BadInner`].
-    pub fn judge_bare(&self, datagram: &[u8]) -> Result<Opened, Verdict> {
-        inner::check(datagram)?;
-        Ok(Opened::Data(0..datagram.len()))
-    }
-
     /// The slot that data is sealed under now.
     ///
     /// # Errors
@@ -257,7 +184,7 @@ impl Tunnel {
     pub fn sealed(&self, slot: Slot, octets: usize, kind: Type, now: Instant) -> Option<Wanted> {
         let limits = self.limits;
         let live = self.keys.get(slot)?;
-        let (packets, octets) = live.account(octets);
+        let (packets, octets) = live.account(1, octets as u64);
         let reason = if kind == Type::Control {
             return None;
         } else if slot == Slot::Static {

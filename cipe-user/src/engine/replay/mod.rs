@@ -43,6 +43,12 @@ impl Table {
         !self.slots.is_empty() && self.slots[self.find(fingerprint)] != 0
     }
 
+    /// Reads where `fingerprint` would be looked for, so that the wait for it begins now.
+    fn warm(&self, fingerprint: u64) {
+        let mask = self.slots.len().wrapping_sub(1);
+        std::hint::black_box(self.slots.get(fingerprint as usize & mask).copied());
+    }
+
     fn insert(&mut self, fingerprint: u64) -> bool {
         if self.used * 4 >= self.slots.len() * 3 {
             self.grow();
@@ -80,6 +86,12 @@ impl Set {
         self.tables.get(self.shard(fingerprint)).is_some_and(|table| table.contains(fingerprint))
     }
 
+    fn warm(&self, fingerprint: u64) {
+        if let Some(table) = self.tables.get(self.shard(fingerprint)) {
+            table.warm(fingerprint);
+        }
+    }
+
     fn insert(&mut self, fingerprint: u64) -> bool {
         if self.tables.is_empty() {
             self.tables = vec![Table::default()];
@@ -107,6 +119,10 @@ impl Set {
     }
 }
 
+/// What a filter knows a packet by.
+#[derive(Clone, Copy, Debug)]
+pub struct Fingerprint(u64);
+
 /// Zero means a free slot, so the fingerprint that would be zero shares one with another.
 fn fingerprint(key: &RandomState, octets: &[u8]) -> u64 {
     let mut hasher = key.build_hasher();
@@ -124,10 +140,22 @@ pub struct ReplayFilter {
 }
 
 impl ReplayFilter {
-    /// Remembers a packet by its IV and first cipher block, and returns whether it was new. For packets that passed
+    /// What this filter knows a packet by, given its IV and first cipher block. Nothing is remembered yet.
+    pub fn fingerprint(&self, packet: &[u8; 16]) -> Fingerprint {
+        Fingerprint(fingerprint(&self.key, packet))
+    }
+
+    /// Reads what [`ReplayFilter::insert`] will need, and forgets it. Done for all packets of a batch before the first
+    /// is inserted, the waits for memory overlap: each is in a place of its own of a table that no cache near the core
+    /// holds.
+    pub fn warm(&self, packet: Fingerprint) {
+        self.seen.warm(packet.0);
+    }
+
+    /// Remembers a packet by its fingerprint of this filter, and returns whether it was new. For packets that passed
     /// every other check only, see the module.
-    pub fn insert(&mut self, packet: &[u8; 16]) -> bool {
-        self.seen.insert(fingerprint(&self.key, packet))
+    pub fn insert(&mut self, packet: Fingerprint) -> bool {
+        self.seen.insert(packet.0)
     }
 
     /// Forgets everything and gives the memory back: for a new key.
@@ -160,13 +188,20 @@ impl Generations {
         Self { key: RandomState::new(), limit, recent: Set::default(), older: Set::default(), retired: Vec::new() }
     }
 
-    fn contains(&self, octets: &[u8]) -> bool {
-        let fingerprint = fingerprint(&self.key, octets);
+    fn fingerprint(&self, octets: &[u8]) -> u64 {
+        fingerprint(&self.key, octets)
+    }
+
+    fn contains(&self, fingerprint: u64) -> bool {
         self.recent.contains(fingerprint) || self.older.contains(fingerprint)
     }
 
-    fn insert(&mut self, octets: &[u8]) -> bool {
-        let fingerprint = fingerprint(&self.key, octets);
+    fn warm(&self, fingerprint: u64) {
+        self.recent.warm(fingerprint);
+        self.older.warm(fingerprint);
+    }
+
+    fn insert(&mut self, fingerprint: u64) -> bool {
         self.retired.pop();
         if self.older.contains(fingerprint) {
             return false;
@@ -202,9 +237,19 @@ impl Default for StaticReplayFilter {
 }
 
 impl StaticReplayFilter {
+    /// As [`ReplayFilter::fingerprint`].
+    pub fn fingerprint(&self, packet: &[u8; 16]) -> Fingerprint {
+        Fingerprint(self.0.fingerprint(packet))
+    }
+
+    /// As [`ReplayFilter::warm`].
+    pub fn warm(&self, packet: Fingerprint) {
+        self.0.warm(packet.0);
+    }
+
     /// As [`ReplayFilter::insert`].
-    pub fn insert(&mut self, packet: &[u8; 16]) -> bool {
-        self.0.insert(packet)
+    pub fn insert(&mut self, packet: Fingerprint) -> bool {
+        self.0.insert(packet.0)
     }
 
     /// Octets of memory in use.
@@ -227,12 +272,12 @@ impl Default for SentIvs {
 impl SentIvs {
     /// Remembers an IV as it goes out.
     pub fn insert(&mut self, iv: &[u8; 8]) {
-        self.0.insert(iv);
+        self.0.insert(self.0.fingerprint(iv));
     }
 
     /// Whether a packet with this IV is one of ours.
     pub fn contains(&self, iv: &[u8; 8]) -> bool {
-        self.0.contains(iv)
+        self.0.contains(self.0.fingerprint(iv))
     }
 
     /// Octets of memory in use.

@@ -4,6 +4,7 @@ use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
 use crate::engine::testpackets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
+use crate::wire::packet::KeyKind;
 
 const STATIC: [u8; KEY] = [1; KEY];
 const RECEIVE: [u8; KEY] = [2; KEY];
@@ -107,7 +108,11 @@ impl Bed {
         let mut datagram = datagram.to_vec();
         let key = &self.tunnel.keys.get(slot).unwrap().key;
         self.lanes.decrypt(&mut [packet::job(key, &mut datagram).unwrap()]);
-        self.tunnel.judge(&datagram, &head, slot).map(|opened| (slot, opened))
+        let mut opened = self.tunnel.judge(&datagram, &head, slot);
+        if opened.is_ok() {
+            self.tunnel.accept(slot, &mut [(&head, &mut opened)].into_iter().collect());
+        }
+        opened.map(|opened| (slot, opened))
     }
 }
 
@@ -253,6 +258,25 @@ fn a_receive_key_opens_its_share_and_no_more() {
         let datagram = bed.data(KeyKind::Static, &STATIC);
         assert!(bed.open(&datagram).is_ok(), "the static key has no end");
     }
+}
+
+#[test]
+fn of_a_batch_each_packet_is_taken_once_and_no_more_than_the_share() {
+    let bed = Bed::new(Algorithm::Blowfish, &[(Slot::Receive, RECEIVE)]);
+    let share = LIMITS.receive_packets;
+    let heads: Vec<Head> = (0..=share as u8).flat_map(|packet| [[packet; 16]; 2]).collect();
+    let mut opened: Vec<_> = heads.iter().map(|_| Ok(Opened::Data(8..28))).collect();
+    bed.tunnel.accept(Slot::Receive, &mut heads.iter().zip(&mut opened).collect());
+    for (number, opened) in opened.into_iter().enumerate() {
+        let expected = match number as u64 {
+            beyond if beyond > 2 * (share - 1) => Err(Verdict::NoReceiveKey),
+            first if first.is_multiple_of(2) => Ok(Opened::Data(8..28)),
+            _ => Err(Verdict::Replayed),
+        };
+        assert_eq!(opened, expected, "{number}");
+    }
+    let live = bed.tunnel.keys.get(Slot::Receive).unwrap();
+    assert_eq!((live.packets(), live.octets_used()), (share, 20 * share));
 }
 
 #[test]

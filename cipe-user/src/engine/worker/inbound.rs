@@ -13,7 +13,7 @@ use super::{BATCH, Report, Worker, want};
 use crate::control::protocol::Event;
 use crate::engine::carrier::{Arrival, Door, Room};
 use crate::engine::socks;
-use crate::engine::tunnel::{Head, Opened};
+use crate::engine::tunnel::{Candidates, Head, Opened};
 use crate::wire::packet;
 use crate::xsk::{Frame, Umem};
 
@@ -179,6 +179,7 @@ impl Worker {
         let mut opened = std::mem::take(&mut self.opened);
         opened.extend(incoming.iter().map(|item| self.judge(item)));
         self.try_previous(&mut incoming, &mut opened);
+        self.accept(&incoming, &mut opened);
         for (item, opened) in incoming.drain(..).zip(opened.drain(..)) {
             self.conclude(item, opened);
         }
@@ -237,6 +238,21 @@ impl Worker {
         match item.slot {
             Some(slot) => tunnel.judge(datagram, &item.head, slot),
             None => tunnel.judge_bare(datagram),
+        }
+    }
+
+    /// Drops what was received before. Packets of one key in a row are looked up together.
+    fn accept(&self, incoming: &[Incoming], opened: &mut [Result<Opened, Verdict>]) {
+        let mut opened = opened.iter_mut();
+        let mut good = Candidates::new();
+        let of_one_key = incoming.chunk_by(|a, b| (a.tunnel, a.slot) == (b.tunnel, b.slot));
+        for run in of_one_key.flat_map(|run| run.chunks(BATCH)) {
+            let heads = run.iter().map(|item| &item.head);
+            good.clear();
+            good.extend(heads.zip(opened.by_ref()).filter(|(_, opened)| opened.is_ok()));
+            if let (Some(endpoint), Some(slot)) = (self.endpoints.get(&run[0].tunnel), run[0].slot) {
+                endpoint.tunnel.accept(slot, &mut good);
+            }
         }
     }
 

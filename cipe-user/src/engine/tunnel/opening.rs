@@ -1,0 +1,127 @@
+//! What becomes of a datagram from the carrier: the key that opens it, and the judgement on what comes out.
+
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+use cipe_common::Verdict;
+use cipe_common::maps::Slot;
+
+use super::Tunnel;
+use crate::engine::{BATCH, locked};
+use crate::wire::inner;
+use crate::wire::packet::{self, KeyKind, Type};
+
+/// IV and first cipher block of a datagram: what the replay filter knows it by.
+pub type Head = [u8; 16];
+
+/// What an opened packet is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// An inner IP packet, at this place in the datagram.
+    Data(Range<usize>),
+    /// A key-exchange or control message, at this place in the datagram.
+    Control(Range<usize>),
+}
+
+impl Opened {
+    /// Octets of it.
+    fn octets(&self) -> usize {
+        let (Self::Data(place) | Self::Control(place)) = self;
+        place.len()
+    }
+}
+
+/// Some packets of a batch that passed all checks but that for replays: what each is known by, and what it is.
+pub type Candidates<'a> = ArrayVec<(&'a Head, &'a mut Result<Opened, Verdict>), BATCH>;
+
+impl Tunnel {
+    /// The slot that opens a datagram, by its length and key flag.
+    ///
+    /// # Errors
+    /// [`Verdict::BadLength`] or [`Verdict::NoReceiveKey`].
+    pub fn slot_for(&self, datagram: &[u8]) -> Result<Slot, Verdict> {
+        if datagram.len() < packet::MIN || !datagram.len().is_multiple_of(8) {
+            return Err(Verdict::BadLength);
+        }
+        match KeyKind::of(datagram[0]) {
+            KeyKind::Static => Ok(Slot::Static),
+            KeyKind::Dynamic => self.keys.receiving().filter(|slot| !self.is_spent(*slot)).ok_or(Verdict::NoReceiveKey),
+        }
+    }
+
+    /// Packets that a receive key may open yet. Beyond its share it opens nothing more, so that neither its use nor the
+    /// memory of its replay filter is without bound.
+    fn share_left(&self, slot: Slot) -> u64 {
+        let limit = self.limits.receive_packets;
+        let dynamic = matches!(slot, Slot::Receive | Slot::Previous);
+        match self.keys.get(slot) {
+            Some(live) if dynamic && limit > 0 => limit.saturating_sub(live.packets()),
+            _ => u64::MAX,
+        }
+    }
+
+    /// Whether a receive key has opened its share.
+    pub(super) fn is_spent(&self, slot: Slot) -> bool {
+        self.share_left(slot) == 0
+    }
+
+    /// Judges a datagram that was decrypted in place under `slot`; `head` is as it was on the wire. What is good is still to
+    /// be accepted.
+    ///
+    /// # Errors
+    /// The verdict that it is dropped under.
+    pub fn judge(&self, datagram: &[u8], head: &Head, slot: Slot) -> Result<Opened, Verdict> {
+        let (kind, n) = packet::unframe(&datagram[packet::IV..])?;
+        let payload = packet::IV..packet::IV + n;
+        if kind == Type::Data {
+            inner::check(&datagram[payload.clone()])?;
+        }
+        let iv: [u8; packet::IV] = std::array::from_fn(|i| head[i]);
+        if slot == Slot::Static && locked(&self.common.sent_ivs).contains(&iv) {
+            return Err(Verdict::Reflected);
+        }
+        Ok(match kind {
+            Type::Data => Opened::Data(payload),
+            Type::Control => Opened::Control(payload),
+        })
+    }
+
+    /// Takes each of the packets that were judged good under `slot` once, and no more than the key may open; the others
+    /// get the verdict that they are dropped under, and nothing is recorded of them.
+    pub fn accept(&self, slot: Slot, packets: &mut Candidates<'_>) {
+        let Some(live) = self.keys.get(slot) else {
+            return packets.iter_mut().for_each(|(_, opened)| **opened = Err(Verdict::NoReceiveKey));
+        };
+        // Held until they are accounted for: workers that open packets of one key do not exceed its share together.
+        let mut replay = live.replay();
+        let mut known_by = ArrayVec::<_, BATCH>::new();
+        known_by.extend(packets.iter().map(|(head, _)| replay.fingerprint(head)));
+        known_by.iter().for_each(|packet| replay.warm(*packet));
+        let left = self.share_left(slot);
+        let (mut accepted, mut octets) = (0, 0);
+        for ((_, opened), packet) in packets.iter_mut().zip(&known_by) {
+            match opened {
+                Ok(_) if accepted == left => **opened = Err(Verdict::NoReceiveKey),
+                Ok(_) if !replay.insert(*packet) => **opened = Err(Verdict::Replayed),
+                Ok(fresh) => {
+                    accepted += 1;
+                    octets += fresh.octets() as u64;
+                }
+                Err(_) => {}
+            }
+        }
+        let (so_far, _) = live.account(accepted, octets);
+        if slot == Slot::Receive && accepted > 0 && so_far == accepted {
+            self.counters.use_receive_key(self.keys.generation(slot));
+        }
+    }
+
+    /// Judges a bare payload (`nokey`).
+    ///
+    /// # Errors
+    /// [`Verdict::BadInner`].
+    pub fn judge_bare(&self, datagram: &[u8]) -> Result<Opened, Verdict> {
+        inner::check(datagram)?;
+        Ok(Opened::Data(0..datagram.len()))
+    }
+}
