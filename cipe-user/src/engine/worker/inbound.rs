@@ -161,6 +161,7 @@ impl Worker {
 
     fn open_incoming(&mut self) {
         let mut incoming = std::mem::take(&mut self.incoming);
+        self.moved += incoming.len();
         let key_of = |item: &Incoming| self.endpoints.get(&item.tunnel)?.tunnel.keys.get(item.slot?);
         if incoming.len() > BATCH && self.crew.has_help(self.number) {
             let chunks = Chunk::cut(&mut incoming, Packets::Incoming, key_of);

@@ -220,6 +220,8 @@ struct Worker {
     icmp: Icmp,
     /// Told of path MTUs that the kernel has learned.
     next_hops: NextHops,
+    /// Packets taken in or out in this waking.
+    moved: usize,
     /// Longest time to stay awake for when there is nothing to do.
     busy_poll: Duration,
     /// Dropped with the worker.
@@ -276,6 +278,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         sight: Sight::new(Instant::now()),
         icmp: Icmp::open().context("raw ICMP sockets")?,
         next_hops,
+        moved: 0,
         busy_poll: Duration::ZERO,
         _alive: alive,
     };
@@ -326,6 +329,7 @@ impl Worker {
                     break;
                 }
             }
+            rest.gather(std::mem::take(&mut self.moved));
         }
     }
 

@@ -152,6 +152,7 @@ impl Worker {
 
     fn send_outgoing(&mut self) {
         let mut outgoing = std::mem::take(&mut self.outgoing);
+        self.moved += outgoing.len();
         for out in &mut outgoing {
             self.frame(out);
         }

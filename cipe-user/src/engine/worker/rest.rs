@@ -4,6 +4,9 @@
 //! metal some microseconds, in a virtual machine thirty or more, for whoever wakes it as well. So a worker that was woken
 //! again soon after it fell asleep stays awake a little longer each time, up to a ceiling (option `busypoll`), and one that
 //! sleeps long goes to sleep at once. Between two looks it yields, so that whoever else wants the CPU has it.
+//!
+//! A worker that never stays awake gathers instead: after a waking that brought many packets, but no full batch, it rests for
+//! a moment before it asks for more, as network cards moderate their interrupts, and the next waking brings a fuller batch.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -11,11 +14,19 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 use rustix::thread::sched_yield;
 
+use crate::engine::BATCH;
+
 /// Events of one look.
 const EVENTS: usize = 64;
 
 /// The shortest time worth staying awake for.
 const LEAST: Duration = Duration::from_micros(5);
+
+/// Packets of one waking that tell of more to come soon.
+const MANY: usize = 16;
+
+/// How long to gather. The kernel's timer slack adds 50 µs.
+const GATHER: Duration = Duration::from_micros(20);
 
 /// The waiting of one worker.
 pub struct Rest {
@@ -34,6 +45,17 @@ impl Rest {
     pub fn stay_awake(&mut self, ceiling: Duration) {
         self.ceiling = ceiling;
         self.awake = self.awake.min(ceiling);
+    }
+
+    /// Rests for a moment if that is worth it after a waking that brought `packets`.
+    pub fn gather(&self, packets: usize) {
+        if self.gathers(packets) {
+            std::thread::sleep(GATHER);
+        }
+    }
+
+    fn gathers(&self, packets: usize) -> bool {
+        self.ceiling.is_zero() && (MANY..BATCH).contains(&packets)
     }
 
     /// Waits for events on `epoll`, at most `longest`; returns the data of those that came, perhaps none.
@@ -106,6 +128,14 @@ mod tests {
         rest.adapt(Duration::from_micros(1));
         rest.stay_awake(Duration::ZERO);
         assert_eq!(rest.awake, Duration::ZERO, "a ceiling that is lowered holds at once");
+    }
+
+    #[test]
+    fn only_a_part_of_a_batch_is_gathered_for_and_only_where_nobody_stays_awake() {
+        let mut rest = Rest::new();
+        assert_eq!([0, 1, MANY, BATCH - 1, BATCH].map(|n| rest.gathers(n)), [false, false, true, true, false]);
+        rest.stay_awake(Duration::from_micros(1));
+        assert!(!rest.gathers(MANY));
     }
 
     #[test]
