@@ -49,11 +49,11 @@ use outbound::Outgoing;
 use rest::Rest;
 use table::{Addresses, Table};
 
-/// Most frames that wait for packets in the fill ring of a carrier queue: 1 ms of them at a million packets a second.
-const CARRIER_FILL: u32 = 1024;
+/// Most frames that wait for packets in the fill ring of a carrier queue: 2 ms of them at a million packets a second.
+const CARRIER_FILL: u32 = 2048;
 
 /// The same for a hub: as long as a worker may have to wait for its turn on a busy CPU.
-const PRIVATE_FILL: u32 = 1024;
+const PRIVATE_FILL: u32 = 2048;
 
 /// What a worker tells the control thread of a tunnel.
 #[derive(Debug)]
