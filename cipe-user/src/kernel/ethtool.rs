@@ -15,12 +15,14 @@ const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 
+const MSG_FEATURES_GET: u8 = 11;
 const MSG_FEATURES_SET: u8 = 12;
 const MSG_CHANNELS_GET: u8 = 17;
 const VERSION: u8 = 1;
 const A_HEADER: u16 = 1;
 const A_HEADER_DEV_INDEX: u16 = 1;
 const A_FEATURES_WANTED: u16 = 3;
+const A_FEATURES_ACTIVE: u16 = 4;
 const A_BITSET_BITS: u16 = 3;
 const A_BITSET_BITS_BIT: u16 = 1;
 const A_BITSET_BIT_NAME: u16 = 2;
@@ -49,6 +51,15 @@ pub(super) fn set_features(index: u32, features: &[Feature]) -> io::Result<()> {
     let bits = nested(A_BITSET_BITS, &bits.collect::<Vec<_>>());
     let request = [device(index), nested(A_FEATURES_WANTED, &[bits])];
     Ethtool::open()?.request(MSG_FEATURES_SET, NLM_F_ACK, &request).map(drop)
+}
+
+/// Whether a device joins what it receives to superframes (GRO); `None` if the kernel does not tell.
+pub fn has_gro(index: u32) -> Option<bool> {
+    let answer = Ethtool::open().ok()?.request(MSG_FEATURES_GET, 0, &[device(index)]).ok()?;
+    // A list without a mask: what is in it is on.
+    let bits = attribute(&attribute(&answer, A_FEATURES_ACTIVE)?, A_BITSET_BITS)?;
+    let mut names = NlasIterator::new(&bits).flatten().filter_map(|bit| attribute(bit.value(), A_BITSET_BIT_NAME));
+    Some(names.any(|name| name == b"rx-gro\0"))
 }
 
 /// Receive queues that a device has in use; `None` if its driver does not tell.

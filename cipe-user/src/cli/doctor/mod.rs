@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use crate::cipher::{Lanes, Report};
 use crate::kernel::bpf::{LoadOptions, Programs};
+use crate::kernel::ethtool;
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netlink::Netlink;
 use crate::xsk::{Umem, UmemConfig};
@@ -100,13 +101,13 @@ async fn cards(names: &[String]) -> anyhow::Result<Vec<Finding>> {
     for card in cards {
         let (program, kind) = netlink.attached(card.ifindex).await.unwrap_or_default();
         let driver = host::driver(&card.name).or(kind).unwrap_or_else(|| "unknown".to_owned());
-        findings.extend(judge(&card, &driver, program));
+        findings.extend(judge(&card, &driver, program, ethtool::has_gro(card.ifindex)));
     }
     Ok(findings)
 }
 
-/// What a card is good for as a carrier.
-fn judge(card: &Card, driver: &str, program: Option<u32>) -> Vec<Finding> {
+/// What a card is good for as a carrier, or on the way to one.
+fn judge(card: &Card, driver: &str, program: Option<u32>, gro: Option<bool>) -> Vec<Finding> {
     let name = &card.name;
     let mut findings = Vec::new();
     match card.kind {
@@ -131,6 +132,13 @@ fn judge(card: &Card, driver: &str, program: Option<u32>) -> Vec<Finding> {
     }
     if driver == "veth" {
         let text = format!("{name}: a veth has no zero copy; native XDP on it takes segmentation off its other end");
+        findings.push(Finding::new(Grade::Note, text));
+    }
+    if gro == Some(false) {
+        let text = format!(
+            "{name}: GRO is off; with it on the LAN card, TCP through a gateway gained 14 % in a measurement, on the \
+             carrier 6 %: ethtool -K {name} gro on"
+        );
         findings.push(Finding::new(Grade::Note, text));
     }
     let left = card.mtu.saturating_sub(OVERHEAD);
@@ -187,13 +195,14 @@ mod tests {
 
     #[test]
     fn a_card_is_judged_as_a_carrier() {
-        let good = judge(&card(CardKind::Ethernet, 1500), "virtio_net", None);
+        let good = judge(&card(CardKind::Ethernet, 1500), "virtio_net", None, Some(true));
         assert_eq!(grades(&good), [Grade::Good, Grade::Good]);
         assert!(good[1].text.contains("leaves 1442 octets over IPv4, 1422 over IPv6"), "{good:?}");
-        let shared = judge(&card(CardKind::Ethernet, 1500), "veth", Some(7));
-        assert_eq!(grades(&shared), [Grade::Good, Grade::Note, Grade::Note, Grade::Good]);
+        let shared = judge(&card(CardKind::Ethernet, 1500), "veth", Some(7), Some(false));
+        assert_eq!(grades(&shared), [Grade::Good, Grade::Note, Grade::Note, Grade::Note, Grade::Good]);
         assert!(shared[1].text.contains("program 7"), "{shared:?}");
-        assert_eq!(grades(&judge(&card(CardKind::Other, 1280), "tun", None)), [Grade::Note, Grade::Note]);
-        assert_eq!(judge(&card(CardKind::Other, 120), "tun", None)[1].grade, Grade::Bad);
+        assert!(shared[3].text.contains("ethtool -K eth0 gro on"), "{shared:?}");
+        assert_eq!(grades(&judge(&card(CardKind::Other, 1280), "tun", None, None)), [Grade::Note, Grade::Note]);
+        assert_eq!(judge(&card(CardKind::Other, 120), "tun", None, None)[1].grade, Grade::Bad);
     }
 }

@@ -8,7 +8,7 @@ use rtnetlink::LinkUnspec;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::*;
-use crate::kernel::ethtool::{Offloads, set_offloads};
+use crate::kernel::ethtool::{Offloads, has_gro, set_offloads};
 use crate::kernel::testnet::{Other, in_namespace};
 
 const ETHERNET: usize = 14;
@@ -127,6 +127,18 @@ fn with_checksum_offload_alone_frames_fit_but_their_checksums_are_partial() {
         let frames = frames_with(&netlink, Offloads { tx_checksum: true, ..Offloads::SINGLE_FRAMES }).await;
         assert!(frames.iter().all(|frame| frame.length <= MTU));
         assert!(frames.iter().any(|frame| !frame.complete));
+    });
+}
+
+#[test]
+fn whether_a_device_joins_what_it_receives_can_be_asked() {
+    in_namespace(|netlink| async move {
+        let hub = hub(&netlink).await;
+        for gro in [true, false] {
+            set_offloads(&hub.name, hub.index, Offloads { gro, ..Offloads::SUPERFRAMES }).unwrap();
+            assert_eq!(has_gro(hub.index), Some(gro));
+        }
+        assert_eq!(has_gro(4_000_000), None);
     });
 }
 
