@@ -374,7 +374,8 @@ impl Worker {
     fn carry_out(&mut self, command: Command) {
         match command {
             Command::AddCarrier(slot, sockets, _done) => {
-                let fill = (self.pool.total() as u32 / 4 / sockets.len().max(1) as u32).clamp(64, CARRIER_FILL);
+                let others = self.carriers.iter().flatten().count();
+                let fill = self.fill(4, others, sockets.len()).clamp(64, CARRIER_FILL);
                 let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
                 if self.carriers.len() <= slot {
                     self.carriers.resize_with(slot + 1, || None);
@@ -392,7 +393,8 @@ impl Worker {
                 }
             }
             Command::AddHub(slot, sockets, injector, _done) => {
-                let ports = self.open_ports(sockets, Source::Hub(slot), PRIVATE_FILL);
+                let fill = self.fill(8, self.hubs.iter().flatten().count(), sockets.len()).clamp(256, PRIVATE_FILL);
+                let ports = self.open_ports(sockets, Source::Hub(slot), fill);
                 if self.hubs.len() <= slot {
                     self.hubs.resize_with(slot + 1, || None);
                 }
@@ -487,6 +489,12 @@ impl Worker {
         let lans = self.lans.iter_mut().flatten().flat_map(Lan::ports);
         let losses = carriers.chain(lans).map(Port::new_losses).sum();
         first.tunnel.counters.count_all(Verdict::RingFull, losses);
+    }
+
+    /// Frames for the fill ring of each of some sockets of a new device: together a part of all, and the less the more `others` of
+    /// its kind have theirs, so that many devices leave some to send with.
+    fn fill(&self, part: usize, others: usize, sockets: usize) -> u32 {
+        (self.pool.total() / part / (others + 1) / sockets.max(1)) as u32
     }
 
     fn open_ports(&mut self, sockets: Vec<Socket>, source: Source, fill: u32) -> Vec<Port> {
