@@ -19,19 +19,20 @@ const MANY: u32 = 2_500;
 #[derive(Debug)]
 pub struct Sight {
     since: Instant,
+    received: Seen,
+    sent: Seen,
+}
+
+/// Datagrams of one direction.
+#[derive(Debug, Default)]
+struct Seen {
     large: u32,
     alone: u32,
     together: u32,
 }
 
-impl Sight {
-    /// The first look, from `now` on.
-    pub fn new(now: Instant) -> Self {
-        Self { since: now, large: 0, alone: 0, together: 0 }
-    }
-
-    /// Sees a message of `datagrams` datagrams, the first of `octets` octets.
-    pub fn take(&mut self, datagrams: usize, octets: usize) {
+impl Seen {
+    fn take(&mut self, datagrams: usize, octets: usize) {
         if datagrams > 1 {
             self.together = self.together.saturating_add(datagrams as u32);
         } else {
@@ -39,11 +40,32 @@ impl Sight {
             self.large = self.large.saturating_add(u32::from(octets >= LARGE_OCTETS));
         }
     }
+}
+
+impl Sight {
+    /// The first look, from `now` on.
+    pub fn new(now: Instant) -> Self {
+        Self { since: now, received: Seen::default(), sent: Seen::default() }
+    }
+
+    /// Sees a message arrive of `datagrams` datagrams, the first of `octets` octets.
+    pub fn receive(&mut self, datagrams: usize, octets: usize) {
+        self.received.take(datagrams, octets);
+    }
+
+    /// Sees so many datagrams leave in one call. Of what leaves, only very many that leave alone call for another door: on it,
+    /// nothing can come in as a superframe any more.
+    pub fn send(&mut self, datagrams: usize) {
+        self.sent.take(datagrams, 0);
+    }
 
     /// Whether most datagrams are alone, and so many that it matters; a new look begins when that is seen, or when this
-    /// one is over.
+    /// one is over. Large ones that arrive alone are judged by what arrives: how they are answered is another matter.
     pub fn shows_single_frames(&mut self, now: Instant) -> bool {
-        let shows = self.alone > self.together && (self.large >= LARGE || self.alone >= MANY);
+        let Self { received, sent, .. } = self;
+        let alone = received.alone.saturating_add(sent.alone);
+        let many = alone >= MANY && alone > received.together.saturating_add(sent.together);
+        let shows = many || received.large >= LARGE && received.alone > received.together;
         if shows || now.duration_since(self.since) >= LOOK {
             *self = Self::new(now);
         }
@@ -59,7 +81,7 @@ mod tests {
         let start = Instant::now();
         let mut sight = Sight::new(start);
         (0..times).any(|_| {
-            messages.iter().for_each(|(datagrams, octets)| sight.take(*datagrams, *octets));
+            messages.iter().for_each(|(datagrams, octets)| sight.receive(*datagrams, *octets));
             sight.shows_single_frames(start)
         })
     }
@@ -76,6 +98,25 @@ mod tests {
     }
 
     #[test]
+    fn what_leaves_together_does_not_hide_what_arrives_alone() {
+        let start = Instant::now();
+        let mut sight = Sight::new(start);
+        sight.send(1000);
+        (0..LARGE).for_each(|_| sight.receive(1, 1468));
+        assert!(sight.shows_single_frames(start));
+    }
+
+    #[test]
+    fn of_what_leaves_only_very_many_alone_count() {
+        let start = Instant::now();
+        let mut sight = Sight::new(start);
+        (0..MANY - 1).for_each(|_| sight.send(1));
+        assert!(!sight.shows_single_frames(start));
+        sight.send(1);
+        assert!(sight.shows_single_frames(start));
+    }
+
+    #[test]
     fn acknowledgements_and_a_few_packets_decide_nothing() {
         assert!(!look(&[(1, 72)], 1000));
         assert!(!look(&[(1, 1468)], 20));
@@ -86,7 +127,7 @@ mod tests {
         let start = Instant::now();
         let mut sight = Sight::new(start);
         for look in 1..100 {
-            (0..50).for_each(|_| sight.take(1, 1468));
+            (0..50).for_each(|_| sight.receive(1, 1468));
             assert!(!sight.shows_single_frames(start + LOOK * look));
         }
     }

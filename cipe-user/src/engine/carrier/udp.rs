@@ -164,7 +164,7 @@ impl Door for UdpCarrier {
                 let was_joined = message.is_joined;
                 arrivals.push(Arrival { to: None, from: message.from, was_joined, datagram });
             }
-            room.sight.take(datagrams, first);
+            room.sight.receive(datagrams, first);
         }
         more |= arrivals.len() - before >= BATCH;
         Ok(more)
@@ -178,8 +178,7 @@ impl Door for UdpCarrier {
             parts.push(IoSlice::new(&room.umem.chunk(&sealed.frame)[sealed.datagram.clone()]));
         }
         let of_one = parts.len() / group.len().max(1);
-        // Of what leaves, only very many call for another door: on it, nothing can come in as a superframe any more.
-        room.sight.take(group.len(), 0);
+        room.sight.send(group.len());
         let sent = match is_even {
             true => self.send_even(route, &parts, of_one),
             false => self.send_uneven(route, &parts, of_one),
