@@ -1,6 +1,8 @@
 //! The AF_XDP sockets of a carrier card, one a receive queue: whole frames, with headers of our own making.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cipe_common::Verdict;
 
@@ -14,7 +16,14 @@ use crate::xsk::{Packet, Pool, Umem};
 pub struct XdpCarrier {
     queues: Vec<Queue>,
     received: Vec<Packet>,
+    /// Where all that arrives waits until [`XdpCarrier::begin`]; `None` from then on.
+    waiting: Option<Vec<Arrival>>,
+    /// Counts what goes through the card, both ways and at all workers.
+    traffic: Arc<AtomicU64>,
 }
+
+/// Part of a worker's frames that may wait so; the rest stays in the ring.
+const MOST_WAITING: usize = 4;
 
 struct Queue {
     port: Port,
@@ -23,10 +32,15 @@ struct Queue {
 }
 
 impl XdpCarrier {
-    /// A card by its queues' sockets.
-    pub fn new(ports: Vec<Port>) -> Self {
+    /// A card by its queues' sockets. It counts datagrams in `traffic`, and hands none out before [`XdpCarrier::begin`].
+    pub fn new(ports: Vec<Port>, traffic: Arc<AtomicU64>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
-        Self { queues, received: Vec::with_capacity(BATCH) }
+        Self { queues, received: Vec::with_capacity(BATCH), waiting: Some(Vec::new()), traffic }
+    }
+
+    /// Hands out what has waited; what arrives from now on is [`Door::receive`]'s.
+    pub fn begin(&mut self) -> Vec<Arrival> {
+        self.waiting.take().unwrap_or_default()
     }
 
     /// Whether this worker has any of the card's queues.
@@ -47,6 +61,11 @@ impl XdpCarrier {
 
 impl Door for XdpCarrier {
     fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
+        let arrivals = match &mut self.waiting {
+            Some(waiting) if waiting.len() >= room.pool.total() / MOST_WAITING => return Ok(false),
+            Some(waiting) => waiting,
+            None => arrivals,
+        };
         let mut taken = 0;
         for queue in &mut self.queues {
             taken += queue.port.receive(&mut self.received, BATCH - taken, room.pool);
@@ -57,6 +76,7 @@ impl Door for XdpCarrier {
                 arrival(packet, is_piece, room)
             }));
         }
+        self.traffic.fetch_add(taken as u64, Ordering::Relaxed);
         Ok(taken >= BATCH)
     }
 
@@ -74,6 +94,7 @@ impl Door for XdpCarrier {
             }
         }
         group.for_each(|sealed| room.pool.put(sealed.frame));
+        self.traffic.fetch_add(sent as u64, Ordering::Relaxed);
         sent
     }
 }

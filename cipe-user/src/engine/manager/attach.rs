@@ -280,11 +280,11 @@ impl Manager {
     }
 }
 
-/// Waits until the workers have dropped their ends, which they do when the sockets are closed: 100 ms each at most.
+/// Waits until the workers have dropped their ends, which they do when a command is carried out: 1 s at most.
 pub(super) async fn dropped(gone: std::sync::mpsc::Receiver<()>) {
     let waited = tokio::task::spawn_blocking(move || gone.recv_timeout(Duration::from_secs(1))).await;
     if waited.is_ok_and(|outcome| outcome == Err(RecvTimeoutError::Timeout)) {
-        tracing::warn!("a worker did not close its sockets in time");
+        tracing::warn!("a worker did not do what it was told in time");
     }
 }
 

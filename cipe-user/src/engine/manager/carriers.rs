@@ -1,12 +1,7 @@
-//! Carrier devices: opened when the first tunnel's way leads over them, closed after the last.
+//! The ways to the tunnels' peers, and by which door each leaves.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
-use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
-
-use super::attach::dropped;
-use super::workers::share_of;
 use super::{Manager, News, Socks, Tenant};
 use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::carrier::Path;
@@ -14,34 +9,8 @@ use crate::engine::outer::Hop;
 use crate::engine::tunnel::Way;
 use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
-use crate::kernel::links::{Card, CardKind};
+use crate::kernel::links::CardKind;
 use crate::kernel::nexthop::{NextHop, State};
-use crate::xsk::{Socket, SocketConfig};
-
-/// The carrier devices in use, by ifindex.
-#[derive(Default)]
-pub struct Carriers {
-    open: HashMap<u32, Carrier>,
-    /// Devices that might deliver superframes and were seen not to.
-    single_frames: HashSet<u32>,
-}
-
-struct Carrier {
-    /// AF_XDP transmits from the UMEM itself.
-    zero_copy: bool,
-    /// Index in the workers' tables, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`].
-    slot: usize,
-    tunnels: BTreeSet<u16>,
-    /// Modes got, for people.
-    note: String,
-}
-
-impl Carriers {
-    /// Whether AF_XDP serves a device as a carrier.
-    pub fn has(&self, ifindex: u32) -> bool {
-        self.open.contains_key(&ifindex)
-    }
-}
 
 impl Manager {
     /// Follows the way to a tunnel's peer from now on, in place of another peer's.
@@ -150,7 +119,7 @@ impl Manager {
     }
 
     /// Moves a tunnel to the carrier device of a way, and chooses the door.
-    async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
+    pub(super) async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
         let is_open = self.use_carrier(hop.ifindex, number).await;
         let door = match self.tenants.get(&number) {
             Some(tenant) if !is_open => Some(self.door_by_socket(hop.ifindex, tenant).await),
@@ -170,29 +139,10 @@ impl Manager {
         after.and_then(|_| self.path(hop, me, door)).map_or(Way::Socket, Way::Carrier)
     }
 
-    /// Takes up that a tunnel's UDP socket gets single frames: AF_XDP is the faster door for them, on the same device for
-    /// all tunnels that choose by themselves.
-    pub(super) async fn saw_single_frames(&mut self, number: u16) {
-        let hop = self.tenants.get(&number).and_then(|tenant| tenant.hop);
-        let Some(ifindex) = hop.map(|hop| hop.ifindex) else { return };
-        if !self.carriers.single_frames.insert(ifindex) {
-            return;
-        }
-        let over = |tenant: &Tenant| tenant.hop.filter(|hop| hop.ifindex == ifindex).zip(tenant.peer);
-        let tunnels: Vec<_> =
-            self.tenants.iter().filter_map(|(number, tenant)| Some((*number, over(tenant)?))).collect();
-        for (number, (hop, peer)) in tunnels {
-            let way = self.way_over(hop, number).await;
-            if let Some(tenant) = self.tenants.get(&number) {
-                self.workers.tell_all(|_| Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
-            }
-        }
-    }
-
     /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster, but for what leaves one a call
     /// (docs/BENCHMARKS.md).
     fn path(&self, hop: NextHop, me: SocketAddr, door: Door) -> Option<Path> {
-        let carrier = self.carriers.open.get(&hop.ifindex)?;
+        let carrier = self.carriers.get(hop.ifindex)?;
         Some(Path {
             carrier: carrier.slot,
             hop: Hop { source: hop.source_mac?, destination: hop.destination_mac? },
@@ -208,8 +158,7 @@ impl Manager {
         if tenant.carrier_door == Door::Udp || tenant.refused == Some(ifindex) {
             return false;
         }
-        if let Some(carrier) = self.carriers.open.get_mut(&ifindex) {
-            carrier.tunnels.insert(number);
+        if self.carriers.join(ifindex, number) {
             return true;
         }
         let (door, mut mode) = (tenant.carrier_door, tenant.xdp_mode);
@@ -220,9 +169,10 @@ impl Manager {
                 return false;
             }
         };
-        if door == Door::Auto && card.superframes {
+        let by_sight = door == Door::Auto && card.superframes;
+        if by_sight {
             // In the stack a superframe would still come now and then, and pass for one large datagram.
-            if mode == XdpPreference::Generic || !self.carriers.single_frames.contains(&ifindex) {
+            if mode == XdpPreference::Generic || !self.carriers.has_single_frames(ifindex) {
                 return false;
             }
             mode = XdpPreference::Native;
@@ -231,11 +181,13 @@ impl Manager {
         let as_expected = door == Door::Auto && card.kind != CardKind::Ethernet;
         match self.open_carrier(card, mode).await {
             Ok(mut carrier) => {
+                if by_sight {
+                    carrier.note.push_str(", until it is calm");
+                }
                 tracing::info!("{}", carrier.note);
                 self.news(number, carrier.note.clone());
-                carrier.tunnels.insert(number);
-                self.carriers.open.insert(ifindex, carrier);
-                true
+                self.carriers.insert(ifindex, carrier);
+                self.carriers.join(ifindex, number)
             }
             Err(error) => {
                 if let Some(tenant) = self.tenants.get_mut(&number) {
@@ -251,87 +203,6 @@ impl Manager {
                 false
             }
         }
-    }
-
-    async fn open_carrier(&mut self, card: Card, mode: XdpPreference) -> anyhow::Result<Carrier> {
-        let ifindex = card.ifindex;
-        if card.kind != CardKind::Ethernet {
-            anyhow::bail!("{}: no Ethernet device, so AF_XDP cannot send on it", card.name);
-        }
-        if self.lans.has(ifindex) {
-            anyhow::bail!("{}: the short cut (`lan`) has its AF_XDP sockets", card.name);
-        }
-        let slot = (0..MAX_CARRIERS as usize).find(|slot| self.carriers.open.values().all(|c| c.slot != *slot));
-        let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_CARRIERS} carrier slots are in use"))?;
-        let base = slot as u32 * CARRIER_QUEUES;
-        let queues = card.receive_queues.clamp(1, CARRIER_QUEUES);
-        let mode = self.programs.attach_carrier(ifindex, mode)?;
-        match self.open_queues(ifindex, slot, base, queues).await {
-            Ok(zero_copy) => {
-                let copying = if zero_copy { "zero copy" } else { "copy mode" };
-                let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
-                Ok(Carrier { zero_copy, slot, tunnels: BTreeSet::new(), note })
-            }
-            Err(error) => {
-                self.programs.detach_carrier(ifindex);
-                Err(error)
-            }
-        }
-    }
-
-    /// Opens the queues of a carrier device; whether all of them are zero copy.
-    async fn open_queues(&mut self, ifindex: u32, slot: usize, base: u32, queues: u32) -> anyhow::Result<bool> {
-        let mut sockets = Vec::new();
-        for queue in 0..queues {
-            let socket = self.bind_queue(ifindex, queue, SocketConfig::default()).await?;
-            self.programs.set_carrier_socket(base + queue, &socket)?;
-            sockets.push(socket);
-        }
-        let zero_copy = sockets.iter().all(Socket::zero_copy);
-        let (done, listening) = std::sync::mpsc::channel();
-        let mut shares = share_of(sockets, self.workers.count());
-        self.workers.tell_all(|worker| Command::AddCarrier(slot, std::mem::take(&mut shares[worker]), done.clone()));
-        drop(done);
-        // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
-        dropped(listening).await;
-        if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
-            self.workers.tell_all(|_| Command::RemoveCarrier(slot, std::sync::mpsc::channel().0));
-            return Err(error.into());
-        }
-        Ok(zero_copy)
-    }
-
-    /// Leaves a carrier device, and closes it after its last tunnel.
-    pub(super) async fn release_carrier(&mut self, ifindex: u32, number: u16) {
-        let Some(carrier) = self.carriers.open.get_mut(&ifindex) else { return };
-        carrier.tunnels.remove(&number);
-        if carrier.tunnels.is_empty() {
-            self.close_carrier(ifindex).await;
-        }
-    }
-
-    /// Closes a carrier device; tunnels that used it send by their UDP sockets.
-    pub(super) async fn close_carrier(&mut self, ifindex: u32) {
-        self.carriers.single_frames.remove(&ifindex);
-        let Some(carrier) = self.carriers.open.remove(&ifindex) else { return };
-        self.programs.detach_carrier(ifindex);
-        if let Err(error) = self.programs.remove_carrier_device(ifindex) {
-            tracing::debug!("{error}");
-        }
-        let (done, gone) = std::sync::mpsc::channel();
-        self.workers.tell_all(|_| Command::RemoveCarrier(carrier.slot, done.clone()));
-        drop(done);
-        dropped(gone).await;
-        for number in carrier.tunnels {
-            if let Some(tenant) = self.tenants.get_mut(&number) {
-                tenant.carrier = None;
-            }
-        }
-    }
-
-    /// Modes got on the carrier device of a tunnel.
-    pub(super) fn carrier_note(&self, ifindex: u32) -> Option<&str> {
-        self.carriers.open.get(&ifindex).map(|carrier| carrier.note.as_str())
     }
 
     /// Tells a tunnel's daemon something for its log that the operator should look at.

@@ -1,7 +1,9 @@
 //! The control thread: connections, devices, maps and routes. No packet passes through it but key exchange.
 
 mod attach;
+mod cards;
 mod carriers;
+mod habit;
 mod hubs;
 mod keys;
 mod lan;
@@ -34,7 +36,7 @@ use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
-use carriers::Carriers;
+use cards::Carriers;
 use hubs::Hubs;
 use keys::Previous;
 use lan::Lans;
@@ -296,6 +298,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                 manager.forget_previous_keys(Instant::now());
                 manager.tell_of_bogus_lengths();
                 manager.tend_lans(Instant::now()).await;
+                manager.tend_carriers(Instant::now()).await;
                 accept_later = false;
             }
         }

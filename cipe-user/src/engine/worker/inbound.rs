@@ -51,6 +51,9 @@ impl Worker {
     /// Takes one batch from a tunnel's own UDP socket: superframes, fragments, other devices, carriers without AF_XDP.
     /// Returns whether there may be more.
     pub(super) fn inbound_udp(&mut self, number: u16) -> bool {
+        if self.sockets_held {
+            return false;
+        }
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return false };
         let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
         match endpoint.tunnel.udp.receive(&mut room, &mut self.arrivals) {
@@ -71,7 +74,7 @@ impl Worker {
     }
 
     /// Opens what has arrived and delivers it. What bears no address of its own is for the tunnel `of_socket`.
-    fn take_in(&mut self, of_socket: Option<u16>) {
+    pub(super) fn take_in(&mut self, of_socket: Option<u16>) {
         let mut arrivals = std::mem::take(&mut self.arrivals);
         let mut owners = std::mem::take(&mut self.owners);
         owners.extend(arrivals.iter().map(|arrival| arrival.to.map_or(of_socket, |to| self.owner(to))));

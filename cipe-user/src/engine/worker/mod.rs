@@ -4,6 +4,7 @@
 //! [`Command`]s and hears of it by events; keys come through the key map.
 
 mod admission;
+mod change;
 mod crew;
 mod delivery;
 mod errors;
@@ -17,6 +18,7 @@ mod table;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -49,9 +51,6 @@ use outbound::Outgoing;
 use rest::Rest;
 use table::{Addresses, Table};
 
-/// Most frames that wait for packets in the fill ring of a carrier queue: 2 ms of them at a million packets a second.
-const CARRIER_FILL: u32 = 2048;
-
 /// The same for a hub: as long as a worker may have to wait for its turn on a busy CPU.
 const PRIVATE_FILL: u32 = 2048;
 
@@ -76,11 +75,18 @@ pub type Reports = tokio::sync::mpsc::Sender<(u16, Report)>;
 
 /// What the control thread tells a worker.
 pub enum Command {
-    /// A carrier device was opened: its slot, and a socket for each receive queue; the sender is dropped when frames can
-    /// come.
-    AddCarrier(usize, Vec<Socket>, Sender<()>),
-    /// The carrier device in this slot is no longer used; the sender is dropped when its sockets are closed.
+    /// A carrier device was opened: its slot, a socket for each receive queue, and where to count what goes through them;
+    /// the sender is dropped when frames can come. They wait until [`Command::BeginCarrier`].
+    AddCarrier(usize, Vec<Socket>, Arc<AtomicU64>, Sender<()>),
+    /// Nothing is on its way to the UDP sockets any more that came before the frames of the carrier device in this slot.
+    BeginCarrier(usize),
+    /// The carrier device in this slot is no longer used; the sender is dropped when all that has come is read, and its
+    /// sockets are closed.
     RemoveCarrier(usize, Sender<()>),
+    /// Read the UDP sockets until nothing is in them; the sender is dropped when that is done.
+    EmptySockets(Sender<()>),
+    /// Let what comes to the UDP sockets wait there, or no longer; the sender is dropped when it is so.
+    HoldSockets(bool, Sender<()>),
     /// A hub was opened: its slot, its hidden end's sockets, and the way back in for superframes; the sender is dropped
     /// when frames can come.
     AddHub(usize, Vec<Socket>, Injector, Sender<()>),
@@ -202,6 +208,8 @@ struct Worker {
     carriers: Vec<Option<XdpCarrier>>,
     lans: Vec<Option<Lan>>,
     exits: Exits,
+    /// What comes to the UDP sockets waits there.
+    sockets_held: bool,
     epoll: OwnedFd,
     commands: Receiver<Command>,
     reports: Reports,
@@ -262,6 +270,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         carriers: Vec::new(),
         lans: Vec::new(),
         exits: Exits::default(),
+        sockets_held: false,
         epoll,
         commands,
         reports,
@@ -373,25 +382,11 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::AddCarrier(slot, sockets, _done) => {
-                let others = self.carriers.iter().flatten().count();
-                let fill = self.fill(4, others, sockets.len()).clamp(64, CARRIER_FILL);
-                let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
-                if self.carriers.len() <= slot {
-                    self.carriers.resize_with(slot + 1, || None);
-                }
-                self.carriers[slot] = Some(XdpCarrier::new(ports));
-            }
-            Command::RemoveCarrier(slot, _done) => {
-                for endpoint in self.endpoints.values_mut() {
-                    if matches!(endpoint.tunnel.way, Way::Carrier(path) if path.carrier == slot) {
-                        endpoint.tunnel.way = Way::Socket;
-                    }
-                }
-                if let Some(carrier) = self.carriers.get_mut(slot).and_then(Option::take) {
-                    carrier.close(&mut self.pool);
-                }
-            }
+            Command::AddCarrier(slot, sockets, traffic, _done) => self.add_carrier(slot, sockets, traffic),
+            Command::BeginCarrier(slot) => self.begin_carrier(slot),
+            Command::RemoveCarrier(slot, _done) => self.remove_carrier(slot),
+            Command::EmptySockets(_done) => self.empty_sockets(),
+            Command::HoldSockets(hold, _done) => self.sockets_held = hold,
             Command::AddHub(slot, sockets, injector, _done) => {
                 let fill = self.fill(8, self.hubs.iter().flatten().count(), sockets.len()).clamp(256, PRIVATE_FILL);
                 let ports = self.open_ports(sockets, Source::Hub(slot), fill);
@@ -421,7 +416,7 @@ impl Worker {
             Command::SetExits(table) => self.exits.set(table),
             Command::AddTunnel(tunnel, hub, addresses, _done) => {
                 let number = tunnel.number;
-                if usize::from(number) % self.crew.count() == self.number {
+                if self.is_home_of(number) {
                     self.watch(&tunnel.udp, Source::Udp(number));
                 }
                 for address in &addresses {

@@ -1,0 +1,72 @@
+//! Carrier devices that come and go while datagrams do: what has come by the door before is read before what comes by the
+//! next one, so that no flow overtakes itself.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::{BATCH, Source, Worker};
+use crate::engine::carrier::XdpCarrier;
+use crate::engine::tunnel::Way;
+use crate::xsk::Socket;
+
+/// Most frames that wait for packets in the fill ring of a carrier queue: 2 ms of them at a million packets a second.
+const CARRIER_FILL: u32 = 2048;
+
+/// Calls that empty any door's buffers. What still comes then has not come before.
+const MOST_CALLS: usize = 1024;
+
+impl Worker {
+    pub(super) fn add_carrier(&mut self, slot: usize, sockets: Vec<Socket>, traffic: Arc<AtomicU64>) {
+        let others = self.carriers.iter().flatten().count();
+        let fill = self.fill(4, others, sockets.len()).clamp(64, CARRIER_FILL);
+        let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
+        if self.carriers.len() <= slot {
+            self.carriers.resize_with(slot + 1, || None);
+        }
+        self.carriers[slot] = Some(XdpCarrier::new(ports, traffic));
+    }
+
+    pub(super) fn begin_carrier(&mut self, slot: usize) {
+        let Some(Some(carrier)) = self.carriers.get_mut(slot) else { return };
+        let mut waiting = carrier.begin().into_iter().peekable();
+        while waiting.peek().is_some() {
+            self.arrivals.extend(waiting.by_ref().take(BATCH));
+            self.take_in(None);
+            self.flush();
+        }
+    }
+
+    pub(super) fn remove_carrier(&mut self, slot: usize) {
+        self.begin_carrier(slot);
+        (0..MOST_CALLS).find(|_| {
+            let more = self.inbound_carrier(slot);
+            self.flush();
+            !more
+        });
+        for endpoint in self.endpoints.values_mut() {
+            if matches!(endpoint.tunnel.way, Way::Carrier(path) if path.carrier == slot) {
+                endpoint.tunnel.way = Way::Socket;
+            }
+        }
+        if let Some(carrier) = self.carriers.get_mut(slot).and_then(Option::take) {
+            carrier.close(&mut self.pool);
+        }
+    }
+
+    pub(super) fn empty_sockets(&mut self) {
+        let numbers = self.endpoints.values().map(|endpoint| endpoint.tunnel.number);
+        let numbers: Vec<u16> = numbers.filter(|number| self.is_home_of(*number)).collect();
+        for number in numbers {
+            (0..MOST_CALLS).find(|_| {
+                let more = self.inbound_udp(number);
+                self.flush();
+                !more
+            });
+        }
+    }
+
+    /// Whether this worker, of all, reads the tunnel's UDP socket.
+    pub(super) fn is_home_of(&self, number: u16) -> bool {
+        usize::from(number) % self.crew.count() == self.number
+    }
+}
