@@ -1,52 +1,25 @@
 //! Several workers: the flows of one tunnel on all of them, each flow in order.
 
-use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
+use cipe_tests::flows::Flows;
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::Options;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{may_make_namespaces, traffic};
 
-/// Flows of datagrams, and datagrams of each.
+/// Flows, and datagrams of all of them.
 const FLOWS: usize = 32;
-const DATAGRAMS: u32 = 400;
-/// Datagrams that are on their way at once.
-const WINDOW: u32 = 4;
-
-/// Sockets of flow n in two namespaces, the first of which sends.
-fn flows(net: &Topology, from: Side) -> Result<Vec<(UdpSocket, UdpSocket)>> {
-    let flow = |_| {
-        let receiver = net.lan(from.other()).run(|| UdpSocket::bind((from.other().host(), 0)))?;
-        receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let sender = net.lan(from).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
-        sender.connect(receiver.local_addr()?)?;
-        Ok((sender, receiver))
-    };
-    (0..FLOWS).map(flow).collect()
-}
+const DATAGRAMS: u64 = 400 * FLOWS as u64;
 
 /// Sends numbered datagrams in all flows at once, and asserts that each flow arrives in order and whole.
 fn in_order(net: &Topology, from: Side) -> Result<()> {
-    let flows = flows(net, from)?;
-    let mut octets = [0; 1200];
-    for first in (0..DATAGRAMS).step_by(WINDOW as usize) {
-        for number in first..first + WINDOW {
-            octets[..4].copy_from_slice(&number.to_be_bytes());
-            for (sender, _) in &flows {
-                sender.send(&octets)?;
-            }
-        }
-        for (flow, (_, receiver)) in flows.iter().enumerate() {
-            for number in first..first + WINDOW {
-                let mut received = [0; 1200];
-                receiver.recv(&mut received).with_context(|| format!("flow {flow}, datagram {number}"))?;
-                assert_eq!(received[..4], number.to_be_bytes(), "flow {flow} arrives in another order");
-            }
-        }
+    let mut flows = Flows::new(net, from, FLOWS, false)?;
+    let mut datagrams = 0;
+    while datagrams < DATAGRAMS {
+        datagrams += flows.round()?;
     }
     Ok(())
 }
@@ -82,13 +55,13 @@ fn carries_in_order(carrier: Carrier, options: &[(&str, &str)], workers: Option<
     pair.wait_for_keys(&net)?;
     let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     for from in [Side::A, Side::B] {
+        // Single frames make `carrier auto` change doors, with the first of them under way.
+        in_order(&net, from)?;
+        let waits = |door: &String| door.contains("until single frames");
+        let receiver = pair.of(from.other());
+        receiver.wait_for_status("its door", |status| !status.doors.iter().any(waits))?;
         let to = (net.lan(from.other()), from.other().host());
         assert!(traffic::tcp_transfer(net.lan(from), to, &octets)? == octets, "4 MB from {from:?}");
-        // Single frames make `carrier auto` change doors, and what waits at the old one may then be overtaken.
-        let receiver = if from == Side::A { &pair.b } else { &pair.a };
-        let waits = |door: &String| door.contains("until single frames");
-        receiver.wait_for_status("its door", |status| !status.doors.iter().any(waits))?;
-        in_order(&net, from)?;
     }
     let allowed = std::thread::available_parallelism()?.get();
     let expected =

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod fleet;
+pub mod flows;
 pub mod gateway;
 pub mod impair;
 pub mod line;
