@@ -1,6 +1,7 @@
 //! `carrier auto` on a device that may deliver superframes: to AF_XDP when single frames come, back to the UDP socket when
 //! it is calm, under traffic that must not notice.
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use cipe_tests::flows::Flows;
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::offload::Offload;
+use cipe_tests::options::Options;
 use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{may_make_namespaces, traffic};
@@ -113,12 +115,35 @@ fn the_door_follows_what_comes_and_no_flow_notices() -> Result<()> {
 }
 
 #[test]
+fn superframes_that_generic_xdp_cannot_read_are_counted_and_warned_of() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let generic = |side, options: Options| match side {
+        Side::A => options.set("carrier", "xdp").set("xdp-mode", "generic"),
+        Side::B => options.set("carrier", "udp"),
+    };
+    let pair = Pair::start(&net, Daemon::Idea, generic)?;
+    pair.wait_for_keys(&net)?;
+    pair.a.wait_for_line("of the loss", |line| line.contains("wire0: generic XDP loses"))?;
+    let sender = net.lan(Side::B).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    sender.connect((Side::A.host(), 9))?;
+    pair.a.wait_for_status("a superframe", |status| {
+        // All of one size, so that what B reads in one go leaves in one call. Nobody listens: an error is none of ours.
+        (0..200).for_each(|_| drop(sender.send(&[0; 1200])));
+        status.count("bad-length") > 0
+    })?;
+    Ok(())
+}
+
+#[test]
 fn a_door_that_was_asked_for_stays_when_it_is_calm() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, Offload::On)?;
-    let forced = |side, options: cipe_tests::options::Options| {
+    let forced = |side, options: Options| {
         if side == Side::A { options.set("carrier", "xdp") } else { options }
     };
     let pair = Pair::start(&net, Daemon::Idea, forced)?;

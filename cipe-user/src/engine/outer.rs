@@ -149,6 +149,11 @@ pub struct Datagram {
 /// Finds the UDP datagram in a whole Ethernet frame: up to two VLAN tags, IPv4 without options or IPv6 without
 /// extension headers, not a fragment. `None` for everything else; the XDP program lets only these through.
 pub fn parse_frame(frame: &[u8]) -> Option<Datagram> {
+    parse_front(frame).filter(|datagram| datagram.payload.end <= frame.len())
+}
+
+/// The same in the first piece of a frame: the payload may reach beyond it.
+pub fn parse_front(frame: &[u8]) -> Option<Datagram> {
     let mut at = 12;
     let mut ethertype: [u8; 2] = frame.get(at..at + 2)?.try_into().ok()?;
     for _ in 0..2 {
@@ -183,7 +188,7 @@ pub fn parse_frame(frame: &[u8]) -> Option<Datagram> {
     };
     let header: &[u8; UDP] = frame.get(udp..udp + UDP)?.try_into().ok()?;
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if length < UDP || frame.len() < udp + length {
+    if length < UDP {
         return None;
     }
     Some(Datagram {
@@ -253,6 +258,8 @@ mod tests {
         }
         for length in 0..frame.len() {
             assert_eq!(parse_frame(&frame[..length]), None);
+            let payload_begun = length >= frame.len() - 33;
+            assert_eq!(parse_front(&frame[..length]), parse_frame(&frame).filter(|_| payload_begun));
         }
     }
 }

@@ -71,9 +71,8 @@ impl Door for XdpCarrier {
             taken += queue.port.receive(&mut self.received, BATCH - taken, room.pool);
             warm(&self.received, room.umem);
             arrivals.extend(self.received.drain(..).filter_map(|packet| {
-                // A frame of several pieces is no datagram of ours: each of those fits one UMEM frame.
-                let is_piece = std::mem::replace(&mut queue.in_chain, packet.more) || packet.more;
-                arrival(packet, is_piece, room)
+                let is_later_piece = std::mem::replace(&mut queue.in_chain, packet.more);
+                arrival(packet, is_later_piece, room)
             }));
         }
         self.traffic.fetch_add(taken as u64, Ordering::Relaxed);
@@ -107,15 +106,18 @@ fn warm(packets: &[Packet], umem: &Umem) {
     }
 }
 
-/// What came in one piece; nothing if it is no UDP datagram.
-fn arrival(packet: Packet, is_piece: bool, room: &mut Room<'_>) -> Option<Arrival> {
-    let Some(found) = outer::parse_frame(packet.data(room.umem)) else {
-        // The XDP program sends only what it has parsed: this is a later piece of it.
+/// What came in a frame; nothing for the later pieces of one that is larger than a UMEM frame. Such a frame is no datagram of
+/// ours, each of which fits one, but a superframe; it counts once.
+fn arrival(packet: Packet, is_later_piece: bool, room: &mut Room<'_>) -> Option<Arrival> {
+    let frame = packet.data(room.umem);
+    let found = if packet.more { outer::parse_front(frame) } else { outer::parse_frame(frame) };
+    let Some(found) = found.filter(|_| !is_later_piece) else {
+        // The XDP program sends only what it has parsed: there is nothing else.
         room.pool.put(packet.frame);
         return None;
     };
     let start = packet.offset as usize;
-    let datagram = if is_piece {
+    let datagram = if packet.more {
         room.pool.put(packet.frame);
         Err(Verdict::BadLength)
     } else {

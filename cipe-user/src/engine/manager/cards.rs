@@ -16,7 +16,7 @@ use super::workers::share_of;
 use super::{Manager, Tenant};
 use crate::control::protocol::Carrier as Door;
 use crate::engine::worker::Command;
-use crate::kernel::bpf::XdpPreference;
+use crate::kernel::bpf::{XdpMode, XdpPreference};
 use crate::kernel::links::{Card, CardKind};
 use crate::xsk::{Socket, SocketConfig};
 
@@ -36,12 +36,22 @@ pub struct Carrier {
     pub slot: usize,
     /// Modes got, for people.
     pub note: String,
+    /// Its name when it was opened.
+    pub name: String,
     tunnels: BTreeSet<u16>,
-    name: String,
-    /// It might deliver superframes, if XDP did not keep the other end from it.
+    /// XDP runs in the network stack.
+    generic: bool,
+    /// It might deliver superframes, if native XDP did not keep the other end from it.
     superframes: bool,
     /// Datagrams through it, both ways.
     traffic: Arc<AtomicU64>,
+}
+
+impl Carrier {
+    /// Whether superframes of the other end come uncut, of which AF_XDP can make nothing.
+    pub fn loses_superframes(&self) -> bool {
+        self.generic && self.superframes
+    }
 }
 
 impl Carriers {
@@ -136,12 +146,13 @@ impl Manager {
         let queues = card.receive_queues.clamp(1, CARRIER_QUEUES);
         let traffic = Arc::default();
         let mode = self.programs.attach_carrier(ifindex, mode)?;
+        let generic = mode != XdpMode::Native;
         match self.open_queues(ifindex, slot, queues, &traffic).await {
             Ok(zero_copy) => {
                 let copying = if zero_copy { "zero copy" } else { "copy mode" };
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
                 let Card { name, superframes, .. } = card;
-                Ok(Carrier { zero_copy, slot, note, tunnels: BTreeSet::new(), name, superframes, traffic })
+                Ok(Carrier { zero_copy, slot, note, tunnels: BTreeSet::new(), name, generic, superframes, traffic })
             }
             Err(error) => {
                 self.programs.detach_carrier(ifindex);

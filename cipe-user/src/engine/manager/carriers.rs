@@ -186,6 +186,11 @@ impl Manager {
                 }
                 tracing::info!("{}", carrier.note);
                 self.news(number, carrier.note.clone());
+                if carrier.loses_superframes() {
+                    let why = "generic XDP loses what the other end sends in superframes";
+                    let message = format!("{}: {why}; use xdp-mode native, or carrier auto or udp", carrier.name);
+                    self.notice(number, message);
+                }
                 self.carriers.insert(ifindex, carrier);
                 self.carriers.join(ifindex, number)
             }
