@@ -128,6 +128,33 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// A tunnel that has keys and nothing else.
+    #[cfg(test)]
+    pub fn with_keys(number: u16, keys: Keys, limits: Limits) -> Self {
+        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        Self {
+            number,
+            keys,
+            nokey: false,
+            counters: Arc::default(),
+            common: Arc::default(),
+            udp: UdpCarrier::new(socket).unwrap(),
+            peer: None,
+            socks: false,
+            relay: None,
+            way: Way::Socket,
+            private_hop: Hop { source: [2; 6], destination: [2; 6] },
+            mtu: TunnelMtu::of_device(1442),
+            pinned: false,
+            static_data: true,
+            ignore_df: false,
+            cttl: 0,
+            checksum: false,
+            limits,
+            ip_id: 0,
+        }
+    }
+
     /// The same tunnel for another worker, before it has carried anything.
     pub fn for_worker(&self, worker: usize, tally: &Tally) -> Self {
         Self {

@@ -1,5 +1,3 @@
-use std::net::UdpSocket;
-
 use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
 use crate::engine::testpackets::Flow;
@@ -33,27 +31,7 @@ struct Bed {
 impl Bed {
     fn new(algorithm: Algorithm, keys: &[(Slot, [u8; KEY])]) -> Self {
         let writer = KeyWriter::anonymous(4);
-        let tunnel = Tunnel {
-            number: 0,
-            keys: Keys::new(algorithm, writer.reader(), 0),
-            nokey: false,
-            counters: Arc::default(),
-            common: Arc::default(),
-            udp: UdpCarrier::new(UdpSocket::bind(("127.0.0.1", 0)).unwrap()).unwrap(),
-            peer: None,
-            socks: false,
-            relay: None,
-            way: Way::Socket,
-            private_hop: Hop { source: [2; 6], destination: [2; 6] },
-            mtu: TunnelMtu::of_device(1442),
-            pinned: false,
-            static_data: true,
-            ignore_df: false,
-            cttl: 0,
-            checksum: false,
-            limits: LIMITS,
-            ip_id: 0,
-        };
+        let tunnel = Tunnel::with_keys(0, Keys::new(algorithm, writer.reader(), 0), LIMITS);
         let mut bed = Self { algorithm, lanes: Lanes::new(), writer, tunnel, now: Instant::now(), iv: 0 };
         for (slot, key) in keys {
             bed.set(*slot, key);

@@ -1,21 +1,23 @@
 //! Carrier to private: found in its frame, opened there, judged, and sent on to the tunnel device from there.
 
+mod opener;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
-use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
-use super::crew::{Chunk, Packets, jobs};
+use super::crew::{Chunk, Packets};
 use super::delivery::Delivery;
 use super::{BATCH, Report, Worker, want};
 use crate::control::protocol::Event;
 use crate::engine::carrier::{Arrival, Door, Room};
 use crate::engine::socks;
-use crate::engine::tunnel::{Candidates, Head, Opened};
+use crate::engine::tunnel::{Head, Opened};
 use crate::wire::packet;
 use crate::xsk::{Frame, Umem};
+use opener::Opener;
 
 /// A datagram of ours on its way in.
 pub struct Incoming {
@@ -164,26 +166,20 @@ impl Worker {
 
     fn open_incoming(&mut self) {
         let mut incoming = std::mem::take(&mut self.incoming);
+        let mut opened = std::mem::take(&mut self.opened);
         self.moved += incoming.len();
-        let key_of = |item: &Incoming| self.endpoints.get(&item.tunnel)?.tunnel.keys.get(item.slot?);
+        let mut opener = Opener { endpoints: &self.endpoints, umem: &self.umem, lanes: &mut self.lanes };
         if incoming.len() > BATCH && self.crew.has_help(self.number) {
-            let chunks = Chunk::cut(&mut incoming, Packets::Incoming, key_of);
-            for chunk in self.crew.work(self.number, chunks, &self.umem, &mut self.lanes) {
+            let chunks = Chunk::cut(&mut incoming, Packets::Incoming, |item| opener.key_of(item));
+            for chunk in self.crew.work(self.number, chunks, opener.umem, opener.lanes) {
                 if let Packets::Incoming(packets) = chunk.packets {
                     incoming.extend(packets);
                 }
             }
         } else {
-            for batch in incoming.chunks_mut(BATCH) {
-                let keys: ArrayVec<_, BATCH> = batch.iter().map(key_of).collect();
-                let mut jobs = jobs(batch.iter_mut().zip(keys), |item| item.sealed(&self.umem));
-                self.lanes.decrypt(&mut jobs);
-            }
+            opener.decrypt(&mut incoming);
         }
-        let mut opened = std::mem::take(&mut self.opened);
-        opened.extend(incoming.iter().map(|item| self.judge(item)));
-        self.try_previous(&mut incoming, &mut opened);
-        self.accept(&incoming, &mut opened);
+        opener.judge_all(&mut incoming, &mut opened);
         for (item, opened) in incoming.drain(..).zip(opened.drain(..)) {
             self.conclude(item, opened);
         }
@@ -234,58 +230,6 @@ impl Worker {
         };
         tunnel.counters.count(verdict);
         self.pool.put(item.frame);
-    }
-
-    fn judge(&self, item: &Incoming) -> Result<Opened, Verdict> {
-        let tunnel = &self.endpoints.get(&item.tunnel).ok_or(Verdict::TunnelDead)?.tunnel;
-        let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];
-        match item.slot {
-            Some(slot) => tunnel.judge(datagram, &item.head, slot),
-            None => tunnel.judge_bare(datagram),
-        }
-    }
-
-    /// Drops what was received before. Packets of one key in a row are looked up together.
-    fn accept(&self, incoming: &[Incoming], opened: &mut [Result<Opened, Verdict>]) {
-        let mut opened = opened.iter_mut();
-        let mut good = Candidates::new();
-        let of_one_key = incoming.chunk_by(|a, b| (a.tunnel, a.slot) == (b.tunnel, b.slot));
-        for run in of_one_key.flat_map(|run| run.chunks(BATCH)) {
-            let heads = run.iter().map(|item| &item.head);
-            good.clear();
-            good.extend(heads.zip(opened.by_ref()).filter(|(_, opened)| opened.is_ok()));
-            if let (Some(endpoint), Some(slot)) = (self.endpoints.get(&run[0].tunnel), run[0].slot) {
-                endpoint.tunnel.accept(slot, &mut good);
-            }
-        }
-    }
-
-    /// Undoes the decryptions under a receive key that gave nonsense, and tries the key before it: after a change of keys,
-    /// all that was under way then.
-    fn try_previous(&mut self, incoming: &mut [Incoming], opened: &mut [Result<Opened, Verdict>]) {
-        let keys_of = |item: &Incoming| {
-            let keys = &self.endpoints.get(&item.tunnel)?.tunnel.keys;
-            Some((keys.get(Slot::Receive)?, keys.get(Slot::Previous)?))
-        };
-        let mut failed = incoming.iter_mut().zip(opened).filter_map(|(item, opened)| {
-            let is_nonsense = *opened == Err(Verdict::BadCrc) && item.slot == Some(Slot::Receive);
-            let (current, previous) = keys_of(item).filter(|_| is_nonsense)?;
-            Some((item, opened, current, previous))
-        });
-        loop {
-            let mut batch: ArrayVec<_, BATCH> = failed.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
-                return;
-            }
-            let current = batch.iter_mut().map(|(item, _, current, _)| (&mut **item, Some(*current)));
-            self.lanes.encrypt(&mut jobs(current, |item| item.sealed(&self.umem)));
-            let previous = batch.iter_mut().map(|(item, _, _, previous)| (&mut **item, Some(*previous)));
-            self.lanes.decrypt(&mut jobs(previous, |item| item.sealed(&self.umem)));
-            for (item, opened, ..) in batch {
-                item.slot = Some(Slot::Previous);
-                *opened = self.judge(item);
-            }
-        }
     }
 }
 

@@ -1,0 +1,105 @@
+//! Opens a batch of datagrams where they stand, and says what each is. Knows keys and frames, no sockets.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use cipe_common::Verdict;
+use cipe_common::maps::Slot;
+
+use super::Incoming;
+use crate::cipher::Lanes;
+use crate::engine::BATCH;
+use crate::engine::keys::LiveKey;
+use crate::engine::tunnel::{Candidates, Opened};
+use crate::engine::worker::Endpoint;
+use crate::engine::worker::crew::jobs;
+use crate::engine::worker::table::Table;
+use crate::xsk::Umem;
+
+/// What opening takes.
+pub struct Opener<'a> {
+    /// The tunnels, with their keys.
+    pub endpoints: &'a Table<Endpoint>,
+    /// The memory of all frames.
+    pub umem: &'a Umem,
+    /// The ciphers.
+    pub lanes: &'a mut Lanes,
+}
+
+impl<'a> Opener<'a> {
+    /// The key that a datagram is to be opened under; none for a bare one, or if it has gone since.
+    pub fn key_of(&self, item: &Incoming) -> Option<&'a Arc<LiveKey>> {
+        self.endpoints.get(&item.tunnel)?.tunnel.keys.get(item.slot?)
+    }
+
+    /// Decrypts each datagram under its key.
+    pub fn decrypt(&mut self, incoming: &mut [Incoming]) {
+        for batch in incoming.chunks_mut(BATCH) {
+            let keys: ArrayVec<_, BATCH> = batch.iter().map(|item| self.key_of(item)).collect();
+            let mut jobs = jobs(batch.iter_mut().zip(keys), |item| item.sealed(self.umem));
+            self.lanes.decrypt(&mut jobs);
+        }
+    }
+
+    /// Says of each decrypted datagram what it is, or why it is dropped; `opened` is empty before.
+    pub fn judge_all(&mut self, incoming: &mut [Incoming], opened: &mut Vec<Result<Opened, Verdict>>) {
+        opened.extend(incoming.iter().map(|item| self.judge(item)));
+        self.try_previous(incoming, opened);
+        self.accept(incoming, opened);
+    }
+
+    fn judge(&self, item: &Incoming) -> Result<Opened, Verdict> {
+        let tunnel = &self.endpoints.get(&item.tunnel).ok_or(Verdict::TunnelDead)?.tunnel;
+        let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];
+        match item.slot {
+            Some(slot) => tunnel.judge(datagram, &item.head, slot),
+            None => tunnel.judge_bare(datagram),
+        }
+    }
+
+    /// Drops what was received before. Packets of one key in a row are looked up together.
+    fn accept(&self, incoming: &[Incoming], opened: &mut [Result<Opened, Verdict>]) {
+        let mut opened = opened.iter_mut();
+        let mut good = Candidates::new();
+        let of_one_key = incoming.chunk_by(|a, b| (a.tunnel, a.slot) == (b.tunnel, b.slot));
+        for run in of_one_key.flat_map(|run| run.chunks(BATCH)) {
+            let heads = run.iter().map(|item| &item.head);
+            good.clear();
+            good.extend(heads.zip(opened.by_ref()).filter(|(_, opened)| opened.is_ok()));
+            if let (Some(endpoint), Some(slot)) = (self.endpoints.get(&run[0].tunnel), run[0].slot) {
+                endpoint.tunnel.accept(slot, &mut good);
+            }
+        }
+    }
+
+    /// Undoes the decryptions under a receive key that gave nonsense, and tries the key before it: after a change of keys,
+    /// all that was under way then.
+    fn try_previous(&mut self, incoming: &mut [Incoming], opened: &mut [Result<Opened, Verdict>]) {
+        let keys_of = |item: &Incoming| {
+            let keys = &self.endpoints.get(&item.tunnel)?.tunnel.keys;
+            Some((keys.get(Slot::Receive)?, keys.get(Slot::Previous)?))
+        };
+        let mut failed = incoming.iter_mut().zip(opened).filter_map(|(item, opened)| {
+            let is_nonsense = *opened == Err(Verdict::BadCrc) && item.slot == Some(Slot::Receive);
+            let (current, previous) = keys_of(item).filter(|_| is_nonsense)?;
+            Some((item, opened, current, previous))
+        });
+        loop {
+            let mut batch: ArrayVec<_, BATCH> = failed.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return;
+            }
+            let current = batch.iter_mut().map(|(item, _, current, _)| (&mut **item, Some(*current)));
+            self.lanes.encrypt(&mut jobs(current, |item| item.sealed(self.umem)));
+            let previous = batch.iter_mut().map(|(item, _, _, previous)| (&mut **item, Some(*previous)));
+            self.lanes.decrypt(&mut jobs(previous, |item| item.sealed(self.umem)));
+            for (item, opened, ..) in batch {
+                item.slot = Some(Slot::Previous);
+                *opened = self.judge(item);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

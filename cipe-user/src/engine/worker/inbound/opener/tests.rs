@@ -1,0 +1,241 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::cipher::{Algorithm, Key};
+use crate::engine::keys::Keys;
+use crate::engine::outer::FRESH;
+use crate::engine::testpackets::Flow;
+use crate::engine::tunnel::{Head, Limits, Tunnel};
+use crate::kernel::keys::{KEY, KeyWriter};
+use crate::wire::packet::{self, KeyKind, Type};
+use crate::xsk::{Pool, UmemConfig};
+
+/// Tunnel with a previous key, and one that has had no other before.
+const CHANGED: u16 = 0;
+const FIRST: u16 = 1;
+
+const NO_LIMITS: Limits = Limits {
+    send_packets: u64::MAX,
+    send_octets: u64::MAX,
+    send_age: Duration::MAX,
+    receive_packets: 0,
+    receive_age: Duration::MAX,
+    retry: Duration::MAX,
+};
+
+/// What a datagram was sealed under, or is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Under {
+    Static,
+    Previous,
+    Current,
+    /// No key of the tunnel's.
+    Foreign,
+    /// The previous key, and it came before.
+    PreviousAgain,
+}
+
+use Under::{Current, Foreign, Previous, PreviousAgain, Static};
+
+impl Under {
+    fn kind(self) -> KeyKind {
+        if self == Static { KeyKind::Static } else { KeyKind::Dynamic }
+    }
+
+    fn key(self, tunnel: u16) -> [u8; KEY] {
+        let number = match self {
+            Static => 1,
+            Previous | PreviousAgain => 2,
+            Current => 3,
+            Foreign => 4,
+        };
+        [number + 16 * tunnel as u8; KEY]
+    }
+}
+
+struct Bed {
+    algorithm: Algorithm,
+    umem: Umem,
+    pool: Pool,
+    lanes: Lanes,
+    endpoints: Table<Endpoint>,
+    _writer: KeyWriter,
+}
+
+impl Bed {
+    fn new(algorithm: Algorithm) -> Self {
+        let mut writer = KeyWriter::anonymous(8);
+        let (umem, pool) = Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).unwrap();
+        let mut endpoints = Table::default();
+        let start = Instant::now();
+        for number in [CHANGED, FIRST] {
+            let mut keys = Keys::new(algorithm, writer.reader(), number);
+            let slot_of = u32::from(number);
+            writer.set(slot_of, Slot::Static, &Static.key(number));
+            if number == CHANGED {
+                writer.set(slot_of, Slot::Receive, &Previous.key(number));
+                keys.refresh(start);
+                writer.set(slot_of, Slot::Previous, &Previous.key(number));
+            }
+            writer.set(slot_of, Slot::Receive, &Current.key(number));
+            keys.refresh(start + Duration::from_nanos(1));
+            let tunnel = Tunnel::with_keys(number, keys, NO_LIMITS);
+            endpoints.insert(number, Endpoint { tunnel, hub: 0, addresses: Vec::new() });
+        }
+        Self { algorithm, umem, pool, lanes: Lanes::new(), endpoints, _writer: writer }
+    }
+
+    /// A datagram as it comes from the carrier, of a payload that tells its number, in a frame.
+    fn incoming(&mut self, tunnel: u16, under: Under, number: usize) -> Incoming {
+        let inner = inner(number);
+        let mut frame = self.pool.take().unwrap();
+        let at = FRESH - packet::IV;
+        let place = at..at + packet::sealed_len(inner.len());
+        let chunk = self.umem.chunk_mut(&mut frame);
+        // What stands around the datagram is not the opener's.
+        chunk.fill(0xEE);
+        let datagram = &mut chunk[place.clone()];
+        datagram[packet::IV..][..inner.len()].copy_from_slice(&inner);
+        let iv = under.kind().mark(std::array::from_fn(|i| (number >> (8 * (i % 2))) as u8));
+        packet::frame(datagram, inner.len(), Type::Data, iv, [0x5A; 7]);
+        let key = Key::new(self.algorithm, &under.key(tunnel));
+        self.lanes.encrypt(&mut [packet::job(&key, datagram).unwrap()]);
+        let head: Head = *datagram.first_chunk().unwrap();
+        let slot = Some(if under == Static { Slot::Static } else { Slot::Receive });
+        let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        Incoming { tunnel, frame, datagram: place, from, head, slot }
+    }
+
+    fn open(&mut self, incoming: &mut [Incoming]) -> Vec<Result<Opened, Verdict>> {
+        let mut opened = Vec::new();
+        let mut opener = Opener { endpoints: &self.endpoints, umem: &self.umem, lanes: &mut self.lanes };
+        opener.decrypt(incoming);
+        opener.judge_all(incoming, &mut opened);
+        opened
+    }
+
+    fn accepted(&self, tunnel: u16, slot: Slot) -> u64 {
+        self.endpoints.get(&tunnel).unwrap().tunnel.keys.get(slot).map_or(0, |live| live.packets())
+    }
+}
+
+/// An inner packet of a length of its own, which holds its number.
+fn inner(number: usize) -> Vec<u8> {
+    let payload: Vec<u8> = number.to_be_bytes().into_iter().cycle().take(8 + number % 97).collect();
+    Flow::udp4().packet(&payload)
+}
+
+/// Opens one batch of these and asserts what becomes of each, what each key has accepted, and that nothing else is touched.
+fn each_as_it_should_be(algorithm: Algorithm, batch: &[(u16, Under)]) {
+    let mut bed = Bed::new(algorithm);
+    let mut incoming = Vec::new();
+    let mut last_previous = None;
+    for (index, (tunnel, under)) in batch.iter().enumerate() {
+        // One that comes again has the number of the last before it.
+        let number = if *under == PreviousAgain { last_previous.unwrap() } else { index };
+        if *under == Previous && *tunnel == CHANGED {
+            last_previous = Some(number);
+        }
+        incoming.push(bed.incoming(*tunnel, *under, number));
+    }
+    let opened = bed.open(&mut incoming);
+    assert_eq!(opened.len(), batch.len());
+    for (index, ((tunnel, under), opened)) in batch.iter().zip(&opened).enumerate() {
+        let (what, item) = (format!("{index}: {under:?} of {tunnel}"), &incoming[index]);
+        let expected = match (*under, *tunnel) {
+            (Static, _) => Ok(Slot::Static),
+            (Current, _) => Ok(Slot::Receive),
+            (Previous, CHANGED) => Ok(Slot::Previous),
+            (PreviousAgain, CHANGED) => Err(Verdict::Replayed),
+            _ => Err(Verdict::BadCrc),
+        };
+        match (opened, expected) {
+            (Ok(Opened::Data(place)), Ok(slot)) => {
+                assert_eq!(item.slot, Some(slot), "{what}");
+                let chunk = bed.umem.chunk(&item.frame);
+                assert!(chunk[item.datagram.clone()][place.clone()] == inner(index), "{what}");
+            }
+            (Err(verdict), Err(expected)) => assert_eq!(*verdict, expected, "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
+        let chunk = bed.umem.chunk(&item.frame);
+        let around = chunk[..item.datagram.start].iter().chain(&chunk[item.datagram.end..]);
+        assert!(around.eq(std::iter::repeat_n(&0xEE, chunk.len() - item.datagram.len())), "{what}: around it");
+    }
+    for tunnel in [CHANGED, FIRST] {
+        for (slot, under) in [(Slot::Static, Static), (Slot::Receive, Current), (Slot::Previous, Previous)] {
+            let due = batch.iter().filter(|item| **item == (tunnel, under)).count();
+            let due = if slot == Slot::Previous && tunnel == FIRST { 0 } else { due };
+            assert_eq!(bed.accepted(tunnel, slot), due as u64, "{slot:?} of {tunnel}");
+        }
+    }
+    incoming.into_iter().for_each(|item| bed.pool.put(item.frame));
+    assert_eq!(bed.pool.free(), bed.pool.total());
+}
+
+const ALGORITHMS: [Algorithm; 3] = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
+
+#[test]
+fn packets_of_the_previous_key_amid_those_of_the_new_one_are_all_delivered() {
+    for algorithm in ALGORITHMS {
+        let mut batch = [(CHANGED, Current); BATCH];
+        batch[40..90].fill((CHANGED, Previous));
+        each_as_it_should_be(algorithm, &batch);
+    }
+}
+
+#[test]
+fn one_packet_of_the_previous_key_anywhere_in_a_batch_is_delivered() {
+    for at in [0, 1, 63, 64, BATCH - 1] {
+        let mut batch = [(CHANGED, Current); BATCH];
+        batch[at] = (CHANGED, Previous);
+        each_as_it_should_be(Algorithm::Blowfish, &batch);
+    }
+}
+
+#[test]
+fn more_packets_of_the_previous_key_than_the_ciphers_take_at_once_are_all_delivered() {
+    for count in [BATCH - 1, BATCH, BATCH + 1, 3 * BATCH, 3 * BATCH + 7] {
+        each_as_it_should_be(Algorithm::Idea, &vec![(CHANGED, Previous); count]);
+        let mut batch = vec![(CHANGED, Previous); count];
+        batch.extend(vec![(CHANGED, Current); count]);
+        each_as_it_should_be(Algorithm::Blowfish, &batch);
+    }
+}
+
+#[test]
+fn keys_and_tunnels_in_turn_and_what_no_key_opens_are_told_apart() {
+    const TURNS: [(u16, Under); 11] = [
+        (CHANGED, Current),
+        (FIRST, Current),
+        (CHANGED, Previous),
+        (CHANGED, Previous),
+        (CHANGED, PreviousAgain),
+        (FIRST, Previous),
+        (CHANGED, Foreign),
+        (CHANGED, Static),
+        (FIRST, Foreign),
+        (FIRST, Static),
+        (CHANGED, Current),
+    ];
+    for algorithm in ALGORITHMS {
+        for count in [TURNS.len(), BATCH, 3 * BATCH + 5] {
+            let batch: Vec<_> = TURNS.iter().copied().cycle().take(count).collect();
+            each_as_it_should_be(algorithm, &batch);
+        }
+    }
+}
+
+/// A packet's second way is under the key before: what was received under it before the change counts.
+#[test]
+fn a_packet_received_before_the_change_of_keys_is_no_other_after_it() {
+    let mut bed = Bed::new(Algorithm::Blowfish);
+    let mut first = vec![bed.incoming(CHANGED, Previous, 7)];
+    assert!(bed.open(&mut first)[0].is_ok());
+    let mut again = vec![bed.incoming(CHANGED, Previous, 7), bed.incoming(CHANGED, Previous, 8)];
+    let opened = bed.open(&mut again);
+    assert_eq!(opened[0], Err(Verdict::Replayed));
+    assert!(opened[1].is_ok());
+    assert_eq!(bed.accepted(CHANGED, Slot::Previous), 2);
+}
