@@ -1,14 +1,16 @@
 //! Several workers: the flows of one tunnel on all of them, each flow in order.
 
 use std::path::Path;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cipe_tests::flows::Flows;
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::Options;
+use cipe_tests::status::Share;
 use cipe_tests::topology::{Carrier, Side, Topology};
-use cipe_tests::{may_make_namespaces, traffic};
+use cipe_tests::{SOON, may_make_namespaces, ping, traffic};
 
 /// Flows, and datagrams of all of them.
 const FLOWS: usize = 32;
@@ -39,24 +41,29 @@ fn cpus_of_workers(engine: u32) -> Result<Vec<String>> {
     Ok(cpus)
 }
 
-/// Two gateways with `workers` worker threads each, or as many as they start by themselves.
-fn carries_in_order(carrier: Carrier, options: &[(&str, &str)], workers: Option<usize>) -> Result<()> {
-    let net = Topology::new(carrier, Offload::Raw)?;
+/// Two gateways with `workers` worker threads each, or as many as they start by themselves; keys exchanged.
+fn start(net: &Topology, options: &[(&str, &str)], workers: Option<usize>) -> Result<Pair> {
     let count = workers.map(|count| count.to_string());
     let environment: Vec<(&str, &str)> = count.iter().map(|count| ("CIPE_WORKERS", count.as_str())).collect();
     let start = |side: Side| {
         let options = options.iter().fold(Options::of(side), |all, (name, value)| all.set(name, value));
         let (who, routes) = (side.letter().to_string(), [side.other().lan()]);
-        Gateway::start_with(&net, (net.gw(side), &who), &routes, Daemon::Idea, &options, &environment)
+        Gateway::start_with(net, (net.gw(side), &who), &routes, Daemon::Idea, &options, &environment)
     };
     let mut pair = Pair { a: start(Side::A)?, b: start(Side::B)? };
     pair.a.wait_up()?;
     pair.b.wait_up()?;
-    pair.wait_for_keys(&net)?;
+    pair.wait_for_keys(net)?;
+    Ok(pair)
+}
+
+fn carries_in_order(carrier: Carrier, options: &[(&str, &str)], workers: Option<usize>) -> Result<()> {
+    let net = Topology::new(carrier, Offload::Raw)?;
+    let pair = start(&net, options, workers)?;
     let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     for from in [Side::A, Side::B] {
         // Single frames make `carrier auto` change doors, with the first of them under way.
-        in_order(&net, from)?;
+        in_order(&net, from).with_context(|| format!("{:?}, {:?}", pair.a.status(), pair.b.status()))?;
         let waits = |door: &String| door.contains("until single frames");
         let receiver = pair.of(from.other());
         receiver.wait_for_status("its door", |status| !status.doors.iter().any(waits))?;
@@ -70,9 +77,9 @@ fn carries_in_order(carrier: Carrier, options: &[(&str, &str)], workers: Option<
         let status = gateway.status()?;
         assert_eq!(status.workers.len(), expected);
         // 32 flows on one of several: a chance of one in a thousand million.
-        assert!(status.workers.iter().all(|(sent, _)| *sent > 0), "not all sent: {status:?}");
-        assert_eq!(status.workers.iter().map(|(sent, _)| sent).sum::<u64>(), status.count("sent"));
-        assert_eq!(status.workers.iter().map(|(_, delivered)| delivered).sum::<u64>(), status.count("delivered"));
+        assert!(status.workers.iter().all(|share| share.sent > 0), "not all sent: {status:?}");
+        assert_eq!(status.workers.iter().map(|share| share.sent).sum::<u64>(), status.count("sent"));
+        assert_eq!(status.workers.iter().map(|share| share.delivered).sum::<u64>(), status.count("delivered"));
         let engine = gateway.engine_pid().context("an engine")?;
         let cpus = cpus_of_workers(engine)?;
         assert_eq!(cpus.len(), expected);
@@ -114,6 +121,85 @@ fn more_workers_than_queues_and_cpus_carry_all_the_same() -> Result<()> {
         [(Carrier::Direct, "xdp", "auto"), (Carrier::Queues(2), "xdp", "native"), (Carrier::Queues(2), "udp", "auto")]
     {
         carries_in_order(carrier, &[("carrier", door), ("xdp-mode", mode)], Some(3))?;
+    }
+    Ok(())
+}
+
+/// A worker with more datagrams at hand than the ciphers take at once lends some to others, and all come out in order.
+fn lends(door: &str, offload: Offload) -> Result<()> {
+    /// Datagrams of each flow on their way at once: 512 in all, four times what the ciphers take.
+    const MANY: u32 = 16;
+    let net = Topology::new(Carrier::Direct, offload)?;
+    let pair = start(&net, &[("carrier", door)], Some(3))?;
+    let mut flows = Flows::new(&net, Side::A, FLOWS, false)?.with_window(MANY);
+    let lent =
+        |gateway: &Gateway| -> Result<u64> { Ok(gateway.status()?.workers.iter().map(|share| share.helped).sum()) };
+    let (before, deadline) = (lent(&pair.b)?, Instant::now() + SOON);
+    loop {
+        // B only receives, but for a message now and then: what its workers help each other with has come from the carrier.
+        flows.round()?;
+        if lent(&pair.b)? > before {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "nothing was lent: {:?}", pair.b.status()?);
+    }
+    let status = pair.b.status()?;
+    let share = |count: fn(&Share) -> u64| status.workers.iter().map(count).collect::<Vec<_>>();
+    // All came to one worker; the others have opened, not delivered.
+    assert_eq!(share(|worker| worker.delivered).iter().filter(|delivered| **delivered > 0).count(), 1, "{status:?}");
+    Ok(())
+}
+
+#[test]
+fn received_batches_are_lent_to_other_workers_and_each_flow_stays_in_order() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    lends("udp", Offload::On)?;
+    lends("xdp", Offload::Raw)
+}
+
+#[test]
+fn flows_on_several_queues_of_a_short_cut_stay_in_order() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for (door, mode, workers) in [("xdp", "native", None), ("udp", "native", Some(3)), ("xdp", "generic", Some(2))] {
+        let net = Topology::with_lan_queues(4, Carrier::Queues(4), Offload::Raw)?;
+        let pair = start(&net, &[("carrier", door), ("xdp-mode", mode), ("lan", "lan0")], workers)?;
+        for side in [Side::A, Side::B] {
+            let words = |door: &String| door.contains("lan0: short cut") && door.contains("4 queue(s)");
+            pair.of(side).wait_for_status("4 queues", |status| status.doors.iter().any(words))?;
+        }
+        let on_devices = || -> Result<u64> {
+            let of = |side| net.gw(side).counters(Daemon::Idea.device());
+            let (a, b) = (of(Side::A)?, of(Side::B)?);
+            Ok(a.rx_packets + a.tx_packets + b.rx_packets + b.tx_packets)
+        };
+        let deadline = Instant::now() + SOON;
+        loop {
+            let before = on_devices()?;
+            let report = ping::run(net.lan(Side::A), Side::B.host(), &ping::Plan::count(1))?;
+            if report.received() == 1 && on_devices()? == before {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the kernel still forwards: {:?}", pair.a.status()?);
+        }
+        let before = on_devices()?;
+        for from in [Side::A, Side::B] {
+            in_order(&net, from).with_context(|| {
+                let ends = [&pair.a, &pair.b].map(Gateway::status);
+                format!(
+                    "{door}, {mode}, {workers:?}, from {from:?}: {before} by devices, {:?} now, {ends:?}",
+                    on_devices()
+                )
+            })?;
+        }
+        assert_eq!(on_devices()?, before, "not one went through the kernel");
+        for gateway in [&pair.a, &pair.b] {
+            let status = gateway.status()?;
+            assert!(status.workers.iter().all(|share| share.sent > 0), "not all sent: {status:?}");
+        }
     }
     Ok(())
 }

@@ -5,6 +5,17 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+/// What one worker thread did for a tunnel, and for other workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets delivered.
+    pub delivered: u64,
+    /// Packets of others, of whatever tunnel, that it sealed or opened.
+    pub helped: u64,
+}
+
 /// Status of one tunnel.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
@@ -16,8 +27,8 @@ pub struct Status {
     pub verdicts: BTreeMap<String, u64>,
     /// Which doors and modes are in use.
     pub doors: Vec<String>,
-    /// Packets sent and delivered by each worker thread.
-    pub workers: Vec<(u64, u64)>,
+    /// What each worker thread did.
+    pub workers: Vec<Share>,
 }
 
 impl Status {
@@ -44,13 +55,16 @@ impl Status {
         };
         let verdicts = object["verdicts"].as_object().into_iter().flatten();
         let workers = object["workers"].as_array().into_iter().flatten();
-        let number = |share: &Value, name: &str| share[name].as_u64().unwrap_or_default();
+        let share = |share: &Value| {
+            let number = |name: &str| share[name].as_u64().unwrap_or_default();
+            Share { sent: number("sent"), delivered: number("delivered"), helped: number("helped") }
+        };
         Self {
             device: object["device"].as_str().unwrap_or_default().to_owned(),
             keys: texts("keys"),
             verdicts: verdicts.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect(),
             doors: texts("doors"),
-            workers: workers.map(|share| (number(share, "sent"), number(share, "delivered"))).collect(),
+            workers: workers.map(share).collect(),
         }
     }
 

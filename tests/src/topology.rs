@@ -113,6 +113,14 @@ impl Topology {
     /// # Errors
     /// What `ip` or the kernel says.
     pub fn new(carrier: Carrier, offload: Offload) -> Result<Self> {
+        Self::with_lan_queues(1, carrier, offload)
+    }
+
+    /// The same with so many queues at either end of the LANs' cables.
+    ///
+    /// # Errors
+    /// As [`Topology::new`].
+    pub fn with_lan_queues(queues: u32, carrier: Carrier, offload: Offload) -> Result<Self> {
         // A test that failed poisons the lock; the network it guarded has been removed all the same.
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let topology = Self {
@@ -135,12 +143,12 @@ impl Topology {
             gateway.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         }
         for side in [Side::A, Side::B] {
-            topology.join_lan(side)?;
+            topology.join_lan(side, queues)?;
         }
         match &topology.tap {
             None => {
-                let queues = if let Carrier::Queues(queues) = carrier { queues } else { 1 };
-                cable_of(queues, (&topology.gw_a, "wire0"), (&topology.gw_b, "wire0"))?;
+                let of_carrier = if let Carrier::Queues(queues) = carrier { queues } else { 1 };
+                cable_of(of_carrier, (&topology.gw_a, "wire0"), (&topology.gw_b, "wire0"))?;
             }
             Some(tap) => topology.join_tap(tap)?,
         }
@@ -153,9 +161,9 @@ impl Topology {
         Ok(topology)
     }
 
-    fn join_lan(&self, side: Side) -> Result<()> {
+    fn join_lan(&self, side: Side, queues: u32) -> Result<()> {
         let (lan, gw) = (self.lan(side), self.gw(side));
-        cable((gw, "lan0"), (lan, "eth0"))?;
+        cable_of(queues, (gw, "lan0"), (lan, "eth0"))?;
         configure(gw, "lan0", side.gateway())?;
         configure(lan, "eth0", side.host())?;
         lan.ip(&["route", "add", "default", "via", &side.gateway().to_string()])?;

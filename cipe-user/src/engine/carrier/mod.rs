@@ -27,11 +27,12 @@ pub use xdp::XdpCarrier;
 
 /// A door to the carrier network, as the worker that owns it uses it: a batch of datagrams a call, each in a UMEM frame.
 pub trait Door {
-    /// Takes in what has arrived, a batch or somewhat more, and appends it to `arrivals`; returns whether there may be more.
+    /// Takes in what has arrived, and appends it to `arrivals`: `most` datagrams or, where they come as superframes, some more.
+    /// Returns whether there may be more.
     ///
     /// # Errors
     /// `WouldBlock` if there is nothing; else that of a datagram sent earlier, whose details wait in a socket's error queue.
-    fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool>;
+    fn receive(&mut self, most: usize, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool>;
 
     /// Sends a group, and returns how many of it, from the front, were taken. All frames are the pool's again, or the
     /// kernel's.

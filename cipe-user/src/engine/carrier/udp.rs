@@ -22,7 +22,6 @@ use rustix::net::sockopt::{
 
 use super::options::{FragmentSize, Ipv6FragmentSize};
 use super::{Arrival, Door, Group, MAX_DATAGRAMS, Room, Route};
-use crate::engine::BATCH;
 use crate::engine::outer::{FRESH, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
@@ -150,7 +149,7 @@ impl UdpCarrier {
 }
 
 impl Door for UdpCarrier {
-    fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
+    fn receive(&mut self, most: usize, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
         let mut more = room.inbox.receive(&self.shared.socket)?;
         let before = arrivals.len();
         for message in room.inbox.messages() {
@@ -166,7 +165,7 @@ impl Door for UdpCarrier {
             }
             room.sight.receive(datagrams, first);
         }
-        more |= arrivals.len() - before >= BATCH;
+        more |= arrivals.len() - before >= most;
         Ok(more)
     }
 

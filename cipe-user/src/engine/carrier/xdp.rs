@@ -60,7 +60,7 @@ impl XdpCarrier {
 }
 
 impl Door for XdpCarrier {
-    fn receive(&mut self, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
+    fn receive(&mut self, most: usize, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
         let arrivals = match &mut self.waiting {
             Some(waiting) if waiting.len() >= room.pool.total() / MOST_WAITING => return Ok(false),
             Some(waiting) => waiting,
@@ -68,7 +68,7 @@ impl Door for XdpCarrier {
         };
         let mut taken = 0;
         for queue in &mut self.queues {
-            taken += queue.port.receive(&mut self.received, BATCH - taken, room.pool);
+            taken += queue.port.receive(&mut self.received, most - taken, room.pool);
             warm(&self.received, room.umem);
             arrivals.extend(self.received.drain(..).filter_map(|packet| {
                 let is_later_piece = std::mem::replace(&mut queue.in_chain, packet.more);
@@ -76,7 +76,7 @@ impl Door for XdpCarrier {
             }));
         }
         self.traffic.fetch_add(taken as u64, Ordering::Relaxed);
-        Ok(taken >= BATCH)
+        Ok(taken >= most)
     }
 
     fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {

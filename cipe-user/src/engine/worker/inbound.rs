@@ -19,6 +19,9 @@ use crate::wire::packet;
 use crate::xsk::{Frame, Umem};
 use opener::Opener;
 
+/// Datagrams taken in at once where other workers can open some of them.
+const SHARED: usize = 4 * BATCH;
+
 /// A datagram of ours on its way in.
 pub struct Incoming {
     tunnel: u16,
@@ -43,9 +46,11 @@ impl Incoming {
 impl Worker {
     /// Takes one batch from a carrier device; returns whether there may be more.
     pub(super) fn inbound_carrier(&mut self, slot: usize) -> bool {
+        // More than one batch only where there are others to open it.
+        let most = if self.crew.has_help(self.number) { SHARED } else { BATCH };
         let Some(Some(carrier)) = self.carriers.get_mut(slot) else { return false };
         let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
-        let more = carrier.receive(&mut room, &mut self.arrivals);
+        let more = carrier.receive(most, &mut room, &mut self.arrivals);
         self.take_in(None);
         more.unwrap_or(false)
     }
@@ -58,7 +63,7 @@ impl Worker {
         }
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return false };
         let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
-        match endpoint.tunnel.udp.receive(&mut room, &mut self.arrivals) {
+        match endpoint.tunnel.udp.receive(BATCH, &mut room, &mut self.arrivals) {
             Ok(more) => {
                 self.tell_of_single_frames(number);
                 self.take_in(Some(number));

@@ -7,6 +7,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
 use super::super::{Inbox, Sealed, Sight, losses};
 use super::*;
+use crate::engine::BATCH;
 use crate::kernel::testnet::in_namespace;
 use crate::xsk::UmemConfig;
 
@@ -36,8 +37,11 @@ impl Bench {
     fn receive(&mut self) -> io::Result<(Vec<Result<usize, Verdict>>, bool)> {
         let Self { sender, carrier, umem, pool, inbox } = self;
         let mut arrivals = Vec::new();
-        let more =
-            carrier.receive(&mut Room { umem, pool, inbox, sight: &mut Sight::new(Instant::now()) }, &mut arrivals)?;
+        let more = carrier.receive(
+            BATCH,
+            &mut Room { umem, pool, inbox, sight: &mut Sight::new(Instant::now()) },
+            &mut arrivals,
+        )?;
         let lengths = arrivals.into_iter().map(|Arrival { to, from, datagram, .. }| {
             assert_eq!((to, from), (None, sender.local_addr().unwrap()));
             datagram.map(|(frame, place)| {
@@ -178,7 +182,7 @@ fn what_came_in_fragments_is_marked() {
             let mut arrivals = Vec::new();
             let mut room =
                 Room { umem: &umem, pool: &mut pool, inbox: &mut inbox, sight: &mut Sight::new(Instant::now()) };
-            carrier.receive(&mut room, &mut arrivals).unwrap();
+            carrier.receive(BATCH, &mut room, &mut arrivals).unwrap();
             let joined: Vec<bool> = arrivals.iter().map(|arrival| arrival.was_joined).collect();
             assert_eq!(joined, [false, true, false], "{address}");
         }
