@@ -20,6 +20,19 @@ fn has_door(status: &Status, words: &[&str]) -> bool {
     status.doors.iter().any(|door| words.iter().all(|word| door.contains(word)))
 }
 
+/// Pings of all sizes, and 2 MB of TCP, from either side.
+fn everything_passes(net: &Topology) -> Result<()> {
+    for side in [Side::A, Side::B] {
+        let plan = Plan::sizes((ping::HEADERS..=MTU).step_by(13).chain([MTU]).collect());
+        let report = ping::run(net.lan(side), side.other().host(), &plan)?;
+        assert_eq!((report.received(), report.damaged), (report.sent, 0), "lost: {:?}", report.lost);
+        let octets: Vec<u8> = (0..500_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
+        let to = (net.lan(side.other()), side.other().host());
+        assert!(traffic::tcp_transfer(net.lan(side), to, &octets)? == octets, "from {side:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_line_without_ethernet_carries_a_tunnel_by_the_udp_socket() -> Result<()> {
     if !may_make_namespaces() {
@@ -37,13 +50,8 @@ fn a_line_without_ethernet_carries_a_tunnel_by_the_udp_socket() -> Result<()> {
             options.set("me", address(side)).set("peer", address(side.other()))
         })?;
         pair.wait_for_keys(&net)?;
+        everything_passes(&net)?;
         for side in [Side::A, Side::B] {
-            let plan = Plan::sizes((ping::HEADERS..=MTU).step_by(13).chain([MTU]).collect());
-            let report = ping::run(net.lan(side), side.other().host(), &plan)?;
-            assert_eq!((report.received(), report.damaged), (report.sent, 0), "lost: {:?}", report.lost);
-            let octets: Vec<u8> = (0..500_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
-            let to = (net.lan(side.other()), side.other().host());
-            assert!(traffic::tcp_transfer(net.lan(side), to, &octets)? == octets, "from {side:?}");
             let status = pair.of(side).status()?;
             assert!(has_door(&status, &["line0", "UDP socket", "no Ethernet"]), "{status:?}");
         }
@@ -116,4 +124,61 @@ fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
         assert_eq!(pair.b.status()?.count("fragmented"), 0);
     }
     Ok(())
+}
+
+/// A device that stands on the carrier's cable, of a kind as `ip link add link wire0 type ...` has it.
+fn a_device_on_another_carries(kind: &[&str]) -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let end = |side| match side {
+        Side::A => Ipv4Addr::new(10, 202, 0, 1),
+        Side::B => Ipv4Addr::new(10, 202, 0, 2),
+    };
+    let address = |side| SocketAddr::from((end(side), PORT));
+    // Such drivers have no native XDP, and what `auto` would change to is not to be had.
+    for (offload, carrier, words) in [
+        (Offload::Raw, "xdp", "upper0: generic (native refused"),
+        (Offload::On, "xdp", "upper0: generic (native refused"),
+        (Offload::Raw, "udp", "upper0: UDP socket, as `carrier` says"),
+        (Offload::On, "auto", "upper0: UDP socket"),
+        (Offload::Raw, "auto", "upper0: UDP socket, AF_XDP refused"),
+    ] {
+        let net = Topology::new(Carrier::Direct, offload)?;
+        for side in [Side::A, Side::B] {
+            let gateway = net.gw(side);
+            let link = ["link", "add", "link", "wire0", "name", "upper0", "type"];
+            if let Err(error) = gateway.ip(&[&link[..], kind].concat()) {
+                eprintln!("skipped: this kernel cannot make a {}: {error:#}", kind[0]);
+                return Ok(());
+            }
+            gateway.sysctl("net.ipv6.conf.upper0.disable_ipv6", "1")?;
+            offload.apply(gateway, "upper0")?;
+            gateway.ip(&["addr", "add", &format!("{}/24", end(side)), "dev", "upper0"])?;
+            gateway.ip(&["link", "set", "upper0", "up"])?;
+        }
+        let pair = Pair::start(&net, Daemon::Idea, |side, options| {
+            options.set("me", address(side)).set("peer", address(side.other())).set("carrier", carrier)
+        })?;
+        pair.wait_for_keys(&net)?;
+        everything_passes(&net)?;
+        pair.a.wait_for_status(words, |status| has_door(status, &[words]))?;
+        // It stays so, and carries on.
+        everything_passes(&net)?;
+        for gateway in [&pair.a, &pair.b] {
+            let status = gateway.status()?;
+            assert!(has_door(&status, &[words]), "{offload:?}, {carrier}: {status:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_vlan_carries_a_tunnel_by_each_door() -> Result<()> {
+    a_device_on_another_carries(&["vlan", "id", "7"])
+}
+
+#[test]
+fn a_macvlan_carries_a_tunnel_by_each_door() -> Result<()> {
+    a_device_on_another_carries(&["macvlan", "mode", "bridge"])
 }

@@ -177,8 +177,9 @@ impl Manager {
             }
             mode = XdpPreference::Native;
         }
-        // Where the choice is ours, a device that AF_XDP was never made for is no fault of anybody's.
-        let as_expected = door == Door::Auto && card.kind != CardKind::Ethernet;
+        // Where the choice is ours, a device that AF_XDP was never made for is no fault of anybody's, nor is one of which we
+        // only tried whether it has native XDP: a VLAN has not.
+        let as_expected = door == Door::Auto && (card.kind != CardKind::Ethernet || card.superframes);
         match self.open_carrier(card, mode).await {
             Ok(mut carrier) => {
                 if by_sight {
