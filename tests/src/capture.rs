@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::OwnedFd;
 use rustix::net::{RecvFlags, recv};
@@ -47,7 +49,9 @@ impl Capture {
         let socket = namespace
             .run(|| Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ALL_PROTOCOLS))))
             .context("packet socket")?;
-        socket.set_recv_buffer_size(16 << 20)?;
+        // By force: what the system allows by default is full after a few superframes, and what is lost here looks as if it had
+        // been lost on the way.
+        setsockopt(&socket, RcvBufForce, &(64 << 20))?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let shared = Arc::new(Shared::default());
         let thread = std::thread::spawn({
