@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socket_with};
@@ -137,23 +137,29 @@ impl Namespace {
     pub fn wait_for_devices(&self, wanted: &[&str]) -> Result<()> {
         let deadline = Instant::now() + SOON;
         // Heard before the first look, so that nothing is missed between the looks.
-        let changes = self.run(|| -> Result<OwnedFd> {
-            let (kind, flags) = (SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
-            // Without a protocol it is NETLINK_ROUTE.
-            let socket = socket_with(AddressFamily::NETLINK, kind, flags, None)?;
-            rustix::net::bind(&socket, &SocketAddrNetlink::new(0, libc::RTMGRP_LINK as u32))?;
-            Ok(socket)
-        })?;
+        let changes = self.device_changes()?;
         loop {
             let devices = self.devices()?;
             if devices == wanted {
                 return Ok(());
             }
             ensure!(process::wait_readable(&changes, deadline)?, "{devices:?}, and not {wanted:?}");
-            // What they say does not matter, not even that some were lost.
-            let mut news = [0; 4096];
-            while matches!(recv(&changes, &mut news, RecvFlags::empty()), Ok(_) | Err(Errno::NOBUFS)) {}
+            changes.forget();
         }
+    }
+
+    /// Hears from now on of network devices that come, change or go.
+    ///
+    /// # Errors
+    /// A netlink socket that cannot be had.
+    pub fn device_changes(&self) -> Result<DeviceChanges> {
+        self.run(|| {
+            let (kind, flags) = (SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+            // Without a protocol it is NETLINK_ROUTE.
+            let socket = socket_with(AddressFamily::NETLINK, kind, flags, None)?;
+            rustix::net::bind(&socket, &SocketAddrNetlink::new(0, libc::RTMGRP_LINK as u32))?;
+            Ok(DeviceChanges(socket))
+        })
     }
 
     /// Hardware address of a device.
@@ -218,6 +224,25 @@ impl Drop for Namespace {
 
 fn path_of(name: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(name)
+}
+
+/// Readable once a network device has changed.
+pub struct DeviceChanges(OwnedFd);
+
+impl DeviceChanges {
+    /// Takes out what is known; it is readable again at the next change.
+    ///
+    /// What they say does not matter, not even that some were lost.
+    pub fn forget(&self) {
+        let mut news = [0; 4096];
+        while matches!(recv(&self.0, &mut news, RecvFlags::empty()), Ok(_) | Err(Errno::NOBUFS)) {}
+    }
+}
+
+impl AsFd for DeviceChanges {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Runs `ip` (iproute2) and returns what it prints.

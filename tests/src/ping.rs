@@ -111,6 +111,35 @@ pub fn run_while(namespace: &Namespace, to: Ipv4Addr, plan: &Plan, go_on: impl F
     Ok(run.report)
 }
 
+/// Pings again and again, an `interval` apart, until one is answered; false if none was `within` that time.
+///
+/// # Errors
+/// No raw socket.
+pub fn wait_for_answer(namespace: &Namespace, to: Ipv4Addr, interval: Duration, within: Duration) -> io::Result<bool> {
+    let socket = namespace.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
+    let target = SocketAddr::from((to, 0)).into();
+    let mut run = Run { socket, identifier: rand::random(), in_flight: BTreeMap::new(), report: Report::default() };
+    let mut next_at = Instant::now();
+    let deadline = next_at + within;
+    while run.report.times.is_empty() {
+        let now = Instant::now();
+        if now >= deadline {
+            return Ok(false);
+        }
+        if now >= next_at {
+            // Refused while there is no route.
+            if run.socket.connect(&target).is_ok() {
+                run.send(84, now);
+            }
+            next_at = now + interval;
+        }
+        if wait_readable(&run.socket, next_at.min(deadline))? {
+            run.receive()?;
+        }
+    }
+    Ok(true)
+}
+
 struct Run {
     socket: Socket,
     identifier: u16,

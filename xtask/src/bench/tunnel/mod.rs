@@ -11,12 +11,12 @@ mod process;
 mod tinc;
 mod wireguard;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use cipe_tests::SOON;
 use cipe_tests::gateway::Pair;
-use cipe_tests::ping::{self, Plan};
+use cipe_tests::ping;
 use cipe_tests::topology::{Side, Topology};
 use serde::{Deserialize, Serialize};
 
@@ -169,15 +169,9 @@ pub enum Running {
 
 impl Running {
     fn wait(&self, net: &Topology) -> Result<()> {
-        let deadline = Instant::now() + SOON;
         for (from, to) in [(net.gw(Side::A), Side::B.tunnel()), (net.lan(Side::A), Side::B.host())] {
-            let one = Plan { timeout: Duration::from_millis(250), ..Plan::count(1) };
-            // A refused packet comes back at once: the interval of the next try is the pause.
-            while ping::run(from, to, &one).map_or(true, |report| report.received() == 0) {
-                if Instant::now() > deadline {
-                    bail!("no ping from {} to {to}\n{}", from.name(), self.logs());
-                }
-                std::thread::sleep(Duration::from_millis(50));
+            if !ping::wait_for_answer(from, to, Duration::from_millis(50), SOON)? {
+                bail!("no ping from {} to {to}\n{}", from.name(), self.logs());
             }
         }
         Ok(())

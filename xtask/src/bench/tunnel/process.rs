@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cipe_tests::SOON;
-use cipe_tests::process::{signal, wait_gone};
+use cipe_tests::process::{signal, wait_for_either, wait_gone};
 use cipe_tests::topology::{Side, Topology};
 use rustix::process::Signal;
 
@@ -15,6 +15,8 @@ use crate::bench::install;
 
 /// How long a program may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
+/// Time between two looks at what nothing tells of.
+const LOOK: Duration = Duration::from_millis(20);
 /// Where WireGuard programs put their sockets, whatever their network namespace.
 const SOCKETS: &str = "/var/run/wireguard";
 
@@ -45,20 +47,52 @@ impl Process {
         Ok(Self { child, log })
     }
 
-    /// Waits until `there` is; foreign programs do not tell when they are ready.
+    /// Waits until the program has made its device.
     ///
     /// # Errors
     /// The end of the log, if the program ends before or takes longer than [`SOON`].
-    pub fn wait_until(&mut self, what: &str, mut there: impl FnMut() -> bool) -> Result<()> {
+    pub fn wait_for_device(&mut self, net: &Topology, side: Side) -> Result<()> {
+        let changes = net.gw(side).device_changes()?;
+        self.wait_until(
+            "the device",
+            || has_device(net, side),
+            |pid, left| {
+                wait_for_either(&changes, pid, left)?;
+                changes.forget();
+                Ok(())
+            },
+        )
+    }
+
+    /// Waits until `there` is, of which nothing tells but a look now and then.
+    ///
+    /// # Errors
+    /// As [`Process::wait_for_device`].
+    pub fn wait_by_looking(&mut self, what: &str, there: impl FnMut() -> bool) -> Result<()> {
+        self.wait_until(what, there, |pid, left| {
+            // Over when the program has ended, or when it is time for the next look.
+            let _ = wait_gone(pid, LOOK.min(left));
+            Ok(())
+        })
+    }
+
+    /// `pause` gets the process number and the time that is left, and returns when it is worth to look again.
+    fn wait_until(
+        &mut self,
+        what: &str,
+        mut there: impl FnMut() -> bool,
+        pause: impl Fn(u32, Duration) -> Result<()>,
+    ) -> Result<()> {
         let deadline = Instant::now() + SOON;
         while !there() {
             if let Some(status) = self.child.try_wait()? {
                 bail!("ended with {status} before {what} was there\n{}", self.log());
             }
-            if Instant::now() > deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 bail!("no {what} after {SOON:?}\n{}", self.log());
             }
-            std::thread::sleep(Duration::from_millis(20));
+            pause(self.child.id(), left)?;
         }
         Ok(())
     }
@@ -129,7 +163,7 @@ pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
 /// Starts both ends, waits for their devices and configures them.
 ///
 /// # Errors
-/// What [`Process::start`] and [`Process::wait_until`] say.
+/// What [`Process::start`] and [`Process::wait_for_device`] say.
 pub fn start_both(
     net: &Topology,
     program: &str,
@@ -138,7 +172,7 @@ pub fn start_both(
     let start = |side| Process::start(net, side, program, |command| arguments(side, command));
     let mut ends = [start(Side::A)?, start(Side::B)?];
     for (side, end) in [Side::A, Side::B].into_iter().zip(&mut ends) {
-        end.wait_until("the device", || has_device(net, side))?;
+        end.wait_for_device(net, side)?;
         super::configure(net, side, &device(side))?;
     }
     Ok(ends)

@@ -50,7 +50,7 @@ pub fn start(tunnel: Tunnel, net: &Topology) -> Result<[Process; 2]> {
     })?;
     for (side, end) in [Side::A, Side::B].into_iter().zip(&mut ends) {
         let mut stream = None;
-        end.wait_until("the control socket", || {
+        end.wait_by_looking("the control socket", || {
             stream = UnixStream::connect(socket(side)).ok();
             stream.is_some()
         })?;
