@@ -21,8 +21,9 @@ impl Manager {
         let (done, counted) = std::sync::mpsc::channel();
         self.workers.tell_all(|_| Command::CountLosses(done.clone()));
         drop(done);
-        // A worker that is too busy to answer leaves its last losses for the next status.
-        let _ = counted.recv_timeout(Duration::from_millis(100));
+        // They answer when they are done with the batch at hand: what has left this host before the question is counted in the
+        // answer. One that does not get the CPU for so long leaves it for the next status.
+        let _ = counted.recv_timeout(Duration::from_secs(1));
         let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
         numbers.sort_unstable();
         let all = numbers.into_iter().filter_map(|number| self.status(number));
