@@ -66,7 +66,9 @@ fn traffic_is_dropped_while_the_engine_is_dead() -> Result<()> {
     process::wait_gone(engine, SOON)?;
     let plan = Plan { timeout: Duration::from_millis(500), window: PINGS, ..Plan::count(PINGS) };
     let outward = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
+    let before = pair.b.status()?.count("sent");
     let inward = ping::run(net.lan(Side::B), Side::A.host(), &plan)?;
+    pair.b.wait_for_status("its pings sent", |status| status.count("sent") >= before + PINGS as u64)?;
     process::signal(pair.a.pid(), Signal::CONT)?;
     assert_eq!((outward.sent, outward.received()), (PINGS, 0));
     assert_eq!((inward.sent, inward.received()), (PINGS, 0));

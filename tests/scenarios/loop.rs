@@ -6,8 +6,14 @@ use anyhow::{Result, bail};
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::offload::Offload;
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
+
+/// Packets for the peer that have had their verdict.
+fn outward(status: &Status) -> u64 {
+    ["sent", "route-loop", "no-route", "no-send-key"].iter().map(|verdict| status.count(verdict)).sum()
+}
 
 fn told(gateway: &Gateway) -> usize {
     gateway.log().text().lines().filter(|line| line.contains("looped route")).count()
@@ -24,7 +30,7 @@ fn a_carrier_route_into_the_tunnel_is_dropped_counted_and_told_once() -> Result<
     pair.wait_for_keys(&net)?;
     let peer = Side::B.carrier().to_string();
     for round in 1..=2 {
-        let start = pair.a.status()?;
+        let (start, device_at_start) = (pair.a.status()?, net.gw(Side::A).counters("cipcb0")?);
         net.gw(Side::A).ip(&["route", "add", &peer, "dev", "cipcb0"])?;
         let deadline = Instant::now() + SOON;
         while told(&pair.a) < round {
@@ -34,7 +40,10 @@ fn a_carrier_route_into_the_tunnel_is_dropped_counted_and_told_once() -> Result<
             let one = Plan { timeout: Duration::from_millis(50), ..Plan::count(1) };
             ping::run(net.lan(Side::A), Side::B.host(), &one)?;
         }
-        let (before, device) = (pair.a.status()?, net.gw(Side::A).counters("cipcb0")?);
+        // The last of these pings may be on its way yet.
+        let device = net.gw(Side::A).counters("cipcb0")?;
+        let due = outward(&start) + device.tx_packets - device_at_start.tx_packets;
+        let before = pair.a.wait_for_status("all of these counted", |status| outward(status) >= due)?;
         let plan = Plan { window: PINGS, timeout: Duration::from_millis(500), ..Plan::count(PINGS) };
         assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received(), 0);
         let due = before.count("route-loop") + PINGS as u64;
