@@ -75,7 +75,9 @@ impl Port {
     }
 
     /// Closes the socket and takes its frames back.
-    pub fn close(self, pool: &mut Pool) {
+    pub fn close(mut self, pool: &mut Pool) {
+        // What waits still goes out: a farewell, for one.
+        self.flush(pool);
         for packet in self.pending {
             pool.put(packet.frame);
         }

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use super::counters::Tally;
 use super::random::Random;
 use super::worker::{Command, Report};
+use crate::control::channel::SendError;
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Request};
 use crate::control::run_dir::RunDir;
@@ -345,10 +346,14 @@ async fn converse(number: u64, mut connection: Connection, mut events: mpsc::Rec
                     }
                     continue;
                 }
-                if let Err(error) = connection.send(&event) {
-                    tracing::warn!("control connection {number}: {error}");
-                    if matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown | Event::StatusEnd) {
-                        break;
+                match connection.send(&event) {
+                    // What it said before it went is still to be heard, such as its farewell to the peer; then its end is.
+                    Ok(()) | Err(SendError::Closed) => {}
+                    Err(error) => {
+                        tracing::warn!("control connection {number}: {error}");
+                        if matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown) {
+                            break;
+                        }
                     }
                 }
             }

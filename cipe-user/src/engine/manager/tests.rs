@@ -78,3 +78,26 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
     }
     assert!(matches!(client.receive().await.unwrap(), Some(Event::StatusEnd)));
 }
+
+/// A daemon whose interface has gone says farewell to the peer and goes, whatever the engine has to tell it meanwhile.
+#[tokio::test(flavor = "current_thread")]
+async fn what_a_daemon_said_before_it_went_is_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::new(directory.path(), 1);
+    let server = Server::bind(run_dir.clone()).unwrap();
+    // Which of the two is looked at first is left to chance.
+    for _ in 0..50 {
+        let client = crate::control::client::Client::connect(&run_dir).unwrap();
+        let connection = server.accept().await.unwrap();
+        let (sender, events) = mpsc::channel(EVENTS);
+        let (say, mut said) = mpsc::channel(4);
+        for _ in 0..2 {
+            sender.send(Event::DeviceDown).await.unwrap();
+        }
+        client.send(&Request::SendControl { payload: "71".to_owned() }).unwrap();
+        drop(client);
+        tokio::spawn(converse(1, connection, events, say));
+        assert!(matches!(said.recv().await, Some(Said::Request(1, Request::SendControl { .. }))));
+        assert!(matches!(said.recv().await, Some(Said::Closed(1))));
+    }
+}
