@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::daemon::Setup;
 use super::options::Options;
 use super::session::{RECEIVE_PACKETS, SEND_OCTETS};
+use crate::control::channel::SendError;
 use crate::control::client::{Client, ConnectError};
 use crate::control::protocol::{Attach, Event, Request, VERSION};
 
@@ -24,6 +25,16 @@ pub(super) enum AttachError {
     Late,
     #[error("control socket: {0}; are engine and daemon of the same version?")]
     Socket(String),
+}
+
+impl From<SendError> for AttachError {
+    fn from(error: SendError) -> Self {
+        match error {
+            // Its last tunnel had gone when we met it.
+            SendError::Closed => Self::Gone,
+            error => Self::Socket(error.to_string()),
+        }
+    }
 }
 
 /// What of a tunnel may differ from its options.
@@ -52,7 +63,7 @@ pub(super) struct Attached {
 pub(super) async fn attach(setup: &Setup, place: Place) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
     let request = Request::Attach(Box::new(attach_request(&setup.options, place)));
-    engine.send(&request).map_err(|error| AttachError::Socket(error.to_string()))?;
+    engine.send(&request)?;
     let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
         loop {
             match engine.receive().await {
