@@ -18,6 +18,7 @@ pub mod netlink;
 pub mod nexthop;
 mod owner;
 pub mod routes;
+pub mod scheduling;
 mod settings;
 mod shared;
 mod sysctl;

@@ -11,6 +11,7 @@ mod errors;
 mod inbound;
 mod lan;
 mod outbound;
+mod patience;
 mod rest;
 mod ship;
 mod table;
@@ -26,7 +27,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use cipe_common::Verdict;
 use rustix::event::epoll;
-use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::sync::oneshot;
 
 use super::BATCH;
@@ -42,12 +42,14 @@ use super::tunnel::{Opened, Tunnel, Way};
 use crate::cipher::Lanes;
 use crate::control::protocol::{Event, Wanted};
 use crate::kernel::nexthop::NextHops;
+use crate::kernel::scheduling;
 use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
 pub use crew::Crew;
 use delivery::Delivery;
 use inbound::Incoming;
 use lan::Lan;
 use outbound::Outgoing;
+use patience::Patience;
 use rest::Rest;
 use table::{Addresses, Table};
 
@@ -292,24 +294,18 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         _alive: alive,
     };
     let thread = std::thread::Builder::new().name(format!("cipe-worker-{number}")).spawn(move || {
-        cpu.inspect(|cpu| pin(*cpu));
+        if let Some((cpu, Err(error))) = cpu.map(|cpu| (cpu, scheduling::pin(cpu))) {
+            tracing::warn!("a worker cannot be pinned to CPU {cpu}: {error}; the scheduler places it");
+        }
         worker.run();
     })?;
     Ok(Handle { commands: sender, crew, number, thread: Some(thread) })
 }
 
-/// Keeps this thread on one CPU.
-fn pin(cpu: usize) {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    if let Err(error) = sched_setaffinity(None, &set) {
-        tracing::warn!("a worker cannot be pinned to CPU {cpu}: {error}; the scheduler places it");
-    }
-}
-
 impl Worker {
     fn run(mut self) {
         let mut rest = Rest::new();
+        let mut patience = Patience::new(self.now);
         let mut sources: Vec<Source> = Vec::with_capacity(64);
         loop {
             // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
@@ -338,6 +334,7 @@ impl Worker {
                     break;
                 }
             }
+            patience.judge(self.now);
             rest.gather(std::mem::take(&mut self.moved));
         }
     }

@@ -1,0 +1,78 @@
+//! What the scheduler is told of the calling thread: its CPU and its policy (sched(7)).
+
+use std::io;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+/// How a thread gets a CPU, of those without real-time priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// SCHED_OTHER: whoever wakes may take the CPU from whoever runs.
+    Other,
+    /// SCHED_BATCH: whoever wakes waits until the one that runs sleeps or has had its slice.
+    Batch,
+}
+
+/// Keeps the calling thread on one CPU.
+///
+/// # Errors
+/// EINVAL: this process may not use that CPU.
+pub fn pin(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
+}
+
+/// The policy of the calling thread; none if it has another one, which somebody must have chosen for it.
+pub fn policy() -> Option<Policy> {
+    // SAFETY: takes a number and returns one; 0 is the calling thread, so it cannot be wrong.
+    match unsafe { libc::sched_getscheduler(0) } {
+        libc::SCHED_OTHER => Some(Policy::Other),
+        libc::SCHED_BATCH => Some(Policy::Batch),
+        _ => None,
+    }
+}
+
+/// Sets the policy of the calling thread; its nice value stays.
+///
+/// # Errors
+/// EPERM: a security module or seccomp filter forbids it.
+pub fn set_policy(policy: Policy) -> io::Result<()> {
+    let number = match policy {
+        Policy::Other => libc::SCHED_OTHER,
+        Policy::Batch => libc::SCHED_BATCH,
+    };
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads the parameters, which live until it returns; 0 is the calling thread.
+    if unsafe { libc::sched_setscheduler(0, number, &raw const parameters) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_holds_for_the_thread_that_sets_it_alone() {
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                assert_eq!(policy(), Some(Policy::Other));
+                set_policy(Policy::Batch).unwrap();
+                assert_eq!(policy(), Some(Policy::Batch));
+                set_policy(Policy::Other).unwrap();
+                assert_eq!(policy(), Some(Policy::Other));
+                set_policy(Policy::Batch).unwrap();
+            });
+            other.join().unwrap();
+        });
+        assert_eq!(policy(), Some(Policy::Other));
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_is_refused() {
+        assert_eq!(pin(CpuSet::MAX_CPU - 1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+}
