@@ -5,9 +5,10 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::net::{ETHERTYPE_IPV4, Frame};
 use cipe_tests::offload::Offload;
+use cipe_tests::options::{Options, PORT};
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
@@ -240,5 +241,41 @@ fn forcemtu_ignores_the_carrier_path() -> Result<()> {
     for side in [Side::A, Side::B] {
         assert!(!learned(&net, side)?.contains("mtu"));
     }
+    Ok(())
+}
+
+#[test]
+fn a_tunnel_with_a_large_mtu_needs_an_engine_started_for_it() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    const LARGE: usize = 3400;
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    for side in [Side::A, Side::B] {
+        for (namespace, device) in [(net.gw(side), "wire0"), (net.gw(side), "lan0"), (net.lan(side), "eth0")] {
+            namespace.ip(&["link", "set", device, "mtu", "3500"])?;
+        }
+    }
+    for carrier in ["udp", "xdp"] {
+        let pair = Pair::start(&net, Daemon::Idea, |_, options| options.set("mtu", LARGE).set("carrier", carrier))?;
+        pair.wait_for_keys(&net)?;
+        let sizes: Vec<usize> = (28..LARGE).step_by(61).chain([LARGE]).collect();
+        let sent = sizes.len();
+        assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes(sizes))?.received(), sent, "{carrier}");
+        assert!(pair.stop()?.iter().all(std::process::ExitStatus::success));
+    }
+    let pair = Pair::start(&net, Daemon::Idea, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let options = Options::of(Side::A)
+        .set("mtu", LARGE)
+        .set("ipaddr", "10.202.0.1")
+        .set("ptpaddr", "10.202.0.2")
+        .set("me", format!("{}:{}", Side::A.carrier(), PORT + 1))
+        .set("peer", format!("{}:{}", Side::B.carrier(), PORT + 1));
+    let mut second =
+        Gateway::start_in(&net, (net.gw(Side::A), &Side::A.letter().to_string()), &[], Daemon::Idea, &options)?;
+    let refusal = format!("{:#}", second.wait_up().unwrap_err());
+    assert!(refusal.contains("mtu 3400") && refusal.contains("CIPE_LARGEST_MTU"), "{refusal}");
+    assert!(pair.stop()?.iter().all(std::process::ExitStatus::success));
     Ok(())
 }

@@ -136,7 +136,8 @@ fn serve(
         tracing::warn!("{problem}");
     }
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
-    let setup = Setup { sources, draft, options, run_dir, engine: engine::launch()? };
+    let engine = engine::launch(options.mtu)?;
+    let setup = Setup { sources, draft, options, run_dir, engine };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let outcome = runtime.block_on(async {
         let wishes = wishes().context("cannot handle signals")?;

@@ -6,7 +6,9 @@ use anyhow::Context;
 
 use super::logging::{self, Destination};
 use crate::control::launch::{Launch, Readiness, report_failure};
+use crate::control::protocol::{MAX_MTU, MIN_MTU};
 use crate::control::run_dir::RunDir;
+use crate::engine::frames::USUAL_MTU;
 use crate::engine::{EngineOptions, run as run_engine};
 
 /// Name in logs.
@@ -23,33 +25,40 @@ pub struct Args {
     /// Worker threads, 1 to 15; without it, one for each receive queue of the card that has most, if there are as many CPUs.
     #[arg(long, value_name = "N", env = "CIPE_WORKERS", value_parser = clap::value_parser!(u8).range(1..=15))]
     workers: Option<u8>,
+    /// The largest MTU of a tunnel, 68 to 3500 octets. Above 1600, packets need frames of twice the memory, which are slower.
+    #[arg(long, value_name = "OCTETS", env = "CIPE_LARGEST_MTU", default_value_t = USUAL_MTU,
+        value_parser = clap::value_parser!(u32).range(i64::from(MIN_MTU)..=i64::from(MAX_MTU)))]
+    largest_mtu: u32,
     /// Started by a daemon: say on stdout when up, leave the terminal, log to syslog.
     #[arg(long, hide = true)]
     launched: bool,
 }
 
-/// How a daemon starts the engine.
+/// How a daemon whose tunnel has an MTU of `mtu` octets starts the engine.
 ///
 /// # Errors
 /// This executable is not to be found.
-pub fn launch() -> anyhow::Result<Launch> {
+pub fn launch(mtu: u32) -> anyhow::Result<Launch> {
     let program = std::env::current_exe().context("own executable not found; is /proc mounted?")?;
-    let arguments = vec!["engine".into(), "--launched".into()];
+    let mut arguments = vec!["engine".into(), "--launched".into()];
+    if mtu > USUAL_MTU {
+        arguments.extend(["--largest-mtu".into(), MAX_MTU.to_string().into()]);
+    }
     Ok(Launch { program, name: "cipe".into(), arguments, deadline: DEADLINE })
 }
 
 /// Runs the engine.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let workers = args.workers.map(usize::from);
+    let (workers, largest_mtu) = (args.workers.map(usize::from), args.largest_mtu);
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     if !args.launched {
         logging::init(Destination::Stderr { verbose: false });
-        run_engine(EngineOptions { stay: args.stay, workers, run_dir, readiness: Readiness::Service })?;
+        run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness: Readiness::Service })?;
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
     logging::init(Destination::Syslog { name: NAME, complain: false });
-    if let Err(error) = run_engine(EngineOptions { stay: args.stay, workers, run_dir, readiness }) {
+    if let Err(error) = run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness }) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));
         return Ok(ExitCode::FAILURE);

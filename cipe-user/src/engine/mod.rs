@@ -9,6 +9,7 @@ mod carrier;
 pub mod checksum;
 pub mod coalesce;
 mod counters;
+pub mod frames;
 pub mod headers;
 mod icmp;
 mod keys;

@@ -16,6 +16,7 @@ use crate::cipher::Algorithm;
 use crate::control::protocol::{Attach, Carrier, Cipher, MAX_MTU, MIN_MTU, VERSION, XdpMode};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::counters::Tally;
+use crate::engine::frames;
 use crate::engine::keys::Keys;
 use crate::engine::outer::Hop;
 use crate::engine::tunnel::{Limits, Tunnel, Way};
@@ -40,6 +41,14 @@ impl Manager {
         }
         if !(MIN_MTU..=MAX_MTU).contains(&attach.mtu) {
             bail!("mtu {}: must be between {MIN_MTU} and {MAX_MTU}", attach.mtu);
+        }
+        let largest = frames::largest_mtu(self.umem.frame_size());
+        if attach.mtu > largest {
+            bail!(
+                "mtu {0}: this engine was started for up to {largest}; end its daemons, and start this one first or all \
+                 of them with CIPE_LARGEST_MTU={0} in the environment",
+                attach.mtu
+            );
         }
         let number = free_number(self.last_number, |number| self.tenants.contains_key(&number));
         let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;

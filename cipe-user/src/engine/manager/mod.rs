@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::counters::Tally;
+use super::frames;
 use super::random::Random;
 use super::worker::{Command, Report};
 use crate::control::channel::SendError;
@@ -51,15 +52,17 @@ pub struct EngineOptions {
     pub stay: bool,
     /// How many worker threads to start; `None`: as suits the cards and CPUs.
     pub workers: Option<usize>,
+    /// The largest MTU of a tunnel, in octets.
+    pub largest_mtu: u32,
     /// Where the control socket is.
     pub run_dir: RunDir,
     /// To be told when daemons can connect.
     pub readiness: Readiness,
 }
 
-/// UMEM frames of 4096 octets that a worker needs, and that the engine has at least; memory is used as they are.
-const FRAMES_OF_WORKER: u32 = 8_192;
-const FRAMES: u32 = 16_384;
+/// Octets of UMEM that a worker needs, and that the engine has at least; memory is used as its frames are.
+const UMEM_OF_WORKER: u32 = 32 << 20;
+const UMEM: u32 = 64 << 20;
 
 /// How long an engine without any tunnel waits for its first one.
 const FIRST_TUNNEL: Duration = Duration::from_secs(10);
@@ -222,8 +225,9 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         });
     }
     let keys = programs.take_keys().context("the key map has another writer")?;
-    let config = UmemConfig { frames: FRAMES.max(count as u32 * FRAMES_OF_WORKER), ..UmemConfig::default() };
-    let (umem, pool) = Umem::new(config)?;
+    let frame_size = frames::frame_size(options.largest_mtu);
+    let frames = UMEM.max(count as u32 * UMEM_OF_WORKER) / frame_size;
+    let (umem, pool) = Umem::new(UmemConfig { frames, frame_size, ..UmemConfig::default() })?;
     let (to_manager, mut reports) = mpsc::channel(1024);
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
     let (workers, mut ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;

@@ -17,8 +17,11 @@ use crate::wire::inner::{self, Inner};
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Packet, Pool, Umem};
 
-/// The descriptors of one private frame; 64 KiB need 18 of them.
-pub type Pieces = ArrayVec<Packet, 32>;
+/// The most descriptors of one private frame: 64 KiB need 37 of them, in frames of 2048 octets with the kernel's 256 in front.
+const MOST_PIECES: usize = 40;
+
+/// The descriptors of one private frame.
+pub type Pieces = ArrayVec<Packet, MOST_PIECES>;
 
 /// Checks a packet that came in one frame, and queues it where it stands.
 pub fn single(
@@ -69,7 +72,7 @@ pub fn cut(
         complete_partial(payload);
         return fragment(tunnel, umem, payload, outgoing, pool, icmp);
     }
-    let octets: ArrayVec<&[u8], 32> = pieces
+    let octets: ArrayVec<&[u8], MOST_PIECES> = pieces
         .iter()
         .enumerate()
         .map(|(index, piece)| piece.data(umem).get(if index == 0 { outer::ETHERNET } else { 0 }..).unwrap_or_default())
