@@ -1,223 +1,257 @@
-//! The ways to the tunnels' peers, and by which door each leaves.
+//! Carrier devices: opened when the first tunnel's way leads over them, closed after the last, or when what comes by them
+//! goes better by the UDP sockets.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Instant;
 
-use super::{Manager, News, Socks, Tenant};
-use crate::control::protocol::{Carrier as Door, Event};
-use crate::engine::carrier::Path;
-use crate::engine::outer::Hop;
-use crate::engine::tunnel::Way;
+use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
+use rustix::thread::{MembarrierCommand, membarrier};
+
+use super::attach::dropped;
+use super::habit::Habit;
+use super::workers::share_of;
+use super::{Manager, Tenant};
+use crate::control::protocol::Carrier as Door;
 use crate::engine::worker::Command;
-use crate::kernel::bpf::XdpPreference;
-use crate::kernel::links::CardKind;
-use crate::kernel::nexthop::{NextHop, State};
+use crate::kernel::bpf::{XdpMode, XdpPreference};
+use crate::kernel::links::{Card, CardKind};
+use crate::xsk::{Socket, SocketConfig};
+
+/// The carrier devices in use, by ifindex.
+#[derive(Default)]
+pub struct Carriers {
+    open: HashMap<u32, Carrier>,
+    /// What was seen on devices that might deliver superframes.
+    habits: HashMap<u32, Habit>,
+}
+
+/// A device whose datagrams come by AF_XDP.
+pub struct Carrier {
+    /// AF_XDP transmits from the UMEM itself.
+    pub zero_copy: bool,
+    /// Index in the workers' tables, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`].
+    pub slot: usize,
+    /// Modes got, for people.
+    pub note: String,
+    /// Its name when it was opened.
+    pub name: String,
+    tunnels: BTreeSet<u16>,
+    /// XDP runs in the network stack.
+    generic: bool,
+    /// It might deliver superframes, if native XDP did not keep the other end from it.
+    superframes: bool,
+    /// Datagrams through it, both ways.
+    traffic: Arc<AtomicU64>,
+}
+
+impl Carrier {
+    /// Whether superframes of the other end come uncut, of which AF_XDP can make nothing.
+    pub fn loses_superframes(&self) -> bool {
+        self.generic && self.superframes
+    }
+}
+
+impl Carriers {
+    /// Whether AF_XDP serves a device as a carrier.
+    pub fn has(&self, ifindex: u32) -> bool {
+        self.open.contains_key(&ifindex)
+    }
+
+    /// A device that AF_XDP serves.
+    pub fn get(&self, ifindex: u32) -> Option<&Carrier> {
+        self.open.get(&ifindex)
+    }
+
+    /// Takes up a device that was opened.
+    pub fn insert(&mut self, ifindex: u32, carrier: Carrier) {
+        self.open.insert(ifindex, carrier);
+    }
+
+    /// Adds a tunnel to those of a device; `false` if AF_XDP does not serve that.
+    pub fn join(&mut self, ifindex: u32, number: u16) -> bool {
+        self.open.get_mut(&ifindex).map(|carrier| carrier.tunnels.insert(number)).is_some()
+    }
+
+    /// Whether a device that might deliver superframes was seen not to.
+    pub fn has_single_frames(&self, ifindex: u32) -> bool {
+        self.habits.get(&ifindex).is_some_and(Habit::has_single_frames)
+    }
+}
 
 impl Manager {
-    /// Follows the way to a tunnel's peer from now on, in place of another peer's.
-    pub(super) fn follow(&mut self, number: u16, peer: SocketAddr) {
-        let Some(tenant) = self.tenants.get_mut(&number) else { return };
-        tenant.peer = Some(peer);
-        if tenant.socks.is_none() {
-            self.follow_target(number);
+    /// Takes up that a tunnel's UDP socket gets single frames: AF_XDP is the faster door for them, on the same device for
+    /// all tunnels that choose by themselves.
+    pub(super) async fn saw_single_frames(&mut self, number: u16) {
+        let hop = self.tenants.get(&number).and_then(|tenant| tenant.hop);
+        let Some(ifindex) = hop.map(|hop| hop.ifindex) else { return };
+        if self.carriers.habits.entry(ifindex).or_default().see_single_frames(Instant::now()) {
+            self.choose_doors(ifindex).await;
         }
     }
 
-    /// Takes up the relay of a tunnel's SOCKS5 server, or that there is none.
-    pub(super) fn set_relay(&mut self, number: u16, relay: Option<SocketAddr>) {
-        let Some(socks) = self.tenants.get_mut(&number).and_then(|tenant| tenant.socks.as_mut()) else { return };
-        let server = socks.server;
-        socks.relay = relay;
-        self.workers.tell_all(|_| Command::SetRelay(number, relay));
-        let Some(tenant) = self.tenants.get_mut(&number) else { return };
-        if relay.is_none() {
-            tenant.door = Some(format!("no relay of the SOCKS5 server {server}"));
-        }
-        self.follow_target(number);
-    }
-
-    fn follow_target(&mut self, number: u16) {
-        let Some(tenant) = self.tenants.get_mut(&number) else { return };
-        if let Some(old) = tenant.follower.take() {
-            old.abort();
-        }
-        let Some(peer) = tenant.target() else { return };
-        let from = Some(tenant.listens.ip()).filter(|ip| !ip.is_unspecified());
-        let mut states = self.next_hops.watch(peer.ip(), from);
-        let ways = self.ways.clone();
-        let follower = tokio::spawn(async move {
-            while states.changed().await.is_ok() {
-                let state = states.borrow_and_update().clone();
-                if ways.send(News { tunnel: number, peer, state }).await.is_err() {
-                    return;
-                }
+    /// Leaves devices to the UDP sockets that are calm, where all tunnels choose by themselves: as long as XDP is there, the
+    /// other end cuts all superframes, and whether it would send any shows without it alone. Not under load: a veth loses what
+    /// waits in its rings then, and tells nobody.
+    pub(super) async fn tend_carriers(&mut self, now: Instant) {
+        let mut calm = Vec::new();
+        for (ifindex, carrier) in self.carriers.open.iter().filter(|(_, carrier)| carrier.superframes) {
+            let habit = self.carriers.habits.entry(*ifindex).or_default();
+            if habit.is_calm(carrier.traffic.load(Ordering::Relaxed), now) {
+                calm.push(*ifindex);
             }
-        });
-        tenant.follower = Some(follower.abort_handle());
-    }
-
-    /// Takes up a new way to a tunnel's peer, or that there is none.
-    pub(super) async fn take_in(&mut self, News { tunnel: number, peer, state }: News) {
-        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.target() == Some(peer)) else { return };
-        let hop = match state {
-            State::Unknown => return,
-            State::Unreachable(reason) => Err(reason.to_string()),
-            State::Found(hop) => Ok(hop),
-        };
-        let looped = hop.as_ref().is_ok_and(|hop| self.devices.contains_key(&hop.ifindex));
-        let was_looped = std::mem::replace(&mut tenant.looped, looped);
-        // The news is said when the worker acts by it.
-        let (way, news) = match hop {
-            // The carrier device stays open: the same way may come back at any moment, and there are drivers that take
-            // the link down to attach XDP, which would never end.
-            Err(reason) => {
-                tenant.hop = None;
-                (Way::NoRoute, Some(reason))
+        }
+        for ifindex in calm {
+            let Some(carrier) = self.carriers.open.get(&ifindex) else { continue };
+            let chooses = |number| self.tenants.get(number).is_some_and(|tenant| tenant.carrier_door == Door::Auto);
+            if !carrier.tunnels.iter().all(chooses) {
+                continue;
             }
-            Ok(_) if looped => (Way::Looped, (!was_looped).then(|| "looped route".to_owned())),
-            Ok(hop) => {
-                self.set_source(number, hop.source);
-                let too_small = self.set_path_mtu(number, hop.mtu as usize, peer.ip());
-                (self.way_over(hop, number).await, too_small.then(|| "MTU too small".to_owned()))
+            let (tunnels, name) = (carrier.tunnels.clone(), carrier.name.clone());
+            let Some(waited) = self.carriers.habits.get_mut(&ifindex).map(|habit| habit.leave(now)) else { continue };
+            self.shut(ifindex).await;
+            let message =
+                format!("{name}: calm for {} s; UDP socket, until single frames come in numbers", waited.as_secs());
+            tracing::info!("{message}");
+            tunnels.iter().for_each(|number| self.news(*number, message.clone()));
+            self.choose_doors(ifindex).await;
+        }
+    }
+
+    /// Chooses the doors of all tunnels over a device anew.
+    async fn choose_doors(&mut self, ifindex: u32) {
+        let over = |tenant: &Tenant| tenant.hop.filter(|hop| hop.ifindex == ifindex).zip(tenant.peer);
+        let tunnels: Vec<_> =
+            self.tenants.iter().filter_map(|(number, tenant)| Some((*number, over(tenant)?))).collect();
+        for (number, (hop, peer)) in tunnels {
+            let way = self.way_over(hop, number).await;
+            if let Some(tenant) = self.tenants.get(&number) {
+                self.workers.tell_all(|_| Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
             }
-        };
-        if let Some(tenant) = self.tenants.get(&number) {
-            self.workers.tell_all(|_| Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
-        }
-        if let Some(news) = news {
-            self.notice(number, news);
         }
     }
 
-    /// Takes up the address that packets to the peer leave with, where the system picks it.
-    fn set_source(&mut self, number: u16, source: IpAddr) {
-        let Some(tenant) = self.tenants.get_mut(&number) else { return };
-        if tenant.listens.ip().is_unspecified() && tenant.me.ip() != source {
-            let before = tenant.me;
-            tenant.me.set_ip(source);
-            let me = tenant.me;
-            self.tell(number, Event::NewMe { me, before });
+    pub(super) async fn open_carrier(&mut self, card: Card, mode: XdpPreference) -> anyhow::Result<Carrier> {
+        let ifindex = card.ifindex;
+        if card.kind != CardKind::Ethernet {
+            anyhow::bail!("{}: no Ethernet device, so AF_XDP cannot send on it", card.name);
         }
-    }
-
-    /// What the way out of a tunnel is, where its carrier device is not open.
-    async fn door_by_socket(&self, ifindex: u32, tenant: &Tenant) -> String {
-        let card = self.netlink.card(ifindex).await;
-        let (name, other) = match &card {
-            Ok(card) => (card.name.as_str(), card.kind == CardKind::Other),
-            Err(_) => ("a device that has gone", false),
-        };
-        match (tenant.socks, tenant.carrier_door) {
-            (Some(Socks { server, relay: Some(relay) }), _) => {
-                format!("{name}: UDP socket, by the relay {relay} of the SOCKS5 server {server}")
-            }
-            (Some(Socks { server, relay: None }), _) => format!("no relay of the SOCKS5 server {server}"),
-            (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
-            (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
-            (None, _) if tenant.refused == Some(ifindex) => format!("{name}: UDP socket, AF_XDP refused"),
-            (None, _) => format!("{name}: UDP socket, until single frames come in numbers"),
+        if self.lans.has(ifindex) {
+            anyhow::bail!("{}: the short cut (`lan`) has its AF_XDP sockets", card.name);
         }
-    }
-
-    /// Moves a tunnel to the carrier device of a way, and chooses the door.
-    pub(super) async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
-        let is_open = self.use_carrier(hop.ifindex, number).await;
-        let door = match self.tenants.get(&number) {
-            Some(tenant) if !is_open => Some(self.door_by_socket(hop.ifindex, tenant).await),
-            _ => None,
-        };
-        if let Some(tenant) = self.tenants.get_mut(&number) {
-            tenant.door = door;
-        }
-        let Some(tenant) = self.tenants.get_mut(&number) else { return Way::Socket };
-        tenant.hop = Some(hop);
-        let (me, door) = (tenant.me, tenant.carrier_door);
-        let after = is_open.then_some(hop.ifindex);
-        let before = std::mem::replace(&mut tenant.carrier, after);
-        if let Some(unused) = before.filter(|_| before != after) {
-            self.release_carrier(unused, number).await;
-        }
-        after.and_then(|_| self.path(hop, me, door)).map_or(Way::Socket, Way::Carrier)
-    }
-
-    /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster, but for what leaves one a call
-    /// (docs/BENCHMARKS.md).
-    fn path(&self, hop: NextHop, me: SocketAddr, door: Door) -> Option<Path> {
-        let carrier = self.carriers.get(hop.ifindex)?;
-        Some(Path {
-            carrier: carrier.slot,
-            hop: Hop { source: hop.source_mac?, destination: hop.destination_mac? },
-            source: SocketAddr::new(if me.ip().is_unspecified() { hop.source } else { me.ip() }, me.port()),
-            mtu: hop.mtu as usize,
-            only_alone: door == Door::Auto && !carrier.zero_copy,
-        })
-    }
-
-    /// Opens a carrier device for a tunnel, or joins it; whether AF_XDP can be had on it.
-    async fn use_carrier(&mut self, ifindex: u32, number: u16) -> bool {
-        let Some(tenant) = self.tenants.get(&number) else { return false };
-        if tenant.carrier_door == Door::Udp || tenant.refused == Some(ifindex) {
-            return false;
-        }
-        if self.carriers.join(ifindex, number) {
-            return true;
-        }
-        let (door, mut mode) = (tenant.carrier_door, tenant.xdp_mode);
-        let card = match self.netlink.card(ifindex).await {
-            Ok(card) => card,
-            Err(error) => {
-                self.notice(number, format!("{error}; sending by UDP socket"));
-                return false;
-            }
-        };
-        let by_sight = door == Door::Auto && card.superframes;
-        if by_sight {
-            // In the stack a superframe would still come now and then, and pass for one large datagram.
-            if mode == XdpPreference::Generic || !self.carriers.has_single_frames(ifindex) {
-                return false;
-            }
-            mode = XdpPreference::Native;
-        }
-        // Where the choice is ours, a device that AF_XDP was never made for is no fault of anybody's, nor is one of which we
-        // only tried whether it has native XDP: a VLAN has not.
-        let as_expected = door == Door::Auto && (card.kind != CardKind::Ethernet || card.superframes);
-        match self.open_carrier(card, mode).await {
-            Ok(mut carrier) => {
-                if by_sight {
-                    carrier.note.push_str(", until it is calm");
-                }
-                tracing::info!("{}", carrier.note);
-                self.news(number, carrier.note.clone());
-                if carrier.loses_superframes() {
-                    let why = "generic XDP loses what the other end sends in superframes";
-                    let message = format!("{}: {why}; use xdp-mode native, or carrier auto or udp", carrier.name);
-                    self.notice(number, message);
-                }
-                self.carriers.insert(ifindex, carrier);
-                self.carriers.join(ifindex, number)
+        let slot = (0..MAX_CARRIERS as usize).find(|slot| self.carriers.open.values().all(|c| c.slot != *slot));
+        let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_CARRIERS} carrier slots are in use"))?;
+        let queues = card.receive_queues.clamp(1, CARRIER_QUEUES);
+        let traffic = Arc::default();
+        let mode = self.programs.attach_carrier(ifindex, mode)?;
+        let generic = mode != XdpMode::Native;
+        match self.open_queues(ifindex, slot, queues, &traffic).await {
+            Ok(zero_copy) => {
+                let copying = if zero_copy { "zero copy" } else { "copy mode" };
+                let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
+                let Card { name, superframes, .. } = card;
+                Ok(Carrier { zero_copy, slot, note, tunnels: BTreeSet::new(), name, generic, superframes, traffic })
             }
             Err(error) => {
-                if let Some(tenant) = self.tenants.get_mut(&number) {
-                    tenant.refused = Some(ifindex);
-                    self.refused.insert(ifindex);
-                }
-                let message = format!("{error:#}; sending by UDP socket");
-                if as_expected {
-                    self.news(number, message)
-                } else {
-                    self.notice(number, message)
-                }
-                false
+                self.programs.detach_carrier(ifindex);
+                Err(error)
             }
         }
     }
 
-    /// Tells a tunnel's daemon something for its log that the operator should look at.
-    pub(super) fn notice(&self, number: u16, message: String) {
-        self.tell(number, Event::Notice { message, well: false });
+    /// Opens the queues of a carrier device; whether all of them are zero copy.
+    async fn open_queues(
+        &mut self,
+        ifindex: u32,
+        slot: usize,
+        queues: u32,
+        traffic: &Arc<AtomicU64>,
+    ) -> anyhow::Result<bool> {
+        let base = slot as u32 * CARRIER_QUEUES;
+        let mut sockets = Vec::new();
+        for queue in 0..queues {
+            let socket = self.bind_queue(ifindex, queue, SocketConfig::default()).await?;
+            self.programs.set_carrier_socket(base + queue, &socket)?;
+            sockets.push(socket);
+        }
+        let zero_copy = sockets.iter().all(Socket::zero_copy);
+        let mut shares = share_of(sockets, self.workers.count());
+        let share =
+            |worker: usize, done| Command::AddCarrier(slot, std::mem::take(&mut shares[worker]), traffic.clone(), done);
+        // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
+        self.ask_workers(share).await;
+        if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
+            self.ask_workers(|_, done| Command::RemoveCarrier(slot, done)).await;
+            return Err(error.into());
+        }
+        // What was passed on before is to be read before.
+        programs_over().await;
+        self.ask_workers(|_, done| Command::EmptySockets(done)).await;
+        self.workers.tell_all(|_| Command::BeginCarrier(slot));
+        Ok(zero_copy)
     }
 
-    /// Tells a tunnel's daemon something for its log that is as it should be.
-    pub(super) fn news(&self, number: u16, message: String) {
-        self.tell(number, Event::Notice { message, well: true });
+    /// Leaves a carrier device, and closes it after its last tunnel.
+    pub(super) async fn release_carrier(&mut self, ifindex: u32, number: u16) {
+        let Some(carrier) = self.carriers.open.get_mut(&ifindex) else { return };
+        carrier.tunnels.remove(&number);
+        if carrier.tunnels.is_empty() {
+            self.close_carrier(ifindex).await;
+        }
+    }
+
+    /// Closes a carrier device and forgets what was seen on it; tunnels that used it send by their UDP sockets.
+    pub(super) async fn close_carrier(&mut self, ifindex: u32) {
+        self.carriers.habits.remove(&ifindex);
+        self.shut(ifindex).await;
+    }
+
+    /// Closes a carrier device; what its sockets have got is read before anything else.
+    async fn shut(&mut self, ifindex: u32) {
+        let Some(carrier) = self.carriers.open.remove(&ifindex) else { return };
+        let is_used = !carrier.tunnels.is_empty();
+        if is_used {
+            self.ask_workers(|_, done| Command::HoldSockets(true, done)).await;
+        }
+        if let Err(error) = self.programs.remove_carrier_device(ifindex) {
+            tracing::debug!("{error}");
+        }
+        if is_used {
+            programs_over().await;
+        }
+        self.ask_workers(|_, done| Command::RemoveCarrier(carrier.slot, done)).await;
+        if is_used {
+            self.ask_workers(|_, done| Command::HoldSockets(false, done)).await;
+        }
+        self.programs.detach_carrier(ifindex);
+        for number in carrier.tunnels {
+            if let Some(tenant) = self.tenants.get_mut(&number) {
+                tenant.carrier = None;
+            }
+        }
+    }
+
+    /// Gives each worker a command of its own, and waits until all are carried out.
+    async fn ask_workers(&self, mut command: impl FnMut(usize, Sender<()>) -> Command) {
+        let (done, all_done) = channel();
+        self.workers.tell_all(|worker| command(worker, done.clone()));
+        drop(done);
+        dropped(all_done).await;
+    }
+
+    /// Modes got on the carrier device of a tunnel.
+    pub(super) fn carrier_note(&self, ifindex: u32) -> Option<&str> {
+        self.carriers.open.get(&ifindex).map(|carrier| carrier.note.as_str())
+    }
+}
+
+/// Waits until no program runs any more that began before, and the kernel has handed on what such a one has passed:
+/// receiving is a read-side section of RCU, and membarrier(2) waits for the end of all of those.
+async fn programs_over() {
+    let waited = tokio::task::spawn_blocking(|| membarrier(MembarrierCommand::Global)).await;
+    if !matches!(waited, Ok(Ok(()))) {
+        tracing::debug!("membarrier: {waited:?}; what comes while a door changes may be overtaken");
     }
 }

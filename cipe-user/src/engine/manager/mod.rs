@@ -1,7 +1,6 @@
 //! The control thread: connections, devices, maps and routes. No packet passes through it but key exchange.
 
 mod attach;
-mod cards;
 mod carriers;
 mod habit;
 mod hubs;
@@ -9,6 +8,7 @@ mod keys;
 mod lan;
 mod sizes;
 mod status;
+mod ways;
 mod workers;
 
 use std::collections::{BTreeSet, HashMap};
@@ -38,7 +38,7 @@ use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
 use crate::xsk::{Umem, UmemConfig};
-use cards::Carriers;
+use carriers::Carriers;
 use hubs::Hubs;
 use keys::Previous;
 use lan::Lans;

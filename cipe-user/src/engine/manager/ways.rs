@@ -1,0 +1,223 @@
+//! The ways to the tunnels' peers, and by which door each leaves.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Manager, News, Socks, Tenant};
+use crate::control::protocol::{Carrier as Door, Event};
+use crate::engine::carrier::Path;
+use crate::engine::outer::Hop;
+use crate::engine::tunnel::Way;
+use crate::engine::worker::Command;
+use crate::kernel::bpf::XdpPreference;
+use crate::kernel::links::CardKind;
+use crate::kernel::nexthop::{NextHop, State};
+
+impl Manager {
+    /// Follows the way to a tunnel's peer from now on, in place of another peer's.
+    pub(super) fn follow(&mut self, number: u16, peer: SocketAddr) {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        tenant.peer = Some(peer);
+        if tenant.socks.is_none() {
+            self.follow_target(number);
+        }
+    }
+
+    /// Takes up the relay of a tunnel's SOCKS5 server, or that there is none.
+    pub(super) fn set_relay(&mut self, number: u16, relay: Option<SocketAddr>) {
+        let Some(socks) = self.tenants.get_mut(&number).and_then(|tenant| tenant.socks.as_mut()) else { return };
+        let server = socks.server;
+        socks.relay = relay;
+        self.workers.tell_all(|_| Command::SetRelay(number, relay));
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        if relay.is_none() {
+            tenant.door = Some(format!("no relay of the SOCKS5 server {server}"));
+        }
+        self.follow_target(number);
+    }
+
+    fn follow_target(&mut self, number: u16) {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        if let Some(old) = tenant.follower.take() {
+            old.abort();
+        }
+        let Some(peer) = tenant.target() else { return };
+        let from = Some(tenant.listens.ip()).filter(|ip| !ip.is_unspecified());
+        let mut states = self.next_hops.watch(peer.ip(), from);
+        let ways = self.ways.clone();
+        let follower = tokio::spawn(async move {
+            while states.changed().await.is_ok() {
+                let state = states.borrow_and_update().clone();
+                if ways.send(News { tunnel: number, peer, state }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        tenant.follower = Some(follower.abort_handle());
+    }
+
+    /// Takes up a new way to a tunnel's peer, or that there is none.
+    pub(super) async fn take_in(&mut self, News { tunnel: number, peer, state }: News) {
+        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.target() == Some(peer)) else { return };
+        let hop = match state {
+            State::Unknown => return,
+            State::Unreachable(reason) => Err(reason.to_string()),
+            State::Found(hop) => Ok(hop),
+        };
+        let looped = hop.as_ref().is_ok_and(|hop| self.devices.contains_key(&hop.ifindex));
+        let was_looped = std::mem::replace(&mut tenant.looped, looped);
+        // The news is said when the worker acts by it.
+        let (way, news) = match hop {
+            // The carrier device stays open: the same way may come back at any moment, and there are drivers that take
+            // the link down to attach XDP, which would never end.
+            Err(reason) => {
+                tenant.hop = None;
+                (Way::NoRoute, Some(reason))
+            }
+            Ok(_) if looped => (Way::Looped, (!was_looped).then(|| "looped route".to_owned())),
+            Ok(hop) => {
+                self.set_source(number, hop.source);
+                let too_small = self.set_path_mtu(number, hop.mtu as usize, peer.ip());
+                (self.way_over(hop, number).await, too_small.then(|| "MTU too small".to_owned()))
+            }
+        };
+        if let Some(tenant) = self.tenants.get(&number) {
+            self.workers.tell_all(|_| Command::SetWay(number, peer.ip(), way, tenant.sizes.mtu()));
+        }
+        if let Some(news) = news {
+            self.notice(number, news);
+        }
+    }
+
+    /// Takes up the address that packets to the peer leave with, where the system picks it.
+    fn set_source(&mut self, number: u16, source: IpAddr) {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        if tenant.listens.ip().is_unspecified() && tenant.me.ip() != source {
+            let before = tenant.me;
+            tenant.me.set_ip(source);
+            let me = tenant.me;
+            self.tell(number, Event::NewMe { me, before });
+        }
+    }
+
+    /// What the way out of a tunnel is, where its carrier device is not open.
+    async fn door_by_socket(&self, ifindex: u32, tenant: &Tenant) -> String {
+        let card = self.netlink.card(ifindex).await;
+        let (name, other) = match &card {
+            Ok(card) => (card.name.as_str(), card.kind == CardKind::Other),
+            Err(_) => ("a device that has gone", false),
+        };
+        match (tenant.socks, tenant.carrier_door) {
+            (Some(Socks { server, relay: Some(relay) }), _) => {
+                format!("{name}: UDP socket, by the relay {relay} of the SOCKS5 server {server}")
+            }
+            (Some(Socks { server, relay: None }), _) => format!("no relay of the SOCKS5 server {server}"),
+            (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
+            (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
+            (None, _) if tenant.refused == Some(ifindex) => format!("{name}: UDP socket, AF_XDP refused"),
+            (None, _) => format!("{name}: UDP socket, until single frames come in numbers"),
+        }
+    }
+
+    /// Moves a tunnel to the carrier device of a way, and chooses the door.
+    pub(super) async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
+        let is_open = self.use_carrier(hop.ifindex, number).await;
+        let door = match self.tenants.get(&number) {
+            Some(tenant) if !is_open => Some(self.door_by_socket(hop.ifindex, tenant).await),
+            _ => None,
+        };
+        if let Some(tenant) = self.tenants.get_mut(&number) {
+            tenant.door = door;
+        }
+        let Some(tenant) = self.tenants.get_mut(&number) else { return Way::Socket };
+        tenant.hop = Some(hop);
+        let (me, door) = (tenant.me, tenant.carrier_door);
+        let after = is_open.then_some(hop.ifindex);
+        let before = std::mem::replace(&mut tenant.carrier, after);
+        if let Some(unused) = before.filter(|_| before != after) {
+            self.release_carrier(unused, number).await;
+        }
+        after.and_then(|_| self.path(hop, me, door)).map_or(Way::Socket, Way::Carrier)
+    }
+
+    /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster, but for what leaves one a call
+    /// (docs/BENCHMARKS.md).
+    fn path(&self, hop: NextHop, me: SocketAddr, door: Door) -> Option<Path> {
+        let carrier = self.carriers.get(hop.ifindex)?;
+        Some(Path {
+            carrier: carrier.slot,
+            hop: Hop { source: hop.source_mac?, destination: hop.destination_mac? },
+            source: SocketAddr::new(if me.ip().is_unspecified() { hop.source } else { me.ip() }, me.port()),
+            mtu: hop.mtu as usize,
+            only_alone: door == Door::Auto && !carrier.zero_copy,
+        })
+    }
+
+    /// Opens a carrier device for a tunnel, or joins it; whether AF_XDP can be had on it.
+    async fn use_carrier(&mut self, ifindex: u32, number: u16) -> bool {
+        let Some(tenant) = self.tenants.get(&number) else { return false };
+        if tenant.carrier_door == Door::Udp || tenant.refused == Some(ifindex) {
+            return false;
+        }
+        if self.carriers.join(ifindex, number) {
+            return true;
+        }
+        let (door, mut mode) = (tenant.carrier_door, tenant.xdp_mode);
+        let card = match self.netlink.card(ifindex).await {
+            Ok(card) => card,
+            Err(error) => {
+                self.notice(number, format!("{error}; sending by UDP socket"));
+                return false;
+            }
+        };
+        let by_sight = door == Door::Auto && card.superframes;
+        if by_sight {
+            // In the stack a superframe would still come now and then, and pass for one large datagram.
+            if mode == XdpPreference::Generic || !self.carriers.has_single_frames(ifindex) {
+                return false;
+            }
+            mode = XdpPreference::Native;
+        }
+        // Where the choice is ours, a device that AF_XDP was never made for is no fault of anybody's, nor is one of which we
+        // only tried whether it has native XDP: a VLAN has not.
+        let as_expected = door == Door::Auto && (card.kind != CardKind::Ethernet || card.superframes);
+        match self.open_carrier(card, mode).await {
+            Ok(mut carrier) => {
+                if by_sight {
+                    carrier.note.push_str(", until it is calm");
+                }
+                tracing::info!("{}", carrier.note);
+                self.news(number, carrier.note.clone());
+                if carrier.loses_superframes() {
+                    let why = "generic XDP loses what the other end sends in superframes";
+                    let message = format!("{}: {why}; use xdp-mode native, or carrier auto or udp", carrier.name);
+                    self.notice(number, message);
+                }
+                self.carriers.insert(ifindex, carrier);
+                self.carriers.join(ifindex, number)
+            }
+            Err(error) => {
+                if let Some(tenant) = self.tenants.get_mut(&number) {
+                    tenant.refused = Some(ifindex);
+                    self.refused.insert(ifindex);
+                }
+                let message = format!("{error:#}; sending by UDP socket");
+                if as_expected {
+                    self.news(number, message)
+                } else {
+                    self.notice(number, message)
+                }
+                false
+            }
+        }
+    }
+
+    /// Tells a tunnel's daemon something for its log that the operator should look at.
+    pub(super) fn notice(&self, number: u16, message: String) {
+        self.tell(number, Event::Notice { message, well: false });
+    }
+
+    /// Tells a tunnel's daemon something for its log that is as it should be.
+    pub(super) fn news(&self, number: u16, message: String) {
+        self.tell(number, Event::Notice { message, well: true });
+    }
+}
