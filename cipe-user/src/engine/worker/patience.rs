@@ -75,7 +75,12 @@ impl Patience {
             return;
         }
         self.next = now + PERIOD;
-        let Some(turns) = self.turns() else { return };
+        if let Some(turns) = self.turns() {
+            self.judge_by(turns, now);
+        }
+    }
+
+    fn judge_by(&mut self, turns: Turns, now: Instant) {
         let since = Turns {
             ran: turns.ran.saturating_sub(self.judged.ran),
             waited: turns.waited.saturating_sub(self.judged.waited),
@@ -144,9 +149,14 @@ mod tests {
             let now = Instant::now();
             let mut patience = Patience::new(now);
             assert_eq!(scheduling::policy(), Some(Policy::Batch));
-            patience.judge(now);
-            assert_eq!(scheduling::policy(), Some(Policy::Batch), "too early to say");
-            patience.change(Policy::Other, now + IMPATIENT);
+            let later = |patience: &Patience, count| Turns {
+                ran: patience.judged.ran + 10_000 * count,
+                waited: patience.judged.waited + 500_000 * count,
+                count: patience.judged.count + count,
+            };
+            patience.judge_by(later(&patience, TURNS - 1), now);
+            assert_eq!(scheduling::policy(), Some(Policy::Batch), "too few turns to say");
+            patience.judge_by(later(&patience, TURNS), now);
             assert_eq!(scheduling::policy(), Some(Policy::Other));
             patience.judge(now + IMPATIENT / 2);
             assert_eq!(scheduling::policy(), Some(Policy::Other));
