@@ -277,5 +277,11 @@ fn a_tunnel_with_a_large_mtu_needs_an_engine_started_for_it() -> Result<()> {
     let refusal = format!("{:#}", second.wait_up().unwrap_err());
     assert!(refusal.contains("mtu 3400") && refusal.contains("CIPE_LARGEST_MTU"), "{refusal}");
     assert!(pair.stop()?.iter().all(std::process::ExitStatus::success));
+    let who = (net.gw(Side::A), &*Side::A.letter().to_string());
+    let first = Options::of(Side::A);
+    let environment = [("CIPE_LARGEST_MTU", "3400")];
+    let mut first = Gateway::start_with(&net, who, &[], Daemon::Idea, &first, &environment)?;
+    first.wait_up()?;
+    Gateway::start_in(&net, who, &[], Daemon::Idea, &options)?.wait_up()?;
     Ok(())
 }
