@@ -1,24 +1,17 @@
 //! Offloads and queue counts of a device, by the generic netlink family `ethtool` (Linux 5.6 and later).
-//!
-//! Messages are built by hand: the ethtool crate can read features but not set them, and the ioctl (SIOCETHTOOL) wants
-//! unsafe code and knows fewer features by name. Source: Documentation/networking/ethtool-netlink.rst.
+//! Source: Documentation/networking/ethtool-netlink.rst.
 
 use std::io;
 
-use rtnetlink::packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NlasIterator};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
+use rtnetlink::packet_core::{DefaultNla, NlasIterator};
 
+use super::genetlink::{Family, NLM_F_ACK, attribute, nested, text};
 use super::netlink::{Error, Result};
 
-const GENL_CTRL: u16 = 16;
-const CTRL_CMD_GETFAMILY: u8 = 3;
-const CTRL_ATTR_FAMILY_ID: u16 = 1;
-const CTRL_ATTR_FAMILY_NAME: u16 = 2;
-
+const ETHTOOL: &str = "ethtool";
 const MSG_FEATURES_GET: u8 = 11;
 const MSG_FEATURES_SET: u8 = 12;
 const MSG_CHANNELS_GET: u8 = 17;
-const VERSION: u8 = 1;
 const A_HEADER: u16 = 1;
 const A_HEADER_DEV_INDEX: u16 = 1;
 const A_FEATURES_WANTED: u16 = 3;
@@ -28,13 +21,8 @@ const A_BITSET_BITS_BIT: u16 = 1;
 const A_BITSET_BIT_NAME: u16 = 2;
 const A_BITSET_BIT_VALUE: u16 = 3;
 const A_CHANNELS_RX_COUNT: u16 = 6;
+const A_CHANNELS_TX_COUNT: u16 = 7;
 const A_CHANNELS_COMBINED_COUNT: u16 = 9;
-
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-/// Octets of `struct nlmsghdr` and `struct genlmsghdr`.
-const HEADER: usize = 16 + 4;
 
 /// A feature as `ethtool -k` in its kernel spelling, and whether it is wanted.
 pub(super) type Feature = (&'static str, bool);
@@ -50,92 +38,46 @@ pub(super) fn set_features(index: u32, features: &[Feature]) -> io::Result<()> {
     });
     let bits = nested(A_BITSET_BITS, &bits.collect::<Vec<_>>());
     let request = [device(index), nested(A_FEATURES_WANTED, &[bits])];
-    Ethtool::open()?.request(MSG_FEATURES_SET, NLM_F_ACK, &request).map(drop)
+    Family::open(ETHTOOL)?.request(MSG_FEATURES_SET, NLM_F_ACK, &request).map(drop)
 }
 
 /// Whether a device joins what it receives to superframes (GRO); `None` if the kernel does not tell.
 pub fn has_gro(index: u32) -> Option<bool> {
-    let answer = Ethtool::open().ok()?.request(MSG_FEATURES_GET, 0, &[device(index)]).ok()?;
+    has_feature(index, "rx-gro")
+}
+
+/// Whether a device takes UDP superframes uncut; `None` if the kernel does not tell.
+pub fn takes_udp_superframes(index: u32) -> Option<bool> {
+    has_feature(index, "tx-udp-segmentation")
+}
+
+fn has_feature(index: u32, feature: &str) -> Option<bool> {
+    let answer = Family::open(ETHTOOL).ok()?.request(MSG_FEATURES_GET, 0, &[device(index)]).ok()?;
     // A list without a mask: what is in it is on.
     let bits = attribute(&attribute(&answer, A_FEATURES_ACTIVE)?, A_BITSET_BITS)?;
     let mut names = NlasIterator::new(&bits).flatten().filter_map(|bit| attribute(bit.value(), A_BITSET_BIT_NAME));
-    Some(names.any(|name| name == b"rx-gro\0"))
+    Some(names.any(|name| name.strip_suffix(&[0]) == Some(feature.as_bytes())))
 }
 
 /// Receive queues that a device has in use; `None` if its driver does not tell.
 pub(super) fn receive_queues(index: u32) -> Option<u32> {
-    let answer = Ethtool::open().ok()?.request(MSG_CHANNELS_GET, 0, &[device(index)]).ok()?;
+    queues(index, A_CHANNELS_RX_COUNT)
+}
+
+/// Transmit queues that a device has in use; `None` if its driver does not tell.
+pub fn transmit_queues(index: u32) -> Option<u32> {
+    queues(index, A_CHANNELS_TX_COUNT)
+}
+
+fn queues(index: u32, kind: u16) -> Option<u32> {
+    let answer = Family::open(ETHTOOL).ok()?.request(MSG_CHANNELS_GET, 0, &[device(index)]).ok()?;
     let count = |kind| attribute(&answer, kind).and_then(|value| Some(u32::from_ne_bytes(value.try_into().ok()?)));
-    let queues = count(A_CHANNELS_RX_COUNT).unwrap_or(0) + count(A_CHANNELS_COMBINED_COUNT).unwrap_or(0);
+    let queues = count(kind).unwrap_or(0) + count(A_CHANNELS_COMBINED_COUNT).unwrap_or(0);
     (queues > 0).then_some(queues)
-}
-
-struct Ethtool {
-    socket: Socket,
-    family: u16,
-}
-
-impl Ethtool {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_GENERIC)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        let name = text(CTRL_ATTR_FAMILY_NAME, "ethtool");
-        let answer = exchange(&socket, GENL_CTRL, CTRL_CMD_GETFAMILY, 0, &[name])?;
-        let family = attribute(&answer, CTRL_ATTR_FAMILY_ID).ok_or(io::ErrorKind::InvalidData)?;
-        let family = u16::from_ne_bytes(family.try_into().map_err(|_| io::ErrorKind::InvalidData)?);
-        Ok(Self { socket, family })
-    }
-
-    fn request(&self, command: u8, flags: u16, attributes: &[DefaultNla]) -> io::Result<Vec<u8>> {
-        exchange(&self.socket, self.family, command, flags, attributes)
-    }
-}
-
-/// Sends one request and returns the attributes of its answer. Generic netlink answers before `send` returns, so this
-/// never waits.
-fn exchange(socket: &Socket, family: u16, command: u8, flags: u16, attributes: &[DefaultNla]) -> io::Result<Vec<u8>> {
-    let length = HEADER + attributes.buffer_len();
-    let mut message = Vec::with_capacity(length);
-    message.extend(u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?.to_ne_bytes());
-    message.extend(family.to_ne_bytes());
-    message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([command, VERSION, 0, 0]);
-    message.resize(length, 0);
-    attributes.emit(&mut message[HEADER..]);
-    socket.send(&message, 0)?;
-    // With an acknowledgement asked for, a refusal or the acknowledgement comes; changed features may be told before it.
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let kind = answer.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]]));
-        if kind == Some(NLMSG_ERROR) {
-            let code = answer.get(16..20).ok_or(io::ErrorKind::InvalidData)?;
-            let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
-            return if code == 0 { Ok(Vec::new()) } else { Err(io::Error::from_raw_os_error(-code)) };
-        }
-        if flags & NLM_F_ACK == 0 {
-            return Ok(answer.get(HEADER..).unwrap_or_default().to_vec());
-        }
-    }
 }
 
 fn device(index: u32) -> DefaultNla {
     nested(A_HEADER, &[DefaultNla::new(A_HEADER_DEV_INDEX, index.to_ne_bytes().to_vec())])
-}
-
-fn text(kind: u16, value: &str) -> DefaultNla {
-    DefaultNla::new(kind, [value.as_bytes(), &[0]].concat())
-}
-
-fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
-    let mut value = vec![0; attributes.buffer_len()];
-    attributes.emit(&mut value);
-    DefaultNla::new(kind | NLA_F_NESTED, value)
-}
-
-fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
-    NlasIterator::new(attributes).flatten().find(|nla| nla.kind() == kind).map(|nla| nla.value().to_vec())
 }
 
 /// Offloads of a hub's visible end. What arrives on the hidden end follows from them (see [`super::device`]).
