@@ -31,7 +31,13 @@ pub mod names {
     pub const LAN_ROUTES4: &str = "LAN_ROUTES4";
     /// The same for IPv6.
     pub const LAN_ROUTES6: &str = "LAN_ROUTES6";
-    /// XDP (frags) program of carrier devices.
+    /// `ARRAY` of [`super::CHUNK`] octets, `BPF_F_MMAPABLE`: the memory of all frames, by number of the chunk.
+    pub const CHUNKS: &str = "CHUNKS";
+    /// `ARRAY` of [`super::Run`], `BPF_F_MMAPABLE`, by worker.
+    pub const RUNS: &str = "RUNS";
+    /// `ARRAY` of [`super::Departure`], `BPF_F_MMAPABLE`, [`super::DEPARTURES`] for each worker.
+    pub const DEPARTURES: &str = "DEPARTURES";
+    /// XDP (frags) program of carrier devices, which sends too.
     pub const CARRIER_XDP: &str = "carrier_xdp";
     /// tcx egress program of the hubs' visible ends.
     pub const PRIVATE_TC: &str = "private_tc";
@@ -41,6 +47,12 @@ pub mod names {
     pub const LAN_XDP: &str = "lan_xdp";
 }
 
+/// Octets of a chunk in `CHUNKS`: a frame of the UMEM.
+pub const CHUNK: usize = 2048;
+/// Chunks that one engine can have; user space resizes the map before loading.
+pub const MAX_CHUNKS: u32 = 1 << 19;
+/// Frames that a worker can send in one run of the program.
+pub const DEPARTURES: u32 = 512;
 /// Tunnels that one engine can hold; user space may resize the maps to fewer before loading.
 pub const MAX_TUNNELS: u32 = 16_384;
 /// Row of `VERDICTS` for drops whose tunnel is unknown.
@@ -147,6 +159,59 @@ pub struct LanRoute {
     pub tunnel: u32,
 }
 
+/// Value of `RUNS`: what a worker has the program send. Word by word, so that both sides can share it as atomics.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Which of the worker's departures is next. Counted by the program.
+    pub next: u64,
+    /// Ifindex of the device to send on.
+    pub device: u64,
+    /// Frames that were handed on to the device. Counted by the program.
+    pub sent: u64,
+    /// Zero: two workers share no cache line.
+    pub reserved: [u64; 5],
+}
+
+/// Value of `DEPARTURES`: where a frame stands that is to be sent. One word: the chunk in bits 0 to 31, the frame's offset in
+/// it in bits 32 to 47, its length in octets in bits 48 to 63.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Departure(pub u64);
+
+impl Departure {
+    /// Offsets are below this: a power of two, for the verifier.
+    pub const OFFSETS: usize = 256;
+    /// The shortest frame, in octets: an Ethernet header.
+    pub const SHORTEST: usize = 14;
+    /// The longest frame, in octets, so that any fits into the rest of a chunk.
+    pub const LONGEST: usize = CHUNK - Self::OFFSETS;
+
+    /// The departure of `length` octets at `offset` in chunk `chunk`; `None` if no program sends such a frame.
+    pub fn new(chunk: u32, offset: usize, length: usize) -> Option<Self> {
+        let fits = offset < Self::OFFSETS && (Self::SHORTEST..=Self::LONGEST).contains(&length);
+        fits.then_some(Self(u64::from(chunk) | (offset as u64) << 32 | (length as u64) << 48))
+    }
+
+    /// Number of the chunk.
+    #[inline(always)]
+    pub const fn chunk(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Octets before the frame.
+    #[inline(always)]
+    pub const fn offset(self) -> usize {
+        (self.0 >> 32) as usize & (Self::OFFSETS - 1)
+    }
+
+    /// Octets of the frame.
+    #[inline(always)]
+    pub const fn length(self) -> usize {
+        (self.0 >> 48) as usize
+    }
+}
+
 /// The four key slots of a tunnel in `KEYS`.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,5 +268,28 @@ pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
 }
 
 const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 24);
+const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSETS.is_power_of_two());
 const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
 const _: () = assert!(size_of::<PrivateAddress>() == 8 && MAX_HUBS <= 256);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_departure_reads_back_and_stays_in_its_chunk() {
+        let last = Departure::OFFSETS - 1;
+        for (chunk, offset, length) in [(0, 0, 14), (u32::MAX, last, Departure::LONGEST), (7, 214, 1500)] {
+            let departure = Departure::new(chunk, offset, length).unwrap();
+            assert_eq!((departure.chunk(), departure.offset(), departure.length()), (chunk, offset, length));
+            assert!(offset + length <= CHUNK);
+        }
+    }
+
+    #[test]
+    fn what_reaches_out_of_a_chunk_does_not_depart() {
+        for (offset, length) in [(Departure::OFFSETS, 100), (0, Departure::LONGEST + 1), (0, 13)] {
+            assert_eq!(Departure::new(0, offset, length), None);
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! The kernel side of the data path: four programs that classify, stamp and redirect. They never touch a payload.
+//! The kernel side of the data path: four programs that classify, stamp and redirect. They never look into a payload.
 //!
 //! Flat on purpose: every header is reached at a constant offset behind one bounds check, which is what the verifier can
 //! follow. Each program turns its packet into a `Result<action, Drop>`; drops are counted in one place.
@@ -9,6 +9,7 @@
 mod carrier;
 mod frame;
 mod lan;
+mod live;
 mod maps;
 mod mss;
 mod private;
@@ -20,9 +21,12 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-/// XDP on a carrier device: our datagrams to the engine, everything else on its way untouched.
+/// XDP on a carrier device: our datagrams to the engine, everything else on its way untouched. And what the engine sends.
 #[xdp(frags)]
 pub fn carrier_xdp(ctx: XdpContext) -> u32 {
+    if let Some(worker) = live::worker_of(&ctx) {
+        return live::send(&ctx, worker);
+    }
     carrier::classify(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 

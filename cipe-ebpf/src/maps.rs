@@ -6,8 +6,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CarrierAddress, KeySlot, LAN_QUEUES, Lan, LanRoute, MAX_CARRIERS, MAX_HUBS, MAX_LAN_ROUTES,
-    MAX_LANS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, SLOTS, Tunnel, verdict_entries,
+    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES as MAX_DEPARTURES, Departure, KeySlot, LAN_QUEUES, Lan, LanRoute,
+    MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS,
+    Tunnel, verdict_entries,
 };
 
 #[map]
@@ -48,3 +49,12 @@ pub static LAN_ROUTES4: LpmTrie<[u8; 4], LanRoute> = LpmTrie::with_max_entries(M
 
 #[map]
 pub static LAN_ROUTES6: LpmTrie<[u8; 16], LanRoute> = LpmTrie::with_max_entries(MAX_LAN_ROUTES, 0);
+
+#[map]
+pub static CHUNKS: Array<[u8; CHUNK]> = Array::with_max_entries(MAX_CHUNKS, BPF_F_MMAPABLE);
+
+#[map]
+pub static RUNS: Array<Run> = Array::with_max_entries(PRIVATE_QUEUES, BPF_F_MMAPABLE);
+
+#[map]
+pub static DEPARTURES: Array<Departure> = Array::with_max_entries(PRIVATE_QUEUES * MAX_DEPARTURES, BPF_F_MMAPABLE);

@@ -52,6 +52,8 @@ pub struct Card {
     pub receive_queues: u32,
     /// It may deliver superframes: the other end is another device or host on this machine, which need not cut them.
     pub superframes: bool,
+    /// It is an end of a veth pair.
+    pub veth: bool,
     /// Taken up by the operator, its cable (or peer) present, and the kernel ready to send there.
     pub running: bool,
     /// Taken up by the operator.
@@ -74,6 +76,7 @@ impl Card {
             vlan: None,
             receive_queues: 1,
             superframes: false,
+            veth: false,
             running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
             up: flags.contains(LinkFlags::Up),
             enslaved: false,
@@ -91,6 +94,7 @@ impl Card {
                 LinkAttribute::LinkInfo(infos) => {
                     vlan = vlan_number(infos);
                     card.superframes = infos.iter().any(|info| matches!(info, LinkInfo::Kind(_)));
+                    card.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 }
                 _ => {}
             }

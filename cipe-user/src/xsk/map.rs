@@ -1,4 +1,4 @@
-//! Memory mappings: anonymous ones for UMEMs, and those of a socket's rings.
+//! Memory mappings: those of UMEMs, and those of a socket's rings.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -14,20 +14,20 @@ use super::ring;
 
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Zeroed, readable and writable memory of our own.
-pub(super) struct Anonymous {
+/// Zeroed, readable and writable memory for a UMEM.
+pub(super) struct Region {
     start: NonNull<u8>,
     len: usize,
 }
 
 // SAFETY: plain memory that no thread owns; who may touch which part is the business of `umem.rs`.
-unsafe impl Send for Anonymous {}
+unsafe impl Send for Region {}
 // SAFETY: as above.
-unsafe impl Sync for Anonymous {}
+unsafe impl Sync for Region {}
 
-impl Anonymous {
-    /// At least `octets` octets, in huge pages if wanted and possible.
-    pub(super) fn new(octets: usize, huge_pages: bool) -> Result<Self, Errno> {
+impl Region {
+    /// At least `octets` octets of our own, in huge pages if wanted and possible.
+    pub(super) fn anonymous(octets: usize, huge_pages: bool) -> Result<Self, Errno> {
         let rounded = octets.next_multiple_of(HUGE_PAGE);
         let huge = huge_pages.then(|| Self::map(rounded, MapFlags::HUGETLB | MapFlags::POPULATE).ok()).flatten();
         let memory = match huge {
@@ -40,10 +40,24 @@ impl Anonymous {
                 memory
             }
         };
-        // Packets in clear text do not belong in a core dump, nor pinned pages in a child.
-        memory.advise(Advice::LinuxDontDump);
-        memory.advise(Advice::LinuxDontFork);
+        memory.keep_to_ourselves();
         Ok(memory)
+    }
+
+    /// The first `octets` octets of what is behind `fd`, which is to be memory, not a file on disk.
+    pub(super) fn shared(fd: BorrowedFd<'_>, octets: usize) -> Result<Self, Errno> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start =
+            unsafe { mmap(ptr::null_mut(), octets, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)? };
+        let memory = Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, len: octets };
+        memory.keep_to_ourselves();
+        Ok(memory)
+    }
+
+    /// Packets in clear text do not belong in a core dump, nor pinned pages in a child.
+    fn keep_to_ourselves(&self) {
+        self.advise(Advice::LinuxDontDump);
+        self.advise(Advice::LinuxDontFork);
     }
 
     fn map(len: usize, flags: MapFlags) -> Result<Self, Errno> {
@@ -66,7 +80,7 @@ impl Anonymous {
     }
 }
 
-impl Drop for Anonymous {
+impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and every borrow of it ended with its `Umem`. Sockets may still have the pages
         // pinned; the kernel keeps those by itself.

@@ -1,11 +1,12 @@
 //! The memory that packets live in.
 
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::bind::Registration;
-use super::map::Anonymous;
+use super::map::Region;
 use super::{Error, Frame, Pool};
 
 /// `XDP_PACKET_HEADROOM`: octets that the kernel leaves in front of a received packet, before the UMEM's own headroom.
@@ -58,21 +59,37 @@ pub struct Umem {
 }
 
 struct Shared {
-    memory: Anonymous,
+    memory: Region,
     layout: Layout,
     /// Sockets that are bound with this memory, for later ones to share their kernel UMEM.
     registrations: Mutex<Vec<Registration>>,
 }
 
 impl Umem {
-    /// Maps the memory and makes all of its frames.
+    /// Maps memory of its own and makes all of its frames.
     ///
     /// # Errors
     /// Sizes out of range, or no memory.
     pub fn new(config: UmemConfig) -> Result<(Self, Pool), Error> {
+        Self::of(config, |octets| Region::anonymous(octets, config.huge_pages))
+    }
+
+    /// The same over memory that somebody else sees, too: the first values of a `BPF_F_MMAPABLE` array, of `frame_size` octets
+    /// each. `huge_pages` is of no effect.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; `fd` has less memory than that, or cannot be mapped.
+    pub fn over(fd: BorrowedFd<'_>, config: UmemConfig) -> Result<(Self, Pool), Error> {
+        Self::of(config, |octets| Region::shared(fd, octets))
+    }
+
+    fn of(
+        config: UmemConfig,
+        map: impl FnOnce(usize) -> Result<Region, rustix::io::Errno>,
+    ) -> Result<(Self, Pool), Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
 
-        let UmemConfig { frames, frame_size, headroom, huge_pages } = config;
+        let UmemConfig { frames, frame_size, headroom, .. } = config;
         let size = |what, value: u32, rule| Error::Size { what, value: value.into(), rule };
         if !matches!(frame_size, 2048 | 4096) {
             return Err(size("frame size", frame_size, "it must be 2048 or 4096"));
@@ -91,7 +108,7 @@ impl Umem {
         let octets = (frames as usize)
             .checked_mul(frame_size as usize)
             .ok_or_else(|| size("number of frames", frames, "that is more than the address space"))?;
-        let memory = Anonymous::new(octets, huge_pages).map_err(|errno| Error::Memory { octets, errno })?;
+        let memory = map(octets).map_err(|errno| Error::Memory { octets, errno })?;
         let umem = NEXT
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1))
             .expect("four billion UMEMs outlive any machine");

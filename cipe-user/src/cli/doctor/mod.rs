@@ -183,6 +183,7 @@ mod tests {
             vlan: None,
             receive_queues: 4,
             superframes: false,
+            veth: false,
             running: true,
             up: true,
             enslaved: false,

@@ -21,7 +21,7 @@ use super::socks;
 use crate::xsk::{Frame, Pool, Umem};
 
 pub use inbox::Inbox;
-pub use sight::Sight;
+pub use sight::{Shows, Sight};
 pub use udp::UdpCarrier;
 pub use xdp::XdpCarrier;
 
@@ -108,6 +108,17 @@ pub struct Path {
     pub source: SocketAddr,
     /// Largest IP packet that the carrier takes, in octets.
     pub mtu: usize,
-    /// Only for datagrams that would leave one a call: the card copies, and a UDP socket sends many a call for less.
-    pub only_alone: bool,
+    /// What goes this way.
+    pub share: Share,
+}
+
+/// What goes through a card, and how; the rest goes by the UDP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All, by AF_XDP.
+    All,
+    /// Datagrams that would leave one a call, by AF_XDP: the card copies, and a UDP socket sends many a call for less.
+    Alone,
+    /// What leaves in numbers, as live frames ([`crate::kernel::bpf::LiveFrames`]); of the rest, what [`Share::Alone`] has.
+    Many,
 }

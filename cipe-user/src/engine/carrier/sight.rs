@@ -15,10 +15,27 @@ const LARGE_OCTETS: usize = 512;
 /// The same for datagrams of any size: 50,000 a second.
 const MANY: u32 = 2_500;
 
+/// Datagrams that leave in one look that are worth another way out: 10,000 a second.
+const MUCH: u32 = 500;
+
+/// How often that is told at most: whoever hears it may have no other way.
+const TELL: Duration = Duration::from_secs(1);
+
+/// What a look shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shows {
+    /// Most datagrams are alone, and so many that it matters.
+    SingleFrames,
+    /// Much is sent.
+    ManySent,
+}
+
 /// A look at what arrives and leaves.
 #[derive(Debug)]
 pub struct Sight {
     since: Instant,
+    /// When it was told last that much is sent.
+    told: Option<Instant>,
     received: Seen,
     sent: Seen,
 }
@@ -45,7 +62,7 @@ impl Seen {
 impl Sight {
     /// The first look, from `now` on.
     pub fn new(now: Instant) -> Self {
-        Self { since: now, received: Seen::default(), sent: Seen::default() }
+        Self { since: now, told: None, received: Seen::default(), sent: Seen::default() }
     }
 
     /// Sees a message arrive of `datagrams` datagrams, the first of `octets` octets.
@@ -59,17 +76,23 @@ impl Sight {
         self.sent.take(datagrams, 0);
     }
 
-    /// Whether most datagrams are alone, and so many that it matters; a new look begins when that is seen, or when this
-    /// one is over. Large ones that arrive alone are judged by what arrives: how they are answered is another matter.
-    pub fn shows_single_frames(&mut self, now: Instant) -> bool {
+    /// What this look shows so far, if anything; a new one begins with single frames, or when this one is over. Large
+    /// datagrams that arrive alone are judged by what arrives: how they are answered is another matter.
+    pub fn shows(&mut self, now: Instant) -> Option<Shows> {
         let Self { received, sent, .. } = self;
         let alone = received.alone.saturating_add(sent.alone);
         let many = alone >= MANY && alone > received.together.saturating_add(sent.together);
-        let shows = many || received.large >= LARGE && received.alone > received.together;
-        if shows || now.duration_since(self.since) >= LOOK {
-            *self = Self::new(now);
+        let single_frames = many || received.large >= LARGE && received.alone > received.together;
+        let untold = self.told.is_none_or(|told| now.duration_since(told) >= TELL);
+        let much = untold && sent.alone.saturating_add(sent.together) >= MUCH;
+        if single_frames || now.duration_since(self.since) >= LOOK {
+            *self = Self { told: self.told, ..Self::new(now) };
         }
-        shows
+        if single_frames {
+            return Some(Shows::SingleFrames);
+        }
+        self.told = if much { Some(now) } else { self.told };
+        much.then_some(Shows::ManySent)
     }
 }
 
@@ -77,12 +100,16 @@ impl Sight {
 mod tests {
     use super::*;
 
+    fn shows_single_frames(sight: &mut Sight, now: Instant) -> bool {
+        sight.shows(now) == Some(Shows::SingleFrames)
+    }
+
     fn look(messages: &[(usize, usize)], times: usize) -> bool {
         let start = Instant::now();
         let mut sight = Sight::new(start);
         (0..times).any(|_| {
             messages.iter().for_each(|(datagrams, octets)| sight.receive(*datagrams, *octets));
-            sight.shows_single_frames(start)
+            shows_single_frames(&mut sight, start)
         })
     }
 
@@ -103,7 +130,7 @@ mod tests {
         let mut sight = Sight::new(start);
         sight.send(1000);
         (0..LARGE).for_each(|_| sight.receive(1, 1468));
-        assert!(sight.shows_single_frames(start));
+        assert!(shows_single_frames(&mut sight, start));
     }
 
     #[test]
@@ -111,9 +138,22 @@ mod tests {
         let start = Instant::now();
         let mut sight = Sight::new(start);
         (0..MANY - 1).for_each(|_| sight.send(1));
-        assert!(!sight.shows_single_frames(start));
+        assert!(!shows_single_frames(&mut sight, start));
         sight.send(1);
-        assert!(sight.shows_single_frames(start));
+        assert!(shows_single_frames(&mut sight, start));
+    }
+
+    #[test]
+    fn much_that_leaves_is_told_once_a_second() {
+        let start = Instant::now();
+        let mut sight = Sight::new(start);
+        let looks = 100;
+        let told = (0..looks).filter(|look| {
+            (0..MUCH).for_each(|_| sight.send(20));
+            sight.shows(start + LOOK * *look) == Some(Shows::ManySent)
+        });
+        assert_eq!(told.count() as u32, (LOOK * looks).as_secs() as u32);
+        assert_eq!(Sight::new(start).shows(start), None);
     }
 
     #[test]
@@ -128,7 +168,7 @@ mod tests {
         let mut sight = Sight::new(start);
         for look in 1..100 {
             (0..50).for_each(|_| sight.receive(1, 1468));
-            assert!(!sight.shows_single_frames(start + LOOK * look));
+            assert!(!shows_single_frames(&mut sight, start + LOOK * look));
         }
     }
 }

@@ -1,15 +1,18 @@
-//! The AF_XDP sockets of a carrier card, one a receive queue: whole frames, with headers of our own making.
+//! A carrier card by XDP: whole frames, with headers of our own making. They come by AF_XDP sockets, one a receive queue, and
+//! leave by one of those, or as live frames.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cipe_common::Verdict;
+use cipe_common::maps::Departure;
 
-use super::{Arrival, Door, Group, Path, Room, Route, Sealed};
+use super::{Arrival, Door, Group, Path, Room, Route, Sealed, Share};
 use crate::engine::BATCH;
 use crate::engine::outer;
 use crate::engine::port::Port;
+use crate::kernel::bpf::LiveFrames;
 use crate::xsk::{Packet, Pool, Umem};
 
 /// A carrier card.
@@ -20,6 +23,16 @@ pub struct XdpCarrier {
     waiting: Option<Vec<Arrival>>,
     /// Counts what goes through the card, both ways and at all workers.
     traffic: Arc<AtomicU64>,
+    live: Option<Live>,
+}
+
+/// The way out as live frames.
+struct Live {
+    frames: LiveFrames,
+    /// The card.
+    ifindex: u32,
+    waiting: Vec<Packet>,
+    departures: Vec<Departure>,
 }
 
 /// Part of a worker's frames that may wait so; the rest stays in the ring.
@@ -35,7 +48,13 @@ impl XdpCarrier {
     /// A card by its queues' sockets. It counts datagrams in `traffic`, and hands none out before [`XdpCarrier::begin`].
     pub fn new(ports: Vec<Port>, traffic: Arc<AtomicU64>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
-        Self { queues, received: Vec::with_capacity(BATCH), waiting: Some(Vec::new()), traffic }
+        Self { queues, received: Vec::with_capacity(BATCH), waiting: Some(Vec::new()), traffic, live: None }
+    }
+
+    /// The same with a way to send live frames on the card, which has this ifindex.
+    pub fn with_live_frames(self, frames: LiveFrames, ifindex: u32) -> Self {
+        let (waiting, departures) = (Vec::with_capacity(LiveFrames::MOST), Vec::with_capacity(LiveFrames::MOST));
+        Self { live: Some(Live { frames, ifindex, waiting, departures }), ..self }
     }
 
     /// Hands out what has waited; what arrives from now on is [`Door::receive`]'s.
@@ -53,8 +72,36 @@ impl XdpCarrier {
         self.queues.iter_mut().map(|queue| &mut queue.port)
     }
 
+    /// Sends what waits; whether the kernel took all.
+    pub fn flush(&mut self, pool: &mut Pool) -> bool {
+        self.depart(pool);
+        let mut all = true;
+        self.ports().for_each(|port| all &= port.flush(pool));
+        all
+    }
+
+    /// Sends what waits to leave as live frames.
+    fn depart(&mut self, pool: &mut Pool) {
+        let Some(live) = &mut self.live else { return };
+        live.departures.clear();
+        let departure =
+            |packet: &Packet| Departure::new(packet.frame.index(), packet.offset as usize, packet.len as usize);
+        live.departures.extend(live.waiting.iter().map_while(departure));
+        let sent = live.frames.send(live.ifindex, &live.departures);
+        let mut waiting = live.waiting.drain(..);
+        waiting.by_ref().take(sent).for_each(|packet| pool.put(packet.frame));
+        // The call was broken off: the program was not run for the rest.
+        let Some(queue) = self.queues.first_mut() else { return waiting.for_each(|packet| pool.put(packet.frame)) };
+        for packet in waiting {
+            if let Err(refused) = queue.port.transmit(packet, pool) {
+                pool.put(refused.frame);
+            }
+        }
+    }
+
     /// Closes the sockets and takes their frames back.
-    pub fn close(self, pool: &mut Pool) {
+    pub fn close(mut self, pool: &mut Pool) {
+        self.depart(pool);
         self.queues.into_iter().for_each(|queue| queue.port.close(pool));
     }
 }
@@ -82,19 +129,41 @@ impl Door for XdpCarrier {
     fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {
         let mut group = group.into_iter();
         let mut sent = 0;
-        if let (Some(queue), Some(path)) = (self.queues.first_mut(), &route.path) {
-            for sealed in group.by_ref() {
-                let ip_id = route.ip_id.wrapping_add(sent as u16);
-                if let Err(refused) = queue.port.transmit(framed(sealed, route, path, ip_id, room.umem), room.pool) {
-                    room.pool.put(refused.frame);
-                    break;
-                }
-                sent += 1;
+        for sealed in group.by_ref() {
+            let Some(path) = &route.path else {
+                room.pool.put(sealed.frame);
+                break;
+            };
+            let ip_id = route.ip_id.wrapping_add(sent as u16);
+            let packet = framed(sealed, route, path, ip_id, room.umem);
+            if let Err(refused) = self.transmit(packet, path.share, room.pool) {
+                room.pool.put(refused.frame);
+                break;
             }
+            sent += 1;
         }
         group.for_each(|sealed| room.pool.put(sealed.frame));
         self.traffic.fetch_add(sent as u64, Ordering::Relaxed);
         sent
+    }
+}
+
+impl XdpCarrier {
+    /// Queues one frame for [`XdpCarrier::flush`], or gives it back if there is no room.
+    fn transmit(&mut self, packet: Packet, share: Share, pool: &mut Pool) -> Result<(), Packet> {
+        if share == Share::Many
+            && let Some(live) = &mut self.live
+        {
+            live.waiting.push(packet);
+            if live.waiting.len() == LiveFrames::MOST {
+                self.depart(pool);
+            }
+            return Ok(());
+        }
+        match self.queues.first_mut() {
+            Some(queue) => queue.port.transmit(packet, pool),
+            None => Err(packet),
+        }
     }
 }
 

@@ -15,9 +15,10 @@ use super::habit::Habit;
 use super::workers::share_of;
 use super::{Manager, Tenant};
 use crate::control::protocol::Carrier as Door;
-use crate::engine::worker::Command;
+use crate::engine::worker::{Command, NewCarrier};
 use crate::kernel::bpf::{XdpMode, XdpPreference};
 use crate::kernel::links::{Card, CardKind};
+use crate::kernel::{ethtool, netdev};
 use crate::xsk::{Socket, SocketConfig};
 
 /// The carrier devices in use, by ifindex.
@@ -43,6 +44,10 @@ pub struct Carrier {
     generic: bool,
     /// It might deliver superframes, if native XDP did not keep the other end from it.
     superframes: bool,
+    /// The workers can send live frames on it, while it takes such.
+    can_live: bool,
+    /// It takes live frames now: the other end runs native XDP, too.
+    takes_live: bool,
     /// Datagrams through it, both ways.
     traffic: Arc<AtomicU64>,
 }
@@ -51,6 +56,11 @@ impl Carrier {
     /// Whether superframes of the other end come uncut, of which AF_XDP can make nothing.
     pub fn loses_superframes(&self) -> bool {
         self.generic && self.superframes
+    }
+
+    /// Whether what is sent in numbers leaves as live frames, if the choice is ours.
+    pub fn sends_live(&self) -> bool {
+        self.takes_live
     }
 }
 
@@ -92,10 +102,47 @@ impl Manager {
         }
     }
 
+    /// Takes up that much leaves by a tunnel's UDP socket: where the other end of a veth runs native XDP, superframes are cut
+    /// on the way anyway, and live frames cost less.
+    pub(super) async fn saw_many_sent(&mut self, number: u16) {
+        let Some(tenant) = self.tenants.get(&number).filter(|tenant| tenant.carrier.is_none()) else { return };
+        let Some(ifindex) = tenant.hop.map(|hop| hop.ifindex) else { return };
+        let cuts = || ethtool::takes_udp_superframes(ifindex) == Some(false);
+        if tenant.carrier_door == Door::Auto
+            && netdev::takes_xdp_frames(ifindex)
+            && cuts()
+            && self.netlink.card(ifindex).await.is_ok_and(|card| self.may_send_live(&card))
+        {
+            self.saw_single_frames(number).await;
+        }
+    }
+
+    /// Whether a device can be sent live frames. Of several queues a veth picks that of the CPU for them and one by the flow
+    /// for what a socket sends, so that they would overtake each other.
+    fn may_send_live(&self, card: &Card) -> bool {
+        let single = || card.receive_queues == 1 && ethtool::transmit_queues(card.ifindex) == Some(1);
+        self.sends_live && card.veth && single()
+    }
+
+    /// Follows which devices take live frames.
+    async fn follow_live_frames(&mut self) {
+        let mut changed = Vec::new();
+        for (ifindex, carrier) in self.carriers.open.iter_mut().filter(|(_, carrier)| carrier.can_live) {
+            let takes_live = netdev::takes_xdp_frames(*ifindex);
+            if std::mem::replace(&mut carrier.takes_live, takes_live) != takes_live {
+                changed.push(*ifindex);
+            }
+        }
+        for ifindex in changed {
+            self.choose_doors(ifindex).await;
+        }
+    }
+
     /// Leaves devices to the UDP sockets that are calm, where all tunnels choose by themselves: as long as XDP is there, the
     /// other end cuts all superframes, and whether it would send any shows without it alone. Not under load: a veth loses what
     /// waits in its rings then, and tells nobody.
     pub(super) async fn tend_carriers(&mut self, now: Instant) {
+        self.follow_live_frames().await;
         let mut calm = Vec::new();
         for (ifindex, carrier) in self.carriers.open.iter().filter(|(_, carrier)| carrier.superframes) {
             let habit = self.carriers.habits.entry(*ifindex).or_default();
@@ -147,12 +194,27 @@ impl Manager {
         let traffic = Arc::default();
         let mode = self.programs.attach_carrier(ifindex, mode)?;
         let generic = mode != XdpMode::Native;
-        match self.open_queues(ifindex, slot, queues, &traffic).await {
+        let may_live = self.may_send_live(&card) && !generic;
+        match self.open_queues(ifindex, slot, queues, &traffic, may_live).await {
             Ok(zero_copy) => {
                 let copying = if zero_copy { "zero copy" } else { "copy mode" };
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
                 let Card { name, superframes, .. } = card;
-                Ok(Carrier { zero_copy, slot, note, tunnels: BTreeSet::new(), name, generic, superframes, traffic })
+                let can_live = may_live && !zero_copy;
+                let takes_live = can_live && netdev::takes_xdp_frames(ifindex);
+                let tunnels = BTreeSet::new();
+                Ok(Carrier {
+                    zero_copy,
+                    slot,
+                    note,
+                    tunnels,
+                    name,
+                    generic,
+                    superframes,
+                    can_live,
+                    takes_live,
+                    traffic,
+                })
             }
             Err(error) => {
                 self.programs.detach_carrier(ifindex);
@@ -168,6 +230,7 @@ impl Manager {
         slot: usize,
         queues: u32,
         traffic: &Arc<AtomicU64>,
+        live: bool,
     ) -> anyhow::Result<bool> {
         let base = slot as u32 * CARRIER_QUEUES;
         let mut sockets = Vec::new();
@@ -178,8 +241,16 @@ impl Manager {
         }
         let zero_copy = sockets.iter().all(Socket::zero_copy);
         let mut shares = share_of(sockets, self.workers.count());
-        let share =
-            |worker: usize, done| Command::AddCarrier(slot, std::mem::take(&mut shares[worker]), traffic.clone(), done);
+        let frames = |worker| self.programs.live_frames(worker).map(|frames| (frames, ifindex));
+        let mut lives = match live {
+            true => (0..self.workers.count() as u32).map(frames).collect::<Result<Vec<_>, _>>()?.into_iter(),
+            false => Vec::new().into_iter(),
+        };
+        let share = |worker: usize, done| {
+            let sockets = std::mem::take(&mut shares[worker]);
+            let carrier = NewCarrier { sockets, traffic: traffic.clone(), live: lives.next() };
+            Command::AddCarrier(slot, Box::new(carrier), done)
+        };
         // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
         self.ask_workers(share).await;
         if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
@@ -242,8 +313,10 @@ impl Manager {
     }
 
     /// Modes got on the carrier device of a tunnel.
-    pub(super) fn carrier_note(&self, ifindex: u32) -> Option<&str> {
-        self.carriers.open.get(&ifindex).map(|carrier| carrier.note.as_str())
+    pub(super) fn carrier_note(&self, ifindex: u32) -> Option<String> {
+        let carrier = self.carriers.open.get(&ifindex)?;
+        let sends = if carrier.takes_live { ", sends live frames" } else { "" };
+        Some(format!("{}{sends}", carrier.note))
     }
 }
 

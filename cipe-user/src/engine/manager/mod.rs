@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use cipe_common::maps::Slot;
+use cipe_common::maps::{CHUNK, Slot};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -152,6 +152,8 @@ struct Manager {
     netlink: Netlink,
     next_hops: NextHops,
     umem: Umem,
+    /// Live frames can be sent from that memory.
+    sends_live: bool,
     workers: Workers,
     carriers: Carriers,
     lans: Lans,
@@ -217,7 +219,14 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         None => workers::suitable_count(netlink.most_receive_queues(&hubs).await?),
     };
     let debug = tracing::enabled!(tracing::Level::DEBUG);
-    let mut programs = Programs::load(&LoadOptions { debug, workers: count as u32, ..LoadOptions::default() })?;
+    let frame_size = frames::frame_size(options.largest_mtu);
+    let frames = UMEM.max(count as u32 * UMEM_OF_WORKER) / frame_size;
+    let umem = UmemConfig { frames, frame_size, ..UmemConfig::default() };
+    // Live frames are sent from the memory of a map; larger ones than its values are not.
+    let sends_live = frame_size as usize == CHUNK;
+    let chunks = if sends_live { frames } else { 1 };
+    let load = LoadOptions { debug, workers: count as u32, chunks, ..LoadOptions::default() };
+    let mut programs = Programs::load(&load)?;
     if let Some(logs) = programs.logs() {
         tokio::spawn(async {
             let error = logs.await;
@@ -225,9 +234,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         });
     }
     let keys = programs.take_keys().context("the key map has another writer")?;
-    let frame_size = frames::frame_size(options.largest_mtu);
-    let frames = UMEM.max(count as u32 * UMEM_OF_WORKER) / frame_size;
-    let (umem, pool) = Umem::new(UmemConfig { frames, frame_size, ..UmemConfig::default() })?;
+    let (umem, pool) = if sends_live { Umem::over(programs.chunks(), umem)? } else { Umem::new(umem)? };
     let (to_manager, mut reports) = mpsc::channel(1024);
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
     let (workers, mut ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
@@ -241,6 +248,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         netlink,
         next_hops,
         umem,
+        sends_live,
         workers,
         carriers: Carriers::default(),
         lans: Lans::new(pictures),
@@ -290,6 +298,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                     manager.new_peer(number, peer);
                 }
                 Report::SingleFrames => manager.saw_single_frames(number).await,
+                Report::ManySent => manager.saw_many_sent(number).await,
             },
             Some(worker) = ends.recv() => {
                 break Err(anyhow::anyhow!("worker thread {worker} has ended; the system log says why"));
@@ -444,7 +453,7 @@ impl Manager {
         match self.tenants.get(&number) {
             Some(tenant) => {
                 let mut notes = tenant.notes.clone();
-                notes.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)).map(str::to_owned));
+                notes.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)));
                 Event::Attached { device: tenant.device.name.clone(), me: tenant.me, notes }
             }
             None => Event::Failed { message: "the tunnel went while it was made".into() },

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Manager, News, Socks, Tenant};
 use crate::control::protocol::{Carrier as Door, Event};
-use crate::engine::carrier::Path;
+use crate::engine::carrier::{Path, Share};
 use crate::engine::outer::Hop;
 use crate::engine::tunnel::Way;
 use crate::engine::worker::Command;
@@ -139,16 +139,21 @@ impl Manager {
         after.and_then(|_| self.path(hop, me, door)).map_or(Way::Socket, Way::Carrier)
     }
 
-    /// The way out by AF_XDP, where that is wanted: with copies, UDP_SEGMENT is faster, but for what leaves one a call
-    /// (docs/BENCHMARKS.md).
+    /// The way out by a card, where that is wanted: with copies, UDP_SEGMENT is faster than AF_XDP, but for what leaves one a
+    /// call, and live frames are faster than either (docs/BENCHMARKS.md).
     fn path(&self, hop: NextHop, me: SocketAddr, door: Door) -> Option<Path> {
         let carrier = self.carriers.get(hop.ifindex)?;
+        let share = match door {
+            Door::Auto if carrier.sends_live() => Share::Many,
+            Door::Auto if !carrier.zero_copy => Share::Alone,
+            _ => Share::All,
+        };
         Some(Path {
             carrier: carrier.slot,
             hop: Hop { source: hop.source_mac?, destination: hop.destination_mac? },
             source: SocketAddr::new(if me.ip().is_unspecified() { hop.source } else { me.ip() }, me.port()),
             mtu: hop.mtu as usize,
-            only_alone: door == Door::Auto && !carrier.zero_copy,
+            share,
         })
     }
 

@@ -1,13 +1,9 @@
 //! Carrier devices that come and go while datagrams do: what has come by the door before is read before what comes by the
 //! next one, so that no flow overtakes itself.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-
-use super::{BATCH, Source, Worker};
+use super::{BATCH, NewCarrier, Source, Worker};
 use crate::engine::carrier::XdpCarrier;
 use crate::engine::tunnel::Way;
-use crate::xsk::Socket;
 
 /// Most frames that wait for packets in the fill ring of a carrier queue: 2 ms of them at a million packets a second.
 const CARRIER_FILL: u32 = 2048;
@@ -16,14 +12,18 @@ const CARRIER_FILL: u32 = 2048;
 const MOST_CALLS: usize = 1024;
 
 impl Worker {
-    pub(super) fn add_carrier(&mut self, slot: usize, sockets: Vec<Socket>, traffic: Arc<AtomicU64>) {
+    pub(super) fn add_carrier(&mut self, slot: usize, NewCarrier { sockets, traffic, live }: NewCarrier) {
         let others = self.carriers.iter().flatten().count();
         let fill = self.fill(4, others, sockets.len()).clamp(64, CARRIER_FILL);
         let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
         if self.carriers.len() <= slot {
             self.carriers.resize_with(slot + 1, || None);
         }
-        self.carriers[slot] = Some(XdpCarrier::new(ports, traffic));
+        let carrier = XdpCarrier::new(ports, traffic);
+        self.carriers[slot] = Some(match live {
+            Some((frames, ifindex)) => carrier.with_live_frames(frames, ifindex),
+            None => carrier,
+        });
     }
 
     pub(super) fn begin_carrier(&mut self, slot: usize) {

@@ -30,7 +30,7 @@ use rustix::event::epoll;
 use tokio::sync::oneshot;
 
 use super::BATCH;
-use super::carrier::{Arrival, Inbox, Sight, XdpCarrier, losses};
+use super::carrier::{Arrival, Inbox, Shows, Sight, XdpCarrier, losses};
 use super::coalesce::Coalescer;
 use super::icmp::Icmp;
 use super::lan::{Exits, Table as LanTable};
@@ -41,6 +41,7 @@ use super::toobig::TunnelMtu;
 use super::tunnel::{Opened, Tunnel, Way};
 use crate::cipher::Lanes;
 use crate::control::protocol::{Event, Wanted};
+use crate::kernel::bpf::LiveFrames;
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
 use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
@@ -70,6 +71,8 @@ pub enum Report {
     },
     /// Many single frames go through UDP sockets, the last of them through the tunnel's.
     SingleFrames,
+    /// Much leaves by UDP sockets, the last of it by the tunnel's.
+    ManySent,
 }
 
 /// Where workers tell: tunnel number and report.
@@ -77,9 +80,9 @@ pub type Reports = tokio::sync::mpsc::Sender<(u16, Report)>;
 
 /// What the control thread tells a worker.
 pub enum Command {
-    /// A carrier device was opened: its slot, a socket for each receive queue, and where to count what goes through them;
-    /// the sender is dropped when frames can come. They wait until [`Command::BeginCarrier`].
-    AddCarrier(usize, Vec<Socket>, Arc<AtomicU64>, Sender<()>),
+    /// A carrier device was opened, in this slot; the sender is dropped when frames can come. They wait until
+    /// [`Command::BeginCarrier`].
+    AddCarrier(usize, Box<NewCarrier>, Sender<()>),
     /// Nothing is on its way to the UDP sockets any more that came before the frames of the carrier device in this slot.
     BeginCarrier(usize),
     /// The carrier device in this slot is no longer used; the sender is dropped when all that has come is read, and its
@@ -124,6 +127,16 @@ pub enum Command {
     SendControl(u16, Vec<u8>),
     /// The end.
     Stop,
+}
+
+/// A carrier device, as one worker gets it.
+pub struct NewCarrier {
+    /// Sockets of its receive queues.
+    pub sockets: Vec<Socket>,
+    /// Where to count what goes through them.
+    pub traffic: Arc<AtomicU64>,
+    /// How to send live frames there, and its ifindex.
+    pub live: Option<(LiveFrames, u32)>,
 }
 
 /// The control thread's hold on a worker.
@@ -352,11 +365,13 @@ impl Worker {
 
     /// Sends what waits in the ports; whether the kernel took all.
     fn flush(&mut self) -> bool {
-        let carriers = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
+        let mut all = true;
+        for carrier in self.carriers.iter_mut().flatten() {
+            all &= carrier.flush(&mut self.pool);
+        }
         let private = self.hubs.iter_mut().flatten().flat_map(|hub| &mut hub.ports);
         let lans = self.lans.iter_mut().flatten().flat_map(Lan::ports);
-        let mut all = true;
-        for port in carriers.chain(private).chain(lans) {
+        for port in private.chain(lans) {
             all &= port.flush(&mut self.pool);
         }
         all
@@ -379,7 +394,7 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::AddCarrier(slot, sockets, traffic, _done) => self.add_carrier(slot, sockets, traffic),
+            Command::AddCarrier(slot, carrier, _done) => self.add_carrier(slot, *carrier),
             Command::BeginCarrier(slot) => self.begin_carrier(slot),
             Command::RemoveCarrier(slot, _done) => self.remove_carrier(slot),
             Command::EmptySockets(_done) => self.empty_sockets(),
@@ -507,10 +522,13 @@ impl Worker {
 
     /// Tells the control thread if most datagrams go through sockets alone, the last of them through a tunnel's.
     fn tell_of_single_frames(&mut self, number: u16) {
-        if self.sight.shows_single_frames(self.now) {
-            // If the queue is full, the next look says it again.
-            let _ = self.reports.try_send((number, Report::SingleFrames));
-        }
+        let report = match self.sight.shows(self.now) {
+            Some(Shows::SingleFrames) => Report::SingleFrames,
+            Some(Shows::ManySent) => Report::ManySent,
+            None => return,
+        };
+        // If the queue is full, a later look says it again.
+        let _ = self.reports.try_send((number, report));
     }
 
     /// Tells the control thread; `false` if its queue is full.

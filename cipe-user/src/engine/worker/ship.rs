@@ -5,7 +5,7 @@ use cipe_common::Verdict;
 
 use super::Worker;
 use super::outbound::Outgoing;
-use crate::engine::carrier::{Door, MAX_DATAGRAMS, MAX_GROUP, Room, Route, Sealed, XdpCarrier};
+use crate::engine::carrier::{Door, MAX_DATAGRAMS, MAX_GROUP, Path, Room, Route, Sealed, Share, XdpCarrier};
 use crate::engine::outer;
 use crate::engine::socks;
 use crate::engine::tunnel::{Tunnel, Way};
@@ -15,6 +15,7 @@ impl Worker {
     /// Sends all that is sealed, and counts it.
     pub(super) fn ship(&mut self, outgoing: &mut Vec<Outgoing>) {
         let mut mostly_alone = None;
+        let many = outgoing.len() >= MANY;
         // Whether something waits for a card.
         let mut begun = false;
         let mut last = None;
@@ -28,13 +29,14 @@ impl Worker {
             };
             let tunnel = &mut endpoint.tunnel;
             let (sent, verdict) = match route(tunnel, group) {
-                Ok(route) => {
-                    let mut alone = || *mostly_alone.get_or_insert_with(|| is_mostly_alone(rest.as_slice()));
-                    let path = route.path.filter(|path| !path.only_alone || octets.len() == 1 && alone());
+                Ok(mut route) => {
+                    let alone =
+                        || octets.len() == 1 && *mostly_alone.get_or_insert_with(|| is_mostly_alone(rest.as_slice()));
+                    route.path = route.path.and_then(|path| chosen(path, many, alone));
                     let sealed = |out: Outgoing| Sealed { frame: out.frame, datagram: out.datagram };
                     let group = rest.by_ref().take(octets.len()).map(sealed).collect();
                     tunnel.ip_id = tunnel.ip_id.wrapping_add(octets.len() as u16);
-                    let door: &mut dyn Door = match path.and_then(|path| card(&mut self.carriers, path.carrier)) {
+                    let door: &mut dyn Door = match route.path.and_then(|path| card(&mut self.carriers, path.carrier)) {
                         Some(card) => {
                             begun = true;
                             card
@@ -42,8 +44,8 @@ impl Worker {
                         None => {
                             // What waits for a card came before.
                             if std::mem::take(&mut begun) {
-                                let ports = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
-                                ports.for_each(|port| _ = port.flush(&mut self.pool));
+                                let carriers = self.carriers.iter_mut().flatten();
+                                carriers.for_each(|carrier| _ = carrier.flush(&mut self.pool));
                             }
                             &mut tunnel.udp
                         }
@@ -78,6 +80,18 @@ impl Worker {
 fn card(carriers: &mut [Option<XdpCarrier>], slot: usize) -> Option<&mut XdpCarrier> {
     carriers.get_mut(slot)?.as_mut().filter(|card| card.has_queues())
 }
+
+/// A card's path for a group that leaves among `many`, or `alone`; `None`: the UDP socket is better.
+fn chosen(path: Path, many: bool, alone: impl FnOnce() -> bool) -> Option<Path> {
+    match path.share {
+        Share::All => Some(path),
+        Share::Many if many => Some(path),
+        Share::Alone | Share::Many => alone().then_some(Path { share: Share::Alone, ..path }),
+    }
+}
+
+/// Datagrams of one batch from which a run of the program costs less than socket buffers for them.
+const MANY: usize = 16;
 
 /// Whether there are many, and most would leave alone: of tunnels in turn, of sizes in turn.
 fn is_mostly_alone(outgoing: &[Outgoing]) -> bool {

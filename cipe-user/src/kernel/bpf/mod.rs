@@ -5,6 +5,7 @@
 mod attach;
 mod error;
 mod lan;
+mod live;
 mod logs;
 #[cfg(test)]
 mod tests;
@@ -24,8 +25,8 @@ use aya::{
 use cipe_common::{
     Verdict,
     maps::{
-        CARRIER_QUEUES, CarrierAddress, MAX_CARRIERS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, SLOTS,
-        Tunnel, names, verdict_entries, verdict_index,
+        CARRIER_QUEUES, CarrierAddress, DEPARTURES, MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES,
+        PrivateAddress, SLOTS, Tunnel, names, verdict_entries, verdict_index,
     },
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -33,6 +34,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::keys::KeyWriter;
 pub use attach::{XdpMode, XdpPreference};
 pub use error::Error;
+pub use live::LiveFrames;
 
 /// The committed object, built from `cipe-ebpf` by `cargo xtask build-ebpf`.
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../cipe-ebpf/prebuilt/cipe.bpf.o");
@@ -71,6 +73,8 @@ pub struct LoadOptions {
     pub max_carriers: u32,
     /// Workers that the flows of a hub are spread over; 1 or more.
     pub workers: u32,
+    /// Chunks of memory that live frames are sent from, 1 to [`MAX_CHUNKS`].
+    pub chunks: u32,
     /// Let the programs log at debug level (rare events only). Below it they are silent.
     pub debug: bool,
     /// An object file in place of the built-in one.
@@ -84,6 +88,7 @@ impl Default for LoadOptions {
             max_tunnels: MAX_TUNNELS,
             max_carriers: MAX_CARRIERS,
             workers: 1,
+            chunks: 1,
             debug: false,
             object: std::env::var_os(OBJECT_VARIABLE).map(PathBuf::from),
         }
@@ -102,6 +107,7 @@ pub struct Programs {
     carrier_sockets: XskMap<MapData>,
     verdicts: PerCpuArray<MapData, u64>,
     lans: lan::LanMaps,
+    live: live::LiveMaps,
     keys: Option<KeyWriter>,
 }
 
@@ -124,6 +130,9 @@ impl Programs {
             .map_max_entries(names::CARRIER_ADDRESSES, 2 * tunnels)
             .map_max_entries(names::KEYS, tunnels * SLOTS)
             .map_max_entries(names::VERDICTS, verdict_entries(tunnels))
+            .map_max_entries(names::CHUNKS, options.chunks.clamp(1, MAX_CHUNKS))
+            .map_max_entries(names::RUNS, options.workers)
+            .map_max_entries(names::DEPARTURES, options.workers * DEPARTURES)
             .map_max_entries(names::CARRIER_DEVICES, carriers)
             .map_max_entries(names::CARRIER_SOCKETS, carriers * CARRIER_QUEUES)
             .override_global(names::WORKERS, &options.workers, true)
@@ -153,6 +162,7 @@ impl Programs {
             carrier_sockets: map(&mut ebpf, names::CARRIER_SOCKETS)?,
             verdicts: map(&mut ebpf, names::VERDICTS)?,
             lans: lan::LanMaps::take(&mut ebpf)?,
+            live: live::LiveMaps::take(&mut ebpf, options.workers)?,
             keys: Some(keys),
             ebpf,
         })

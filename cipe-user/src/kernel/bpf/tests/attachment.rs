@@ -28,10 +28,13 @@ const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 2);
 const GIVE_UP: Duration = Duration::from_secs(10);
 
 /// Both ends' ifindex.
-struct Veth {
-    visible: u32,
-    hidden: u32,
+pub(super) struct Veth {
+    pub(super) visible: u32,
+    pub(super) hidden: u32,
 }
+
+/// Chunks of memory that frames can be sent from.
+pub(super) const CHUNKS: u32 = 256;
 
 /// Slot of the pair as a hub.
 const HUB: u8 = 3;
@@ -39,11 +42,13 @@ const HUB: u8 = 3;
 const SOURCE: [u8; 6] = [0x1E, 0, 0, 0, 0, 1];
 
 /// Runs `test` on a thread in a network namespace of its own, with a veth pair `v0`, `v1` and a macvlan on `v0`, up.
-fn in_namespace(test: impl FnOnce(&mut Programs, Veth) + Send) {
+pub(super) fn in_namespace(test: impl FnOnce(&mut Programs, Veth) + Send) {
     thread::scope(|scope| {
         let run = scope.spawn(|| {
             // Loaded first: says whether we may do any of this.
-            let Some(mut programs) = programs() else { return };
+            let Some(mut programs) = programs_with(LoadOptions { chunks: CHUNKS, ..LoadOptions::default() }) else {
+                return;
+            };
             // SAFETY: a network namespace is no resource that other threads' safety rests on; only this thread changes.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -167,7 +172,7 @@ fn syn() -> Socket {
 }
 
 /// Sees every frame of the namespace as it leaves or arrives, and gives up after ten seconds without one.
-fn tap() -> Socket {
+pub(super) fn tap() -> Socket {
     const ETH_P_ALL: u16 = 3;
     let tap = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ETH_P_ALL.to_be())))).unwrap();
     tap.set_read_timeout(Some(GIVE_UP)).unwrap();

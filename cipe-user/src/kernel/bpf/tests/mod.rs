@@ -5,6 +5,7 @@ mod attachment;
 mod carrier;
 mod frames;
 mod lan;
+mod live;
 mod logs;
 mod private;
 

@@ -1,0 +1,71 @@
+//! Sending, in runs that the engine asks for (BPF_PROG_RUN with live frames, Documentation/bpf/bpf_prog_run.rst): the kernel
+//! makes a page for each frame, the program fills it and redirects it to the carrier device, and no socket buffer is made.
+//!
+//! It is no program of its own, since the kernel patches its dispatcher at each run of a program that is attached nowhere.
+
+use aya_ebpf::{
+    bindings::xdp_action::XDP_DROP,
+    helpers::generated::{bpf_redirect, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail, bpf_xdp_store_bytes},
+    programs::XdpContext,
+};
+use cipe_common::maps::{DEPARTURES as MAX_DEPARTURES, Departure};
+
+use crate::maps::{CHUNKS, DEPARTURES, RUNS};
+
+/// Where the engine's runs come from: loopback, which has this number in every network namespace, and which no carrier is.
+const LOOPBACK: usize = 1;
+
+/// The worker that this is a run of, which it says in front of the frame; `None`: a frame that was received.
+#[inline(always)]
+pub fn worker_of(ctx: &XdpContext) -> Option<u32> {
+    if ctx.ingress_ifindex() != LOOPBACK {
+        return None;
+    }
+    let (worker, end) = (ctx.metadata(), ctx.metadata_end());
+    if worker + size_of::<u32>() > end {
+        return None;
+    }
+    // SAFETY: the octets lie between the metadata's ends, which the kernel guarantees to be readable.
+    Some(unsafe { (worker as *const u32).read_unaligned() })
+}
+
+/// Makes the worker's next frame of this one and sends it.
+#[inline(always)]
+pub fn send(ctx: &XdpContext, worker: u32) -> u32 {
+    fill(ctx, worker).unwrap_or(XDP_DROP)
+}
+
+#[inline(always)]
+fn fill(ctx: &XdpContext, worker: u32) -> Option<u32> {
+    let run = RUNS.get_ptr_mut(worker)?;
+    // SAFETY: the pointer comes from a successful array look-up, is aligned, and stays valid as long as the map. The worker
+    // that owns the element waits for this run.
+    let (next, device) = unsafe { ((*run).next, (*run).device) };
+    if next >= u64::from(MAX_DEPARTURES) {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { (*run).next = next + 1 };
+    let departure = *DEPARTURES.get(worker.checked_mul(MAX_DEPARTURES)? + next as u32)?;
+    let chunk = CHUNKS.get_ptr(departure.chunk())?;
+    let (offset, length) = (departure.offset(), departure.length());
+    if !(Departure::SHORTEST..=Departure::LONGEST).contains(&length) {
+        return None;
+    }
+    let grow = length as i32 - (ctx.data_end() - ctx.data()) as i32;
+    // SAFETY: the context is the one the kernel called us with; `length` octets from `offset` on are in the chunk, whose
+    // frame its worker has put up for this run.
+    let filled = unsafe {
+        bpf_xdp_adjust_meta(ctx.ctx, size_of::<u32>() as i32) == 0
+            && bpf_xdp_adjust_tail(ctx.ctx, grow) == 0
+            && bpf_xdp_store_bytes(ctx.ctx, 0, chunk.cast::<u8>().add(offset).cast_mut().cast(), length as u32) == 0
+    };
+    if !filled {
+        return None;
+    }
+    // SAFETY: as for `next`; the helper takes numbers only.
+    unsafe {
+        (*run).sent += 1;
+        Some(bpf_redirect(device as u32, 0) as u32)
+    }
+}
