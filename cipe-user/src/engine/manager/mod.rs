@@ -74,7 +74,7 @@ const LAST_TUNNEL: Duration = Duration::from_secs(1);
 const STATUS: Duration = Duration::from_secs(5);
 
 /// How often the manager looks at the clock.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// One tunnel as the control thread sees it.
 struct Tenant {

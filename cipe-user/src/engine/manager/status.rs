@@ -13,7 +13,7 @@ use crate::engine::worker::Command;
 const LOOKS: usize = 64;
 
 /// Times that the manager looks at the clock until each tunnel has had its turn, at the least.
-const LEAST_TURNS: usize = 8;
+const LEAST_TURNS: usize = 4;
 
 impl Manager {
     /// Tells a connection the status of every tunnel.
