@@ -313,9 +313,10 @@ impl Manager {
     }
 
     /// Modes got on the carrier device of a tunnel.
-    pub(super) fn carrier_note(&self, ifindex: u32) -> Option<String> {
-        let carrier = self.carriers.open.get(&ifindex)?;
-        let sends = if carrier.takes_live { ", sends live frames" } else { "" };
+    pub(super) fn carrier_note(&self, tenant: &Tenant) -> Option<String> {
+        let carrier = self.carriers.open.get(&tenant.carrier?)?;
+        let sends_live = carrier.sends_live() && tenant.carrier_door == Door::Auto;
+        let sends = if sends_live { ", sends live frames" } else { "" };
         Some(format!("{}{sends}", carrier.note))
     }
 }

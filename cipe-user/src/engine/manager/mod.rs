@@ -453,7 +453,7 @@ impl Manager {
         match self.tenants.get(&number) {
             Some(tenant) => {
                 let mut notes = tenant.notes.clone();
-                notes.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)));
+                notes.extend(self.carrier_note(tenant));
                 Event::Attached { device: tenant.device.name.clone(), me: tenant.me, notes }
             }
             None => Event::Failed { message: "the tunnel went while it was made".into() },

@@ -75,7 +75,7 @@ impl Manager {
         let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
         let age = |slot| self.keys.age(number.into(), slot).map(|age| age.as_secs());
         let mut doors = tenant.notes.clone();
-        doors.extend(tenant.carrier.and_then(|carrier| self.carrier_note(carrier)));
+        doors.extend(self.carrier_note(tenant));
         doors.extend(tenant.door.clone());
         doors.extend(self.lans.note(number));
         Some(Status {
