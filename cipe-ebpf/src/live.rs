@@ -10,7 +10,10 @@ use aya_ebpf::{
 };
 use cipe_common::maps::{DEPARTURES as MAX_DEPARTURES, Departure};
 
-use crate::maps::{CHUNKS, DEPARTURES, RUNS};
+use crate::{
+    bounds,
+    maps::{CHUNKS, DEPARTURES, RUNS},
+};
 
 /// Where the engine's runs come from: loopback, which has this number in every network namespace, and which no carrier is.
 const LOOPBACK: usize = 1;
@@ -49,9 +52,7 @@ fn fill(ctx: &XdpContext, worker: u32) -> Option<u32> {
     let departure = *DEPARTURES.get(worker.checked_mul(MAX_DEPARTURES)? + next as u32)?;
     let chunk = CHUNKS.get_ptr(departure.chunk())?;
     let (offset, length) = (departure.offset(), departure.length());
-    if !(Departure::SHORTEST..=Departure::LONGEST).contains(&length) {
-        return None;
-    }
+    let length = bounds::within::<{ Departure::SHORTEST as u64 }, { Departure::LONGEST as u64 }>(length as u64)?;
     let grow = length as i32 - (ctx.data_end() - ctx.data()) as i32;
     // SAFETY: the context is the one the kernel called us with; `length` octets from `offset` on are in the chunk, whose
     // frame its worker has put up for this run.

@@ -5,7 +5,9 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod bounds;
 mod carrier;
 mod frame;
 mod lan;

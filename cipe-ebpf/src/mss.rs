@@ -2,7 +2,10 @@
 
 use aya_ebpf::{helpers::generated::bpf_skb_load_bytes, programs::TcContext};
 
-use crate::frame::{ETHERNET, Front, Ipv4, Ipv6, PROTOCOL_TCP};
+use crate::{
+    bounds,
+    frame::{ETHERNET, Front, Ipv4, Ipv6, PROTOCOL_TCP},
+};
 
 /// Octets by which an IPv6 header is longer than an IPv4 header.
 const IPV6_LONGER: u32 = 20;
@@ -47,7 +50,10 @@ fn clamp(ctx: &TcContext, tcp: usize, mss: u32) {
     }
     let length = (usize::from(data_offset >> 4) * 4).wrapping_sub(TCP_HEADER);
     let mut options = [0u8; MAX_OPTIONS];
-    if length == 0 || length > MAX_OPTIONS || !load_options(ctx, tcp + TCP_HEADER, &mut options, length) {
+    // Options come in words of four octets.
+    let Some(length) = bounds::within::<4, { MAX_OPTIONS as u64 }>(length as u64) else { return };
+    let length = length as usize;
+    if !load_options(ctx, tcp + TCP_HEADER, &mut options, length) {
         return;
     }
     let mut at = 0;

@@ -2,7 +2,10 @@
 
 use std::{error::Error as StdError, fmt::Write as _, io};
 
-use aya::{EbpfError, programs::ProgramError};
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use cipe_common::maps::names;
+
+use super::verifier;
 
 /// Boxed, so that aya's types do not leave this room.
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -16,11 +19,63 @@ pub enum Error {
         /// What was tried.
         what: String,
     },
-    /// The kernel does not take the programs or maps.
+    /// The kernel has no bpf(2).
+    #[error("Linux {kernel} is built without BPF_SYSCALL; take a kernel that has it, as every distribution's does")]
+    NoBpf {
+        /// Release of the running kernel.
+        kernel: String,
+    },
+    /// The kernel does not make a map.
+    #[error("Linux {kernel} does not make the eBPF map {map} ({reason}); {way_out}")]
+    MapRefused {
+        /// Release of the running kernel.
+        kernel: String,
+        /// Name of the map.
+        map: String,
+        /// The kernel's answer.
+        reason: String,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// The kernel's verifier does not take a program.
     #[error(
-        "the kernel does not take the eBPF programs ({reason}); Linux 6.6 or later is needed, with BPF_SYSCALL, XDP_SOCKETS and NET_XGRESS"
+        "the verifier of Linux {kernel} refuses the eBPF program {program} ({reason}); take a kernel that is known to load it \
+         (docs/KERNELS.md), and report this line"
+    )]
+    Refused {
+        /// Release of the running kernel.
+        kernel: String,
+        /// Name of the program.
+        program: &'static str,
+        /// What the verifier objects to, and where.
+        reason: String,
+    },
+    /// The kernel does not take a program, and its verifier has not looked at it.
+    #[error("Linux {kernel} does not know the kind of the eBPF program {program} ({reason}); {way_out}")]
+    KindRefused {
+        /// Release of the running kernel.
+        kernel: String,
+        /// Name of the program.
+        program: &'static str,
+        /// The kernel's answer.
+        reason: String,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// The object cannot be read or does not fit the loader.
+    #[error(
+        "the eBPF object cannot be loaded ({reason}); if CIPE_BPF_OBJECT is set, unset it, else rebuild the object with \
+         `cargo xtask build-ebpf`"
     )]
     Load {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A program that was loaded cannot be had a second time.
+    #[error("eBPF program {program}: no second handle to it: {reason}")]
+    Handle {
+        /// Name of the program.
+        program: &'static str,
         /// The kernel's answer.
         reason: String,
     },
@@ -73,20 +128,54 @@ pub enum Error {
 }
 
 impl Error {
-    /// Sorts out what loading answered.
-    pub(super) fn load(error: EbpfError) -> Self {
-        if os_error(&error) == Some(libc::EPERM) {
-            return Self::Privilege { what: "loading eBPF".to_owned() };
+    /// Sorts out what reading the object and making its maps answered.
+    pub(super) fn object(error: &EbpfError) -> Self {
+        match os_error(error) {
+            Some(libc::EPERM) => return Self::Privilege { what: "loading eBPF".to_owned() },
+            Some(libc::ENOSYS) => return Self::NoBpf { kernel: release() },
+            _ => {}
         }
-        let EbpfError::ProgramError(ProgramError::LoadError { io_error, verifier_log }) = &error else {
-            return Self::Load { reason: chain(&error) };
+        let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
+            return Self::Load { reason: chain(error) };
+        };
+        let sockets = [names::PRIVATE_SOCKETS, names::CARRIER_SOCKETS, names::LAN_SOCKETS];
+        let way_out = match io_error.raw_os_error() {
+            Some(libc::EINVAL) if sockets.contains(&name.as_str()) => "a kernel with XDP_SOCKETS is needed",
+            Some(libc::ENOMEM | libc::E2BIG) => "free memory, or give the engine fewer tunnels",
+            _ => "Linux 6.1 or later is needed",
+        };
+        Self::MapRefused { kernel: release(), map: name.clone(), reason: io_error.to_string(), way_out }
+    }
+
+    /// Sorts out what loading a program answered.
+    pub(super) fn program(program: &'static str, error: &ProgramError) -> Self {
+        match os_error(error) {
+            Some(libc::EPERM) => return Self::Privilege { what: "loading eBPF".to_owned() },
+            Some(libc::ENOSYS) => return Self::NoBpf { kernel: release() },
+            _ => {}
+        }
+        let ProgramError::LoadError { io_error, verifier_log } = error else {
+            return Self::Load { reason: format!("{program}: {}", chain(error)) };
         };
         let log = verifier_log.to_string();
-        log::debug!("the verifier's log:\n{log}");
-        // Its last line is a summary of the work done; the one before says what is wrong.
-        let complaint = log.lines().rfind(|line| !line.starts_with("processed ") && !line.trim().is_empty());
-        Self::Load { reason: format!("{io_error}: {}", complaint.unwrap_or("the verifier says nothing")) }
+        log::debug!("{program}: the verifier's log:\n{log}");
+        let kernel = release();
+        match verifier::complaint(&log) {
+            Some(complaint) => Self::Refused { kernel, program, reason: format!("{io_error}: {complaint}") },
+            None => {
+                let way_out = match program {
+                    names::PRIVATE_TC => "a kernel with NET_CLS_BPF or NET_XGRESS is needed",
+                    _ => "XDP programs for frames of several pieces are needed, which Linux 5.18 brought",
+                };
+                Self::KindRefused { kernel, program, reason: io_error.to_string(), way_out }
+            }
+        }
     }
+}
+
+/// Release of the running kernel, as uname(1) prints it.
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 /// The system error at the bottom of a chain, if one is there.

@@ -76,9 +76,9 @@ impl Programs {
     /// Lets worker `number` send. For one thread; two of one number must not send at the same time.
     ///
     /// # Errors
-    /// [`Error::Load`] if the kernel gives no second handle to its program.
+    /// [`Error::Handle`] if the kernel gives no second handle to its program.
     pub fn live_frames(&mut self, number: u32) -> Result<LiveFrames, Error> {
-        let refused = |error: ProgramError| Error::Load { reason: chain(&error) };
+        let refused = |error: ProgramError| Error::Handle { program: names::CARRIER_XDP, reason: chain(&error) };
         let info = xdp(&mut self.ebpf, names::CARRIER_XDP)?.info().map_err(refused)?;
         let name = Cow::Borrowed(names::CARRIER_XDP);
         let program = Xdp::from_program_info(info, name, XdpAttachType::Interface).map_err(refused)?;

@@ -9,6 +9,7 @@ mod live;
 mod logs;
 #[cfg(test)]
 mod tests;
+mod verifier;
 
 use std::{
     io,
@@ -38,6 +39,9 @@ pub use live::LiveFrames;
 
 /// The committed object, built from `cipe-ebpf` by `cargo xtask build-ebpf`.
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../cipe-ebpf/prebuilt/cipe.bpf.o");
+
+/// Every program of the object.
+const PROGRAMS: [&str; 4] = [names::CARRIER_XDP, names::PRIVATE_XDP, names::LAN_XDP, names::PRIVATE_TC];
 
 /// Environment variable that names an object to load instead of the committed one (`cargo xtask build-ebpf --check`).
 pub const OBJECT_VARIABLE: &str = "CIPE_BPF_OBJECT";
@@ -95,6 +99,12 @@ impl Default for LoadOptions {
     }
 }
 
+impl LoadOptions {
+    fn tunnels(&self) -> u32 {
+        self.max_tunnels.clamp(1, MAX_TUNNELS)
+    }
+}
+
 /// The loaded programs, their maps and where they are attached. Owned by the engine's control thread.
 pub struct Programs {
     ebpf: Ebpf,
@@ -115,38 +125,14 @@ impl Programs {
     /// Loads the four programs and makes their maps. Nothing is attached yet.
     ///
     /// # Errors
-    /// [`Error::Privilege`] without the capabilities; [`Error::Load`] with the verifier's or kernel's word otherwise.
+    /// [`Error::Privilege`] without the capabilities; otherwise what the kernel or the verifier says.
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
-        raise_memlock();
-        let tunnels = options.max_tunnels.clamp(1, MAX_TUNNELS);
-        let carriers = options.max_carriers.clamp(1, MAX_CARRIERS);
-        let level = if options.debug { aya_log::Level::Debug } else { aya_log::Level::Info } as u8;
-        let mut loader = EbpfLoader::new();
-        loader
-            .map_max_entries(names::TUNNELS, tunnels)
-            .map_max_entries(names::KEYLESS, tunnels)
-            .map_max_entries(names::PRIVATE_ADDRESSES, tunnels)
-            .map_max_entries(names::PRIVATE_SOCKETS, MAX_HUBS * PRIVATE_QUEUES)
-            .map_max_entries(names::CARRIER_ADDRESSES, 2 * tunnels)
-            .map_max_entries(names::KEYS, tunnels * SLOTS)
-            .map_max_entries(names::VERDICTS, verdict_entries(tunnels))
-            .map_max_entries(names::CHUNKS, options.chunks.clamp(1, MAX_CHUNKS))
-            .map_max_entries(names::RUNS, options.workers)
-            .map_max_entries(names::DEPARTURES, options.workers * DEPARTURES)
-            .map_max_entries(names::CARRIER_DEVICES, carriers)
-            .map_max_entries(names::CARRIER_SOCKETS, carriers * CARRIER_QUEUES)
-            .override_global(names::WORKERS, &options.workers, true)
-            .override_global(aya_log::LEVEL, &level, false);
-        let mut ebpf = match &options.object {
-            None => loader.load(OBJECT),
-            Some(path) => loader.load_file(path),
-        }
-        .map_err(Error::load)?;
+        let mut ebpf = read(options)?;
+        let tunnels = options.tunnels();
         // Before the maps are taken out: loading a program wants all of them in place.
-        for name in [names::CARRIER_XDP, names::PRIVATE_XDP, names::LAN_XDP] {
-            xdp(&mut ebpf, name)?.load().map_err(|error| Error::load(error.into()))?;
+        for name in PROGRAMS {
+            load(&mut ebpf, name)?;
         }
-        classifier(&mut ebpf, names::PRIVATE_TC)?.load().map_err(|error| Error::load(error.into()))?;
         let keys = match ebpf.take_map(names::KEYS) {
             Some(Map::Array(map)) => KeyWriter::map(map.fd().as_fd(), (tunnels * SLOTS) as usize)
                 .map_err(|cause| Error::Map { map: names::KEYS, cause: cause.into() })?,
@@ -308,6 +294,43 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Error>
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, Error> {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(Error::Object { name })
+}
+
+/// The object with its maps made and none of its programs loaded.
+fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
+    raise_memlock();
+    let tunnels = options.tunnels();
+    let carriers = options.max_carriers.clamp(1, MAX_CARRIERS);
+    let level = if options.debug { aya_log::Level::Debug } else { aya_log::Level::Info } as u8;
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries(names::TUNNELS, tunnels)
+        .map_max_entries(names::KEYLESS, tunnels)
+        .map_max_entries(names::PRIVATE_ADDRESSES, tunnels)
+        .map_max_entries(names::PRIVATE_SOCKETS, MAX_HUBS * PRIVATE_QUEUES)
+        .map_max_entries(names::CARRIER_ADDRESSES, 2 * tunnels)
+        .map_max_entries(names::KEYS, tunnels * SLOTS)
+        .map_max_entries(names::VERDICTS, verdict_entries(tunnels))
+        .map_max_entries(names::CHUNKS, options.chunks.clamp(1, MAX_CHUNKS))
+        .map_max_entries(names::RUNS, options.workers)
+        .map_max_entries(names::DEPARTURES, options.workers * DEPARTURES)
+        .map_max_entries(names::CARRIER_DEVICES, carriers)
+        .map_max_entries(names::CARRIER_SOCKETS, carriers * CARRIER_QUEUES)
+        .override_global(names::WORKERS, &options.workers, true)
+        .override_global(aya_log::LEVEL, &level, false);
+    match &options.object {
+        None => loader.load(OBJECT),
+        Some(path) => loader.load_file(path),
+    }
+    .map_err(|error| Error::object(&error))
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let loaded = match name {
+        names::PRIVATE_TC => classifier(ebpf, name)?.load(),
+        _ => xdp(ebpf, name)?.load(),
+    };
+    loaded.map_err(|error| Error::program(name, &error))
 }
 
 fn in_map(map: &'static str) -> impl FnOnce(MapError) -> Error {
