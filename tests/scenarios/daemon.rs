@@ -251,7 +251,7 @@ fn the_interface_is_what_its_options_say() -> Result<()> {
     drop(pair);
 
     // As the classic device is by default, and left to ip-up.
-    for (options, addresses) in [(Options::of(Side::A), 1), (Options::of(Side::A).set("ifconfig", "no"), 0)] {
+    for (options, addresses) in [(Options::of(Side::A), 1), (Options::of(Side::A).flag("ifconfig"), 0)] {
         let mut alone = Gateway::start_in(&net, (gateway, "A"), &[], Daemon::Idea, &options)?;
         alone.wait_up()?;
         let device = &json(gateway, &["addr", "show", "dev", "cipci0"])?[0];

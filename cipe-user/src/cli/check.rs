@@ -50,11 +50,16 @@ fn report(sources: &Sources) -> (String, bool) {
     if let Some(options) = &settled {
         let shown = |end: &options::Endpoint| match end.address.to_string() {
             address if address == end.text => address,
-            address => format!("{address} ({})", end.text),
+            address => format!("{address} ({})", options::masked(&end.text)),
         };
         let socks =
             options.socks.as_ref().map_or_else(String::new, |(name, address)| format!(", by {address} ({name})"));
         line(format_args!("  resolved: me {}, peer {}{socks}", shown(&options.me), shown(&options.peer)));
+        let who = match options.interface.configure {
+            true => "the daemon sets the interface's addresses",
+            false => "ip-up sets the interface's addresses, as `ifconfig` says",
+        };
+        line(format_args!("  {who}"));
     }
     for problem in &problems {
         match problem.severity {

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::ciped::options::Program;
+use crate::ciped::options::{self, Program};
 
 /// CIPE for today's Linux: encrypted IP in UDP, protocol 3.
 #[derive(Debug, Parser)]
@@ -128,7 +128,9 @@ fn parse<T: CommandFactory + FromArgMatches>(program: &'static str, arguments: &
         let text = error.render().to_string();
         let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
         let what = what.join(" ");
-        eprintln!("{program}: {}; command line; see {program} --help", what.trim_start_matches("error: "));
+        // A key that was written there is no less a key.
+        let what = options::masked(what.trim_start_matches("error: "));
+        eprintln!("{program}: {what}; command line; see {program} --help");
         ExitCode::FAILURE
     })
 }

@@ -4,11 +4,14 @@
 //! [`settle()`] turns what was read into [`Options`]: names resolved, rules between options checked. Both are total:
 //! whatever is in a file, the outcome is values and a list of all problems.
 
+mod endpoint;
 mod file;
+mod key;
 mod nearest;
 mod permission;
 mod problem;
 mod resolve;
+mod secret;
 mod settle;
 mod table;
 mod value;
@@ -17,11 +20,13 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use endpoint::EndpointName;
 pub use problem::{Mistake, Origin, Problem, Severity};
 pub use resolve::endpoint as address_of;
+pub use secret::masked;
 pub use settle::{Endpoint, Options, settle};
 pub use table::{Draft, SPECS, Setting, Spec};
-pub use value::{CipherName, EndpointName, IdeaWords};
+pub use value::{CipherName, IdeaWords};
 
 use crate::control::protocol::Cipher;
 
@@ -41,7 +46,8 @@ impl Program {
     /// From the last component of `argv[0]`; `None` if it is neither daemon.
     pub fn from_name(name: &[u8]) -> Option<Self> {
         match Path::new(std::ffi::OsStr::from_bytes(name)).file_name()?.as_bytes() {
-            b"ciped-cb" => Some(Self::Cb),
+            // The name of times before there were two ciphers, in start scripts.
+            b"ciped-cb" | b"ciped" => Some(Self::Cb),
             b"ciped-ci" => Some(Self::Ci),
             _ => None,
         }
@@ -113,7 +119,7 @@ pub fn load(sources: &Sources) -> (Draft, Vec<Problem>) {
 fn read(path: &Path, draft: &mut Draft, problems: &mut Vec<Problem>) {
     match permission::read_guarded(path) {
         Ok(text) => read_text(&text, path, draft, problems),
-        Err(mistake) => problems.push(Problem::error(mistake, Origin::Path(path.to_owned()))),
+        Err(mistake) => problems.push(Problem::unusable_file(mistake, path.to_owned())),
     }
 }
 
@@ -144,19 +150,20 @@ fn assign(draft: &mut Draft, problems: &mut Vec<Problem>, name: &[u8], value: &[
 }
 
 fn unknown(name: &str, origin: &Origin) -> Mistake {
-    // Quoted with escapes, since a file of another kind may hold anything; cut, since its lines may be long.
-    let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
-    let what = format!("unknown option `{shown}`");
+    let shown = secret::shown_name(name);
+    let what = format!("unknown option {shown}");
     let in_file = matches!(origin, Origin::File { .. });
     if in_file && name.starts_with('#') {
         return Mistake::new(what, "start a comment in the first column");
     }
-    match name.split_once('=') {
-        Some((first, _)) if in_file && SPECS.iter().any(|spec| spec.name == first) => {
-            Mistake::new(what, format!("in a file write a blank between name and value: `{first} VALUE`"))
-        }
-        _ => Mistake::new(what, format!("the nearest known option is `{}`", nearest::nearest(name))),
+    if shown == secret::HIDDEN {
+        return Mistake::new(what, "if it is the key, write `key` and a blank before it");
     }
+    let first = name.split_once('=').map_or(name, |(first, _)| first);
+    if in_file && first != name && SPECS.iter().any(|spec| spec.name == first) {
+        return Mistake::new(what, format!("in a file write a blank between name and value: `{first} VALUE`"));
+    }
+    Mistake::new(what, format!("the nearest known option is `{}`", nearest::nearest(first)))
 }
 
 #[cfg(test)]

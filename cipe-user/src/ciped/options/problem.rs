@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::secret::masked;
+
 /// Where the value of an option was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -52,6 +54,11 @@ impl Mistake {
     pub fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { what: what.into(), fix: fix.into() }
     }
+
+    /// The same without what may be a part of a key.
+    pub fn without_keys(self) -> Self {
+        Self { what: masked(&self.what).into_owned(), ..self }
+    }
 }
 
 /// How bad it is.
@@ -75,14 +82,19 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem that prevents the start.
+    /// A problem that prevents the start. What may be a part of a key in its text is not shown.
     pub fn error(mistake: Mistake, origin: Origin) -> Self {
-        Self { severity: Severity::Error, mistake, origin }
+        Self { severity: Severity::Error, mistake: mistake.without_keys(), origin }
     }
 
-    /// A problem that is only said.
+    /// A problem that is only said. What may be a part of a key in its text is not shown.
     pub fn warning(mistake: Mistake, origin: Origin) -> Self {
-        Self { severity: Severity::Warning, mistake, origin }
+        Self { severity: Severity::Warning, mistake: mistake.without_keys(), origin }
+    }
+
+    /// An option file that cannot be used: the text is about its path, and nothing of what it holds.
+    pub fn unusable_file(mistake: Mistake, path: PathBuf) -> Self {
+        Self { severity: Severity::Error, mistake, origin: Origin::Path(path) }
     }
 }
 

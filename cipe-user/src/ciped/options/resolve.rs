@@ -2,8 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
+use super::endpoint::EndpointName;
 use super::problem::Mistake;
-use super::value::{EndpointName, HostName};
+use super::value::HostName;
 
 /// Every address of a host, at least one.
 ///
@@ -16,10 +17,12 @@ pub fn host(name: &str) -> Result<Vec<IpAddr>, Mistake> {
     let fix = "write an IP address, or make the name resolve (/etc/hosts, DNS)";
     let found: Vec<IpAddr> = match (name, 0).to_socket_addrs() {
         Ok(found) => found.map(|address| address.ip()).collect(),
-        Err(error) => return Err(Mistake::new(format!("host `{name}` does not resolve ({error})"), fix)),
+        Err(error) => {
+            return Err(Mistake::new(format!("host `{name}` does not resolve ({error})"), fix).without_keys());
+        }
     };
     if found.is_empty() {
-        return Err(Mistake::new(format!("host `{name}` has no address"), fix));
+        return Err(Mistake::new(format!("host `{name}` has no address"), fix).without_keys());
     }
     Ok(found)
 }

@@ -6,10 +6,12 @@ use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use super::endpoint::EndpointName;
+use super::key::KeyText;
 use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
-use super::value::{CipherName, EndpointName, IdeaWords, KeyText};
+use super::value::{CipherName, IdeaWords};
 use crate::control::protocol::{Carrier, Cipher, Interface, KeyOctets, XdpMode};
 
 /// A carrier address and the text it was resolved from.
@@ -213,6 +215,13 @@ impl Settle<'_> {
             }
             _ => {
                 let text: &KeyText = self.set(key, "key", "32-HEX-DIGITS")?;
+                if text.digits > 32 {
+                    self.warn(
+                        format!("option `key`: has {} digits; the first 32 are used", text.digits),
+                        "leave out the others, and see that the other end uses the same",
+                        &key.origin,
+                    );
+                }
                 let octets = if self.draft.keybug.value { text.keybug_octets } else { text.octets };
                 Some(KeyChoice::Key(KeyOctets(octets)))
             }

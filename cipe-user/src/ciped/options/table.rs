@@ -3,8 +3,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::endpoint::{self, EndpointName};
+use super::key::{self, KeyText};
 use super::problem::{Mistake, Origin};
-use super::value::{self, CipherName, EndpointName, HostName, IdeaWords, KeyText, Mac, Mask, Show};
+use super::value::{self, CipherName, HostName, IdeaWords, Mac, Mask, Show};
 use super::{Options, Program};
 use crate::control::protocol::{Carrier, MAX_MTU, MIN_MTU, XdpMode};
 
@@ -71,6 +73,20 @@ macro_rules! options {
                 names
             }
 
+            /// Takes the settings of these names over from `other`.
+            pub fn take_over(&mut self, other: &Self, names: &[&str]) {
+                $(if names.contains(&$name) {
+                    self.$field = other.$field.clone();
+                })*
+            }
+
+            /// Name and value of every option but `key`, for the environment of a script.
+            pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+                let mut all = vec![$(($name, self.$field.value.plain()),)*];
+                all.retain(|(name, _)| *name != "key");
+                all
+            }
+
             /// Name, value as text and origin of every option, in the order of [`SPECS`]. Keys are not shown.
             pub fn effective(&self) -> Vec<(&'static str, String, &Origin)> {
                 vec![$(($name, self.$field.value.show(), &self.$field.origin),)*]
@@ -88,15 +104,15 @@ options! {
     mtu: u32 = Options::MTU, value::number::<u32, { MIN_MTU as i64 }, { MAX_MTU as i64 }>, "mtu", "device MTU in octets";
     metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "metric of the routes that come with the addresses";
     cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's";
-    me: Option<EndpointName> = None, value::endpoint, "me", "own carrier address:port; the system picks what is zero";
-    peer: Option<EndpointName> = None, value::endpoint, "peer", "the peer's carrier address:port; 0.0.0.0:0 learns it; required";
+    me: Option<EndpointName> = None, endpoint::own_endpoint, "me", "own carrier address:port; the system picks what is zero or left out";
+    peer: Option<EndpointName> = None, endpoint::endpoint, "peer", "the peer's carrier address:port; 0.0.0.0:0 learns it; required";
     pinpeer: bool = false, value::flag, "pinpeer", "never follow the peer to another carrier address";
-    key: Option<KeyText> = None, value::key, "key", "static key, 32 hexadecimal digits; only in a file";
+    key: Option<KeyText> = None, key::key, "key", "static key, 32 hexadecimal digits; only in a file";
     keybug: bool = false, value::flag, "keybug", "read the digits a to f as 1 to 6, as versions before 1.4.0 did";
     nokey: bool = false, value::flag, "nokey", "NO ENCRYPTION AT ALL; for tests";
     staticdata: bool = true, value::flag, "staticdata", "whether data may go under the static key while no dynamic key is agreed";
     idea_words: IdeaWords = IdeaWords::Big, value::choice, "idea_words", "big or little: word order of IDEA on the wire";
-    socks: Option<EndpointName> = None, value::endpoint, "socks", "SOCKS5 server address:port to reach the peer through; user and password from SOCKS5_USER and SOCKS5_PASSWD";
+    socks: Option<EndpointName> = None, endpoint::endpoint, "socks", "SOCKS5 server address:port to reach the peer through; user and password from SOCKS5_USER and SOCKS5_PASSWD";
     tokxc: u32 = 10, value::number::<u32, 1, 86_400>, "tokxc", "seconds until an unanswered key exchange is begun anew";
     tokey: u32 = 600, value::number::<u32, 1, 31_536_000>, "tokey", "seconds of a dynamic key's life";
     tokxts: u32 = 0, value::number::<u32, 0, 31_536_000>, "tokxts", "seconds that a key exchange message's time stamp may be off; 0 does not check";
@@ -115,7 +131,7 @@ options! {
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
     lan: Option<String> = None, value::device, "lan", "LAN card with a short cut to the tunnel, AROUND THE FIREWALL";
     busypoll: u32 = 0, value::number::<u32, 0, 1_000_000>, "busypoll", "microseconds that the engine stays awake at most for the next packet; 0 never";
-    ifconfig: bool = true, value::flag, "ifconfig", "set the addresses of the interface; no leaves that to ip-up";
+    ifconfig: bool = false, value::flag, "ifconfig", "leave the addresses of the interface to ip-up";
     mask: Option<Mask> = None, value::mask, "mask", "netmask: how much around ptpaddr is routed into the tunnel";
     bcast: Option<HostName> = None, value::host, "bcast", "broadcast address of the interface";
     hwaddr: Option<Mac> = None, value::hwaddr, "hwaddr", "Ethernet address of the interface";

@@ -54,6 +54,7 @@ fn the_program_name_chooses_cipher_and_prefix_unless_an_option_does() {
         assert_eq!((options.cipher, options.prefix()), (cipher, device_prefix));
     }
     assert_eq!(Program::from_name(b"/usr/sbin/ciped-ci"), Some(Program::Ci));
+    assert_eq!(Program::from_name(b"/usr/local/sbin/ciped"), Some(Program::Cb));
     assert_eq!(Program::from_name(b"cipe"), None);
 }
 
@@ -88,7 +89,7 @@ fn later_sources_win_and_every_value_knows_its_origin() {
 fn each_mistake_says_what_where_and_how_to_fix() {
     for (text, parts) in [
         ("pear 1.2.3.4:5", ["unknown option `pear`", "/etc/cipe/b:7", "`peer`"]),
-        ("mtu=1400", ["unknown option `mtu=1400`", "/etc/cipe/b:7", "blank between name and value"]),
+        ("mtu=1400", ["unknown option `mtu=`", "/etc/cipe/b:7", "blank between name and value"]),
         (" # x", ["unknown option `#`", "/etc/cipe/b:7", "first column"]),
         ("mtu", ["option `mtu`: has no value", "/etc/cipe/b:7", "write one"]),
         ("mtu 67", ["option `mtu`: `67`", "/etc/cipe/b:7", "68 to 3500"]),
@@ -110,6 +111,57 @@ fn each_mistake_says_what_where_and_how_to_fix() {
         for part in parts {
             assert!(problems[0].contains(part), "{text}: {}", problems[0]);
         }
+    }
+}
+
+/// Layouts of files as sites have them.
+#[test]
+fn old_files_mean_what_they_meant() {
+    let classic = "ipaddr 10.20.1.1 \nptpaddr 10.20.2.1 \npeer 198.51.100.20:9999 \n";
+    let key = "key 00112233445566778899aabbccddeeff \n";
+    let file = |text: &str| settled(&format!("{classic}{text}"));
+
+    let (options, problems) = file(&format!(" \nme 192.0.2.10:9999 \n{key}cttl 64 \n"));
+    assert_eq!(options.map(|options| options.cttl), Some(64), "blanks at the ends of lines: {problems:?}");
+    for (me, address) in [("192.0.2.10", "192.0.2.10:0"), (":9999", "0.0.0.0:9999")] {
+        let (options, problems) = file(&format!("me {me}\n{key}"));
+        assert_eq!(options.map(|options| options.me.address.to_string()).as_deref(), Some(address), "{problems:?}");
+        assert_eq!(problems, [""; 0]);
+    }
+    let (options, problems) = file("key 0123456789012345678901234567890123456789\n");
+    assert_eq!(options.unwrap().key.unwrap().0[..4], [0x01, 0x23, 0x45, 0x67]);
+    assert!(problems.len() == 1 && problems[0].contains("has 40 digits; the first 32 are used"), "{problems:?}");
+    for (ifconfig, daemon_configures) in
+        [("", true), ("ifconfig\n", false), ("ifconfig yes\n", false), ("ifconfig no\n", true)]
+    {
+        let (options, problems) = file(&format!("{key}{ifconfig}"));
+        assert_eq!(options.map(|o| o.interface.configure), Some(daemon_configures), "{ifconfig}: {problems:?}");
+    }
+    let (options, problems) = file(&format!("key {}\n", "0".repeat(32)));
+    assert!(options.is_none() && problems.len() == 1 && problems[0].contains("all zeros"), "{problems:?}");
+    let (options, problems) = file("key=00112233445566778899aabbccddeeff\n");
+    let text = problems.join("\n");
+    assert!(options.is_none() && text.contains("unknown option `key=`; /etc/cipe/b:4; "), "{text}");
+    assert!(text.contains("`key VALUE`") && !text.contains("00112233"), "{text}");
+}
+
+#[test]
+fn the_own_address_without_an_address_takes_the_family_of_the_peer() {
+    let text = GOOD.replace("me 192.0.2.1:6789", "me :9999").replace("192.0.2.2:6789", "[2001:db8::2]:6789");
+    assert_eq!(settled(&text).0.unwrap().me.address, "[::]:9999".parse().unwrap());
+}
+
+#[test]
+fn an_own_address_on_the_loopback_is_said() {
+    // A name that is on the loopback on every host.
+    let (options, problems) = settled(&GOOD.replace("192.0.2.1:6789", "localhost:6789"));
+    assert_eq!(options.unwrap().me.address, "0.0.0.0:6789".parse().unwrap());
+    assert!(problems[0].contains("127.0.0.1, a loopback address; the system picks another"), "{problems:?}");
+    let (options, problems) = settled(&GOOD.replace("192.0.2.1", "127.0.1.1"));
+    assert!(options.is_none() && problems[0].contains("127.0.1.1 is a loopback address"), "{problems:?}");
+    for peer in ["127.0.0.1:6790", "0.0.0.0:0"] {
+        let text = GOOD.replace("192.0.2.1", "127.0.0.1").replace("192.0.2.2:6789", peer);
+        assert_eq!(settled(&text).1, [""; 0]);
     }
 }
 
@@ -176,7 +228,7 @@ fn the_own_carrier_address_takes_the_family_of_the_peer() {
 #[test]
 fn options_without_effect_are_said_and_do_not_stop_the_start() {
     let (options, problems) =
-        settled(&format!("{GOOD}mask 255.255.255.255\nbcast 10.0.0.255\nmetric 7\nifconfig no\ntoping 3\n"));
+        settled(&format!("{GOOD}mask 255.255.255.255\nbcast 10.0.0.255\nmetric 7\nifconfig\ntoping 3\n"));
     assert!(options.is_some_and(|options| !options.interface.configure));
     assert_eq!(problems.len(), 4, "{problems:?}");
 }
@@ -184,7 +236,7 @@ fn options_without_effect_are_said_and_do_not_stop_the_start() {
 #[test]
 fn the_interface_is_described_as_ifconfig_would_take_it() {
     let (options, problems) =
-        settled(&format!("{GOOD}mask 255.255.255.0\nbcast 10.0.0.255\nhwaddr 2:0:0:0:0:1\nifconfig\nmetric 7\n"));
+        settled(&format!("{GOOD}mask 255.255.255.0\nbcast 10.0.0.255\nhwaddr 2:0:0:0:0:1\nifconfig no\nmetric 7\n"));
     let interface = options.unwrap().interface;
     assert_eq!((interface.configure, interface.metric, interface.prefix), (true, 7, Some(24)));
     assert_eq!(interface.broadcast, Some(Ipv4Addr::new(10, 0, 0, 255)));
@@ -220,6 +272,37 @@ fn every_option_of_the_protocol_is_known() {
 }
 
 proptest! {
+    /// A key that a slip of the keyboard or of the mind put into the wrong place, or broke.
+    #[test]
+    fn no_text_about_a_file_repeats_a_part_of_its_key(
+        key in "[0-9a-fA-F]{32,64}",
+        before in prop::sample::select(vec![
+            "", "key=", "KEY=", "key:", "key\"", "key", "key 0x", "key '", "Key ", "key\u{a0}", "mtu ", "me ", "peer ", "debug ",
+            "device ", "mask ", "hwaddr ", "cipher ", "ipup ", "xdp-mode ", "socks ", "arg ", "arg /", "ipdown /", "mtu=", "lan ",
+        ]),
+        behind in prop::sample::select(vec!["", "\"", ";", " extra", ":", ":6789", "x", "\u{fffd}", "=1"]),
+        cut in 0_usize..8,
+    ) {
+        // Short ends are no secret, and may stand for a number of an option by chance.
+        let line = format!("{before}{}{behind}", &key[cut..]);
+        let mut draft = Draft::new(Program::Cb);
+        let mut problems = Vec::new();
+        read_text(line.as_bytes(), Path::new("/x"), &mut draft, &mut problems);
+        let mut text: String = draft.effective().into_iter().map(|(_, value, _)| format!("{value}\n")).collect();
+        // What would be looked up in DNS.
+        draft.me.value = None;
+        draft.peer.value = None;
+        draft.socks.value = None;
+        let (_, problems) = settle(&draft, problems);
+        for problem in problems {
+            text.push_str(&format!("{problem}\n{problem:?}\n"));
+        }
+        for run in key.as_bytes().windows(8) {
+            let run = std::str::from_utf8(run).unwrap();
+            prop_assert!(!text.contains(run), "{run} in {text}");
+        }
+    }
+
     #[test]
     fn whatever_is_in_a_file_ends_in_options_or_errors(text: Vec<u8>) {
         let mut draft = Draft::new(Program::Cb);

@@ -6,23 +6,42 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
-
+use super::endpoint::EndpointName;
 use super::problem::Mistake;
+use super::secret::masked;
 use crate::control::protocol::{Carrier, XdpMode};
 
-type Parsed<T> = Result<T, Mistake>;
+pub(super) type Parsed<T> = Result<T, Mistake>;
 
-/// Text of a value for `cipe check`.
+/// Text of a value.
 pub trait Show {
-    /// One line, without secrets.
+    /// One line for `cipe check`, without what may be a key; `-` for none.
     fn show(&self) -> String;
+
+    /// As it is for the environment of a script; empty for none.
+    fn plain(&self) -> OsString {
+        self.show().into()
+    }
 }
 
 macro_rules! show_by_display {
     ($($type:ty),*) => { $(impl Show for $type { fn show(&self) -> String { self.to_string() } })* };
 }
-show_by_display!(u8, u32, i32, String, HostName, EndpointName, Mask, Mac);
+show_by_display!(u8, u32, i32, Mask, Mac);
+
+/// Free text, into which a key may have strayed.
+macro_rules! show_masked {
+    ($($type:ty),*) => { $(impl Show for $type {
+        fn show(&self) -> String {
+            masked(&self.to_string()).into_owned()
+        }
+
+        fn plain(&self) -> OsString {
+            self.to_string().into()
+        }
+    })* };
+}
+show_masked!(String, HostName, EndpointName);
 
 impl Show for bool {
     fn show(&self) -> String {
@@ -32,19 +51,31 @@ impl Show for bool {
 
 impl Show for OsString {
     fn show(&self) -> String {
-        self.to_string_lossy().into_owned()
+        masked(&self.to_string_lossy()).into_owned()
+    }
+
+    fn plain(&self) -> OsString {
+        self.clone()
     }
 }
 
 impl Show for PathBuf {
     fn show(&self) -> String {
-        self.display().to_string()
+        masked(&self.to_string_lossy()).into_owned()
+    }
+
+    fn plain(&self) -> OsString {
+        self.into()
     }
 }
 
 impl<T: Show> Show for Option<T> {
     fn show(&self) -> String {
         self.as_ref().map_or_else(|| "-".to_owned(), Show::show)
+    }
+
+    fn plain(&self) -> OsString {
+        self.as_ref().map(Show::plain).unwrap_or_default()
     }
 }
 
@@ -101,7 +132,7 @@ impl Choice for XdpMode {
 }
 
 /// The value as UTF-8, not empty.
-fn word(text: &[u8]) -> Parsed<&str> {
+pub(super) fn word(text: &[u8]) -> Parsed<&str> {
     match std::str::from_utf8(text) {
         Ok("") => Err(Mistake::new("has no value", "write one behind the name")),
         Ok(word) if word.chars().any(|c| c.is_whitespace() || c.is_control()) => {
@@ -112,14 +143,14 @@ fn word(text: &[u8]) -> Parsed<&str> {
     }
 }
 
-/// Boolean: no value, `1` and `yes` are true, `0` and `no` false.
+/// Boolean: no value, `1`, `yes`, `true` and `on` are true, `0`, `no`, `false` and `off` are not.
 pub fn flag(text: &[u8]) -> Parsed<bool> {
     match text {
-        b"" | b"1" | b"yes" => Ok(true),
-        b"0" | b"no" => Ok(false),
+        b"" | b"1" | b"yes" | b"true" | b"on" => Ok(true),
+        b"0" | b"no" | b"false" | b"off" => Ok(false),
         _ => Err(Mistake::new(
             format!("`{}` is neither true nor false", text.escape_ascii()),
-            "write yes, no, 1, 0, or the name alone for yes",
+            "write yes, no, true, false, on, off, 1, 0, or the name alone for yes",
         )),
     }
 }
@@ -136,7 +167,7 @@ pub fn number<T: TryFrom<i64>, const MIN: i64, const MAX: i64>(text: &[u8]) -> P
     })
 }
 
-fn clip(word: &str) -> String {
+pub(super) fn clip(word: &str) -> String {
     word.chars().take(60).collect()
 }
 
@@ -173,88 +204,6 @@ impl fmt::Display for HostName {
 /// IP address or host name.
 pub fn host(text: &[u8]) -> Parsed<Option<HostName>> {
     word(text).map(|word| Some(HostName(word.to_owned())))
-}
-
-/// `host:port` or `[IPv6]:port`, not yet resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointName {
-    /// IP address without brackets, or host name.
-    pub host: String,
-    /// Number or service name.
-    pub port: String,
-}
-
-impl fmt::Display for EndpointName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// Carrier address and port.
-pub fn endpoint(text: &[u8]) -> Parsed<Option<EndpointName>> {
-    let word = word(text)?;
-    let mistake = || {
-        let what = format!("`{}` is not an address and a port", clip(word));
-        Mistake::new(what, "write address:port, such as 192.0.2.1:6789 or [2001:db8::1]:6789")
-    };
-    let (host, port) = match word.strip_prefix('[') {
-        Some(rest) => rest.split_once("]:").ok_or_else(mistake)?,
-        None => word.rsplit_once(':').filter(|(host, _)| !host.contains(':')).ok_or_else(mistake)?,
-    };
-    if host.is_empty() || port.is_empty() || host.contains(['[', ']']) {
-        return Err(mistake());
-    }
-    Ok(Some(EndpointName { host: host.to_owned(), port: port.to_owned() }))
-}
-
-/// A static key as read, in both readings. Never shown.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-pub struct KeyText {
-    /// As hexadecimal digits mean.
-    pub octets: [u8; 16],
-    /// With `keybug`: a to f mean 1 to 6.
-    pub keybug_octets: [u8; 16],
-}
-
-impl fmt::Debug for KeyText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyText(..)")
-    }
-}
-
-impl Show for KeyText {
-    fn show(&self) -> String {
-        "(not shown)".to_owned()
-    }
-}
-
-/// Static key: 32 hexadecimal digits of either case; anything after the first word is ignored (protocol section 2).
-pub fn key(text: &[u8]) -> Parsed<Option<KeyText>> {
-    // Nothing of the text may reach a message: it is, or nearly is, the key.
-    const FIX: &str = "write 32 hexadecimal digits, such as the output of `cipe genkey` or md5sum";
-    let word = text.split(u8::is_ascii_whitespace).next().unwrap_or_default();
-    if word.is_empty() {
-        return Err(Mistake::new("has no value", FIX));
-    }
-    if !word.iter().all(u8::is_ascii_hexdigit) {
-        return Err(Mistake::new("the key has characters other than hexadecimal digits", FIX));
-    }
-    let Ok(digits) = <&[u8; 32]>::try_from(word) else {
-        return Err(Mistake::new(format!("the key has {} digits", word.len()), FIX));
-    };
-    let mut key = KeyText { octets: [0; 16], keybug_octets: [0; 16] };
-    for (index, digit) in digits.iter().enumerate() {
-        // Exact for every hexadecimal digit; others were refused above.
-        let value = char::from(*digit).to_digit(16).unwrap_or_default() as u8;
-        let shift = if index % 2 == 0 { 4 } else { 0 };
-        key.octets[index / 2] |= value << shift;
-        key.keybug_octets[index / 2] |= (if value > 9 { value - 9 } else { value }) << shift;
-    }
-    Ok(Some(key))
 }
 
 /// Absolute path.
@@ -324,11 +273,21 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn booleans_need_no_value_and_take_four() {
-        for (text, value) in [("", true), ("1", true), ("yes", true), ("0", false), ("no", false)] {
-            assert_eq!(flag(text.as_bytes()), Ok(value));
+    fn booleans_need_no_value_and_take_eight() {
+        for (text, value) in [
+            ("", true),
+            ("1", true),
+            ("yes", true),
+            ("true", true),
+            ("on", true),
+            ("0", false),
+            ("no", false),
+            ("false", false),
+            ("off", false),
+        ] {
+            assert_eq!(flag(text.as_bytes()), Ok(value), "{text}");
         }
-        for text in ["true", "on", "YES", "2", "yes no"] {
+        for text in ["YES", "2", "yes no", "enabled", "of"] {
             assert!(flag(text.as_bytes()).is_err(), "{text}");
         }
     }
@@ -341,49 +300,6 @@ mod tests {
             assert!(ttl(text.as_bytes()).is_err(), "{text}");
         }
         assert_eq!(number::<i32, -1, 100>(b"-1"), Ok(-1));
-    }
-
-    #[test]
-    fn endpoints_have_a_host_and_a_port() {
-        for (text, host, port) in [
-            ("192.0.2.1:6789", "192.0.2.1", "6789"),
-            ("gw.example.org:cipe", "gw.example.org", "cipe"),
-            ("[2001:db8::1]:6789", "2001:db8::1", "6789"),
-        ] {
-            let expected = EndpointName { host: host.to_owned(), port: port.to_owned() };
-            assert_eq!(expected.to_string(), text);
-            assert_eq!(endpoint(text.as_bytes()), Ok(Some(expected)));
-        }
-        for text in
-            ["", "192.0.2.1", ":1", "a:", "2001:db8::1", "2001:db8::1:6789", "[::1]", "[::1]6", "a b:1", "[[::]:1"]
-        {
-            assert!(endpoint(text.as_bytes()).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_key_is_32_digits_of_either_case_and_the_rest_is_ignored() {
-        let parsed = key(b"000102030405060708090a0B0c0D0e0F  -").unwrap().unwrap();
-        assert_eq!(parsed.octets, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-        assert_eq!(parsed.keybug_octets, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6]);
-        for text in [
-            "",
-            " ",
-            "00",
-            "000102030405060708090a0b0c0d0e0",
-            "000102030405060708090a0b0c0d0e0f0",
-            "g00102030405060708090a0b0c0d0e0f",
-        ] {
-            assert!(key(text.as_bytes()).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn no_message_and_no_debug_text_holds_key_digits() {
-        let short = key(b"deadbeefdeadbeefdeadbeefdeadbee").unwrap_err();
-        assert!(!format!("{short:?}").contains("dead"));
-        let good = key(b"deadbeefdeadbeefdeadbeefdeadbeef").unwrap();
-        assert!(!format!("{good:?}").contains("222") && !good.show().contains("dead"));
     }
 
     #[test]
@@ -418,15 +334,7 @@ mod tests {
         #[test]
         fn no_parser_panics(text: Vec<u8>) {
             let _ = (flag(&text), number::<u32, 0, 9>(&text), choice::<Carrier>(&text), device(&text), host(&text));
-            let _ = (endpoint(&text), key(&text), path(&text), super::text(&text), hwaddr(&text));
-            let _ = mask(&text);
-        }
-
-        #[test]
-        fn an_endpoint_reads_back_as_written(word in "[!-~]{1,40}") {
-            if let Ok(Some(endpoint_name)) = endpoint(word.as_bytes()) {
-                prop_assert_eq!(endpoint_name.to_string().parse::<std::net::SocketAddr>().ok(), word.parse().ok());
-            }
+            let _ = (path(&text), super::text(&text), hwaddr(&text), mask(&text));
         }
     }
 }

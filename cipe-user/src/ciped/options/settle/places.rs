@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::super::endpoint::EndpointName;
 use super::super::problem::{Mistake, Origin};
 use super::super::resolve;
-use super::super::value::EndpointName;
 use super::{Endpoint, Settle};
 use crate::control::protocol::{Carrier, Interface};
 
@@ -58,12 +58,12 @@ impl Settle<'_> {
                 }
             }
         }
-        if !draft.ifconfig.value {
+        if draft.ifconfig.value {
             for (name, origin) in
                 [("mask", &draft.mask.origin), ("bcast", &draft.bcast.origin), ("metric", &draft.metric.origin)]
             {
                 if *origin != Origin::Default {
-                    self.warn(format!("`{name}` has no effect with `ifconfig no`"), "let ip-up set it", origin);
+                    self.warn(format!("`{name}` has no effect with `ifconfig`"), "let ip-up set it", origin);
                 }
             }
         }
@@ -73,7 +73,7 @@ impl Settle<'_> {
         };
         let has_ipv4 = ipv4(ipaddr).is_some();
         Some(Interface {
-            configure: draft.ifconfig.value,
+            configure: !draft.ifconfig.value,
             metric: draft.metric.value,
             prefix: draft.mask.value.map(|mask| mask.0).filter(|_| has_ipv4),
             broadcast: ipv4(broadcast).filter(|_| has_ipv4),
@@ -85,7 +85,8 @@ impl Settle<'_> {
     pub(super) fn carrier_addresses(&mut self, socks: Option<IpAddr>) -> Option<(Endpoint, Endpoint)> {
         let (me, peer) = (&self.draft.me, &self.draft.peer);
         let peer_name = self.set(peer, "peer", "192.0.2.2:6789");
-        let own = match &me.value {
+        // Without an address it is of the peer's family, and so without one that is settled here.
+        let own = match me.value.as_ref().filter(|name| !name.host.is_empty()) {
             Some(name) => Some(self.resolved("me", endpoint(name, socks), &me.origin)?),
             None => None,
         };
@@ -117,11 +118,41 @@ impl Settle<'_> {
             );
             return self.error(mistake, &self.draft.pinpeer.origin);
         }
-        let own = own.unwrap_or_else(|| {
-            let address = SocketAddr::new(unspecified(socks.unwrap_or(peer_end.address.ip())), 0);
-            Endpoint { text: address.to_string(), address }
-        });
+        let own = match own {
+            Some(own) => self.reachable_from(own, peer_end.address.ip())?,
+            None => {
+                let port = match &me.value {
+                    Some(name) => self.resolved("me", resolve::port(&name.port), &me.origin)?,
+                    None => 0,
+                };
+                let address = SocketAddr::new(unspecified(socks.unwrap_or(peer_end.address.ip())), port);
+                Endpoint { text: address.to_string(), address }
+            }
+        };
         Some((own, peer_end))
+    }
+
+    /// A loopback address gets no packet to another host. Debian gives one to the host's own name in /etc/hosts, so behind
+    /// a name it is no mistake of who wrote the option.
+    fn reachable_from(&mut self, own: Endpoint, peer: IpAddr) -> Option<Endpoint> {
+        let (me, ip) = (&self.draft.me, own.address.ip());
+        if !ip.is_loopback() || peer.is_loopback() {
+            return Some(own);
+        }
+        let is_name = me.value.as_ref().is_some_and(|name| name.host.parse::<IpAddr>().is_err());
+        if is_name {
+            self.warn(
+                format!("option `me`: `{}` is {ip}, a loopback address; the system picks another one", own.text),
+                "write the address itself, leave it out, or correct /etc/hosts",
+                &me.origin,
+            );
+            return Some(Endpoint { address: SocketAddr::new(unspecified(ip), own.address.port()), ..own });
+        }
+        if peer.is_unspecified() {
+            return Some(own);
+        }
+        let what = format!("option `me`: {ip} is a loopback address, and the peer {peer} is on another host");
+        self.error(Mistake::new(what, "write the address of a network card, or leave it out"), &me.origin)
     }
 }
 
