@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::process::patient;
+
 /// One line of a log.
 #[derive(Clone, Debug)]
 pub struct Line {
@@ -55,7 +57,7 @@ impl Log {
     /// Waits for a line that `wanted` accepts, from the line number `from` on; `None` if none came `within` that time or
     /// before the end.
     pub fn wait_for_line(&self, from: usize, within: Duration, wanted: impl Fn(&str) -> bool) -> Option<Line> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + patient(within);
         let mut seen = from;
         let mut state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -77,14 +79,15 @@ impl Log {
     pub fn wait_for_lines(&self, count: usize, within: Duration, wanted: impl Fn(&str) -> bool) -> usize {
         let matching = |state: &State| state.lines.iter().filter(|line| wanted(&line.text)).count();
         let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = self.shared.1.wait_timeout_while(state, within, |state| !state.ended && matching(state) < count);
+        let wait =
+            self.shared.1.wait_timeout_while(state, patient(within), |state| !state.ended && matching(state) < count);
         matching(&wait.unwrap_or_else(PoisonError::into_inner).0)
     }
 
     /// Waits until the source has been closed; false if it was not `within` that time.
     pub fn wait_for_end(&self, within: Duration) -> bool {
         let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = self.shared.1.wait_timeout_while(state, within, |state| !state.ended);
+        let wait = self.shared.1.wait_timeout_while(state, patient(within), |state| !state.ended);
         wait.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 }

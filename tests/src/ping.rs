@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::namespace::Namespace;
 use crate::net::{ICMP, Ipv4, checksum, pattern};
-use crate::process::wait_readable;
+use crate::process::{patient, wait_readable};
 
 /// Octets of the IPv4 and ICMP headers, the smallest ping.
 pub const HEADERS: usize = 28;
@@ -84,11 +84,11 @@ pub fn run_while(namespace: &Namespace, to: Ipv4Addr, plan: &Plan, go_on: impl F
     socket.connect(&SocketAddr::from((to, 0)).into())?;
     socket.set_recv_buffer_size(1 << 20)?;
     let mut run = Run { socket, identifier: rand::random(), in_flight: BTreeMap::new(), report: Report::default() };
-    let mut next_at = Instant::now();
+    let (mut next_at, timeout) = (Instant::now(), patient(plan.timeout));
     let mut sizes = plan.sizes.iter().copied().take_while(|_| go_on()).peekable();
     loop {
         let now = Instant::now();
-        run.expire(now, plan.timeout);
+        run.expire(now, timeout);
         if run.in_flight.len() < plan.window && now >= next_at {
             if let Some(size) = sizes.next() {
                 run.send(size, now);
@@ -100,7 +100,7 @@ pub fn run_while(namespace: &Namespace, to: Ipv4Addr, plan: &Plan, go_on: impl F
             }
         }
         // The oldest packet's timeout, or the time of the next packet if the window has room for it.
-        let oldest = run.in_flight.values().next().map(|(_, at)| *at + plan.timeout);
+        let oldest = run.in_flight.values().next().map(|(_, at)| *at + timeout);
         let next = (run.in_flight.len() < plan.window && sizes.peek().is_some()).then_some(next_at);
         let until = [oldest, next].into_iter().flatten().min().unwrap_or(next_at);
         if wait_readable(&run.socket, until)? {
@@ -120,7 +120,7 @@ pub fn wait_for_answer(namespace: &Namespace, to: Ipv4Addr, interval: Duration, 
     let target = SocketAddr::from((to, 0)).into();
     let mut run = Run { socket, identifier: rand::random(), in_flight: BTreeMap::new(), report: Report::default() };
     let mut next_at = Instant::now();
-    let deadline = next_at + within;
+    let deadline = next_at + patient(within);
     while run.report.times.is_empty() {
         let now = Instant::now();
         if now >= deadline {

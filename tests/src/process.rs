@@ -3,12 +3,25 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// A time that is left for something to happen, `CIPE_TEST_SLOWNESS` times as long: an emulated machine takes longer for all.
+///
+/// # Panics
+/// Where the variable is no number.
+pub fn patient(time: Duration) -> Duration {
+    static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
+        let given = std::env::var("CIPE_TEST_SLOWNESS").ok();
+        given.map_or(1, |text| text.parse().expect("CIPE_TEST_SLOWNESS is a number, such as 10"))
+    });
+    time * *SLOWNESS
+}
 
 /// Polls one descriptor for input until `deadline`; false if the deadline came first.
 ///
@@ -37,7 +50,7 @@ fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
 /// As [`wait_readable`], or a process that was never there.
 pub fn wait_for_either(fd: impl AsFd, pid: u32, within: Duration) -> Result<bool> {
     let gone = open(pid).with_context(|| format!("process {pid}"))?;
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + patient(within);
     let mut fds = [PollFd::new(&fd, PollFlags::IN), PollFd::new(&gone, PollFlags::IN)];
     poll_until(&mut fds, deadline)?;
     Ok(!fds[0].revents().is_empty())
@@ -49,7 +62,7 @@ pub fn wait_for_either(fd: impl AsFd, pid: u32, within: Duration) -> Result<bool
 /// A process that is still there after `within`.
 pub fn wait_gone(pid: u32, within: Duration) -> Result<()> {
     let Some(fd) = open(pid) else { return Ok(()) };
-    if wait_readable(&fd, Instant::now() + within)? {
+    if wait_readable(&fd, Instant::now() + patient(within))? {
         return Ok(());
     }
     bail!("process {pid} is still there after {within:?}")

@@ -4,6 +4,7 @@ mod bench;
 mod bench_cipher;
 mod build_ebpf;
 mod fuzz;
+mod guest;
 mod package;
 mod run;
 mod svg;
@@ -30,6 +31,10 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Draw where the time of a tunnel under load goes, as a flame graph
     Profile(bench::profile::Args),
+    /// Run a command on another kernel, in qemu
+    Guest(guest::command::Args),
+    #[command(hide = true)]
+    GuestInside(guest::inside::Args),
     /// Put what a gateway needs into one folder
     Package(package::Args),
 }
@@ -42,6 +47,8 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => bench::profile::run(&args),
+        Command::Guest(args) => guest::command::run(&args),
+        Command::GuestInside(args) => guest::inside::run(&args),
         Command::Package(args) => package::run(&args),
     };
     match result {

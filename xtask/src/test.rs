@@ -5,14 +5,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::guest::Shape;
+use crate::guest::scenarios::{self, Kernels, Which};
 use crate::{build_ebpf, tools};
 
 /// Runs every check.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only the steps whose name contains this
+    /// Only the steps whose name contains one of these; with --kernel: files of scenarios, or FILE::PART for the tests whose
+    /// names contain PART
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Run the scenarios on another kernel, in qemu: the latest of a line, such as 6.12; newest; all
     #[arg(long)]
-    only: Option<String>,
+    kernel: Option<Kernels>,
+    /// With --kernel: load the eBPF object, and run the few scenarios that the ordinary checks run there
+    #[arg(long, requires = "kernel", conflicts_with = "only")]
+    short: bool,
+    #[command(flatten)]
+    shape: Shape,
 }
 
 const EBPF: &str = "ebpf";
@@ -28,11 +39,19 @@ struct Step {
 /// The names of the steps that failed.
 pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
+    if let Some(kernels) = &args.kernel {
+        let which = match &args.only[..] {
+            _ if args.short => Which::Short,
+            [] => Which::All,
+            only => Which::Only(only),
+        };
+        return scenarios::run(kernels, which, &args.shape);
+    }
     let mut steps = steps()?;
-    if let Some(only) = &args.only {
-        steps.retain(|step| step.name.contains(only.as_str()));
+    if !args.only.is_empty() {
+        steps.retain(|step| args.only.iter().any(|only| step.name.contains(only.as_str())));
         if steps.is_empty() {
-            bail!("no step is called {only:?}");
+            bail!("no step is called {}", args.only.join(", "));
         }
     }
     let mut results: Vec<(&str, bool, Duration)> = Vec::new();

@@ -126,7 +126,10 @@ pub fn clean_up_on_signals(more: fn()) -> Result<()> {
     Ok(())
 }
 
-fn has(program: &str) -> bool {
+/// Whether a program is in PATH or in root's folders.
+pub fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .any(|folder| folder.join(program).is_file())
 }

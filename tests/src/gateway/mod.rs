@@ -269,7 +269,7 @@ impl Gateway {
     /// # Errors
     /// The last status and the log, if none that `wanted` accepts came within [`SOON`].
     pub fn wait_for_status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Result<Status> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + process::patient(SOON);
         loop {
             let status = self.status()?;
             if wanted(&status) {

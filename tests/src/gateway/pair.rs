@@ -37,7 +37,7 @@ impl Pair {
     /// # Errors
     /// Logs and counters, if that takes longer than [`SOON`].
     pub fn wait_for_keys(&self, net: &Topology) -> Result<()> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + process::patient(SOON);
         loop {
             // The exchange is driven by packets: every round sends one each way and waits for its answer.
             for side in [Side::A, Side::B] {

@@ -1,0 +1,185 @@
+//! The machine that a guest runs in: qemu, by KVM where that works, by emulation else.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, mpsc};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use cipe_tests::process;
+use rustix::process::Signal;
+
+use super::initramfs;
+use super::kernel::Kernel;
+use super::plan::{MARK, Plan, Record};
+use crate::tools;
+
+/// A guest that says nothing for so long hangs: it says each ten seconds that it is alive. Emulation on a busy host takes
+/// its time to boot.
+const SILENCE: Duration = Duration::from_secs(240);
+
+/// Lines of the console that are shown where a guest ends early.
+const LAST_WORDS: usize = 40;
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Machines that run.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Ends every machine at once, for a signal.
+pub fn end_all() {
+    for pid in RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..) {
+        drop(process::signal(pid, Signal::KILL));
+    }
+}
+
+/// What kind of machine, beside what each has.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Shape {
+    /// CPUs of the guest
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Memory of the guest, MiB
+    #[arg(long, default_value_t = 4096)]
+    memory: u32,
+    /// Further arguments for qemu, such as `--qemu=-device --qemu=e1000e,netdev=n`; once for each
+    #[arg(long)]
+    qemu: Vec<String>,
+}
+
+/// Whether guests run by KVM: the host lets us make a virtual CPU, which not each that has /dev/kvm does.
+pub fn has_kvm() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let mut command = Command::new(QEMU);
+        command.args(["-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-S", "-monitor", "stdio"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let Ok(mut child) = command.spawn() else { return false };
+        // If it is gone already, the write fails, and its exit code says the rest.
+        drop(child.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n")));
+        child.wait().is_ok_and(|status| status.success())
+    })
+}
+
+/// Boots `kernel`, lets it run `plan`, and hands each record and each line of output to `listen`. Logs stay in `home`.
+///
+/// # Errors
+/// A guest that ends before its plan is done, or hangs, with the end of its console.
+pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen: impl FnMut(Told<'_>)) -> Result<()> {
+    fs::create_dir_all(home)?;
+    let [plan_file, image, console] = ["plan.json", "initramfs", "console.log"].map(|name| home.join(name));
+    serde_json::to_writer(File::create(&plan_file)?, plan)?;
+    initramfs::write(kernel, &plan_file, &image)?;
+    let mut log = File::create(home.join("output.log"))?;
+    let machine = Machine::start(kernel, shape, &image, &console)?;
+    let mut done = false;
+    let why = loop {
+        let line = match machine.lines.recv_timeout(SILENCE) {
+            Ok(line) => line,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break "it has ended".to_owned(),
+            Err(mpsc::RecvTimeoutError::Timeout) => break format!("it said nothing for {} s", SILENCE.as_secs()),
+        };
+        match line.strip_prefix(MARK).map(serde_json::from_str) {
+            Some(Ok(Record::Done)) => done = true,
+            Some(Ok(record)) => listen(Told::Record(record)),
+            Some(Err(_)) => {}
+            None => {
+                writeln!(log, "{line}")?;
+                listen(Told::Line(&line));
+            }
+        }
+    };
+    drop(machine);
+    if done {
+        return Ok(());
+    }
+    let console = fs::read(&console).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let lines: Vec<&str> = console.lines().collect();
+    bail!(
+        "the guest was not done: {why}; the end of its console:\n{}",
+        lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+    )
+}
+
+/// What a guest tells.
+pub enum Told<'a> {
+    /// A record of ours.
+    Record(Record),
+    /// A line that a program has printed.
+    Line(&'a str),
+}
+
+/// A running qemu; dropping it ends it.
+struct Machine {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Machine {
+    fn start(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Result<Self> {
+        let mut command = command(kernel, shape, image, console);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(console.with_file_name("qemu.log"))?);
+        let mut child = command.spawn().with_context(|| tools::text(&command))?;
+        RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(child.id());
+        let output = child.stdout.take().context("stdout is a pipe")?;
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut output = BufReader::new(output);
+            let mut line = Vec::new();
+            while output.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+                if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                    break;
+                }
+                line.clear();
+            }
+        });
+        Ok(Self { child, lines })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        let pid = self.child.id();
+        RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(|other| *other != pid);
+    }
+}
+
+fn command(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Command {
+    // However this process ends, so does the guest.
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "--",
+        QEMU,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    if has_kvm() {
+        command.args(["-accel", "kvm", "-cpu", "host"]);
+    } else {
+        // Tables of five levels cost emulation a fifth more on each miss and are of no use here.
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
+    }
+    command.args(["-machine", "q35", "-smp", &shape.cpus.to_string(), "-m", &shape.memory.to_string()]);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
+    // Mitigations are for hosts: emulation pays for each.
+    command.args(["-append", "console=ttyS0 panic=-1 mitigations=off nokaslr quiet"]);
+    let share = format!("local,path=/,mount_tag={},security_model=none,readonly=on,multidevs=remap", initramfs::HOST);
+    command.args(["-virtfs", &share, "-serial", &format!("file:{}", console.display()), "-serial", "stdio"]);
+    command.args(&shape.qemu);
+    command
+}
+
+/// Where the logs of a guest go.
+pub fn home(name: &str) -> PathBuf {
+    tools::target().join("guests").join(name)
+}

@@ -1,0 +1,45 @@
+//! Test programs, as cargo builds them.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Result, bail};
+use serde::Deserialize;
+
+use crate::tools;
+
+/// What cargo says of a program that it has built.
+#[derive(Deserialize)]
+struct Artifact {
+    executable: Option<PathBuf>,
+    profile: Profile,
+    target: Target,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// Builds the tests of a package, those in its library (`kind` "lib") or those in files of their own ("test"); returns the name
+/// and the path of each.
+///
+/// # Errors
+/// A build that fails.
+pub fn build(package: &str, kind: &str) -> Result<Vec<(String, PathBuf)>> {
+    let which = if kind == "lib" { "--lib" } else { "--tests" };
+    let mut build = tools::cargo(&["test", "--no-run", "--message-format=json-render-diagnostics", which]);
+    let output = build.args(["--package", package]).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        bail!("{}: {}", tools::text(&build), output.status);
+    }
+    let artifacts = output.stdout.split(|octet| *octet == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    let tests = artifacts.filter(|artifact: &Artifact| artifact.profile.test && artifact.target.kind == [kind]);
+    Ok(tests.filter_map(|artifact| Some((artifact.target.name, artifact.executable?))).collect())
+}

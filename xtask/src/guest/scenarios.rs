@@ -1,0 +1,219 @@
+//! `cargo xtask test --kernel`: tests on other kernels.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::kernel::{Kernel, Wanted};
+use super::machine::{self, Shape};
+use super::plan::{Plan, Step};
+use super::table::{Outcome, Reader};
+use super::{need_guests, programs};
+use crate::tools;
+
+/// Seconds after which the tests of a file are ended.
+const DEADLINE: u64 = 3600;
+
+/// How much longer than a machine by itself a guest may take, where it is emulated.
+const SLOWNESS: &str = "10";
+
+/// Names the eBPF object to take in place of the committed one.
+const OBJECT: &str = "CIPE_BPF_OBJECT";
+
+/// The unit tests of cipe-user, as `--only` names them.
+const LIBRARY: &str = "cipe_user";
+
+/// The unit test that loads each program of the eBPF object.
+const LOADS: &str = "every_program_loads";
+
+/// Scenarios that the ordinary checks run on other kernels.
+const SHORT: [&str; 6] = ["bed", "tunnel", "wrong_key", "bad_input", "renewal", "coalesced"];
+
+/// The kernels of `--kernel all`: Debian 12's, Debian 13's, the last long-term line, the newest.
+const ALL: &[Wanted] = &[Wanted::Line(6, 1), Wanted::Line(6, 12), Wanted::Line(6, 18), Wanted::Newest];
+
+/// Which kernels somebody asks for.
+#[derive(Clone, Debug)]
+pub struct Kernels(Vec<Wanted>);
+
+impl std::str::FromStr for Kernels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let one = |word: &str| if word == "all" { Ok(ALL.to_vec()) } else { word.parse().map(|kernel| vec![kernel]) };
+        let lists: Result<Vec<_>, String> = text.split(',').map(one).collect();
+        Ok(Self(lists?.concat()))
+    }
+}
+
+/// Which tests shall run.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    /// All scenarios.
+    All,
+    /// Those of the files named, or `FILE::PART` for the tests of that file whose names contain PART.
+    Only(&'a [String]),
+    /// What the ordinary checks run: the eBPF object loads, and a few scenarios work.
+    Short,
+}
+
+/// The tests of one program that shall run.
+struct Choice {
+    /// What it is called in the table.
+    name: String,
+    program: PathBuf,
+    /// Parts of the names of tests; none for all.
+    parts: Vec<String>,
+    /// The eBPF object in place of the committed one.
+    object: Option<String>,
+}
+
+/// Runs tests on each kernel, and prints a table.
+///
+/// # Errors
+/// The files that failed, or a guest that did not come so far.
+pub fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape) -> Result<()> {
+    need_guests()?;
+    tools::clean_up_on_signals(machine::end_all)?;
+    let cipe = tools::build_cipe(false)?;
+    let choices = choices(which)?;
+    let mut outcomes = Vec::new();
+    let mut broken = Vec::new();
+    for &wanted in &kernels.0 {
+        let kernel = Kernel::get(wanted)?;
+        if let Err(error) = on_kernel(&kernel, &cipe, &choices, shape, &mut outcomes) {
+            eprintln!("{}: {error:#}", kernel.release);
+            broken.push(kernel.release);
+        }
+    }
+    println!("\n==> summary");
+    for outcome in &outcomes {
+        println!("{}", outcome.line());
+    }
+    let failed = outcomes.iter().filter(|outcome| !outcome.is_right());
+    broken.extend(failed.map(|outcome| format!("{} on {}", outcome.name, outcome.kernel)));
+    if !broken.is_empty() {
+        bail!("failed: {}", broken.join(", "));
+    }
+    Ok(())
+}
+
+fn choices(which: Which<'_>) -> Result<Vec<Choice>> {
+    let fresh = std::env::var(OBJECT).ok();
+    let short = SHORT.map(str::to_owned);
+    let (mut choices, only) = match which {
+        Which::All => (Vec::new(), &[][..]),
+        Which::Only(only) => (Vec::new(), only),
+        Which::Short => (objects(fresh.as_deref())?, &short[..]),
+    };
+    let mut found = programs::build("cipe-tests", "test")?;
+    if only.iter().any(|entry| entry.split("::").next() == Some(LIBRARY)) {
+        found.extend(programs::build("cipe-user", "lib")?);
+    }
+    for entry in only {
+        let file = entry.split("::").next().unwrap_or_default();
+        ensure!(found.iter().any(|(name, _)| name == file), "no file of tests is called {file}");
+    }
+    for (name, program) in found {
+        if let Some(parts) = wanted(&name, only) {
+            choices.push(Choice { name, program, parts, object: fresh.clone() });
+        }
+    }
+    Ok(choices)
+}
+
+/// The test that the committed object loads, and the fresh one, if there is one.
+fn objects(fresh: Option<&str>) -> Result<Vec<Choice>> {
+    let (_, program) = programs::build("cipe-user", "lib")?.pop().context("cipe-user has unit tests")?;
+    let choice = |name: &str, object: Option<&str>| Choice {
+        name: name.to_owned(),
+        program: program.clone(),
+        parts: vec![LOADS.to_owned()],
+        object: object.map(str::to_owned),
+    };
+    let fresh = fresh.map(|object| choice("fresh object", Some(object)));
+    Ok(std::iter::once(choice("committed object", None)).chain(fresh).collect())
+}
+
+/// Which tests of a file are wanted: `None` for none, else parts of names, none for all.
+fn wanted(file: &str, only: &[String]) -> Option<Vec<String>> {
+    if only.is_empty() {
+        return Some(Vec::new());
+    }
+    let of_file = only.iter().filter_map(|entry| entry.strip_prefix(file));
+    let parts: Vec<&str> = of_file.filter(|rest| rest.is_empty() || rest.starts_with("::")).collect();
+    if parts.is_empty() {
+        return None;
+    }
+    // The whole file, if it is named without a part.
+    let parts: Option<Vec<String>> = parts.into_iter().map(|part| part.strip_prefix("::").map(str::to_owned)).collect();
+    Some(parts.unwrap_or_default())
+}
+
+fn on_kernel(
+    kernel: &Kernel,
+    cipe: &Path,
+    choices: &[Choice],
+    shape: &Shape,
+    outcomes: &mut Vec<Outcome>,
+) -> Result<()> {
+    let home = machine::home(&format!("{}-{}", kernel.release, std::process::id()));
+    let kept = home.join("programs");
+    fs::create_dir_all(&kept)?;
+    // A build that comes in between must not change what the guest runs.
+    let cipe = keep(cipe, &kept)?;
+    let (slowness, way) = if machine::has_kvm() { ("1", "KVM") } else { (SLOWNESS, "emulation") };
+    let mut steps = Vec::new();
+    for choice in choices {
+        let arguments = ["--test-threads=1", "--show-output", "--color=never"].into_iter();
+        let variables = [
+            ("CIPE_BIN", Some(cipe.display().to_string())),
+            ("CIPE_TEST_SLOWNESS", Some(slowness.to_owned())),
+            (OBJECT, choice.object.clone()),
+        ];
+        let variables = variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        steps.push(Step {
+            name: choice.name.clone(),
+            program: keep(&choice.program, &kept)?,
+            arguments: arguments.chain(choice.parts.iter().map(String::as_str)).map(str::to_owned).collect(),
+            folder: tools::workspace().join("tests"),
+            environment: variables.collect(),
+            deadline: DEADLINE,
+        });
+    }
+    println!("\n==> {}: {} file(s) of tests by {way}", kernel.release, steps.len());
+    let start = Instant::now();
+    let mut reader = Reader::new(&kernel.release);
+    let result = machine::run(kernel, &Plan { steps }, shape, &home, |told| reader.take(told, start));
+    outcomes.append(&mut reader.outcomes);
+    fs::remove_dir_all(&kept)?;
+    println!("{}: {:.0} s in all; logs: {}", kernel.release, start.elapsed().as_secs_f64(), home.display());
+    result
+}
+
+/// A second name for a program, which stays what it is.
+fn keep(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let name = program.file_name().with_context(|| program.display().to_string())?;
+    let kept = folder.join(name);
+    if !kept.is_file() && fs::hard_link(program, &kept).is_err() {
+        fs::copy(program, &kept).with_context(|| program.display().to_string())?;
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_named_whole_or_by_parts_of_its_tests() {
+        let only = ["bed", "mtu::cut", "mtu::told", "lan::a", "lan"].map(str::to_owned);
+        assert_eq!(wanted("bed", &only), Some(vec![]));
+        assert_eq!(wanted("mtu", &only), Some(vec!["cut".to_owned(), "told".to_owned()]));
+        assert_eq!(wanted("lan", &only), Some(vec![]));
+        assert_eq!(wanted("be", &only), None);
+        assert_eq!(wanted("be", &[]), Some(vec![]));
+    }
+}

@@ -1,0 +1,109 @@
+//! What came out of the tests in guests: read from what they print, and told in a table.
+
+use std::time::{Duration, Instant};
+
+use super::machine::Told;
+use super::plan::Record;
+
+/// What came out of the tests of one file on one kernel.
+pub struct Outcome {
+    /// The kernel's release.
+    pub kernel: String,
+    /// The file's name.
+    pub name: String,
+    passed: usize,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+    whole: bool,
+    took: Duration,
+}
+
+impl Outcome {
+    /// Whether tests have run, and all have passed.
+    pub fn is_right(&self) -> bool {
+        self.whole && self.failed.is_empty() && self.passed > 0
+    }
+
+    /// Its line in the table.
+    pub fn line(&self) -> String {
+        let verdict = if self.is_right() { "ok" } else { "FAILED" };
+        let mut line = format!(
+            "{:<22} {:<22} {verdict:<6} {:>7.1} s  {} passed",
+            self.kernel,
+            self.name,
+            self.took.as_secs_f64(),
+            self.passed
+        );
+        if !self.failed.is_empty() {
+            line += &format!(", failed: {}", self.failed.join(", "));
+        } else if !self.whole {
+            line += ", not all have run";
+        }
+        for reason in &self.skipped {
+            line += &format!("; {reason}");
+        }
+        line
+    }
+}
+
+/// Reads what test programs print.
+pub struct Reader {
+    kernel: String,
+    /// What came out so far.
+    pub outcomes: Vec<Outcome>,
+    failures: bool,
+}
+
+impl Reader {
+    /// Of tests on this kernel.
+    pub fn new(kernel: &str) -> Self {
+        Self { kernel: kernel.to_owned(), outcomes: Vec::new(), failures: false }
+    }
+
+    /// Takes what the guest tells, and prints what a person wants to see at once.
+    pub fn take(&mut self, told: Told<'_>, start: Instant) {
+        match told {
+            Told::Record(Record::Up(release)) => {
+                println!("{release} is up after {:.1} s", start.elapsed().as_secs_f64())
+            }
+            Told::Record(Record::Begin(name)) => {
+                println!("\n{name}");
+                self.failures = false;
+                self.outcomes.push(Outcome {
+                    kernel: self.kernel.clone(),
+                    name,
+                    passed: 0,
+                    failed: Vec::new(),
+                    skipped: Vec::new(),
+                    whole: false,
+                    took: Duration::ZERO,
+                });
+            }
+            Told::Record(Record::End(code, seconds)) => {
+                if let Some(outcome) = self.outcomes.last_mut() {
+                    outcome.took = Duration::from_secs_f64(seconds);
+                    outcome.whole = code == Some(0);
+                }
+            }
+            Told::Record(_) => {}
+            Told::Line(line) => self.line(line),
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        let Some(outcome) = self.outcomes.last_mut() else { return println!("{line}") };
+        self.failures |= line == "failures:";
+        let test = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
+        match test {
+            Some((_, "ok")) => outcome.passed += 1,
+            Some((name, "FAILED")) => outcome.failed.push(name.to_owned()),
+            _ => {}
+        }
+        if line.starts_with("skipped: ") && !outcome.skipped.iter().any(|reason| reason == line) {
+            outcome.skipped.push(line.to_owned());
+        }
+        if test.is_some() || self.failures || line.starts_with("skipped: ") {
+            println!("{line}");
+        }
+    }
+}
