@@ -121,9 +121,14 @@ fn wrong_options_are_named() -> Result<()> {
     ] {
         desk.expect_file(case, &options, words)?;
     }
-    let path = desk.file(&good.without("key"))?;
+    let path = desk.file(&good.clone().without("key"))?;
     let command = desk.daemon(&["-o", text(&path), "key=000102030405060708090a0b0c0d0e0f"]);
     desk.expect("a key on the command line", command, &["key", "command line"])?;
+    let path = desk.file(&good.without("key"))?;
+    let written = fs::read_to_string(&path)?;
+    fs::write(&path, format!("{written}key=000102030405060708090a0b0c0d0e0f\nnokey\n"))?;
+    let line = refusal(desk.daemon(&["-o", text(&path)]))?;
+    assert!(line.contains("`key=`") && !line.contains("00010203"), "{line}");
     desk.finish()
 }
 
@@ -147,6 +152,14 @@ fn files_that_cannot_be_trusted_are_named() -> Result<()> {
     fs::set_permissions(directory, fs::Permissions::from_mode(0o777))?;
     let command = desk.daemon(&["-o", text(&parent)]);
     desk.expect("a file in a directory that others can write", command, &[text(directory)])?;
+
+    for (option, mode) in [("ipup", 0o757), ("ipdown", 0o775)] {
+        let script = desk.net.directory().join(format!("writable-{option}"));
+        fs::write(&script, "#!/bin/sh\n")?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(mode))?;
+        let options = Options::of(Side::A).set(option, script.display());
+        desk.expect_file("a script that others can write", &options, &[option, text(&script), "chmod go-w"])?;
+    }
     desk.finish()
 }
 

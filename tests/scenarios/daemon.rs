@@ -83,7 +83,9 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
         .set("tokxc", 1)
         .set("ipup", "/nonexistent/ip-up");
     let path = options.write(&folder.join("A"))?;
-    let program = folder.join("bin").join(Daemon::Blowfish.program());
+    // The name of the first versions, which had one cipher.
+    let program = folder.join("bin/ciped");
+    std::os::unix::fs::symlink("cipe", &program)?;
     let mut command = log.command(gateway, folder, &program, &["-o", path.to_str().context("ASCII")?]);
     let started = command.env("CIPE_RUN_DIR", folder.join("runA")).output()?;
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
@@ -95,6 +97,12 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
     let pid: u32 =
         tag.strip_prefix("<30>ciped-cb[").and_then(|rest| rest.strip_suffix("]: ")).context(first.clone())?.parse()?;
     assert!(process::arguments(pid).iter().any(|argument| argument == path.to_str().unwrap_or_default()));
+    // What `pgrep -x ciped-cb` and `killall ciped-cb` look for, in the daemon and in nothing else.
+    let name_of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned());
+    assert_eq!(name_of(pid)?, "ciped-cb");
+    let others = gateway.processes()?.into_iter().filter(|other| *other != pid);
+    let others: Vec<String> = others.map(name_of).collect::<std::io::Result<_>>()?;
+    assert_eq!(others, ["cipe-engine"]);
     log.wait_for(&format!("{tag}cipcb0: up, 10.201.0.1 on "))?;
 
     gateway.ip(&["route", "add", &Side::B.lan(), "dev", "cipcb0"])?;
@@ -124,6 +132,7 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
     gateway.ip(&["link", "set", "wire0", "mtu", "1500"])?;
 
     process::signal(pid, Signal::TERM)?;
+    log.wait_for(&format!("{tag}cipcb0: statistics: "))?;
     log.wait_for(&format!("{tag}cipcb0: down"))?;
     process::wait_gone(pid, SOON)?;
     for pid in gateway.processes()? {
@@ -150,6 +159,9 @@ fn a_hang_up_takes_up_what_it_can_and_says_what_it_cannot() -> Result<()> {
     hang_up(&format!("{before}maxerr 3\nmtu 1300\narg more\n"))?;
     let line = pair.a.wait_for_line("of the options", |line| line.contains("options read again"))?;
     assert!(line.text.ends_with("applied: maxerr, arg; needs a restart: mtu"), "{}", line.text);
+    // Compared with what runs by now.
+    hang_up(&format!("{before}maxerr 3\nmtu 1300\narg other\n"))?;
+    pair.a.wait_for_line("of the second time", |line| line.ends_with("applied: arg; needs a restart: mtu"))?;
     hang_up(&format!("{before}maxerror 3\n"))?;
     pair.a.wait_for_line("of the mistake", |line| {
         line.contains("unknown option `maxerror`")
@@ -262,5 +274,43 @@ fn the_interface_is_what_its_options_say() -> Result<()> {
             assert!(device["addr_info"][0]["broadcast"].is_null());
         }
     }
+    Ok(())
+}
+
+/// The scripts that are shipped, as an operator would copy them: "pid device" while the tunnel is up.
+#[test]
+fn the_sample_scripts_keep_a_pid_file() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let (gateway, folder) = (net.gw(Side::A), net.directory());
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist/scripts");
+    for script in ["ip-up", "ip-down"] {
+        fs::copy(samples.join(script), folder.join(script))?;
+        fs::set_permissions(folder.join(script), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    let arg = format!("cipe-test-{}", std::process::id());
+    let options = Options::of(Side::A)
+        .without("debug")
+        .set("ipup", folder.join("ip-up").display())
+        .set("ipdown", folder.join("ip-down").display())
+        .set("arg", &arg);
+    let path = options.write(&folder.join("A"))?;
+    let mut command = gateway.command(folder.join("bin").join(Daemon::Blowfish.program()));
+    command.arg("-o").arg(&path).env("CIPE_RUN_DIR", folder.join("runA")).stdin(Stdio::null());
+    let started = command.output()?;
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    let file = PathBuf::from(format!("/var/run/cipe/{arg}.pid"));
+    let text = fs::read_to_string(&file)?;
+    let (pid, device) = text.trim_end().split_once(' ').context("two words")?;
+    assert_eq!(device, "cipcb0");
+    let pid = pid.parse()?;
+    assert!(gateway.processes()?.contains(&pid));
+    process::signal(pid, Signal::TERM)?;
+    for pid in gateway.processes()? {
+        process::wait_gone(pid, SOON)?;
+    }
+    assert!(!file.exists());
     Ok(())
 }

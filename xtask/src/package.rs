@@ -17,8 +17,8 @@ pub struct Args {
     to: PathBuf,
 }
 
-/// Builds the binary and puts it there under its three names, with what belongs to it: systemd units, manual pages,
-/// completions for shells, the README and the daemons' manual.
+/// Builds the binary and puts it there under its four names, with what belongs to it: systemd units, sample scripts, manual
+/// pages, completions for shells, the README and the daemons' manual.
 ///
 /// # Errors
 /// What cargo says, or a folder that is there already.
@@ -30,18 +30,20 @@ pub fn run(args: &Args) -> Result<()> {
     }
     fs::create_dir(&folder).with_context(|| format!("{}", folder.display()))?;
     fs::copy(&binary, folder.join("cipe"))?;
-    for name in ["ciped-cb", "ciped-ci"] {
+    for name in ["ciped", "ciped-cb", "ciped-ci"] {
         symlink("cipe", folder.join(name))?;
     }
     for document in ["README.md", "docs/ciped.md"] {
         let from = tools::workspace().join(document);
         fs::copy(&from, folder.join(from.file_name().unwrap_or_default()))?;
     }
-    let units = folder.join("systemd");
-    fs::create_dir(&units)?;
-    for unit in fs::read_dir(tools::workspace().join("dist/systemd"))? {
-        let unit = unit?;
-        fs::copy(unit.path(), units.join(unit.file_name()))?;
+    for name in ["systemd", "scripts"] {
+        let to = folder.join(name);
+        fs::create_dir(&to)?;
+        for file in fs::read_dir(tools::workspace().join("dist").join(name))? {
+            let file = file?;
+            fs::copy(file.path(), to.join(file.file_name()))?;
+        }
     }
     let manuals = folder.join("man8");
     fs::create_dir(&manuals)?;
@@ -56,6 +58,9 @@ pub fn run(args: &Args) -> Result<()> {
             tools::check(Command::new(&binary).arg("completions").args(choice).arg(shell).stdout(script))?;
         }
     }
-    println!("{}: cipe, ciped-cb, ciped-ci, systemd/, man8/, completions/, README.md, ciped.md", folder.display());
+    println!(
+        "{}: cipe, ciped, ciped-cb, ciped-ci, systemd/, scripts/, man8/, completions/, README.md, ciped.md",
+        folder.display()
+    );
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod reload;
 mod revive;
+mod statistics;
 mod waiting;
 mod whereabouts;
 
@@ -17,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -67,6 +68,7 @@ pub struct Setup {
 /// # Errors
 /// The tunnel does not come up, or ends unasked: what, where, how to fix.
 pub async fn run(setup: Setup, mut wishes: mpsc::Receiver<Wish>, up: impl FnOnce()) -> anyhow::Result<()> {
+    let mut up = Some(up);
     let mut daemon = Daemon::start(setup).await?;
     let ended = daemon.serve(&mut wishes, up).await;
     daemon.stop(&ended).await;
@@ -107,7 +109,22 @@ struct Daemon {
     relay_at: Option<SocketAddr>,
 }
 
-type Script = Pin<Box<dyn Future<Output = ()> + Send>>;
+impl Script {
+    fn start(script: PathBuf, facts: Facts) -> Self {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async {
+            // Nothing is ever sent.
+            let _ = stopped.await;
+        };
+        Self { ended: Box::pin(run_script(script, facts, stopped)), stop }
+    }
+
+    /// Ends it, with all that it has started, and waits for its end.
+    async fn stop(self) {
+        drop(self.stop);
+        self.ended.await;
+    }
+}
 
 impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
@@ -139,6 +156,8 @@ impl Daemon {
             mtu: options.mtu,
             cipher: options.cipher,
             arg: options.arg.clone(),
+            relay: None,
+            options: setup.draft.environment(),
         };
         let peer_name = options.peer_name.clone().map(|name| PeerName::new(name, peer.ip()));
         tracing::info!("{}: up, {} on {me}, peer {}", facts.device, options.ipaddr, options.peer.text);
@@ -155,8 +174,21 @@ impl Daemon {
 
     async fn serve(&mut self, wishes: &mut mpsc::Receiver<Wish>, up: impl FnOnce()) -> End {
         // Beside the loop, since a script may well use the tunnel, which needs keys.
-        let mut script: Option<Script> =
-            Some(Box::pin(run_script(self.setup.options.ipup.clone(), self.facts.clone())));
+        let mut script = Some(Script::start(self.setup.options.ipup.clone(), self.facts.clone()));
+        let end = self.serve_until_end(wishes, up, &mut script).await;
+        // What it would still set up comes after what ip-down takes down.
+        if let Some(script) = script {
+            script.stop().await;
+        }
+        end
+    }
+
+    async fn serve_until_end(
+        &mut self,
+        wishes: &mut mpsc::Receiver<Wish>,
+        up: impl FnOnce(),
+        script: &mut Option<Script>,
+    ) -> End {
         let mut up = Some(up);
         loop {
             if self.engine.is_none()
@@ -184,7 +216,7 @@ impl Daemon {
                 }
                 Woken::Wish(Some(Wish::Stop) | None) => return End::Asked("asked to stop".to_owned()),
                 Woken::ScriptEnded => {
-                    script = None;
+                    *script = None;
                     if let Some(up) = up.take() {
                         up();
                     }
@@ -244,15 +276,16 @@ impl Daemon {
             }
             None => tracing::warn!("{device}: no engine to remove the interface; the next engine removes it"),
         }
-        run_script(self.setup.options.ipdown.clone(), self.facts.clone()).await;
+        run_script(self.setup.options.ipdown.clone(), self.facts.clone(), std::future::pending()).await;
+        self.log_statistics().await;
         // Closing the connection ends the tunnel.
         self.engine = None;
         tracing::info!("{device}: down");
     }
 }
 
-async fn run_script(script: PathBuf, facts: Facts) {
-    if let Err(error) = scripts::run(&script, &facts, scripts::LIMIT).await {
+async fn run_script(script: PathBuf, facts: Facts, stop: impl Future<Output = ()>) {
+    if let Err(error) = scripts::run(&script, &facts, scripts::LIMIT, stop).await {
         tracing::error!("{}: {error}", facts.device);
     }
 }

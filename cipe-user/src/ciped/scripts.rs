@@ -1,7 +1,8 @@
 //! `ip-up` and `ip-down`: run without a shell in between, with six arguments and an environment (protocol section 5).
 
-use std::ffi::{OsStr, OsString};
-use std::net::{IpAddr, SocketAddr};
+mod facts;
+
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -11,69 +12,21 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
+use super::options::{self, Mistake};
 use crate::control::launch::keep_descriptors;
-use crate::control::protocol::Cipher;
+
+pub use facts::Facts;
 
 /// How long a script may run.
 pub const LIMIT: Duration = Duration::from_secs(30);
 /// How long output is waited for once a script has ended: what it left in the background may hold its output open.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a script that is asked to end may take to do so.
+const GRACE: Duration = Duration::from_secs(1);
 /// Longest line of output that is logged whole, in octets.
 const MAX_LINE: usize = 1024;
 /// For a daemon that was started with none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What a script is told.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    /// Interface.
-    pub device: String,
-    /// Own carrier address.
-    pub me: SocketAddr,
-    /// The peer's carrier address, if known.
-    pub peer: Option<SocketAddr>,
-    /// Own address on the tunnel.
-    pub ipaddr: IpAddr,
-    /// The peer's address on the tunnel.
-    pub ptpaddr: IpAddr,
-    /// Device MTU in octets.
-    pub mtu: u32,
-    /// Cipher.
-    pub cipher: Cipher,
-    /// Option `arg`.
-    pub arg: OsString,
-}
-
-impl Facts {
-    /// Device, own carrier address, the daemon's pid, ipaddr, ptpaddr, arg.
-    fn arguments(&self) -> [OsString; 6] {
-        [
-            self.device.clone().into(),
-            self.me.to_string().into(),
-            std::process::id().to_string().into(),
-            self.ipaddr.to_string().into(),
-            self.ptpaddr.to_string().into(),
-            self.arg.clone(),
-        ]
-    }
-
-    fn environment(&self) -> [(&'static str, OsString); 8] {
-        let cipher = match self.cipher {
-            Cipher::Blowfish => "blowfish",
-            Cipher::Idea | Cipher::IdeaLittle => "idea",
-        };
-        [
-            ("CIPE_DEVICE", self.device.clone().into()),
-            ("CIPE_ME", self.me.to_string().into()),
-            ("CIPE_PEER", self.peer.map_or_else(String::new, |peer| peer.to_string()).into()),
-            ("CIPE_IPADDR", self.ipaddr.to_string().into()),
-            ("CIPE_PTPADDR", self.ptpaddr.to_string().into()),
-            ("CIPE_MTU", self.mtu.to_string().into()),
-            ("CIPE_CIPHER", cipher.into()),
-            ("CIPE_ARG", self.arg.clone()),
-        ]
-    }
-}
 
 /// What became of a script.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +49,15 @@ pub enum ScriptError {
         /// How it ended.
         status: ExitStatus,
     },
+    /// Others may change it, so it is not run as root.
+    #[error("{}; not run; {}", _0.what, _0.fix)]
+    Unsafe(Mistake),
+    /// It was ended because the tunnel is.
+    #[error("{script} was ended: the tunnel is stopped while it runs")]
+    Stopped {
+        /// Path.
+        script: String,
+    },
     /// It was ended.
     #[error("{script} was still running after {} s and was killed; let it do long work in the background", limit.as_secs())]
     Late {
@@ -106,11 +68,17 @@ pub enum ScriptError {
     },
 }
 
-/// Runs a script and logs its output line by line. A script that is not there is no error.
+/// Runs a script and logs its output line by line. A script that is not there is no error. It ends with all that it started
+/// when `stop` does.
 ///
 /// # Errors
-/// It cannot be run, fails, or takes longer than `limit`.
-pub async fn run(script: &Path, facts: &Facts, limit: Duration) -> Result<(), ScriptError> {
+/// Others may write it; it cannot be run, fails, takes longer than `limit`, or is stopped.
+pub async fn run(
+    script: &Path,
+    facts: &Facts,
+    limit: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ScriptError> {
     let shown = script.display().to_string();
     let spawn_error = |source: std::io::Error| {
         let hint = match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
@@ -124,6 +92,7 @@ pub async fn run(script: &Path, facts: &Facts, limit: Duration) -> Result<(), Sc
         tracing::debug!("{}: no script {shown}", facts.device);
         return Ok(());
     }
+    options::check_script(script).map_err(ScriptError::Unsafe)?;
     keep_descriptors();
     let mut command = Command::new(script);
     command
@@ -150,12 +119,25 @@ pub async fn run(script: &Path, facts: &Facts, limit: Duration) -> Result<(), Sc
     if let Some(stderr) = child.stderr.take() {
         output.spawn(log_lines(stderr, facts.device.clone(), name));
     }
-    let outcome = tokio::time::timeout(limit, child.wait()).await;
-    if outcome.is_err() {
+    let signal = |signal| {
         if let Some(group) = group {
-            // Gone meanwhile: nothing left to kill.
-            let _ = kill_process_group(group, Signal::KILL);
+            // Gone meanwhile: nothing left to end.
+            let _ = kill_process_group(group, signal);
         }
+    };
+    let outcome = tokio::select! {
+        biased;
+        ended = child.wait() => Ok(ended),
+        () = tokio::time::sleep(limit) => Err(ScriptError::Late { script: shown.clone(), limit }),
+        () = stop => {
+            signal(Signal::TERM);
+            // One that does not listen is killed as one that is late.
+            let _ = tokio::time::timeout(GRACE, child.wait()).await;
+            Err(ScriptError::Stopped { script: shown.clone() })
+        }
+    };
+    if outcome.is_err() {
+        signal(Signal::KILL);
         let _ = child.wait().await;
     }
     if tokio::time::timeout(LAST_WORDS, async { while output.join_next().await.is_some() {} }).await.is_err() {
@@ -163,7 +145,7 @@ pub async fn run(script: &Path, facts: &Facts, limit: Duration) -> Result<(), Sc
         output.detach_all();
     }
     match outcome {
-        Err(_late) => Err(ScriptError::Late { script: shown, limit }),
+        Err(ended) => Err(ended),
         Ok(Err(source)) => Err(spawn_error(source)),
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(ScriptError::Failed { script: shown, status }),
@@ -201,96 +183,4 @@ async fn next_line(reader: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
-
-    fn facts() -> Facts {
-        Facts {
-            device: "cipcb7".to_owned(),
-            me: "192.0.2.1:6789".parse().unwrap(),
-            peer: None,
-            ipaddr: "10.9.0.1".parse().unwrap(),
-            ptpaddr: "10.9.0.2".parse().unwrap(),
-            mtu: 1442,
-            cipher: Cipher::Idea,
-            arg: "two words; $(no shell)".into(),
-        }
-    }
-
-    fn script(directory: &Path, text: &str) -> PathBuf {
-        let path = directory.join("ip-up");
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        path
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_script_gets_six_arguments_an_environment_and_three_descriptors() {
-        let directory = tempfile::tempdir().unwrap();
-        let out = directory.path().join("out");
-        // Left over, as if from whoever started the daemon: not close-on-exec.
-        let stray = rustix::io::dup(std::io::stdin()).unwrap();
-        let text = format!(
-            "#!/bin/sh\nexec >{out} 2>&1\nprintf '%s\\n' \"$#\" \"$@\" \
-             \"$CIPE_DEVICE $CIPE_ME [$CIPE_PEER] $CIPE_MTU $CIPE_CIPHER $CIPE_ARG\"\n\
-             readlink /proc/self/fd/0\ntest -e /proc/$$/fd/{stray} && echo stray\necho end\n",
-            out = out.display(),
-            stray = stray.as_raw_fd(),
-        );
-        run(&script(directory.path(), &text), &facts(), LIMIT).await.unwrap();
-        let text = std::fs::read_to_string(out).unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        let pid = std::process::id().to_string();
-        let facts_line = "cipcb7 192.0.2.1:6789 [] 1442 idea two words; $(no shell)";
-        let arguments = ["6", "cipcb7", "192.0.2.1:6789", &pid, "10.9.0.1", "10.9.0.2", "two words; $(no shell)"];
-        assert_eq!(lines, [&arguments[..], &[facts_line, "/dev/null", "end"]].concat());
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_missing_script_is_no_error() {
-        run(Path::new("/nonexistent/ip-up"), &facts(), LIMIT).await.unwrap();
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn failures_are_reported_with_the_way_out() {
-        let directory = tempfile::tempdir().unwrap();
-        let failed = run(&script(directory.path(), "#!/bin/sh\nexit 3\n"), &facts(), LIMIT).await.unwrap_err();
-        assert!(failed.to_string().contains("exit status: 3"), "{failed}");
-        let no_interpreter = run(&script(directory.path(), "exit 0\n"), &facts(), LIMIT).await.unwrap_err();
-        assert!(no_interpreter.to_string().contains("#!/bin/sh"), "{no_interpreter}");
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_script_that_hangs_is_ended_with_its_children() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = script(directory.path(), "#!/bin/sh\nsleep 600\n");
-        let late = run(&path, &facts(), Duration::from_millis(50)).await.unwrap_err();
-        assert!(matches!(late, ScriptError::Late { .. }), "{late}");
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn what_a_script_leaves_in_the_background_does_not_hold_the_daemon() {
-        let directory = tempfile::tempdir().unwrap();
-        let pid_file = directory.path().join("pid");
-        let text = format!("#!/bin/sh\nsleep 600 & echo $! >{}\n", pid_file.display());
-        run(&script(directory.path(), &text), &facts(), LIMIT).await.unwrap();
-        let pid: i32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
-        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn output_is_cut_into_printable_lines() {
-        let long = [b'x'; MAX_LINE + 5];
-        let text = [b"one\r\n\ntwo\x1b[1m\xFF\n", &long[..], b"\nlast"].concat();
-        let mut reader = BufReader::with_capacity(7, &text[..]);
-        let mut lines = Vec::new();
-        while let Some(line) = next_line(&mut reader).await {
-            lines.push(line);
-        }
-        let x = |n| "x".repeat(n);
-        assert_eq!(lines, ["one", "", "two?[1m\u{FFFD}", &x(MAX_LINE), &x(5), "last"]);
-    }
-}
+pub(super) mod tests;

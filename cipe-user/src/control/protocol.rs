@@ -127,6 +127,8 @@ pub enum Request {
     },
     /// Asks for [`Event::Status`], one a tunnel, then [`Event::StatusEnd`]. Needs no attached tunnel.
     Status,
+    /// Asks for [`Event::Status`] of the attached tunnel, then [`Event::StatusEnd`].
+    OwnStatus,
 }
 
 /// Configuration of the interface for those who know what `ifconfig` does.

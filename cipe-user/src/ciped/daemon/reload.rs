@@ -32,6 +32,9 @@ impl Daemon {
         running.ipdown = options.ipdown;
         running.arg = options.arg.clone();
         self.facts.arg = options.arg;
+        // The next reload compares with what runs by then.
+        self.setup.draft.take_over(&draft, LIVE);
+        self.facts.options = self.setup.draft.environment();
         self.session.reload(running, self.clock.now());
         let list = |names: Vec<&str>| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
         tracing::info!("{device}: options read again; applied: {}; needs a restart: {}", list(applied), list(kept));

@@ -35,7 +35,7 @@ impl Player {
 
 impl Stage {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::ciped::scripts::tests::directory();
         let mut stage = Self { directory, server: None };
         stage.start_engine();
         stage
@@ -65,16 +65,14 @@ impl Stage {
     }
 
     fn daemon(&self, number: u8, extra: &str) -> Player {
-        let text = format!(
-            "ipaddr 10.9.0.{number}\nptpaddr 10.9.0.99\npeer 192.0.2.99:6789\nkey 000102030405060708090a0b0c0d0e0f\n\
-             ipup /nonexistent/ip-up\nipdown /nonexistent/ip-down\n{extra}\n"
-        );
-        let sources = Sources {
-            program: Program::Cb,
-            system: "/nonexistent/cipe/options".into(),
-            files: Vec::new(),
-            arguments: Vec::new(),
-        };
+        self.daemon_of(number, extra, Vec::new())
+    }
+
+    /// A daemon that reads `files` at a reload.
+    fn daemon_of(&self, number: u8, extra: &str, files: Vec<PathBuf>) -> Player {
+        let text = options_text(number, extra);
+        let sources =
+            Sources { program: Program::Cb, system: "/nonexistent/cipe/options".into(), files, arguments: Vec::new() };
         let mut draft = Draft::new(Program::Cb);
         let mut problems = Vec::new();
         options::read_text(text.as_bytes(), Path::new("/x"), &mut draft, &mut problems);
@@ -103,6 +101,13 @@ impl Stage {
         connection.send(&Event::Attached { device: device.to_owned(), me, notes: vec!["played".to_owned()] }).unwrap();
         (connection, *request)
     }
+}
+
+fn options_text(number: u8, extra: &str) -> String {
+    format!(
+        "ipaddr 10.9.0.{number}\nptpaddr 10.9.0.99\npeer 192.0.2.99:6789\nkey 000102030405060708090a0b0c0d0e0f\n\
+         ipup /nonexistent/ip-up\nipdown /nonexistent/ip-down\n{extra}\n"
+    )
 }
 
 /// Type octet of a control message in a request.
@@ -177,6 +182,8 @@ async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     player.wishes.send(Wish::Stop).await.unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x74));
+    assert_eq!(next(&mut connection).await, Request::OwnStatus);
+    connection.send(&Event::StatusEnd).unwrap();
     assert!(connection.receive().await.unwrap().is_none());
     player.ended().await.unwrap();
     assert_eq!(std::fs::read_to_string(out).unwrap(), "cipcb0 192.0.2.1:40000 198.51.100.7:1234 a b\n");
@@ -285,4 +292,57 @@ async fn options_that_cannot_be_read_again_change_nothing() {
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     player.wishes.send(Wish::Stop).await.unwrap();
     player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_stop_during_ip_up_ends_it_before_ip_down_begins() {
+    let stage = Stage::new();
+    let (fifo, pid, out) = (stage.path("fifo"), stage.path("pid"), stage.path("out"));
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let text = format!("#!/bin/sh\necho $$ >{}\necho up >{}\nexec sleep 600\n", pid.display(), fifo.display());
+    let ip_up = stage.script("ip-up", &text);
+    let text = format!(
+        "#!/bin/sh\nkill -0 $(cat {}) && echo beside >{out} || echo after >{out}\n",
+        pid.display(),
+        out = out.display()
+    );
+    let ip_down = stage.script("ip-down", &text);
+    let player = stage.daemon(1, &format!("ipup {}\nipdown {}", ip_up.display(), ip_down.display()));
+    let (connection, _) = stage.attach("cipcb0").await;
+    tokio::task::spawn_blocking(move || std::fs::read(fifo).unwrap()).await.unwrap();
+    player.wishes.send(Wish::Stop).await.unwrap();
+    player.ended().await.unwrap();
+    drop(connection);
+    assert_eq!(std::fs::read_to_string(out).unwrap(), "after\n");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn ip_down_gets_each_option_with_the_values_that_a_reload_has_set() {
+    let stage = Stage::new();
+    let out = stage.path("out");
+    let text = format!("#!/bin/sh\necho \"$arg $ping $tokey $device $me [$key]\" >{}\n", out.display());
+    let script = stage.script("ip-down", &text);
+    let file = stage.path("options");
+    let write = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    };
+    let extra = |arg: &str| format!("tokey 60\narg {arg}\nping 5\nipdown {}\n", script.display());
+    write(&options_text(1, &extra("one")));
+    let player = stage.daemon_of(1, &extra("one"), vec![file.clone()]);
+    let (mut connection, _) = stage.attach("cipcb0").await;
+    let peer = "192.0.2.99:6789".parse().unwrap();
+    for arg in ["two", "three"] {
+        write(&options_text(1, &extra(arg)));
+        player.wishes.send(Wish::Reload).await.unwrap();
+        // Answered only after the wish before it.
+        let ping = hex::encode([0x72; 60]);
+        connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+        assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
+    }
+    player.wishes.send(Wish::Stop).await.unwrap();
+    while next(&mut connection).await != Request::OwnStatus {}
+    connection.send(&Event::StatusEnd).unwrap();
+    player.ended().await.unwrap();
+    assert_eq!(std::fs::read_to_string(out).unwrap(), "three 5 60 cipcb0 192.0.2.1:40000 []\n");
 }

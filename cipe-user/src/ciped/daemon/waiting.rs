@@ -31,7 +31,7 @@ impl Daemon {
         };
         let script = async {
             match script {
-                Some(script) => script.await,
+                Some(script) => script.ended.as_mut().await,
                 None => std::future::pending().await,
             }
         };

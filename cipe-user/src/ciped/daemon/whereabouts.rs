@@ -31,6 +31,7 @@ impl Daemon {
             socks::News::Lost(error) => (None, self.session.network_error(&error.to_string())),
         };
         self.relay_at = relay;
+        self.facts.relay = relay;
         self.send(&Request::SetRelay { relay });
         steps
     }

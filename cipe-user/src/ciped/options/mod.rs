@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub use endpoint::EndpointName;
+pub use permission::check_script;
 pub use problem::{Mistake, Origin, Problem, Severity};
 pub use resolve::endpoint as address_of;
 pub use secret::masked;

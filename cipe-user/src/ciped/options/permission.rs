@@ -25,10 +25,7 @@ pub fn read_guarded(path: &Path) -> Result<Vec<u8>, Mistake> {
     // The checks hold for the path without symbolic links, and that is the one opened. The directories of the path as
     // given hold the links, so they must be as safe.
     let real = path.canonicalize().map_err(unreadable)?;
-    for directory in real.ancestors().skip(1).chain(path.ancestors().skip(1)) {
-        let metadata = std::fs::metadata(directory).map_err(unreadable)?;
-        check(directory, Facts::of(&metadata), Role::Directory)?;
-    }
+    check_directories(&real, path, unreadable)?;
     let no_follow = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let file =
         OpenOptions::new().read(true).custom_flags(no_follow.bits().cast_signed()).open(&real).map_err(unreadable)?;
@@ -40,6 +37,31 @@ pub fn read_guarded(path: &Path) -> Result<Vec<u8>, Mistake> {
     read_bounded(file).map_err(unreadable)?.ok_or_else(|| {
         Mistake::new(format!("option file is larger than {MAX_SIZE} octets"), "check that it is an option file")
     })
+}
+
+/// Checks a script that root is to run, and every directory above it: nobody else may write them.
+///
+/// # Errors
+/// The script or a directory breaks the rules, or cannot be looked at.
+pub fn check_script(path: &Path) -> Result<(), Mistake> {
+    let unreadable = |error: std::io::Error| {
+        Mistake::new(
+            format!("script {} cannot be looked at ({error})", path.display()),
+            "check the path, and run as root",
+        )
+    };
+    let real = path.canonicalize().map_err(unreadable)?;
+    check_directories(&real, path, unreadable)?;
+    check(path, Facts::of(&std::fs::metadata(&real).map_err(unreadable)?), Role::Script)
+}
+
+/// `real`: `path` without symbolic links.
+fn check_directories(real: &Path, path: &Path, unreadable: impl Fn(std::io::Error) -> Mistake) -> Result<(), Mistake> {
+    for directory in real.ancestors().skip(1).chain(path.ancestors().skip(1)) {
+        let metadata = std::fs::metadata(directory).map_err(&unreadable)?;
+        check(directory, Facts::of(&metadata), Role::Directory)?;
+    }
+    Ok(())
 }
 
 fn read_bounded(file: File) -> std::io::Result<Option<Vec<u8>>> {
@@ -63,6 +85,7 @@ impl Facts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     File,
+    Script,
     Directory,
 }
 
@@ -70,6 +93,7 @@ fn check(path: &Path, facts: Facts, role: Role) -> Result<(), Mistake> {
     let shown = path.display();
     let (kind, forbidden, verb, fix) = match role {
         Role::File => ("option file", 0o077, "open to", format!("chmod 600 {shown}")),
+        Role::Script => ("script", 0o022, "writable by", format!("chmod go-w {shown}")),
         Role::Directory => {
             ("directory", 0o022, "writable by", format!("chmod go-w {shown}, or move the file elsewhere"))
         }
@@ -101,6 +125,11 @@ mod tests {
             (Role::File, 0, 0o604, false),
             (Role::File, 0, 0o620, false),
             (Role::File, 0, 0o610, false),
+            (Role::Script, 0, 0o755, true),
+            (Role::Script, 0, 0o700, true),
+            (Role::Script, 7, 0o755, false),
+            (Role::Script, 0, 0o775, false),
+            (Role::Script, 0, 0o757, false),
             (Role::Directory, 0, 0o755, true),
             (Role::Directory, 0, 0o700, true),
             (Role::Directory, 7, 0o755, false),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::endpoint::EndpointName;
 use super::key::KeyText;
+use super::permission::check_script;
 use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
@@ -125,6 +126,7 @@ impl Settle<'_> {
         let socks = self.socks();
         let carrier = self.carrier_addresses(socks.as_ref().and_then(|socks| socks.as_ref()).map(|socks| socks.1.ip()));
         let interface = self.interface(tunnel.map(|(ipaddr, _)| ipaddr));
+        self.scripts();
         self.warn_of_idle_options();
         let (key, (ipaddr, ptpaddr), (me, peer), socks) = (key?, tunnel?, carrier?, socks?);
         let draft = self.draft;
@@ -224,6 +226,16 @@ impl Settle<'_> {
                 }
                 let octets = if self.draft.keybug.value { text.keybug_octets } else { text.octets };
                 Some(KeyChoice::Key(KeyOctets(octets)))
+            }
+        }
+    }
+
+    /// They run as root, so they are as much as the option file in the hands of who can write them.
+    fn scripts(&mut self) {
+        let draft = self.draft;
+        for (name, setting) in [("ipup", &draft.ipup), ("ipdown", &draft.ipdown)] {
+            if setting.value.exists() {
+                self.resolved(name, check_script(&setting.value), &setting.origin);
             }
         }
     }

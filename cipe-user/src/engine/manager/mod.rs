@@ -423,6 +423,7 @@ impl Manager {
             (_, None) => {
                 self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
             }
+            (Request::OwnStatus, Some(number)) => self.tell_status_of(connection, vec![number]),
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => self.keys.clear(number.into(), Slot::Send),
             (Request::SetSendLimits { packets, octets }, Some(number)) => {

@@ -18,14 +18,19 @@ const LEAST_TURNS: usize = 4;
 impl Manager {
     /// Tells a connection the status of every tunnel.
     pub(super) fn tell_status(&self, connection: u64) {
+        let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
+        numbers.sort_unstable();
+        self.tell_status_of(connection, numbers);
+    }
+
+    /// Tells a connection the status of these tunnels.
+    pub(super) fn tell_status_of(&self, connection: u64, numbers: Vec<u16>) {
         let (done, counted) = std::sync::mpsc::channel();
         self.workers.tell_all(|_| Command::CountLosses(done.clone()));
         drop(done);
         // They answer when they are done with the batch at hand: what has left this host before the question is counted in the
         // answer. One that does not get the CPU for so long leaves it for the next status.
         let _ = counted.recv_timeout(Duration::from_secs(1));
-        let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
-        numbers.sort_unstable();
         let all = numbers.into_iter().filter_map(|number| self.status(number));
         let all: Vec<Event> = all.map(|status| Event::Status(Box::new(status))).collect();
         if let Some(daemon) = self.connections.get(&connection) {

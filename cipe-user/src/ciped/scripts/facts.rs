@@ -1,0 +1,80 @@
+//! What `ip-up` and `ip-down` are told: six arguments, each option but `key` under its own name, and the CIPE_ names.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::control::protocol::Cipher;
+
+/// What a script is told.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Interface.
+    pub device: String,
+    /// Own carrier address.
+    pub me: SocketAddr,
+    /// The peer's carrier address, if known.
+    pub peer: Option<SocketAddr>,
+    /// Own address on the tunnel.
+    pub ipaddr: IpAddr,
+    /// The peer's address on the tunnel.
+    pub ptpaddr: IpAddr,
+    /// Device MTU in octets.
+    pub mtu: u32,
+    /// Cipher.
+    pub cipher: Cipher,
+    /// Option `arg`.
+    pub arg: OsString,
+    /// Where a SOCKS5 server relays datagrams, if there is one: what the peer sees of us.
+    pub relay: Option<SocketAddr>,
+    /// Every option but `key`, as it was set.
+    pub options: Vec<(&'static str, OsString)>,
+}
+
+impl Facts {
+    /// Device, own carrier address, the daemon's pid, ipaddr, ptpaddr, arg.
+    pub(super) fn arguments(&self) -> [OsString; 6] {
+        [
+            self.device.clone().into(),
+            self.me.to_string().into(),
+            std::process::id().to_string().into(),
+            self.ipaddr.to_string().into(),
+            self.ptpaddr.to_string().into(),
+            self.arg.clone(),
+        ]
+    }
+
+    /// Each option but `key` under its own name, addresses, interface and MTU as they are in effect; and the CIPE_ names.
+    pub(super) fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let cipher = match self.cipher {
+            Cipher::Blowfish => "blowfish",
+            Cipher::Idea | Cipher::IdeaLittle => "idea",
+        };
+        let mut all = self.options.clone();
+        // A name that shells cannot read.
+        if let Some((_, mode)) = self.options.iter().find(|(name, _)| *name == "xdp-mode") {
+            all.push(("xdp_mode", mode.clone()));
+        }
+        // Later ones take the place of earlier ones.
+        all.extend([
+            ("device", self.device.clone().into()),
+            ("me", self.relay.unwrap_or(self.me).to_string().into()),
+            ("ipaddr", self.ipaddr.to_string().into()),
+            ("ptpaddr", self.ptpaddr.to_string().into()),
+            ("mtu", self.mtu.to_string().into()),
+            ("cipher", cipher.into()),
+            ("arg", self.arg.clone()),
+        ]);
+        all.extend(self.peer.map(|peer| ("peer", peer.to_string().into())));
+        all.extend([
+            ("CIPE_DEVICE", self.device.clone().into()),
+            ("CIPE_ME", self.me.to_string().into()),
+            ("CIPE_PEER", self.peer.map_or_else(String::new, |peer| peer.to_string()).into()),
+            ("CIPE_IPADDR", self.ipaddr.to_string().into()),
+            ("CIPE_PTPADDR", self.ptpaddr.to_string().into()),
+            ("CIPE_MTU", self.mtu.to_string().into()),
+            ("CIPE_CIPHER", cipher.into()),
+            ("CIPE_ARG", self.arg.clone()),
+        ]);
+        all
+    }
+}
