@@ -14,6 +14,7 @@ pub mod headers;
 mod icmp;
 mod keys;
 pub mod lan;
+mod locked;
 mod manager;
 mod outer;
 mod port;

@@ -34,7 +34,7 @@ use super::hub::{self, Hub};
 use super::links::{self, Card};
 use super::netlink::{Error, Netlink, Result};
 use super::owner::Owner;
-use super::sysctl::{self, Family};
+use super::sysctl::Family;
 
 /// Octets that a device's name may have (IFNAMSIZ without the final zero).
 const NAME_MAX: usize = 15;
@@ -247,7 +247,7 @@ impl Netlink {
         let what = || format!("{name}: cannot set its alias");
         self.set_link(what, index, vec![LinkAttribute::IfAlias(alias)], None).await?;
         for (switch, value) in IPV6 {
-            sysctl::set(Family::Ipv6, name, switch, value)?;
+            self.set_switch(Family::Ipv6, (name, index), switch, value).await?;
         }
         self.without_own_addresses(index).await?;
         let what = || format!("{name}: cannot take it up");

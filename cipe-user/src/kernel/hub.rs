@@ -24,7 +24,7 @@ use super::ethtool::{self, Offloads};
 use super::links::{self, Card, CardKind};
 use super::netlink::{Error, Netlink, Result};
 use super::owner::{self, Owner};
-use super::sysctl::{self, Family};
+use super::sysctl::Family;
 
 /// The kernel picks the number, so that nobody races for a name.
 const NAME: &str = "cipehub%d";
@@ -205,10 +205,10 @@ impl Netlink {
         let hidden_name = self.rename_hidden(&name, hidden_index).await?;
         for (name, index) in [(&hidden_name, hidden_index), (&name, index)] {
             for (switch, value) in IPV4 {
-                sysctl::set(Family::Ipv4, name, switch, value)?;
+                self.set_switch(Family::Ipv4, (name, index), switch, value).await?;
             }
             for (switch, value) in IPV6 {
-                sysctl::set(Family::Ipv6, name, switch, value)?;
+                self.set_switch(Family::Ipv6, (name, index), switch, value).await?;
             }
             self.without_own_addresses(index).await?;
             self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp)).await?;

@@ -22,7 +22,7 @@ const HEADER: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused a request.
-    #[error("{what}: {cause}{}", words(.reason))]
+    #[error("{what}: {cause}{}{}", words(.reason), way_out(.cause))]
     Refused {
         /// What was asked, such as `cipcb0: cannot set the MTU to 20`.
         what: String,
@@ -70,6 +70,16 @@ pub enum Error {
 
 fn words(reason: &Option<String>) -> String {
     reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default()
+}
+
+fn way_out(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::PERM) => "; it needs CAP_NET_ADMIN: run as root, or grant it",
+        Some(Errno::NOMEM) => {
+            "; raise the memory limit of its cgroup (memory.max, MemoryMax= of the service), or free memory"
+        }
+        _ => "",
+    }
 }
 
 impl Error {

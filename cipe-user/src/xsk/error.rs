@@ -16,7 +16,7 @@ pub enum Error {
         rule: &'static str,
     },
     /// The memory for the UMEM was refused.
-    #[error("UMEM of {octets} octets: {errno}; use fewer or smaller frames, or free memory")]
+    #[error("UMEM of {octets} octets: {errno}{}", hint("mmap", *errno))]
     Memory {
         /// Octets asked for.
         octets: usize,
@@ -56,8 +56,18 @@ fn hint(call: &str, errno: Errno) -> &'static str {
         ("socket", Errno::AFNOSUPPORT) => "; AF_XDP is not supported by this kernel (CONFIG_XDP_SOCKETS)",
         ("socket", Errno::PERM) => "; AF_XDP needs CAP_NET_RAW, run as root",
         ("XDP_UMEM_REG", Errno::NOBUFS) => {
-            "; the UMEM is over the limit of locked memory, grant CAP_IPC_LOCK or raise RLIMIT_MEMLOCK"
+            "; the UMEM is over the limit of locked memory, which all processes of the user share: grant CAP_IPC_LOCK, or raise \
+             RLIMIT_MEMLOCK (LimitMEMLOCK= of the service)"
         }
+        ("XDP_UMEM_REG" | "mmap", Errno::NOMEM) => {
+            "; raise the memory limit of its cgroup (memory.max, MemoryMax= of the service), or free memory"
+        }
+        ("mmap", Errno::AGAIN | Errno::PERM) => {
+            "; memory may not be locked, raise RLIMIT_MEMLOCK (LimitMEMLOCK= of the service)"
+        }
+        ("XDP_UMEM_REG", Errno::INVAL) => "; the kernel does not take frames of this size or place, report it",
+        ("socket", Errno::MFILE) => "; too many open files, raise the limit (ulimit -n, LimitNOFILE= of the service)",
+        ("socket", Errno::NFILE) => "; too many open files on this machine, raise fs.file-max",
         ("bind", Errno::BUSY) => {
             "; another AF_XDP socket owns this queue, end the program that holds it (ss --xdp -p shows it)"
         }
@@ -81,6 +91,15 @@ mod tests {
         let text = Error::socket("wire0 queue 0", "bind", Errno::BUSY).to_string();
         assert!(text.starts_with("wire0 queue 0: bind: "), "{text}");
         assert!(text.contains("busy") && text.contains("another AF_XDP socket owns this queue"), "{text}");
+    }
+
+    #[test]
+    fn each_refusal_of_the_memory_has_a_sentence_of_its_own() {
+        let refused = |call, errno| Error::socket("wire0 queue 0", call, errno).to_string();
+        assert!(refused("XDP_UMEM_REG", Errno::NOBUFS).contains("CAP_IPC_LOCK"));
+        assert!(refused("XDP_UMEM_REG", Errno::NOMEM).contains("MemoryMax="));
+        assert!(refused("socket", Errno::MFILE).contains("LimitNOFILE="));
+        assert!(Error::Memory { octets: 1, errno: Errno::NOMEM }.to_string().contains("memory.max"));
     }
 
     #[test]

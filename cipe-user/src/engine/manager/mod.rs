@@ -25,6 +25,7 @@ use super::counters::Tally;
 use super::frames;
 use super::random::Random;
 use super::worker::{Command, Report};
+use super::{frames, locked};
 use crate::control::channel::SendError;
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Request};
@@ -221,6 +222,15 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let debug = tracing::enabled!(tracing::Level::DEBUG);
     let frame_size = frames::frame_size(options.largest_mtu);
     let frames = UMEM.max(count as u32 * UMEM_OF_WORKER) / frame_size;
+    let (wanted, limit) = (frames, locked::limit());
+    let frames = locked::frames(wanted, frame_size, limit);
+    if frames < wanted {
+        tracing::warn!(
+            "locked memory is limited to {} KiB, which is room for {frames} frames of {wanted}: bursts may be lost; grant \
+             CAP_IPC_LOCK, or raise RLIMIT_MEMLOCK (LimitMEMLOCK= of the service)",
+            limit.unwrap_or_default() >> 10
+        );
+    }
     let umem = UmemConfig { frames, frame_size, ..UmemConfig::default() };
     // Live frames are sent from the memory of a map; larger ones than its values are not.
     let sends_live = frame_size as usize == CHUNK;

@@ -5,7 +5,7 @@ use std::{error::Error as StdError, fmt::Write as _, io};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use cipe_common::maps::names;
 
-use super::verifier;
+use super::{refusal, verifier};
 
 /// Boxed, so that aya's types do not leave this room.
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -14,7 +14,10 @@ type Cause = Box<dyn StdError + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A capability is missing.
-    #[error("{what} needs CAP_BPF and CAP_NET_ADMIN: run as root")]
+    #[error(
+        "{what} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root, or grant them; in a container its seccomp profile must \
+         allow bpf(2), too"
+    )]
     Privilege {
         /// What was tried.
         what: String,
@@ -24,6 +27,14 @@ pub enum Error {
     NoBpf {
         /// Release of the running kernel.
         kernel: String,
+    },
+    /// The number of CPUs is not to be had.
+    #[error("{path}: {cause}; the number of CPUs is read there: mount sysfs on /sys")]
+    Cpus {
+        /// The file.
+        path: &'static str,
+        /// Why it cannot be read.
+        cause: io::Error,
     },
     /// The kernel does not make a map.
     #[error("Linux {kernel} does not make the eBPF map {map} ({reason}); {way_out}")]
@@ -141,7 +152,7 @@ impl Error {
         let sockets = [names::PRIVATE_SOCKETS, names::CARRIER_SOCKETS, names::LAN_SOCKETS];
         let way_out = match io_error.raw_os_error() {
             Some(libc::EINVAL) if sockets.contains(&name.as_str()) => "a kernel with XDP_SOCKETS is needed",
-            Some(libc::ENOMEM | libc::E2BIG) => "free memory, or give the engine fewer tunnels",
+            Some(errno) if refusal::way_out(errno).is_some() => refusal::way_out(errno).unwrap_or_default(),
             _ => "Linux 6.1 or later is needed",
         };
         Self::MapRefused { kernel: release(), map: name.clone(), reason: io_error.to_string(), way_out }
@@ -164,6 +175,9 @@ impl Error {
             Some(complaint) => Self::Refused { kernel, program, reason: format!("{io_error}: {complaint}") },
             None => {
                 let way_out = match program {
+                    _ if io_error.raw_os_error().and_then(refusal::way_out).is_some() => {
+                        io_error.raw_os_error().and_then(refusal::way_out).unwrap_or_default()
+                    }
                     names::PRIVATE_TC => "a kernel with NET_CLS_BPF or NET_XGRESS is needed",
                     _ => "XDP programs for frames of several pieces are needed, which Linux 5.18 brought",
                 };

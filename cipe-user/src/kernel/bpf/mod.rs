@@ -7,6 +7,7 @@ mod error;
 mod lan;
 mod live;
 mod logs;
+mod refusal;
 #[cfg(test)]
 mod tests;
 mod verifier;
@@ -127,6 +128,8 @@ impl Programs {
     /// # Errors
     /// [`Error::Privilege`] without the capabilities; otherwise what the kernel or the verifier says.
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
+        // Maps with a value for each CPU want it; the library's own error says only that something is not there.
+        aya::util::nr_cpus().map_err(|(path, cause)| Error::Cpus { path, cause })?;
         let mut ebpf = read(options)?;
         let tunnels = options.tunnels();
         // Before the maps are taken out: loading a program wants all of them in place.
