@@ -210,3 +210,70 @@ fn a_peer_given_by_name_is_looked_up_again_when_it_does_not_answer() -> Result<(
     }
     Ok(())
 }
+
+/// The peer's host has lost its IPv6 address, or has got one: another socket and another own address are needed.
+#[test]
+fn a_name_that_leads_to_the_other_ip_version_is_followed() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    for side in [Side::A, Side::B] {
+        net.gw(side).sysctl("net.ipv6.conf.wire0.disable_ipv6", "0")?;
+        let address = format!("2001:db8::{}/64", if side == Side::A { 1 } else { 2 });
+        net.gw(side).ip(&["addr", "add", &address, "dev", "wire0", "nodad"])?;
+    }
+    let hosts =
+        |address: &str| net.gw(Side::A).set_etc("hosts", &format!("127.0.0.1 localhost\n{address} gw-b.test\n"));
+    hosts("2001:db8::2")?;
+    let options_of_b = |me: &str, peer: &str| Options::of(Side::B).set("me", me).set("peer", peer);
+    let mut pair = Pair::start(&net, Daemon::Blowfish, |side, options| match side {
+        Side::A => options
+            .without("me")
+            .set("peer", format!("gw-b.test:{PORT}"))
+            .set("ping", 1)
+            .set("toping", 1)
+            .set("tokxc", 1)
+            .set("maxerr", -1),
+        Side::B => options_of_b(&format!("[2001:db8::2]:{PORT}"), "[::]:0"),
+    })?;
+    pair.wait_for_keys(&net)?;
+    assert!(pair.b.stop()?.success());
+    hosts(&Side::B.carrier().to_string())?;
+    pair.b = Gateway::start(
+        &net,
+        Side::B,
+        Daemon::Blowfish,
+        &options_of_b(&format!("{}:{PORT}", Side::B.carrier()), "0.0.0.0:0"),
+    )?;
+    pair.b.wait_up()?;
+    pair.a.wait_for_line("of the name", |line| line.contains("the tunnel starts over by IPv4"))?;
+    // ip-up has run again, with the route.
+    wait_for_ping(&net, Side::A, [&pair.a, &pair.b])?;
+    Ok(())
+}
+
+/// At boot: the daemon is there before the network.
+#[test]
+fn a_network_that_comes_later_is_taken_up() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let own = format!("{}/24", Side::A.carrier());
+    for me in [Some(format!("0.0.0.0:{PORT}")), Some(format!(":{PORT}")), None] {
+        net.gw(Side::A).ip(&["addr", "del", &own, "dev", "wire0"])?;
+        let options = match &me {
+            Some(me) => Options::of(Side::A).set("me", me),
+            None => Options::of(Side::A).without("me"),
+        };
+        let mut a = Gateway::start(&net, Side::A, Daemon::Blowfish, &options)?;
+        a.wait_up()?;
+        let mut b = Gateway::start(&net, Side::B, Daemon::Blowfish, &Options::of(Side::B).set("peer", "0.0.0.0:0"))?;
+        b.wait_up()?;
+        net.gw(Side::A).ip(&["addr", "add", &own, "dev", "wire0"])?;
+        a.wait_for_line("of the address", |line| line.contains(&format!("my address is {}:", Side::A.carrier())))?;
+        wait_for_ping(&net, Side::A, [&a, &b])?;
+    }
+    Ok(())
+}

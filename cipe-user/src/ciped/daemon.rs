@@ -24,14 +24,14 @@ use zeroize::Zeroizing;
 
 use super::attach::{AttachError, Attached, Place, attach};
 use super::exchange::Now;
-use super::options::{Draft, Options, Sources};
+use super::options::{self, Draft, Options, Sources};
 use super::peer_name::PeerName;
 use super::scripts::{self, Facts};
 use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
 use super::socks;
 use crate::control::client::Client;
 use crate::control::launch::Launch;
-use crate::control::protocol::Request;
+use crate::control::protocol::{Event, Request};
 use crate::control::run_dir::RunDir;
 use waiting::Woken;
 use whereabouts::first_relay;
@@ -70,11 +70,19 @@ pub struct Setup {
 pub async fn run(setup: Setup, mut wishes: mpsc::Receiver<Wish>, up: impl FnOnce()) -> anyhow::Result<()> {
     let mut up = Some(up);
     let mut daemon = Daemon::start(setup).await?;
-    let ended = daemon.serve(&mut wishes, up).await;
-    daemon.stop(&ended).await;
-    match ended {
-        End::Asked(_) => Ok(()),
-        End::Failed(reason) => bail!("{}: {reason}", daemon.facts.device),
+    loop {
+        let say_up = || {
+            if let Some(up) = up.take() {
+                up();
+            }
+        };
+        let ended = daemon.serve(&mut wishes, say_up).await;
+        daemon.stop(&ended).await;
+        match ended {
+            End::Asked(_) if daemon.starts_over => daemon = daemon.start_over().await?,
+            End::Asked(_) => return Ok(()),
+            End::Failed(reason) => bail!("{}: {reason}", daemon.facts.device),
+        }
     }
 }
 
@@ -107,6 +115,15 @@ struct Daemon {
     relay: Option<socks::Relay>,
     /// Where that relays datagrams now.
     relay_at: Option<SocketAddr>,
+    /// It ends to begin again with addresses that are resolved anew.
+    starts_over: bool,
+}
+
+/// A script that runs.
+struct Script {
+    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Dropped, it stops the script.
+    stop: oneshot::Sender<()>,
 }
 
 impl Script {
@@ -164,12 +181,34 @@ impl Daemon {
         if options.key.is_none() {
             tracing::error!("{}: NO ENCRYPTION: everything here can be read on the way, as `nokey` says", facts.device);
         }
-        let mut daemon =
-            Self { setup, clock, session, engine: Some(engine), facts, peer, peer_name, relay, relay_at: None };
+        let mut daemon = Self {
+            setup,
+            clock,
+            session,
+            engine: Some(engine),
+            facts,
+            peer,
+            peer_name,
+            relay,
+            relay_at: None,
+            starts_over: false,
+        };
         if let Some(relay) = relay_at {
             daemon.relayed(socks::News::Relay(relay));
         }
         Ok(daemon)
+    }
+
+    /// The same tunnel again, its interface under the same name, with addresses that are resolved anew.
+    async fn start_over(self) -> anyhow::Result<Self> {
+        let Self { mut setup, facts, .. } = self;
+        let (options, problems) = options::settle(&setup.draft, Vec::new());
+        let Some(options) = options else {
+            let errors: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            bail!("{}: {}", facts.device, errors.join("\n"));
+        };
+        setup.options = Options { device: Some(facts.device), ..options };
+        Self::start(setup).await
     }
 
     async fn serve(&mut self, wishes: &mut mpsc::Receiver<Wish>, up: impl FnOnce()) -> End {
@@ -199,6 +238,11 @@ impl Daemon {
             let woken = self.wait(wishes, script.as_mut()).await;
             let now = self.clock.now();
             let steps = match woken {
+                Woken::Event(Some(Event::Renamed { device })) => {
+                    tracing::info!("{}: is called {device} now", self.facts.device);
+                    self.facts.device = device;
+                    continue;
+                }
                 Woken::Event(Some(event)) => self.session.event(&event, now),
                 Woken::Event(None) => {
                     self.engine = None;
@@ -206,10 +250,10 @@ impl Daemon {
                 }
                 Woken::Timer => self.session.tick(now),
                 Woken::Relay(news) => self.relayed(news),
-                Woken::Resolved(answer) => {
-                    self.resolved(answer);
-                    continue;
-                }
+                Woken::Resolved(answer) => match self.resolved(answer) {
+                    Some(end) => return end,
+                    None => continue,
+                },
                 Woken::Wish(Some(Wish::Reload)) => {
                     self.reload();
                     continue;

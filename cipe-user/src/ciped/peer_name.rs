@@ -14,7 +14,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// The name, and the look-up that runs.
 pub(super) struct PeerName {
     name: EndpointName,
-    /// Its addresses have to be of this family.
+    /// An address of this family comes first.
     like: IpAddr,
     lookup: Option<JoinHandle<Result<SocketAddr, Mistake>>>,
     next: Instant,
@@ -37,7 +37,11 @@ impl PeerName {
             return;
         }
         let (name, like) = (self.name.clone(), self.like);
-        self.lookup = Some(tokio::task::spawn_blocking(move || options::address_of(&name, Some(like))));
+        self.lookup = Some(tokio::task::spawn_blocking(move || {
+            // What leads to the other IP version only is no mistake: there may be a way to go there.
+            options::address_of(&name, Some(like))
+                .or_else(|mistake| options::address_of(&name, None).map_err(|_| mistake))
+        }));
     }
 
     /// Waits for the end of a look-up. Cancel safe.

@@ -134,7 +134,7 @@ impl<R: CryptoRng> Session<R> {
         control(&Message::Kill, now, &mut self.rng)
     }
 
-    /// Takes an event of the engine. [`Event::Attached`] and the status events are not for here, and do nothing.
+    /// Takes an event of the engine. [`Event::Attached`], [`Event::Renamed`] and the status events are not for here, and do nothing.
     pub fn event(&mut self, event: &Event, now: Now) -> Vec<Step> {
         match event {
             Event::KeyWanted { reason } => {
@@ -167,7 +167,7 @@ impl<R: CryptoRng> Session<R> {
                 vec![Step::Log(Level::Warning, format!("the engine refused a request: {message}"))]
             }
             Event::DeviceDown => vec![Step::End(End::Asked("the interface was taken down".to_owned()))],
-            Event::Attached { .. } | Event::Status(_) | Event::StatusEnd => Vec::new(),
+            Event::Attached { .. } | Event::Renamed { .. } | Event::Status(_) | Event::StatusEnd => Vec::new(),
         }
     }
 

@@ -292,6 +292,11 @@ pub enum Event {
     },
     /// The interface was taken down or deleted.
     DeviceDown,
+    /// The interface has another name.
+    Renamed {
+        /// The new one.
+        device: String,
+    },
     /// Status of one tunnel.
     Status(Box<Status>),
     /// No more tunnels.

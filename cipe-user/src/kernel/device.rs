@@ -76,9 +76,9 @@ pub struct TunnelDevice {
 /// A tunnel device that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Name when it was made.
+    /// Its name.
     pub name: String,
-    /// Its index.
+    /// Its index; 0: it is in another network namespace.
     pub index: u32,
     /// Its address.
     pub mac: [u8; 6],
@@ -138,10 +138,26 @@ impl Netlink {
     /// The kernel refuses.
     pub async fn remove(&self, device: &Device) -> Result<()> {
         let what = || format!("{}: cannot delete it", device.name);
-        match self.delete_in(what, device.index, None).await {
-            Err(error) if error.is(Errno::NODEV) => {}
-            result => return result,
+        if device.index != 0 {
+            match self.delete_in(what, device.index, None).await {
+                Err(error) if error.is(Errno::NODEV) => {}
+                result => return result,
+            }
         }
+        match self.elsewhere(device).await? {
+            Some((namespace, index)) => self.delete_in(what, index, Some(namespace)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a tunnel device is in another network namespace.
+    pub async fn is_elsewhere(&self, device: &Device) -> bool {
+        self.elsewhere(device).await.is_ok_and(|place| place.is_some())
+    }
+
+    /// Number of the other network namespace that a tunnel device is in, and its index there.
+    async fn elsewhere(&self, device: &Device) -> Result<Option<(i32, u32)>> {
+        let what = || format!("{}: cannot look for it in other network namespaces", device.name);
         // The kernel gave the namespace a number when the device moved there.
         for namespace in self.namespaces().await? {
             let mut message = LinkMessage::default();
@@ -152,11 +168,11 @@ impl Netlink {
                     && hub::is_macvlan(&link)
                     && Card::from_message(&link).is_some_and(|card| card.mac == Some(device.mac))
                 {
-                    self.delete_in(what, link.header.index, Some(namespace)).await?;
+                    return Ok(Some((namespace, link.header.index)));
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Removes several tunnel devices. The kernel waits some 20 ms for each request that deletes, however many devices it is
@@ -174,7 +190,9 @@ impl Netlink {
         let mut alone = Vec::new();
         for device in devices {
             let what = || format!("{}: cannot put it into a group", device.name);
-            if self.set_link(what, device.index, vec![LinkAttribute::Group(GOING)], None).await.is_err() {
+            if device.index == 0
+                || self.set_link(what, device.index, vec![LinkAttribute::Group(GOING)], None).await.is_err()
+            {
                 // Moved to another namespace, or gone already.
                 alone.push(*device);
             }

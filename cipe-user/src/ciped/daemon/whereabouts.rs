@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::Daemon;
 use crate::ciped::options::{Mistake, Options};
-use crate::ciped::session::Step;
+use crate::ciped::session::{End, Step};
 use crate::ciped::socks;
 use crate::control::protocol::Request;
 
@@ -36,10 +36,24 @@ impl Daemon {
         steps
     }
 
-    /// Goes where the peer's name leads now. Where it leads to the same host, its port may well have been learned.
-    pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) {
-        let (device, Some(name)) = (&self.facts.device, &self.peer_name) else { return };
+    /// Goes where the peer's name leads now. Where it leads to the same host, its port may well have been learned. Another IP
+    /// version wants another socket and another own address: then the tunnel starts over.
+    pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) -> Option<End> {
+        let (device, name) = (&self.facts.device, self.peer_name.as_ref()?);
         match answer {
+            Ok(peer) if peer.is_ipv4() != self.peer.is_ipv4() => {
+                let (now, before) = if peer.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+                if self.setup.draft.me.value.as_ref().is_some_and(|me| !me.host.is_empty()) {
+                    tracing::warn!(
+                        "{device}: {} is at {peer} now, and `me` says {before}; correct `me`, or leave its address out",
+                        name.text()
+                    );
+                    return None;
+                }
+                self.starts_over = true;
+                let text = format!("{} is at {peer} now; the tunnel starts over by {now}", name.text());
+                return Some(End::Asked(text));
+            }
             Ok(peer) if peer.ip() != self.peer.ip() => {
                 tracing::info!("{device}: {} is at {peer} now", name.text());
                 self.send(&Request::SetPeer { peer });
@@ -47,5 +61,6 @@ impl Daemon {
             Ok(peer) => tracing::debug!("{device}: {} is still at {peer}", name.text()),
             Err(mistake) => tracing::warn!("{device}: {}; the peer stays at {}", mistake.what, self.peer),
         }
+        None
     }
 }

@@ -152,6 +152,13 @@ fn the_own_address_without_an_address_takes_the_family_of_the_peer() {
 }
 
 #[test]
+fn a_link_local_carrier_is_named_as_such() {
+    let text = GOOD.replace("192.0.2.1:6789", "[fe80::a]:6789").replace("192.0.2.2:6789", "[fe80::b]:6789");
+    let (options, problems) = settled(&text);
+    assert!(options.is_none() && problems[0].contains("`me`: fe80::a is a link-local address"), "{problems:?}");
+}
+
+#[test]
 fn an_own_address_on_the_loopback_is_said() {
     // A name that is on the loopback on every host.
     let (options, problems) = settled(&GOOD.replace("192.0.2.1:6789", "localhost:6789"));

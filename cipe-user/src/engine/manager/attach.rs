@@ -24,6 +24,7 @@ use crate::engine::worker::Command;
 use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
+use crate::kernel::netlink;
 use crate::xsk::{Socket, SocketConfig};
 
 impl Manager {
@@ -200,7 +201,12 @@ impl Manager {
         let mut me = attach.me;
         if me.ip().is_unspecified() || attach.dynip {
             me.set_ip(match towards {
-                Some(target) => self.netlink.route(target, None).await?.source,
+                Some(target) => match self.netlink.route(target, None).await {
+                    Ok(route) => route.source,
+                    // The network is not there yet, as at boot: the route that comes brings the address.
+                    Err(netlink::Error::NoRoute { .. }) => any,
+                    Err(error) => return Err(error.into()),
+                },
                 None => any,
             });
         } else if let Some(target) = towards {

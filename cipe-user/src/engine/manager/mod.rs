@@ -6,6 +6,7 @@ mod habit;
 mod hubs;
 mod keys;
 mod lan;
+mod moved;
 mod sizes;
 mod status;
 mod ways;
@@ -22,7 +23,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::counters::Tally;
-use super::frames;
 use super::random::Random;
 use super::worker::{Command, Report};
 use super::{frames, locked};
@@ -179,6 +179,8 @@ struct Manager {
     busy_poll: Duration,
     /// Which part of very many tunnels is looked at next.
     turn: usize,
+    /// When devices in other network namespaces are looked for next.
+    next_look: Instant,
 }
 
 /// The way to a tunnel's peer has changed.
@@ -274,6 +276,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         was_asked: false,
         busy_poll: Duration::ZERO,
         turn: 0,
+        next_look: Instant::now(),
     };
     let (say, mut said) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -323,6 +326,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                 manager.tell_of_bogus_lengths();
                 manager.tend_lans(Instant::now()).await;
                 manager.tend_carriers(Instant::now()).await;
+                manager.tend_moved(Instant::now()).await;
                 accept_later = false;
             }
         }
@@ -503,7 +507,7 @@ impl Manager {
                     None => self.devices.get(&event.ifindex).copied().into_iter().collect(),
                 };
                 for number in tunnels {
-                    self.tell(number, Event::DeviceDown);
+                    self.device_left(number, deleted).await;
                 }
                 if deleted {
                     self.close_carrier(event.ifindex).await;
@@ -514,7 +518,8 @@ impl Manager {
                     self.set_private_address(number, mac);
                 }
             }
-            LinkChange::Added | LinkChange::Up | LinkChange::Renamed => {}
+            LinkChange::Renamed => self.renamed(event.ifindex, &event.name),
+            LinkChange::Added | LinkChange::Up => {}
         }
         if self.refused.remove(&event.ifindex) {
             for tenant in self.tenants.values_mut() {

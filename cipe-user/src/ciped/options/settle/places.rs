@@ -129,6 +129,15 @@ impl Settle<'_> {
                 Endpoint { text: address.to_string(), address }
             }
         };
+        for (name, ip, origin) in
+            [("me", own.address.ip(), &self.draft.me.origin), ("peer", peer_end.address.ip(), &self.draft.peer.origin)]
+        {
+            if matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+                let what = format!("option `{name}`: {ip} is a link-local address, which is none for a carrier");
+                return self
+                    .error(Mistake::new(what, "give both ends a unique local address, such as fd00:c::1"), origin);
+            }
+        }
         Some((own, peer_end))
     }
 

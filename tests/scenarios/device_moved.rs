@@ -1,0 +1,78 @@
+//! Tunnel devices that an operator renames, or moves to another network namespace, as is done with those of other tunnels.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use cipe_tests::gateway::{Daemon, Gateway, Pair};
+use cipe_tests::namespace::Namespace;
+use cipe_tests::offload::Offload;
+use cipe_tests::ping::{self, Plan};
+use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces, process};
+
+fn wait_for_ping(from: &Namespace, to: Ipv4Addr, gateway: &Gateway) -> Result<()> {
+    let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+    while ping::run(from, to, &one)?.received() == 0 {
+        if Instant::now() > deadline {
+            bail!("no answer\n{}", gateway.log().text());
+        }
+    }
+    Ok(())
+}
+
+/// The carrier stays where it is; whoever is in the other namespace has the tunnel and nothing else.
+#[test]
+fn a_device_in_another_namespace_goes_on_and_its_end_is_the_tunnel_s() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    for end_by_stop in [true, false] {
+        let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+        pair.wait_for_keys(&net)?;
+        let other = Namespace::new("apart")?;
+        net.gw(Side::A).ip(&["link", "set", "cipcb0", "netns", other.name()])?;
+        pair.a.wait_for_line("of the move", |line| line.contains("moved to another network namespace"))?;
+        other.ip(&["link", "set", "cipcb0", "up"])?;
+        let (own, peer) = (Side::A.tunnel().to_string(), Side::B.tunnel().to_string());
+        other.ip(&["addr", "add", &own, "peer", &peer, "dev", "cipcb0"])?;
+        wait_for_ping(&other, Side::B.tunnel(), &pair.a)?;
+        let status = pair.a.wait_for_status("the note", |status| {
+            status.doors.iter().any(|door| door.contains("another network namespace"))
+        })?;
+        assert_eq!(status.device, "cipcb0");
+        assert_eq!(net.gw(Side::A).devices()?.iter().filter(|name| *name == "cipcb0").count(), 0);
+        if end_by_stop {
+            assert!(pair.a.stop()?.success());
+            other.wait_for_devices(&["lo"])?;
+        } else {
+            other.ip(&["link", "del", "cipcb0"])?;
+            process::wait_gone(pair.a.pid(), SOON)?;
+            assert!(pair.a.stop()?.success());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_renamed_device_is_called_by_its_new_name() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    net.gw(Side::A).ip(&["link", "set", "cipcb0", "name", "vpn7"])?;
+    pair.a.wait_for_line("of the name", |line| line.ends_with("cipcb0: is called vpn7 now"))?;
+    let shown = pair.a.cipe(&["show"]).output()?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("vpn7") && !shown.contains("cipcb0"), "{shown}");
+    wait_for_ping(net.lan(Side::A), Side::B.host(), &pair.a)?;
+    net.gw(Side::A).ip(&["link", "set", "vpn7", "down"])?;
+    process::wait_gone(pair.a.pid(), SOON)?;
+    let log = pair.a.log().clone();
+    assert!(pair.a.stop()?.success());
+    assert!(log.text().contains("vpn7: down"), "{}", log.text());
+    Ok(())
+}
