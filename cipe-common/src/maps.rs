@@ -87,6 +87,8 @@ pub struct Tunnel {
     /// Its device's address. One whose last two octets are the tunnel's number, big-endian, is found here; `PRIVATE_ADDRESSES`
     /// is for the others.
     pub device: PrivateAddress,
+    /// Where its datagrams go, the peer or a relay; all zero: not known. Nothing that is sent there may come into the tunnel.
+    pub target: CarrierAddress,
 }
 
 impl Tunnel {
@@ -267,7 +269,7 @@ pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
     tunnel.wrapping_add(1) * crate::Verdict::COUNT as u32 + verdict as u32
 }
 
-const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 24);
+const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 44);
 const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSETS.is_power_of_two());
 const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
 const _: () = assert!(size_of::<PrivateAddress>() == 8 && MAX_HUBS <= 256);

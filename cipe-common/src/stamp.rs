@@ -9,12 +9,21 @@ pub const MAGIC: u8 = 0xC2;
 /// Octets of a stamp: those of a MAC address.
 pub const LEN: usize = 6;
 
-/// What TC knows of a frame, laid out as `MAGIC, hub, gso_size (2, big-endian), tunnel (2, big-endian)`.
+/// Of the octet with the hub, the bit that says [`Stamp::encapsulated`].
+const ENCAPSULATED: u8 = 0x80;
+
+const _: () = assert!(crate::maps::MAX_HUBS <= ENCAPSULATED as u32);
+
+/// What TC knows of a frame, laid out as `MAGIC, encapsulated (1 bit) and hub (7 bits), gso_size (2, big-endian), tunnel (2,
+/// big-endian)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
     /// The hub that the tunnel's device stands on.
     pub hub: u8,
-    /// Payload octets of each segment of a superframe; 0 for a single frame.
+    /// The kernel has put the packet into another one (VXLAN, GRE, IP in IP and the like) and left the checksum of the inner
+    /// transport header unfinished. Superframes of that kind are cut by the kernel.
+    pub encapsulated: bool,
+    /// Payload octets of each segment of a superframe; 0 for a single frame, and for what the kernel cuts.
     pub gso_size: u16,
     /// Number of the tunnel, as given by the engine at attach.
     pub tunnel: u16,
@@ -26,7 +35,8 @@ impl Stamp {
     pub const fn to_mac(self) -> [u8; LEN] {
         let g = self.gso_size.to_be_bytes();
         let t = self.tunnel.to_be_bytes();
-        [MAGIC, self.hub, g[0], g[1], t[0], t[1]]
+        let hub = if self.encapsulated { self.hub | ENCAPSULATED } else { self.hub };
+        [MAGIC, hub, g[0], g[1], t[0], t[1]]
     }
 
     /// Reads a stamp; `None` for an address that TC did not write.
@@ -36,7 +46,12 @@ impl Stamp {
             return None;
         }
         let (gso_size, tunnel) = ([mac[2], mac[3]], [mac[4], mac[5]]);
-        Some(Self { hub: mac[1], gso_size: u16::from_be_bytes(gso_size), tunnel: u16::from_be_bytes(tunnel) })
+        Some(Self {
+            hub: mac[1] & !ENCAPSULATED,
+            encapsulated: mac[1] & ENCAPSULATED != 0,
+            gso_size: u16::from_be_bytes(gso_size),
+            tunnel: u16::from_be_bytes(tunnel),
+        })
     }
 }
 
@@ -46,8 +61,10 @@ mod tests {
 
     #[test]
     fn a_stamp_survives_the_way_through_a_mac_address() {
-        let stamp = Stamp { hub: 9, gso_size: 1402, tunnel: 9_999 };
-        assert_eq!(Stamp::from_mac(stamp.to_mac()), Some(stamp));
+        for encapsulated in [false, true] {
+            let stamp = Stamp { hub: 9, encapsulated, gso_size: 1402, tunnel: 9_999 };
+            assert_eq!(Stamp::from_mac(stamp.to_mac()), Some(stamp));
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ verdicts! {
     NoPeer = "no-peer",
     /// Outbound drop: no carrier route leads to the peer, or its SOCKS5 server has no relay for us.
     NoRoute = "no-route",
-    /// Outbound drop: the carrier route leads back into the tunnel.
+    /// Outbound drop: the tunnel's own datagram came into it, or its way leads round through other tunnels.
     RouteLoop = "route-loop",
     /// Outbound drop: larger than the tunnel takes.
     TooBig = "too-big",
@@ -69,6 +69,9 @@ verdicts! {
     BadType = "bad-type",
     /// Inbound drop: the payload is not exactly one IP packet.
     BadInner = "bad-inner",
+    /// Inbound drop: a router has marked the datagram (CE) in place of dropping it, and the packet in it does not take part in
+    /// congestion notification, so that nobody could be told (RFC 6040 section 4.2).
+    CongestionDrop = "congestion-drop",
     /// Inbound drop: this very packet was accepted before.
     Replayed = "replayed",
     /// Inbound drop: a packet of our own came back to us.
@@ -97,14 +100,15 @@ impl Verdict {
     /// Number of verdicts.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// Those that the eBPF programs count; the rest is the engine's. `NoReceiveKey` and `BadLength` are counted on both
-    /// sides, each packet once.
+    /// Those that the eBPF programs count; the rest is the engine's. `NoReceiveKey`, `BadLength` and `RouteLoop` are
+    /// counted on both sides, each packet once.
     pub const KERNEL: &'static [Verdict] = &[
         Self::PrivateNotIp,
         Self::PrivateUnstamped,
         Self::PrivateMalformed,
         Self::TunnelDead,
         Self::NoEngine,
+        Self::RouteLoop,
         Self::BadLength,
         Self::NoReceiveKey,
     ];

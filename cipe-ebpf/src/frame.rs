@@ -3,6 +3,7 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::programs::{TcContext, XdpContext};
+use cipe_common::maps::CarrierAddress;
 
 /// Ethertypes and IP protocols, as they stand in the headers.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
@@ -13,6 +14,7 @@ pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 pub const PROTOCOL_UDP: u8 = 17;
 pub const PROTOCOL_ICMPV6: u8 = 58;
+pub const IPV6_FRAGMENT: u8 = 44;
 
 /// Octets of an untagged Ethernet header.
 pub const ETHERNET: usize = size_of::<Ethernet>();
@@ -52,6 +54,14 @@ impl Ipv4 {
     }
 }
 
+impl Ipv4 {
+    /// Whether the packet's content begins here: it is whole, or the first fragment.
+    #[inline(always)]
+    pub fn begins(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0x1FFF == 0
+    }
+}
+
 #[repr(C)]
 pub struct Ipv6 {
     pub version_class_flow: [u8; 4],
@@ -60,6 +70,23 @@ pub struct Ipv6 {
     pub hop_limit: u8,
     pub source: [u8; 16],
     pub destination: [u8; 16],
+}
+
+/// The fragment header of IPv6.
+#[repr(C)]
+pub struct Fragment {
+    pub next_header: u8,
+    pub reserved: u8,
+    pub offset: [u8; 2],
+    pub id: [u8; 4],
+}
+
+impl Fragment {
+    /// Whether it is the first one.
+    #[inline(always)]
+    pub fn begins(&self) -> bool {
+        u16::from_be_bytes(self.offset) & 0xFFF8 == 0
+    }
 }
 
 /// A TCP header without its options.
@@ -127,4 +154,20 @@ impl<'a> Front<'a> {
         unsafe { *((self.data + offset) as *mut T) = value };
         true
     }
+}
+
+/// Whether it is this IPv4 address.
+#[inline(always)]
+pub fn is_v4(address: &CarrierAddress, [a, b, c, d]: [u8; 4]) -> bool {
+    is_v6(address, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, a, b, c, d])
+}
+
+/// Whether it is this IPv6 address.
+#[inline(always)]
+pub fn is_v6(address: &CarrierAddress, other: [u8; 16]) -> bool {
+    let mut difference = 0;
+    for (one, other) in address.address.iter().zip(other) {
+        difference |= one ^ other;
+    }
+    difference == 0
 }

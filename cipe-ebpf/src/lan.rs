@@ -1,7 +1,7 @@
 //! The short cut from a LAN card to the engine: what a router would do to a plain packet, and nothing for any other.
 //!
 //! A packet is taken only if the kernel would forward it into a live tunnel without a word: its headers are sound and have
-//! no options, it is whole, fits, may make another hop, comes from where its source address is routed to, and opens no
+//! no options, it is whole, no datagram of the tunnel's own, fits, may make another hop, comes from where its source address is routed to, and opens no
 //! connection. Everything else goes on untouched, so that errors, fragments and rules for new connections stay the kernel's.
 
 use aya_ebpf::{
@@ -18,7 +18,7 @@ use cipe_common::{
 use crate::{
     frame::{
         ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front, Ipv4, Ipv6, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
-        PROTOCOL_TCP, PROTOCOL_UDP, Tcp, Udp,
+        PROTOCOL_TCP, PROTOCOL_UDP, Tcp, Udp, is_v4, is_v6,
     },
     maps::{LAN_DEVICES, LAN_ROUTES4, LAN_ROUTES6, LAN_SOCKETS, TUNNELS},
     verdicts::Drop,
@@ -76,7 +76,7 @@ pub fn shorten(ctx: &XdpContext) -> Result<u32, Drop> {
     if ctx.rx_queue_index() >= LAN_QUEUES || LAN_SOCKETS.get(socket).is_none() {
         return Ok(XDP_PASS);
     }
-    let stamp = Stamp { hub: 0, gso_size: 0, tunnel: tunnel as u16 }.to_mac();
+    let stamp = Stamp { tunnel: tunnel as u16, ..Stamp::default() }.to_mac();
     let hopped = match front.at::<Ipv4>(ETHERNET) {
         Some(ip) if ip.version_ihl == 0x45 => hop_ipv4(front, ip.ttl, ip.checksum),
         _ => hop_ipv6(front),
@@ -119,7 +119,12 @@ fn judge_ipv4(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     let pseudo = sum(&[a, b, c, d]);
     let transport = total - size_of::<Ipv4>();
     may_pass::<{ ETHERNET + size_of::<Ipv4>() }>(front, card, ip.protocol, pseudo, transport)?;
-    into(&LAN_ROUTES4, (ip.source, ip.destination), total, card)
+    let tunnel = into(&LAN_ROUTES4, (ip.source, ip.destination), total, card)?;
+    let target = &TUNNELS.get(tunnel)?.target;
+    let round = ip.protocol == PROTOCOL_UDP
+        && is_v4(target, ip.destination)
+        && front.at::<Udp>(ETHERNET + size_of::<Ipv4>())?.destination == target.port;
+    (!round).then_some(tunnel)
 }
 
 /// The tunnel that an IPv6 packet may take the short cut into.
@@ -134,7 +139,12 @@ fn judge_ipv6(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     const ADDRESSES: usize = ETHERNET + 8;
     let pseudo = sum(front.at::<[Word; 16]>(ADDRESSES)?);
     may_pass::<{ ETHERNET + size_of::<Ipv6>() }>(front, card, ip.next_header, pseudo, transport)?;
-    into(&LAN_ROUTES6, (ip.source, ip.destination), total, card)
+    let tunnel = into(&LAN_ROUTES6, (ip.source, ip.destination), total, card)?;
+    let target = &TUNNELS.get(tunnel)?.target;
+    let round = ip.next_header == PROTOCOL_UDP
+        && is_v6(target, ip.destination)
+        && front.at::<Udp>(ETHERNET + size_of::<Ipv6>())?.destination == target.port;
+    (!round).then_some(tunnel)
 }
 
 /// Whether a frame holds exactly a packet of this length, and Ethernet's padding.

@@ -2,17 +2,19 @@
 //! closed.
 
 use aya_ebpf::{
-    bindings::xdp_action::XDP_DROP,
-    helpers::generated::bpf_get_hash_recalc,
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action::XDP_DROP,
+    },
+    helpers::generated::{bpf_get_hash_recalc, bpf_skb_adjust_room},
     programs::{TcContext, XdpContext},
 };
 use cipe_common::{
     Stamp, Verdict,
-    maps::{NO_TUNNEL, PRIVATE_QUEUES, PrivateAddress, Tunnel, private_socket_index},
+    maps::{CarrierAddress, NO_TUNNEL, PRIVATE_QUEUES, PrivateAddress, Tunnel, private_socket_index},
 };
 
 use crate::{
-    frame::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front},
+    frame::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Fragment, Front, IPV6_FRAGMENT, Ipv4, Ipv6, PROTOCOL_TCP, PROTOCOL_UDP, is_v4, is_v6},
     maps::{PRIVATE_ADDRESSES, PRIVATE_SOCKETS, TUNNELS},
     mss,
     verdicts::Drop,
@@ -22,9 +24,9 @@ use crate::{
 #[inline(always)]
 pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
-    let (protocol, tag, gso_size) = unsafe {
+    let (protocol, tag, gso_size, segments) = unsafe {
         let skb = ctx.skb.skb;
-        ((*skb).protocol, (*skb).vlan_present, (*skb).gso_size)
+        ((*skb).protocol, (*skb).vlan_present, (*skb).gso_size, (*skb).gso_segs)
     };
     let tunnel = tunnel_of(Front::of_tc(ctx));
     let dead = Drop { tunnel, verdict: Verdict::TunnelDead };
@@ -44,10 +46,105 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
         ETHERTYPE_IPV6 => mss::clamp_ipv6(ctx, state.mss),
         _ => return Err(not_ip),
     }
+    if goes_round(ctx, ethertype, &state.target) {
+        let drop = Drop { tunnel, verdict: Verdict::RouteLoop };
+        drop.count_others(segments);
+        return Err(drop);
+    }
     spread(ctx);
-    let mac = Stamp { hub: state.hub as u8, gso_size: gso_size as u16, tunnel: tunnel as u16 }.to_mac();
+    let mut stamp =
+        Stamp { hub: state.hub as u8, encapsulated: false, gso_size: gso_size as u16, tunnel: tunnel as u16 };
+    if !is_tcp(Front::of_tc(ctx), ethertype) {
+        match contents(ctx) {
+            Contents::Plain => {}
+            Contents::Encapsulated => (stamp.encapsulated, stamp.gso_size) = (true, 0),
+            // SCTP, or UDP that is to be cut into fragments.
+            Contents::Other => stamp.gso_size = 0,
+        }
+    }
+    let mac = stamp.to_mac();
     // Not even room for an Ethernet header: nothing that a network device hands us.
     ctx.store(0, &mac, 0).map_err(|_| Drop { tunnel, verdict: Verdict::PrivateMalformed })
+}
+
+/// Whether a frame holds one of the tunnel's own datagrams, or the first piece of one: what the rules of routes and firewalls
+/// have led back into it, whatever they say.
+#[inline(always)]
+fn goes_round(ctx: &TcContext, ethertype: [u8; 2], target: &CarrierAddress) -> bool {
+    if target.port == [0; 2] {
+        return false;
+    }
+    let front = Front::of_tc(ctx);
+    let udp = match ethertype {
+        ETHERTYPE_IPV4 => match front.at::<Ipv4>(ETHERNET) {
+            Some(ip) if ip.protocol == PROTOCOL_UDP && ip.begins() && is_v4(target, ip.destination) => IPV4_UDP,
+            _ => return false,
+        },
+        _ => match front.at::<Ipv6>(ETHERNET) {
+            Some(ip) if is_v6(target, ip.destination) => match ip.next_header {
+                PROTOCOL_UDP => IPV6_UDP,
+                IPV6_FRAGMENT => match front.at::<Fragment>(IPV6_UDP) {
+                    Some(fragment) if fragment.begins() && fragment.next_header == PROTOCOL_UDP => {
+                        IPV6_UDP + size_of::<Fragment>()
+                    }
+                    _ => return false,
+                },
+                _ => return false,
+            },
+            _ => return false,
+        },
+    };
+    // The front may end behind the IP header.
+    ctx.load::<[u8; 2]>(udp + DESTINATION_PORT).is_ok_and(|port| port == target.port)
+}
+
+/// Offsets of the UDP header behind IP headers without options and extension headers, which our own datagrams have none of.
+const IPV4_UDP: usize = ETHERNET + size_of::<Ipv4>();
+const IPV6_UDP: usize = ETHERNET + size_of::<Ipv6>();
+
+/// Offset of the port in a UDP header.
+const DESTINATION_PORT: usize = 2;
+
+/// Whether a TCP header follows the IP header. The kernel puts nothing into TCP.
+#[inline(always)]
+fn is_tcp(front: Front<'_>, ethertype: [u8; 2]) -> bool {
+    match ethertype {
+        ETHERTYPE_IPV4 => front.at::<Ipv4>(ETHERNET).is_some_and(|ip| ip.protocol == PROTOCOL_TCP),
+        _ => front.at::<Ipv6>(ETHERNET).is_some_and(|ip| ip.next_header == PROTOCOL_TCP),
+    }
+}
+
+/// What a packet is to the kernel, as far as cutting it goes.
+enum Contents {
+    /// TCP or UDP, which the engine cuts, or nothing to cut.
+    Plain,
+    /// Put into another packet by the kernel.
+    Encapsulated,
+    /// Anything else that is to be cut.
+    Other,
+}
+
+/// Octets that are asked for, and octets of an inner Ethernet header that they have no room for.
+const ASKED: i32 = 1;
+const NO_ROOM_FOR: u64 = 0xFF << 56;
+
+/// Errors of `bpf_skb_adjust_room`.
+const EINVAL: i64 = -22;
+const EALREADY: i64 = -114;
+
+/// Asks the kernel, which tells programs nothing of `skb->encapsulation` and the type of a superframe: a request for an outer
+/// header is refused with an error of its own where there is one already, and for superframes that are neither TCP nor UDP.
+/// Anywhere else the request is refused since it contradicts itself, so that the packet never changes (net/core/filter.c,
+/// bpf_skb_net_grow).
+#[inline(always)]
+fn contents(ctx: &TcContext) -> Contents {
+    let flags = NO_ROOM_FOR | u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4) | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+    // SAFETY: the context is the one the kernel called us with; no reference into the packet is kept.
+    match unsafe { bpf_skb_adjust_room(ctx.skb.skb, ASKED, BPF_ADJ_ROOM_MAC, flags) } {
+        EINVAL => Contents::Plain,
+        EALREADY => Contents::Encapsulated,
+        _ => Contents::Other,
+    }
 }
 
 /// How many workers serve a hub.

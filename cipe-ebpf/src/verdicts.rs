@@ -20,12 +20,23 @@ impl Drop {
     /// as none.
     #[inline(always)]
     pub fn count<A>(self, action: A) -> A {
+        self.add(1);
+        action
+    }
+
+    /// Counts the segments of a superframe but one, which [`Drop::count`] does.
+    #[inline(always)]
+    pub fn count_others(self, segments: u32) {
+        self.add(u64::from(segments).saturating_sub(1));
+    }
+
+    #[inline(always)]
+    fn add(self, packets: u64) {
         let row = |tunnel| VERDICTS.get_ptr_mut(verdict_index(tunnel, self.verdict));
         if let Some(counter) = row(self.tunnel).or_else(|| row(NO_TUNNEL)) {
             // SAFETY: the pointer comes from a successful look-up of a per-CPU array, so it is valid and this CPU's own.
             // XDP and TC may interrupt each other on one CPU; losing one count of a drop then is accepted.
-            unsafe { *counter += 1 };
+            unsafe { *counter += packets };
         }
-        action
     }
 }

@@ -109,6 +109,7 @@ fn attach_request(options: &Options, place: Place) -> Attach {
         socks: options.socks.as_ref().map(|(_, address)| *address),
         carrier: options.carrier,
         xdp_mode: options.xdp_mode,
+        mark: options.mark,
         lan: options.lan.clone(),
         send_packets: place.send_packets,
         send_octets: SEND_OCTETS,

@@ -201,6 +201,8 @@ pub struct Attach {
     pub carrier: Carrier,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
+    /// Mark of the datagrams (SO_MARK), in look-ups of their route too; 0: none.
+    pub mark: u32,
     /// LAN card whose packets go to the tunnel, and come from it, past the kernel's forwarding.
     pub lan: Option<String>,
     /// Packets under one send key before a new one is wanted.

@@ -3,7 +3,6 @@
 //! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
 //! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
 
-use super::carried::carried;
 use super::headers::{Headers, TCP, UDP, Version};
 
 /// A running one's complement sum over octets that may come in pieces of any length.
@@ -138,9 +137,8 @@ pub const TCP_CHECKSUM: usize = 16;
 pub const UDP_CHECKSUM: usize = 6;
 
 /// Completes the checksum of a TCP or UDP packet that the local stack left to the device (`CHECKSUM_PARTIAL`): one
-/// whose checksum field holds the folded sum of its pseudo header. Returns whether it did. In a packet that carries
-/// another one through a tunnel of a known kind, the other one is completed. Anything else is left as it is: other
-/// protocols, fragments, packets that end before their header says, UDP without a checksum.
+/// whose checksum field holds the folded sum of its pseudo header. Returns whether it did. Anything else is left as it is:
+/// other protocols, fragments, packets that end before their header says, UDP without a checksum.
 ///
 /// Nothing but that number in the field tells such a packet, and that is enough. What is written is computed from all
 /// octets *except* the field, so a packet that was complete, and whose right checksum happens to be that number, gets
@@ -148,23 +146,12 @@ pub const UDP_CHECKSUM: usize = 6;
 /// the folded sum, or it holds the right checksum already. Only a packet that was damaged before it came here is
 /// changed for the better by mistake, if its field is that number: one of 65,535.
 pub fn complete_partial(packet: &mut [u8]) -> bool {
-    complete_to(packet, MAX_LAYERS)
-}
-
-/// Tunnels inside one another that are looked into.
-const MAX_LAYERS: usize = 3;
-
-fn complete_to(packet: &mut [u8], tunnels: usize) -> bool {
     let Ok(headers) = Headers::parse(packet) else { return false };
-    // Innermost first: the checksum of an envelope covers the one inside.
-    let inside = carried(packet, &headers)
-        .filter(|_| tunnels > 0)
-        .and_then(|at| packet.get_mut(at..))
-        .is_some_and(|inside| complete_to(inside, tunnels - 1));
-    complete_one(packet, &headers) || inside
+    complete(packet, &headers)
 }
 
-fn complete_one(packet: &mut [u8], headers: &Headers) -> bool {
+/// The same for a packet whose headers were read before.
+pub fn complete(packet: &mut [u8], headers: &Headers) -> bool {
     let (shortest, field) = match headers.protocol {
         TCP => (20, TCP_CHECKSUM),
         UDP => (8, UDP_CHECKSUM),

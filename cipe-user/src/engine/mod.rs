@@ -4,11 +4,11 @@
 //! A control thread (`manager`) owns devices, maps and connections; workers own sockets, frames and ciphers. The packet
 //! path is pure functions over slices around them. May import every lower room; imported by `cli`.
 
-mod carried;
 mod carrier;
 pub mod checksum;
 pub mod coalesce;
 mod counters;
+mod encapsulated;
 pub mod frames;
 pub mod headers;
 mod icmp;

@@ -106,7 +106,8 @@ impl Offloads {
 /// The kernel refuses; the message names the device.
 pub fn set_offloads(name: &str, index: u32, offloads: Offloads) -> Result<()> {
     let Offloads { tx_checksum, tso, uso, gro } = offloads;
-    // Packets of an inner GRE, IP-in-IP or UDP tunnel are cut by the kernel always: the engine cuts plain TCP and UDP.
+    // What the kernel has encapsulated (GRE, IP in IP, UDP tunnels) it cuts itself: the engine cuts plain TCP and UDP. The
+    // checksum inside stays unfinished; what a device does about those has no switch of its own (`hw_enc_features`).
     let features = [
         ("tx-checksum-ip-generic", tx_checksum),
         ("tx-checksum-sctp", false),

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::events::{Event, Events, FORWARDING};
 use super::netlink::{Netlink, Result};
+use super::routes::Flow;
 use follower::Follower;
 
 mod follower;
@@ -76,8 +77,8 @@ pub struct NextHops {
     commands: mpsc::UnboundedSender<Command>,
 }
 
-/// A peer, and the own address that packets to it come from if that is fixed.
-type Peer = (IpAddr, Option<IpAddr>);
+/// A peer, and what datagrams to it are like.
+type Peer = Flow;
 
 #[derive(Debug)]
 enum Command {
@@ -105,12 +106,11 @@ impl NextHops {
         Ok(Self { commands })
     }
 
-    /// Follows the way to `peer`, for packets from the own address `from` if that is given. Starts as
-    /// [`State::Unknown`]; the peer is forgotten when the receiver is dropped.
-    pub fn watch(&self, peer: IpAddr, from: Option<IpAddr>) -> watch::Receiver<State> {
+    /// Follows the way of datagrams. Starts as [`State::Unknown`]; they are forgotten when the receiver is dropped.
+    pub fn watch(&self, flow: Flow) -> watch::Receiver<State> {
         let (state, receiver) = watch::channel(State::Unknown);
         // Fails only if the task has ended, which it says in the log; the state stays unknown then.
-        self.commands.send(Command::Watch((peer, from), state)).ok();
+        self.commands.send(Command::Watch(flow, state)).ok();
         receiver
     }
 

@@ -1,13 +1,15 @@
 //! Which way packets to an address go.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
 use super::netlink::{Error, Netlink, Result};
+
+const PROTOCOL_UDP: u8 = 17;
 
 /// The way of packets to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,24 +26,60 @@ pub struct Route {
     pub local: bool,
 }
 
+/// UDP datagrams, as far as routes and rules tell them apart. The user that sends them is this process's (`uidrange` of
+/// ip-rule(8)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// Where they go.
+    pub to: IpAddr,
+    /// Own address, if it is fixed.
+    pub from: Option<IpAddr>,
+    /// Ports, own and the peer's; 0: not known.
+    pub ports: [u16; 2],
+    /// Mark of the socket (SO_MARK); 0: none.
+    pub mark: u32,
+}
+
+impl Flow {
+    /// Packets to an address, from the own address `from` if that is given.
+    pub fn new(to: IpAddr, from: Option<IpAddr>) -> Self {
+        Self { to, from: from.filter(|from| !from.is_unspecified()), ports: [0; 2], mark: 0 }
+    }
+
+    /// Datagrams from the socket that is bound to `from`, whose address and port may be unspecified.
+    pub fn of_socket(from: SocketAddr, to: SocketAddr, mark: u32) -> Self {
+        Self { ports: [from.port(), to.port()], mark, ..Self::new(to.ip(), Some(from.ip())) }
+    }
+}
+
 impl Netlink {
     /// Asks the kernel for the route to `peer`, for packets from the own address `from` if that is given.
     ///
     /// # Errors
     /// There is no route, or `from` is not an address of this host.
     pub async fn route(&self, peer: IpAddr, from: Option<IpAddr>) -> Result<Route> {
-        let from = from.filter(|from| !from.is_unspecified());
-        let route = self.look_up(peer, from).await;
+        self.route_of(Flow::new(peer, from)).await
+    }
+
+    /// Asks the kernel for the route that datagrams take. What a firewall does to them after that (`type route hook output` of
+    /// nftables) it does not tell.
+    ///
+    /// # Errors
+    /// As [`Self::route`].
+    pub async fn route_of(&self, flow: Flow) -> Result<Route> {
+        let (peer, from) = (flow.to, flow.from);
+        let route = self.look_up(flow).await;
         // For an address that is not ours, IPv4 says that the network is unreachable, and IPv6 finds a route anyway.
         if let Some(from) = from.filter(|from| route.is_err() || from.is_ipv6())
-            && !self.look_up(from, None).await.is_ok_and(|route| route.local)
+            && !self.look_up(Flow::new(from, None)).await.is_ok_and(|route| route.local)
         {
             return Err(Error::NotOurAddress { peer, from });
         }
         route
     }
 
-    async fn look_up(&self, peer: IpAddr, from: Option<IpAddr>) -> Result<Route> {
+    async fn look_up(&self, flow: Flow) -> Result<Route> {
+        let Flow { to: peer, from, ports: [own_port, port], mark } = flow;
         let mut message = RouteMessage::default();
         let (family, bits) = match peer {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -54,6 +92,12 @@ impl Netlink {
             message.header.source_prefix_length = bits;
             message.attributes.push(RouteAttribute::Source(from.into()));
         }
+        if own_port != 0 || port != 0 {
+            message.attributes.push(RouteAttribute::IpProto(PROTOCOL_UDP));
+        }
+        message.attributes.extend((own_port != 0).then_some(RouteAttribute::Sport(own_port)));
+        message.attributes.extend((port != 0).then_some(RouteAttribute::Dport(port)));
+        message.attributes.extend((mark != 0).then_some(RouteAttribute::Mark(mark)));
         let what = || format!("cannot look up the carrier route to {peer}");
         let answers = self.request(what, RouteNetlinkMessage::GetRoute(message), 0).await;
         let answers = answers.map_err(|error| refusal(error, peer))?;

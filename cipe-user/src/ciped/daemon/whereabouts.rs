@@ -12,7 +12,7 @@ use crate::control::protocol::Request;
 pub(super) async fn first_relay(options: &Options) -> anyhow::Result<Option<(socks::Relay, SocketAddr)>> {
     let Some((server, _)) = &options.socks else { return Ok(None) };
     let credentials = socks::Credentials::of_environment().map_err(anyhow::Error::msg)?;
-    let mut relay = socks::Relay::follow(server.clone(), credentials);
+    let mut relay = socks::Relay::follow(server.clone(), credentials, options.mark);
     match relay.news().await {
         socks::News::Relay(at) => Ok(Some((relay, at))),
         socks::News::Lost(error) => Err(error.into()),

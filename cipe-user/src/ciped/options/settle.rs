@@ -91,6 +91,8 @@ pub struct Options {
     pub carrier: Carrier,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
+    /// Mark of the datagrams; 0: none.
+    pub mark: u32,
     /// LAN card with a short cut.
     pub lan: Option<String>,
 }
@@ -170,6 +172,7 @@ impl Settle<'_> {
             busy_poll: draft.busypoll.value,
             carrier: draft.carrier.value,
             xdp_mode: draft.xdp_mode.value,
+            mark: draft.mark.value,
             lan: draft.lan.value.clone(),
         })
     }

@@ -129,6 +129,7 @@ options! {
     mssclamp: bool = true, value::flag, "mssclamp", "clamp the MSS of TCP through the tunnel";
     carrier: Carrier = Carrier::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
+    mark: u32 = 0, value::mark, "mark", "mark of the datagrams for rules and firewalls (SO_MARK), decimal or 0x...; 0: none";
     lan: Option<String> = None, value::device, "lan", "LAN card with a short cut to the tunnel, AROUND THE FIREWALL";
     busypoll: u32 = 0, value::number::<u32, 0, 1_000_000>, "busypoll", "microseconds that the engine stays awake at most for the next packet; 0 never";
     ifconfig: bool = false, value::flag, "ifconfig", "leave the addresses of the interface to ip-up";

@@ -269,10 +269,21 @@ fn a_peer_s_name_is_kept_and_its_address_is_none() {
 }
 
 #[test]
+fn a_mark_is_decimal_or_hexadecimal() {
+    for (text, mark) in [("0", 0), ("7", 7), ("0x2a", 42), ("0XFFFFFFFF", u32::MAX), ("4294967295", u32::MAX)] {
+        assert_eq!(settled(&format!("{GOOD}mark {text}\n")).0.unwrap().mark, mark, "{text}");
+    }
+    for text in ["-1", "+1", "0x", "0x+1", "0x100000000", "4294967296", "2a", "0x1 2"] {
+        let (options, problems) = settled(&format!("{GOOD}mark {text}\n"));
+        assert!(options.is_none() && problems[0].contains("option `mark`"), "{text}: {problems:?}");
+    }
+}
+
+#[test]
 fn every_option_of_the_protocol_is_known() {
     let names = "device debug cipher ipaddr ptpaddr mtu metric cttl me peer key nokey socks tokxc tokey tokxts ping \
                  toping maxerr ipup ipdown arg dynip ifconfig checksum forcemtu ignoredf mask bcast hwaddr keybug \
-                 idea_words carrier xdp-mode mssclamp staticdata busypoll lan";
+                 idea_words carrier xdp-mode mssclamp staticdata busypoll lan mark";
     for name in names.split_whitespace() {
         assert!(SPECS.iter().any(|spec| spec.name == name), "{name}");
     }

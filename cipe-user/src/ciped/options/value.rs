@@ -167,6 +167,23 @@ pub fn number<T: TryFrom<i64>, const MIN: i64, const MAX: i64>(text: &[u8]) -> P
     })
 }
 
+/// A mark as ip-rule(8) and `wg` take it: decimal, or hexadecimal behind `0x`.
+pub fn mark(text: &[u8]) -> Parsed<u32> {
+    let word = word(text)?;
+    let mark = match word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")) {
+        // A sign is none of a digit.
+        Some(digits) if digits.starts_with(|c: char| c.is_ascii_hexdigit()) => u32::from_str_radix(digits, 16).ok(),
+        Some(_) => None,
+        None => word.parse().ok().filter(|_| !word.starts_with('+')),
+    };
+    mark.ok_or_else(|| {
+        Mistake::new(
+            format!("`{}` is no mark", clip(word)),
+            "write a number from 0 to 4294967295, or 0x0 to 0xffffffff",
+        )
+    })
+}
+
 pub(super) fn clip(word: &str) -> String {
     word.chars().take(60).collect()
 }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
 use super::options::{self, EndpointName};
@@ -41,10 +41,10 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Asks `server` for a relay.
-    pub fn follow(server: EndpointName, credentials: Option<Credentials>) -> Self {
+    /// Asks `server` for a relay, on connections with this mark (SO_MARK); 0: none.
+    pub fn follow(server: EndpointName, credentials: Option<Credentials>, mark: u32) -> Self {
         let (tell, news) = mpsc::channel(1);
-        Self { news, task: tokio::spawn(follow(server, credentials, tell)) }
+        Self { news, task: tokio::spawn(follow(server, credentials, mark, tell)) }
     }
 
     /// Waits for news. Cancel safe.
@@ -63,10 +63,10 @@ impl Drop for Relay {
     }
 }
 
-async fn follow(server: EndpointName, credentials: Option<Credentials>, tell: mpsc::Sender<News>) {
+async fn follow(server: EndpointName, credentials: Option<Credentials>, mark: u32, tell: mpsc::Sender<News>) {
     let mut back_off = FIRST_BACK_OFF;
     loop {
-        let lost = match associate(&server, credentials.as_ref()).await {
+        let lost = match associate(&server, credentials.as_ref(), mark).await {
             Ok((connection, relay)) => {
                 back_off = FIRST_BACK_OFF;
                 if tell.send(News::Relay(relay)).await.is_err() {
@@ -88,12 +88,13 @@ async fn follow(server: EndpointName, credentials: Option<Credentials>, tell: mp
 async fn associate(
     server: &EndpointName,
     credentials: Option<&Credentials>,
+    mark: u32,
 ) -> Result<(TcpStream, SocketAddr), SocksError> {
     let attempt = async {
         let name = server.clone();
         let address = tokio::task::spawn_blocking(move || options::address_of(&name, None)).await;
         let address = address.map_err(|error| error.to_string())?.map_err(|mistake| mistake.what)?;
-        let mut connection = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let mut connection = connect(address, mark).await.map_err(|error| error.to_string())?;
         keep_alive(&connection).map_err(|error| error.to_string())?;
         let relay = handshake::run(&mut connection, credentials).await?;
         // A server that does not know its own address leaves it out.
@@ -103,6 +104,14 @@ async fn associate(
     let outcome = tokio::time::timeout(DEADLINE, attempt).await;
     let late = || Err(format!("no relay after {} s", DEADLINE.as_secs()));
     outcome.unwrap_or_else(|_late| late()).map_err(|what| SocksError::new(server, what))
+}
+
+async fn connect(address: SocketAddr, mark: u32) -> std::io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if mark != 0 {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    socket.connect(address).await
 }
 
 /// A server that is gone without a word must be noticed although nothing is ever sent on the connection.

@@ -93,7 +93,7 @@ async fn a_relay_that_ends_is_told_and_asked_for_again() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let name = EndpointName { host: "127.0.0.1".to_owned(), port: port.to_string() };
-    let mut relay = Relay::follow(name, None);
+    let mut relay = Relay::follow(name, None, 0);
     for number in [1_u8, 2] {
         let (mut server, _) = listener.accept().await.unwrap();
         let mut hello = [0; 3];

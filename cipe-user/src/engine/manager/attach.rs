@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::hubs::framing;
 use super::sizes::Sizes;
-use super::{Manager, Socks, Tenant};
+use super::{Leads, Loops, Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
 use crate::control::protocol::{Attach, Carrier, Cipher, MAX_MTU, MIN_MTU, VERSION, XdpMode};
 use crate::engine::carrier::UdpCarrier;
@@ -25,6 +25,7 @@ use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::netlink;
+use crate::kernel::routes::Flow;
 use crate::xsk::{Socket, SocketConfig};
 
 impl Manager {
@@ -90,7 +91,10 @@ impl Manager {
             busy_poll: Duration::from_micros(attach.busy_poll_us.into()),
             carrier: None,
             refused: None,
-            looped: false,
+            mark: attach.mark,
+            looked_up: None,
+            leads: Leads::default(),
+            loops: Loops::default(),
             previous: None,
             notes: Vec::new(),
             bogus: (0, 0),
@@ -180,7 +184,8 @@ impl Manager {
         if let Some(peer) = peer {
             self.follow(number, peer);
         }
-        self.programs.set_tunnel(tunnel, sizes.entry(hub, device.mac))?;
+        let tenant = self.tenants.get(&number).context("it has gone")?;
+        self.programs.set_tunnel(tunnel, tenant.entry())?;
         Ok(())
     }
 
@@ -195,13 +200,18 @@ impl Manager {
     /// Binds the carrier port, which keeps others off it and hears ICMP errors; returns it with the address that it is bound
     /// to, and the one that the peer will see. An address that may change is not bound to.
     async fn bind(&self, attach: &Attach) -> anyhow::Result<(UdpCarrier, SocketAddr, SocketAddr)> {
-        let towards = attach.socks.or(known(attach.peer)).map(|target| target.ip());
+        let towards = attach.socks.or(known(attach.peer));
         let is_ipv6 = towards.map_or(attach.me.is_ipv6(), |target| target.is_ipv6());
+        // To a SOCKS5 server it is TCP first; where it relays datagrams it says then.
+        let port = |target: SocketAddr| if attach.socks.is_some() { 0 } else { target.port() };
+        let route = |from: SocketAddr, target: SocketAddr| {
+            self.netlink.route_of(Flow::of_socket(from, SocketAddr::new(target.ip(), port(target)), attach.mark))
+        };
         let any = if is_ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
         let mut me = attach.me;
         if me.ip().is_unspecified() || attach.dynip {
             me.set_ip(match towards {
-                Some(target) => match self.netlink.route(target, None).await {
+                Some(target) => match route(SocketAddr::new(any, me.port()), target).await {
                     Ok(route) => route.source,
                     // The network is not there yet, as at boot: the route that comes brings the address.
                     Err(netlink::Error::NoRoute { .. }) => any,
@@ -210,7 +220,7 @@ impl Manager {
                 None => any,
             });
         } else if let Some(target) = towards {
-            self.netlink.route(target, Some(me.ip())).await?;
+            route(me, target).await?;
         }
         let listens = if attach.dynip { SocketAddr::new(any, me.port()) } else { me };
         let udp = UdpSocket::bind(listens).map_err(|error| match error.kind() {
@@ -222,6 +232,9 @@ impl Manager {
             }
             _ => anyhow::anyhow!("me {me}: {error}"),
         })?;
+        if attach.mark != 0 {
+            setsockopt(&udp, sockopt::Mark, &attach.mark).with_context(|| format!("mark {:#x}", attach.mark))?;
+        }
         // ICMP errors are wanted as events; without them the tunnel works all the same.
         let wants_errors = match me.ip() {
             IpAddr::V4(_) => setsockopt(&udp, sockopt::Ipv4RecvErr, &true),

@@ -96,7 +96,9 @@ impl Manager {
     /// all tunnels that choose by themselves.
     pub(super) async fn saw_single_frames(&mut self, number: u16) {
         let hop = self.tenants.get(&number).and_then(|tenant| tenant.hop);
-        let Some(ifindex) = hop.map(|hop| hop.ifindex) else { return };
+        let Some(ifindex) = hop.map(|hop| hop.ifindex).filter(|ifindex| !self.devices.contains_key(ifindex)) else {
+            return;
+        };
         if self.carriers.habits.entry(ifindex).or_default().see_single_frames(Instant::now()) {
             self.choose_doors(ifindex).await;
         }

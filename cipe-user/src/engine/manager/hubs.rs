@@ -235,7 +235,7 @@ impl Manager {
         let old = std::mem::replace(&mut tenant.device.mac, mac);
         log_failure(self.programs.remove_private_address(old));
         log_failure(self.programs.set_private_address(mac, number.into()));
-        log_failure(self.programs.set_tunnel(number.into(), tenant.sizes.entry(tenant.hub, mac)));
+        log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
         let hop = Hop { source: hub.hidden_mac, destination: mac };
         self.workers.tell_all(|_| Command::SetPrivateHop(number, hop));
     }

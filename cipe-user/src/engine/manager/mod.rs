@@ -6,6 +6,7 @@ mod habit;
 mod hubs;
 mod keys;
 mod lan;
+mod loops;
 mod moved;
 mod sizes;
 mod status;
@@ -17,7 +18,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use cipe_common::maps::{CHUNK, Slot};
+use cipe_common::maps::{CHUNK, Slot, Tunnel as TunnelEntry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -43,6 +44,7 @@ use carriers::Carriers;
 use hubs::Hubs;
 use keys::Previous;
 use lan::Lans;
+use loops::{Leads, Loops};
 use sizes::Sizes;
 use workers::Workers;
 
@@ -105,8 +107,14 @@ struct Tenant {
     carrier: Option<u32>,
     /// Carrier device that could not be opened for it, until something changes about that.
     refused: Option<u32>,
-    /// Its way was found to lead back into a tunnel.
-    looped: bool,
+    /// Mark of its datagrams; 0: none.
+    mark: u32,
+    /// Next hop to the peer as the kernel tells it, also where that is none to use.
+    looked_up: Option<NextHop>,
+    /// Where that leads.
+    leads: Leads,
+    /// Its datagrams that came into the tunnel itself.
+    loops: Loops,
     /// The receive key before the present one, while it is kept.
     previous: Option<Previous>,
     notes: Vec<String>,
@@ -130,6 +138,11 @@ impl Tenant {
     /// Where datagrams are sent.
     fn target(&self) -> Option<SocketAddr> {
         self.socks.map_or(self.peer, |socks| socks.relay)
+    }
+
+    /// What the programs must know of it.
+    fn entry(&self) -> TunnelEntry {
+        self.sizes.entry(self.hub, self.device.mac, self.target())
     }
 }
 
@@ -323,7 +336,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = look.tick() => {
                 manager.forget_previous_keys(Instant::now());
-                manager.tell_of_bogus_lengths();
+                manager.tell_of_drops(Instant::now());
                 manager.tend_lans(Instant::now()).await;
                 manager.tend_carriers(Instant::now()).await;
                 manager.tend_moved(Instant::now()).await;

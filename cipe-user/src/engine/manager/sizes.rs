@@ -1,14 +1,15 @@
 //! How large packets through a tunnel may be: what its device takes, lowered by its carrier path.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use cipe_common::maps::{PrivateAddress, Tunnel as TunnelEntry};
+use cipe_common::maps::{CarrierAddress, PrivateAddress, Tunnel as TunnelEntry};
 
 use super::Manager;
 use crate::control::protocol::Attach;
 use crate::engine::headers::Version;
 use crate::engine::socks;
 use crate::engine::toobig::TunnelMtu;
+use crate::kernel::bpf::carrier_address;
 
 /// Octets of IPv4 and TCP headers without options; the program that clamps takes 20 more off for IPv6.
 const TCP_HEADERS: usize = 40;
@@ -43,8 +44,9 @@ impl Sizes {
         self.mtu
     }
 
-    /// What the programs must know of the tunnel, whose device has the address `mac` and stands on the hub in this slot.
-    pub fn entry(&self, hub: usize, mac: [u8; 6]) -> TunnelEntry {
+    /// What the programs must know of the tunnel, whose device has the address `mac` and stands on the hub in this slot, and
+    /// whose datagrams go to `target`.
+    pub fn entry(&self, hub: usize, mac: [u8; 6], target: Option<SocketAddr>) -> TunnelEntry {
         let nokey = if self.nokey { TunnelEntry::NOKEY } else { 0 };
         // 0 would say that there is no limit; where nothing passes, any other will do.
         let mss = if self.clamps { self.mtu.of(Version::V4).saturating_sub(TCP_HEADERS).max(1) } else { 0 };
@@ -55,6 +57,7 @@ impl Sizes {
             // IPv6 may take more where the carrier cuts; that is the kernel's way to say.
             mtu: self.mtu.of(Version::V4) as u32,
             device: PrivateAddress::new(mac),
+            target: target.map_or(CarrierAddress::default(), carrier_address),
         }
     }
 }
@@ -73,7 +76,7 @@ impl Manager {
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return false;
         }
-        let entry = sizes.entry(tenant.hub, tenant.device.mac);
+        let entry = tenant.entry();
         let octets = mtu.of(Version::V4);
         tracing::info!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
         if let Err(error) = self.programs.set_tunnel(number.into(), entry) {

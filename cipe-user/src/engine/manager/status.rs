@@ -1,11 +1,11 @@
 //! What is told of the tunnels to those who ask.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
 
-use super::{Manager, Tenant, report};
+use super::{Manager, Tenant, loops, report};
 use crate::control::protocol::{Event, Status, WorkerShare};
 use crate::engine::worker::Command;
 
@@ -38,9 +38,9 @@ impl Manager {
         }
     }
 
-    /// Tells of datagrams of impossible lengths when there are twice as many as when it was told last. What the programs drop
-    /// has lost its length.
-    pub(super) fn tell_of_bogus_lengths(&mut self) {
+    /// Tells of datagrams that came into their own tunnel, and of datagrams of impossible lengths when there are twice as many
+    /// as when it was told last. What the programs drop has lost its length.
+    pub(super) fn tell_of_drops(&mut self, at: Instant) {
         let mut lines = Vec::new();
         // Some each time, and each every two seconds at most: a look costs system calls, and an idle engine should cost nothing.
         let turns = self.tenants.len().div_ceil(LOOKS).max(LEAST_TURNS);
@@ -50,6 +50,11 @@ impl Manager {
                 continue;
             }
             let Ok(in_programs) = self.programs.verdicts((*number).into()) else { continue };
+            if tenant.loops.see(in_programs[Verdict::RouteLoop as usize], at)
+                && let Some(target) = tenant.target()
+            {
+                lines.push((*number, loops::line(target)));
+            }
             let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
             let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);
             if total == 0 || total < 2 * told {

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Manager, News, Socks, Tenant};
+use super::attach::log_failure;
+use super::{Leads, Manager, News, Socks, Tenant};
 use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::carrier::{Path, Share};
 use crate::engine::outer::Hop;
@@ -11,6 +12,7 @@ use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::links::CardKind;
 use crate::kernel::nexthop::{NextHop, State};
+use crate::kernel::routes::Flow;
 
 impl Manager {
     /// Follows the way to a tunnel's peer from now on, in place of another peer's.
@@ -40,9 +42,9 @@ impl Manager {
         if let Some(old) = tenant.follower.take() {
             old.abort();
         }
+        log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
         let Some(peer) = tenant.target() else { return };
-        let from = Some(tenant.listens.ip()).filter(|ip| !ip.is_unspecified());
-        let mut states = self.next_hops.watch(peer.ip(), from);
+        let mut states = self.next_hops.watch(Flow::of_socket(tenant.listens, peer, tenant.mark));
         let ways = self.ways.clone();
         let follower = tokio::spawn(async move {
             while states.changed().await.is_ok() {
@@ -55,25 +57,43 @@ impl Manager {
         tenant.follower = Some(follower.abort_handle());
     }
 
-    /// Takes up a new way to a tunnel's peer, or that there is none.
-    pub(super) async fn take_in(&mut self, News { tunnel: number, peer, state }: News) {
+    /// Takes up a new way to a tunnel's peer, or that there is none, and what follows for tunnels through this one.
+    pub(super) async fn take_in(&mut self, news: News) {
+        self.take_in_one(news).await;
+        for (number, peer, hop) in self.changed_by_others() {
+            self.take_in_one(News { tunnel: number, peer, state: State::Found(hop) }).await;
+        }
+    }
+
+    async fn take_in_one(&mut self, News { tunnel: number, peer, state }: News) {
         let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.target() == Some(peer)) else { return };
         let hop = match state {
             State::Unknown => return,
             State::Unreachable(reason) => Err(reason.to_string()),
             State::Found(hop) => Ok(hop),
         };
-        let looped = hop.as_ref().is_ok_and(|hop| self.devices.contains_key(&hop.ifindex));
-        let was_looped = std::mem::replace(&mut tenant.looped, looped);
+        tenant.looked_up = hop.as_ref().ok().copied();
+        let leads = hop.as_ref().map_or(Leads::Out, |hop| self.leads(number, hop.ifindex));
+        let news_of_loop = self.set_leads(number, leads);
         // The news is said when the worker acts by it.
         let (way, news) = match hop {
             // The carrier device stays open: the same way may come back at any moment, and there are drivers that take
             // the link down to attach XDP, which would never end.
             Err(reason) => {
-                tenant.hop = None;
+                if let Some(tenant) = self.tenants.get_mut(&number) {
+                    tenant.hop = None;
+                }
                 (Way::NoRoute, Some(reason))
             }
-            Ok(_) if looped => (Way::Looped, (!was_looped).then(|| "looped route".to_owned())),
+            Ok(_) if leads == Leads::Round => (Way::Looped, news_of_loop),
+            // A firewall may lead it elsewhere by a mark, of which a look-up knows nothing. If not, the TC program drops it.
+            Ok(_) if leads == Leads::Inward => {
+                if let Some(tenant) = self.tenants.get_mut(&number) {
+                    tenant.hop = None;
+                    tenant.door = Some("UDP socket; the route leads into the tunnel itself".to_owned());
+                }
+                (Way::Socket, None)
+            }
             Ok(hop) => {
                 self.set_source(number, hop.source);
                 let too_small = self.set_path_mtu(number, hop.mtu as usize, peer.ip());
@@ -113,6 +133,7 @@ impl Manager {
             (Some(Socks { server, relay: None }), _) => format!("no relay of the SOCKS5 server {server}"),
             (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
             (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
+            (None, _) if self.devices.contains_key(&ifindex) => format!("{name}: UDP socket, through that tunnel"),
             (None, _) if tenant.refused == Some(ifindex) => format!("{name}: UDP socket, AF_XDP refused"),
             (None, _) => format!("{name}: UDP socket, until single frames come in numbers"),
         }
@@ -160,7 +181,8 @@ impl Manager {
     /// Opens a carrier device for a tunnel, or joins it; whether AF_XDP can be had on it.
     async fn use_carrier(&mut self, ifindex: u32, number: u16) -> bool {
         let Some(tenant) = self.tenants.get(&number) else { return false };
-        if tenant.carrier_door == Door::Udp || tenant.refused == Some(ifindex) {
+        // What goes through another tunnel goes into its device as anybody's packets do.
+        if tenant.carrier_door == Door::Udp || tenant.refused == Some(ifindex) || self.devices.contains_key(&ifindex) {
             return false;
         }
         if self.carriers.join(ifindex, number) {

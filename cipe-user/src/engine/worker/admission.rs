@@ -7,6 +7,7 @@ use cipe_common::{Stamp, Verdict, stamp};
 use super::FRESH;
 use super::outbound::Outgoing;
 use crate::engine::checksum::complete_partial;
+use crate::engine::encapsulated::complete_inside;
 use crate::engine::headers::Version;
 use crate::engine::icmp::Icmp;
 use crate::engine::outer::{self, Marks};
@@ -31,12 +32,13 @@ pub fn single(
     outgoing: &mut Vec<Outgoing>,
     pool: &mut Pool,
 ) -> Result<(), Verdict> {
+    let stamp = stamp(umem, &packet);
     let at = packet.offset as usize + outer::ETHERNET;
     let end = packet.offset as usize + packet.len as usize;
     let checked =
         umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed).and_then(|payload| {
             let inner = inner::check(payload).map_err(|_| malformed(payload))?;
-            complete_partial(payload);
+            complete_checksum(stamp?, payload);
             way_out(tunnel, &inner)
         });
     let fits = at + packet::sealed_len(end.saturating_sub(at)) <= umem.frame_size() as usize;
@@ -61,15 +63,13 @@ pub fn cut(
     pool: &mut Pool,
     icmp: &mut Icmp,
 ) -> Result<(), Verdict> {
-    let mac: [u8; stamp::LEN] =
-        pieces.first().and_then(|first| first.data(umem).first_chunk().copied()).ok_or(Verdict::PrivateMalformed)?;
-    let stamp = Stamp::from_mac(mac).ok_or(Verdict::PrivateUnstamped)?;
+    let stamp = stamp(umem, pieces.first().ok_or(Verdict::PrivateMalformed)?)?;
     if stamp.gso_size == 0 {
         let [packet] = pieces.as_mut_slice() else { return Err(Verdict::TooBig) };
         let octets = packet.offset as usize + outer::ETHERNET..packet.offset as usize + packet.len as usize;
         let payload = umem.chunk_mut(&mut packet.frame).get_mut(octets).ok_or(Verdict::PrivateMalformed)?;
         inner::check(payload).map_err(|_| malformed(payload))?;
-        complete_partial(payload);
+        complete_checksum(stamp, payload);
         return fragment(tunnel, umem, payload, outgoing, pool, icmp);
     }
     let octets: ArrayVec<&[u8], MOST_PIECES> = pieces
@@ -131,6 +131,21 @@ fn fragment(
                 return Ok(());
             }
         }
+    }
+}
+
+/// What TC knows of a frame, by its first piece.
+fn stamp(umem: &Umem, first: &Packet) -> Result<Stamp, Verdict> {
+    let mac: &[u8; stamp::LEN] = first.data(umem).first_chunk().ok_or(Verdict::PrivateMalformed)?;
+    Stamp::from_mac(*mac).ok_or(Verdict::PrivateUnstamped)
+}
+
+/// Completes the checksum that the local stack left to the device, if it did.
+fn complete_checksum(stamp: Stamp, packet: &mut [u8]) {
+    if stamp.encapsulated {
+        complete_inside(packet);
+    } else {
+        complete_partial(packet);
     }
 }
 

@@ -279,12 +279,17 @@ impl Programs {
 
 /// The key of a local carrier address.
 fn address_key(local: SocketAddr) -> AddressKey {
-    let address = match local.ip() {
+    AddressKey(carrier_address(local))
+}
+
+/// A carrier address as the programs know it.
+pub fn carrier_address(address: SocketAddr) -> CarrierAddress {
+    let octets = match address.ip() {
         ip if ip.is_unspecified() => [0; 16],
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => ip.octets(),
     };
-    AddressKey(CarrierAddress { address, port: local.port().to_be_bytes(), reserved: [0; 2] })
+    CarrierAddress { address: octets, port: address.port().to_be_bytes(), reserved: [0; 2] }
 }
 
 fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {

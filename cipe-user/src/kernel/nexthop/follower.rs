@@ -91,7 +91,7 @@ impl Follower {
                 },
                 command = commands.recv() => match command {
                     Some(Command::Watch(peer, state)) => self.add(peer, state),
-                    Some(Command::LookAgain(address)) => self.mark(|peer, _| peer.0 == address),
+                    Some(Command::LookAgain(address)) => self.mark(|peer, _| peer.to == address),
                     None => return,
                 },
                 _ = refresh.tick() => self.refresh().await,
@@ -125,7 +125,7 @@ impl Follower {
     fn state(&self, peer: Peer) -> Option<State> {
         let entry = self.peers.get(&peer)?;
         Some(match &entry.route {
-            Ok(route) => self.next_hop(route, entry.hop(peer.0)),
+            Ok(route) => self.next_hop(route, entry.hop(peer.to)),
             Err(reason) => State::Unreachable(reason.clone()),
         })
     }
@@ -147,14 +147,14 @@ impl Follower {
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                 let inside = prefix_of(route);
-                self.mark(|peer, _| inside(peer.0));
+                self.mark(|peer, _| inside(peer.to));
             }
             RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
                 // Routes that prefer an address go with it without a notification.
                 let (ifindex, changed) = (address.header.index, address_of(address));
                 self.mark(|peer, entry| {
                     let source = entry.route.as_ref().ok().map(|route| route.source);
-                    changed.is_some_and(|ip| peer.1 == Some(ip) || source == Some(ip) || peer.0 == ip)
+                    changed.is_some_and(|ip| peer.from == Some(ip) || source == Some(ip) || peer.to == ip)
                         || entry.route.as_ref().is_ok_and(|route| route.oif == ifindex)
                 });
             }
@@ -189,10 +189,10 @@ impl Follower {
     async fn look_up(&mut self, peer: Peer) {
         self.marked.remove(&peer);
         let Some(entry) = self.peers.get_mut(&peer) else { return };
-        let route = self.netlink.route(peer.0, peer.1).await;
-        let old = entry.hop(peer.0);
+        let route = self.netlink.route_of(peer).await;
+        let old = entry.hop(peer.to);
         entry.route = route.map_err(|error| error.to_string().into());
-        let new = entry.hop(peer.0);
+        let new = entry.hop(peer.to);
         self.carriers.extend(new.map(|(ifindex, _)| ifindex));
         if old != new {
             if let Some(old) = old {
@@ -242,7 +242,7 @@ impl Follower {
         self.peers.retain(|peer, entry| {
             entry.watchers.retain(|watcher| !watcher.is_closed());
             if entry.watchers.is_empty() {
-                left.extend(entry.hop(peer.0).map(|hop| (hop, *peer)));
+                left.extend(entry.hop(peer.to).map(|hop| (hop, *peer)));
             }
             !entry.watchers.is_empty()
         });

@@ -39,7 +39,7 @@ fn a_peer_on_the_link_is_resolved() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let running = |state: &State| resolved(state) && matches!(state, State::Found(hop) if hop.running);
-        let state = until(&mut hops.watch(ip(THERE), None), running).await;
+        let state = until(&mut hops.watch(Flow::new(ip(THERE), None)), running).await;
         let card = netlink.card_named("wire0").await.unwrap();
         let expected = NextHop {
             ifindex: card.ifindex,
@@ -64,7 +64,7 @@ fn an_ipv6_peer_is_resolved() {
         other.run(move |netlink| async move { netlink.add_address("far0", there, 64).await }).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         // The own address cannot be used until the kernel has seen that nobody else has it.
-        let state = until(&mut hops.watch(there, Some(here)), resolved).await;
+        let state = until(&mut hops.watch(Flow::new(there, Some(here))), resolved).await;
         assert!(goes_to(&state, mac_of(&other, "far0").await));
     });
 }
@@ -76,7 +76,7 @@ fn a_peer_behind_a_router_goes_to_the_router() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.add_route(FAR, 32, THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let state = until(&mut hops.watch(ip(FAR), Some(ip(HERE))), resolved).await;
+        let state = until(&mut hops.watch(Flow::new(ip(FAR), Some(ip(HERE)))), resolved).await;
         assert!(goes_to(&state, mac_of(&other, "far0").await));
     });
 }
@@ -87,7 +87,7 @@ fn a_changed_address_of_the_neighbour_is_followed() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let mut watch = hops.watch(ip(THERE), None);
+        let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         // A replaced router tells its new address by a gratuitous ARP when it comes up.
         other
@@ -110,7 +110,7 @@ fn a_route_that_moves_to_another_card_is_followed() {
         netlink.cable("wire1", HERE2, &other, "far1", THERE2).await;
         netlink.add_route(FAR, 32, THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let mut watch = hops.watch(ip(FAR), None);
+        let mut watch = hops.watch(Flow::new(ip(FAR), None));
         until(&mut watch, resolved).await;
         netlink.add_route(FAR, 32, THERE2).await;
         let mac = mac_of(&other, "far1").await;
@@ -126,7 +126,7 @@ fn a_route_that_goes_and_comes_back_is_followed() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.add_route(FAR, 32, THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let mut watch = hops.watch(ip(FAR), None);
+        let mut watch = hops.watch(Flow::new(ip(FAR), None));
         until(&mut watch, resolved).await;
         netlink.delete_route(FAR, 32).await;
         let State::Unreachable(reason) = until(&mut watch, |state| !resolved(state)).await else { panic!() };
@@ -144,7 +144,7 @@ fn a_card_that_goes_down_and_up_is_followed() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let mut watch = hops.watch(ip(THERE), None);
+        let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         netlink.set_up("wire0", false).await;
         until(&mut watch, |state| matches!(state, State::Unreachable(_))).await;
@@ -161,7 +161,7 @@ fn a_lost_cable_and_a_new_mtu_are_told() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let mut watch = hops.watch(ip(THERE), None);
+        let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
         until(&mut watch, |state| matches!(state, State::Found(hop) if hop.mtu == 1400)).await;
@@ -181,7 +181,7 @@ fn a_neighbour_that_falls_silent_and_comes_back_is_followed() {
         }
         std::fs::write("/proc/sys/net/ipv4/neigh/wire0/retrans_time_ms", "50").unwrap();
         let hops = NextHops::new(&netlink, TIMING).await.unwrap();
-        let mut watch = hops.watch(ip(THERE), None);
+        let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         other.run(|netlink| async move { netlink.set_arp("far0", false).await }).await;
         until(&mut watch, |state| goes_to(state, None)).await;
@@ -197,7 +197,7 @@ fn a_flushed_neighbour_is_asked_for_again() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let never = Duration::from_secs(3600);
         let hops = NextHops::new(&netlink, Timing { refresh: never, retry: never }).await.unwrap();
-        let mut watch = hops.watch(ip(THERE), None);
+        let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         watch.mark_unchanged();
         netlink.set_arp("wire0", false).await;
@@ -218,7 +218,7 @@ fn nothing_is_missed_when_notifications_are_lost() {
         let (lose, mut lost) = mpsc::unbounded_channel();
         let events = futures_util::stream::poll_fn(move |context| lost.poll_recv(context));
         let hops = NextHops::with_events(&netlink, events, TOLD).await.unwrap();
-        let mut watch = hops.watch(ip(FAR), None);
+        let mut watch = hops.watch(Flow::new(ip(FAR), None));
         let mac = mac_of(&other, "far0").await;
         until(&mut watch, |state| goes_to(state, mac)).await;
         netlink.add_route(FAR, 32, THERE2).await;
@@ -237,11 +237,11 @@ fn a_neighbour_set_by_hand_stays_as_it_is() {
         let neighbours = netlink.handle.neighbours();
         neighbours.add(index, ip(THERE)).link_layer_address(&MAC).execute().await.unwrap();
         let hops = NextHops::new(&netlink, TIMING).await.unwrap();
-        let mut watch = hops.watch(ip(THERE), None);
+        let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, |state| goes_to(state, Some(MAC))).await;
         // A second peer over the same neighbour, and a refresh, use it again.
         netlink.add_route(FAR, 32, THERE).await;
-        until(&mut hops.watch(ip(FAR), None), |state| goes_to(state, Some(MAC))).await;
+        until(&mut hops.watch(Flow::new(ip(FAR), None)), |state| goes_to(state, Some(MAC))).await;
         netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
         until(&mut watch, |state| matches!(state, State::Found(hop) if hop.mtu == 1400)).await;
         let entry = netlink.neighbour(index, ip(THERE)).await.unwrap().unwrap();
@@ -253,7 +253,7 @@ fn a_neighbour_set_by_hand_stays_as_it_is() {
 fn an_own_address_as_peer_is_known_as_local() {
     in_namespace(|netlink| async move {
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let mut watch = hops.watch(Ipv4Addr::LOCALHOST.into(), None);
+        let mut watch = hops.watch(Flow::new(Ipv4Addr::LOCALHOST.into(), None));
         until(&mut watch, |state| matches!(state, State::Found(hop) if hop.local)).await;
     });
 }
@@ -265,7 +265,7 @@ fn an_own_address_that_appears_later_makes_its_peers_reachable() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let later = [192, 0, 2, 77];
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let mut watch = hops.watch(ip(THERE), Some(ip(later)));
+        let mut watch = hops.watch(Flow::new(ip(THERE), Some(ip(later))));
         let State::Unreachable(reason) = until(&mut watch, |state| *state != State::Unknown).await else { panic!() };
         assert_eq!(
             &*reason,
@@ -286,7 +286,7 @@ fn ten_thousand_peers_move_together() {
         netlink.add_route([10, 0, 0, 0], 8, THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let peer = |number: u16| Ipv4Addr::from(0x0A00_0000 + u32::from(number)).into();
-        let mut watches: Vec<_> = (1..=10_000).map(|number| hops.watch(peer(number), None)).collect();
+        let mut watches: Vec<_> = (1..=10_000).map(|number| hops.watch(Flow::new(peer(number), None))).collect();
         for watch in &mut watches {
             until(watch, resolved).await;
         }

@@ -126,7 +126,7 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
         let _half_open = syn();
         // The first look is that of the device, before the hub.
         let frame = std::iter::repeat_with(|| next_tcp(&tap)).find(|frame| frame[..6] != SOURCE).unwrap();
-        let stamp = Stamp { hub: HUB, gso_size: 0, tunnel: TUNNEL as u16 };
+        let stamp = Stamp { hub: HUB, tunnel: TUNNEL as u16, ..Stamp::default() };
         assert_eq!(Stamp::from_mac(frame[..6].try_into().unwrap()), Some(stamp));
         assert_eq!(frame[ETHERNET + IPV4 + TCP..][..4], [2, 4, 3, 0xE8], "MSS 1000");
         // The device is to complete it: so far it is the sum of the pseudo-header, untouched by the clamp.
@@ -154,7 +154,7 @@ fn a_receive_queue_beyond_the_table_is_not_another_hubs() {
         let next = xdp_socket();
         programs.set_private_socket(private_socket_index(u32::from(HUB) + 1, 0), &next).unwrap();
         let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
-        frame[..6].copy_from_slice(&Stamp { hub: HUB, gso_size: 0, tunnel: TUNNEL as u16 }.to_mac());
+        frame[..6].copy_from_slice(&Stamp { hub: HUB, tunnel: TUNNEL as u16, ..Stamp::default() }.to_mac());
         let mut run = |queue| programs.run_xdp_from(names::PRIVATE_XDP, &frame, veth.hidden, queue);
         assert_eq!(run(PRIVATE_QUEUES - 1), XDP_REDIRECT);
         assert_eq!(run(PRIVATE_QUEUES), XDP_DROP);

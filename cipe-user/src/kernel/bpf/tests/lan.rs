@@ -79,7 +79,7 @@ fn a_plain_packet_is_stamped_for_its_tunnel_and_loses_a_hop() {
         let (action, out) = run(&mut programs, &frame);
         assert_eq!(action, XDP_REDIRECT, "{frame:02x?}");
         let mut expected = frame.clone();
-        expected[..6].copy_from_slice(&Stamp { hub: 0, gso_size: 0, tunnel: TUNNEL as u16 }.to_mac());
+        expected[..6].copy_from_slice(&Stamp { tunnel: TUNNEL as u16, ..Stamp::default() }.to_mac());
         if frame[ETHERNET] == 0x45 {
             expected[ETHERNET + 8] -= 1;
             expected = summed(expected);

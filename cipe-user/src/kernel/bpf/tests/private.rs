@@ -38,7 +38,7 @@ fn address(text: &str) -> IpAddr {
 fn stamped(programs: &mut Programs, frame: &[u8], gso_size: u16) -> Vec<u8> {
     let (action, mut out) = programs.run_tc(frame, u32::from(gso_size));
     assert_eq!(action, TC_OK);
-    assert_eq!(out[..6], Stamp { hub: HUB, gso_size, tunnel: TUNNEL as u16 }.to_mac());
+    assert_eq!(out[..6], Stamp { hub: HUB, gso_size, tunnel: TUNNEL as u16, ..Stamp::default() }.to_mac());
     out[..6].copy_from_slice(&frame[..6]);
     out
 }
@@ -62,9 +62,66 @@ fn private_frames_are_stamped_and_else_unchanged() {
         tcp(address(V4), ACK, &[]),
         tcp(address(V6), SYN, &mss_option(9_000)),
     ] {
-        for gso_size in [0, 1_402] {
-            assert_eq!(stamped(&mut programs, &frame, gso_size), frame);
+        assert_eq!(stamped(&mut programs, &frame, 0), frame);
+    }
+}
+
+#[test]
+fn superframes_are_stamped_with_the_size_of_their_segments() {
+    let Some(mut programs) = ready(0) else { return };
+    for to in [V4, V6] {
+        let frame = tcp(address(to), ACK, &[]);
+        assert_eq!(stamped(&mut programs, &frame, 1_402), frame);
+    }
+}
+
+#[test]
+fn what_the_kernel_cuts_by_itself_is_stamped_as_a_single_frame() {
+    let Some(mut programs) = ready(0) else { return };
+    // Under BPF_PROG_TEST_RUN a superframe has a size and no type, as no UDP superframe has.
+    let frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
+    let (action, out) = programs.run_tc(&frame, 1_402);
+    assert_eq!(action, TC_OK);
+    assert_eq!(out[..6], Stamp { hub: HUB, tunnel: TUNNEL as u16, ..Stamp::default() }.to_mac());
+}
+
+#[test]
+fn a_tunnel_s_own_datagrams_do_not_come_into_it() {
+    let Some(mut programs) = programs() else { return };
+    programs.set_private_address(SOURCE, TUNNEL).unwrap();
+    // IPv6 puts a fragment header of 8 octets in between: next header, offset and flags, number.
+    let fragmented = |mut frame: Vec<u8>, offset: u16| {
+        let header = [&[17, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 7]].concat();
+        frame[ETHERNET + 6] = 44;
+        frame.splice(ETHERNET + IPV6..ETHERNET + IPV6, header);
+        frame
+    };
+    for (target, others) in [
+        ("192.0.2.7:6789", ["192.0.2.7:6790", "192.0.2.8:6789"]),
+        ("[2001:db8::7]:6789", ["[2001:db8::7]:6790", "[2001:db8:1::7]:6789"]),
+    ] {
+        let target: std::net::SocketAddr = target.parse().unwrap();
+        let known = Tunnel { flags: Tunnel::ALIVE, target: carrier_address(target), ..Tunnel::default() };
+        programs.set_tunnel(TUNNEL, known).unwrap();
+        let own = udp(target, b"sealed");
+        let before = programs.counted(TUNNEL, Verdict::RouteLoop);
+        assert_eq!(programs.run_tc(&own, 0).0, TC_SHOT, "{target}");
+        let mut first = own.clone();
+        if target.is_ipv4() {
+            first[ETHERNET + 6] = 0x20;
+        } else {
+            first = fragmented(own.clone(), 1);
+            assert_eq!(programs.run_tc(&fragmented(own.clone(), 8), 0).0, TC_OK, "a later fragment");
         }
+        assert_eq!(programs.run_tc(&first, 0).0, TC_SHOT, "{target}, the first fragment");
+        assert_eq!(programs.counted(TUNNEL, Verdict::RouteLoop), before + 2);
+        for other in others {
+            assert_eq!(programs.run_tc(&udp(other.parse().unwrap(), b"sealed"), 0).0, TC_OK, "{other}");
+        }
+        assert_eq!(programs.run_tc(&tcp(target.ip(), ACK, &[]), 0).0, TC_OK);
+        // Before the peer is known.
+        programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, ..Tunnel::default() }).unwrap();
+        assert_eq!(programs.run_tc(&own, 0).0, TC_OK);
     }
 }
 
@@ -184,7 +241,8 @@ fn stamped_frames_go_to_the_socket_of_their_hub() {
     let socket = xdp_socket();
     programs.set_private_socket(private_socket_index(HUB.into(), 0), &socket).unwrap();
     let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
-    frame[..6].copy_from_slice(&Stamp { hub: HUB, gso_size: 1_402, tunnel: TUNNEL as u16 }.to_mac());
+    frame[..6]
+        .copy_from_slice(&Stamp { hub: HUB, gso_size: 1_402, tunnel: TUNNEL as u16, ..Stamp::default() }.to_mac());
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_REDIRECT);
     drop(socket);
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_DROP, "a closed socket has left the map");
@@ -206,7 +264,7 @@ fn unstamped_frames_are_dropped_and_counted_for_the_tunnel_of_their_source() {
 fn a_stamp_beyond_the_tables_is_dropped_and_counted_for_no_tunnel() {
     let Some(mut programs) = ready(0) else { return };
     let mut frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
-    frame[..6].copy_from_slice(&Stamp { hub: HUB, gso_size: 0, tunnel: u16::MAX }.to_mac());
+    frame[..6].copy_from_slice(&Stamp { hub: HUB, tunnel: u16::MAX, ..Stamp::default() }.to_mac());
     assert_eq!(programs.run_xdp(names::PRIVATE_XDP, &frame), XDP_DROP);
     assert_eq!(programs.counted(NO_TUNNEL, Verdict::NoEngine), 1);
 }

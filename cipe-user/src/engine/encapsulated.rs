@@ -1,0 +1,145 @@
+//! The unfinished checksum inside a packet that the kernel has put into another one: VXLAN, Geneve, GRE, IP in IP and the rest.
+//!
+//! The kernel leaves the checksum of the *innermost* transport header to the device, and tells it by an offset, which a packet
+//! does not carry to the engine. There are more encapsulations than a list would name, on ports of the operator's choice, so
+//! the header is searched for, by what the kernel must have written: an IP header whose lengths and checksum are right, before
+//! a transport header whose checksum field holds the folded sum of the pseudo header. Only packets that the TC program knows
+//! to be encapsulated ([`cipe_common::Stamp::encapsulated`]) are searched: the payload of anybody else is not ours to mend.
+
+use super::checksum::{Sum, complete};
+use super::headers::{Headers, Version};
+use super::outer::IPV4;
+
+/// Octets of headers of encapsulations that are searched: more than any kernel writes. Geneve has up to 260 with its options.
+const WINDOW: usize = 512;
+
+/// Headers of every encapsulation are a whole number of such steps long, in octets.
+const STEP: usize = 2;
+
+/// Completes the checksum inside `packet`; returns whether there was one to complete. The outer checksums cover it as it will
+/// be (local checksum offload), and stay.
+///
+/// The outermost packet that fits is taken. By chance that is the wrong one for one of 65,536 packets in a UDP tunnel with
+/// checksums that is itself in another tunnel; the peer then drops it for its checksum, as after damage on a line.
+pub fn complete_inside(packet: &mut [u8]) -> bool {
+    let Ok(outer) = Headers::parse(packet) else { return false };
+    let end = outer.ip.total.min(packet.len());
+    let last = end.min(outer.transport + WINDOW);
+    (outer.transport..last).step_by(STEP).any(|at| complete_at(&mut packet[at..end]))
+}
+
+/// The same where an IP packet may begin.
+fn complete_at(packet: &mut [u8]) -> bool {
+    let Ok(headers) = Headers::parse(packet) else { return false };
+    let header_is_right = match headers.version() {
+        Version::V4 => {
+            let mut sum = Sum::default();
+            sum.add(packet.get(..headers.ip.header).unwrap_or_default());
+            headers.ip.header >= IPV4 && sum.folded() == [0xFF; 2]
+        }
+        Version::V6 => true,
+    };
+    header_is_right && complete(packet, &headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::headers::UDP;
+    use crate::engine::testpackets::Flow;
+
+    const ETHERNET4: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
+    const ETHERNET6: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xDD];
+
+    /// A packet of `protocol`, or to a UDP port, around `content`.
+    enum Envelope {
+        Protocol(u8),
+        Port(u16),
+    }
+
+    fn wrap(outer: &Flow, envelope: &Envelope, header: &[u8], content: &[u8]) -> Vec<u8> {
+        let content = [header, content].concat();
+        match envelope {
+            Envelope::Protocol(protocol) => Flow { protocol: *protocol, ..outer.clone() }.carrying(&content),
+            Envelope::Port(port) => Flow { protocol: UDP, ports: [50_000, *port], ..outer.clone() }.packet(&content),
+        }
+    }
+
+    #[test]
+    fn checksums_are_completed_in_every_encapsulation() {
+        use Envelope::{Port, Protocol};
+        let vxlan = [8, 0, 0, 0, 0, 0, 5, 0];
+        let tagged = [&ETHERNET4[..12], &[0x81, 0, 0, 9, 8, 0]].concat();
+        let options = [9; 252];
+        let cases: [(&str, Envelope, Vec<u8>, Flow); 16] = [
+            ("IP in IP", Protocol(4), vec![], Flow::tcp4()),
+            ("IPv6 in IP", Protocol(41), vec![], Flow::tcp6()),
+            ("GRE", Protocol(47), vec![0, 0, 8, 0], Flow::udp4()),
+            ("GRE, IPv6", Protocol(47), vec![0, 0, 0x86, 0xDD], Flow::udp6()),
+            ("GRE with all fields", Protocol(47), [vec![0xB0, 0, 8, 0], vec![7; 12]].concat(), Flow::tcp4()),
+            ("GRE, bridged", Protocol(47), [&[0x20, 0, 0x65, 0x58, 0, 0, 0, 1][..], &ETHERNET4].concat(), Flow::tcp4()),
+            (
+                "ERSPAN",
+                Protocol(47),
+                [&[0x10, 0, 0x88, 0xBE, 0, 0, 0, 1, 0x10, 0, 0, 1, 0, 0, 0, 1][..], &ETHERNET4].concat(),
+                Flow::tcp4(),
+            ),
+            ("MPLS in UDP", Port(6635), vec![0, 1, 1, 64], Flow::tcp4()),
+            ("FOU", Port(5555), vec![], Flow::tcp4()),
+            ("GUE", Port(5556), vec![1, 4, 0, 0, 0, 0, 0, 1], Flow::udp4()),
+            ("VXLAN", Port(4789), [&vxlan[..], &ETHERNET4].concat(), Flow::tcp4()),
+            ("VXLAN on another port", Port(14_789), [&vxlan[..], &ETHERNET6].concat(), Flow::tcp6()),
+            ("VXLAN with a VLAN inside", Port(4789), [&vxlan[..], &tagged].concat(), Flow::tcp4()),
+            ("VXLAN-GPE", Port(4790), vec![0x0C, 0, 0, 1, 0, 0, 5, 0], Flow::udp4()),
+            ("Geneve", Port(6081), [&[63, 0, 0x86, 0xDD, 0, 0, 5, 0][..], &options].concat(), Flow::udp6()),
+            ("Geneve, bridged", Port(6081), [&[0, 0, 0x65, 0x58, 0, 0, 5, 0][..], &ETHERNET4].concat(), Flow::tcp4()),
+        ];
+        for (what, envelope, header, inner) in cases {
+            for outer in [Flow::tcp4(), Flow::tcp6(), Flow { ip_options: 2, ..Flow::tcp4() }] {
+                let (partial, right) = (inner.with_partial_checksum(b"payload"), inner.packet(b"payload"));
+                // Ethernet's padding may follow.
+                for padding in [0, 3] {
+                    let expected = wrap(&outer, &envelope, &header, &[&right[..], &[0; 3][..padding]].concat());
+                    // The checksum of the envelope is the one that it has when all is complete (local checksum offload).
+                    let mut packet = expected.clone();
+                    let at = packet.len() - partial.len() - padding;
+                    packet[at..at + partial.len()].copy_from_slice(&partial);
+                    assert!(complete_inside(&mut packet), "{what}");
+                    assert_eq!(packet, expected, "{what}");
+                    complete_inside(&mut packet);
+                    assert_eq!(packet, expected, "{what}: twice");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_innermost_of_several_is_found() {
+        let right = Flow::tcp4().packet(b"payload");
+        let partial = Flow::tcp4().with_partial_checksum(b"payload");
+        let nest = |content: &[u8], depth: usize| {
+            (0..depth).fold(content.to_vec(), |content, _| wrap(&Flow::tcp4(), &Envelope::Protocol(4), &[], &content))
+        };
+        for depth in [2, 3, 9] {
+            let mut packet = nest(&partial, depth);
+            assert!(complete_inside(&mut packet));
+            assert_eq!(packet, nest(&right, depth));
+        }
+        assert!(!complete_inside(&mut nest(&partial, 1000)));
+    }
+
+    #[test]
+    fn what_is_complete_stays_and_what_is_no_packet_is_left_alone() {
+        let right = wrap(&Flow::tcp4(), &Envelope::Port(4789), &ETHERNET4, &Flow::tcp4().packet(b"payload"));
+        let mut packet = right.clone();
+        assert!(!complete_inside(&mut packet));
+        assert_eq!(packet, right);
+        for length in 0..right.len() {
+            complete_inside(&mut right[..length].to_vec());
+        }
+        let mut damaged = Flow::tcp4().with_partial_checksum(b"payload");
+        damaged[9] ^= 1;
+        let mut packet = wrap(&Flow::tcp4(), &Envelope::Protocol(4), &[], &damaged);
+        assert!(!complete_inside(&mut packet), "a wrong checksum of the IP header");
+    }
+}

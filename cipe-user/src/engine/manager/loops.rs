@@ -1,0 +1,123 @@
+//! Carrier routes that lead into tunnels: one tunnel through another is as good as any carrier, round is not.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::Manager;
+use crate::kernel::nexthop::NextHop;
+
+/// Where the route to a tunnel's peer leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leads {
+    /// Out of this host, straight or through other tunnels.
+    #[default]
+    Out,
+    /// Into the tunnel itself.
+    Inward,
+    /// Through other tunnels and back into the tunnel itself.
+    Round,
+}
+
+/// Time without a datagram of its own in a tunnel after which the next one is news.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What is known of a tunnel's own datagrams that came into it.
+#[derive(Debug, Default)]
+pub struct Loops {
+    counted: u64,
+    last: Option<Instant>,
+}
+
+impl Loops {
+    /// Takes up how many there were so far; whether that is news.
+    pub fn see(&mut self, counted: u64, now: Instant) -> bool {
+        if std::mem::replace(&mut self.counted, counted) == counted {
+            return false;
+        }
+        let last = self.last.replace(now);
+        counted > 0 && last.is_none_or(|last| now.duration_since(last) >= QUIET)
+    }
+
+    /// The way is another one: the next datagram is news, those until now are not.
+    pub fn forget(&mut self, counted: u64) {
+        *self = Self { counted, last: None };
+    }
+}
+
+/// What is said of it.
+pub fn line(target: SocketAddr) -> String {
+    let (ip, port) = (target.ip(), target.port());
+    format!(
+        "looped route: datagrams to {target} are led into the tunnel that sends them, and dropped; add a route to {ip} over the \
+         carrier device, or a rule before the one that leads them here (ip rule add ipproto udp dport {port}, or fwmark with the \
+         option `mark`)"
+    )
+}
+
+impl Manager {
+    /// Where a tunnel leads whose datagrams leave by the device of this ifindex.
+    pub(super) fn leads(&self, number: u16, ifindex: u32) -> Leads {
+        let mut device = ifindex;
+        // More steps than there are tunnels have met one twice: others go round, and end there.
+        for step in 0..=self.tenants.len() {
+            match self.devices.get(&device) {
+                None => return Leads::Out,
+                Some(through) if *through == number => return if step == 0 { Leads::Inward } else { Leads::Round },
+                Some(through) => match self.tenants.get(through).and_then(|tenant| tenant.looked_up) {
+                    Some(hop) => device = hop.ifindex,
+                    None => return Leads::Out,
+                },
+            }
+        }
+        Leads::Out
+    }
+
+    /// Tunnels whose way leads elsewhere since that of another tunnel has changed: number, target and next hop.
+    pub(super) fn changed_by_others(&self) -> Vec<(u16, SocketAddr, NextHop)> {
+        let mut changed = Vec::new();
+        for (number, tenant) in &self.tenants {
+            let Some(hop) = tenant.looked_up.filter(|hop| self.devices.contains_key(&hop.ifindex)) else { continue };
+            if let Some(target) = tenant.target().filter(|_| self.leads(*number, hop.ifindex) != tenant.leads) {
+                changed.push((*number, target, hop));
+            }
+        }
+        changed
+    }
+
+    /// Takes up where a tunnel leads; returns what is to be said of it. Of a way into the tunnel itself nothing, until a
+    /// datagram has come in by it.
+    pub(super) fn set_leads(&mut self, number: u16, leads: Leads) -> Option<String> {
+        let counted =
+            self.programs.verdicts(number.into()).map_or(0, |all| all[cipe_common::Verdict::RouteLoop as usize]);
+        let tenant = self.tenants.get_mut(&number)?;
+        let before = std::mem::replace(&mut tenant.leads, leads);
+        if before != leads {
+            tenant.loops.forget(counted);
+        }
+        let target = tenant.target()?;
+        (leads == Leads::Round && before != leads).then(|| {
+            format!("looped route: datagrams to {target} go round through other tunnels; add a route to {} over the carrier device", target.ip())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_is_told_once_until_it_was_quiet_or_the_way_has_changed() {
+        let (mut loops, start) = (Loops::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!loops.see(0, at(0)));
+        assert!(loops.see(5, at(1)));
+        for second in 2..200 {
+            assert!(!loops.see(5 + second, at(second)));
+        }
+        assert!(!loops.see(204, at(250)), "nothing came");
+        assert!(loops.see(205, at(260)));
+        loops.forget(207);
+        assert!(!loops.see(207, at(261)));
+        assert!(loops.see(208, at(262)));
+    }
+}
