@@ -8,6 +8,7 @@ mod carrier;
 pub mod checksum;
 pub mod coalesce;
 mod counters;
+mod ecn;
 mod encapsulated;
 pub mod frames;
 pub mod headers;

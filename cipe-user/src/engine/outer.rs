@@ -142,6 +142,8 @@ pub struct Datagram {
     pub from: SocketAddr,
     /// The local address that it was sent to.
     pub to: SocketAddr,
+    /// TOS or traffic class.
+    pub tos: u8,
     /// Where the UDP payload stands in the frame.
     pub payload: Range<usize>,
 }
@@ -164,7 +166,7 @@ pub fn parse_front(frame: &[u8]) -> Option<Datagram> {
         ethertype = frame.get(at..at + 2)?.try_into().ok()?;
     }
     let ip = at + 2;
-    let (udp, source, destination) = match ethertype {
+    let (udp, source, destination, tos) = match ethertype {
         ETHERTYPE_IPV4 => {
             let header: &[u8; IPV4] = frame.get(ip..ip + IPV4)?.try_into().ok()?;
             let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3FFF != 0;
@@ -173,7 +175,7 @@ pub fn parse_front(frame: &[u8]) -> Option<Datagram> {
             }
             let [a, b, c, d] = [12, 13, 14, 15].map(|i| header[i]);
             let [e, f, g, h] = [16, 17, 18, 19].map(|i| header[i]);
-            (ip + IPV4, Ipv4Addr::new(a, b, c, d).into(), Ipv4Addr::new(e, f, g, h).into())
+            (ip + IPV4, Ipv4Addr::new(a, b, c, d).into(), Ipv4Addr::new(e, f, g, h).into(), header[1])
         }
         ETHERTYPE_IPV6 => {
             let header: &[u8; IPV6] = frame.get(ip..ip + IPV6)?.try_into().ok()?;
@@ -182,7 +184,8 @@ pub fn parse_front(frame: &[u8]) -> Option<Datagram> {
             }
             let source: [u8; 16] = header[8..24].try_into().ok()?;
             let destination: [u8; 16] = header[24..40].try_into().ok()?;
-            (ip + IPV6, IpAddr::V6(Ipv6Addr::from(source)), IpAddr::V6(Ipv6Addr::from(destination)))
+            let class = header[0] << 4 | header[1] >> 4;
+            (ip + IPV6, IpAddr::V6(Ipv6Addr::from(source)), IpAddr::V6(Ipv6Addr::from(destination)), class)
         }
         _ => return None,
     };
@@ -194,6 +197,7 @@ pub fn parse_front(frame: &[u8]) -> Option<Datagram> {
     Some(Datagram {
         from: SocketAddr::new(source, u16::from_be_bytes([header[0], header[1]])),
         to: SocketAddr::new(destination, u16::from_be_bytes([header[2], header[3]])),
+        tos,
         payload: udp + UDP..udp + length,
     })
 }
@@ -221,7 +225,7 @@ mod tests {
         let start = write_frame(&mut chunk, at..end, HOP, (from, to), MARKS, 7, checksum);
         assert_eq!(start, 0);
         let frame = chunk[..end].to_vec();
-        assert_eq!(parse_frame(&frame), Some(Datagram { from, to, payload: at..end }));
+        assert_eq!(parse_frame(&frame), Some(Datagram { from, to, tos: MARKS.tos, payload: at..end }));
         frame
     }
 

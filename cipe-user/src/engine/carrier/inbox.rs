@@ -24,6 +24,7 @@ struct Header {
     octets: usize,
     /// Of each datagram but the last.
     stride: usize,
+    tos: u8,
     joined: bool,
 }
 
@@ -43,9 +44,9 @@ impl Inbox {
     /// queue.
     pub fn receive(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
         self.headers.clear();
-        // The size of a superframe's datagrams, and that of a joined one's fragments. Not kept for the next call: the
+        // The size of a superframe's datagrams, that of a joined one's fragments, and TOS. Not kept for the next call: the
         // kernel writes into the headers how much it used, and nix does not undo that.
-        let control = nix::cmsg_space!(i32, i32);
+        let control = nix::cmsg_space!(i32, i32, i32);
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(Self::MESSAGES, Some(control));
         let mut chunks = self.buffers.chunks_exact_mut(BUFFER);
         let mut slices: [_; Self::MESSAGES] =
@@ -59,6 +60,7 @@ impl Inbox {
     pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
         self.buffers.chunks_exact(BUFFER).zip(&self.headers).map(|(buffer, header)| Message {
             from: header.from,
+            tos: header.tos,
             is_joined: header.joined,
             octets: buffer.get(..header.octets).unwrap_or_default(),
             stride: header.stride,
@@ -68,12 +70,19 @@ impl Inbox {
 
 impl Header {
     fn of(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Self {
-        let mut header =
-            Self { from: address(message.address), octets: message.bytes, stride: message.bytes, joined: false };
+        let mut header = Self {
+            from: address(message.address),
+            octets: message.bytes,
+            stride: message.bytes,
+            tos: 0,
+            joined: false,
+        };
         // There is room for all that is asked for, so nothing is cut off.
         for control in message.cmsgs().into_iter().flatten() {
             match control {
                 ControlMessageOwned::UdpGroSegments(size) => header.stride = usize::try_from(size).unwrap_or(0),
+                ControlMessageOwned::Ipv4Tos(tos) => header.tos = tos,
+                ControlMessageOwned::Ipv6TClass(class) => header.tos = class as u8,
                 // That of fragments; nix knows no name for it.
                 ControlMessageOwned::Unknown(_) => header.joined = true,
                 _ => {}
@@ -95,6 +104,8 @@ fn address(from: Option<SockaddrStorage>) -> SocketAddr {
 pub struct Message<'a> {
     /// Where it came from.
     pub from: SocketAddr,
+    /// TOS or traffic class, of a superframe that of all its datagrams: the kernel joins none that differ.
+    pub tos: u8,
     /// It came in fragments, which the kernel has joined.
     pub is_joined: bool,
     octets: &'a [u8],

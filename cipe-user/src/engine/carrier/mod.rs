@@ -57,6 +57,8 @@ pub struct Arrival {
     pub to: Option<SocketAddr>,
     /// Where it came from.
     pub from: SocketAddr,
+    /// TOS or traffic class of its header.
+    pub tos: u8,
     /// It came in fragments, which the kernel joined.
     pub was_joined: bool,
     /// Its frame, and where it stands in the chunk; or what it was dropped under.

@@ -52,7 +52,7 @@ struct Shared {
 const TELL: Duration = Duration::from_millis(100);
 
 impl UdpCarrier {
-    /// Makes `socket` ready: not blocking, `UDP_GRO`, a large receive buffer.
+    /// Makes `socket` ready: not blocking, `UDP_GRO`, TOS and sizes of fragments told, a large receive buffer.
     ///
     /// # Errors
     /// What the kernel refuses.
@@ -61,8 +61,10 @@ impl UdpCarrier {
         setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
         if socket.local_addr()?.is_ipv4() {
             setsockopt(&socket, FragmentSize, &true)?;
+            setsockopt(&socket, sockopt::IpRecvTos, &true)?;
         } else {
             setsockopt(&socket, Ipv6FragmentSize, &true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)?;
         }
         // Without CAP_NET_ADMIN over the first namespace the buffer stays as it is, and bursts are lost (and counted).
         if let Err(error) = set_socket_recv_buffer_size_force(&socket, WAITING) {
@@ -160,8 +162,8 @@ impl Door for UdpCarrier {
                 }
                 datagrams += 1;
                 let datagram = in_frame(octets, room.umem, room.pool);
-                let was_joined = message.is_joined;
-                arrivals.push(Arrival { to: None, from: message.from, was_joined, datagram });
+                let (was_joined, tos) = (message.is_joined, message.tos);
+                arrivals.push(Arrival { to: None, from: message.from, tos, was_joined, datagram });
             }
             room.sight.receive(datagrams, first);
         }

@@ -192,7 +192,7 @@ fn arrival(packet: Packet, is_later_piece: bool, room: &mut Room<'_>) -> Option<
     } else {
         Ok((packet.frame, start + found.payload.start..start + found.payload.end))
     };
-    Some(Arrival { to: Some(found.to), from: found.from, was_joined: false, datagram })
+    Some(Arrival { to: Some(found.to), from: found.from, tos: found.tos, was_joined: false, datagram })
 }
 
 /// Puts carrier headers in front of a datagram.

@@ -13,6 +13,7 @@ use super::delivery::Delivery;
 use super::{BATCH, Report, Worker, want};
 use crate::control::protocol::Event;
 use crate::engine::carrier::{Arrival, Door, Room};
+use crate::engine::ecn;
 use crate::engine::socks;
 use crate::engine::tunnel::{Head, Opened};
 use crate::wire::packet;
@@ -29,6 +30,8 @@ pub struct Incoming {
     /// Where the datagram stands in the chunk.
     datagram: Range<usize>,
     from: SocketAddr,
+    /// TOS or traffic class of its header.
+    tos: u8,
     /// IV and first cipher block as on the wire.
     head: Head,
     /// Key to open it under; `None`: bare (`nokey`).
@@ -90,16 +93,16 @@ impl Worker {
                 endpoint.tunnel.warm(Slot::Receive);
             }
         }
-        for (Arrival { from, was_joined, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
+        for (Arrival { from, tos, was_joined, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
             let endpoint = owner.and_then(|number| Some((number, self.endpoints.get(&number)?)));
             if let Some((_, endpoint)) = endpoint.filter(|_| was_joined) {
                 endpoint.tunnel.counters.count(Verdict::Fragmented);
             }
             match (endpoint, datagram) {
                 (Some((number, endpoint)), Ok((frame, place))) if endpoint.tunnel.socks => {
-                    self.unwrap_relayed(number, frame, place, from);
+                    self.unwrap_relayed(number, frame, place, (from, tos));
                 }
-                (Some((number, _)), Ok((frame, place))) => self.classify(number, frame, place, from),
+                (Some((number, _)), Ok((frame, place))) => self.classify(number, frame, place, (from, tos)),
                 (Some((_, endpoint)), Err(verdict)) => endpoint.tunnel.counters.count(verdict),
                 // The tunnel has gone since, and took its counters along.
                 (None, Ok((frame, _))) => self.pool.put(frame),
@@ -112,12 +115,14 @@ impl Worker {
     }
 
     /// Takes off what a SOCKS5 relay puts in front of a datagram; drops what is not from the relay.
-    fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, from: SocketAddr) {
+    fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
         let Some(endpoint) = self.endpoints.get(&number) else { return self.pool.put(frame) };
         let tunnel = &endpoint.tunnel;
         let origin = socks::parse(&self.umem.chunk(&frame)[datagram.clone()]);
         match origin.filter(|_| tunnel.relay == Some(from)) {
-            Some(origin) => self.classify(number, frame, datagram.start + socks::HEADER..datagram.end, origin),
+            Some(origin) => {
+                self.classify(number, frame, datagram.start + socks::HEADER..datagram.end, (origin, tos));
+            }
             None => {
                 tunnel.counters.count(Verdict::BadRelay);
                 self.pool.put(frame);
@@ -133,8 +138,8 @@ impl Worker {
         self.addresses.get(&to).or_else(|| self.addresses.get(&SocketAddr::new(any, to.port())))
     }
 
-    /// Chooses the key for a datagram, or drops it.
-    fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, from: SocketAddr) {
+    /// Chooses the key for a datagram, which came from this address with this TOS, or drops it.
+    fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(frame) };
         let tunnel = &mut endpoint.tunnel;
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
@@ -149,7 +154,7 @@ impl Worker {
         match slot {
             Ok(slot) => {
                 let head = std::array::from_fn(|i| octets.get(i).copied().unwrap_or(0));
-                self.incoming.push(Incoming { tunnel: number, frame, datagram, from, head, slot });
+                self.incoming.push(Incoming { tunnel: number, frame, datagram, from, tos, head, slot });
             }
             Err(verdict) => {
                 match verdict {
@@ -194,7 +199,7 @@ impl Worker {
     }
 
     /// Hands one judged datagram on.
-    fn conclude(&mut self, item: Incoming, opened: Result<Opened, Verdict>) {
+    fn conclude(&mut self, mut item: Incoming, opened: Result<Opened, Verdict>) {
         let number = item.tunnel;
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(item.frame) };
         let tunnel = &mut endpoint.tunnel;
@@ -215,7 +220,16 @@ impl Worker {
                 match opened {
                     Opened::Data(range) => {
                         let inner = at + range.start..at + range.end;
-                        return self.deliveries.push(Delivery { tunnel: number, frame: Some(item.frame), inner });
+                        match ecn::decapsulate(&mut self.umem.chunk_mut(&mut item.frame)[inner.clone()], item.tos) {
+                            Ok(()) => {
+                                return self.deliveries.push(Delivery {
+                                    tunnel: number,
+                                    frame: Some(item.frame),
+                                    inner,
+                                });
+                            }
+                            Err(verdict) => verdict,
+                        }
                     }
                     Opened::Control(range) => {
                         let message = &self.umem.chunk(&item.frame)[at + range.start..at + range.end];

@@ -104,7 +104,7 @@ impl Bed {
         let head: Head = *datagram.first_chunk().unwrap();
         let slot = Some(if under == Static { Slot::Static } else { Slot::Receive });
         let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        Incoming { tunnel, frame, datagram: place, from, head, slot }
+        Incoming { tunnel, frame, datagram: place, from, tos: 0, head, slot }
     }
 
     fn open(&mut self, incoming: &mut [Incoming]) -> Vec<Result<Opened, Verdict>> {
