@@ -254,6 +254,8 @@ impl Fleet {
             "busy_poll_us": 0,
             "static_data": true,
             "dynip": false,
+            "mark": 0,
+            "paced": false,
             "carrier": carrier,
             "xdp_mode": xdp_mode,
             "send_packets": 1_u64 << 40,

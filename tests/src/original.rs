@@ -53,21 +53,7 @@ impl Original {
         for side in [Side::A, Side::B] {
             net.gw(side).ip(&["route", "add", &relayed::port_of(side).ip().to_string(), "dev", "wire0"])?;
         }
-        let gateway = net.gw(Side::B);
-        let device = gateway
-            .run(|| DeviceBuilder::new().name(DEVICE).mtu(MTU).build_sync())
-            .context("TUN device (is /dev/net/tun there?)")?;
-        gateway.ip(&["link", "set", DEVICE, "up"])?;
-        gateway.ip(&[
-            "addr",
-            "add",
-            &Side::B.tunnel().to_string(),
-            "peer",
-            &Side::A.tunnel().to_string(),
-            "dev",
-            DEVICE,
-        ])?;
-        gateway.ip(&["route", "add", &Side::A.lan(), "dev", DEVICE])?;
+        let device = tun_device(&net, Side::B)?;
         let mut key = [0; 16];
         hex::decode_to_slice(KEY, &mut key)?;
         let cipher = match daemon {
@@ -78,7 +64,7 @@ impl Original {
         config.peer = Some(relayed::carrier_of(Side::A));
         configure(&mut config);
         let options = change(Options::of(Side::A));
-        let (theirs, events) = launch(&net, &device, &config, relayed::carrier_of(Side::B))?;
+        let (theirs, events) = launch(&net, Side::B, &device, &config, relayed::carrier_of(Side::B))?;
         let mut ours = Gateway::start(&net, Side::A, daemon, &options)?;
         ours.wait_up()?;
         Ok(Self { ours, theirs, events, net, daemon, options, config, device })
@@ -93,7 +79,7 @@ impl Original {
         let placeholder = UdpSocket::bind("127.0.0.1:0")?;
         let (none, _) = Peer::start(placeholder, self.config.clone())?;
         std::mem::replace(&mut self.theirs, none).stop()?;
-        (self.theirs, self.events) = launch(&self.net, &self.device, &self.config, at)?;
+        (self.theirs, self.events) = launch(&self.net, Side::B, &self.device, &self.config, at)?;
         Ok(())
     }
 
@@ -145,8 +131,58 @@ impl Original {
     }
 }
 
-fn launch(net: &Topology, device: &SyncDevice, config: &Config, at: SocketAddr) -> Result<(Peer, Receiver<Event>)> {
-    let socket = net.gw(Side::B).run(|| UdpSocket::bind(at)).with_context(|| at.to_string())?;
+/// An original's device, which leads to the other side's tunnel address and LAN.
+fn tun_device(net: &Topology, side: Side) -> Result<SyncDevice> {
+    let (gateway, other) = (net.gw(side), side.other());
+    let device = gateway
+        .run(|| DeviceBuilder::new().name(DEVICE).mtu(MTU).build_sync())
+        .context("TUN device (is /dev/net/tun there?)")?;
+    gateway.ip(&["link", "set", DEVICE, "up"])?;
+    let (own, peer) = (side.tunnel().to_string(), other.tunnel().to_string());
+    gateway.ip(&["addr", "add", &own, "peer", &peer, "dev", DEVICE])?;
+    gateway.ip(&["route", "add", &other.lan(), "dev", DEVICE])?;
+    Ok(device)
+}
+
+/// Two originals, to compare with.
+pub struct Originals {
+    /// The network.
+    pub net: Topology,
+    /// Gateways A and B.
+    pub ends: [Peer; 2],
+    _devices: [SyncDevice; 2],
+}
+
+impl Originals {
+    /// Starts both, of a behaviour that `configure` makes of the usual one.
+    ///
+    /// # Errors
+    /// What the network or the devices say.
+    pub fn start(cipher: Cipher, configure: impl Fn(&mut Config)) -> Result<Self> {
+        let net = Topology::new(Carrier::Tapped, Offload::On)?;
+        let mut key = [0; 16];
+        hex::decode_to_slice(KEY, &mut key)?;
+        let start = |side: Side| {
+            let device = tun_device(&net, side)?;
+            let mut config = Config { echo: false, ..Config::original(cipher, key) };
+            config.peer = Some(SocketAddr::from((side.other().carrier(), PORT)));
+            configure(&mut config);
+            let (peer, _) = launch(&net, side, &device, &config, SocketAddr::from((side.carrier(), PORT)))?;
+            anyhow::Ok((peer, device))
+        };
+        let ((a, of_a), (b, of_b)) = (start(Side::A)?, start(Side::B)?);
+        Ok(Self { net, ends: [a, b], _devices: [of_a, of_b] })
+    }
+}
+
+fn launch(
+    net: &Topology,
+    side: Side,
+    device: &SyncDevice,
+    config: &Config,
+    at: SocketAddr,
+) -> Result<(Peer, Receiver<Event>)> {
+    let socket = net.gw(side).run(|| UdpSocket::bind(at)).with_context(|| at.to_string())?;
     let device = device.as_fd().try_clone_to_owned()?;
     Ok(Peer::start_with_device(socket, config.clone(), device)?)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::daemon::Setup;
 use super::options::Options;
-use super::session::{RECEIVE_PACKETS, SEND_OCTETS};
+use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use crate::control::channel::SendError;
 use crate::control::client::{Client, ConnectError};
 use crate::control::protocol::{Attach, Event, Request, VERSION};
@@ -111,6 +111,8 @@ fn attach_request(options: &Options, place: Place) -> Attach {
         xdp_mode: options.xdp_mode,
         mark: options.mark,
         lan: options.lan.clone(),
+        // Until it makes itself known as one of ours.
+        paced: place.send_packets == ORIGINAL_PACKETS,
         send_packets: place.send_packets,
         send_octets: SEND_OCTETS,
         receive_packets: RECEIVE_PACKETS,

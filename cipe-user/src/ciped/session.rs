@@ -240,7 +240,11 @@ impl<R: CryptoRng> Session<R> {
         if self.peer_keeps_keys != self.exchange.peer_keeps_keys() {
             self.peer_keeps_keys = self.exchange.peer_keeps_keys();
             let packets = self.send_packets();
-            steps.push(Step::Send(Request::SetSendLimits { packets, octets: SEND_OCTETS }));
+            steps.push(Step::Send(Request::SetSendLimits {
+                packets,
+                octets: SEND_OCTETS,
+                paced: !self.peer_keeps_keys,
+            }));
         }
         steps
     }

@@ -102,13 +102,15 @@ pub enum Request {
     },
     /// Stops using the dynamic send key; data goes under the static key until the next one.
     DropSendKey,
-    /// Replaces the limits of a send key that [`Attach`] set, from the next packet on: a peer of our own kind bears more
-    /// than an original.
+    /// Replaces what [`Attach`] set of a send key's limits and of spacing, from the next packet on: a peer of our own kind
+    /// bears more than an original.
     SetSendLimits {
         /// [`Attach::send_packets`].
         packets: u64,
         /// [`Attach::send_octets`].
         octets: u64,
+        /// [`Attach::paced`].
+        paced: bool,
     },
     /// Sends to the peer at this address from now on, as if it had been learned there: its name resolves to another one.
     SetPeer {
@@ -205,6 +207,8 @@ pub struct Attach {
     pub mark: u32,
     /// LAN card whose packets go to the tunnel, and come from it, past the kernel's forwarding.
     pub lan: Option<String>,
+    /// Whether to space what leaves: the peer may be an original, whose receive buffer is small.
+    pub paced: bool,
     /// Packets under one send key before a new one is wanted.
     pub send_packets: u64,
     /// Payload octets under one send key before a new one is wanted.

@@ -18,6 +18,7 @@ pub mod lan;
 mod locked;
 mod manager;
 mod outer;
+mod pace;
 mod port;
 mod random;
 pub mod replay;

@@ -121,6 +121,8 @@ pub struct Tunnel {
     pub cttl: u8,
     /// UDP checksums over IPv4.
     pub checksum: bool,
+    /// What leaves is spaced: the peer may be an original.
+    pub paced: bool,
     /// When to ask for keys.
     pub limits: Limits,
     /// Identification of the next outer IPv4 header.
@@ -150,6 +152,7 @@ impl Tunnel {
             ignore_df: false,
             cttl: 0,
             checksum: false,
+            paced: false,
             limits,
             ip_id: 0,
         }

@@ -76,6 +76,8 @@ pub struct Config {
     pub stamp: Stamp,
     /// Order of the check sums it sends.
     pub order: Order,
+    /// Octets of its socket's receive buffer, as the kernel counts them; `None`: as the kernel likes.
+    pub receive_buffer: Option<usize>,
     /// Echo what comes through the tunnel.
     pub echo: bool,
     /// Tell [`Event::Delivered`] for every packet. Off, so that a stream does not fill the channel.
@@ -99,6 +101,7 @@ impl Config {
             static_data: true,
             stamp: Stamp::First,
             order: Order::Big,
+            receive_buffer: None,
             echo: true,
             tell_packets: false,
         }
@@ -208,6 +211,10 @@ impl Peer {
 
     fn launch(socket: UdpSocket, config: Config, device: Option<OwnedFd>) -> io::Result<(Self, Receiver<Event>)> {
         socket.set_nonblocking(true)?;
+        if let Some(octets) = config.receive_buffer {
+            // The kernel doubles what it is told (socket(7)).
+            rustix::net::sockopt::set_socket_recv_buffer_size(&socket, octets / 2)?;
+        }
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let counters = Arc::new(Mutex::new(Counters::default()));
         let (commands, inbox) = mpsc::channel();

@@ -160,6 +160,7 @@ impl Manager {
             mtu: sizes.mtu(),
             cttl: attach.cttl,
             checksum: attach.checksum,
+            paced: attach.paced,
             limits: Limits {
                 send_packets: attach.send_packets,
                 send_octets: attach.send_octets,

@@ -453,8 +453,8 @@ impl Manager {
             (Request::OwnStatus, Some(number)) => self.tell_status_of(connection, vec![number]),
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => self.keys.clear(number.into(), Slot::Send),
-            (Request::SetSendLimits { packets, octets }, Some(number)) => {
-                self.workers.tell_all(|_| Command::SetSendLimits(number, packets, octets));
+            (Request::SetSendLimits { packets, octets, paced }, Some(number)) => {
+                self.workers.tell_all(|_| Command::SetSendLimits(number, packets, octets, paced));
             }
             (Request::SetPeer { peer }, Some(number)) => {
                 self.workers.tell_all(|_| Command::SetPeer(number, peer));

@@ -11,6 +11,7 @@ mod errors;
 mod inbound;
 mod lan;
 mod outbound;
+mod pacing;
 mod patience;
 mod rest;
 mod ship;
@@ -50,6 +51,7 @@ use delivery::Delivery;
 use inbound::Incoming;
 use lan::Lan;
 use outbound::Outgoing;
+use pacing::Spaced;
 use patience::Patience;
 use rest::Rest;
 use table::{Addresses, Table};
@@ -118,7 +120,7 @@ pub enum Command {
     /// Where a SOCKS5 server relays a tunnel's datagrams, if it does.
     SetRelay(u16, Option<SocketAddr>),
     /// Packets and payload octets under one send key before a new one is wanted.
-    SetSendLimits(u16, u64, u64),
+    SetSendLimits(u16, u64, u64, bool),
     /// Stay awake for this long at most when there is nothing to do.
     BusyPoll(Duration),
     /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
@@ -223,6 +225,8 @@ struct Worker {
     carriers: Vec<Option<XdpCarrier>>,
     lans: Vec<Option<Lan>>,
     exits: Exits,
+    /// What waits for its time to leave, by tunnel.
+    spaced: Vec<Spaced>,
     /// What comes to the UDP sockets waits there.
     sockets_held: bool,
     epoll: OwnedFd,
@@ -285,6 +289,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         carriers: Vec::new(),
         lans: Vec::new(),
         exits: Exits::default(),
+        spaced: Vec::new(),
         sockets_held: false,
         epoll,
         commands,
@@ -323,6 +328,7 @@ impl Worker {
         loop {
             // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
             let longest = if self.flush() { Duration::from_secs(1) } else { Duration::from_millis(1) };
+            let longest = longest.min(self.next_departure());
             sources.clear();
             self.crew.set_asleep(self.number, true);
             let woken = rest.wait(&self.epoll, longest).map(|tokens| sources.extend(tokens.map(Source::of)));
@@ -338,6 +344,7 @@ impl Worker {
                 rest.stay_awake(self.busy_poll);
                 self.crew.help(self.number, &self.umem, &mut self.lanes);
             }
+            self.depart_in_time();
             // Serve the ready sources until all are empty, but hear commands between the rounds.
             for _ in 0..16 {
                 self.now = Instant::now();
@@ -437,6 +444,7 @@ impl Worker {
                 self.endpoints.insert(number, Endpoint { tunnel: *tunnel, hub, addresses });
             }
             Command::RemoveTunnel(number, _done) => {
+                self.end_pacing(number);
                 let Some(endpoint) = self.endpoints.remove(&number) else { return };
                 for address in endpoint.addresses {
                     self.addresses.remove(&address);
@@ -466,10 +474,14 @@ impl Worker {
                     endpoint.tunnel.way = if relay.is_some() { Way::Socket } else { Way::NoRoute };
                 }
             }
-            Command::SetSendLimits(number, packets, octets) => {
+            Command::SetSendLimits(number, packets, octets, paced) => {
                 if let Some(endpoint) = self.endpoints.get_mut(&number) {
                     endpoint.tunnel.limits.send_packets = packets;
                     endpoint.tunnel.limits.send_octets = octets;
+                    endpoint.tunnel.paced = paced;
+                }
+                if !paced {
+                    self.end_pacing(number);
                 }
             }
             Command::BusyPoll(ceiling) => self.busy_poll = ceiling,

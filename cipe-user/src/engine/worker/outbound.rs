@@ -157,6 +157,7 @@ impl Worker {
             self.frame(out);
         }
         self.encrypt(&mut outgoing);
+        self.hold_back(&mut outgoing);
         self.ship(&mut outgoing);
         self.outgoing = outgoing;
     }
