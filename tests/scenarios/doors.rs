@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::line::Line;
 use cipe_tests::offload::Offload;
@@ -12,7 +12,8 @@ use cipe_tests::peer::{Cipher, Config, Peer};
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
-use cipe_tests::{SOON, may_make_namespaces, traffic};
+use cipe_tests::{SOON, may_make_namespaces, process, traffic};
+use cipe_user::kernel::bpf::{LoadOptions, Programs, XdpPreference};
 
 const MTU: usize = 1442;
 
@@ -181,4 +182,49 @@ fn a_vlan_carries_a_tunnel_by_each_door() -> Result<()> {
 #[test]
 fn a_macvlan_carries_a_tunnel_by_each_door() -> Result<()> {
     a_device_on_another_carries(&["macvlan", "mode", "bridge"])
+}
+
+/// Somebody else's XDP program on a gateway's carrier device; it passes everything.
+fn foreign_program(net: &Topology, side: Side) -> Result<(Programs, u32)> {
+    net.gw(side).run(|| {
+        let mut programs = Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..LoadOptions::default() })?;
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let ifindex = rustix::net::netdevice::name_to_index(&socket, "wire0")?;
+        programs.attach_carrier(ifindex, XdpPreference::Native)?;
+        Ok((programs, ifindex))
+    })
+}
+
+#[test]
+fn af_xdp_is_taken_again_when_another_program_has_gone() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::Raw)?;
+    let (foreign, ifindex) = foreign_program(&net, Side::A)?;
+    let pair = Pair::start(&net, Daemon::Idea, |_, options| options.set("carrier", "xdp"))?;
+    pair.wait_for_keys(&net)?;
+    let other = ["wire0", "UDP socket", "another XDP program (id "];
+    pair.a.wait_for_status("the other program", |status| has_door(status, &other))?;
+    everything_passes(&net)?;
+    drop(foreign);
+    let own = ["wire0: native XDP"];
+    pair.a.wait_for_status("AF_XDP", |status| has_door(status, &own) && !has_door(status, &other))?;
+    everything_passes(&net)?;
+
+    // Its own program is detached behind its back, with nobody else's in its place, and with one.
+    let engine = pair.a.engine_pid().context("an engine")?;
+    process::detach_xdp(engine, ifindex)?;
+    pair.a.wait_for_line("of the loss", |line| line.contains("somebody has detached"))?;
+    pair.a.wait_for_status("AF_XDP again", |status| has_door(status, &own))?;
+    everything_passes(&net)?;
+    process::detach_xdp(engine, ifindex)?;
+    // Whoever is first has the device.
+    if let Ok((foreign, _)) = foreign_program(&net, Side::A) {
+        pair.a.wait_for_status("the other program", |status| has_door(status, &other))?;
+        everything_passes(&net)?;
+        drop(foreign);
+    }
+    pair.a.wait_for_status("AF_XDP at last", |status| has_door(status, &own) && !has_door(status, &other))?;
+    everything_passes(&net)
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -174,4 +175,34 @@ impl BpfObjects {
         }
         Ok(objects)
     }
+}
+
+/// Detaches the XDP program that a process has attached to a device by a BPF link, as `bpftool link detach` does.
+///
+/// # Errors
+/// There is none, or what the kernel says.
+pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
+    const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let bpf = |command: libc::c_long, value: u32| {
+        // The first field of either command's attributes; the others are zero.
+        let attributes = [value, 0, 0, 0];
+        // SAFETY: the kernel reads the attributes during the call, and nothing else of this process.
+        let answer = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of_val(&attributes)) };
+        if answer < 0 { Err(std::io::Error::last_os_error()) } else { Ok(answer as i32) }
+    };
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
+        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if field("link_type:") != Some("xdp") || field("ifindex:") != Some(&ifindex.to_string()) {
+            continue;
+        }
+        let id = field("link_id:").and_then(|id| id.parse().ok()).context("a link has a number")?;
+        let descriptor = bpf(BPF_LINK_GET_FD_BY_ID, id)?;
+        // SAFETY: the command has just answered with a new descriptor that nobody else owns.
+        let link = unsafe { std::os::fd::OwnedFd::from_raw_fd(descriptor) };
+        bpf(BPF_LINK_DETACH, link.as_raw_fd() as u32)?;
+        return Ok(());
+    }
+    bail!("process {pid} has no XDP link on device {ifindex}")
 }

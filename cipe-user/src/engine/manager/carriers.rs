@@ -40,6 +40,8 @@ pub struct Carrier {
     /// Its name when it was opened.
     pub name: String,
     tunnels: BTreeSet<u16>,
+    /// Number of the program that was attached.
+    program: Option<u32>,
     /// XDP runs in the network stack.
     generic: bool,
     /// It might deliver superframes, if native XDP did not keep the other end from it.
@@ -58,6 +60,11 @@ impl Carrier {
         self.generic && self.superframes
     }
 
+    /// The tunnels over it.
+    pub fn tunnels(&self) -> Vec<u16> {
+        self.tunnels.iter().copied().collect()
+    }
+
     /// Whether what is sent in numbers leaves as live frames, if the choice is ours.
     pub fn sends_live(&self) -> bool {
         self.takes_live
@@ -73,6 +80,11 @@ impl Carriers {
     /// A device that AF_XDP serves.
     pub fn get(&self, ifindex: u32) -> Option<&Carrier> {
         self.open.get(&ifindex)
+    }
+
+    /// The devices that AF_XDP serves, with the numbers of the programs that were attached.
+    pub fn programs(&self) -> Vec<(u32, u32)> {
+        self.open.iter().filter_map(|(ifindex, carrier)| Some((*ifindex, carrier.program?))).collect()
     }
 
     /// Takes up a device that was opened.
@@ -170,7 +182,7 @@ impl Manager {
     }
 
     /// Chooses the doors of all tunnels over a device anew.
-    async fn choose_doors(&mut self, ifindex: u32) {
+    pub(super) async fn choose_doors(&mut self, ifindex: u32) {
         let over = |tenant: &Tenant| tenant.hop.filter(|hop| hop.ifindex == ifindex).zip(tenant.peer);
         let tunnels: Vec<_> =
             self.tenants.iter().filter_map(|(number, tenant)| Some((*number, over(tenant)?))).collect();
@@ -205,11 +217,13 @@ impl Manager {
                 let can_live = may_live && !zero_copy;
                 let takes_live = can_live && netdev::takes_xdp_frames(ifindex);
                 let tunnels = BTreeSet::new();
+                let program = self.netlink.attached(ifindex).await.map_or(None, |(program, _)| program);
                 Ok(Carrier {
                     zero_copy,
                     slot,
                     note,
                     tunnels,
+                    program,
                     name,
                     generic,
                     superframes,
@@ -282,7 +296,7 @@ impl Manager {
     }
 
     /// Closes a carrier device; what its sockets have got is read before anything else.
-    async fn shut(&mut self, ifindex: u32) {
+    pub(super) async fn shut(&mut self, ifindex: u32) {
         let Some(carrier) = self.carriers.open.remove(&ifindex) else { return };
         let is_used = !carrier.tunnels.is_empty();
         if is_used {

@@ -8,6 +8,7 @@ mod keys;
 mod lan;
 mod loops;
 mod moved;
+mod rivals;
 mod sizes;
 mod status;
 mod ways;
@@ -45,6 +46,7 @@ use hubs::Hubs;
 use keys::Previous;
 use lan::Lans;
 use loops::{Leads, Loops};
+use rivals::Rivals;
 use sizes::Sizes;
 use workers::Workers;
 
@@ -179,6 +181,8 @@ struct Manager {
     aging: BTreeSet<u16>,
     /// Carrier devices that were refused to some tunnel.
     refused: BTreeSet<u32>,
+    /// What of those was refused for another program.
+    rivals: Rivals,
     /// Part of the devices' addresses that no engine before had.
     salt: [u8; 3],
     connections: HashMap<u64, Daemon>,
@@ -282,6 +286,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         devices: HashMap::new(),
         aging: BTreeSet::new(),
         refused: BTreeSet::new(),
+        rivals: Rivals::default(),
         salt: Random::new()?.octets(),
         connections: HashMap::new(),
         ways,
@@ -338,6 +343,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                 manager.forget_previous_keys(Instant::now());
                 manager.tell_of_drops(Instant::now());
                 manager.tend_lans(Instant::now()).await;
+                manager.tend_rivals(Instant::now()).await;
                 manager.tend_carriers(Instant::now()).await;
                 manager.tend_moved(Instant::now()).await;
                 accept_later = false;

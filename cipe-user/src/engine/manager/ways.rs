@@ -134,7 +134,10 @@ impl Manager {
             (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
             (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
             (None, _) if self.devices.contains_key(&ifindex) => format!("{name}: UDP socket, through that tunnel"),
-            (None, _) if tenant.refused == Some(ifindex) => format!("{name}: UDP socket, AF_XDP refused"),
+            (None, _) if tenant.refused == Some(ifindex) => match self.rivals.on(ifindex) {
+                Some(program) => format!("{name}: UDP socket, while another XDP program (id {program}) is attached"),
+                None => format!("{name}: UDP socket, AF_XDP refused"),
+            },
             (None, _) => format!("{name}: UDP socket, until single frames come in numbers"),
         }
     }
@@ -227,6 +230,7 @@ impl Manager {
                     tenant.refused = Some(ifindex);
                     self.refused.insert(ifindex);
                 }
+                self.note_rival(ifindex).await;
                 let message = format!("{error:#}; sending by UDP socket");
                 if as_expected {
                     self.news(number, message)
