@@ -82,6 +82,9 @@ verdicts! {
     BadRelay = "bad-relay",
     /// Inbound drop: a control packet that is no message of protocol section 3.
     BadMessage = "bad-message",
+    /// Inbound drop: a control message in clear (32 zero bits in front). Some are passed on to the daemon, which answers
+    /// questions about its configuration and believes nothing.
+    ClearControl = "clear-control",
     /// Inbound drop: the daemon's queue was full.
     ControlFull = "control-full",
     /// Inbound drop: the private device did not take it.

@@ -51,7 +51,7 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
         return Err(Drop { tunnel, verdict: Verdict::BadLength });
     }
     if state.flags & Tunnel::NOKEY == 0 {
-        if n < 16 || !n.is_multiple_of(8) {
+        if (n < 16 || !n.is_multiple_of(8)) && !is_clear(front, datagram.payload, n) {
             return Err(Drop { tunnel, verdict: Verdict::BadLength });
         }
         // A payload beyond the front is the engine's to look at.
@@ -67,6 +67,13 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     // sockets the kernel refuses for a frame of this device.
     let Some(base) = (unsafe { CARRIER_DEVICES.get(device) }) else { return Ok(XDP_PASS) };
     Ok(CARRIER_SOCKETS.redirect(base + ctx.rx_queue_index(), u64::from(XDP_PASS)).unwrap_or_else(|action| action))
+}
+
+/// Whether the payload of `n` octets is a control message in clear, which may have any length: 8 zero octets where a packet
+/// has its IV, and the first four are enough to tell.
+#[inline(always)]
+fn is_clear(front: Front<'_>, payload: usize, n: usize) -> bool {
+    n > 8 && front.at::<[u8; 4]>(payload).is_some_and(|first| *first == [0; 4])
 }
 
 #[inline(always)]

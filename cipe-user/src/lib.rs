@@ -1,5 +1,5 @@
 //! CIPE for today's Linux. Rooms, lower to upper; a room never imports one that stands later:
-//! `cipher`, `xsk` < `wire`, `kernel`, `control` < `engine`, `ciped` < `cli`.
+//! `repeats`, `cipher`, `xsk` < `wire`, `kernel`, `control` < `engine`, `ciped` < `cli`.
 
 pub mod ciped;
 pub mod cipher;
@@ -7,5 +7,6 @@ pub mod cli;
 pub mod control;
 pub mod engine;
 pub mod kernel;
+pub mod repeats;
 pub mod wire;
 pub mod xsk;

@@ -1,6 +1,7 @@
 //! Carrier addresses that change: our own, the way to the peer, and where the peer's name leads.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -97,6 +98,37 @@ fn without_dynip_a_lost_address_is_waited_for() -> Result<()> {
 }
 
 /// The way to the peer goes over another card: the datagrams do, too, and none is sent by the old one.
+/// A standby gateway has the address that it shares with another one only when it takes over. It is not ours to bind then,
+/// unless the kernel was told so, or a service manager waits for the daemon.
+#[test]
+fn an_address_that_comes_later_is_waited_for() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let standby = SocketAddr::from((another(Side::A), PORT));
+    for by_kernel in [true, false] {
+        let net = Topology::new(Carrier::Direct, Offload::On)?;
+        let notified = net.directory().join("notified");
+        let _systemd = UnixDatagram::bind(&notified)?;
+        let environment = [("NOTIFY_SOCKET", notified.to_str().context("ASCII")?)];
+        let environment = if by_kernel { &[][..] } else { &environment };
+        net.gw(Side::A).sysctl("net.ipv4.ip_nonlocal_bind", if by_kernel { "1" } else { "0" })?;
+        let options = Options::of(Side::A).set("me", standby).set("maxerr", -1);
+        let routes = [Side::B.lan()];
+        let gateway = (net.gw(Side::A), "A");
+        let mut ours = Gateway::start_with(&net, gateway, &routes, Daemon::Blowfish, &options, environment)?;
+        ours.wait_up()?;
+        let options = Options::of(Side::B).set("peer", standby);
+        let mut peer = Gateway::start(&net, Side::B, Daemon::Blowfish, &options)?;
+        peer.wait_up()?;
+        ours.wait_for_line("of what is missing", |line| line.contains("is not an address of this host"))?;
+        net.gw(Side::A).ip(&["addr", "add", &format!("{}/24", standby.ip()), "dev", "wire0"])?;
+        wait_for_ping(&net, Side::A, [&ours, &peer])?;
+        wait_for_ping(&net, Side::B, [&ours, &peer])?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_carrier_route_that_changes_is_followed_to_another_card() -> Result<()> {
     if !may_make_namespaces() {

@@ -64,8 +64,11 @@ fn a_mobile_host_dials_in_from_anywhere() -> Result<()> {
         host.wait_up()?;
         wait_for_ping(net.lan(Side::B), Side::A.host(), &[&gateway, &host])?;
         wait_for_ping(net.lan(Side::A), Side::B.host(), &[&gateway, &host])?;
-        let line = format!("new peer {me}");
-        gateway.wait_for_lines(1 + dials / 2, &format!("with {line:?}"), |told| told.contains(&line))?;
+        // The log tells of the first two moves of a minute.
+        if dials < 2 {
+            let line = format!("new peer {me}");
+            gateway.wait_for_lines(1, &format!("with {line:?}"), |told| told.contains(&line))?;
+        }
         let report = ping::run(net.lan(Side::B), Side::A.host(), &Plan::count(50))?;
         assert_eq!(report.received(), 50);
         host.stop()?;

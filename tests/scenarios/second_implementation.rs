@@ -9,7 +9,7 @@ use cipe_tests::gateway::{Daemon, Gateway};
 use cipe_tests::net::{ICMP, Ipv4, checksum, pattern};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{KEY, Options, PORT};
-use cipe_tests::peer::{Cipher, Config, Event, Peer};
+use cipe_tests::peer::{Cipher, Config, Event, OldKey, Peer};
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
@@ -23,6 +23,7 @@ struct Link {
     ours: Gateway,
     theirs: Peer,
     events: Receiver<Event>,
+    config: Config,
 }
 
 /// Ours is gateway A; the other implementation stands for gateway B and for every host behind it.
@@ -39,10 +40,10 @@ fn link(daemon: Daemon, change: impl Fn(Options) -> Options, configure: impl Fn(
     config.tell_packets = true;
     configure(&mut config);
     let socket = net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), PORT)))?;
-    let (theirs, events) = Peer::start(socket, config)?;
+    let (theirs, events) = Peer::start(socket, config.clone())?;
     let mut ours = Gateway::start(&net, Side::A, daemon, &change(Options::of(Side::A)))?;
     ours.wait_up()?;
-    Ok(Link { net, ours, theirs, events })
+    Ok(Link { net, ours, theirs, events, config })
 }
 
 impl Link {
@@ -61,6 +62,36 @@ impl Link {
                 bail!("no keys: {status:?}\n{counters:?}\n{}", self.ours.log().text());
             }
         }
+    }
+
+    fn bind(&self) -> Result<UdpSocket> {
+        Ok(self.net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), PORT)))?)
+    }
+
+    /// A third one stands in for the other implementation and exchanges keys with ours; then the first comes back, with
+    /// the keys that it had.
+    fn stand_in(&mut self) -> Result<()> {
+        let elsewhere = self.net.gw(Side::B).run(|| UdpSocket::bind("127.0.0.1:0"))?;
+        self.theirs.move_to(elsewhere)?;
+        let deadline = Instant::now() + SOON;
+        // Its thread closes the old socket when it hears of the new one.
+        let port = loop {
+            match self.bind() {
+                Ok(port) => break port,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::yield_now(),
+            }
+        };
+        let (stand_in, events) = Peer::start(port, self.config.clone())?;
+        let away = (std::mem::replace(&mut self.theirs, stand_in), std::mem::replace(&mut self.events, events));
+        self.wait_for_keys()?;
+        // A key that it has not used would not end the one before.
+        self.ping_back(1)?;
+        let (stand_in, events) =
+            (std::mem::replace(&mut self.theirs, away.0), std::mem::replace(&mut self.events, away.1));
+        stand_in.stop()?;
+        drop(events);
+        Ok(self.theirs.move_to(self.bind()?)?)
     }
 
     /// Lets the other implementation ping lanA, and waits for the answer to come out at its end.
@@ -143,6 +174,167 @@ fn either_end_may_speak_first() -> Result<()> {
     let link = link(Daemon::Blowfish, |options| options, |_| {})?;
     link.ping_back(1)?;
     link.wait_for_keys()
+}
+
+/// It announces several keys before it has heard of the first, and goes on under its old one meanwhile.
+#[test]
+fn keys_that_were_never_used_do_not_push_out_the_one_in_use() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let link = link(Daemon::Blowfish, |options| options, |config| config.old_key = OldKey::Kept)?;
+    link.ping_back(1)?;
+    link.wait_for_keys()?;
+    for number in 2..7 {
+        for _ in 0..3 {
+            link.theirs.renew();
+        }
+        link.ping_back(number)?;
+    }
+    let status = link.ours.status()?;
+    assert_eq!((status.count("bad-crc"), status.count("no-receive-key")), (0, 0), "{status:?}");
+    Ok(())
+}
+
+/// Its NK_ACK is lost, and it does not take the same key again, so it does not acknowledge it again either.
+#[test]
+fn one_that_takes_no_key_twice_gets_another() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let link = link(
+        Daemon::Idea,
+        |options| options.set("tokxc", 2),
+        |config| (config.refuse_old, config.lose_acks) = (true, 1),
+    )?;
+    link.wait_for_keys()?;
+    let counters = link.theirs.counters();
+    assert!(counters.refused_keys > 0 && counters.receive_keys == 2, "{counters:?}");
+    assert!(!link.ours.log().text().contains("no answer to NK_IND"), "{}", link.ours.log().text());
+    Ok(())
+}
+
+/// What it sends cannot be opened, and it cannot open what ours sends, which it does not say.
+#[test]
+fn one_that_another_stood_in_for_is_heard_again_when_it_comes_back() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let mut link = link(Daemon::Blowfish, |options| options.set("tokxc", 1), |_| {})?;
+    link.ping_back(1)?;
+    link.wait_for_keys()?;
+    link.stand_in()?;
+    let deadline = Instant::now() + SOON;
+    let before = link.theirs.counters().delivered_dynamic;
+    while link.theirs.counters().delivered_dynamic == before {
+        link.theirs.send(echo_request(&pattern(3, 100)));
+        if Instant::now() > deadline {
+            bail!("{:?}\n{:?}\n{}", link.theirs.counters(), link.ours.status()?, link.ours.log().text());
+        }
+        // Answered when ours has a key again; until then, a packet every now and then.
+        let _ = link.events.recv_timeout(Duration::from_millis(200));
+    }
+    assert!(link.ours.status()?.count("bad-crc") > 0);
+    link.ping_back(4)
+}
+
+/// Nobody behind it sends anything: only its CT_PONGs are missed.
+#[test]
+fn pings_that_stay_unanswered_bring_another_key() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let mut link = link(
+        Daemon::Blowfish,
+        |options| options.set("tokxc", 1).set("ping", 1).set("toping", 1).set("maxerr", -1),
+        |_| {},
+    )?;
+    link.wait_for_keys()?;
+    link.stand_in()?;
+    let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
+    let deadline = Instant::now() + SOON;
+    while ping::run(link.net.lan(Side::A), Side::B.host(), &plan)?.received() == 0 {
+        if Instant::now() > deadline {
+            bail!("{:?}\n{:?}\n{}", link.theirs.counters(), link.ours.status()?, link.ours.log().text());
+        }
+    }
+    Ok(())
+}
+
+/// As 1.5 starts: a question in clear, of a length that no packet has, answered at once. By either door.
+#[test]
+fn a_question_about_the_configuration_in_clear_is_answered() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for (carrier, daemon, cipher) in [("udp", Daemon::Blowfish, b'b'), ("xdp", Daemon::Idea, b'i')] {
+        let link = link(daemon, |options| options.set("carrier", carrier), |config| config.asks_configuration = true)?;
+        link.wait_for_keys()?;
+        let deadline = Instant::now() + SOON;
+        let answer = loop {
+            // The first one may have come before ours was there.
+            link.theirs.send_clear(0x75);
+            match link.events.recv_timeout(Duration::from_secs(1)) {
+                Ok(Event::Clear(message)) => break message,
+                _ if Instant::now() > deadline => bail!("{:?}\n{}", link.ours.status()?, link.ours.log().text()),
+                _ => {}
+            }
+        };
+        assert_eq!((answer[0], &answer[4..10]), (0x76, &[b'C', b'I', b'P', b'E', 3, cipher][..]));
+        assert!(link.ours.status()?.count("clear-control") > 0);
+        assert_eq!(link.ours.status()?.count("bad-length"), 0);
+        assert!(!link.ours.log().text().contains("another way"), "{}", link.ours.log().text());
+    }
+    Ok(())
+}
+
+/// Whoever can reach the port can send them.
+#[test]
+fn nothing_in_clear_stops_ours_or_changes_its_keys() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let link = link(Daemon::Blowfish, |options| options, |_| {})?;
+    link.wait_for_keys()?;
+    let before = link.theirs.counters();
+    // One after the other: of many at once, some are passed on.
+    for (count, number) in [1, 2, 3, 0x74].into_iter().enumerate() {
+        link.theirs.send_clear(number);
+        let deadline = Instant::now() + SOON;
+        while link.ours.status()?.count("clear-control") <= count as u64 {
+            if Instant::now() > deadline {
+                bail!("{:?}", link.ours.status()?);
+            }
+        }
+    }
+    link.ours.wait_for_line("of what was refused", |line| line.contains("refused NK_REQ in clear from"))?;
+    link.ping_back(1)?;
+    let after = link.theirs.counters();
+    assert_eq!((after.receive_keys, after.send_keys), (before.receive_keys, before.send_keys), "{after:?}");
+    Ok(())
+}
+
+/// Each key is announced under the one before it, both ways; the static key is for the first ones.
+#[test]
+fn keys_are_chained() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let renew = |config: &mut Config| (config.tokey, config.tokxc) = (Duration::from_secs(1), Duration::from_secs(1));
+    let link = link(Daemon::Blowfish, |options| options.set("tokey", 1).set("tokxc", 1), renew)?;
+    link.wait_for_keys()?;
+    let deadline = Instant::now() + SOON;
+    loop {
+        let counters = link.theirs.counters();
+        if counters.chained_keys >= 3 && counters.send_keys >= 4 {
+            break;
+        }
+        if Instant::now() > deadline {
+            bail!("{counters:?}\n{}", link.ours.log().text());
+        }
+        ping::run(link.net.lan(Side::A), Side::B.host(), &Plan::count(1))?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -217,7 +217,10 @@ impl Fleet {
         }
         // Answered behind all that was asked before.
         let (_, (last, _)) = self.connections.last_key_value().context("there is a tunnel")?;
-        send(last, &json!({"request": "send-control", "payload": "no hexadecimal"}))?;
+        let nonsense = json!({
+            "request": "send-control", "payload": "no hexadecimal", "under": "live", "announces": false,
+        });
+        send(last, &nonsense)?;
         receive(last, &["failed"])?;
         Ok(())
     }
@@ -233,7 +236,7 @@ impl Fleet {
         let key = (self.cipher != Cipher::Nokey).then(|| hex::encode([0xA5; 16]));
         json!({
             "request": "attach",
-            "version": 3,
+            "version": 4,
             "device": device,
             "prefix": prefix,
             "cipher": cipher,
@@ -244,6 +247,7 @@ impl Fleet {
             "interface": {"configure": true, "metric": 0, "prefix": null, "broadcast": null, "mac": null},
             "socks": null,
             "me": format!("{}:{port}", side.carrier()),
+            "me_may_come": false,
             "peer": format!("{}:{port}", side.other().carrier()),
             "pin_peer": true,
             "cttl": 64,

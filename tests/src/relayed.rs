@@ -109,6 +109,7 @@ const INBOUND: &[&str] = &[
     "reflected",
     "wrong-peer",
     "bad-message",
+    "clear-control",
     "control-full",
     "private-full",
 ];

@@ -84,6 +84,12 @@ pub(super) async fn attach(setup: &Setup, place: Place) -> Result<Attached, Atta
     Ok(Attached { engine, device, me })
 }
 
+/// Whether the service manager waits for this daemon: then it is started at boot, perhaps before the network is, and on a
+/// standby that has its address only when it is needed.
+fn is_service() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 fn attach_request(options: &Options, place: Place) -> Attach {
     Attach {
         version: VERSION,
@@ -96,6 +102,7 @@ fn attach_request(options: &Options, place: Place) -> Attach {
         mtu: options.mtu,
         interface: options.interface.clone(),
         me: place.me,
+        me_may_come: options.dynip || is_service(),
         peer: place.peer,
         pin_peer: options.pin_peer,
         cttl: options.cttl,

@@ -312,9 +312,12 @@ impl Daemon {
             End::Asked(reason) => tracing::info!("{device}: {reason}"),
             End::Failed(reason) => tracing::error!("{device}: {reason}"),
         }
+        let (End::Asked(reason) | End::Failed(reason)) = ended;
         match &self.engine {
             Some(engine) => {
-                if let Err(error) = engine.send(&self.session.farewell(self.clock.now())) {
+                if let Some(farewell) = self.session.farewell(reason, self.clock.now())
+                    && let Err(error) = engine.send(&farewell)
+                {
                     tracing::warn!("{device}: no CT_KILL sent: {error}");
                 }
             }

@@ -11,7 +11,7 @@ pub struct Limits {
     pub ping: Duration,
     /// For the CT_PONG to come; zero: not waited for.
     pub toping: Duration,
-    /// Errors between two key exchanges that are borne; `None`: any number.
+    /// Errors that are borne while no message of the peer's comes; `None`: any number.
     pub maxerr: Option<u32>,
 }
 
@@ -20,6 +20,9 @@ pub struct Limits {
 pub struct Due {
     /// A CT_PING stayed without an answer: see [`Health::error`].
     pub unanswered: bool,
+    /// Several in a row did, and nothing else has come from the peer for so long that it may have other keys than we
+    /// think.
+    pub silent: bool,
     /// Send a CT_PING.
     pub ping: bool,
 }
@@ -27,7 +30,7 @@ pub struct Due {
 /// What an error led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// So many since the last exchange.
+    /// So many since the peer was heard.
     Bear(u32),
     /// Too many.
     GiveUp(u32),
@@ -40,12 +43,23 @@ pub struct Health {
     next_ping: Option<Duration>,
     answer_due: Option<Duration>,
     errors: u32,
+    /// Unanswered CT_PINGs in a row.
+    unanswered: u32,
+    /// The least time of silence after which keys are doubted.
+    patience: Duration,
+    /// When they are doubted next, and how long after that.
+    doubt: (Duration, Duration),
 }
 
+/// One unanswered CT_PING is a lost datagram; so many are a peer that does not understand us.
+const SILENT: u32 = 2;
+
 impl Health {
-    /// Starts at `now`; the first CT_PING comes one interval later.
-    pub fn new(limits: Limits, now: Duration) -> Self {
-        let mut health = Self { limits, next_ping: None, answer_due: None, errors: 0 };
+    /// Starts at `now`; the first CT_PING comes one interval later. Keys are doubted after `patience` (tokxc) of silence,
+    /// and each time after twice as long again.
+    pub fn new(limits: Limits, patience: Duration, now: Duration) -> Self {
+        let doubt = (now + patience, patience);
+        let mut health = Self { limits, next_ping: None, answer_due: None, errors: 0, unanswered: 0, patience, doubt };
         health.set_limits(limits, now);
         health
     }
@@ -67,7 +81,13 @@ impl Health {
         let mut due = Due::default();
         if self.answer_due.is_some_and(|at| at <= now) {
             self.answer_due = None;
+            self.unanswered = self.unanswered.saturating_add(1);
             due.unanswered = true;
+            let (at, wait) = self.doubt;
+            if self.unanswered >= SILENT && at <= now {
+                self.doubt = (now + wait, wait.saturating_mul(2));
+                due.silent = true;
+            }
         }
         if self.next_ping.is_some_and(|at| at <= now) {
             self.next_ping = Some(now + self.limits.ping);
@@ -85,9 +105,10 @@ impl Health {
         self.answer_due = None;
     }
 
-    /// A key was exchanged: errors count anew.
-    pub fn exchanged(&mut self) {
-        self.errors = 0;
+    /// A message of the peer's came: errors count anew.
+    pub fn heard(&mut self, now: Duration) {
+        (self.errors, self.unanswered) = (0, 0);
+        self.doubt = (now + self.patience, self.patience);
     }
 
     /// A network error, or an unanswered CT_PING.
@@ -107,7 +128,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn health(ping: u32, toping: u32, maxerr: Option<u32>) -> Health {
-        Health::new(Limits { ping: ping * SECOND, toping: toping * SECOND, maxerr }, Duration::ZERO)
+        Health::new(Limits { ping: ping * SECOND, toping: toping * SECOND, maxerr }, 10 * SECOND, Duration::ZERO)
     }
 
     #[test]
@@ -120,11 +141,11 @@ mod tests {
         let mut health = health(10, 3, Some(8));
         assert_eq!(health.deadline(), Some(10 * SECOND));
         assert_eq!(health.tick(9 * SECOND), Due::default());
-        assert_eq!(health.tick(10 * SECOND), Due { unanswered: false, ping: true });
+        assert_eq!(health.tick(10 * SECOND), Due { ping: true, ..Due::default() });
         assert_eq!(health.deadline(), Some(13 * SECOND));
-        assert_eq!(health.tick(13 * SECOND), Due { unanswered: true, ping: false });
+        assert_eq!(health.tick(13 * SECOND), Due { unanswered: true, ..Due::default() });
         assert_eq!(health.deadline(), Some(20 * SECOND));
-        assert_eq!(health.tick(20 * SECOND), Due { unanswered: false, ping: true });
+        assert_eq!(health.tick(20 * SECOND), Due { ping: true, ..Due::default() });
         health.answered();
         assert_eq!(health.deadline(), Some(30 * SECOND));
     }
@@ -145,17 +166,46 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_borne_up_to_maxerr_between_two_exchanges() {
+    fn errors_are_borne_up_to_maxerr_while_the_peer_is_not_heard() {
         let mut strict = health(0, 0, Some(0));
         assert_eq!(strict.error(), Verdict::GiveUp(1));
         let mut usual = health(0, 0, Some(2));
         assert_eq!(usual.error(), Verdict::Bear(1));
         assert_eq!(usual.error(), Verdict::Bear(2));
-        usual.exchanged();
+        usual.heard(SECOND);
         assert_eq!(usual.error(), Verdict::Bear(1));
         assert_eq!(usual.error(), Verdict::Bear(2));
         assert_eq!(usual.error(), Verdict::GiveUp(3));
         let mut patient = health(0, 0, None);
         assert!((0..1000).all(|_| matches!(patient.error(), Verdict::Bear(_))));
+    }
+
+    #[test]
+    fn keys_are_doubted_when_several_pings_stay_unanswered_and_ever_more_seldom() {
+        let mut health = health(2, 2, None);
+        let mut doubts = Vec::new();
+        for second in 1..=200 {
+            if health.tick(second * SECOND).silent {
+                doubts.push(second);
+            }
+            if second == 100 {
+                health.heard(second * SECOND);
+            }
+        }
+        assert_eq!(doubts, [10, 20, 40, 80, 110, 120, 140, 180]);
+    }
+
+    #[test]
+    fn one_lost_ping_casts_no_doubt_on_the_keys() {
+        let mut health = health(60, 5, None);
+        for second in 1..1000 {
+            let now = second * SECOND;
+            assert!(!health.tick(now).silent);
+            // Every other ping is answered.
+            if second % 120 == 1 {
+                health.answered();
+                health.heard(now);
+            }
+        }
     }
 }

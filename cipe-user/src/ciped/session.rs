@@ -2,6 +2,10 @@
 //!
 //! A state machine without sockets or clocks, like the [`Exchange`] inside it; [`super::daemon`] carries out the steps.
 
+mod clear;
+mod topic;
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,8 +14,12 @@ use rand::CryptoRng;
 use super::exchange::{Action, Exchange, Input, Note, Now};
 use super::health::{Health, Limits, Verdict};
 use super::options::Options;
-use crate::control::protocol::{Event, Request};
+use crate::control::protocol::{Event, Request, Under};
+use crate::repeats::{Repeats, counted};
+use crate::wire::clear::Configuration;
 use crate::wire::message::{self, Message};
+
+use self::topic::{Topic, level, topic};
 
 /// Packets under one send key towards an original, which forgets a receive key after twice as many (protocol
 /// section 3).
@@ -70,6 +78,11 @@ pub struct Session<R> {
     key_life: Duration,
     /// When the send key in use is of no more use.
     key_ends: Option<Duration>,
+    repeats: HashMap<Topic, Repeats>,
+    /// How this end is set up, for those who ask in clear.
+    configuration: Configuration,
+    /// When such a question was answered last.
+    configuration_told: Option<Duration>,
     rng: R,
 }
 
@@ -79,11 +92,14 @@ impl<R: CryptoRng> Session<R> {
         let tokxc = Duration::from_secs(options.tokxc.into());
         Self {
             exchange: Exchange::new(tokxc, rngs.0),
-            health: Health::new(limits(options), now.at),
+            health: Health::new(limits(options), tokxc, now.at),
             tokxts: options.tokxts,
             peer_keeps_keys: false,
             key_life: Duration::from_secs(options.tokey.into()) * 3 / 2,
             key_ends: None,
+            repeats: HashMap::new(),
+            configuration: clear::configuration(options),
+            configuration_told: None,
             rng: rngs.1,
         }
     }
@@ -121,7 +137,11 @@ impl<R: CryptoRng> Session<R> {
         }
         let due = self.health.tick(now.at);
         if due.unanswered {
-            self.error("no answer to a ping", &mut steps);
+            self.error("no answer to a ping", now, &mut steps);
+        }
+        if due.silent {
+            let actions = self.exchange.handle(Input::Unanswered, now);
+            steps.extend(self.steps(actions, now));
         }
         if due.ping {
             steps.push(self.control(&Message::Ping(&[]), now));
@@ -129,9 +149,11 @@ impl<R: CryptoRng> Session<R> {
         steps
     }
 
-    /// The message that says good-bye.
-    pub fn farewell(&mut self, now: Now) -> Request {
-        control(&Message::Kill, now, &mut self.rng)
+    /// The message that says good-bye, and why. An original would take it for an order to exit, for good: so only a peer of
+    /// our own kind gets one.
+    pub fn farewell(&mut self, reason: &str, now: Now) -> Option<Request> {
+        let is_ours = self.exchange.peer_keeps_keys();
+        is_ours.then(|| control(&Message::Kill(reason.as_bytes()), now, &mut self.rng))
     }
 
     /// Takes an event of the engine. [`Event::Attached`], [`Event::Renamed`] and the status events are not for here, and do nothing.
@@ -143,13 +165,18 @@ impl<R: CryptoRng> Session<R> {
             }
             Event::Control { payload, under_static, .. } => match hex::decode(payload) {
                 Ok(payload) => self.message(&zeroize::Zeroizing::new(payload), *under_static, now),
-                Err(_) => {
-                    vec![Step::Log(Level::Warning, "the engine passed on a message that is not hexadecimal".into())]
-                }
+                Err(_) => vec![not_hexadecimal()],
             },
+            // Behind a NAT that spreads its mappings, that is each packet.
             Event::NewPeer { peer } => {
-                vec![Step::Peer(*peer), Step::Log(Level::Info, format!("new peer {peer}"))]
+                let mut steps = vec![Step::Peer(*peer)];
+                steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {peer}"), now));
+                steps
             }
+            Event::Clear { datagram, from } => match hex::decode(datagram) {
+                Ok(datagram) => self.clear(&datagram, *from, now),
+                Err(_) => vec![not_hexadecimal()],
+            },
             Event::NewMe { me, before } if before.ip().is_unspecified() => {
                 vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {me}"))]
             }
@@ -159,7 +186,7 @@ impl<R: CryptoRng> Session<R> {
                 Step::Log(Level::Info, format!("changing my address: {me}")),
                 self.control(&Message::Ping(&[]), now),
             ],
-            Event::NetworkError { message } => self.network_error(message),
+            Event::NetworkError { message } => self.network_error(message, now),
             Event::Notice { message, well } => {
                 vec![Step::Log(if *well { Level::Info } else { Level::Warning }, message.clone())]
             }
@@ -172,34 +199,39 @@ impl<R: CryptoRng> Session<R> {
     }
 
     /// An error of the carrier network.
-    pub fn network_error(&mut self, what: &str) -> Vec<Step> {
+    pub fn network_error(&mut self, what: &str, now: Now) -> Vec<Step> {
         let mut steps = Vec::new();
-        self.error(what, &mut steps);
+        self.error(what, now, &mut steps);
         steps
     }
 
     fn message(&mut self, payload: &[u8], under_static: bool, now: Now) -> Vec<Step> {
-        if !message::is_fresh(payload, now.unix, self.tokxts) {
+        let Ok(message) = Message::parse(payload) else {
+            let number = payload.first().copied().unwrap_or_default();
+            let text = format!("dropped a control message that is unknown or damaged, of type {number:#04x}");
+            return self.tell(Topic::Unknown, Level::Info, &text, now);
+        };
+        if message.is_stamped() && !message::is_fresh(payload, now.unix, self.tokxts) {
             let text = format!(
                 "a key exchange message is off by more than tokxts={} s; dropped; compare the clocks",
                 self.tokxts
             );
-            return vec![Step::Log(Level::Warning, text)];
+            return self.tell(Topic::Stale, Level::Warning, &text, now);
         }
-        let Ok(message) = Message::parse(payload) else {
-            let number = payload.first().copied().unwrap_or_default();
-            return vec![Step::Log(Level::Info, format!("dropped an unknown control message of type {number:#04x}"))];
-        };
+        self.health.heard(now.at);
         let mut steps = match &message {
             Message::Ping(data) => vec![self.control(&Message::Pong(data), now)],
             Message::Pong(_) => {
                 self.health.answered();
                 Vec::new()
             }
-            Message::Kill => vec![Step::Log(Level::Info, "the peer goes away (CT_KILL)".to_owned())],
+            // The peer's text is not trusted to be one line.
+            Message::Kill(text) => {
+                let why = if text.is_empty() { String::new() } else { format!(": {}", text.escape_ascii()) };
+                self.tell(Topic::Kill, Level::Info, &format!("the peer goes away (CT_KILL){why}"), now)
+            }
             Message::Debug(text) => {
-                // The peer's text is not trusted to be one line.
-                vec![Step::Log(Level::Info, format!("the peer says: {}", text.escape_ascii()))]
+                self.tell(Topic::PeerSays, Level::Info, &format!("the peer says: {}", text.escape_ascii()), now)
             }
             _ => Vec::new(),
         };
@@ -212,11 +244,10 @@ impl<R: CryptoRng> Session<R> {
         let mut steps = Vec::with_capacity(actions.len());
         for action in actions {
             match action {
-                Action::SendMessage(payload) => {
-                    steps.push(Step::Send(Request::SendControl { payload: hex::encode(&*payload) }))
+                Action::SendMessage { payload, under, announces } => {
+                    steps.push(Step::Send(Request::SendControl { payload: hex::encode(&*payload), under, announces }))
                 }
                 Action::SetSendKey(key) => {
-                    self.health.exchanged();
                     self.key_ends = Some(now.at + self.key_life);
                     steps.push(Step::Send(Request::SetSendKey { key }));
                 }
@@ -225,12 +256,17 @@ impl<R: CryptoRng> Session<R> {
                     steps.push(Step::Send(Request::DropSendKey));
                 }
                 Action::SetReceiveKey { key, keep } => {
-                    self.health.exchanged();
                     let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
                     steps.push(Step::Send(Request::SetReceiveKey { key, keep_ms }));
                 }
                 Action::Log(note) => {
-                    steps.push(Step::Log(level(note), note.to_string()));
+                    if matches!(note, Note::NewSendKey { .. }) {
+                        self.repeats.remove(&Topic::NoAcknowledgement);
+                    }
+                    match topic(note) {
+                        Some(topic) => steps.extend(self.tell(topic, level(note), &note.to_string(), now)),
+                        None => steps.push(Step::Log(level(note), note.to_string())),
+                    }
                     if matches!(note, Note::NoAcknowledgement { .. } | Note::NoIndication { .. }) {
                         steps.push(Step::LookUpPeer);
                     }
@@ -253,18 +289,24 @@ impl<R: CryptoRng> Session<R> {
         Step::Send(control(message, now, &mut self.rng))
     }
 
-    fn error(&mut self, what: &str, steps: &mut Vec<Step>) {
+    /// Tells the operator, unless the same was told often of late.
+    fn tell(&mut self, topic: Topic, level: Level, line: &str, now: Now) -> Vec<Step> {
+        let total = self.repeats.entry(topic).or_default().once_more(now.at);
+        total.map(|total| Step::Log(level, counted(line, total))).into_iter().collect()
+    }
+
+    fn error(&mut self, what: &str, now: Now, steps: &mut Vec<Step>) {
         steps.push(Step::LookUpPeer);
         match self.health.error() {
-            // Told at 1, 2, 4, 8, ...: a dead peer must not fill the log.
-            Verdict::Bear(count) if count.is_power_of_two() => {
-                let text = format!("{what}; network error {count} since the last key exchange");
-                steps.push(Step::Log(Level::Warning, text));
+            Verdict::Bear(count) => {
+                let text = format!("{what}; network error {count} since the peer was heard");
+                if self.repeats.entry(Topic::NetworkError).or_default().once_more(now.at).is_some() {
+                    steps.push(Step::Log(Level::Warning, text));
+                }
             }
-            Verdict::Bear(_) => {}
             Verdict::GiveUp(count) => {
                 let text = format!(
-                    "{what}; {count} network errors since the last key exchange; raise maxerr, or set it to -1 to stay"
+                    "{what}; {count} network errors since the peer was heard; raise maxerr, or set it to -1 to stay"
                 );
                 steps.push(Step::End(End::Failed(text)));
             }
@@ -272,21 +314,18 @@ impl<R: CryptoRng> Session<R> {
     }
 }
 
+fn not_hexadecimal() -> Step {
+    Step::Log(Level::Warning, "the engine passed on a message that is not hexadecimal".into())
+}
+
 fn control(message: &Message<'_>, now: Now, rng: &mut impl CryptoRng) -> Request {
-    Request::SendControl { payload: hex::encode(&*message.build(now.unix, rng)) }
+    let payload = hex::encode(&*message.build(now.unix, rng));
+    Request::SendControl { payload, under: Under::Live, announces: false }
 }
 
 fn limits(options: &Options) -> Limits {
     let seconds = |value: u32| Duration::from_secs(value.into());
     Limits { ping: seconds(options.ping), toping: seconds(options.toping), maxerr: options.maxerr }
-}
-
-fn level(note: Note) -> Level {
-    match note {
-        Note::ReusedKey | Note::NoAcknowledgement { .. } | Note::NoIndication { .. } => Level::Warning,
-        Note::NewSendKey { .. } | Note::NewReceiveKey | Note::PeerKeepsKeys => Level::Info,
-        Note::Requested | Note::Forgotten | Note::StrayAcknowledgement => Level::Debug,
-    }
 }
 
 #[cfg(test)]

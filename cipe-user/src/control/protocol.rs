@@ -11,7 +11,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Changes whenever an older peer would misread a message.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Smallest device MTU in octets: RFC 791's minimum.
 pub const MIN_MTU: u32 = 68;
@@ -82,6 +82,19 @@ pub enum XdpMode {
     Generic,
 }
 
+/// The key that a message is sealed under.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Under {
+    /// The dynamic send key if there is one, else the static key.
+    #[default]
+    Live,
+    /// The static key, which every peer has, whatever else it has lost.
+    Static,
+    /// This dynamic key, which is the send key no longer.
+    Retired(KeyOctets),
+}
+
 /// From daemon to engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
@@ -122,10 +135,22 @@ pub enum Request {
         /// Where the server relays datagrams.
         relay: Option<SocketAddr>,
     },
-    /// Seals `payload` as a control packet (type 01) and sends it, under the dynamic send key if there is one.
+    /// Seals `payload` as a control packet (type 01) and sends it.
     SendControl {
         /// Message octets in hexadecimal, before padding.
         payload: String,
+        /// The key to seal it under.
+        under: Under,
+        /// It is the first NK_IND of a key. Packets under the static key count as packets under that key from here on,
+        /// since an original counts them so.
+        announces: bool,
+    },
+    /// Sends a control message in clear, by the UDP socket.
+    SendClear {
+        /// The whole datagram in hexadecimal.
+        datagram: String,
+        /// Carrier address that it goes to.
+        to: SocketAddr,
     },
     /// Asks for [`Event::Status`], one a tunnel, then [`Event::StatusEnd`]. Needs no attached tunnel.
     Status,
@@ -177,6 +202,8 @@ pub struct Attach {
     pub interface: Interface,
     /// Own carrier address; unspecified address and port 0: the system picks.
     pub me: SocketAddr,
+    /// This host may get the own carrier address, or a way to the peer, later; till then nothing is sent.
+    pub me_may_come: bool,
     /// The peer's carrier address; unspecified: learn it.
     pub peer: SocketAddr,
     /// Never re-point the peer.
@@ -237,6 +264,8 @@ pub enum Wanted {
     NoReceiveKey,
     /// The receive key is used up, or too old; the peer must make one (NK_REQ).
     ReceiveKeySpent,
+    /// For a while, no packet under a dynamic key could be opened: both ends may have keys that the other one lacks.
+    Undecryptable,
 }
 
 /// From engine to daemon.
@@ -265,6 +294,13 @@ pub enum Event {
         from: SocketAddr,
         /// Whether it was under the static key.
         under_static: bool,
+    },
+    /// A control message in clear came. Anybody may have sent it; of many, some are passed on.
+    Clear {
+        /// The whole datagram in hexadecimal.
+        datagram: String,
+        /// Where it came from.
+        from: SocketAddr,
     },
     /// A new key is wanted.
     KeyWanted {

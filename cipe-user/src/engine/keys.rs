@@ -250,6 +250,11 @@ impl Keys {
         }
     }
 
+    /// A key that is in no slot, expanded for this tunnel's cipher.
+    pub fn expand(&self, octets: &[u8; KEY]) -> Key {
+        Key::new(self.algorithm, octets)
+    }
+
     /// The key in a slot.
     pub fn get(&self, slot: Slot) -> Option<&Arc<LiveKey>> {
         self.live[slot as usize].as_ref()

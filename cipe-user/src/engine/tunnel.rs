@@ -1,9 +1,10 @@
 //! One tunnel as its worker sees it: keys, peer, way out, and the judgement on each opened packet.
 
+mod common;
 mod opening;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cipe_common::Verdict;
@@ -12,13 +13,12 @@ use cipe_common::maps::Slot;
 use super::carrier::{Path, UdpCarrier};
 use super::counters::{Counters, Tally};
 use super::keys::Keys;
-use super::locked;
 use super::outer::Hop;
-use super::replay::SentIvs;
 use super::toobig::TunnelMtu;
 use crate::control::protocol::Wanted;
-use crate::wire::packet::{self, Type};
+use crate::wire::packet::Type;
 
+pub use common::Common;
 pub use opening::{Candidates, Head, Opened};
 
 /// How datagrams leave for the peer.
@@ -51,37 +51,13 @@ pub struct Limits {
     pub retry: Duration,
 }
 
-/// What all workers have of a tunnel in common, beside its keys.
-#[derive(Default)]
-pub struct Common {
-    /// IVs sent under the static key.
-    sent_ivs: Mutex<SentIvs>,
-    /// While the peer is not known: where a datagram came from under a dynamic key that we have not. It may be the peer's,
-    /// whom only a question for a key can reach, and nothing else is sent there.
-    asker: Mutex<Option<SocketAddr>>,
-    /// When the last key was asked for, sending and receiving.
-    asked: Mutex<[Option<Instant>; 2]>,
-}
-
-impl Common {
-    /// Notes an IV that goes out under the static key.
-    pub fn note_iv(&self, iv: &[u8; packet::IV]) {
-        locked(&self.sent_ivs).insert(iv);
-    }
-
-    /// Notes where a datagram came from that could be the unknown peer's.
-    pub fn note_asker(&self, from: SocketAddr) {
-        *locked(&self.asker) = Some(from);
-    }
-
-    /// Where the last such datagram came from.
-    pub fn asker(&self) -> Option<SocketAddr> {
-        *locked(&self.asker)
-    }
-
-    /// Forgets when keys were asked for: the next packet asks again.
-    pub fn ask_again(&self) {
-        *locked(&self.asked) = [None; 2];
+impl Limits {
+    /// Packets that a peer may count for one key. An original forgets a key after twice `send_packets`, and counts those
+    /// under the static key, too, that came since the key was announced to it: all of them if the round trip is long. It
+    /// has to get the next NK_IND before that; some packets may be on their way through other workers.
+    fn counted_packets(self) -> u64 {
+        let margin = self.send_packets / 16;
+        self.send_packets.saturating_mul(2).saturating_sub(margin)
     }
 }
 
@@ -215,11 +191,12 @@ impl Tunnel {
         let limits = self.limits;
         let live = self.keys.get(slot)?;
         let (packets, octets) = live.account(1, octets as u64);
+        let under_static = self.common.static_packets(u64::from(slot == Slot::Static));
         let reason = if kind == Type::Control {
             return None;
         } else if slot == Slot::Static {
             Wanted::NoSendKey
-        } else if packets >= limits.send_packets {
+        } else if packets >= limits.send_packets || packets + under_static >= limits.counted_packets() {
             Wanted::Packets
         } else if octets >= limits.send_octets {
             Wanted::Octets
@@ -251,18 +228,20 @@ impl Tunnel {
         }
     }
 
+    /// A packet under a dynamic key could not be opened, though there is a key. Says whether one is to be asked for: when that
+    /// has gone on for a while and none was opened.
+    pub fn undecryptable(&self, now: Instant) -> Option<Wanted> {
+        self.common.fails(self.limits.retry, now).then_some(Wanted::Undecryptable)
+    }
+
     fn ask(&self, reason: Wanted, now: Instant) -> Option<Wanted> {
         let receiving = matches!(reason, Wanted::NoReceiveKey | Wanted::ReceiveKeySpent);
-        let direction = usize::from(receiving);
+        let direction = if receiving { common::RECEIVING } else { common::SENDING };
         let key = self.keys.get(if receiving { Slot::Receive } else { Slot::Send });
         // A key that came since the last request answered it.
         let answered = |last| key.is_some_and(|key| key.since > last);
-        let asked = &mut locked(&self.common.asked)[direction];
-        if asked.is_some_and(|last| !answered(last) && now.duration_since(last) < self.limits.retry) {
-            return None;
-        }
-        *asked = Some(now);
-        Some(reason)
+        let too_soon = |last| !answered(last) && now.duration_since(last) < self.limits.retry;
+        self.common.may_ask(direction, too_soon, now).then_some(reason)
     }
 }
 

@@ -7,8 +7,12 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::packet::crc;
 use crate::cipher::KEY;
 
-/// Octets of data after the type in a control message: octet 47 ends it, and the time stamp follows.
-pub const MAX_DATA: usize = 46;
+/// Octets of data after the type in a control message with a time stamp: octet 47 ends it, and the stamp follows.
+pub const STAMPED_DATA: usize = 46;
+/// Octets of a text in a control message, which needs no stamp.
+pub const MAX_TEXT: usize = 254;
+/// Octets of a CT_PING that its CT_PONG copies: all of the longest message.
+pub const MAX_ECHO: usize = BASE + u8::MAX as usize - 1;
 
 /// Where a time stamp stands: in 1.4.5 at the first place, in later versions perhaps at the second. Both are written.
 const STAMPS: [usize; 2] = [48, 56];
@@ -17,7 +21,8 @@ const BASE: usize = 56;
 /// Fewest octets of the random tail: room for the second time stamp.
 const MIN_TAIL: usize = 4;
 
-mod number {
+/// Type octets.
+pub(super) mod number {
     pub const NK_REQ: u8 = 1;
     pub const NK_IND: u8 = 2;
     pub const NK_ACK: u8 = 3;
@@ -80,12 +85,8 @@ pub enum Message<'a> {
     Ping(&'a [u8]),
     /// CT_PONG: the echo.
     Pong(&'a [u8]),
-    /// CT_KILL: the sender goes away.
-    Kill,
-    /// CT_CONFREQ, ignored.
-    ConfigurationRequest,
-    /// CT_CONF, ignored.
-    Configuration,
+    /// CT_KILL: asks the receiver to exit; a text says why, up to its terminating zero.
+    Kill(&'a [u8]),
 }
 
 impl<'a> Message<'a> {
@@ -96,7 +97,8 @@ impl<'a> Message<'a> {
     /// [`Verdict::BadMessage`] for an unknown type, missing octets, or a key whose check sum is wrong.
     pub fn parse(payload: &'a [u8]) -> Result<Self, Verdict> {
         let (&number, rest) = payload.split_first().ok_or(Verdict::BadMessage)?;
-        let data = &rest[..rest.len().min(MAX_DATA)];
+        let data = &rest[..rest.len().min(MAX_ECHO)];
+        let text = rest[..rest.len().min(MAX_TEXT)].split(|octet| *octet == 0).next().unwrap_or_default();
         Ok(match number {
             number::NK_REQ => Self::Request,
             number::NK_IND => {
@@ -110,29 +112,52 @@ impl<'a> Message<'a> {
             }
             number::NK_ACK => Self::Acknowledgement { sum: *rest.first_chunk().ok_or(Verdict::BadMessage)? },
             number::CT_DUMMY => Self::Dummy(data),
-            number::CT_DEBUG => Self::Debug(data.split(|octet| *octet == 0).next().unwrap_or_default()),
+            number::CT_DEBUG => Self::Debug(text),
             number::CT_PING => Self::Ping(data),
             number::CT_PONG => Self::Pong(data),
-            number::CT_KILL => Self::Kill,
-            number::CT_CONFREQ => Self::ConfigurationRequest,
-            number::CT_CONF => Self::Configuration,
+            number::CT_KILL => Self::Kill(text),
+            // Configuration travels in clear only.
             _ => return Err(Verdict::BadMessage),
         })
     }
 
-    /// The name in logs.
-    pub fn name(&self) -> &'static str {
+    /// Whether a time stamp may be demanded of it: of the key exchange only.
+    pub const fn is_stamped(&self) -> bool {
+        matches!(self, Self::Request | Self::Indication { .. } | Self::Acknowledgement { .. })
+    }
+
+    const fn number(&self) -> u8 {
         match self {
-            Self::Request => "NK_REQ",
-            Self::Indication { .. } => "NK_IND",
-            Self::Acknowledgement { .. } => "NK_ACK",
-            Self::Dummy(_) => "CT_DUMMY",
-            Self::Debug(_) => "CT_DEBUG",
-            Self::Ping(_) => "CT_PING",
-            Self::Pong(_) => "CT_PONG",
-            Self::Kill => "CT_KILL",
-            Self::ConfigurationRequest => "CT_CONFREQ",
-            Self::Configuration => "CT_CONF",
+            Self::Request => number::NK_REQ,
+            Self::Indication { .. } => number::NK_IND,
+            Self::Acknowledgement { .. } => number::NK_ACK,
+            Self::Dummy(_) => number::CT_DUMMY,
+            Self::Debug(_) => number::CT_DEBUG,
+            Self::Ping(_) => number::CT_PING,
+            Self::Pong(_) => number::CT_PONG,
+            Self::Kill(_) => number::CT_KILL,
+        }
+    }
+
+    /// The name in logs.
+    pub const fn name(&self) -> &'static str {
+        Self::name_of(self.number())
+    }
+
+    /// The name of a type octet in logs.
+    pub const fn name_of(number: u8) -> &'static str {
+        match number {
+            number::NK_REQ => "NK_REQ",
+            number::NK_IND => "NK_IND",
+            number::NK_ACK => "NK_ACK",
+            number::CT_DUMMY => "CT_DUMMY",
+            number::CT_DEBUG => "CT_DEBUG",
+            number::CT_PING => "CT_PING",
+            number::CT_PONG => "CT_PONG",
+            number::CT_KILL => "CT_KILL",
+            number::CT_CONFREQ => "CT_CONFREQ",
+            number::CT_CONF => "CT_CONF",
+            _ => "a message of an unknown type",
         }
     }
 
@@ -142,53 +167,50 @@ impl<'a> Message<'a> {
     }
 
     /// Builds the payload: 60 to 311 octets, filled up with random ones, stamped with `unix_time` (seconds) in both
-    /// places. Data beyond [`MAX_DATA`] octets is cut off.
+    /// places. Data longer than [`STAMPED_DATA`] takes the place of the stamps; a text beyond [`MAX_TEXT`] octets is cut
+    /// off, and other data beyond [`MAX_ECHO`].
     pub fn build(&self, unix_time: u32, rng: &mut impl CryptoRng) -> Zeroizing<Vec<u8>> {
-        let tail = rng.random_range(MIN_TAIL..=usize::from(u8::MAX));
+        let (data, most) = match self {
+            Self::Request | Self::Indication { .. } | Self::Acknowledgement { .. } => (&[][..], 0),
+            Self::Debug(text) | Self::Kill(text) => (*text, MAX_TEXT),
+            Self::Dummy(data) | Self::Ping(data) | Self::Pong(data) => (*data, MAX_ECHO),
+        };
+        let data = &data[..data.len().min(most)];
+        // Room for the type, the data, and the zero that ends a text.
+        let room = (1 + data.len() + usize::from(most == MAX_TEXT)).saturating_sub(BASE).max(MIN_TAIL);
+        let tail = rng.random_range(room..=usize::from(u8::MAX).max(room));
         let mut payload = Zeroizing::new(vec![0; BASE + tail]);
         rng.fill_bytes(&mut payload);
-        let control = match self {
-            Self::Request => {
-                payload[0] = number::NK_REQ;
-                None
-            }
+        payload[0] = self.number();
+        match self {
+            Self::Request => {}
             Self::Indication { key, sum } => {
-                payload[0] = number::NK_IND;
                 payload[1..1 + KEY].copy_from_slice(&key.0);
                 payload[1 + KEY..5 + KEY].copy_from_slice(sum);
-                None
             }
-            Self::Acknowledgement { sum } => {
-                payload[0] = number::NK_ACK;
-                payload[1..5].copy_from_slice(sum);
-                None
+            Self::Acknowledgement { sum } => payload[1..5].copy_from_slice(sum),
+            Self::Dummy(_) | Self::Debug(_) | Self::Ping(_) | Self::Pong(_) | Self::Kill(_) => {
+                payload[1..=data.len()].copy_from_slice(data);
+                if let Some(end) = payload.get_mut(1 + data.len()) {
+                    *end = 0;
+                }
             }
-            Self::Dummy(data) => Some((number::CT_DUMMY, *data)),
-            Self::Debug(text) => Some((number::CT_DEBUG, *text)),
-            Self::Ping(data) => Some((number::CT_PING, *data)),
-            Self::Pong(data) => Some((number::CT_PONG, *data)),
-            Self::Kill => Some((number::CT_KILL, &[][..])),
-            Self::ConfigurationRequest => Some((number::CT_CONFREQ, &[][..])),
-            Self::Configuration => Some((number::CT_CONF, &[][..])),
-        };
-        if let Some((number, data)) = control {
-            let data = &data[..data.len().min(MAX_DATA)];
-            payload[0] = number;
-            payload[1..=data.len()].copy_from_slice(data);
-            // Ends a text that fills its room; a shorter one ends here.
-            payload[1 + data.len()] = 0;
-            payload[1 + MAX_DATA] = 0;
         }
-        for at in STAMPS {
-            payload[at..at + 4].copy_from_slice(&unix_time.to_be_bytes());
+        if data.len() <= STAMPED_DATA {
+            if !self.is_stamped() {
+                payload[1 + STAMPED_DATA] = 0;
+            }
+            for at in STAMPS {
+                payload[at..at + 4].copy_from_slice(&unix_time.to_be_bytes());
+            }
         }
         payload
     }
 }
 
-/// Whether a message of section 3 begins with this octet.
+/// Whether an encrypted message of section 3 begins with this octet.
 pub const fn is_known(number: u8) -> bool {
-    matches!(number, number::NK_REQ..=number::NK_ACK | number::CT_DUMMY..=number::CT_CONF)
+    matches!(number, number::NK_REQ..=number::NK_ACK | number::CT_DUMMY..=number::CT_KILL)
 }
 
 /// Whether a message's time stamp, at either place, is within `tokxts` seconds of `unix_time`. A `tokxts` of 0 does
@@ -227,9 +249,9 @@ mod tests {
             Message::Debug(b"the quick brown fox jumps over the lazy dogs.."),
             Message::Debug(b"short"),
             Message::Debug(b""),
-            Message::Kill,
-            Message::ConfigurationRequest,
-            Message::Configuration,
+            Message::Debug(&[b'y'; MAX_TEXT]),
+            Message::Kill(b"asked to stop"),
+            Message::Kill(b""),
         ];
         for message in messages {
             let payload = message.build(1_000_000, &mut rng());
@@ -245,7 +267,7 @@ mod tests {
             let Ok(Message::Ping(data) | Message::Pong(data) | Message::Dummy(data)) = Message::parse(&payload) else {
                 panic!("{}", message.name());
             };
-            assert!(data.starts_with(b"12345678") && data.len() == MAX_DATA);
+            assert!(data.starts_with(b"12345678\0") && data.len() > STAMPED_DATA);
         }
     }
 
@@ -254,7 +276,7 @@ mod tests {
         let mut rng = rng();
         let mut lengths = std::collections::BTreeSet::new();
         for _ in 0..10_000 {
-            let payload = Message::Debug(&[b'x'; 100]).build(0x6543_2100, &mut rng);
+            let payload = Message::Debug(&[b'x'; STAMPED_DATA]).build(0x6543_2100, &mut rng);
             lengths.insert(payload.len());
             assert_eq!(payload[..47], [&[0x71][..], &[b'x'; 46]].concat());
             assert_eq!(payload[47], 0);
@@ -262,6 +284,41 @@ mod tests {
             assert_eq!(payload[56..60], [0x65, 0x43, 0x21, 0]);
         }
         assert_eq!((lengths.first(), lengths.last()), (Some(&60), Some(&311)));
+    }
+
+    #[test]
+    fn a_long_text_takes_the_place_of_the_stamps_and_ends_with_a_zero() {
+        let mut rng = rng();
+        for length in STAMPED_DATA + 1..=MAX_TEXT + 10 {
+            let text = vec![b'x'; length];
+            let payload = Message::Debug(&text).build(0, &mut rng);
+            let length = length.min(MAX_TEXT);
+            assert_eq!((&payload[1..=length], payload[1 + length]), (&text[..length], 0));
+            assert!(payload.len() <= BASE + usize::from(u8::MAX));
+            assert!(Message::parse(&payload).is_ok_and(|parsed| parsed == Message::Debug(&text[..length])));
+        }
+    }
+
+    /// Whatever a version puts into its pings.
+    #[test]
+    fn a_pong_copies_all_of_a_ping() {
+        let mut rng = rng();
+        for length in [2, 47, 48, 60, 200, BASE + usize::from(u8::MAX)] {
+            let ping: Vec<u8> = (0..length).map(|n| if n == 0 { 0x72 } else { n as u8 }).collect();
+            let Ok(Message::Ping(data)) = Message::parse(&ping) else { panic!("no ping") };
+            let pong = Message::Pong(data).build(0, &mut rng);
+            assert_eq!((pong[0], &pong[1..length]), (0x73, &ping[1..]));
+        }
+    }
+
+    #[test]
+    fn stamps_are_for_the_key_exchange() {
+        let key = DynamicKey([1; KEY]);
+        assert!(Message::Request.is_stamped() && Message::indication(&key).is_stamped());
+        assert!(Message::Acknowledgement { sum: [0; 4] }.is_stamped());
+        let control =
+            [Message::Dummy(b""), Message::Debug(b""), Message::Ping(b""), Message::Pong(b""), Message::Kill(b"")];
+        assert!(control.iter().all(|message| !message.is_stamped()));
     }
 
     #[test]
@@ -293,7 +350,7 @@ mod tests {
 
     #[test]
     fn either_stamp_inside_the_window_will_do() {
-        let mut payload = Message::Kill.build(1_000, &mut rng());
+        let mut payload = Message::Request.build(1_000, &mut rng());
         for (now, window, fresh) in
             [(1_000, 1, true), (1_005, 5, true), (995, 5, true), (1_006, 5, false), (994, 5, false), (9_999, 0, true)]
         {
@@ -312,7 +369,7 @@ mod tests {
 
     #[test]
     fn the_window_holds_when_the_stamp_wraps() {
-        let payload = Message::Kill.build(u32::MAX, &mut rng());
+        let payload = Message::Request.build(u32::MAX, &mut rng());
         assert!(is_fresh(&payload, 3, 4) && !is_fresh(&payload, 4, 4));
     }
 

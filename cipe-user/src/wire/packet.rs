@@ -36,6 +36,22 @@ impl KeyKind {
     }
 }
 
+/// Whether an IV is reserved: the 31 bits behind the key flag are zero. A datagram that begins with 32 zero bits is a clear
+/// control message.
+const fn is_reserved(iv: [u8; IV]) -> bool {
+    matches!(iv, [0x00 | 0x80, 0, 0, 0, ..])
+}
+
+/// The IV of a packet under a key of this kind, from a source of random octets.
+pub fn draw_iv(kind: KeyKind, mut random: impl FnMut() -> [u8; IV]) -> [u8; IV] {
+    loop {
+        let iv = kind.mark(random());
+        if !is_reserved(iv) {
+            return iv;
+        }
+    }
+}
+
 /// Packet type, bits 2-1 of P.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -194,6 +210,20 @@ pub fn looks_like(lanes: &mut Lanes, key: &Key, packet: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn reserved_ivs_are_drawn_again() {
+        for (kind, first) in [(KeyKind::Static, 0x7F), (KeyKind::Dynamic, 0xFF)] {
+            let draws = [[0; IV], [0x80, 0, 0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 9, 9, 9, 9], [0xFF, 0, 0, 0, 5, 6, 7, 8]];
+            let mut draws = draws.into_iter();
+            let iv = draw_iv(kind, || draws.next().expect("the fourth is good"));
+            assert_eq!(iv, [first, 0, 0, 0, 5, 6, 7, 8]);
+        }
+        for good in [[0, 0, 0, 1, 0, 0, 0, 0], [0x80, 0, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]] {
+            let mut draws = std::iter::once(good);
+            draw_iv(KeyKind::of(good[0]), || draws.next().expect("one draw is enough"));
+        }
+    }
+
     use proptest::prelude::*;
 
     use super::*;

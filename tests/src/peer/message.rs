@@ -9,6 +9,19 @@ pub(super) const NK_IND: u8 = 2;
 pub(super) const NK_ACK: u8 = 3;
 pub(super) const CT_PING: u8 = 0x72;
 pub(super) const CT_PONG: u8 = 0x73;
+pub(super) const CT_CONFREQ: u8 = 0x75;
+
+/// The datagram in clear that an original of 1.5 starts with: how it is set up, and a question for the same. `number`: its
+/// type octet.
+pub(super) fn configuration(number: u8, cipher: u8) -> Vec<u8> {
+    let mut datagram = vec![0; 8];
+    datagram.extend([number, rand::random(), rand::random(), rand::random()]);
+    datagram.extend(b"CIPE");
+    // Protocol, cipher, release 1.5, the key parser of 1.4.
+    datagram.extend([3, cipher, 1, 5, 1]);
+    datagram.extend(std::iter::repeat_with(rand::random::<u8>).take(50 + usize::from(rand::random::<u8>() % 8)));
+    datagram
+}
 
 impl Stamp {
     fn place(self) -> usize {

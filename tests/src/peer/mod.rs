@@ -47,6 +47,17 @@ pub enum Order {
     Little,
 }
 
+/// What becomes of the old send key when another one is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldKey {
+    /// It is used no more.
+    Forgotten,
+    /// The NK_IND goes under it, and nothing after that.
+    Announces,
+    /// It is used until the NK_ACK.
+    Kept,
+}
+
 /// How a peer behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -70,6 +81,14 @@ pub struct Config {
     pub shortest_inner: usize,
     /// Send an unanswered NK_IND again after this time; `None`: never.
     pub resend: Option<Duration>,
+    /// What becomes of the old send key at a change. An NK_IND that was asked for goes under the static key in any case.
+    pub old_key: OldKey,
+    /// Refuse receive keys that were taken before.
+    pub refuse_old: bool,
+    /// So many NK_ACKs, from the first on, are lost.
+    pub lose_acks: u32,
+    /// Ask for the other end's configuration at the start, in clear, as 1.5 does.
+    pub asks_configuration: bool,
     /// Send data under the static key while there is no dynamic one; otherwise drop it.
     pub static_data: bool,
     /// Where it writes and looks for time stamps.
@@ -98,6 +117,10 @@ impl Config {
             receive_packets: 65_534,
             shortest_inner: 31,
             resend: None,
+            old_key: OldKey::Announces,
+            refuse_old: false,
+            lose_acks: 0,
+            asks_configuration: false,
             static_data: true,
             stamp: Stamp::First,
             order: Order::Big,
@@ -141,6 +164,10 @@ pub struct Counters {
     pub send_keys: u64,
     /// Receive keys taken into use.
     pub receive_keys: u64,
+    /// Receive keys refused, since they were taken before.
+    pub refused_keys: u64,
+    /// NK_IND received under a dynamic key.
+    pub chained_keys: u64,
     /// NK_REQ sent.
     pub requests_sent: u64,
     /// NK_REQ received.
@@ -162,6 +189,8 @@ pub enum Event {
     Deaf,
     /// A message of another kind came: CT_PING, CT_KILL and so on, by its type octet.
     Message(u8),
+    /// A datagram in clear came, from its type octet on.
+    Clear(Vec<u8>),
     /// The other end is now at this address.
     Moved(SocketAddr),
     /// An inner packet came; only with [`Config::tell_packets`].
@@ -171,6 +200,7 @@ pub enum Event {
 enum Command {
     Data(Vec<u8>),
     Control(u8, Vec<u8>),
+    Clear(u8),
     Silence(bool),
     Move(UdpSocket),
     Renew,
@@ -241,6 +271,11 @@ impl Peer {
     /// Sends a control message: its type octet and at most 46 octets of data.
     pub fn send_message(&self, number: u8, data: &[u8]) {
         self.command(Command::Control(number, data.to_vec()));
+    }
+
+    /// Sends a message in clear, which an original does with its configuration only.
+    pub fn send_clear(&self, number: u8) {
+        self.command(Command::Clear(number));
     }
 
     /// Deaf and mute, as a host that has lost its network, or back again.

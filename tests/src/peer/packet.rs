@@ -30,8 +30,13 @@ pub(super) fn is_dynamic(datagram: &[u8]) -> bool {
 
 /// Makes a packet under `key`, which is a dynamic one or not; the IV and the padding are random.
 pub fn seal(cipher: Cipher, key: &[u8; KEY], dynamic: bool, control: bool, payload: &[u8]) -> Vec<u8> {
-    let mut iv: [u8; 8] = rand::random();
-    iv[0] = iv[0] & 0x7F | if dynamic { 0x80 } else { 0 };
+    let mut iv: [u8; 8] = [0; 8];
+    // The 31 bits behind the flag may not all be zero.
+    while iv[..4] == [0; 4] {
+        iv = rand::random();
+        iv[0] &= 0x7F;
+    }
+    iv[0] |= if dynamic { 0x80 } else { 0 };
     let mut plain = payload.to_vec();
     let mut padding = 0;
     while !(plain.len() + 5).is_multiple_of(8) {

@@ -1,11 +1,12 @@
 //! Keys, timers and counters of a peer, without its socket.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::message::{self, CT_PING, CT_PONG, NK_ACK, NK_IND, NK_REQ};
+use super::message::{self, CT_CONFREQ, CT_PING, CT_PONG, NK_ACK, NK_IND, NK_REQ};
 use super::packet::{self, Opened, Refused};
-use super::{Config, Counters, Event, KEY, echo};
+use super::{Cipher, Config, Counters, Event, KEY, OldKey, echo};
 
 /// A dynamic key in use, with its birth and the packets it has seen.
 struct Dynamic {
@@ -36,12 +37,15 @@ pub(super) struct Session {
     pending: Option<Dynamic>,
     /// When it last asked for a key.
     asked: Option<Instant>,
+    /// All receive keys so far.
+    taken: HashSet<[u8; KEY]>,
 }
 
 impl Session {
     pub fn new(config: Config) -> Self {
         let peer = config.peer;
-        Self {
+        let asks = config.asks_configuration;
+        let mut session = Self {
             config,
             events: Vec::new(),
             counters: Counters::default(),
@@ -52,7 +56,19 @@ impl Session {
             receive: None,
             pending: None,
             asked: None,
+            taken: HashSet::new(),
+        };
+        if asks {
+            session.send_clear(CT_CONFREQ);
         }
+        session
+    }
+
+    /// Sends its configuration in clear, as a message of any type.
+    pub fn send_clear(&mut self, number: u8) {
+        let Some(to) = self.peer else { return };
+        let cipher = if self.config.cipher == Cipher::Blowfish { b'b' } else { b'i' };
+        self.out.push((to, message::configuration(number, cipher)));
     }
 
     /// When [`Self::tick`] wants to be called.
@@ -74,12 +90,10 @@ impl Session {
     /// A packet comes from inside. Keys are looked at here and nowhere else, as in the original.
     pub fn send(&mut self, packet: &[u8], now: Instant) {
         let config = &self.config;
-        match &self.send {
-            None if self.pending.as_ref().is_none_or(|pending| now >= pending.since + config.tokxc) => {
-                self.announce(now)
-            }
-            Some(key) if key.packets > config.send_packets || now > key.since + config.tokey => self.announce(now),
-            _ => {}
+        let is_worn = |key: &Dynamic| key.packets > config.send_packets || now > key.since + config.tokey;
+        let is_announced = self.pending.as_ref().is_some_and(|pending| now < pending.since + config.tokxc);
+        if self.send.as_ref().is_none_or(is_worn) && !is_announced {
+            self.announce(false, now);
         }
         if self.peer.is_none() || self.send.is_none() && !self.config.static_data {
             self.counters.unsent += 1;
@@ -100,12 +114,17 @@ impl Session {
         self.seal(true, &frame);
     }
 
-    /// Stops using the send key and announces another one.
-    pub fn announce(&mut self, now: Instant) {
+    /// Announces another send key, of its own accord or since it was `asked`.
+    pub fn announce(&mut self, asked: bool, now: Instant) {
         let key = rand::random();
-        self.send = None;
+        if asked || self.config.old_key == OldKey::Forgotten {
+            self.send = None;
+        }
         self.pending = Some(Dynamic::new(key, now));
         self.indicate(&key);
+        if self.config.old_key == OldKey::Announces {
+            self.send = None;
+        }
     }
 
     fn indicate(&mut self, key: &[u8; KEY]) {
@@ -126,6 +145,10 @@ impl Session {
     /// A datagram comes from the carrier.
     pub fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) {
         self.counters.datagrams += 1;
+        if datagram.len() > 8 && datagram[..8] == [0; 8] {
+            self.events.push(Event::Clear(datagram[8..].to_vec()));
+            return;
+        }
         if datagram.len() < 16 || !datagram.len().is_multiple_of(8) {
             self.counters.bad_length += 1;
             return;
@@ -145,6 +168,10 @@ impl Session {
         };
         match packet::open(self.config.cipher, &key, datagram) {
             Ok(opened) => {
+                if let Some(receive) = self.receive.as_mut().filter(|_| !dynamic) {
+                    // Whatever is good counts.
+                    receive.packets += 1;
+                }
                 if self.peer != Some(from) {
                     self.peer = Some(from);
                     self.counters.moves += 1;
@@ -179,7 +206,7 @@ impl Session {
     fn opened(&mut self, opened: Opened, dynamic: bool, now: Instant) {
         let payload = opened.payload;
         if opened.control {
-            if self.message(&payload, now).is_none() {
+            if self.message(&payload, dynamic, now).is_none() {
                 self.counters.bad_message += 1;
             }
             return;
@@ -205,7 +232,7 @@ impl Session {
     }
 
     /// `None` for a message that is none.
-    fn message(&mut self, payload: &[u8], now: Instant) -> Option<()> {
+    fn message(&mut self, payload: &[u8], dynamic: bool, now: Instant) -> Option<()> {
         let config = &self.config;
         if config.tokxts > 0 && !config.stamp.is_near(payload, config.tokxts) {
             return None;
@@ -214,16 +241,24 @@ impl Session {
         match *number {
             NK_REQ => {
                 self.counters.requests_received += 1;
-                self.announce(now);
+                self.announce(true, now);
             }
             NK_IND => {
                 let key = *data.first_chunk()?;
                 if !message::is_sum(&key, data.get(KEY..KEY + 4)?) {
                     return None;
                 }
+                self.counters.chained_keys += u64::from(dynamic);
+                if !self.taken.insert(key) && self.config.refuse_old {
+                    self.counters.refused_keys += 1;
+                    return Some(());
+                }
                 self.receive = Some(Dynamic::new(key, now));
                 self.counters.receive_keys += 1;
-                self.send_control(NK_ACK, &message::key_sum(&key, self.config.order));
+                match self.config.lose_acks.checked_sub(1) {
+                    Some(left) => self.config.lose_acks = left,
+                    None => self.send_control(NK_ACK, &message::key_sum(&key, self.config.order)),
+                }
                 self.events.push(Event::ReceiveKey);
             }
             NK_ACK => {

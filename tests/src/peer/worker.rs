@@ -32,6 +32,8 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut buffer = vec![0; 65_536];
+        // What a session begins with.
+        self.finish()?;
         loop {
             self.wait()?;
             let mut count = [0; 8];
@@ -41,9 +43,10 @@ impl Worker {
                 match command {
                     Command::Data(packet) => self.session.send(&packet, now),
                     Command::Control(number, data) => self.session.send_control(number, &data),
+                    Command::Clear(number) => self.session.send_clear(number),
                     Command::Silence(silent) => self.silent = silent,
                     Command::Move(socket) => self.socket = socket,
-                    Command::Renew => self.session.announce(now),
+                    Command::Renew => self.session.announce(false, now),
                     Command::Stop => return Ok(()),
                 }
                 self.finish()?;

@@ -112,8 +112,16 @@ fn options_text(number: u8, extra: &str) -> String {
 
 /// Type octet of a control message in a request.
 fn message_type(request: &Request) -> Option<u8> {
-    let Request::SendControl { payload } = request else { return None };
+    let Request::SendControl { payload, .. } = request else { return None };
     hex::decode(payload).unwrap().first().copied()
+}
+
+/// Lets the daemon know that its peer is of our own kind, which alone is told of its end.
+fn introduce(connection: &Connection) {
+    let mut message = [0; 60];
+    message[..10].copy_from_slice(b"\x70CIPEkeep\0");
+    let from = "192.0.2.99:6789".parse().unwrap();
+    connection.send(&Event::Control { payload: hex::encode(message), from, under_static: false }).unwrap();
 }
 
 async fn next(connection: &mut Connection) -> Request {
@@ -151,7 +159,7 @@ async fn two_daemons_agree_on_keys_for_both_directions() {
         match request {
             Request::SetSendKey { key } => send[from] = Some(key),
             Request::SetReceiveKey { key, .. } => receive[from] = Some(key),
-            Request::SendControl { payload } => {
+            Request::SendControl { payload, .. } => {
                 let from_address = "192.0.2.9:6789".parse().unwrap();
                 let event = Event::Control { payload, from: from_address, under_static: true };
                 ends[1 - from].send(&event).unwrap();
@@ -176,6 +184,8 @@ async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
     let (mut connection, _) = stage.attach("cipcb0").await;
     let peer = "198.51.100.7:1234".parse().unwrap();
     connection.send(&Event::NewPeer { peer }).unwrap();
+    introduce(&connection);
+    assert!(matches!(next(&mut connection).await, Request::SetSendLimits { .. }));
     // Answered only after the event before it.
     let ping = hex::encode([0x72; 60]);
     connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
@@ -248,8 +258,25 @@ async fn an_interface_taken_down_ends_the_daemon_without_error() {
     let stage = Stage::new();
     let player = stage.daemon(1, "");
     let (mut connection, _) = stage.attach("cipcb0").await;
+    introduce(&connection);
+    assert!(matches!(next(&mut connection).await, Request::SetSendLimits { .. }));
     connection.send(&Event::DeviceDown).unwrap();
-    assert_eq!(message_type(&next(&mut connection).await), Some(0x74));
+    let Request::SendControl { payload, .. } = next(&mut connection).await else { panic!("no message") };
+    let farewell = hex::decode(payload).unwrap();
+    assert!(farewell.starts_with(b"\x74the interface was taken down\0"));
+    player.ended().await.unwrap();
+}
+
+/// An original would exit for good.
+#[tokio::test(flavor = "current_thread")]
+async fn a_peer_that_is_not_known_to_be_ours_gets_no_ct_kill() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let (mut connection, _) = stage.attach("cipcb0").await;
+    connection.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
+    while message_type(&next(&mut connection).await) != Some(0x70) {}
+    player.wishes.send(Wish::Stop).await.unwrap();
+    assert!(connection.receive().await.unwrap().is_none());
     player.ended().await.unwrap();
 }
 

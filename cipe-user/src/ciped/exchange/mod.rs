@@ -1,10 +1,13 @@
 //! The key exchange of one tunnel (protocol section 3) as a state machine without sockets or clocks.
 //!
 //! Two directions that know nothing of each other: [`sender`] makes our send keys and announces them, [`receiver`]
-//! takes the peer's. Whatever may be lost is sent again by a timer. Towards an original, the old send key is given up
-//! before a new one is announced, since an original forgets its old receive key at the NK_IND; a peer that says with a
-//! CT_DUMMY (which originals ignore) that it keeps the old one for a while is sent to under the old key until its
-//! NK_ACK.
+//! takes the peer's. Whatever may be lost is sent again by a timer. Towards an original, data stops to go under the old
+//! send key before a new one is announced, since an original forgets its old receive key at the NK_IND; the NK_IND
+//! itself goes under the old key. A peer that says with a CT_DUMMY (which originals ignore) that it keeps the old one for
+//! a while is sent to under the old key until its NK_ACK.
+//!
+//! What the two ends know may diverge: one was restarted, or replaced by another gateway and came back. Then only the
+//! static key reaches the other end, so a message that answers one under the static key goes under the static key, too.
 
 mod receiver;
 mod retry;
@@ -22,7 +25,7 @@ use zeroize::Zeroizing;
 use self::receiver::Receiver;
 use self::retry::Timing;
 use self::sender::Sender;
-use crate::control::protocol::{KeyOctets, Wanted};
+use crate::control::protocol::{KeyOctets, Under, Wanted};
 use crate::wire::message::Message;
 
 /// The time of an input, on two clocks.
@@ -47,14 +50,23 @@ pub enum Input<'a> {
     },
     /// The send key has been of no use for so long that an original has forgotten it.
     SendKeyForgotten,
+    /// Several CT_PINGs in a row stayed unanswered: the peer may have other keys than we think.
+    Unanswered,
     /// [`Exchange::deadline`] has passed.
     Tick,
 }
 
 /// What to do, in this order. Not `Debug`: it holds keys.
 pub enum Action {
-    /// Send this control payload, under the dynamic send key if there is one.
-    SendMessage(Zeroizing<Vec<u8>>),
+    /// Send this control payload.
+    SendMessage {
+        /// The message.
+        payload: Zeroizing<Vec<u8>>,
+        /// The key to seal it under.
+        under: Under,
+        /// It is the first NK_IND of a key.
+        announces: bool,
+    },
     /// Send under this key from now on.
     SetSendKey(KeyOctets),
     /// Send under the static key from now on.
@@ -163,16 +175,28 @@ impl<R: CryptoRng> Exchange<R> {
             Input::KeyWanted(Wanted::Age | Wanted::Packets | Wanted::Octets) => {
                 self.sender.key_spent(self.peer_keeps_keys, &mut out);
             }
-            Input::KeyWanted(Wanted::NoReceiveKey | Wanted::ReceiveKeySpent) => self.receiver.key_missing(&mut out),
+            Input::KeyWanted(Wanted::NoReceiveKey | Wanted::ReceiveKeySpent) => {
+                self.receiver.key_missing(Under::Live, &mut out);
+            }
+            Input::KeyWanted(Wanted::Undecryptable) | Input::Unanswered => {
+                self.sender.diverged(self.peer_keeps_keys, &mut out);
+                self.receiver.key_missing(Under::Static, &mut out);
+            }
             Input::Message { message, under_static } => {
                 if under_static && matches!(message, Message::Request | Message::Indication { .. }) {
                     // The peer starts afresh, perhaps as another program.
                     self.peer_keeps_keys = false;
                     out.introduce = true;
                 }
+                let under = if under_static { Under::Static } else { Under::Live };
                 match message {
-                    Message::Request => self.sender.requested(&mut out),
-                    Message::Indication { key, sum } => self.receiver.indication(key, sum, &mut out),
+                    Message::Request => {
+                        self.receiver.requested(&mut out);
+                        self.sender.requested(&mut out);
+                    }
+                    Message::Indication { key, sum } => {
+                        self.receiver.indication(key, sum, under, &mut out);
+                    }
                     Message::Acknowledgement { sum } => self.sender.acknowledged(sum, &mut out),
                     Message::Dummy(data) => {
                         if let Some(asked) = data.strip_prefix(MARKER).and_then(|rest| rest.first()) {
@@ -180,16 +204,11 @@ impl<R: CryptoRng> Exchange<R> {
                                 out.log(Note::PeerKeepsKeys);
                             }
                             if *asked == 1 {
-                                out.marker(false);
+                                out.marker(false, under);
                             }
                         }
                     }
-                    Message::Debug(_)
-                    | Message::Ping(_)
-                    | Message::Pong(_)
-                    | Message::Kill
-                    | Message::ConfigurationRequest
-                    | Message::Configuration => {}
+                    Message::Debug(_) | Message::Ping(_) | Message::Pong(_) | Message::Kill(_) => {}
                 }
             }
         }
@@ -207,23 +226,25 @@ struct Out<'a, R> {
 }
 
 impl<R: CryptoRng> Out<'_, R> {
-    fn send(&mut self, message: &Message<'_>) {
-        self.actions.push(Action::SendMessage(message.build(self.now.unix, self.rng)));
+    fn send(&mut self, message: &Message<'_>, under: Under) {
+        let payload = message.build(self.now.unix, self.rng);
+        self.actions.push(Action::SendMessage { payload, under, announces: false });
     }
 
-    /// Sends a message that opens an exchange.
-    fn send_opening(&mut self, message: &Message<'_>) {
-        self.send(message);
+    /// Sends a message that opens an exchange; `announces`: it is the first NK_IND of a key.
+    fn send_opening(&mut self, message: &Message<'_>, under: Under, announces: bool) {
+        let payload = message.build(self.now.unix, self.rng);
+        self.actions.push(Action::SendMessage { payload, under: under.clone(), announces });
         if self.introduce {
-            self.marker(true);
+            self.marker(true, under);
         }
     }
 
-    fn marker(&mut self, ask: bool) {
+    fn marker(&mut self, ask: bool, under: Under) {
         let mut data = [0; MARKER.len() + 1];
         data[..MARKER.len()].copy_from_slice(MARKER);
         data[MARKER.len()] = ask.into();
-        self.send(&Message::Dummy(&data));
+        self.send(&Message::Dummy(&data), under);
     }
 
     fn log(&mut self, note: Note) {

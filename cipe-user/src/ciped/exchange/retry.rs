@@ -34,9 +34,29 @@ impl Timing {
     fn longest(self) -> Duration {
         self.tokxc / 4
     }
+}
 
-    fn first(self, round_trip: Option<Duration>) -> Duration {
-        round_trip.map_or(Self::FIRST, |time| (4 * time).clamp(Self::SHORTEST, Self::FIRST)).min(self.longest())
+/// How long the first answer of an exchange is waited for: by the round trips so far.
+#[derive(Clone, Copy)]
+pub(super) struct FirstWait {
+    timing: Timing,
+    wait: Duration,
+}
+
+impl FirstWait {
+    pub fn new(timing: Timing) -> Self {
+        Self { timing, wait: Timing::FIRST.min(timing.longest()) }
+    }
+
+    pub fn get(self) -> Duration {
+        self.wait
+    }
+
+    /// An answer came so long after the first message. If that was `repeated`, nobody knows which one was answered
+    /// (Karn); but next time the wait is longer, until it is long enough for the round trip to show.
+    pub fn learn(&mut self, after: Duration, repeated: bool) {
+        let wait = if repeated { 2 * self.wait } else { (4 * after).max(Timing::SHORTEST) };
+        self.wait = wait.min(self.timing.longest());
     }
 }
 
@@ -66,22 +86,14 @@ pub(super) enum Due {
 }
 
 impl Retry {
-    /// For a message that is sent at `now`, to a peer as far as `round_trip`.
-    pub fn new(timing: Timing, now: Duration, round_trip: Option<Duration>) -> Self {
-        let wait = timing.first(round_trip);
+    /// For a message that is sent at `now`, and again after `wait`.
+    pub fn new(timing: Timing, now: Duration, wait: Duration) -> Self {
         Self { timing, started: now, next: now + wait, wait, sent: now, repeated: false }
     }
 
     /// For a message that is not sent before `start`.
-    pub fn later(timing: Timing, start: Duration) -> Self {
-        Self {
-            timing,
-            started: start,
-            next: start,
-            wait: timing.first(None) / 2,
-            sent: Duration::ZERO,
-            repeated: false,
-        }
+    pub fn later(timing: Timing, start: Duration, wait: Duration) -> Self {
+        Self { timing, started: start, next: start, wait: wait / 2, sent: Duration::ZERO, repeated: false }
     }
 
     /// Takes note of the time; the wait doubles each time.
@@ -114,7 +126,8 @@ mod tests {
     use super::*;
 
     fn attempts(tokxc: u64) -> Vec<u128> {
-        let mut retry = Retry::new(Timing::new(Duration::from_secs(tokxc)), Duration::ZERO, None);
+        let timing = Timing::new(Duration::from_secs(tokxc));
+        let mut retry = Retry::new(timing, Duration::ZERO, FirstWait::new(timing).get());
         let mut at = Vec::new();
         loop {
             let now = retry.next;
@@ -137,11 +150,29 @@ mod tests {
     }
 
     #[test]
-    fn a_near_peer_is_asked_again_sooner() {
+    fn a_near_peer_is_asked_again_sooner_and_a_far_one_later() {
         let timing = Timing::new(Duration::from_secs(10));
-        assert_eq!(timing.first(Some(Duration::from_millis(30))), Duration::from_millis(120));
-        assert_eq!(timing.first(Some(Duration::ZERO)), Timing::SHORTEST);
-        assert_eq!(timing.first(Some(Duration::from_secs(9))), Timing::FIRST);
+        for (round_trip, wait) in [(0, 20), (30, 120), (300, 1_200), (9_000, 2_500)] {
+            let mut first = FirstWait::new(timing);
+            first.learn(Duration::from_millis(round_trip), false);
+            assert_eq!(first.get().as_millis(), wait);
+        }
+    }
+
+    #[test]
+    fn a_round_trip_beyond_the_first_wait_is_learned_after_some_exchanges() {
+        let timing = Timing::new(Duration::from_secs(10));
+        let mut first = FirstWait::new(timing);
+        let round_trip = Duration::from_millis(700);
+        let repeated: Vec<bool> = (0..5)
+            .map(|_| {
+                let repeated = first.get() < round_trip;
+                first.learn(round_trip, repeated);
+                repeated
+            })
+            .collect();
+        assert_eq!(repeated, [true, true, false, false, false]);
+        assert_eq!(first.get(), timing.longest(), "four round trips are more than the longest wait");
     }
 
     #[test]

@@ -4,90 +4,117 @@ use std::time::Duration;
 
 use rand::CryptoRng;
 
-use super::retry::{Due, Retry, Timing};
+use super::retry::{Due, FirstWait, Retry, Timing};
 use super::{Action, Note, Out};
-use crate::control::protocol::KeyOctets;
+use crate::control::protocol::{KeyOctets, Under};
 use crate::wire::message::{DynamicKey, Message};
 
 pub(super) struct Sender {
     timing: Timing,
-    /// The engine sends under a dynamic key.
-    key_in_use: bool,
+    /// The dynamic key that the engine sends under.
+    in_use: Option<KeyOctets>,
     /// The key that waits for its NK_ACK.
     pending: Option<Pending>,
-    /// Of the last exchange that needed no repetition.
-    round_trip: Option<Duration>,
+    first_wait: FirstWait,
+    /// When a key was renewed last because the peer might lack the one in use.
+    diverged: Option<Duration>,
 }
 
 struct Pending {
     key: DynamicKey,
+    /// When it was announced first.
+    since: Duration,
+    /// The peer may lack the key in use.
+    under_static: bool,
     retry: Retry,
+}
+
+impl Pending {
+    /// The key that a repeated NK_IND goes under.
+    fn under(&self) -> Under {
+        if self.under_static { Under::Static } else { Under::Live }
+    }
 }
 
 impl Sender {
     pub fn new(timing: Timing) -> Self {
-        Self { timing, key_in_use: false, pending: None, round_trip: None }
+        Self { timing, in_use: None, pending: None, first_wait: FirstWait::new(timing), diverged: None }
     }
 
     pub fn start_over(&mut self) {
-        (self.key_in_use, self.pending) = (false, None);
+        (self.in_use, self.pending, self.diverged) = (None, None, None);
     }
 
     pub fn deadline(&self) -> Option<Duration> {
-        self.pending.as_ref().map(|pending| pending.retry.next)
+        self.pending.as_ref().map(|pending| pending.retry.next.min(pending.since + self.timing.tokxc))
     }
 
     /// A packet was sent under the static key. While an exchange is under way, its timer does what is to be done; and
     /// an event that crossed our last SetSendKey is out of date.
     pub fn key_missing<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        if self.pending.is_none() && !self.key_in_use {
-            self.begin(out);
+        if self.pending.is_none() && self.in_use.is_none() {
+            self.begin(Under::Live, out);
         }
     }
 
-    /// The send key has served its time. A peer that keeps its old key is sent to under it until the NK_ACK.
+    /// The send key has served its time. A peer that keeps its old key is sent to under it until the NK_ACK. An original
+    /// is not, but it can still open the NK_IND under it: so each key is announced under the one before it.
     pub fn key_spent<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
         if self.pending.is_some() {
             return;
         }
-        if !peer_keeps_keys {
-            self.drop_key(out);
-        }
-        self.begin(out);
+        let retired = if peer_keeps_keys { None } else { self.drop_key(out) };
+        self.begin(retired.map_or(Under::Live, Under::Retired), out);
     }
 
     /// Nothing was sent for so long that the peer has forgotten the key: the next packet goes under the static one and asks
     /// for another.
     pub fn key_forgotten<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        if self.drop_key(out) {
+        if self.drop_key(out).is_some() {
             out.log(Note::Forgotten);
         }
+    }
+
+    /// The peer may lack the key in use, as far as can be told from this side: another one is announced under the static
+    /// key, at most once per tokxc.
+    pub fn diverged<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
+        if let Some(pending) = &mut self.pending {
+            pending.under_static = true;
+            return;
+        }
+        let too_soon = self.diverged.is_some_and(|last| out.now.at < last + self.timing.tokxc);
+        if self.in_use.is_none() || too_soon {
+            return;
+        }
+        self.diverged = Some(out.now.at);
+        if !peer_keeps_keys {
+            self.drop_key(out);
+        }
+        self.begin(Under::Static, out);
     }
 
     /// NK_REQ: the peer cannot open what we send, and could not open an NK_IND under the same key either.
     pub fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         out.log(Note::Requested);
-        let dropped = self.drop_key(out);
+        let dropped = self.drop_key(out).is_some();
         match &mut self.pending {
             Some(pending) if dropped || pending.retry.is_old(out.now.at) => {
                 pending.retry.again(out.now.at);
-                announce(&pending.key, out);
+                announce(&pending.key, Under::Static, false, out);
             }
             // It crossed the NK_IND that answers it.
             Some(_) => {}
-            None => self.begin(out),
+            None => self.begin(Under::Static, out),
         }
     }
 
     /// NK_ACK: the peer has taken the key with this sum.
     pub fn acknowledged<R: CryptoRng>(&mut self, sum: [u8; 4], out: &mut Out<'_, R>) {
         match self.pending.take_if(|pending| pending.key.has_sum(sum)) {
-            Some(Pending { key, retry }) => {
+            Some(Pending { key, retry, .. }) => {
                 let after = out.now.at.saturating_sub(retry.started);
-                if !retry.repeated {
-                    self.round_trip = Some(after);
-                }
-                self.key_in_use = true;
+                self.first_wait.learn(after, retry.repeated);
+                self.in_use = Some(KeyOctets(key.0));
                 out.actions.push(Action::SetSendKey(KeyOctets(key.0)));
                 out.log(Note::NewSendKey { after });
             }
@@ -96,41 +123,52 @@ impl Sender {
     }
 
     pub fn tick<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        let Some(Pending { key, retry }) = &mut self.pending else { return };
-        let after = out.now.at.saturating_sub(retry.started);
-        match retry.due(out.now.at) {
-            Due::Wait => {}
-            Due::Again => {
-                if after >= self.timing.tokxc && std::mem::take(&mut self.key_in_use) {
+        let Some(pending) = &mut self.pending else { return };
+        let now = out.now.at;
+        let after = now.saturating_sub(pending.retry.started);
+        // There are originals that refuse a key which they have taken before: to them, a lost NK_ACK is lost for good.
+        let another = now >= pending.since + self.timing.tokxc;
+        match pending.retry.due(now) {
+            Due::Wait if !another => {}
+            due @ (Due::Wait | Due::Again) => {
+                if due == Due::Wait {
+                    pending.retry.again(now);
+                }
+                if after >= self.timing.tokxc && self.in_use.take().is_some() {
                     // The peer may have lost the old key, and will in any case not keep it for ever.
                     out.actions.push(Action::DropSendKey);
                 }
-                announce(key, out);
+                if another {
+                    (pending.key, pending.since) = (DynamicKey::random(out.rng), now);
+                }
+                announce(&pending.key, pending.under(), another, out);
             }
             Due::GiveUp => {
-                // The next packet starts again, with another key: the peer may have taken and forgotten this one.
+                // The next packet starts again.
                 self.pending = None;
                 out.log(Note::NoAcknowledgement { after });
             }
         }
     }
 
-    fn begin<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        let key = DynamicKey::random(out.rng);
-        announce(&key, out);
-        self.pending = Some(Pending { key, retry: Retry::new(self.timing, out.now.at, self.round_trip) });
+    fn begin<R: CryptoRng>(&mut self, under: Under, out: &mut Out<'_, R>) {
+        let (key, now) = (DynamicKey::random(out.rng), out.now.at);
+        let under_static = under == Under::Static;
+        announce(&key, under, true, out);
+        let retry = Retry::new(self.timing, now, self.first_wait.get());
+        self.pending = Some(Pending { key, since: now, under_static, retry });
     }
 
-    /// Whether there was one to drop.
-    fn drop_key<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) -> bool {
-        let dropped = std::mem::take(&mut self.key_in_use);
-        if dropped {
+    /// The key that was dropped, if there was one.
+    fn drop_key<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) -> Option<KeyOctets> {
+        let dropped = self.in_use.take();
+        if dropped.is_some() {
             out.actions.push(Action::DropSendKey);
         }
         dropped
     }
 }
 
-fn announce<R: CryptoRng>(key: &DynamicKey, out: &mut Out<'_, R>) {
-    out.send_opening(&Message::indication(key));
+fn announce<R: CryptoRng>(key: &DynamicKey, under: Under, first: bool, out: &mut Out<'_, R>) {
+    out.send_opening(&Message::indication(key), under, first);
 }

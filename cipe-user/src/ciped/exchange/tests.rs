@@ -23,11 +23,18 @@ struct Machine {
     now: Duration,
     /// The key of the last NK_IND sent.
     announced: Option<DynamicKey>,
+    /// What the last message goes under.
+    under: Under,
 }
 
 impl Machine {
     fn new() -> Self {
-        Self { exchange: Exchange::new(TOKXC, StdRng::seed_from_u64(1)), now: Duration::ZERO, announced: None }
+        Self {
+            exchange: Exchange::new(TOKXC, StdRng::seed_from_u64(1)),
+            now: Duration::ZERO,
+            announced: None,
+            under: Under::Live,
+        }
     }
 
     /// Markers are left out.
@@ -35,12 +42,15 @@ impl Machine {
         let mut seen = Vec::new();
         for action in self.exchange.handle(input, Now { at: self.now, unix: 0 }) {
             seen.push(match action {
-                Action::SendMessage(payload) => match Message::parse(&payload).unwrap() {
+                Action::SendMessage { payload, under, announces } => match Message::parse(&payload).unwrap() {
                     Message::Dummy(_) => continue,
                     message => {
+                        let mut is_new = false;
                         if let Message::Indication { key, .. } = &message {
-                            self.announced = Some(key.clone());
+                            is_new = self.announced.replace(key.clone()).as_ref() != Some(key);
                         }
+                        assert_eq!(announces, is_new);
+                        self.under = under;
                         Seen::Message(message.name())
                     }
                 },
@@ -102,12 +112,27 @@ fn the_same_key_is_announced_again_until_it_is_acknowledged() {
     let mut machine = Machine::new();
     machine.wanted(Wanted::NoSendKey);
     let key = machine.announced.clone().unwrap();
-    for _ in 0..5 {
+    while machine.exchange.deadline().is_some_and(|next| next < TOKXC) {
         assert_eq!(machine.tick(), [IND]);
         assert!(machine.announced.as_ref() == Some(&key));
         assert_eq!(machine.wanted(Wanted::NoSendKey), []);
     }
     assert_eq!(machine.acknowledge(), [Seen::SetSendKey(key.0)]);
+}
+
+/// An original that refuses a key which it has taken before does not acknowledge it again either.
+#[test]
+fn after_tokxc_without_an_answer_another_key_is_announced() {
+    let mut machine = Machine::new();
+    machine.wanted(Wanted::NoSendKey);
+    let mut keys = vec![machine.announced.clone().unwrap().0];
+    while machine.exchange.deadline().is_some_and(|next| next < 3 * TOKXC) {
+        assert_eq!(machine.tick(), [IND]);
+        keys.push(machine.announced.clone().unwrap().0);
+    }
+    keys.dedup();
+    assert_eq!(keys.len(), 3, "one for each tokxc");
+    assert_eq!(machine.acknowledge(), [Seen::SetSendKey(keys[2])]);
 }
 
 #[test]
@@ -129,10 +154,82 @@ fn towards_an_original_the_old_key_goes_before_the_new_one_is_announced() {
     for reason in [Wanted::Age, Wanted::Packets, Wanted::Octets] {
         let mut machine = Machine::new();
         machine.wanted(Wanted::NoSendKey);
+        let old = machine.announced.clone().unwrap();
         machine.acknowledge();
         assert_eq!(machine.wanted(reason), [Seen::DropSendKey, IND]);
+        assert_eq!(machine.under, Under::Retired(KeyOctets(old.0)), "each key is chained to the one before");
         assert_eq!(machine.wanted(reason), []);
+        assert_eq!(machine.tick(), [IND]);
+        assert_eq!(machine.under, Under::Live, "which is the static key: the original may have taken the new one");
     }
+}
+
+#[test]
+fn towards_our_own_a_key_is_announced_under_the_one_in_use() {
+    let mut machine = Machine::new();
+    introduce(&mut machine);
+    machine.wanted(Wanted::NoSendKey);
+    machine.acknowledge();
+    assert_eq!(machine.wanted(Wanted::Age), [IND]);
+    assert_eq!(machine.under, Under::Live);
+}
+
+/// Both ends have keys that the other one lacks: a gateway that comes back after another one stood in for it.
+#[test]
+fn keys_that_the_peer_may_lack_are_renewed_and_asked_for_under_the_static_key() {
+    for (ours, expected) in [(true, &[IND, REQ][..]), (false, &[Seen::DropSendKey, IND, REQ])] {
+        for input in [|| Input::KeyWanted(Wanted::Undecryptable), || Input::Unanswered] {
+            let mut machine = Machine::new();
+            machine.wanted(Wanted::NoSendKey);
+            machine.acknowledge();
+            machine.indication(1);
+            if ours {
+                introduce(&mut machine);
+            }
+            assert_eq!(machine.handle(input()), expected);
+            assert_eq!(machine.under, Under::Static);
+            assert_eq!(machine.handle(input()), [], "while that is under way");
+            while machine.exchange.deadline().is_some_and(|next| next < TOKXC) {
+                machine.tick();
+                assert_eq!(machine.under, Under::Static);
+            }
+            machine.acknowledge();
+            machine.indication(2);
+            assert_eq!(machine.handle(input()), [], "at most once per tokxc");
+            machine.now += TOKXC;
+            assert_ne!(machine.handle(input()), []);
+        }
+    }
+}
+
+#[test]
+fn an_acknowledgement_goes_under_the_static_key_if_the_indication_did() {
+    let mut machine = Machine::new();
+    machine.wanted(Wanted::NoSendKey);
+    machine.acknowledge();
+    for (under_static, expected) in [(true, Under::Static), (false, Under::Live)] {
+        let message = Message::indication(&DynamicKey([u8::from(under_static); 16]));
+        machine.handle(Input::Message { message, under_static });
+        assert_eq!(machine.under, expected);
+    }
+}
+
+/// A restarted original lacks our send key, so it cannot open an NK_ACK under it and asks for another key.
+#[test]
+fn an_acknowledgement_that_a_request_follows_is_sent_again_under_the_static_key() {
+    let mut machine = Machine::new();
+    machine.wanted(Wanted::NoSendKey);
+    machine.acknowledge();
+    let message = Message::indication(&DynamicKey([7; 16]));
+    machine.handle(Input::Message { message, under_static: false });
+    machine.now += Duration::from_millis(300);
+    assert_eq!(machine.message(Message::Request), [ACK, Seen::DropSendKey, IND]);
+    machine.now += Duration::from_millis(300);
+    assert_eq!(machine.message(Message::Request), [IND], "once");
+    let message = Message::indication(&DynamicKey([8; 16]));
+    machine.handle(Input::Message { message, under_static: false });
+    machine.now += TOKXC;
+    assert!(!machine.message(Message::Request).contains(&ACK), "a request that has nothing to do with it");
 }
 
 fn introduce(machine: &mut Machine) {
@@ -222,7 +319,7 @@ fn the_sum_is_echoed_as_it_came() {
     let input = Input::Message { message: Message::Indication { key, sum }, under_static: true };
     let actions = machine.exchange.handle(input, Now::default());
     let sent = actions.iter().find_map(|action| match action {
-        Action::SendMessage(payload) => Some(payload),
+        Action::SendMessage { payload, .. } => Some(payload),
         _ => None,
     });
     assert!(Message::parse(sent.unwrap()).is_ok_and(|message| message == Message::Acknowledgement { sum }));
@@ -245,7 +342,7 @@ fn asking_begins_at_most_once_per_tokxc() {
 fn markers_are_answered_once_and_stop_when_the_peer_is_known() {
     let markers = |actions: Vec<Action>| {
         let is_marker = |action: &Action| {
-            matches!(action, Action::SendMessage(payload)
+            matches!(action, Action::SendMessage { payload, .. }
                 if matches!(Message::parse(payload), Ok(Message::Dummy(data)) if data.starts_with(MARKER)))
         };
         actions.iter().filter(|action| is_marker(action)).count()
@@ -278,7 +375,8 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     use Wanted::*;
-    let wanted = prop::sample::select(vec![NoSendKey, Age, Packets, Octets, NoReceiveKey, ReceiveKeySpent]);
+    let wanted = [NoSendKey, Age, Packets, Octets, NoReceiveKey, ReceiveKeySpent, Undecryptable];
+    let wanted = prop::sample::select(wanted.to_vec());
     prop_oneof![
         wanted.prop_map(Op::Wanted),
         any::<bool>().prop_map(Op::Request),

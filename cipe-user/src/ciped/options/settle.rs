@@ -55,6 +55,8 @@ pub struct Options {
     pub socks: Option<(EndpointName, SocketAddr)>,
     /// Static key; `None`: `nokey`.
     pub key: Option<KeyOctets>,
+    /// The digits a to f of the key were read as 1 to 6.
+    pub keybug: bool,
     /// Data may go under the static key.
     pub static_data: bool,
     /// Seconds until an unanswered exchange is begun anew.
@@ -154,6 +156,7 @@ impl Settle<'_> {
                 KeyChoice::NoKey => None,
                 KeyChoice::Key(key) => Some(key),
             },
+            keybug: draft.keybug.value,
             static_data: draft.staticdata.value,
             tokxc: draft.tokxc.value,
             tokey: draft.tokey.value,

@@ -38,7 +38,7 @@ fn logs(steps: &[Step]) -> Vec<&str> {
 
 fn sent(steps: &[Step]) -> Vec<Vec<u8>> {
     let payload = |step: &Step| match step {
-        Step::Send(Request::SendControl { payload }) => Some(hex::decode(payload).unwrap()),
+        Step::Send(Request::SendControl { payload, .. }) => Some(hex::decode(payload).unwrap()),
         _ => None,
     };
     steps.iter().filter_map(payload).collect()
@@ -61,7 +61,7 @@ fn pings_go_out_in_time_and_a_missing_pong_is_an_error() {
     session.event(&received(&pong), at(11));
     assert!(logs(&session.tick(at(13))).is_empty());
     session.tick(at(20));
-    assert_eq!(logs(&session.tick(at(23))), ["no answer to a ping; network error 1 since the last key exchange"]);
+    assert_eq!(logs(&session.tick(at(23))), ["no answer to a ping; network error 1 since the peer was heard"]);
     session.tick(at(30));
     assert!(session.tick(at(33)).iter().any(|step| matches!(step, Step::End(End::Failed(_)))));
 }
@@ -74,14 +74,119 @@ fn a_dead_peer_does_not_fill_the_log() {
     assert_eq!(lines, 14);
 }
 
+/// One of two pings is lost, for hours: that is no peer to give up.
+#[test]
+fn lost_pings_between_answered_ones_do_not_add_up() {
+    let mut session = session(1, "ping 10\ntoping 3\nmaxerr 1");
+    let pong = received(&Message::Pong(b"").build(1_000_000, &mut rng(9)));
+    for round in 1..1000 {
+        session.tick(at(20 * round - 10));
+        session.event(&pong, at(20 * round - 9));
+        session.tick(at(20 * round));
+        let steps = session.tick(at(20 * round + 3));
+        assert!(!steps.iter().any(|step| matches!(step, Step::End(_))), "{round}");
+    }
+}
+
+#[test]
+fn what_packets_bring_about_again_and_again_does_not_fill_the_log() {
+    let message = |message: Message<'_>| received(&message.build(0, &mut rng(9)));
+    let clear = |kind: u8| Event::Clear {
+        datagram: hex::encode([&[0; 8][..], &[kind; 60]].concat()),
+        from: "192.0.2.66:1".parse().unwrap(),
+    };
+    let peers = [1, 2].map(|port| Event::NewPeer { peer: SocketAddr::from(([192, 0, 2, 2], port)) });
+    let events = [
+        [message(Message::Debug(b"hello")), message(Message::Debug(b"hello"))],
+        [message(Message::Kill(b"")), message(Message::Kill(b""))],
+        [message(Message::Request), message(Message::Request)],
+        [received(&[0x75; 60]), received(&[0; 60])],
+        [clear(0x74), clear(2)],
+        [clear(0x75), clear(0x76)],
+        peers,
+    ];
+    for pair in events {
+        let mut session = session(1, "tokxts 30");
+        let lines: usize = (0..4_000).map(|n| logs(&session.event(&pair[n % 2], at(1))).len()).sum();
+        assert_eq!(lines, 12, "at 1, 2, 4 ... 2048: {:?}", pair[0]);
+    }
+}
+
+#[test]
+fn a_peer_that_moves_now_and_then_is_told_each_time() {
+    let mut session = session(1, "");
+    for hour in 1..20 {
+        let peer = SocketAddr::from(([192, 0, 2, 2], hour));
+        let steps = session.event(&Event::NewPeer { peer }, at(3600 * u32::from(hour)));
+        assert_eq!(logs(&steps), [format!("new peer {peer}")]);
+    }
+}
+
+#[test]
+fn a_farewell_says_why_and_what_the_peer_s_says_is_logged() {
+    let mut session = session(1, "");
+    assert!(session.farewell("asked to stop", at(0)).is_none(), "an original would exit for good");
+    session.event(&received(&Message::Dummy(b"CIPEkeep\0").build(0, &mut rng(9))), at(0));
+    let Some(Request::SendControl { payload, .. }) = session.farewell("asked to stop", at(0)) else { panic!("none") };
+    let steps = session.event(&received(&hex::decode(payload).unwrap()), at(0));
+    assert_eq!(logs(&steps), ["the peer goes away (CT_KILL): asked to stop"]);
+    assert!(!steps.iter().any(|step| matches!(step, Step::End(_))), "the tunnel waits for it");
+}
+
+fn asked_in_clear(body: &[u8]) -> Event {
+    let datagram = hex::encode([&[0; 8][..], &[0x75, 1, 2, 3], body, &[9; 40]].concat());
+    Event::Clear { datagram, from: "192.0.2.66:1".parse().unwrap() }
+}
+
+#[test]
+fn a_question_about_the_configuration_is_answered_once_a_second() {
+    for (extra, body) in [("", b"CIPE\x03b\x01\x06\x01"), ("cipher idea\nkeybug", b"CIPE\x03i\x01\x06\x00")] {
+        let mut session = session(1, extra);
+        let asked = asked_in_clear(body);
+        let steps = session.event(&asked, at(1));
+        assert!(logs(&steps).is_empty(), "all is well: {:?}", logs(&steps));
+        let [Step::Send(Request::SendClear { datagram, to })] = &steps[..] else { panic!("no answer") };
+        assert_eq!(*to, "192.0.2.66:1".parse().unwrap());
+        let datagram = hex::decode(datagram).unwrap();
+        assert_eq!((&datagram[..9], &datagram[12..21]), (&b"\0\0\0\0\0\0\0\0\x76"[..], &body[..]));
+        assert!((0..100).all(|_| session.event(&asked, at(1)).is_empty()));
+        assert_eq!(session.event(&asked, at(2)).len(), 1);
+    }
+}
+
+#[test]
+fn a_peer_that_is_set_up_in_another_way_is_told_of() {
+    let mut session = session(1, "");
+    let steps = session.event(&asked_in_clear(b"CIPE4i150"), at(1));
+    let [line] = logs(&steps)[..] else { panic!("one line") };
+    for part in ["192.0.2.66:1", "protocol 4 there, 3 here", "cipher IDEA there, Blowfish here", "keybug"] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_eq!(logs(&session.event(&asked_in_clear(b"nothing"), at(1))).len(), 1);
+}
+
+#[test]
+fn nothing_in_clear_changes_keys_or_ends_the_tunnel() {
+    let mut session = session(1, "");
+    let key = crate::wire::message::DynamicKey([7; 16]);
+    for message in [Message::Request, Message::indication(&key), Message::Kill(b"")] {
+        let datagram = hex::encode([&[0; 8][..], &message.build(0, &mut rng(9))].concat());
+        let steps = session.event(&Event::Clear { datagram, from: "192.0.2.2:6789".parse().unwrap() }, at(1));
+        assert!(steps.iter().all(|step| matches!(step, Step::Log(Level::Warning, _))));
+    }
+}
+
 #[test]
 fn messages_outside_the_time_window_do_nothing_but_a_log_line() {
     let mut session = session(1, "tokxts 30");
-    let old = Message::Ping(b"").build(1_000_000 - 31, &mut rng(9));
+    let old = Message::Request.build(1_000_000 - 31, &mut rng(9));
     let steps = session.event(&received(&old), at(0));
     assert!(sent(&steps).is_empty() && logs(&steps)[0].contains("tokxts=30"));
-    let new = Message::Ping(b"").build(1_000_000 - 30, &mut rng(9));
-    assert_eq!(sent(&session.event(&received(&new), at(0))).len(), 1);
+    let new = Message::Request.build(1_000_000 - 30, &mut rng(9));
+    assert!(!sent(&session.event(&received(&new), at(0))).is_empty());
+    // Control messages need no stamp, and those of later versions have none.
+    let ping = [&[0x72][..], &[0; 100]].concat();
+    assert_eq!(sent(&session.event(&received(&ping), at(0))).len(), 1);
 }
 
 #[test]
@@ -93,11 +198,11 @@ fn the_peer_s_text_is_one_line_in_the_log() {
 
 #[test]
 fn what_is_no_message_is_said_and_dropped() {
-    let mut session = session(1, "");
     for payload in [&[][..], &[0x99; 60], &[2; 60]] {
-        let steps = session.event(&received(payload), at(0));
+        let steps = session(1, "").event(&received(payload), at(0));
         assert!(sent(&steps).is_empty() && logs(&steps).len() == 1);
     }
+    let mut session = session(1, "");
     let odd = Event::Control { payload: "xyz".into(), from: "192.0.2.2:1".parse().unwrap(), under_static: true };
     assert_eq!(logs(&session.event(&odd, at(0))).len(), 1);
 }
@@ -174,7 +279,7 @@ fn a_peer_that_does_not_answer_is_looked_up() {
     let mut session = session(1, "ping 10\ntoping 3\nmaxerr -1");
     session.tick(at(10));
     assert!(looks_up(&session.tick(at(13))), "an unanswered ping");
-    assert!(looks_up(&session.network_error("port unreachable")), "a network error");
+    assert!(looks_up(&session.network_error("port unreachable", at(14))), "a network error");
     session.event(&Event::KeyWanted { reason: Wanted::NoSendKey }, at(20));
     assert!((21..60).any(|second| looks_up(&session.tick(at(second)))), "an unanswered NK_IND");
 }

@@ -123,6 +123,11 @@ impl UdpCarrier {
         send()
     }
 
+    /// Sends one datagram, whether the kernel takes it or not.
+    pub fn send_one(&self, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>]) -> bool {
+        self.send_with(marks.dont_fragment, to, || self.send_parts(to, marks, parts, parts.len())).is_ok()
+    }
+
     /// Sends datagrams of `of_one` parts each, of one size but for the last, in one call.
     fn send_parts(&self, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>], of_one: usize) -> Result<(), Errno> {
         let Marks { tos, ttl, .. } = marks;

@@ -1,13 +1,14 @@
 //! Making and removing tunnels.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use cipe_common::maps::{MAX_TUNNELS, Slot};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
 
 use super::hubs::framing;
 use super::sizes::Sizes;
@@ -210,6 +211,8 @@ impl Manager {
         };
         let any = if is_ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
         let mut me = attach.me;
+        // That this host does not have the address is an error only if it cannot be bound to either.
+        let mut missing = None;
         if me.ip().is_unspecified() || attach.dynip {
             me.set_ip(match towards {
                 Some(target) => match route(SocketAddr::new(any, me.port()), target).await {
@@ -221,14 +224,20 @@ impl Manager {
                 None => any,
             });
         } else if let Some(target) = towards {
-            route(me, target).await?;
+            match route(me, target).await {
+                Ok(_) => {}
+                Err(error @ netlink::Error::NotOurAddress { .. }) => missing = Some(error),
+                Err(error) if attach.me_may_come => tracing::info!("{error}; waiting for it"),
+                Err(error) => return Err(error.into()),
+            }
         }
         let listens = if attach.dynip { SocketAddr::new(any, me.port()) } else { me };
-        let udp = UdpSocket::bind(listens).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
+        let udp = bind(listens, attach.me_may_come).map_err(|error| match (error.kind(), missing) {
+            (std::io::ErrorKind::AddrNotAvailable, Some(missing)) => missing.into(),
+            (std::io::ErrorKind::AddrInUse, _) => {
                 anyhow::anyhow!("me {me}: the port is taken; stop the other program or choose another port with `me`")
             }
-            std::io::ErrorKind::AddrNotAvailable => {
+            (std::io::ErrorKind::AddrNotAvailable, None) => {
                 anyhow::anyhow!("me {me}: no interface has this address; correct `me` or leave it out")
             }
             _ => anyhow::anyhow!("me {me}: {error}"),
@@ -307,6 +316,18 @@ impl Manager {
         }
         Some(tenant)
     }
+}
+
+/// Binds a UDP socket; to an address that this host does not have, if it `may_come`. Where ip_nonlocal_bind is set, the
+/// kernel allows that in any case.
+fn bind(address: SocketAddr, may_come: bool) -> std::io::Result<UdpSocket> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    if may_come {
+        setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    }
+    nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(socket.into())
 }
 
 /// Waits until the workers have dropped their ends, which they do when a command is carried out: 1 s at most.

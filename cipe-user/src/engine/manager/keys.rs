@@ -5,23 +5,25 @@ use std::time::{Duration, Instant};
 use cipe_common::maps::{Slot, key_index};
 
 use super::Manager;
-use crate::kernel::keys::KEY;
+use crate::kernel::keys::{KEY, KeyWriter};
 
 /// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
-/// until then the peer may still use it, and perhaps for good, since two NK_IND of an original may overtake each other.
+/// until then the peer may still use it, and perhaps for good.
 #[derive(Debug)]
 pub(super) struct Previous {
     /// Generation of the receive slot that holds the successor.
-    pub(super) successor: u64,
-    /// How long it is kept then.
-    pub(super) keep: Duration,
+    successor: u64,
+    /// Whether the peer has ever used it.
+    was_used: bool,
+    /// How long it is kept once the successor is in use.
+    keep: Duration,
     /// When that is over, once it has begun.
-    pub(super) until: Option<Instant>,
+    until: Option<Instant>,
 }
 
 impl Previous {
     /// Whether its time is over at `now`; `used`: generation of the receive key that the peer began with last.
-    pub(super) fn is_over(&mut self, used: u64, now: Instant) -> bool {
+    fn is_over(&mut self, used: u64, now: Instant) -> bool {
         if used == self.successor {
             self.until.get_or_insert(now + self.keep);
         }
@@ -30,23 +32,17 @@ impl Previous {
 }
 
 impl Manager {
-    /// Makes `key` the receive key; the one before it becomes the previous one.
+    /// Makes `key` the receive key; the one before it becomes the previous one. A peer may announce several keys before it
+    /// uses one, and go on under its old key until then: so a key that it has not used never takes the place of one that it
+    /// has.
     pub(super) fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration) {
-        let (tunnel, reader) = (u32::from(number), self.keys.reader());
-        let index = key_index(tunnel, Slot::Receive);
-        let old = reader.read(index).map(|(_, old)| old);
-        if old.as_deref() == Some(key) {
-            return;
-        }
-        // In this order: the worker takes the old key's replay filter along to the previous slot.
-        if let Some(old) = &old {
-            self.keys.set(tunnel, Slot::Previous, old);
-        }
-        self.keys.set(tunnel, Slot::Receive, key);
-        if let Some(tenant) = self.tenants.get_mut(&number).filter(|_| old.is_some()) {
-            tenant.previous = Some(Previous { successor: reader.generation(index), keep, until: None });
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        let used = tenant.counters.receive_key_used();
+        let previous = set_receive_key(&mut self.keys, number.into(), key, keep, used, tenant.previous.take());
+        if previous.is_some() {
             self.aging.insert(number);
         }
+        tenant.previous = previous;
     }
 
     /// Empties the slots of previous keys whose time is over at `now`.
@@ -61,5 +57,118 @@ impl Manager {
             }
             !over
         });
+    }
+}
+
+/// [`Manager::set_receive_key`] on the slots of one tunnel; returns what becomes of its previous key. `used`: generation of
+/// the receive key that the peer began with last.
+fn set_receive_key(
+    keys: &mut KeyWriter,
+    tunnel: u32,
+    key: &[u8; KEY],
+    keep: Duration,
+    used: u64,
+    previous: Option<Previous>,
+) -> Option<Previous> {
+    let (reader, index) = (keys.reader(), key_index(tunnel, Slot::Receive));
+    let Some((generation, old)) = reader.read(index) else {
+        keys.set(tunnel, Slot::Receive, key);
+        return previous;
+    };
+    if *old == *key {
+        return previous;
+    }
+    let is_used = used == generation;
+    let stays = !is_used && previous.as_ref().is_some_and(|previous| previous.was_used);
+    if !stays {
+        // In this order: the worker takes the old key's replay filter along to the previous slot.
+        keys.set(tunnel, Slot::Previous, &old);
+    }
+    keys.set(tunnel, Slot::Receive, key);
+    let successor = reader.generation(index);
+    Some(Previous { successor, was_used: is_used || stays, keep, until: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEEP: Duration = Duration::from_secs(20);
+
+    /// The slots of one tunnel, and what the manager knows beside them.
+    struct Bed {
+        keys: KeyWriter,
+        previous: Option<Previous>,
+        used: u64,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            Self { keys: KeyWriter::anonymous(8), previous: None, used: 0 }
+        }
+
+        fn announced(&mut self, key: u8) {
+            let previous = self.previous.take();
+            self.previous = set_receive_key(&mut self.keys, 1, &[key; KEY], KEEP, self.used, previous);
+        }
+
+        /// The peer begins with the newest key.
+        fn begins(&mut self) {
+            self.used = self.keys.reader().generation(key_index(1, Slot::Receive));
+        }
+
+        /// The keys that packets are opened under.
+        fn opens(&self) -> Vec<u8> {
+            let slots = [Slot::Receive, Slot::Previous].into_iter();
+            slots.filter_map(|slot| Some(self.keys.reader().read(key_index(1, slot))?.1[0])).collect()
+        }
+    }
+
+    #[test]
+    fn the_key_in_use_stays_however_many_are_announced() {
+        let mut bed = Bed::new();
+        bed.announced(1);
+        bed.begins();
+        for key in 2..10 {
+            bed.announced(key);
+            assert_eq!(bed.opens(), [key, 1]);
+            bed.announced(key);
+            assert_eq!(bed.opens(), [key, 1], "the same one again");
+        }
+        bed.begins();
+        bed.announced(10);
+        assert_eq!(bed.opens(), [10, 9]);
+        bed.announced(11);
+        assert_eq!(bed.opens(), [11, 9]);
+    }
+
+    #[test]
+    fn before_any_is_used_the_last_two_are_kept() {
+        let mut bed = Bed::new();
+        for (key, opens) in [(1, &[1][..]), (2, &[2, 1]), (3, &[3, 2])] {
+            bed.announced(key);
+            assert_eq!(bed.opens(), opens);
+        }
+    }
+
+    #[test]
+    fn a_previous_key_is_kept_until_its_successor_is_used_and_some_time_longer() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut bed = Bed::new();
+        bed.announced(1);
+        bed.begins();
+        bed.announced(2);
+        bed.announced(3);
+        let used = bed.used;
+        bed.begins();
+        let previous = bed.previous.as_mut().unwrap();
+        // The peer still uses the key itself, or has used none yet.
+        for used in [0, used] {
+            assert!(!previous.is_over(used, after(1000)));
+        }
+        assert!(!previous.is_over(bed.used, after(2000)));
+        assert!(!previous.is_over(bed.used, after(2019)));
+        assert!(previous.is_over(bed.used, after(2020)));
     }
 }

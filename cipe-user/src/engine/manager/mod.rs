@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use super::counters::Tally;
 use super::random::Random;
-use super::worker::{Command, Report};
+use super::worker::{Command, Message, Report};
 use super::{frames, locked};
 use crate::control::channel::SendError;
 use crate::control::launch::Readiness;
@@ -458,7 +458,10 @@ impl Manager {
             }
             (Request::OwnStatus, Some(number)) => self.tell_status_of(connection, vec![number]),
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
-            (Request::DropSendKey, Some(number)) => self.keys.clear(number.into(), Slot::Send),
+            (Request::DropSendKey, Some(number)) => {
+                self.keys.clear(number.into(), Slot::Send);
+                self.workers.tell_home(number, Command::SendKeyDropped(number));
+            }
             (Request::SetSendLimits { packets, octets, paced }, Some(number)) => {
                 self.workers.tell_all(|_| Command::SetSendLimits(number, packets, octets, paced));
             }
@@ -470,8 +473,17 @@ impl Manager {
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
                 self.set_receive_key(number, &key.0, Duration::from_millis(keep_ms));
             }
-            (Request::SendControl { payload }, Some(number)) => match hex::decode(&payload) {
-                Ok(message) => self.workers.tell_home(number, Command::SendControl(number, message)),
+            (Request::SendClear { datagram, to }, Some(number)) => match hex::decode(&datagram) {
+                Ok(datagram) => self.workers.tell_home(number, Command::SendClear(number, to, datagram)),
+                Err(error) => {
+                    self.say(connection, Event::Failed { message: format!("datagram: {error}; send hexadecimal") });
+                }
+            },
+            (Request::SendControl { payload, under, announces }, Some(number)) => match hex::decode(&payload) {
+                Ok(message) => {
+                    self.workers
+                        .tell_home(number, Command::SendControl(number, Message { octets: message, under, announces }));
+                }
                 Err(error) => {
                     self.say(connection, Event::Failed { message: format!("payload: {error}; send hexadecimal") });
                 }

@@ -8,6 +8,7 @@ use cipe_common::maps::{Slot, key_index};
 use super::{Manager, Tenant, loops, report};
 use crate::control::protocol::{Event, Status, WorkerShare};
 use crate::engine::worker::Command;
+use crate::repeats::has_doubled;
 
 /// Tunnels whose counters are looked at in one go for what their daemons are told unasked.
 const LOOKS: usize = 64;
@@ -57,7 +58,7 @@ impl Manager {
             }
             let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
             let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);
-            if total == 0 || total < 2 * told {
+            if !has_doubled(total, told) {
                 continue;
             }
             lines.push(match now.1 > tenant.bogus.1 {

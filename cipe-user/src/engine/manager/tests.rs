@@ -29,20 +29,6 @@ fn a_freed_number_is_used_again_as_late_as_possible() {
     assert_eq!(free_number(7, |_| true), None);
 }
 
-#[test]
-fn a_previous_key_is_kept_until_its_successor_is_used_and_some_time_longer() {
-    let start = Instant::now();
-    let after = |seconds| start + Duration::from_secs(seconds);
-    let mut previous = Previous { successor: 6, keep: Duration::from_secs(20), until: None };
-    // The peer still uses the key itself, or has used none yet.
-    for used in [0, 4] {
-        assert!(!previous.is_over(used, after(1000)));
-    }
-    assert!(!previous.is_over(6, after(2000)));
-    assert!(!previous.is_over(6, after(2019)));
-    assert!(previous.is_over(6, after(2020)));
-}
-
 #[tokio::test(flavor = "current_thread")]
 async fn a_status_of_any_number_of_tunnels_arrives_whole() {
     const TUNNELS: usize = 5 * EVENTS;
@@ -94,7 +80,8 @@ async fn what_a_daemon_said_before_it_went_is_heard() {
         for _ in 0..2 {
             sender.send(Event::DeviceDown).await.unwrap();
         }
-        client.send(&Request::SendControl { payload: "71".to_owned() }).unwrap();
+        let farewell = Request::SendControl { payload: "71".to_owned(), under: Default::default(), announces: false };
+        client.send(&farewell).unwrap();
         drop(client);
         tokio::spawn(converse(1, connection, events, say));
         assert!(matches!(said.recv().await, Some(Said::Request(1, Request::SendControl { .. }))));

@@ -2,7 +2,7 @@ use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
 use crate::engine::testpackets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
-use crate::wire::packet::KeyKind;
+use crate::wire::packet::{self, KeyKind};
 
 const STATIC: [u8; KEY] = [1; KEY];
 const RECEIVE: [u8; KEY] = [2; KEY];
@@ -352,4 +352,59 @@ fn a_key_that_came_since_answers_the_request() {
         assert!(bed.open(&datagram).is_ok());
     }
     assert_eq!(bed.tunnel.receiving(bed.now), Some(Wanted::ReceiveKeySpent));
+}
+
+#[test]
+fn packets_that_fail_for_a_while_under_a_live_key_ask_for_another_ever_more_seldom() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC), (Slot::Receive, RECEIVE)]);
+    let mut asked = Vec::new();
+    for second in 0..=100 {
+        if bed.tunnel.undecryptable(bed.now).is_some() {
+            asked.push(second);
+        }
+        bed.pass(1);
+    }
+    assert_eq!(asked, [1, 11, 31, 71]);
+    // One that is opened ends it, and the next failure begins anew.
+    bed.tunnel.common.opened();
+    assert_eq!(bed.tunnel.undecryptable(bed.now), None);
+    bed.pass(1);
+    assert_eq!(bed.tunnel.undecryptable(bed.now), Some(Wanted::Undecryptable));
+}
+
+#[test]
+fn packets_under_the_static_key_since_the_announcement_count_for_a_key() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
+    bed.tunnel.limits = Limits { send_packets: 32, send_octets: u64::MAX, ..LIMITS };
+    let seal = |bed: &Bed, slot| bed.tunnel.sealed(slot, 1, Type::Data, bed.now);
+    for _ in 0..1000 {
+        seal(&bed, Slot::Static);
+    }
+    for (under_static, left) in [(0, 32), (10, 32), (50, 12), (1000, 1)] {
+        bed.tunnel.common.count_from_here();
+        for _ in 0..under_static {
+            seal(&bed, Slot::Static);
+        }
+        bed.pass(1);
+        bed.set(Slot::Send, &[under_static as u8; KEY]);
+        let wanted = (1..).find(|_| seal(&bed, Slot::Send).is_some());
+        assert_eq!(wanted, Some(left), "{under_static}");
+        bed.writer.clear(0, Slot::Send);
+    }
+}
+
+/// Only where a key lives for less than the retry time.
+#[test]
+fn a_send_key_that_was_dropped_is_asked_for_again_at_once() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
+    let seal = |bed: &Bed, slot| bed.tunnel.sealed(slot, 1, Type::Data, bed.now);
+    assert_eq!(seal(&bed, Slot::Static), Some(Wanted::NoSendKey));
+    bed.set(Slot::Send, &SEND);
+    bed.pass(2);
+    bed.writer.clear(0, Slot::Send);
+    bed.tunnel.common.send_key_dropped();
+    bed.pass(1);
+    bed.tunnel.keys.refresh(bed.now);
+    assert_eq!(seal(&bed, Slot::Static), Some(Wanted::NoSendKey));
+    assert_eq!(seal(&bed, Slot::Static), None);
 }

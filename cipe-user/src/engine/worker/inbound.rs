@@ -16,7 +16,7 @@ use crate::engine::carrier::{Arrival, Door, Room};
 use crate::engine::ecn;
 use crate::engine::socks;
 use crate::engine::tunnel::{Head, Opened};
-use crate::wire::packet;
+use crate::wire::{clear, packet};
 use crate::xsk::{Frame, Umem};
 use opener::Opener;
 
@@ -145,6 +145,13 @@ impl Worker {
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
         let slot = if tunnel.pinned && tunnel.peer != Some(from) {
             Err(Verdict::WrongPeer)
+        } else if clear::is_clear(octets) {
+            if tunnel.common.may_pass_on_clear(self.now) {
+                let event = Event::Clear { datagram: hex::encode(octets), from };
+                // One that is lost comes again.
+                let _ = self.reports.try_send((number, Report::Event(event)));
+            }
+            Err(Verdict::ClearControl)
         } else if tunnel.nokey {
             Ok(None)
         } else {
@@ -203,8 +210,12 @@ impl Worker {
         let number = item.tunnel;
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(item.frame) };
         let tunnel = &mut endpoint.tunnel;
+        let is_dynamic = matches!(item.slot, Some(Slot::Receive | Slot::Previous));
         let verdict = match opened {
             Ok(opened) => {
+                if is_dynamic {
+                    tunnel.common.opened();
+                }
                 if tunnel.peer != Some(item.from) {
                     tunnel.set_peer(item.from);
                     // Without the event the way stays as it is now.
@@ -245,7 +256,15 @@ impl Worker {
                     }
                 }
             }
-            Err(verdict) => verdict,
+            Err(verdict) => {
+                if verdict == Verdict::BadCrc
+                    && is_dynamic
+                    && let Some(reason) = tunnel.undecryptable(self.now)
+                {
+                    want(&self.reports, tunnel, reason);
+                }
+                verdict
+            }
         };
         tunnel.counters.count(verdict);
         self.pool.put(item.frame);

@@ -41,7 +41,7 @@ use super::random::Random;
 use super::toobig::TunnelMtu;
 use super::tunnel::{Opened, Tunnel, Way};
 use crate::cipher::Lanes;
-use crate::control::protocol::{Event, Wanted};
+use crate::control::protocol::{Event, Under, Wanted};
 use crate::kernel::bpf::LiveFrames;
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
@@ -126,9 +126,23 @@ pub enum Command {
     /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
     CountLosses(Sender<()>),
     /// A message to seal and send.
-    SendControl(u16, Vec<u8>),
+    SendControl(u16, Message),
+    /// A datagram in clear for this address, by the tunnel's UDP socket.
+    SendClear(u16, SocketAddr, Vec<u8>),
+    /// A tunnel has no dynamic send key any more: the next packet asks for one.
+    SendKeyDropped(u16),
     /// The end.
     Stop,
+}
+
+/// A message of the daemon's.
+pub struct Message {
+    /// Before padding.
+    pub octets: Vec<u8>,
+    /// The key to seal it under.
+    pub under: Under,
+    /// Packets under the static key count for the key that it announces from here on.
+    pub announces: bool,
 }
 
 /// A carrier device, as one worker gets it.
@@ -486,7 +500,13 @@ impl Worker {
             }
             Command::BusyPoll(ceiling) => self.busy_poll = ceiling,
             Command::CountLosses(_done) => self.count_losses(),
-            Command::SendControl(number, payload) => self.send_control(number, &payload),
+            Command::SendControl(number, message) => self.send_control(number, &message),
+            Command::SendClear(number, to, datagram) => self.send_clear(number, to, &datagram),
+            Command::SendKeyDropped(number) => {
+                if let Some(endpoint) = self.endpoints.get(&number) {
+                    endpoint.tunnel.common.send_key_dropped();
+                }
+            }
             Command::Stop => {}
         }
     }

@@ -1,6 +1,9 @@
 //! Private to carrier: taken in, padded, sealed in the frame that it came in or was cut into, and sent from there.
 
+use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::ops::Range;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use cipe_common::maps::Slot;
@@ -8,8 +11,10 @@ use cipe_common::{Stamp, Verdict};
 
 use super::admission::{self, Pieces};
 use super::crew::{Chunk, Packets, jobs};
-use super::{BATCH, FRESH, Worker, want};
+use super::{BATCH, FRESH, Message, Worker, want};
+use crate::control::protocol::Under;
 use crate::engine::outer::Marks;
+use crate::engine::socks;
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::{Frame, Umem};
 
@@ -127,27 +132,66 @@ impl Worker {
     }
 
     /// Seals and sends a message of the daemon's.
-    pub(super) fn send_control(&mut self, number: u16, message: &[u8]) {
+    pub(super) fn send_control(&mut self, number: u16, message: &Message) {
+        // The keys as they are now: this is not in the middle of a batch.
+        self.now = Instant::now();
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
         let tunnel = &mut endpoint.tunnel;
         tunnel.keys.refresh(self.now);
-        let fits = FRESH + packet::sealed_len(message.len()) <= self.umem.frame_size() as usize;
-        let slot = tunnel.keys.sending();
+        let octets = &message.octets[..];
+        let fits = FRESH + packet::sealed_len(octets.len()) <= self.umem.frame_size() as usize;
+        let slot = match message.under {
+            Under::Live => tunnel.keys.sending(),
+            Under::Static | Under::Retired(_) => tunnel.keys.get(Slot::Static).map(|_| Slot::Static),
+        };
         let frame = match slot {
             _ if !fits => Err(Verdict::TooBig),
             None => Err(Verdict::NoSendKey),
             Some(_) => self.pool.take().ok_or(Verdict::NoFrame),
         };
-        match frame {
-            Ok(mut frame) => {
-                self.umem.chunk_mut(&mut frame)[FRESH..FRESH + message.len()].copy_from_slice(message);
-                let out = Outgoing::new(number, frame, FRESH, message.len(), Type::Control, slot, OWN);
-                self.outgoing.push(out);
-                self.send_outgoing();
-                self.flush();
-            }
-            Err(verdict) => tunnel.counters.count(verdict),
+        let mut frame = match frame {
+            Ok(frame) => frame,
+            Err(verdict) => return tunnel.counters.count(verdict),
+        };
+        if message.announces {
+            tunnel.common.count_from_here();
         }
+        let chunk = self.umem.chunk_mut(&mut frame);
+        chunk[FRESH..FRESH + octets.len()].copy_from_slice(octets);
+        let out = match &message.under {
+            // No slot holds it, so it is sealed here and leaves as it is.
+            Under::Retired(key) => {
+                let key = tunnel.keys.expand(&key.0);
+                let iv = packet::draw_iv(KeyKind::Dynamic, || self.random.octets());
+                let (at, filler) = (FRESH - packet::IV, self.random.octets());
+                let packet = &mut chunk[at..];
+                let sealed = packet::seal(&mut self.lanes, &key, packet, octets.len(), Type::Control, iv, filler);
+                Outgoing::new(number, frame, at, sealed, Type::Control, None, OWN)
+            }
+            Under::Live | Under::Static => Outgoing::new(number, frame, FRESH, octets.len(), Type::Control, slot, OWN),
+        };
+        self.outgoing.push(out);
+        self.send_outgoing();
+        self.flush();
+    }
+
+    /// Sends a datagram in clear.
+    pub(super) fn send_clear(&mut self, number: u16, to: SocketAddr, datagram: &[u8]) {
+        let Some(endpoint) = self.endpoints.get(&number) else { return };
+        let tunnel = &endpoint.tunnel;
+        let sent = match (tunnel.socks, tunnel.relay, socks::header(to)) {
+            (false, ..) => Some(tunnel.udp.send_one(to, OWN, &[IoSlice::new(datagram)])),
+            (true, Some(relay), Some(header)) => {
+                Some(tunnel.udp.send_one(relay, OWN, &[IoSlice::new(&header), IoSlice::new(datagram)]))
+            }
+            // Never past the server.
+            (true, ..) => None,
+        };
+        tunnel.counters.count(match sent {
+            Some(true) => Verdict::ControlSent,
+            Some(false) => Verdict::CarrierFull,
+            None => Verdict::NoRoute,
+        });
     }
 
     fn send_outgoing(&mut self) {
@@ -166,9 +210,8 @@ impl Worker {
     fn frame(&mut self, out: &mut Outgoing) {
         let (Some(endpoint), Some(slot)) = (self.endpoints.get_mut(&out.tunnel), out.slot) else { return };
         let tunnel = &endpoint.tunnel;
-        let random: [u8; 15] = self.random.octets();
         let kind = if slot == Slot::Static { KeyKind::Static } else { KeyKind::Dynamic };
-        let iv = kind.mark(std::array::from_fn(|i| random[i]));
+        let iv = packet::draw_iv(kind, || self.random.octets());
         if slot == Slot::Static {
             tunnel.common.note_iv(&iv);
         }
@@ -176,7 +219,7 @@ impl Worker {
             want(&self.reports, tunnel, reason);
         }
         let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
-        packet::frame(datagram, out.octets, out.kind, iv, std::array::from_fn(|i| random[packet::IV + i]));
+        packet::frame(datagram, out.octets, out.kind, iv, self.random.octets());
     }
 
     /// Encrypts framed payloads where they stand.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use cipe_user::ciped::exchange::{Action, Exchange, Input, Now};
 use cipe_user::cipher::{Algorithm, Key, Lanes};
-use cipe_user::control::protocol::Wanted;
+use cipe_user::control::protocol::{Under, Wanted};
 use cipe_user::wire::message::{Message, is_fresh};
 use cipe_user::wire::packet::{self, IV, KeyKind, Type};
 
@@ -87,17 +87,22 @@ impl Ours {
             self.input(Input::KeyWanted(Wanted::Packets));
         }
         self.sent += 1;
-        self.seal(Type::Data, packet);
+        self.seal(Type::Data, packet, &Under::Live);
     }
 
-    fn seal(&mut self, kind: Type, payload: &[u8]) {
-        let (key, flag) = match &self.send {
-            Some(key) => (key, KeyKind::Dynamic),
-            None => (&self.static_key, KeyKind::Static),
+    fn seal(&mut self, kind: Type, payload: &[u8], under: &Under) {
+        let retired;
+        let (key, flag) = match (under, &self.send) {
+            (Under::Retired(octets), _) => {
+                retired = Key::new(self.algorithm, &octets.0);
+                (&retired, KeyKind::Dynamic)
+            }
+            (Under::Live, Some(key)) => (key, KeyKind::Dynamic),
+            (Under::Live, None) | (Under::Static, _) => (&self.static_key, KeyKind::Static),
         };
         let mut buffer = vec![0; packet::sealed_len(payload.len())];
         buffer[IV..IV + payload.len()].copy_from_slice(payload);
-        let iv = flag.mark(rand::random());
+        let iv = packet::draw_iv(flag, rand::random);
         packet::seal(&mut self.lanes, key, &mut buffer, payload.len(), kind, iv, rand::random());
         self.socket.send_to(&buffer, self.peer).expect("loopback takes it");
     }
@@ -105,7 +110,7 @@ impl Ours {
     fn input(&mut self, input: Input<'_>) {
         for action in self.exchange.handle(input, self.now()) {
             match action {
-                Action::SendMessage(payload) => self.seal(Type::Control, &payload),
+                Action::SendMessage { payload, under, .. } => self.seal(Type::Control, &payload, &under),
                 Action::SetSendKey(key) => {
                     self.send = Some(Key::new(self.algorithm, &key.0));
                     self.sent = 0;

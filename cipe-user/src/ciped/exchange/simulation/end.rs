@@ -1,5 +1,6 @@
 //! One end of the tunnel, as an engine and a daemon make it: ours, or the original's.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -7,7 +8,7 @@ use rand::rngs::StdRng;
 
 use super::super::{Action, Exchange, Input, Now};
 use super::TOKXC;
-use crate::control::protocol::Wanted;
+use crate::control::protocol::{Under, Wanted};
 use crate::wire::message::{DynamicKey, Message};
 
 type Octets = [u8; 16];
@@ -33,6 +34,8 @@ pub(super) struct End {
     pub(super) send: Option<Octets>,
     pub(super) receive: Option<Octets>,
     pub(super) previous: Option<Octets>,
+    /// Whether the other end has ever used the previous key.
+    pub(super) previous_used: bool,
     /// How long the previous key is kept once the new one is in use.
     pub(super) keep: Duration,
     /// When the previous key goes.
@@ -42,7 +45,11 @@ pub(super) struct End {
     /// Packets under one receive key before it is forgotten.
     pub(super) receive_limit: u32,
     pub(super) sent: u32,
+    /// Packets under the static key since the last send key was announced.
+    pub(super) sent_static: u32,
     pub(super) received: u32,
+    /// Packets fail under a live receive key: when to ask for another one, and how long to wait after that.
+    pub(super) failing: Option<(Duration, Duration)>,
     pub(super) send_wanted: Option<Duration>,
     pub(super) receive_wanted: Option<Duration>,
     pub(super) counters: Counters,
@@ -52,10 +59,26 @@ pub(super) struct End {
 
 pub(super) enum Kind {
     Ours(Box<Exchange<StdRng>>),
-    /// Never resends; stops using its send key before it announces another; takes a key at the NK_IND.
+    /// Never resends; takes a key at the NK_IND.
     Original {
         pending: Option<DynamicKey>,
+        habit: Habit,
+        /// All receive keys so far, if it refuses those that it has had.
+        taken: Option<HashSet<Octets>>,
     },
+}
+
+/// What an original does with its old send key when it announces another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Habit {
+    /// Uses it no more.
+    Forgets,
+    /// Announces under it unless it was asked for a key, and uses it no more after that.
+    Chains,
+    /// Announces under it even if it was asked for a key, and uses it no more after that.
+    Stubborn,
+    /// Goes on under it until the NK_ACK.
+    Keeps,
 }
 
 pub(super) fn at(now: Duration) -> Now {
@@ -78,11 +101,14 @@ impl End {
             send: None,
             receive: None,
             previous: None,
+            previous_used: false,
             keep: Duration::ZERO,
             previous_ends: None,
             send_limit: u32::MAX,
             receive_limit: u32::MAX,
             sent: 0,
+            sent_static: 0,
+            failing: None,
             received: 0,
             send_wanted: None,
             receive_wanted: None,
@@ -96,8 +122,13 @@ impl End {
         Self::new(Kind::Ours(Box::new(Exchange::new(TOKXC, StdRng::seed_from_u64(!seed)))), seed)
     }
 
-    pub(super) fn original(seed: u64) -> Self {
-        Self::new(Kind::Original { pending: None }, seed)
+    pub(super) fn original(seed: u64, habit: Habit) -> Self {
+        Self::new(Kind::Original { pending: None, habit, taken: None }, seed)
+    }
+
+    /// An original that takes no key twice.
+    pub(super) fn particular(seed: u64) -> Self {
+        Self::new(Kind::Original { pending: None, habit: Habit::Chains, taken: Some(HashSet::new()) }, seed)
     }
 
     pub(super) fn with_limits(mut self, send: u32, receive: u32) -> Self {
@@ -120,14 +151,29 @@ impl End {
         let Kind::Ours(exchange) = &mut self.kind else { panic!("the original has no inputs") };
         for action in exchange.handle(input, at(now)) {
             match action {
-                Action::SendMessage(payload) => self.put(Some(payload.to_vec())),
+                Action::SendMessage { payload, under, announces } => {
+                    if announces {
+                        self.sent_static = 0;
+                    }
+                    let under = match under {
+                        Under::Live => self.send,
+                        Under::Static => None,
+                        Under::Retired(key) => Some(key.0),
+                    };
+                    self.out.push(Datagram { under, message: Some(payload.to_vec()) });
+                }
                 Action::SetSendKey(key) => {
                     (self.send, self.sent, self.send_wanted) = (Some(key.0), 0, None);
                     self.counters.changes += 1;
                 }
-                Action::DropSendKey => self.send = None,
+                Action::DropSendKey => (self.send, self.send_wanted) = (None, None),
                 Action::SetReceiveKey { key, keep } => {
-                    (self.previous, self.keep, self.previous_ends) = (self.receive, keep, None);
+                    let used = self.received > 0;
+                    let stays = !used && self.previous.is_some() && self.previous_used;
+                    if !stays {
+                        self.previous = self.receive;
+                    }
+                    (self.previous_used, self.keep, self.previous_ends) = (used || stays, keep, None);
                     (self.receive, self.received, self.receive_wanted) = (Some(key.0), 0, None);
                 }
                 Action::Log(_) => {}
@@ -135,27 +181,54 @@ impl End {
         }
     }
 
-    /// The original announces another key.
-    pub(super) fn announce(&mut self, now: Duration) {
+    /// The original announces another key, on its own or since it was `asked`.
+    pub(super) fn announce(&mut self, asked: bool, now: Duration) {
         let key = DynamicKey::random(&mut self.rng);
         let payload = Message::indication(&key).build(0, &mut self.rng);
-        self.send = None;
+        let Kind::Original { pending, habit, .. } = &mut self.kind else { panic!("ours has an exchange") };
+        *pending = Some(key);
+        let habit = *habit;
+        if habit == Habit::Forgets || asked && habit != Habit::Stubborn {
+            self.send = None;
+        }
         self.put(Some(payload.to_vec()));
-        (self.kind, self.send_wanted) = (Kind::Original { pending: Some(key) }, Some(now));
+        if habit != Habit::Keeps {
+            self.send = None;
+        }
+        self.send_wanted = Some(now);
     }
 
     pub(super) fn send_data(&mut self, now: Duration) {
         let ours = matches!(self.kind, Kind::Ours(_));
         if self.send.is_none() {
             if allowed(&mut self.send_wanted, now) {
-                if ours { self.input(Input::KeyWanted(Wanted::NoSendKey), now) } else { self.announce(now) }
+                if ours { self.input(Input::KeyWanted(Wanted::NoSendKey), now) } else { self.announce(false, now) }
             }
-        } else if self.sent >= self.send_limit && (!ours || allowed(&mut self.send_wanted, now)) {
-            if ours { self.input(Input::KeyWanted(Wanted::Packets), now) } else { self.announce(now) }
+        } else if (self.sent >= self.send_limit || ours && self.sent + self.sent_static >= self.counted_limit())
+            && (!self.is_announcing() || allowed(&mut self.send_wanted, now))
+        {
+            if ours { self.input(Input::KeyWanted(Wanted::Packets), now) } else { self.announce(false, now) }
         }
-        self.sent += 1;
-        self.counters.sent_static += u32::from(self.send.is_none());
+        match self.send {
+            Some(_) => self.sent += 1,
+            None => {
+                (self.sent_static, self.counters.sent_static) = (self.sent_static + 1, self.counters.sent_static + 1)
+            }
+        }
         self.put(None);
+    }
+
+    /// Whether a key was asked for or announced, and the answer may be on its way.
+    fn is_announcing(&self) -> bool {
+        match &self.kind {
+            Kind::Ours(_) => true,
+            Kind::Original { pending, .. } => pending.is_some(),
+        }
+    }
+
+    /// As the engine has it.
+    fn counted_limit(&self) -> u32 {
+        self.send_limit.saturating_mul(2).saturating_sub(self.send_limit / 16)
     }
 
     pub(super) fn want_receive_key(&mut self, reason: Wanted, now: Duration) {
@@ -170,7 +243,20 @@ impl End {
         }
     }
 
+    /// Packets under a live receive key that is the wrong one.
+    fn undecryptable(&mut self, now: Duration) {
+        if !matches!(self.kind, Kind::Ours(_)) {
+            return;
+        }
+        let (ask, wait) = *self.failing.get_or_insert((now + Duration::from_secs(1), TOKXC));
+        if now >= ask {
+            self.failing = Some((now + wait, 2 * wait));
+            self.input(Input::KeyWanted(Wanted::Undecryptable), now);
+        }
+    }
+
     pub(super) fn arrive(&mut self, datagram: &Datagram, now: Duration) {
+        let ours = matches!(self.kind, Kind::Ours(_));
         self.previous = self.previous.filter(|_| self.previous_ends.is_none_or(|ends| now < ends));
         if let Some(key) = datagram.under {
             if self.receive.is_some_and(|_| self.received >= self.receive_limit) {
@@ -180,15 +266,20 @@ impl End {
             let previous = self.previous == Some(key);
             if self.receive != Some(key) && !previous {
                 self.counters.lost += u32::from(datagram.message.is_none());
-                if self.receive.is_none() {
-                    self.want_receive_key(Wanted::NoReceiveKey, now);
+                match self.receive {
+                    None => self.want_receive_key(Wanted::NoReceiveKey, now),
+                    Some(_) => self.undecryptable(now),
                 }
                 return;
             }
+            self.failing = None;
             if !previous {
                 self.received += 1;
                 self.previous_ends.get_or_insert(now + self.keep);
             }
+        } else if !ours && self.receive.is_some() {
+            // An original counts whatever is good.
+            self.received += 1;
         }
         match &datagram.message {
             None => self.counters.delivered += 1,
@@ -198,9 +289,12 @@ impl End {
                     Kind::Ours(_) => {
                         self.input(Input::Message { message, under_static: datagram.under.is_none() }, now)
                     }
-                    Kind::Original { pending } => match message {
-                        Message::Request => self.announce(now),
+                    Kind::Original { pending, taken, .. } => match message {
+                        Message::Request => self.announce(true, now),
                         Message::Indication { key, sum } => {
+                            if taken.as_mut().is_some_and(|taken| !taken.insert(key.0)) {
+                                return;
+                            }
                             (self.receive, self.received) = (Some(key.0), 0);
                             let payload = Message::Acknowledgement { sum }.build(0, &mut self.rng);
                             self.put(Some(payload.to_vec()));

@@ -113,7 +113,8 @@ impl World {
 
     /// Whether what `from` sends goes under a dynamic key that the other end has.
     pub(super) fn keyed(&self, from: usize) -> bool {
-        self.ends[from].send.is_some() && self.ends[from].send == self.ends[1 - from].receive
+        let (send, other) = (self.ends[from].send, &self.ends[1 - from]);
+        send.is_some() && (send == other.receive || send == other.previous)
     }
 
     /// Data gets through from `from` to the other end during the next half second.

@@ -244,6 +244,21 @@ fn under_the_current_or_previous_receive_key_all_reach_the_engine() {
     assert!((0..100).any(|_| programs.carrier(&dynamic) == XDP_DROP));
 }
 
+#[test]
+fn control_messages_in_clear_reach_the_engine_whatever_their_length() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let clear = |length: usize| udp(LOCAL.parse().unwrap(), &[&[0; 4][..], &vec![7; length - 4]].concat());
+    for length in 9..100 {
+        assert_eq!(programs.carrier(&clear(length)), XDP_REDIRECT, "{length}");
+    }
+    for length in 4..9 {
+        assert_eq!(programs.carrier(&clear(length)), XDP_DROP, "{length}");
+    }
+    let dynamic = udp(LOCAL.parse().unwrap(), &[&[0x80, 0, 0, 0][..], &[7; 13]].concat());
+    assert_eq!(programs.carrier(&dynamic), XDP_DROP, "a flag in front makes it a packet, of an impossible length");
+    assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), 6);
+}
+
 /// The rules once more, written for reading: the action for a frame that meets a live tunnel at [`LOCAL`] and
 /// [`LOCAL_V6`], with a receive key.
 fn expected(frame: &[u8]) -> u32 {
@@ -283,7 +298,10 @@ fn decide(frame: &[u8]) -> Option<u32> {
         return None;
     }
     let length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
-    let fits = (24..=carried.min(packet.len() - header)).contains(&length) && length.is_multiple_of(8);
+    let payload = packet.get(header + 8..).unwrap_or_default();
+    let clear = length > 16 && payload.starts_with(&[0; 4]);
+    let whole = length >= 24 && length.is_multiple_of(8);
+    let fits = (8..=carried.min(packet.len() - header)).contains(&length) && (whole || clear);
     Some(if fits { XDP_REDIRECT } else { XDP_DROP })
 }
 

@@ -1,0 +1,66 @@
+//! Control messages in clear: anybody can send them, so they are told of, and a question about our configuration is
+//! answered; nothing else comes of them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::CryptoRng;
+
+use super::{Level, Session, Step, Topic};
+use crate::ciped::exchange::Now;
+use crate::ciped::options::Options;
+use crate::control::protocol::{Cipher, Request};
+use crate::wire::clear::{Clear, Configuration};
+
+/// Least time between two answers.
+const ANSWERS: Duration = Duration::from_secs(1);
+
+/// The release that this daemon behaves like: the first with the option `cipher`.
+const RELEASE: [u8; 2] = [1, 6];
+
+/// How this end is set up.
+pub(super) fn configuration(options: &Options) -> Configuration {
+    let cipher = match options.cipher {
+        Cipher::Blowfish => b'b',
+        Cipher::Idea | Cipher::IdeaLittle => b'i',
+    };
+    Configuration { protocol: 3, cipher, release: RELEASE, reads_letters: !options.keybug }
+}
+
+impl<R: CryptoRng> Session<R> {
+    /// Takes a datagram in clear.
+    pub(super) fn clear(&mut self, datagram: &[u8], from: SocketAddr, now: Now) -> Vec<Step> {
+        let (kind, configuration, asks) = match Clear::parse(datagram) {
+            Clear::Request(configuration) => ("CT_CONFREQ", configuration, true),
+            Clear::Answer(configuration) => ("CT_CONF", configuration, false),
+            Clear::Forbidden(name) => {
+                let text = format!("refused {name} in clear from {from}; whoever sent it does not have the key");
+                return self.tell(Topic::Forbidden, Level::Warning, &text, now);
+            }
+            Clear::Other => {
+                let text = format!("dropped a datagram in clear from {from}");
+                return self.tell(Topic::Unreadable, Level::Debug, &text, now);
+            }
+        };
+        let mut steps = match configuration.map(|theirs| self.configuration.mismatches(&theirs)) {
+            None => {
+                let text = format!("{kind} in clear from {from} cannot be read");
+                self.tell(Topic::Unreadable, Level::Info, &text, now)
+            }
+            Some(mismatches) if mismatches.is_empty() => Vec::new(),
+            Some(mismatches) => {
+                let text = format!(
+                    "{from} is set up in another way, as it says in clear: {}; set up both ends alike",
+                    mismatches.join("; ")
+                );
+                self.tell(Topic::Mismatch, Level::Warning, &text, now)
+            }
+        };
+        if asks && self.configuration_told.is_none_or(|last| now.at >= last + ANSWERS) {
+            self.configuration_told = Some(now.at);
+            let datagram = hex::encode(self.configuration.answer(now.unix, &mut self.rng));
+            steps.push(Step::Send(Request::SendClear { datagram, to: from }));
+        }
+        steps
+    }
+}

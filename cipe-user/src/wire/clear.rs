@@ -1,0 +1,211 @@
+//! Control messages in clear, of versions 1.5 and later (protocol section 3): 8 zero octets where the IV of a packet would
+//! be, then the message from its type octet on.
+//!
+//! Anybody can make one. They tell of a peer that was set up in another way, and nothing else is believed.
+
+use rand::{CryptoRng, RngExt};
+
+use super::message::{Message, number};
+use super::packet::IV;
+
+/// Where the letters stand that a configuration begins with, counted from the type octet.
+const LETTERS_AT: usize = 4;
+const LETTERS: &[u8; 4] = b"CIPE";
+/// Where time stamps stand, counted from the first zero octet.
+const STAMPS: [usize; 2] = [48, 56];
+/// Octets of a message of ours without its random tail.
+const BASE: usize = 60;
+
+/// Whether a datagram is a control message in clear. No packet begins so: such IVs are reserved.
+pub fn is_clear(datagram: &[u8]) -> bool {
+    datagram.len() > IV && datagram[..4] == [0; 4]
+}
+
+/// How an end of a tunnel is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// Version of the protocol: 3, or 4 for Ethernet frames.
+    pub protocol: u8,
+    /// `b` for Blowfish, `i` for IDEA.
+    pub cipher: u8,
+    /// Major and minor number of the release.
+    pub release: [u8; 2],
+    /// Whether the digits a to f of a key are read as such; releases before 1.4 read them as 1 to 6.
+    pub reads_letters: bool,
+}
+
+impl Configuration {
+    /// Reads a configuration from the octets behind the type octet. The letters may stand a little later than they should,
+    /// and numbers may be digits: no source settles that.
+    fn parse(data: &[u8]) -> Option<Self> {
+        let at = data.windows(LETTERS.len()).position(|window| window == LETTERS)?;
+        let behind = &data[at + LETTERS.len()..];
+        // Five octets are given for four letters.
+        let behind = behind.strip_prefix(&[0]).unwrap_or(behind);
+        let [protocol, cipher, major, minor, parser] = *behind.first_chunk()?;
+        let plain = |number: u8| if number.is_ascii_digit() { number - b'0' } else { number };
+        Some(Self {
+            protocol: plain(protocol),
+            cipher: cipher.to_ascii_lowercase(),
+            release: [plain(major), plain(minor)],
+            reads_letters: plain(parser) != 0,
+        })
+    }
+
+    /// What of `other`, the peer's, does not fit this one.
+    pub fn mismatches(&self, other: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.protocol != other.protocol {
+            found.push(format!("protocol {} there, {} here", other.protocol, self.protocol));
+        }
+        if self.cipher != other.cipher {
+            found.push(format!("cipher {} there, {} here", name(other.cipher), name(self.cipher)));
+        }
+        if self.reads_letters != other.reads_letters {
+            let way = |letters| if letters { "as such" } else { "as 1 to 6 (option `keybug`)" };
+            let (there, here) = (way(other.reads_letters), way(self.reads_letters));
+            found.push(format!("digits a to f of the key are read {there} there, {here} here"));
+        }
+        found
+    }
+
+    /// The whole datagram of a CT_CONF, stamped with `unix_time` (seconds), filled up like any message.
+    pub fn answer(&self, unix_time: u32, rng: &mut impl CryptoRng) -> Vec<u8> {
+        let mut datagram = vec![0; BASE + rng.random_range(0..=usize::from(u8::MAX))];
+        rng.fill_bytes(&mut datagram[IV..]);
+        datagram[IV] = number::CT_CONF;
+        let [major, minor] = self.release;
+        let body = [self.protocol, self.cipher, major, minor, self.reads_letters.into()];
+        let at = IV + LETTERS_AT;
+        datagram[at..at + LETTERS.len()].copy_from_slice(LETTERS);
+        datagram[at + LETTERS.len()..at + LETTERS.len() + body.len()].copy_from_slice(&body);
+        for at in STAMPS {
+            datagram[at..at + 4].copy_from_slice(&unix_time.to_be_bytes());
+        }
+        datagram
+    }
+}
+
+fn name(cipher: u8) -> String {
+    match cipher {
+        b'b' => "Blowfish".to_owned(),
+        b'i' => "IDEA".to_owned(),
+        other => other.escape_ascii().to_string(),
+    }
+}
+
+/// A message in clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clear {
+    /// CT_CONFREQ: this is how I am set up; how are you? `None`: it cannot be read.
+    Request(Option<Configuration>),
+    /// CT_CONF: this is how I am set up.
+    Answer(Option<Configuration>),
+    /// One that has to be encrypted, by name: whoever sends it in clear may be anybody.
+    Forbidden(&'static str),
+    /// One of another type, or none.
+    Other,
+}
+
+impl Clear {
+    /// Reads a datagram that [`is_clear`].
+    pub fn parse(datagram: &[u8]) -> Self {
+        let message = datagram.get(IV..).unwrap_or_default();
+        match message.split_first() {
+            Some((&number::CT_CONFREQ, data)) => Self::Request(Configuration::parse(data)),
+            Some((&number::CT_CONF, data)) => Self::Answer(Configuration::parse(data)),
+            Some((&kind @ (number::NK_REQ..=number::NK_ACK | number::CT_KILL), _)) => {
+                Self::Forbidden(Message::name_of(kind))
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    const OURS: Configuration = Configuration { protocol: 3, cipher: b'b', release: [1, 6], reads_letters: true };
+
+    fn request(body: &[u8]) -> Clear {
+        Clear::parse(&[&[0; IV][..], &[number::CT_CONFREQ, 9, 9, 9], body].concat())
+    }
+
+    #[test]
+    fn only_what_begins_with_32_zero_bits_is_clear() {
+        let mut datagram = [0; 24];
+        assert!(is_clear(&datagram) && is_clear(&datagram[..9]));
+        assert!(!is_clear(&datagram[..8]) && !is_clear(&[]));
+        datagram[4..].fill(0xFF);
+        assert!(is_clear(&datagram));
+        for (at, octet) in [(0, 0x80), (0, 1), (3, 1)] {
+            let mut packet = datagram;
+            packet[at] = octet;
+            assert!(!is_clear(&packet));
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_read_in_every_form_that_the_sources_leave_open() {
+        for body in
+            [&b"CIPE\x03b\x01\x06\x01"[..], b"CIPE3b161", b"CIPE\x003b161 and more", b"xyCIPE\x00\x03B\x01\x06\x01"]
+        {
+            assert_eq!(request(body), Clear::Request(Some(OURS)), "{body:?}");
+        }
+        for body in [&b""[..], b"CIP", b"CIPE3b16", b"cipe3b161", b"CIPE"] {
+            assert_eq!(request(body), Clear::Request(None), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        assert!(OURS.mismatches(&Configuration { release: [1, 5], ..OURS }).is_empty());
+        let other = Configuration { protocol: 4, cipher: b'i', release: [1, 3], reads_letters: false };
+        let found = OURS.mismatches(&other);
+        assert_eq!(
+            found,
+            [
+                "protocol 4 there, 3 here",
+                "cipher IDEA there, Blowfish here",
+                "digits a to f of the key are read as 1 to 6 (option `keybug`) there, as such here"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_answer_is_a_message_in_clear_and_reads_back() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..1000 {
+            let datagram = OURS.answer(0x6543_2100, &mut rng);
+            assert!(is_clear(&datagram) && datagram[..IV] == [0; IV]);
+            assert_eq!(Clear::parse(&datagram), Clear::Answer(Some(OURS)));
+            assert_eq!(
+                (&datagram[48..52], &datagram[56..60]),
+                (&[0x65, 0x43, 0x21, 0][..], &[0x65, 0x43, 0x21, 0][..])
+            );
+        }
+    }
+
+    #[test]
+    fn messages_that_have_to_be_encrypted_are_named() {
+        let clear = |number| Clear::parse(&[&[0; IV][..], &[number; 60]].concat());
+        for (number, name) in [(1, "NK_REQ"), (2, "NK_IND"), (3, "NK_ACK"), (0x74, "CT_KILL")] {
+            assert_eq!(clear(number), Clear::Forbidden(name));
+        }
+        for number in [0, 4, 0x70, 0x71, 0x72, 0x73, 0x77] {
+            assert_eq!(clear(number), Clear::Other);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_are_read(datagram: Vec<u8>) {
+            Clear::parse(&datagram);
+        }
+    }
+}
