@@ -129,7 +129,9 @@ fn the_capabilities_of_the_readme_suffice() -> Result<()> {
     }
     confined.stop(&net)?;
     // What is missing is named.
-    for (missing, name) in [(&["net_admin"][..], "CAP_NET_ADMIN"), (&["bpf", "sys_admin"], "CAP_BPF")] {
+    for (missing, name) in
+        [(&["net_admin"][..], "CAP_NET_ADMIN"), (&["bpf", "sys_admin"], "CAP_BPF"), (&["net_raw"], "CAP_NET_RAW")]
+    {
         let set = missing.iter().map(|name| format!("-{name}")).collect::<Vec<_>>().join(",");
         let set = format!("--bounding-set={set}");
         Confined::start(&net, &path, &["setpriv", &set, "--inh-caps=-all"])?.expect_refusal(&net, &[name])?;

@@ -285,3 +285,17 @@ fn a_tunnel_with_a_large_mtu_needs_an_engine_started_for_it() -> Result<()> {
     Gateway::start_in(&net, who, &[], Daemon::Idea, &options)?.wait_up()?;
     Ok(())
 }
+
+/// An option file that came from a line with larger packets.
+#[test]
+fn an_mtu_above_the_carrier_s_is_taken_with_a_warning() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("mtu", 1600))?;
+    pair.wait_for_keys(&net)?;
+    let line = pair.a.wait_for_line("of the MTU", |line| line.contains("mtu 1600 is above"))?;
+    assert!(line.text.contains("the carrier's MTU of 1500 leaves, 14"), "{}", line.text);
+    Ok(())
+}

@@ -24,6 +24,8 @@ pub struct Sizes {
     nokey: bool,
     /// What is in force.
     mtu: TunnelMtu,
+    /// The operator knows that the device takes more than the carrier.
+    told: bool,
 }
 
 impl Sizes {
@@ -36,6 +38,7 @@ impl Sizes {
             clamps: attach.mss_clamp,
             nokey: attach.key.is_none(),
             mtu: TunnelMtu::of_device(device),
+            told: false,
         }
     }
 
@@ -76,11 +79,20 @@ impl Manager {
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return false;
         }
+        let (device, octets) = (sizes.device, mtu.of(Version::V4));
+        // Once: paths change, options do not.
+        let is_above = octets < device && mtu != TunnelMtu::NONE && !std::mem::replace(&mut sizes.told, true);
         let entry = tenant.entry();
-        let octets = mtu.of(Version::V4);
         tracing::info!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
         if let Err(error) = self.programs.set_tunnel(number.into(), entry) {
             self.notice(number, format!("the MSS stays as it was: {error}"));
+        }
+        if is_above {
+            let text = format!(
+                "mtu {device} is above what the carrier's MTU of {path} leaves, {octets}; larger packets are refused or cut; set \
+                 `mtu {octets}`"
+            );
+            self.notice(number, text);
         }
         mtu == TunnelMtu::NONE
     }

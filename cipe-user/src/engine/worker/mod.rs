@@ -319,7 +319,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         coalescer: Coalescer::default(),
         inbox: Inbox::new(),
         sight: Sight::new(Instant::now()),
-        icmp: Icmp::open().context("raw ICMP sockets")?,
+        icmp: Icmp::open().context("raw ICMP sockets, which need CAP_NET_RAW: run as root, or grant it")?,
         next_hops,
         moved: 0,
         busy_poll: Duration::ZERO,
