@@ -10,6 +10,8 @@ pub mod names {
     pub const PRIVATE_ADDRESSES: &str = "PRIVATE_ADDRESSES";
     /// `XSKMAP` by [`super::private_socket_index`].
     pub const PRIVATE_SOCKETS: &str = "PRIVATE_SOCKETS";
+    /// `HASH` from the ifindex (u32) of either end of an Ethernet tunnel's pair to [`super::EthernetDevice`].
+    pub const ETHERNET_DEVICES: &str = "ETHERNET_DEVICES";
     /// `HASH` from [`super::CarrierAddress`] to a tunnel number (u32).
     pub const CARRIER_ADDRESSES: &str = "CARRIER_ADDRESSES";
     /// `HASH` from a carrier device's ifindex (u32) to the index of its queue 0 in `CARRIER_SOCKETS` (u32).
@@ -43,6 +45,10 @@ pub mod names {
     pub const PRIVATE_TC: &str = "private_tc";
     /// XDP (frags) program of the hubs' hidden ends.
     pub const PRIVATE_XDP: &str = "private_xdp";
+    /// Egress program of Ethernet tunnels' devices.
+    pub const ETHERNET_TC: &str = "ethernet_tc";
+    /// XDP (frags) program of the hidden ends of Ethernet tunnels' devices.
+    pub const ETHERNET_XDP: &str = "ethernet_xdp";
     /// XDP (frags) program of LAN cards with a short cut.
     pub const LAN_XDP: &str = "lan_xdp";
 }
@@ -57,8 +63,8 @@ pub const DEPARTURES: u32 = 512;
 pub const MAX_TUNNELS: u32 = 16_384;
 /// Row of `VERDICTS` for drops whose tunnel is unknown.
 pub const NO_TUNNEL: u32 = u32::MAX;
-/// Hubs of one engine: veth pairs that its tunnel devices stand on.
-pub const MAX_HUBS: u32 = 32;
+/// Veth pairs of one engine: hubs that its tunnel devices stand on, and one for each Ethernet tunnel.
+pub const MAX_HUBS: u32 = 64;
 /// Receive queues of a hub's hidden end that can have a socket: one for each worker, and one more.
 pub const PRIVATE_QUEUES: u32 = 16;
 /// Carrier devices of one engine.
@@ -114,6 +120,16 @@ impl PrivateAddress {
     pub const fn new(mac: [u8; 6]) -> Self {
         Self { mac, reserved: [0; 2] }
     }
+}
+
+/// Value of `ETHERNET_DEVICES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EthernetDevice {
+    /// Number of its tunnel.
+    pub tunnel: u32,
+    /// The slot of its pair, below [`MAX_HUBS`].
+    pub hub: u32,
 }
 
 /// Key of `CARRIER_ADDRESSES`: a local carrier address and port.
@@ -272,7 +288,7 @@ pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
 const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 44);
 const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSETS.is_power_of_two());
 const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
-const _: () = assert!(size_of::<PrivateAddress>() == 8 && MAX_HUBS <= 256);
+const _: () = assert!(size_of::<PrivateAddress>() == 8 && size_of::<EthernetDevice>() == 8 && MAX_HUBS <= 256);
 
 #[cfg(test)]
 mod tests {

@@ -67,7 +67,7 @@ verdicts! {
     BadPadding = "bad-padding",
     /// Inbound drop: packet type 10 or 11.
     BadType = "bad-type",
-    /// Inbound drop: the payload is not exactly one IP packet.
+    /// Inbound drop: the payload is not exactly one IP packet; in protocol 4, no Ethernet frame.
     BadInner = "bad-inner",
     /// Inbound drop: a router has marked the datagram (CE) in place of dropping it, and the packet in it does not take part in
     /// congestion notification, so that nobody could be told (RFC 6040 section 4.2).

@@ -1,4 +1,4 @@
-//! The kernel side of the data path: four programs that classify, stamp and redirect. They never look into a payload.
+//! The kernel side of the data path: six programs that classify, stamp and redirect. They never look into a payload.
 //!
 //! Flat on purpose: every header is reached at a constant offset behind one bounds check, which is what the verifier can
 //! follow. Each program turns its packet into a `Result<action, Drop>`; drops are counted in one place.
@@ -9,6 +9,7 @@
 
 mod bounds;
 mod carrier;
+mod ethernet;
 mod frame;
 mod lan;
 mod live;
@@ -45,6 +46,21 @@ pub fn private_tc(ctx: TcContext) -> i32 {
 #[xdp(frags)]
 pub fn private_xdp(ctx: XdpContext) -> u32 {
     private::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
+}
+
+/// Egress of an Ethernet tunnel's device: drops what may not leave.
+#[classifier]
+pub fn ethernet_tc(ctx: TcContext) -> i32 {
+    match ethernet::check(&ctx) {
+        Ok(()) => TC_ACT_OK,
+        Err(drop) => drop.count(TC_ACT_SHOT),
+    }
+}
+
+/// XDP on the hidden end of an Ethernet tunnel's device: its frames to the engine, nothing past it.
+#[xdp(frags)]
+pub fn ethernet_xdp(ctx: XdpContext) -> u32 {
+    ethernet::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
 /// XDP on a LAN card with a short cut: plain packets for its tunnels to the engine, everything else on its way untouched.

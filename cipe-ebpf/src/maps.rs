@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES as MAX_DEPARTURES, Departure, KeySlot, LAN_QUEUES, Lan, LanRoute,
+    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES as MAX_DEPARTURES, Departure, EthernetDevice, KeySlot, LAN_QUEUES, Lan, LanRoute,
     MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS,
     Tunnel, verdict_entries,
 };
@@ -16,6 +16,9 @@ pub static TUNNELS: Array<Tunnel> = Array::with_max_entries(MAX_TUNNELS, 0);
 
 #[map]
 pub static PRIVATE_ADDRESSES: HashMap<PrivateAddress, u32> = HashMap::with_max_entries(MAX_TUNNELS, 0);
+
+#[map]
+pub static ETHERNET_DEVICES: HashMap<u32, EthernetDevice> = HashMap::with_max_entries(2 * MAX_HUBS, 0);
 
 #[map]
 pub static PRIVATE_SOCKETS: XskMap = XskMap::with_max_entries(MAX_HUBS * PRIVATE_QUEUES, 0);

@@ -155,7 +155,7 @@ static WORKERS: u32 = 1;
 /// is taken for the receive queue and one more, for which the kernel picks the transmit queue of that number: 1 to the
 /// number of workers. Generic XDP at the hidden end then sees the receive queue before it, native XDP that queue itself.
 #[inline(always)]
-fn spread(ctx: &TcContext) {
+pub fn spread(ctx: &TcContext) {
     // SAFETY: the loader sets it before the program is loaded, and nothing does later.
     let workers = unsafe { core::ptr::read_volatile(&raw const WORKERS) };
     if workers > 1 {

@@ -85,7 +85,7 @@ fn manual_pages_and_completions_are_what_their_readers_expect() -> Result<()> {
         .map(|page| Ok(page?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
     names.sort();
-    for name in ["cipe.8", "cipe-check.8", "cipe-top.8", "ciped-cb.8", "ciped-ci.8"] {
+    for name in ["cipe.8", "cipe-check.8", "cipe-top.8", "ciped-cb.8", "ciped-ci.8", "ciped-db.8", "ciped-di.8"] {
         assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
     }
     for (program, choice) in [("cipe", &[][..]), ("ciped-cb", &["--program", "ciped-cb"])] {

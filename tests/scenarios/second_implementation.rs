@@ -32,8 +32,8 @@ fn link(daemon: Daemon, change: impl Fn(Options) -> Options, configure: impl Fn(
     let mut key = [0; 16];
     hex::decode_to_slice(KEY, &mut key)?;
     let cipher = match daemon {
-        Daemon::Blowfish => Cipher::Blowfish,
-        Daemon::Idea => Cipher::Idea,
+        Daemon::Blowfish | Daemon::EthernetBlowfish => Cipher::Blowfish,
+        Daemon::Idea | Daemon::EthernetIdea => Cipher::Idea,
     };
     let mut config = Config::original(cipher, key);
     config.peer = Some(SocketAddr::from((Side::A.carrier(), PORT)));

@@ -239,6 +239,7 @@ impl Fleet {
             "version": 4,
             "device": device,
             "prefix": prefix,
+            "protocol": 3,
             "cipher": cipher,
             "key": key,
             "ipaddr": inner(side, number),

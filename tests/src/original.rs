@@ -57,8 +57,8 @@ impl Original {
         let mut key = [0; 16];
         hex::decode_to_slice(KEY, &mut key)?;
         let cipher = match daemon {
-            Daemon::Blowfish => Cipher::Blowfish,
-            Daemon::Idea => Cipher::Idea,
+            Daemon::Blowfish | Daemon::EthernetBlowfish => Cipher::Blowfish,
+            Daemon::Idea | Daemon::EthernetIdea => Cipher::Idea,
         };
         let mut config = Config { echo: false, ..Config::original(cipher, key) };
         config.peer = Some(relayed::carrier_of(Side::A));

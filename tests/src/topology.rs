@@ -280,7 +280,7 @@ fn configure(namespace: &Namespace, device: &str, address: Ipv4Addr) -> Result<(
     Ok(())
 }
 
-/// `/run/cipe-tests-PID-NUMBER` with the binary under its three names in `bin/`.
+/// `/run/cipe-tests-PID-NUMBER` with the binary under its names in `bin/`.
 struct RunDirectory {
     path: PathBuf,
 }
@@ -295,7 +295,7 @@ impl RunDirectory {
         let directory = Self { path };
         let bin = directory.path.join("bin");
         fs::create_dir(&bin)?;
-        for name in ["cipe", "ciped-cb", "ciped-ci"] {
+        for name in ["cipe", "ciped-cb", "ciped-ci", "ciped-db", "ciped-di"] {
             symlink(gateway::binary()?, bin.join(name))?;
         }
         Ok(directory)

@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 
 use crate::tools;
 
+/// Names of the daemons, which are links to the binary.
+const DAEMONS: [&str; 4] = ["ciped-cb", "ciped-ci", "ciped-db", "ciped-di"];
+
 /// Makes the folder.
 #[derive(clap::Args)]
 pub struct Args {
@@ -17,7 +20,7 @@ pub struct Args {
     to: PathBuf,
 }
 
-/// Builds the binary and puts it there under its four names, with what belongs to it: systemd units, sample scripts, manual
+/// Builds the binary and puts it there under its names, with what belongs to it: systemd units, sample scripts, manual
 /// pages, completions for shells, the README and the daemons' manual.
 ///
 /// # Errors
@@ -30,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     fs::create_dir(&folder).with_context(|| format!("{}", folder.display()))?;
     fs::copy(&binary, folder.join("cipe"))?;
-    for name in ["ciped", "ciped-cb", "ciped-ci"] {
+    for name in std::iter::once("ciped").chain(DAEMONS) {
         symlink("cipe", folder.join(name))?;
     }
     for document in ["README.md", "docs/ciped.md"] {
@@ -51,15 +54,15 @@ pub fn run(args: &Args) -> Result<()> {
     let completions = folder.join("completions");
     fs::create_dir(&completions)?;
     for shell in ["bash", "zsh", "fish"] {
-        for (program, choice) in
-            [("cipe", &[][..]), ("ciped-cb", &["--program", "ciped-cb"]), ("ciped-ci", &["--program", "ciped-ci"])]
-        {
-            let script = fs::File::create(completions.join(format!("{program}.{shell}")))?;
+        for daemon in std::iter::once(None).chain(DAEMONS.map(Some)) {
+            let script = fs::File::create(completions.join(format!("{}.{shell}", daemon.unwrap_or("cipe"))))?;
+            let choice = daemon.into_iter().flat_map(|daemon| ["--program", daemon]);
             tools::check(Command::new(&binary).arg("completions").args(choice).arg(shell).stdout(script))?;
         }
     }
+    let names = DAEMONS.join(", ");
     println!(
-        "{}: cipe, ciped, ciped-cb, ciped-ci, systemd/, scripts/, man8/, completions/, README.md, ciped.md",
+        "{}: cipe, ciped, {names}, systemd/, scripts/, man8/, completions/, README.md, ciped.md",
         folder.display()
     );
     Ok(())

@@ -95,6 +95,7 @@ fn attach_request(options: &Options, place: Place) -> Attach {
         version: VERSION,
         device: place.device,
         prefix: options.prefix().to_owned(),
+        protocol: options.protocol,
         cipher: options.cipher,
         key: options.key.clone(),
         ipaddr: options.ipaddr,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::ciped::options::{self, Program, Severity, Sources};
+use crate::control::protocol::Protocol;
 
 /// Arguments of `cipe check`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +16,7 @@ pub struct Args {
     /// Option files; each is read as `-o FILE` would be, after /etc/cipe/options.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Name that the daemon is to be called by: ciped-cb or ciped-ci.
+    /// Name that the daemon is to be called by: ciped-cb, ciped-ci, ciped-db or ciped-di.
     #[arg(long, value_name = "NAME", default_value = "ciped-cb", value_parser = super::ciped::program)]
     program: Program,
 }
@@ -48,6 +49,11 @@ fn report(sources: &Sources) -> (String, bool) {
         line(format_args!("  {name:<10}  {value:<width$}  {origin}"));
     }
     if let Some(options) = &settled {
+        let what = match options.protocol {
+            Protocol::Ip => "IP packets",
+            Protocol::Ethernet => "Ethernet frames",
+        };
+        line(format_args!("  protocol {}: {what}, interface {}N", options.protocol.number(), options.prefix()));
         let shown = |end: &options::Endpoint| match end.address.to_string() {
             address if address == end.text => address,
             address => format!("{address} ({})", options::masked(&end.text)),

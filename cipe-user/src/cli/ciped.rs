@@ -1,4 +1,4 @@
-//! `ciped-cb` and `ciped-ci`: the daemon's way into the background, and its signals.
+//! `ciped-cb` and its kin: the daemon's way into the background, and its signals.
 //!
 //! The process that was called reads the options and, unless `debug` is set, starts itself again as a child. The child
 //! leaves the terminal once the tunnel is up, so errors are shown where they can be read, and the exit code is right.
@@ -43,7 +43,7 @@ pub struct Args {
 /// Arguments of `cipe ciped`.
 #[derive(Debug, clap::Args)]
 pub struct NamedArgs {
-    /// Name to run under: ciped-cb or ciped-ci.
+    /// Name to run under: ciped-cb, ciped-ci, ciped-db or ciped-di.
     #[arg(long, value_name = "NAME", default_value = "ciped-cb", value_parser = program)]
     pub program: Program,
     /// As of the daemon under this name.
@@ -53,7 +53,7 @@ pub struct NamedArgs {
 
 /// Reads the name of a daemon.
 pub fn program(name: &str) -> Result<Program, String> {
-    Program::from_name(name.as_bytes()).ok_or_else(|| "write ciped-cb or ciped-ci".to_owned())
+    Program::from_name(name.as_bytes()).ok_or_else(|| "write ciped-cb, ciped-ci, ciped-db or ciped-di".to_owned())
 }
 
 fn help() -> String {
@@ -145,7 +145,7 @@ fn serve(
         tracing::warn!("{problem}");
     }
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
-    let engine = engine::launch(options.mtu)?;
+    let engine = engine::launch(options.mtu + options.protocol.header() as u32)?;
     let setup = Setup { sources, draft, options, run_dir, engine };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let outcome = runtime.block_on(async {

@@ -18,7 +18,7 @@ use crate::ciped::options::Program;
   cipe completions bash >/usr/share/bash-completion/completions/cipe
   cipe completions --program ciped-cb bash >/usr/share/bash-completion/completions/ciped-cb")]
 pub struct CompletionArgs {
-    /// Whose command line: ciped-cb or ciped-ci; by default that of cipe.
+    /// Whose command line: ciped-cb, ciped-ci, ciped-db or ciped-di; by default that of cipe.
     #[arg(long, value_name = "NAME", value_parser = super::ciped::program)]
     program: Option<Program>,
     /// For which shell.
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Names and texts, all of section 8: they want root, or tell of what does.
 fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut pages = Vec::new();
-    for program in [None, Some(Program::Cb), Some(Program::Ci)] {
+    for program in std::iter::once(None).chain(Program::ALL.map(Some)) {
         let (command, name) = command_of(program);
         for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
             let name = format!("{name}-{}", command.get_name());
@@ -85,10 +85,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_and_both_daemons_have_a_page_of_their_own() {
+    fn every_command_and_each_daemon_have_a_page_of_their_own() {
         let pages = pages().unwrap();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
-        for name in ["cipe", "cipe-show", "cipe-top", "cipe-check", "cipe-doctor", "ciped-cb", "ciped-ci"] {
+        for name in [
+            "cipe",
+            "cipe-show",
+            "cipe-top",
+            "cipe-check",
+            "cipe-doctor",
+            "ciped-cb",
+            "ciped-ci",
+            "ciped-db",
+            "ciped-di",
+        ] {
             assert!(names.contains(&name), "{name}: {names:?}");
         }
         for (name, page) in &pages {

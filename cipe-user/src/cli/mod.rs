@@ -1,4 +1,5 @@
-//! The command line for people: `cipe` and its commands, and the daemons `ciped-cb` and `ciped-ci`.
+//! The command line for people: `cipe` and its commands, and the daemons `ciped-cb`, `ciped-ci`, `ciped-db` and
+//! `ciped-di`.
 //!
 //! May import everything; imported by `main` only. Every error is one line on stderr, `program: what; where; how to
 //! fix`, and exit code 1.
@@ -26,7 +27,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::ciped::options::{self, Program};
 
-/// CIPE for today's Linux: encrypted IP in UDP, protocol 3.
+/// CIPE for today's Linux: encrypted IP or Ethernet in UDP, protocols 3 and 4.
 #[derive(Debug, Parser)]
 #[command(name = "cipe", version, after_help = EXAMPLES)]
 struct Cli {
@@ -39,6 +40,7 @@ const EXAMPLES: &str = "Examples:
   cipe doctor                               what this machine offers, and what it lacks
   cipe check /etc/cipe/gateway-b            what an option file means, and what is wrong with it
   ciped-cb -o /etc/cipe/gateway-b           bring a tunnel up (Blowfish; ciped-ci for IDEA)
+  ciped-db -o /etc/cipe/site-b              the same for Ethernet frames (ciped-di for IDEA)
   ciped-cb -o /etc/cipe/gateway-b debug     the same in the foreground
   cipe show                                 tunnels, peers, keys, rates, counters
   cipe show cipcb0 --json                   for scripts
@@ -60,7 +62,7 @@ enum Command {
     Decode(decode::Args),
     /// Run the packets of a vector file through seal and open.
     Vectors(vectors::Args),
-    /// Run the daemon of one tunnel under either name.
+    /// Run the daemon of one tunnel under one of its names.
     Ciped(ciped::NamedArgs),
     /// Measure the cipher kernels of this CPU.
     BenchCipher(bench_cipher::BenchCipher),

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::status::{self, Rates, age, count, scaled};
 use crate::control::client::Client;
-use crate::control::protocol::{Cipher, Status, WorkerShare};
+use crate::control::protocol::{Cipher, Protocol, Status, WorkerShare};
 
 /// What rates are measured over.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -95,6 +95,11 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
     };
     line("peer", &peer);
     line("me", &status.me.to_string());
+    let protocol = match status.protocol {
+        Protocol::Ip => "3, IP packets",
+        Protocol::Ethernet => "4, Ethernet frames",
+    };
+    line("protocol", protocol);
     line("cipher", cipher);
     line("keys", &keys);
     for door in &status.doors {
@@ -147,7 +152,7 @@ mod tests {
         let before = example("cipcb0", (0, 0), &[("bad-crc", 3)]);
         let now = example("cipcb0", (2_500_000, 0), &[("sent", 2000), ("bad-crc", 3)]);
         let text = text(&now, Some(Rates::between(&before, &now, 2.0)));
-        let expected = "cipcb0\n  peer      192.0.2.2:6789\n  me        192.0.2.1:6789\n  cipher    blowfish\n  \
+        let expected = "cipcb0\n  peer      192.0.2.2:6789\n  me        192.0.2.1:6789\n  protocol  3, IP packets\n  cipher    blowfish\n  \
                         keys      static, send (12 s)\n  door      wire0: native XDP\n  \
                         sent      2000 packets, 2.5 Moctets; now 10.0 Mbit/s, 1.0 kpackets/s\n  \
                         received  0 packets, 0 octets; now 0 bit/s, 0 packets/s\n  other     bad-crc 3\n";

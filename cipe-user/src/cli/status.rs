@@ -124,6 +124,7 @@ pub(super) fn example(device: &str, octets: (u64, u64), verdicts: &[(&str, u64)]
 
     Status {
         device: device.to_owned(),
+        protocol: crate::control::protocol::Protocol::Ip,
         cipher: Cipher::Blowfish,
         me: "192.0.2.1:6789".parse().unwrap(),
         peer: Some("192.0.2.2:6789".parse().unwrap()),

@@ -56,6 +56,53 @@ pub enum Cipher {
     IdeaLittle,
 }
 
+/// What a tunnel carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+pub enum Protocol {
+    /// Protocol 3: IP packets.
+    #[default]
+    Ip,
+    /// Protocol 4: whole Ethernet frames.
+    Ethernet,
+}
+
+impl Protocol {
+    /// Its number, which a configuration message tells (protocol section 3).
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Ip => 3,
+            Self::Ethernet => 4,
+        }
+    }
+
+    /// Octets of a payload that the MTU of the device does not count: an Ethernet header.
+    pub const fn header(self) -> usize {
+        match self {
+            Self::Ip => 0,
+            Self::Ethernet => 14,
+        }
+    }
+}
+
+impl From<Protocol> for u8 {
+    fn from(protocol: Protocol) -> Self {
+        protocol.number()
+    }
+}
+
+impl TryFrom<u8> for Protocol {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Self, String> {
+        match number {
+            3 => Ok(Self::Ip),
+            4 => Ok(Self::Ethernet),
+            other => Err(format!("{other} is no protocol; 3 carries IP packets, 4 Ethernet frames")),
+        }
+    }
+}
+
 /// How datagrams get to and from the carrier network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -186,15 +233,17 @@ pub struct Attach {
     pub version: u32,
     /// Interface to make, such as `cipcb0`; `None`: the next free of `prefix`. One that a dead engine left is taken over.
     pub device: Option<String>,
-    /// `cipcb` or `cipci`.
+    /// `cipcb`, `cipci`, `cipdb` or `cipdi`.
     pub prefix: String,
+    /// What it carries.
+    pub protocol: Protocol,
     /// Cipher and word order.
     pub cipher: Cipher,
     /// The static key; `None`: `nokey`.
     pub key: Option<KeyOctets>,
-    /// Own address on the tunnel.
+    /// Own address on the tunnel; unspecified: none.
     pub ipaddr: IpAddr,
-    /// The peer's address on the tunnel.
+    /// The peer's address on the tunnel; unspecified: none.
     pub ptpaddr: IpAddr,
     /// Device MTU in octets.
     pub mtu: u32,
@@ -350,6 +399,9 @@ pub enum Event {
 pub struct Status {
     /// Interface name.
     pub device: String,
+    /// What it carries.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// Cipher.
     pub cipher: Cipher,
     /// Own carrier address.

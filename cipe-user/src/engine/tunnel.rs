@@ -15,7 +15,7 @@ use super::counters::{Counters, Tally};
 use super::keys::Keys;
 use super::outer::Hop;
 use super::toobig::TunnelMtu;
-use crate::control::protocol::Wanted;
+use crate::control::protocol::{Protocol, Wanted};
 use crate::wire::packet::Type;
 
 pub use common::Common;
@@ -83,7 +83,13 @@ pub struct Tunnel {
     pub relay: Option<SocketAddr>,
     /// Way to the peer, or to the relay.
     pub way: Way,
-    /// Link-layer addresses from the hidden end to the tunnel device.
+    /// What its payloads are.
+    pub protocol: Protocol,
+    /// MTU of its device, in octets.
+    pub device_mtu: usize,
+    /// Clamp the MSS of TCP in frames; packets have been through the program that does it.
+    pub clamp_mss: bool,
+    /// Link-layer addresses from the hidden end to the tunnel device; of no use in protocol 4.
     pub private_hop: Hop,
     /// Largest inner packets.
     pub mtu: TunnelMtu,
@@ -121,6 +127,9 @@ impl Tunnel {
             socks: false,
             relay: None,
             way: Way::Socket,
+            protocol: Protocol::Ip,
+            device_mtu: 1442,
+            clamp_mss: false,
             private_hop: Hop { source: [2; 6], destination: [2; 6] },
             mtu: TunnelMtu::of_device(1442),
             pinned: false,

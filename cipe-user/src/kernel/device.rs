@@ -59,6 +59,8 @@ pub struct TunnelDevice {
     pub name: Option<String>,
     /// Such as `cipcb`.
     pub prefix: String,
+    /// It is an Ethernet tunnel's: with ARP, and with a pair of its own.
+    pub ethernet: bool,
     /// Its MAC address when it is made: no other device of the hub has it.
     pub mac: [u8; 6],
     /// Own address on the tunnel.
@@ -260,22 +262,28 @@ impl Netlink {
     }
 
     /// Brings a fresh or adopted device into the wanted state; it goes up when all else that keeps it silent is set.
-    async fn configure(&self, wanted: &TunnelDevice, index: u32, name: &str) -> Result<()> {
+    pub(super) async fn configure(&self, wanted: &TunnelDevice, index: u32, name: &str) -> Result<()> {
         let alias = Owner::of(wanted.owner)?.alias(ALIAS);
         let what = || format!("{name}: cannot set its alias");
         self.set_link(what, index, vec![LinkAttribute::IfAlias(alias)], None).await?;
         for (switch, value) in IPV6 {
             self.set_switch(Family::Ipv6, (name, index), switch, value).await?;
         }
-        self.without_own_addresses(index).await?;
+        let flags = if wanted.ethernet {
+            LinkFlags::Up | LinkFlags::Multicast
+        } else {
+            self.without_own_addresses(index).await?;
+            LinkFlags::Up | LinkFlags::Noarp
+        };
         let what = || format!("{name}: cannot take it up");
-        self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
+        self.set_link(what, index, Vec::new(), Some(flags)).await?;
         // IPv6 makes the route to the peer only if the device is up.
         let events = Events::open(&[MulticastGroup::Ipv6Route])?;
-        if wanted.configuration.addresses {
+        if wanted.configuration.addresses && !wanted.local.is_unspecified() {
             self.set_addresses(name, index, (wanted.local, wanted.peer), &wanted.configuration).await?;
         }
-        if wanted.configuration.addresses && wanted.peer.is_ipv6() && !wanted.peer.is_unspecified() {
+        if wanted.configuration.addresses && !wanted.ethernet && wanted.peer.is_ipv6() && !wanted.peer.is_unspecified()
+        {
             self.routed(events, name, index, wanted.peer).await;
         }
         Ok(())
@@ -296,7 +304,7 @@ impl Netlink {
 }
 
 /// What the kernel's dev_valid_name() takes, without the percent sign, which would make it a template.
-fn valid(name: &str) -> Result<&str> {
+pub(super) fn valid(name: &str) -> Result<&str> {
     let bad = |octet: u8| matches!(octet, b'/' | b':' | b'%') || octet.is_ascii_whitespace() || octet == 0;
     if name.is_empty() || name.len() > NAME_MAX || matches!(name, "." | "..") || name.bytes().any(bad) {
         return Err(Error::NameInvalid(name.to_owned()));

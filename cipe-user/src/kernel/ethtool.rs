@@ -100,6 +100,15 @@ impl Offloads {
     pub const SUPERFRAMES: Self = Self { tx_checksum: true, tso: true, uso: true, gro: false };
 }
 
+/// Has the kernel write VLAN tags into the frames that the device `name` with this index sends, instead of beside them.
+///
+/// # Errors
+/// The kernel refuses; the message names the device.
+pub(super) fn tag_in_the_frame(name: &str, index: u32) -> Result<()> {
+    set_features(index, &[("tx-vlan-hw-insert", false), ("tx-vlan-stag-hw-insert", false)])
+        .map_err(|cause| Error::Io { what: format!("{name}: cannot switch the VLAN offload off"), cause })
+}
+
 /// Sets the offloads of the device `name` with this index.
 ///
 /// # Errors

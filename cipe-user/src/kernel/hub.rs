@@ -12,6 +12,9 @@
 //! - IPv6 is disabled on the hidden end, and nobody listens for other protocols.
 //! - A frame that falls out of the visible end and is for no tunnel device meets the same there.
 //!
+//! An Ethernet tunnel has a pair of its own, whose visible end is the tunnel's device. Whatever frames it takes, those to the
+//! hidden end's own address too, meet the same there: no address, no route, no ARP.
+//!
 //! All this is state of the devices: nothing must run for it to hold.
 
 use std::fmt;
@@ -44,15 +47,17 @@ pub enum Framing {
     Superframes,
     /// Single frames with complete checksums, for native XDP.
     SingleFrames,
+    /// The pair is one Ethernet tunnel's, its visible end that tunnel's device: single frames as they are on a wire.
+    Ethernet,
 }
 
 impl Framing {
-    const ALL: [Self; 2] = [Self::Superframes, Self::SingleFrames];
+    const ALL: [Self; 3] = [Self::Superframes, Self::SingleFrames, Self::Ethernet];
 
     fn offloads(self) -> Offloads {
         match self {
             Self::Superframes => Offloads::SUPERFRAMES,
-            Self::SingleFrames => Offloads::SINGLE_FRAMES,
+            Self::SingleFrames | Self::Ethernet => Offloads::SINGLE_FRAMES,
         }
     }
 }
@@ -62,6 +67,7 @@ impl fmt::Display for Framing {
         f.write_str(match self {
             Self::Superframes => "superframes",
             Self::SingleFrames => "single frames",
+            Self::Ethernet => "Ethernet frames",
         })
     }
 }
@@ -96,7 +102,8 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses the pair or one of its settings.
     pub async fn make_hub(&self, framing: Framing, queues: u32) -> Result<Hub> {
-        let (index, hidden_index) = self.make_pair(queues).await?;
+        let visible = vec![LinkAttribute::IfName(NAME.to_owned()), LinkAttribute::Mtu(MTU)];
+        let (index, hidden_index) = self.make_pair(visible, queues).await?;
         match self.configure_hub(framing, index, hidden_index).await {
             Ok(hub) => Ok(hub),
             Err(error) => {
@@ -137,7 +144,11 @@ impl Netlink {
                 None => continue,
             };
             let index = links::lower_of(hidden);
-            let on_it = |link: &&LinkMessage| index.is_some() && links::lower_of(link) == index && is_macvlan(link);
+            // On a hub stand devices; the visible end of an Ethernet tunnel's pair is one itself.
+            let on_it = |link: &&LinkMessage| match framing {
+                Some(Framing::Ethernet) => index == Some(link.header.index),
+                _ => index.is_some() && links::lower_of(link) == index && is_macvlan(link),
+            };
             let (dead, alive): (Vec<_>, Vec<_>) = links.iter().filter(on_it).partition(|link| is_leftover(link));
             inheritance.swept.extend(dead.iter().filter_map(|link| Some(Card::from_message(link)?.name)));
             match framing.zip(index).filter(|_| !alive.is_empty()) {
@@ -145,7 +156,11 @@ impl Netlink {
                     for link in dead {
                         self.delete(link.header.index).await?;
                     }
-                    inheritance.hubs.push(self.configure_hub(framing, index, hidden.header.index).await?);
+                    let hidden = hidden.header.index;
+                    inheritance.hubs.push(match framing {
+                        Framing::Ethernet => self.configure_ends(framing, index, hidden).await?,
+                        _ => self.configure_hub(framing, index, hidden).await?,
+                    });
                 }
                 // All that stands on it goes with it.
                 None => self.delete(hidden.header.index).await?,
@@ -170,24 +185,30 @@ impl Netlink {
             .unwrap_or(0))
     }
 
-    async fn make_pair(&self, queues: u32) -> Result<(u32, u32)> {
-        let end = |name: String| {
+    /// Makes a pair whose visible end has these attributes, its name among them; returns the indexes of both ends.
+    pub(super) async fn make_pair(&self, visible: Vec<LinkAttribute>, queues: u32) -> Result<(u32, u32)> {
+        let name = visible.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+        let name = name.unwrap_or_default();
+        let end = |mut attributes: Vec<LinkAttribute>| {
+            attributes.extend([LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)]);
             let mut end = LinkMessage::default();
-            end.attributes = vec![
-                LinkAttribute::IfName(name),
-                LinkAttribute::NumTxQueues(queues),
-                LinkAttribute::NumRxQueues(queues),
-                LinkAttribute::Mtu(MTU),
-            ];
+            end.attributes = attributes;
             end
         };
-        let hidden = end(owner::unfinished_template());
-        let mut visible = end(NAME.to_owned());
+        let hidden = end(vec![LinkAttribute::IfName(owner::unfinished_template()), LinkAttribute::Mtu(MTU)]);
+        let mut visible = end(visible);
         let veth = LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(hidden)));
         visible.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), veth]));
-        let what = || format!("{}: cannot make a veth pair", NAME.replace("%d", "N"));
+        let what = || format!("{}: cannot make a veth pair", name.replace("%d", "N"));
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
-        let answers = self.request(what, RouteNetlinkMessage::NewLink(visible), flags).await?;
+        let answers = self.request(what, RouteNetlinkMessage::NewLink(visible), flags).await;
+        let answers = answers.map_err(|error| match error.is(rustix::io::Errno::EXIST) {
+            true => Error::NameTaken(name.clone()),
+            false => error,
+        })?;
         // The echo tells which name and index the kernel chose (Linux 6.2 and later).
         let made = answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Some((link.header.index, links::lower_of(&link)?)),
@@ -199,27 +220,43 @@ impl Netlink {
     /// Brings a fresh or inherited pair into the wanted state, as this process's.
     async fn configure_hub(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
         let name = self.card(index).await?.name;
+        self.silence(&name, index).await?;
+        let hub = self.configure_ends(framing, index, hidden_index).await?;
+        let what = || format!("{name}: cannot take it up");
+        self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
+        Ok(hub)
+    }
+
+    /// Brings the hidden end of a fresh or inherited pair into the wanted state, as this process's, and the visible end's
+    /// offloads, whose other settings are the caller's.
+    pub(super) async fn configure_ends(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
+        let name = self.card(index).await?.name;
         let what = || format!("{name}: cannot configure its hidden end");
         let alias = Owner::of(std::process::id())?.alias(&alias_for(framing));
         self.set_link(what, hidden_index, vec![LinkAttribute::IfAlias(alias)], None).await?;
         let hidden_name = self.rename_hidden(&name, hidden_index).await?;
-        for (name, index) in [(&hidden_name, hidden_index), (&name, index)] {
-            for (switch, value) in IPV4 {
-                self.set_switch(Family::Ipv4, (name, index), switch, value).await?;
-            }
-            for (switch, value) in IPV6 {
-                self.set_switch(Family::Ipv6, (name, index), switch, value).await?;
-            }
-            self.without_own_addresses(index).await?;
-            self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp)).await?;
-        }
+        self.silence(&hidden_name, hidden_index).await?;
         ethtool::set_offloads(&name, index, framing.offloads())?;
-        for index in [hidden_index, index] {
-            self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
+        if framing == Framing::Ethernet {
+            ethtool::tag_in_the_frame(&name, index)?;
         }
+        self.set_link(what, hidden_index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
         let hidden_mac = self.card(hidden_index).await?.mac;
         let hidden_mac = hidden_mac.ok_or_else(|| Error::Answer(format!("{hidden_name}: has no address")))?;
         Ok(Hub { name, index, hidden_index, hidden_mac, framing })
+    }
+
+    /// Makes an end one that says nothing and takes nothing.
+    async fn silence(&self, name: &str, index: u32) -> Result<()> {
+        for (switch, value) in IPV4 {
+            self.set_switch(Family::Ipv4, (name, index), switch, value).await?;
+        }
+        for (switch, value) in IPV6 {
+            self.set_switch(Family::Ipv6, (name, index), switch, value).await?;
+        }
+        self.without_own_addresses(index).await?;
+        let what = || format!("{name}: cannot silence it");
+        self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp)).await
     }
 
     /// Names the hidden end after the visible one, if that is free; it keeps a name of its own else.

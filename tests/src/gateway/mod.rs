@@ -33,6 +33,10 @@ pub enum Daemon {
     Blowfish,
     /// `ciped-ci`: IDEA, device `cipci0`.
     Idea,
+    /// `ciped-db`: Blowfish, Ethernet frames, device `cipdb0`.
+    EthernetBlowfish,
+    /// `ciped-di`: IDEA, Ethernet frames, device `cipdi0`.
+    EthernetIdea,
 }
 
 impl Daemon {
@@ -41,6 +45,8 @@ impl Daemon {
         match self {
             Self::Blowfish => "ciped-cb",
             Self::Idea => "ciped-ci",
+            Self::EthernetBlowfish => "ciped-db",
+            Self::EthernetIdea => "ciped-di",
         }
     }
 
@@ -49,6 +55,8 @@ impl Daemon {
         match self {
             Self::Blowfish => "cipcb0",
             Self::Idea => "cipci0",
+            Self::EthernetBlowfish => "cipdb0",
+            Self::EthernetIdea => "cipdi0",
         }
     }
 }

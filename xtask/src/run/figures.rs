@@ -155,6 +155,8 @@ pub fn compare(daemon: Daemon, tunnel: &Figures, plain: &Figures) {
     let cipher = match daemon {
         Daemon::Blowfish => "CIPE, Blowfish",
         Daemon::Idea => "CIPE, IDEA",
+        Daemon::EthernetBlowfish => "CIPE, Ethernet, Blowfish",
+        Daemon::EthernetIdea => "CIPE, Ethernet, IDEA",
     };
     let mut table = Table::new(&["", cipher, "plain veth", "ratio"]);
     let mut row = |name: &str, places: usize, tunnel: f64, plain: f64| {

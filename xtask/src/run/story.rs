@@ -141,8 +141,8 @@ fn decode(pair: &Pair, daemon: Daemon, datagram: &[u8]) -> Result<String> {
     std::fs::write(&file, KEY)?;
     let file = file.to_str().context("the bed's paths are ASCII")?;
     let cipher = match daemon {
-        Daemon::Blowfish => "blowfish",
-        Daemon::Idea => "idea",
+        Daemon::Blowfish | Daemon::EthernetBlowfish => "blowfish",
+        Daemon::Idea | Daemon::EthernetIdea => "idea",
     };
     let output = pair.a.cipe(&["decode", "--cipher", cipher, "--key", file, &hex::encode(datagram)]).output()?;
     anyhow::ensure!(output.status.success(), "cipe decode: {}", String::from_utf8_lossy(&output.stderr));

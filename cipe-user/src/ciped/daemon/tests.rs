@@ -276,6 +276,8 @@ async fn a_peer_that_is_not_known_to_be_ours_gets_no_ct_kill() {
     connection.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
     while message_type(&next(&mut connection).await) != Some(0x70) {}
     player.wishes.send(Wish::Stop).await.unwrap();
+    assert_eq!(next(&mut connection).await, Request::OwnStatus);
+    connection.send(&Event::StatusEnd).unwrap();
     assert!(connection.receive().await.unwrap().is_none());
     player.ended().await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Options of `ciped-cb` and `ciped-ci` (protocol section 5): where they come from, what they mean, what is wrong.
+//! Options of the daemons (protocol section 5): where they come from, what they mean, what is wrong.
 //!
 //! [`load`] reads `/etc/cipe/options`, the `-o` files and the command line, in this order; a later value wins.
 //! [`settle()`] turns what was read into [`Options`]: names resolved, rules between options checked. Both are total:
@@ -29,29 +29,36 @@ pub use settle::{Endpoint, Options, settle};
 pub use table::{Draft, SPECS, Setting, Spec};
 pub use value::{CipherName, IdeaWords};
 
-use crate::control::protocol::Cipher;
+use crate::control::protocol::{Cipher, Protocol};
 
 /// Read first, if it exists.
 pub const SYSTEM_FILE: &str = "/etc/cipe/options";
 
-/// Under which name the daemon was called: sets the default cipher, the interface prefix and the name in messages.
+/// Under which name the daemon was called: sets the protocol, the default cipher, the interface prefix and the name in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `ciped-cb`: Blowfish, `cipcbN`.
     Cb,
     /// `ciped-ci`: IDEA, `cipciN`.
     Ci,
+    /// `ciped-db`: Blowfish, Ethernet frames, `cipdbN`.
+    Db,
+    /// `ciped-di`: IDEA, Ethernet frames, `cipdiN`.
+    Di,
 }
 
 impl Program {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cb, Self::Ci, Self::Db, Self::Di];
+
     /// From the last component of `argv[0]`; `None` if it is neither daemon.
     pub fn from_name(name: &[u8]) -> Option<Self> {
-        match Path::new(std::ffi::OsStr::from_bytes(name)).file_name()?.as_bytes() {
+        let name = Path::new(std::ffi::OsStr::from_bytes(name)).file_name()?.as_bytes();
+        if name == b"ciped" {
             // The name of times before there were two ciphers, in start scripts.
-            b"ciped-cb" | b"ciped" => Some(Self::Cb),
-            b"ciped-ci" => Some(Self::Ci),
-            _ => None,
+            return Some(Self::Cb);
         }
+        Self::ALL.into_iter().find(|program| program.name().as_bytes() == name)
     }
 
     /// Name in messages and logs.
@@ -59,23 +66,35 @@ impl Program {
         match self {
             Self::Cb => "ciped-cb",
             Self::Ci => "ciped-ci",
+            Self::Db => "ciped-db",
+            Self::Di => "ciped-di",
         }
     }
 
     /// Cipher when no option says otherwise.
     pub const fn cipher(self) -> CipherName {
         match self {
-            Self::Cb => CipherName::Blowfish,
-            Self::Ci => CipherName::Idea,
+            Self::Cb | Self::Db => CipherName::Blowfish,
+            Self::Ci | Self::Di => CipherName::Idea,
+        }
+    }
+
+    /// What its tunnels carry.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::Cb | Self::Ci => Protocol::Ip,
+            Self::Db | Self::Di => Protocol::Ethernet,
         }
     }
 }
 
-/// Interface prefix of a cipher: the number of the next free one is appended.
-pub const fn prefix(cipher: Cipher) -> &'static str {
-    match cipher {
-        Cipher::Blowfish => "cipcb",
-        Cipher::Idea | Cipher::IdeaLittle => "cipci",
+/// Interface prefix of a protocol and cipher: the number of the next free one is appended.
+pub const fn prefix(protocol: Protocol, cipher: Cipher) -> &'static str {
+    match (protocol, cipher) {
+        (Protocol::Ip, Cipher::Blowfish) => "cipcb",
+        (Protocol::Ip, Cipher::Idea | Cipher::IdeaLittle) => "cipci",
+        (Protocol::Ethernet, Cipher::Blowfish) => "cipdb",
+        (Protocol::Ethernet, Cipher::Idea | Cipher::IdeaLittle) => "cipdi",
     }
 }
 

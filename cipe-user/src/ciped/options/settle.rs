@@ -13,7 +13,7 @@ use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
 use super::value::{CipherName, IdeaWords};
-use crate::control::protocol::{Carrier, Cipher, Interface, KeyOctets, XdpMode};
+use crate::control::protocol::{Carrier, Cipher, Interface, KeyOctets, MAX_MTU, Protocol, XdpMode};
 
 /// A carrier address and the text it was resolved from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +31,13 @@ pub struct Options {
     pub device: Option<String>,
     /// Foreground, log to stderr.
     pub debug: bool,
+    /// What the tunnel carries.
+    pub protocol: Protocol,
     /// Cipher and word order.
     pub cipher: Cipher,
-    /// Own address on the tunnel.
+    /// Own address on the tunnel; unspecified: none, of an Ethernet tunnel only.
     pub ipaddr: IpAddr,
-    /// The peer's address on the tunnel.
+    /// The peer's address on the tunnel; unspecified: none.
     pub ptpaddr: IpAddr,
     /// Octets.
     pub mtu: u32,
@@ -103,9 +105,14 @@ impl Options {
     /// Default device MTU in octets (protocol section 2).
     pub const MTU: u32 = 1442;
 
-    /// `cipcb` or `cipci`.
+    /// The same by protocol: that of an Ethernet tunnel leaves room for the Ethernet header.
+    pub const fn mtu_of(protocol: Protocol) -> u32 {
+        Self::MTU - protocol.header() as u32
+    }
+
+    /// `cipcb`, `cipci`, `cipdb` or `cipdi`.
     pub const fn prefix(&self) -> &'static str {
-        prefix(self.cipher)
+        prefix(self.protocol, self.cipher)
     }
 }
 
@@ -132,11 +139,14 @@ impl Settle<'_> {
         let interface = self.interface(tunnel.map(|(ipaddr, _)| ipaddr));
         self.scripts();
         self.warn_of_idle_options();
+        let ethernet = self.ethernet();
         let (key, (ipaddr, ptpaddr), (me, peer), socks) = (key?, tunnel?, carrier?, socks?);
+        ethernet?;
         let draft = self.draft;
         Some(Options {
             device: draft.device.value.clone(),
             debug: draft.debug.value,
+            protocol: draft.protocol,
             cipher: match (draft.cipher.value, draft.idea_words.value) {
                 (CipherName::Blowfish, _) => Cipher::Blowfish,
                 (CipherName::Idea, IdeaWords::Big) => Cipher::Idea,
@@ -246,6 +256,22 @@ impl Settle<'_> {
         }
     }
 
+    /// What an Ethernet tunnel cannot have.
+    fn ethernet(&mut self) -> Option<()> {
+        let draft = self.draft;
+        let largest = MAX_MTU - draft.protocol.header() as u32;
+        if let (Protocol::Ethernet, Some(lan)) = (draft.protocol, &draft.lan.value) {
+            let what = format!("`lan {lan}`: an Ethernet tunnel has no short cut, its frames are not routed");
+            let fix = "remove it, or run ciped-cb or ciped-ci at both ends";
+            return self.error(Mistake::new(what, fix), &draft.lan.origin);
+        }
+        if draft.mtu.value > largest {
+            let what = format!("option `mtu`: `{}` is too large for an Ethernet tunnel", draft.mtu.value);
+            return self.error(Mistake::new(what, format!("write at most {largest}")), &draft.mtu.origin);
+        }
+        Some(())
+    }
+
     fn warn_of_idle_options(&mut self) {
         let draft = self.draft;
         if draft.idea_words.origin != Origin::Default && draft.cipher.value == CipherName::Blowfish {
@@ -258,7 +284,7 @@ impl Settle<'_> {
         if draft.keybug.value && draft.nokey.value {
             self.warn("`keybug` has no effect with `nokey`", "remove it", &draft.keybug.origin);
         }
-        if let Some(lan) = &draft.lan.value {
+        if let Some(lan) = draft.lan.value.as_ref().filter(|_| draft.protocol == Protocol::Ip) {
             self.warn(
                 format!("`lan {lan}` goes around the firewall: netfilter and tc see only a part of what passes"),
                 "leave it out where they are to decide, count or shape more than new TCP connections",

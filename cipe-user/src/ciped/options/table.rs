@@ -8,7 +8,7 @@ use super::key::{self, KeyText};
 use super::problem::{Mistake, Origin};
 use super::value::{self, CipherName, HostName, IdeaWords, Mac, Mask, Show};
 use super::{Options, Program};
-use crate::control::protocol::{Carrier, MAX_MTU, MIN_MTU, XdpMode};
+use crate::control::protocol::{Carrier, MAX_MTU, MIN_MTU, Protocol, XdpMode};
 
 /// A value and where it was set.
 #[derive(Clone, Debug)]
@@ -36,14 +36,18 @@ macro_rules! options {
         /// Options as read, each value well-formed by itself; see [`super::settle()`] for the rules between them.
         #[derive(Clone, Debug)]
         pub struct Draft {
+            /// What the tunnel carries, by the program's name.
+            pub protocol: Protocol,
             $(#[doc = $help] pub $field: Setting<$type>,)*
         }
 
         impl Draft {
             /// All defaults.
             pub fn new(program: Program) -> Self {
-                let mut draft = Self { $($field: Setting { value: $default, origin: Origin::Default },)* };
+                let protocol = program.protocol();
+                let mut draft = Self { protocol, $($field: Setting { value: $default, origin: Origin::Default },)* };
                 draft.cipher = Setting { value: program.cipher(), origin: Origin::Program(program.name()) };
+                draft.mtu.value = Options::mtu_of(protocol);
                 draft
             }
 
@@ -96,14 +100,14 @@ macro_rules! options {
 }
 
 options! {
-    device: Option<String> = None, value::device, "device", "interface; the next free cipcbN or cipciN if not given";
+    device: Option<String> = None, value::device, "device", "interface; the next free cipcbN, cipciN, cipdbN or cipdiN if not given";
     debug: bool = false, value::flag, "debug", "stay in the foreground, log to stderr";
     cipher: CipherName = CipherName::Blowfish, value::choice, "cipher", "blowfish or idea; by default as the program's name says";
-    ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required";
-    ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required";
-    mtu: u32 = Options::MTU, value::number::<u32, { MIN_MTU as i64 }, { MAX_MTU as i64 }>, "mtu", "device MTU in octets";
+    ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required, but for an Ethernet tunnel";
+    ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required, but for an Ethernet tunnel";
+    mtu: u32 = Options::MTU, value::number::<u32, { MIN_MTU as i64 }, { MAX_MTU as i64 }>, "mtu", "device MTU in octets, by default 1442, or 1428 of an Ethernet tunnel";
     metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "metric of the routes that come with the addresses";
-    cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's";
+    cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's, and is 64 for Ethernet frames";
     me: Option<EndpointName> = None, endpoint::own_endpoint, "me", "own carrier address:port; the system picks what is zero or left out";
     peer: Option<EndpointName> = None, endpoint::endpoint, "peer", "the peer's carrier address:port; 0.0.0.0:0 learns it; required";
     pinpeer: bool = false, value::flag, "pinpeer", "never follow the peer to another carrier address";
@@ -133,7 +137,7 @@ options! {
     lan: Option<String> = None, value::device, "lan", "LAN card with a short cut to the tunnel, AROUND THE FIREWALL";
     busypoll: u32 = 0, value::number::<u32, 0, 1_000_000>, "busypoll", "microseconds that the engine stays awake at most for the next packet; 0 never";
     ifconfig: bool = false, value::flag, "ifconfig", "leave the addresses of the interface to ip-up";
-    mask: Option<Mask> = None, value::mask, "mask", "netmask: how much around ptpaddr is routed into the tunnel";
+    mask: Option<Mask> = None, value::mask, "mask", "netmask: how much around ptpaddr is routed into the tunnel; of an Ethernet tunnel, how much around ipaddr";
     bcast: Option<HostName> = None, value::host, "bcast", "broadcast address of the interface";
     hwaddr: Option<Mac> = None, value::hwaddr, "hwaddr", "Ethernet address of the interface";
 }

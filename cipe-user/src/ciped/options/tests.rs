@@ -21,7 +21,11 @@ fn read_into(draft: &mut Draft, text: &str, path: &str) -> Vec<Problem> {
 }
 
 fn settled(text: &str) -> (Option<Options>, Vec<String>) {
-    let mut draft = Draft::new(Program::Cb);
+    settled_as(Program::Cb, text)
+}
+
+fn settled_as(program: Program, text: &str) -> (Option<Options>, Vec<String>) {
+    let mut draft = Draft::new(program);
     let problems = read_into(&mut draft, text, "/etc/cipe/b");
     let (options, problems) = settle(&draft, problems);
     (options, problems.iter().map(ToString::to_string).collect())
@@ -47,6 +51,9 @@ fn the_program_name_chooses_cipher_and_prefix_unless_an_option_does() {
         (Program::Ci, "", Cipher::Idea, "cipci"),
         (Program::Cb, "cipher idea\n", Cipher::Idea, "cipci"),
         (Program::Ci, "idea_words little\n", Cipher::IdeaLittle, "cipci"),
+        (Program::Db, "", Cipher::Blowfish, "cipdb"),
+        (Program::Di, "", Cipher::Idea, "cipdi"),
+        (Program::Db, "cipher idea\n", Cipher::Idea, "cipdi"),
     ] {
         let mut draft = Draft::new(program);
         let problems = read_into(&mut draft, &format!("{GOOD}{text}"), "/x");
@@ -56,6 +63,9 @@ fn the_program_name_chooses_cipher_and_prefix_unless_an_option_does() {
     assert_eq!(Program::from_name(b"/usr/sbin/ciped-ci"), Some(Program::Ci));
     assert_eq!(Program::from_name(b"/usr/local/sbin/ciped"), Some(Program::Cb));
     assert_eq!(Program::from_name(b"cipe"), None);
+    for program in Program::ALL {
+        assert_eq!(Program::from_name(program.name().as_bytes()), Some(program));
+    }
 }
 
 #[test]
@@ -343,5 +353,49 @@ proptest! {
             prop_assert!(problem.to_string().matches("; ").count() >= 2);
         }
         prop_assert_eq!(draft.effective().len(), SPECS.len());
+    }
+}
+
+#[test]
+fn an_ethernet_tunnel_needs_no_addresses_and_has_room_for_the_header() {
+    let bare = GOOD.replace("ipaddr 10.9.0.1\nptpaddr 10.9.0.2\n", "");
+    let (options, problems) = settled_as(Program::Db, &bare);
+    assert_eq!(problems, Vec::<String>::new());
+    let options = options.unwrap();
+    assert!(options.ipaddr.is_unspecified() && options.ptpaddr.is_unspecified());
+    assert_eq!((options.protocol, options.protocol.number(), options.mtu), (Protocol::Ethernet, 4, 1428));
+    assert!(settled(&bare).0.is_none(), "protocol 3 needs them");
+    // The peer's without the own one is a mistake.
+    let (options, problems) = settled_as(Program::Db, &format!("{bare}ptpaddr 10.9.0.2\n"));
+    assert!(options.is_none() && problems[0].contains("`ipaddr` is missing"), "{problems:?}");
+    // A value that is wrong is no value left out.
+    let (options, problems) = settled_as(Program::Db, &format!("{bare}ipaddr 10.9.0.1:6789\n"));
+    assert!(options.is_none() && problems.len() == 1, "{problems:?}");
+}
+
+#[test]
+fn an_ethernet_tunnel_has_the_network_of_its_mask() {
+    let own = GOOD.replace("ptpaddr 10.9.0.2\n", "");
+    for (mask, broadcast) in
+        [("255.255.255.0", Some("10.9.0.255")), ("255.255.255.254", None), ("255.255.255.255", None)]
+    {
+        let (options, problems) = settled_as(Program::Db, &format!("{own}mask {mask}\n"));
+        let interface = options.unwrap().interface;
+        assert_eq!(interface.broadcast, broadcast.map(|text| text.parse().unwrap()), "{mask}: {problems:?}");
+    }
+    let (options, _) = settled_as(Program::Db, &format!("{own}mask 255.255.0.0\nbcast 10.9.1.255\n"));
+    let interface = options.unwrap().interface;
+    assert_eq!((interface.prefix, interface.broadcast), (Some(16), Some("10.9.1.255".parse().unwrap())));
+    let (options, problems) =
+        settled_as(Program::Db, &format!("{}mask 255.255.0.0\n", own.replace("ipaddr 10.9.0.1\n", "")));
+    assert!(options.is_some() && problems[0].contains("`mask` has no effect without `ipaddr`"), "{problems:?}");
+}
+
+#[test]
+fn what_an_ethernet_tunnel_cannot_have_is_refused() {
+    for (text, part) in [("lan eth1", "has no short cut"), ("mtu 3500", "at most 3486")] {
+        let (options, problems) = settled_as(Program::Db, &format!("{GOOD}{text}\n"));
+        assert!(options.is_none() && problems.len() == 1 && problems[0].contains(part), "{problems:?}");
+        assert!(settled(&format!("{GOOD}{text}\n")).0.is_some(), "{text}");
     }
 }

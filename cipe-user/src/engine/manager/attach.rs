@@ -7,14 +7,13 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use cipe_common::maps::{MAX_TUNNELS, Slot};
+use cipe_common::maps::{EthernetDevice, MAX_TUNNELS, Slot};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
 
-use super::hubs::framing;
 use super::sizes::Sizes;
 use super::{Leads, Loops, Manager, Socks, Tenant};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Carrier, Cipher, MAX_MTU, MIN_MTU, VERSION, XdpMode};
+use crate::control::protocol::{Attach, Carrier, Cipher, MAX_MTU, MIN_MTU, Protocol, VERSION, XdpMode};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::counters::Tally;
 use crate::engine::frames;
@@ -45,12 +44,16 @@ impl Manager {
         if !(MIN_MTU..=MAX_MTU).contains(&attach.mtu) {
             bail!("mtu {}: must be between {MIN_MTU} and {MAX_MTU}", attach.mtu);
         }
-        let largest = frames::largest_mtu(self.umem.frame_size());
+        if attach.protocol == Protocol::Ethernet && attach.lan.is_some() {
+            bail!("lan: protocol 4 has no short cut, frames are not routed; remove `lan`, or use protocol 3");
+        }
+        let largest = frames::largest_mtu(self.umem.frame_size()) - attach.protocol.header() as u32;
         if attach.mtu > largest {
             bail!(
-                "mtu {0}: this engine was started for up to {largest}; end its daemons, and start this one first or all \
-                 of them with CIPE_LARGEST_MTU={0} in the environment",
-                attach.mtu
+                "mtu {}: this engine was started for up to {largest}; end its daemons, and start this one first or all \
+                 of them with CIPE_LARGEST_MTU={} in the environment",
+                attach.mtu,
+                attach.mtu as usize + attach.protocol.header()
             );
         }
         let number = free_number(self.last_number, |number| self.tenants.contains_key(&number));
@@ -61,8 +64,13 @@ impl Manager {
         let device = TunnelDevice {
             name: attach.device.clone(),
             prefix: attach.prefix.clone(),
+            ethernet: attach.protocol == Protocol::Ethernet,
             local: attach.ipaddr,
-            peer: attach.ptpaddr,
+            // In a network of its own the address has no other end.
+            peer: match (attach.protocol, attach.interface.prefix) {
+                (Protocol::Ethernet, Some(_)) => Ipv4Addr::UNSPECIFIED.into(),
+                _ => attach.ptpaddr,
+            },
             mac: attach.interface.mac.unwrap_or_else(|| self.private_mac(number)),
             mtu: attach.mtu,
             owner,
@@ -73,12 +81,13 @@ impl Manager {
                 broadcast: attach.interface.broadcast,
             },
         };
-        let (hub, device) = self.device(device, framing(attach.xdp_mode)).await?;
+        let (hub, device) = self.device(device, attach.xdp_mode).await?;
         let tenant = Tenant {
             connection,
             hub,
             device: device.clone(),
             cipher: attach.cipher,
+            protocol: attach.protocol,
             carrier_door: if attach.socks.is_some() { Carrier::Udp } else { attach.carrier },
             xdp_mode: preference(attach.xdp_mode),
             me,
@@ -128,12 +137,19 @@ impl Manager {
         if let Some(key) = &attach.key {
             self.keys.set(tunnel, Slot::Static, &key.0);
         }
-        self.programs.set_private_address(device.mac, tunnel)?;
         let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
         let (hub, peer, sizes) = (tenant.hub, tenant.peer, tenant.sizes);
         let (listens, socks) = (tenant.listens, tenant.socks.is_some());
         tenant.notes.extend(self.hubs.note(hub).map(str::to_owned));
-        let hidden_mac = self.hubs.get(hub).context("its hub has gone")?.hidden_mac;
+        let pair = self.hubs.get(hub).context("its hub has gone")?;
+        let hidden_mac = pair.hidden_mac;
+        match attach.protocol {
+            Protocol::Ip => self.programs.set_private_address(device.mac, tunnel)?,
+            Protocol::Ethernet => {
+                let ends = [pair.index, pair.hidden_index];
+                self.programs.set_ethernet_device(ends, EthernetDevice { tunnel, hub: hub as u32 })?;
+            }
+        }
         if !socks {
             self.programs.add_carrier_address(listens, tunnel)?;
         }
@@ -157,6 +173,9 @@ impl Manager {
             pinned: attach.pin_peer,
             static_data: attach.static_data,
             ignore_df: attach.ignore_df,
+            protocol: attach.protocol,
+            device_mtu: attach.mtu as usize,
+            clamp_mss: attach.mss_clamp,
             private_hop: Hop { source: hidden_mac, destination: device.mac },
             mtu: sizes.mtu(),
             cttl: attach.cttl,
@@ -281,7 +300,13 @@ impl Manager {
         let devices: Vec<&Device> = gone.iter().map(|tenant| &tenant.device).collect();
         log_failure(self.netlink.remove_all(&devices).await);
         for tenant in gone {
-            log_failure(self.programs.remove_private_address(tenant.device.mac));
+            match (tenant.protocol, self.hubs.get(tenant.hub)) {
+                (Protocol::Ip, _) => log_failure(self.programs.remove_private_address(tenant.device.mac)),
+                (Protocol::Ethernet, Some(pair)) => {
+                    log_failure(self.programs.remove_ethernet_device([pair.index, pair.hidden_index]));
+                }
+                (Protocol::Ethernet, None) => {}
+            }
             self.leave_hub(tenant.hub).await;
         }
     }

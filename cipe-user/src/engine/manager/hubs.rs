@@ -9,7 +9,7 @@ use super::workers::{hub_queues, share_of};
 use crate::control::protocol::XdpMode;
 use crate::engine::outer::Hop;
 use crate::engine::worker::Command;
-use crate::kernel::bpf::XdpPreference;
+use crate::kernel::bpf::{Ends, XdpPreference};
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::hub::{Framing, Hub};
 use crate::xsk::{Injector, Mode, SocketConfig};
@@ -60,6 +60,11 @@ impl Hubs {
         self.all().find(|(_, hub)| hub.index == ifindex || hub.hidden_index == ifindex).map(|(slot, _)| slot)
     }
 
+    /// Whether the pair in this slot is an Ethernet tunnel's own.
+    pub fn is_ethernet(&self, slot: usize) -> bool {
+        self.get(slot).is_some_and(|hub| hub.framing == Framing::Ethernet)
+    }
+
     fn with_room(&self, framing: Framing) -> Option<usize> {
         let room = |place: &Place| place.hub.framing == framing && !place.lost && place.tunnels < TUNNELS;
         self.slots.iter().position(|place| place.as_ref().is_some_and(room))
@@ -100,12 +105,12 @@ impl Manager {
     ///
     /// # Errors
     /// XDP or AF_XDP is refused on it.
-    pub(super) async fn enter_hub(&mut self, slot: usize) -> anyhow::Result<()> {
+    pub(super) async fn enter_hub(&mut self, slot: usize, mode: XdpMode) -> anyhow::Result<()> {
         let place = self.hubs.slots.get_mut(slot).and_then(Option::as_mut).context("the hub has gone")?;
         place.tunnels += 1;
         if place.note.is_none() {
             let hub = place.hub.clone();
-            let note = self.open_hub(slot, &hub).await?;
+            let note = self.open_hub(slot, &hub, mode).await?;
             tracing::info!("{}: {note}", hub.name);
             if let Some(place) = &mut self.hubs.slots[slot] {
                 place.note = Some(note);
@@ -114,16 +119,18 @@ impl Manager {
         Ok(())
     }
 
-    async fn open_hub(&mut self, slot: usize, hub: &Hub) -> anyhow::Result<String> {
-        let preference = match hub.framing {
-            Framing::Superframes => XdpPreference::Generic,
-            Framing::SingleFrames => XdpPreference::Native,
+    async fn open_hub(&mut self, slot: usize, hub: &Hub, mode: XdpMode) -> anyhow::Result<String> {
+        let (ends, preference) = match (hub.framing, mode) {
+            (Framing::Superframes, _) => (Ends::Hub, XdpPreference::Generic),
+            (Framing::SingleFrames, _) => (Ends::Hub, XdpPreference::Native),
+            (Framing::Ethernet, XdpMode::Native) => (Ends::Ethernet, XdpPreference::Native),
+            (Framing::Ethernet, XdpMode::Auto | XdpMode::Generic) => (Ends::Ethernet, XdpPreference::Generic),
         };
-        let mode = self.programs.attach_private(hub.index, hub.hidden_index, preference)?;
+        let mode = self.programs.attach_private(ends, hub.index, hub.hidden_index, preference)?;
         let mut sockets = Vec::new();
         // One that another engine made may have more or fewer queues than there are workers now.
         let queues = self.netlink.card(hub.hidden_index).await?.receive_queues.clamp(1, PRIVATE_QUEUES);
-        let queues = if hub.framing == Framing::Superframes && queues > 1 { queues - 1 } else { queues };
+        let queues = if preference == XdpPreference::Generic && queues > 1 { queues - 1 } else { queues };
         for queue in 0..queues {
             // No veth has zero copy: asking for it costs a bind that fails.
             let config = SocketConfig { mode: Mode::Copy, ..SocketConfig::default() };
@@ -138,7 +145,7 @@ impl Manager {
         let mut shares = share_of(sockets, count).into_iter().zip(injectors);
         self.workers.tell_all(|_| {
             let (sockets, injector) = shares.next().expect("there is a share for each worker");
-            Command::AddHub(slot, sockets, injector, done.clone())
+            Command::AddHub(slot, sockets, injector, ends, done.clone())
         });
         drop(done);
         // No tunnel is alive before the workers have put frames where packets go.
@@ -180,13 +187,17 @@ impl Manager {
 
     /// Takes over the device that a dead engine left under the wanted name, or makes one; returns it with the slot of its
     /// hub, which it has entered.
-    pub(super) async fn device(&mut self, wanted: TunnelDevice, framing: Framing) -> anyhow::Result<(usize, Device)> {
+    pub(super) async fn device(&mut self, wanted: TunnelDevice, mode: XdpMode) -> anyhow::Result<(usize, Device)> {
+        if wanted.ethernet {
+            return self.ethernet_device(wanted, mode).await;
+        }
+        let framing = framing(mode);
         if let Some(name) = &wanted.name {
             let (slots, hubs): (Vec<usize>, Vec<&Hub>) = self.hubs.all().unzip();
             if let Some((place, device)) = self.netlink.adopt(name, &wanted, &hubs).await? {
                 let (slot, fits) = (slots[place], hubs[place].framing == framing);
                 if fits {
-                    return match self.enter_hub(slot).await {
+                    return match self.enter_hub(slot, mode).await {
                         Ok(()) => Ok((slot, device)),
                         Err(error) => {
                             self.discard(slot, Some(&device)).await;
@@ -199,7 +210,7 @@ impl Manager {
             }
         }
         let slot = self.hub_for(framing).await?;
-        let entered = self.enter_hub(slot).await;
+        let entered = self.enter_hub(slot, mode).await;
         let hub = self.hubs.get(slot).cloned();
         let made = match (entered, hub) {
             (Ok(()), Some(hub)) => self.netlink.make(&hub, &wanted).await.map_err(Into::into),
@@ -209,6 +220,35 @@ impl Manager {
             Ok(device) => Ok((slot, device)),
             Err(error) => {
                 self.discard(slot, None).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The same for an Ethernet tunnel, whose device is an end of a pair of its own.
+    async fn ethernet_device(&mut self, wanted: TunnelDevice, mode: XdpMode) -> anyhow::Result<(usize, Device)> {
+        let mut adopted = None;
+        if let Some(name) = &wanted.name {
+            let (slots, pairs): (Vec<usize>, Vec<&Hub>) = self.hubs.all().unzip();
+            adopted = self.netlink.adopt_ethernet(name, &wanted, &pairs).await?.map(|(at, device)| (slots[at], device));
+        }
+        let (slot, device) = match adopted {
+            Some(found) => found,
+            None => {
+                let (pair, device) = self.netlink.make_ethernet(&wanted, hub_queues(self.workers.count())).await?;
+                match self.hubs.put(pair.clone()) {
+                    Ok(slot) => (slot, device),
+                    Err(error) => {
+                        log_failure(self.netlink.remove_hub(&pair).await);
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        match self.enter_hub(slot, mode).await {
+            Ok(()) => Ok((slot, device)),
+            Err(error) => {
+                self.discard(slot, Some(&device)).await;
                 Err(error)
             }
         }
@@ -233,6 +273,9 @@ impl Manager {
         let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.device.mac != mac) else { return };
         let Some(hub) = self.hubs.get(tenant.hub) else { return };
         let old = std::mem::replace(&mut tenant.device.mac, mac);
+        if self.hubs.is_ethernet(tenant.hub) {
+            return;
+        }
         log_failure(self.programs.remove_private_address(old));
         log_failure(self.programs.set_private_address(mac, number.into()));
         log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));

@@ -30,7 +30,7 @@ use super::worker::{Command, Message, Report};
 use super::{frames, locked};
 use crate::control::channel::SendError;
 use crate::control::launch::Readiness;
-use crate::control::protocol::{Carrier, Cipher, Event, Request};
+use crate::control::protocol::{Carrier, Cipher, Event, Protocol, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference};
@@ -88,6 +88,7 @@ struct Tenant {
     hub: usize,
     device: Device,
     cipher: Cipher,
+    protocol: Protocol,
     carrier_door: Carrier,
     xdp_mode: XdpPreference,
     /// As the peer sees it.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use cipe_common::maps::{CarrierAddress, PrivateAddress, Tunnel as TunnelEntry};
 
 use super::Manager;
-use crate::control::protocol::Attach;
+use crate::control::protocol::{Attach, Protocol};
 use crate::engine::headers::Version;
 use crate::engine::socks;
 use crate::engine::toobig::TunnelMtu;
@@ -22,6 +22,7 @@ pub struct Sizes {
     forced: bool,
     clamps: bool,
     nokey: bool,
+    protocol: Protocol,
     /// What is in force.
     mtu: TunnelMtu,
     /// The operator knows that the device takes more than the carrier.
@@ -37,6 +38,7 @@ impl Sizes {
             forced: attach.force_mtu,
             clamps: attach.mss_clamp,
             nokey: attach.key.is_none(),
+            protocol: attach.protocol,
             mtu: TunnelMtu::of_device(device),
             told: false,
         }
@@ -59,7 +61,11 @@ impl Sizes {
             hub: hub as u32,
             // IPv6 may take more where the carrier cuts; that is the kernel's way to say.
             mtu: self.mtu.of(Version::V4) as u32,
-            device: PrivateAddress::new(mac),
+            // The device of an Ethernet tunnel takes frames from anybody; its pair says whose they are.
+            device: match self.protocol {
+                Protocol::Ip => PrivateAddress::new(mac),
+                Protocol::Ethernet => PrivateAddress::default(),
+            },
             target: target.map_or(CarrierAddress::default(), carrier_address),
         }
     }
@@ -74,7 +80,7 @@ impl Manager {
         if sizes.forced {
             return false;
         }
-        let header = if tenant.socks.is_some() { socks::HEADER } else { 0 };
+        let header = if tenant.socks.is_some() { socks::HEADER } else { 0 } + sizes.protocol.header();
         let mtu = TunnelMtu::of_path(sizes.device, path.saturating_sub(header), peer);
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return false;

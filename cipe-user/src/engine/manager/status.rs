@@ -91,6 +91,7 @@ impl Manager {
         doors.extend(self.lans.note(number));
         Some(Status {
             device: tenant.device.name.clone(),
+            protocol: tenant.protocol,
             cipher: tenant.cipher,
             me: tenant.me,
             peer: tenant.peer,

@@ -42,6 +42,7 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
     tokio::spawn(converse(1, connection, events, say));
     let status = |number| Status {
         device: format!("cipcb{number}"),
+        protocol: Protocol::Ip,
         cipher: Cipher::Blowfish,
         me: "192.0.2.1:6789".parse().unwrap(),
         peer: None,

@@ -31,6 +31,10 @@ pub struct Common {
     failing: Mutex<Option<Failing>>,
     /// When a control message in clear was passed on last.
     clear: Mutex<Option<Instant>>,
+    /// The last key under which the peer has sent what is a frame and no IP packet: its generation and slot.
+    pub(super) frames_under: AtomicU64,
+    /// It was told that the peer speaks another protocol.
+    pub(super) told_of_protocol: AtomicBool,
 }
 
 /// Packets under a dynamic key fail, and none was opened since the first of them.

@@ -1,12 +1,16 @@
 //! What becomes of a datagram from the carrier: the key that opens it, and the judgement on what comes out.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::Tunnel;
+use crate::control::protocol::Protocol;
+use crate::engine::ethernet;
+use crate::engine::outer::ETHERNET;
 use crate::engine::{BATCH, locked};
 use crate::wire::inner;
 use crate::wire::packet::{self, KeyKind, Type};
@@ -17,7 +21,7 @@ pub type Head = [u8; 16];
 /// What an opened packet is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// An inner IP packet, at this place in the datagram.
+    /// An inner IP packet or Ethernet frame, at this place in the datagram.
     Data(Range<usize>),
     /// A key-exchange or control message, at this place in the datagram.
     Control(Range<usize>),
@@ -30,6 +34,11 @@ impl Opened {
         place.len()
     }
 }
+
+const SENDS_FRAMES: &str = "the peer sends Ethernet frames (protocol 4), and this end takes IP packets (protocol 3): nothing is delivered; \
+    run ciped-cb or ciped-ci at both ends, or ciped-db or ciped-di at both";
+const SENDS_IP: &str = "the peer sends IP packets (protocol 3), and this end takes Ethernet frames (protocol 4): nothing is delivered; \
+    run ciped-db or ciped-di at both ends, or ciped-cb or ciped-ci at both";
 
 /// Some packets of a batch that passed all checks but that for replays: what each is known by, and what it is.
 pub type Candidates<'a> = ArrayVec<(&'a Head, &'a mut Result<Opened, Verdict>), BATCH>;
@@ -74,7 +83,7 @@ impl Tunnel {
         let (kind, n) = packet::unframe(&datagram[packet::IV..])?;
         let payload = packet::IV..packet::IV + n;
         if kind == Type::Data {
-            inner::check(&datagram[payload.clone()])?;
+            self.check(&datagram[payload.clone()], slot)?;
         }
         let iv: [u8; packet::IV] = std::array::from_fn(|i| head[i]);
         if slot == Slot::Static && locked(&self.common.sent_ivs).contains(&iv) {
@@ -84,6 +93,47 @@ impl Tunnel {
             Type::Data => Opened::Data(payload),
             Type::Control => Opened::Control(payload),
         })
+    }
+
+    /// Whether a payload is what the tunnel carries: exactly one IP packet, or a frame.
+    ///
+    /// A peer that speaks protocol 3 sends IP packets only, which would be frames of nonsense. Of the few frames that read as IP
+    /// packets, all are taken once another one has come under the same key.
+    fn check(&self, payload: &[u8], slot: Slot) -> Result<(), Verdict> {
+        match self.protocol {
+            Protocol::Ip => inner::check(payload).map(drop),
+            Protocol::Ethernet => {
+                let known = &self.common.frames_under;
+                let key = self.keys.generation(slot) << 2 | slot as u64;
+                if payload.len() < ETHERNET {
+                    return Err(Verdict::BadInner);
+                }
+                if ethernet::is_bare_ip(payload) {
+                    return if known.load(Relaxed) == key { Ok(()) } else { Err(Verdict::BadInner) };
+                }
+                if known.load(Relaxed) != key {
+                    known.store(key, Relaxed);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What to tell the operator, once, of a decrypted datagram that was dropped as [`Verdict::BadInner`]: the peer speaks the
+    /// other protocol.
+    pub fn explain(&self, datagram: &[u8]) -> Option<&'static str> {
+        let payload = match self.nokey {
+            true => datagram,
+            false => {
+                let (_, n) = packet::unframe(datagram.get(packet::IV..)?).ok()?;
+                datagram.get(packet::IV..packet::IV + n)?
+            }
+        };
+        let (other, text) = match self.protocol {
+            Protocol::Ip => (ethernet::is_surely_frame(payload), SENDS_FRAMES),
+            Protocol::Ethernet => (ethernet::is_bare_ip(payload), SENDS_IP),
+        };
+        (other && !self.common.told_of_protocol.swap(true, Relaxed)).then_some(text)
     }
 
     /// Takes each of the packets that were judged good under `slot` once, and no more than the key may open; the others
@@ -121,7 +171,7 @@ impl Tunnel {
     /// # Errors
     /// [`Verdict::BadInner`].
     pub fn judge_bare(&self, datagram: &[u8]) -> Result<Opened, Verdict> {
-        inner::check(datagram)?;
+        self.check(datagram, Slot::Static)?;
         Ok(Opened::Data(0..datagram.len()))
     }
 }

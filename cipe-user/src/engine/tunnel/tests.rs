@@ -408,3 +408,49 @@ fn a_send_key_that_was_dropped_is_asked_for_again_at_once() {
     assert_eq!(seal(&bed, Slot::Static), Some(Wanted::NoSendKey));
     assert_eq!(seal(&bed, Slot::Static), None);
 }
+
+fn in_frame(packet: &[u8]) -> Vec<u8> {
+    [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00], packet].concat()
+}
+
+#[test]
+fn an_ethernet_tunnel_takes_frames_of_any_kind_and_no_bare_packets() {
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC), (Slot::Receive, RECEIVE)]);
+    bed.tunnel.protocol = Protocol::Ethernet;
+    let open = |bed: &mut Bed, payload: &[u8]| {
+        let datagram = bed.packet(KeyKind::Static, &STATIC, Type::Data, payload, |_| ());
+        bed.open(&datagram).map(|(_, opened)| opened)
+    };
+    let data = |payload: &[u8]| Ok(Opened::Data(packet::IV..packet::IV + payload.len()));
+    for short in [&[][..], &[7; 13]] {
+        assert_eq!(open(&mut bed, short), Err(Verdict::BadInner));
+    }
+    // Until a frame has come that is no IP packet, what reads as one is the other protocol's.
+    assert_eq!(open(&mut bed, &ip()), Err(Verdict::BadInner));
+    for frame in [vec![0xFF; 14], in_frame(&ip()), in_frame(b"anything")] {
+        assert_eq!(open(&mut bed, &frame), data(&frame));
+    }
+    assert_eq!(open(&mut bed, &ip()), data(&ip()));
+    // Another key is another peer.
+    let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
+    assert_eq!(bed.open(&datagram), Err(Verdict::BadInner));
+}
+
+#[test]
+fn a_peer_of_the_other_protocol_is_told_of_once() {
+    for (protocol, payload, word) in
+        [(Protocol::Ip, in_frame(&ip()), "Ethernet frames"), (Protocol::Ethernet, ip(), "IP packets")]
+    {
+        let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
+        bed.tunnel.protocol = protocol;
+        let mut datagram = vec![0; packet::sealed_len(payload.len())];
+        datagram[packet::IV..packet::IV + payload.len()].copy_from_slice(&payload);
+        packet::frame(&mut datagram, payload.len(), Type::Data, [1; packet::IV], [0; 7]);
+        let text = bed.tunnel.explain(&datagram).unwrap();
+        assert!(text.starts_with(&format!("the peer sends {word}")), "{text}");
+        assert_eq!(bed.tunnel.explain(&datagram), None);
+        bed.tunnel.nokey = true;
+        assert_eq!(bed.tunnel.explain(&payload), None, "told already");
+        assert_eq!(bed.tunnel.explain(&[]), None);
+    }
+}

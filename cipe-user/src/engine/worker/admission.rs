@@ -8,11 +8,13 @@ use super::FRESH;
 use super::outbound::Outgoing;
 use crate::engine::checksum::complete_partial;
 use crate::engine::encapsulated::complete_inside;
+use crate::engine::ethernet::Frame;
 use crate::engine::headers::Version;
 use crate::engine::icmp::Icmp;
+use crate::engine::mss;
 use crate::engine::outer::{self, Marks};
 use crate::engine::segment::Superframe;
-use crate::engine::toobig::Fragments;
+use crate::engine::toobig::{Fragments, TunnelMtu};
 use crate::engine::tunnel::Tunnel;
 use crate::wire::inner::{self, Inner};
 use crate::wire::packet::{self, Type};
@@ -20,6 +22,11 @@ use crate::xsk::{Packet, Pool, Umem};
 
 /// The most descriptors of one private frame: 64 KiB need 37 of them, in frames of 2048 octets with the kernel's 256 in front.
 const MOST_PIECES: usize = 40;
+
+/// Outer TTL of frames, unless `cttl` says another.
+const FRAME_TTL: u8 = 64;
+/// The bits of a TOS that are the DSCP (RFC 2474).
+const DSCP: u8 = 0xFC;
 
 /// The descriptors of one private frame.
 pub type Pieces = ArrayVec<Packet, MOST_PIECES>;
@@ -52,6 +59,66 @@ pub fn single(
             other.and(Err(Verdict::TooBig))
         }
     }
+}
+
+/// Checks an Ethernet frame (protocol 4), and queues it where it stands.
+///
+/// A frame has no TTL of its own, and TTLs of 1 are usual on a link: without `cttl` the outer packet has [`FRAME_TTL`]. Of a TOS
+/// the outer packet has the DSCP; its ECN field says that it takes no part (RFC 6040, compatibility mode). DF is copied where
+/// the frame fits the carrier path; with DF, what does not fit is dropped, and its sender told if this host has a way there. All
+/// else the carrier's IP cuts.
+pub fn frame(
+    tunnel: &Tunnel,
+    umem: &Umem,
+    mut packet: Packet,
+    outgoing: &mut Vec<Outgoing>,
+    pool: &mut Pool,
+    icmp: &mut Icmp,
+) -> Result<(), Verdict> {
+    let at = packet.offset as usize;
+    let end = at + packet.len as usize;
+    let has_room = at + packet::sealed_len(end - at) <= umem.frame_size() as usize;
+    let checked = umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed);
+    let checked = checked.and_then(|octets| marks_of_frame(tunnel, octets, icmp));
+    let checked = checked.and_then(|marks| Ok((data_slot(tunnel)?, marks)));
+    match checked {
+        Ok((slot, marks)) if has_room => {
+            outgoing.push(Outgoing::new(tunnel.number, packet.frame, at, end - at, Type::Data, slot, marks));
+            Ok(())
+        }
+        other => {
+            pool.put(packet.frame);
+            other.and(Err(Verdict::TooBig))
+        }
+    }
+}
+
+/// What the outer header of a frame says; [`Verdict::TooBig`] if the carrier path does not take it.
+fn marks_of_frame(tunnel: &Tunnel, octets: &mut [u8], icmp: &mut Icmp) -> Result<Marks, Verdict> {
+    let frame = Frame::parse(octets).ok_or(Verdict::PrivateMalformed)?;
+    let (header, is_tagged, inner) = (frame.header(), frame.is_tagged(), frame.ip());
+    if tunnel.mtu == TunnelMtu::NONE {
+        return Err(Verdict::TooBig);
+    }
+    let mut marks = Marks { tos: 0, ttl: if tunnel.cttl == 0 { FRAME_TTL } else { tunnel.cttl }, dont_fragment: false };
+    let Some(inner) = inner else { return Ok(marks) };
+    let largest = tunnel.mtu.of(version(&inner));
+    // Nobody has completed it where an operator has switched the offload on.
+    complete_partial(&mut octets[header..]);
+    if tunnel.clamp_mss {
+        mss::clamp(&mut octets[header..], tunnel.mtu.of(Version::V4));
+    }
+    let dont_fragment = inner.dont_fragment && !tunnel.ignore_df;
+    if dont_fragment && inner.total > largest {
+        if !is_tagged {
+            icmp.too_big(&octets[header..header + inner.total], largest);
+        }
+        return Err(Verdict::TooBig);
+    }
+    marks.tos = inner.tos & DSCP;
+    // Tags are more than the MTU counts.
+    marks.dont_fragment = dont_fragment && octets.len() <= outer::ETHERNET + largest;
+    Ok(marks)
 }
 
 /// Cuts what cannot go as it is: superframes, and packets larger than the tunnel takes; each part in a frame of its own.
@@ -169,12 +236,17 @@ fn version(inner: &Inner) -> Version {
 
 /// The key to seal a packet under, and what its outer header copies.
 fn way_out(tunnel: &Tunnel, inner: &Inner) -> Result<(Option<Slot>, Marks), Verdict> {
+    let slot = data_slot(tunnel)?;
+    let ttl = if tunnel.cttl == 0 { inner.ttl } else { tunnel.cttl };
+    Ok((slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment && !tunnel.ignore_df }))
+}
+
+/// The key to seal data under; `None`: bare (`nokey`).
+fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
     if tunnel.peer.is_none() {
         return Err(Verdict::NoPeer);
     }
-    let slot = if tunnel.nokey { None } else { Some(tunnel.data_slot()?) };
-    let ttl = if tunnel.cttl == 0 { inner.ttl } else { tunnel.cttl };
-    Ok((slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment && !tunnel.ignore_df }))
+    if tunnel.nokey { Ok(None) } else { tunnel.data_slot().map(Some) }
 }
 
 fn malformed(payload: &[u8]) -> Verdict {

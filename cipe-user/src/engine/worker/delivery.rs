@@ -8,19 +8,20 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
 use super::lan::Lan;
-use super::{Endpoint, Hub, Worker};
+use super::{Endpoint, Hub, Worker, ethernet};
+use crate::control::protocol::Protocol;
 use crate::engine::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
 use crate::engine::lan::{self, Exit, Exits};
 use crate::engine::outer::{self, ETHERNET};
 use crate::xsk::{Frame, Packet, Pool, Umem};
 
-/// An opened inner packet.
+/// An opened inner packet or frame.
 pub struct Delivery {
     /// Its tunnel.
     pub tunnel: u16,
     /// The frame that it is in, until that is handed on.
     pub frame: Option<Frame>,
-    /// Where it stands in the chunk.
+    /// Where it stands in the chunk: a packet, or in protocol 4 a whole frame.
     pub inner: Range<usize>,
 }
 
@@ -33,6 +34,10 @@ impl Worker {
                 endpoint.tunnel.counters.count_all(Verdict::PrivateFull, batch.len() as u64);
                 continue;
             };
+            if endpoint.tunnel.protocol == Protocol::Ethernet {
+                ethernet::deliver(hub, endpoint, &self.umem, &mut self.pool, &mut self.coalescer, batch);
+                continue;
+            }
             let mut left = 0;
             for delivery in &mut *batch {
                 match way_out(&mut self.exits, &mut self.lans, &self.umem, delivery) {
@@ -77,7 +82,7 @@ impl Worker {
 }
 
 /// The octets of an inner packet; none if its frame was handed on.
-fn inner<'a>(umem: &'a Umem, delivery: &'a Delivery) -> &'a [u8] {
+pub(super) fn inner<'a>(umem: &'a Umem, delivery: &'a Delivery) -> &'a [u8] {
     let chunk = delivery.frame.as_ref().map_or(&[][..], |frame| umem.chunk(frame));
     chunk.get(delivery.inner.clone()).unwrap_or_default()
 }

@@ -11,11 +11,11 @@ use cipe_common::maps::Slot;
 use super::crew::{Chunk, Packets};
 use super::delivery::Delivery;
 use super::{BATCH, Report, Worker, want};
-use crate::control::protocol::Event;
+use crate::control::protocol::{Event, Protocol};
 use crate::engine::carrier::{Arrival, Door, Room};
-use crate::engine::ecn;
 use crate::engine::socks;
 use crate::engine::tunnel::{Head, Opened};
+use crate::engine::{ecn, ethernet};
 use crate::wire::{clear, packet};
 use crate::xsk::{Frame, Umem};
 use opener::Opener;
@@ -231,7 +231,13 @@ impl Worker {
                 match opened {
                     Opened::Data(range) => {
                         let inner = at + range.start..at + range.end;
-                        match ecn::decapsulate(&mut self.umem.chunk_mut(&mut item.frame)[inner.clone()], item.tos) {
+                        let octets = &mut self.umem.chunk_mut(&mut item.frame)[inner.clone()];
+                        // In a frame only an IP packet has the field.
+                        let packet = match tunnel.protocol {
+                            Protocol::Ip => octets,
+                            Protocol::Ethernet => ethernet::ip_of(octets),
+                        };
+                        match ecn::decapsulate(packet, item.tos) {
                             Ok(()) => {
                                 return self.deliveries.push(Delivery {
                                     tunnel: number,
@@ -262,6 +268,13 @@ impl Worker {
                     && let Some(reason) = tunnel.undecryptable(self.now)
                 {
                     want(&self.reports, tunnel, reason);
+                }
+                let datagram = || &self.umem.chunk(&item.frame)[item.datagram.clone()];
+                let why = (verdict == Verdict::BadInner).then(|| tunnel.explain(datagram())).flatten();
+                if let Some(message) = why.map(str::to_owned) {
+                    // Without the line, the counter tells.
+                    let event = Event::Notice { message, well: false };
+                    let _ = self.reports.try_send((number, Report::Event(event)));
                 }
                 verdict
             }

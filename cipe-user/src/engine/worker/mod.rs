@@ -8,6 +8,7 @@ mod change;
 mod crew;
 mod delivery;
 mod errors;
+mod ethernet;
 mod inbound;
 mod lan;
 mod outbound;
@@ -41,8 +42,8 @@ use super::random::Random;
 use super::toobig::TunnelMtu;
 use super::tunnel::{Opened, Tunnel, Way};
 use crate::cipher::Lanes;
-use crate::control::protocol::{Event, Under, Wanted};
-use crate::kernel::bpf::LiveFrames;
+use crate::control::protocol::{Event, Protocol, Under, Wanted};
+use crate::kernel::bpf::{Ends, LiveFrames};
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
 use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
@@ -94,9 +95,9 @@ pub enum Command {
     EmptySockets(Sender<()>),
     /// Let what comes to the UDP sockets wait there, or no longer; the sender is dropped when it is so.
     HoldSockets(bool, Sender<()>),
-    /// A hub was opened: its slot, its hidden end's sockets, and the way back in for superframes; the sender is dropped
-    /// when frames can come.
-    AddHub(usize, Vec<Socket>, Injector, Sender<()>),
+    /// A hub, or an Ethernet tunnel's own pair, was opened: its slot, its hidden end's sockets, the way back in for superframes,
+    /// and which of both it is; the sender is dropped when frames can come.
+    AddHub(usize, Vec<Socket>, Injector, Ends, Sender<()>),
     /// The hub in this slot goes; the sender is dropped when its sockets are closed.
     RemoveHub(usize, Sender<()>),
     /// A LAN card was opened: its slot, its sockets, another way out, and whether that should take superframes; the sender is
@@ -181,10 +182,13 @@ impl Drop for Handle {
     }
 }
 
-/// The hidden end of a hub: where the packets of all its tunnels come from and go to.
+/// The hidden end of a hub: where the packets of all its tunnels come from and go to; or that of an Ethernet tunnel's own pair.
 struct Hub {
     ports: Vec<Port>,
     injector: Injector,
+    ends: Ends,
+    /// The tunnel whose own it is.
+    of: Option<u16>,
 }
 
 /// A tunnel, its hub, and the carrier addresses that are its own.
@@ -420,13 +424,13 @@ impl Worker {
             Command::RemoveCarrier(slot, _done) => self.remove_carrier(slot),
             Command::EmptySockets(_done) => self.empty_sockets(),
             Command::HoldSockets(hold, _done) => self.sockets_held = hold,
-            Command::AddHub(slot, sockets, injector, _done) => {
+            Command::AddHub(slot, sockets, injector, ends, _done) => {
                 let fill = self.fill(8, self.hubs.iter().flatten().count(), sockets.len()).clamp(256, PRIVATE_FILL);
                 let ports = self.open_ports(sockets, Source::Hub(slot), fill);
                 if self.hubs.len() <= slot {
                     self.hubs.resize_with(slot + 1, || None);
                 }
-                self.hubs[slot] = Some(Hub { ports, injector });
+                self.hubs[slot] = Some(Hub { ports, injector, ends, of: None });
             }
             Command::RemoveHub(slot, _done) => {
                 for port in self.hubs.get_mut(slot).and_then(Option::take).into_iter().flat_map(|hub| hub.ports) {
@@ -455,11 +459,17 @@ impl Worker {
                 for address in &addresses {
                     self.addresses.insert(*address, number);
                 }
+                if let Some(Some(hub)) = self.hubs.get_mut(hub).filter(|_| tunnel.protocol == Protocol::Ethernet) {
+                    hub.of = Some(number);
+                }
                 self.endpoints.insert(number, Endpoint { tunnel: *tunnel, hub, addresses });
             }
             Command::RemoveTunnel(number, _done) => {
                 self.end_pacing(number);
                 let Some(endpoint) = self.endpoints.remove(&number) else { return };
+                if let Some(Some(hub)) = self.hubs.get_mut(endpoint.hub) {
+                    hub.of.take_if(|of| *of == number);
+                }
                 for address in endpoint.addresses {
                     self.addresses.remove(&address);
                 }

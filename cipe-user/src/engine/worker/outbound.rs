@@ -15,6 +15,7 @@ use super::{BATCH, FRESH, Message, Worker, want};
 use crate::control::protocol::Under;
 use crate::engine::outer::Marks;
 use crate::engine::socks;
+use crate::kernel::bpf::Ends;
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::{Frame, Umem};
 
@@ -73,7 +74,10 @@ impl Worker {
         for port in &mut hub.ports {
             taken += port.receive(&mut self.received, BATCH, &mut self.pool);
         }
-        self.take_out();
+        match (hub.ends, hub.of) {
+            (Ends::Hub, _) => self.take_out(),
+            (Ends::Ethernet, of) => self.take_out_frames(of),
+        }
         taken
     }
 
@@ -194,7 +198,7 @@ impl Worker {
         });
     }
 
-    fn send_outgoing(&mut self) {
+    pub(super) fn send_outgoing(&mut self) {
         let mut outgoing = std::mem::take(&mut self.outgoing);
         self.moved += outgoing.len();
         for out in &mut outgoing {

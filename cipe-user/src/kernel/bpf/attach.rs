@@ -58,12 +58,31 @@ impl fmt::Display for XdpMode {
     }
 }
 
+/// What the two ends of a veth pair are for, and so which programs run there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// A hub's.
+    Hub,
+    /// An Ethernet tunnel's own.
+    Ethernet,
+}
+
+impl Ends {
+    /// The programs of the visible end's egress and of the hidden end.
+    fn programs(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Hub => (names::PRIVATE_TC, names::PRIVATE_XDP),
+            Self::Ethernet => (names::ETHERNET_TC, names::ETHERNET_XDP),
+        }
+    }
+}
+
 /// Everything that is attached. Dropping a link detaches it; one whose device is gone is detached already.
 #[derive(Default)]
 pub(super) struct Links {
     /// By carrier device.
     carrier: HashMap<u32, XdpLink>,
-    /// By a hub's visible end.
+    /// By a pair's visible end.
     private: HashMap<u32, (SchedClassifierLink, XdpLink)>,
     /// By LAN card with a short cut.
     pub(super) lan: HashMap<u32, XdpLink>,
@@ -85,19 +104,26 @@ impl Programs {
         self.links.carrier.remove(&ifindex);
     }
 
-    /// Attaches the stamp to a hub's visible end (tcx egress, behind what is there already) and redirection to its
+    /// Attaches the check to a pair's visible end (tcx egress, behind what is there already) and redirection to its
     /// hidden end. The way is open only when both are: on an error neither stays.
     ///
     /// # Errors
     /// As [`Self::attach_carrier`].
-    pub fn attach_private(&mut self, visible: u32, hidden: u32, preference: XdpPreference) -> Result<XdpMode, Error> {
-        let (xdp_link, mode) = self.attach_xdp(names::PRIVATE_XDP, hidden, preference)?;
+    pub fn attach_private(
+        &mut self,
+        ends: Ends,
+        visible: u32,
+        hidden: u32,
+        preference: XdpPreference,
+    ) -> Result<XdpMode, Error> {
+        let (tc, xdp) = ends.programs();
+        let (xdp_link, mode) = self.attach_xdp(xdp, hidden, preference)?;
         let device = name(visible)?;
-        let program = classifier(&mut self.ebpf, names::PRIVATE_TC)?;
+        let program = classifier(&mut self.ebpf, tc)?;
         let tc_link = program
             .attach_with_options(&device, TcAttachType::Egress, TcAttachOptions::TcxOrder(LinkOrder::last()))
             .and_then(|id| program.take_link(id))
-            .map_err(|error| attach_error(visible, device, names::PRIVATE_TC, &error))?;
+            .map_err(|error| attach_error(visible, device, tc, &error))?;
         self.links.private.insert(visible, (tc_link, xdp_link));
         Ok(mode)
     }
@@ -152,7 +178,7 @@ fn refusal(errno: Option<i32>, error: &ProgramError) -> String {
 fn attach_error(ifindex: u32, device: String, program: &'static str, error: &ProgramError) -> Error {
     match os_error(error) {
         Some(libc::EPERM) => Error::Privilege { what: format!("{device}: attaching eBPF") },
-        Some(libc::EBUSY | libc::EEXIST) if program != names::PRIVATE_TC => {
+        Some(libc::EBUSY | libc::EEXIST) if ![names::PRIVATE_TC, names::ETHERNET_TC].contains(&program) => {
             let program = attached_program(ifindex).map(|id| format!(" (id {id})")).unwrap_or_default();
             Error::Busy { device, program }
         }

@@ -178,7 +178,7 @@ impl Error {
                     _ if io_error.raw_os_error().and_then(refusal::way_out).is_some() => {
                         io_error.raw_os_error().and_then(refusal::way_out).unwrap_or_default()
                     }
-                    names::PRIVATE_TC => "a kernel with NET_CLS_BPF or NET_XGRESS is needed",
+                    names::PRIVATE_TC | names::ETHERNET_TC => "a kernel with NET_CLS_BPF or NET_XGRESS is needed",
                     _ => "XDP programs for frames of several pieces are needed, which Linux 5.18 brought",
                 };
                 Self::KindRefused { kernel, program, reason: io_error.to_string(), way_out }

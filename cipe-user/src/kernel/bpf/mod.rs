@@ -4,6 +4,7 @@
 
 mod attach;
 mod error;
+mod ethernet;
 mod lan;
 mod live;
 mod logs;
@@ -34,7 +35,7 @@ use cipe_common::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::keys::KeyWriter;
-pub use attach::{XdpMode, XdpPreference};
+pub use attach::{Ends, XdpMode, XdpPreference};
 pub use error::Error;
 pub use live::LiveFrames;
 
@@ -42,7 +43,14 @@ pub use live::LiveFrames;
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../cipe-ebpf/prebuilt/cipe.bpf.o");
 
 /// Every program of the object.
-const PROGRAMS: [&str; 4] = [names::CARRIER_XDP, names::PRIVATE_XDP, names::LAN_XDP, names::PRIVATE_TC];
+const PROGRAMS: [&str; 6] = [
+    names::CARRIER_XDP,
+    names::PRIVATE_XDP,
+    names::ETHERNET_XDP,
+    names::LAN_XDP,
+    names::PRIVATE_TC,
+    names::ETHERNET_TC,
+];
 
 /// Environment variable that names an object to load instead of the committed one (`cargo xtask build-ebpf --check`).
 pub const OBJECT_VARIABLE: &str = "CIPE_BPF_OBJECT";
@@ -113,6 +121,7 @@ pub struct Programs {
     tunnels: Array<MapData, TunnelValue>,
     private_addresses: HashMap<MapData, PrivateKey, u32>,
     private_sockets: XskMap<MapData>,
+    ethernet: ethernet::Devices,
     carrier_addresses: HashMap<MapData, AddressKey, u32>,
     carrier_devices: HashMap<MapData, u32, u32>,
     carrier_sockets: XskMap<MapData>,
@@ -123,7 +132,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads the four programs and makes their maps. Nothing is attached yet.
+    /// Loads the six programs and makes their maps. Nothing is attached yet.
     ///
     /// # Errors
     /// [`Error::Privilege`] without the capabilities; otherwise what the kernel or the verifier says.
@@ -146,6 +155,7 @@ impl Programs {
             tunnels: map(&mut ebpf, names::TUNNELS)?,
             private_addresses: map(&mut ebpf, names::PRIVATE_ADDRESSES)?,
             private_sockets: map(&mut ebpf, names::PRIVATE_SOCKETS)?,
+            ethernet: map(&mut ebpf, names::ETHERNET_DEVICES)?,
             carrier_addresses: map(&mut ebpf, names::CARRIER_ADDRESSES)?,
             carrier_devices: map(&mut ebpf, names::CARRIER_DEVICES)?,
             carrier_sockets: map(&mut ebpf, names::CARRIER_SOCKETS)?,
@@ -335,7 +345,7 @@ fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
 
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     let loaded = match name {
-        names::PRIVATE_TC => classifier(ebpf, name)?.load(),
+        names::PRIVATE_TC | names::ETHERNET_TC => classifier(ebpf, name)?.load(),
         _ => xdp(ebpf, name)?.load(),
     };
     loaded.map_err(|error| Error::program(name, &error))

@@ -20,6 +20,7 @@ fn wanted() -> TunnelDevice {
     TunnelDevice {
         name: None,
         prefix: "cipcb".to_owned(),
+        ethernet: false,
         local: LOCAL,
         peer: PEER,
         mac: [0x1E, 0, 0, 0, 0, 7],

@@ -12,6 +12,7 @@ fn wanted(n: u8) -> TunnelDevice {
     TunnelDevice {
         name: None,
         prefix: "cipcb".to_owned(),
+        ethernet: false,
         mac: [0x1E, 0, 0, 0, 0, n],
         local: Ipv4Addr::new(10, 9, n, 1).into(),
         peer: Ipv4Addr::new(10, 9, n, 2).into(),

@@ -3,14 +3,29 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::super::endpoint::EndpointName;
-use super::super::problem::{Mistake, Origin};
+use super::super::problem::{Mistake, Origin, Problem};
 use super::super::resolve;
 use super::{Endpoint, Settle};
-use crate::control::protocol::{Carrier, Interface};
+use crate::control::protocol::{Carrier, Interface, Protocol};
 
 impl Settle<'_> {
+    /// Own and the peer's address on the tunnel. An Ethernet tunnel needs none: its interface may stand in a bridge.
     pub(super) fn tunnel_addresses(&mut self) -> Option<(IpAddr, IpAddr)> {
         let (own, peer) = (&self.draft.ipaddr, &self.draft.ptpaddr);
+        if self.draft.protocol == Protocol::Ethernet {
+            let refused = |problem: &Problem| {
+                ["option `ipaddr`", "option `ptpaddr`"].iter().any(|told| problem.mistake.what.starts_with(told))
+            };
+            match (&own.value, &peer.value) {
+                _ if self.problems.iter().any(refused) => return None,
+                (None, None) => return Some((Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into())),
+                (Some(name), None) => {
+                    let ipaddr = self.resolved("ipaddr", resolve::one_host(name, None), &own.origin)?;
+                    return Some((ipaddr, unspecified(ipaddr)));
+                }
+                (_, Some(_)) => {}
+            }
+        }
         let own_name = self.set(own, "ipaddr", "10.0.0.1");
         let peer_name = self.set(peer, "ptpaddr", "10.0.0.2");
         let ipaddr = self.resolved("ipaddr", resolve::one_host(own_name?, None), &own.origin)?;
@@ -71,7 +86,23 @@ impl Settle<'_> {
             Some(IpAddr::V4(address)) => Some(address),
             _ => None,
         };
-        let has_ipv4 = ipv4(ipaddr).is_some();
+        let own = ipv4(ipaddr).filter(|address| !address.is_unspecified());
+        let has_ipv4 = own.is_some();
+        let mut broadcast = broadcast;
+        if let (Protocol::Ethernet, Some(mask), None) = (draft.protocol, &draft.mask.value, broadcast) {
+            // As ifconfig does it, which a network of two or one has no room for.
+            let hosts = u32::MAX.checked_shr(mask.0.into()).unwrap_or(0);
+            broadcast = own.filter(|_| mask.0 < 31).map(|own| Ipv4Addr::from_bits(own.to_bits() | hosts).into());
+        }
+        if ipaddr.is_some_and(|address| address.is_unspecified()) {
+            for (name, origin) in
+                [("mask", &draft.mask.origin), ("bcast", &draft.bcast.origin), ("metric", &draft.metric.origin)]
+            {
+                if *origin != Origin::Default {
+                    self.warn(format!("`{name}` has no effect without `ipaddr`"), "set `ipaddr`, or remove it", origin);
+                }
+            }
+        }
         Some(Interface {
             configure: !draft.ifconfig.value,
             metric: draft.metric.value,

@@ -121,7 +121,7 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
         programs
             .set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 1_000, hub: HUB.into(), ..Tunnel::default() })
             .unwrap();
-        programs.attach_private(veth.visible, veth.hidden, XdpPreference::Auto).unwrap();
+        programs.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpPreference::Auto).unwrap();
         let tap = tap();
         let _half_open = syn();
         // The first look is that of the device, before the hub.
@@ -148,7 +148,7 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
 #[test]
 fn a_receive_queue_beyond_the_table_is_not_another_hubs() {
     in_namespace(|programs, veth| {
-        programs.attach_private(veth.visible, veth.hidden, XdpPreference::Native).unwrap();
+        programs.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpPreference::Native).unwrap();
         let last = xdp_socket();
         programs.set_private_socket(private_socket_index(HUB.into(), PRIVATE_QUEUES - 1), &last).unwrap();
         let next = xdp_socket();

@@ -3,6 +3,7 @@
 
 mod attachment;
 mod carrier;
+mod ethernet;
 mod frames;
 mod lan;
 mod live;
@@ -75,6 +76,10 @@ impl Programs {
 
     /// Runs the TC program on a frame that leaves [`DEVICE`]; returns its action and the frame.
     fn run_tc(&mut self, frame: &[u8], gso_size: u32) -> (u32, Vec<u8>) {
+        self.run_tc_of(names::PRIVATE_TC, frame, gso_size)
+    }
+
+    fn run_tc_of(&mut self, program: &'static str, frame: &[u8], gso_size: u32) -> (u32, Vec<u8>) {
         /// `struct __sk_buff`: its size, and the offset of gso_size.
         const SK_BUFF: usize = 192;
         const GSO_SIZE: usize = 176;
@@ -87,7 +92,7 @@ impl Programs {
             ctx_in: Some(&context),
             ..Default::default()
         };
-        let program = classifier(&mut self.ebpf, names::PRIVATE_TC).unwrap();
+        let program = classifier(&mut self.ebpf, program).unwrap();
         let result: Result<_, ProgramError> = program.test_run(options);
         (result.unwrap().return_value, out)
     }
@@ -133,6 +138,7 @@ fn the_largest_tables_load() {
 fn forgetting_what_is_not_known_is_no_error() {
     let Some(mut programs) = programs() else { return };
     programs.remove_private_address([7; 6]).unwrap();
+    programs.remove_ethernet_device([77, 78]).unwrap();
     programs.remove_carrier_device(77).unwrap();
     programs.remove_carrier_address("192.0.2.1:4000".parse().unwrap()).unwrap();
     programs.detach_carrier(77);

@@ -1,0 +1,56 @@
+//! Private side of Ethernet tunnels (protocol 4): each has a veth pair of its own, so that the pair says whose a frame is, and no
+//! octet of the frame is touched. Fails closed.
+
+use aya_ebpf::{
+    bindings::xdp_action::XDP_DROP,
+    programs::{TcContext, XdpContext},
+};
+use cipe_common::{
+    Verdict,
+    maps::{EthernetDevice, NO_TUNNEL, PRIVATE_QUEUES, Tunnel, private_socket_index},
+};
+
+use crate::{
+    maps::{ETHERNET_DEVICES, PRIVATE_SOCKETS, TUNNELS},
+    private::spread,
+    verdicts::Drop,
+};
+
+/// Checks a frame that leaves by the device. The kernel cuts superframes, completes checksums and writes the VLAN tag
+/// into the frame behind this program: the device has none of these offloads.
+#[inline(always)]
+pub fn check(ctx: &TcContext) -> Result<(), Drop> {
+    // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    alive(ifindex)?;
+    spread(ctx);
+    Ok(())
+}
+
+/// Hands a frame to the engine's socket for the pair and the queue.
+#[inline(always)]
+pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
+    let device = alive(ctx.ingress_ifindex() as u32)?;
+    let refused = Drop { tunnel: device.tunnel, verdict: Verdict::NoEngine };
+    let queue = ctx.rx_queue_index();
+    if queue >= PRIVATE_QUEUES {
+        return Err(refused);
+    }
+    let socket = private_socket_index(device.hub, queue);
+    PRIVATE_SOCKETS.redirect(socket, u64::from(XDP_DROP)).map_err(|_| refused)
+}
+
+/// The live tunnel of one of its pair's ends.
+#[inline(always)]
+fn alive(ifindex: u32) -> Result<EthernetDevice, Drop> {
+    // SAFETY: values are two u32 that live in a preallocated element; a torn or reused one names another tunnel's socket, which
+    // the kernel refuses for a frame of this device.
+    let device = unsafe { ETHERNET_DEVICES.get(ifindex) }.copied();
+    let dead = Drop { tunnel: device.map_or(NO_TUNNEL, |device| device.tunnel), verdict: Verdict::TunnelDead };
+    let device = device.ok_or(dead)?;
+    let state = TUNNELS.get(device.tunnel).ok_or(dead)?;
+    if state.flags & Tunnel::ALIVE == 0 {
+        return Err(dead);
+    }
+    Ok(device)
+}

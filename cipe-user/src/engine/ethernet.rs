@@ -1,0 +1,184 @@
+//! Ethernet frames as payloads (protocol 4): what the tunnel must know of one, and how it tells one from an IP packet.
+//!
+//! Pure functions over slices. Any octets give an answer, none a panic.
+
+use super::outer::ETHERNET;
+use crate::wire::inner::{self, Inner};
+
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xDD];
+const ARP: [u8; 2] = [0x08, 0x06];
+/// Hardware type Ethernet, protocol IPv4, and the lengths of both addresses (RFC 826).
+const ARP_ETHERNET: [u8; 6] = [0x00, 0x01, 0x08, 0x00, 6, 4];
+/// Ethertypes of VLAN tags: IEEE 802.1Q and 802.1ad.
+const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xA8]];
+/// Octets of a tag, ethertype included.
+const TAG: usize = 4;
+/// Tags that are looked behind.
+const MOST_TAGS: usize = 2;
+
+/// A frame, from its destination address on, without its FCS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    octets: &'a [u8],
+    /// Octets of header and tags.
+    header: usize,
+    ethertype: [u8; 2],
+}
+
+impl<'a> Frame<'a> {
+    /// Reads the header; `None` where there is none.
+    pub fn parse(octets: &'a [u8]) -> Option<Self> {
+        let mut header = ETHERNET;
+        let mut ethertype = *octets.get(header - 2..)?.first_chunk()?;
+        for _ in 0..MOST_TAGS {
+            let behind = octets.get(header + TAG - 2..).and_then(<[u8]>::first_chunk);
+            let Some(behind) = behind.filter(|_| TAGS.contains(&ethertype)) else { break };
+            ethertype = *behind;
+            header += TAG;
+        }
+        Some(Self { octets, header, ethertype })
+    }
+
+    /// Octets of Ethernet header and VLAN tags.
+    pub fn header(&self) -> usize {
+        self.header
+    }
+
+    /// Whether it has a VLAN tag.
+    pub fn is_tagged(&self) -> bool {
+        self.header > ETHERNET
+    }
+
+    /// What it carries, padding of short frames included.
+    pub fn content(&self) -> &'a [u8] {
+        self.octets.get(self.header..).unwrap_or_default()
+    }
+
+    /// The header of the IP packet that it carries, if it carries one that is whole.
+    pub fn ip(&self) -> Option<Inner> {
+        let content = self.content();
+        let inner = Inner::parse(content).filter(|inner| inner.total <= content.len())?;
+        let ethertype = if inner.source.is_ipv4() { IPV4 } else { IPV6 };
+        (self.ethertype == ethertype).then_some(inner)
+    }
+
+    /// The packet that it carries, if that is IP, without a tag before it or padding behind it.
+    pub fn plain_ip(&self) -> Option<&'a [u8]> {
+        let inner = self.ip().filter(|_| !self.is_tagged())?;
+        Some(self.content()).filter(|content| content.len() == inner.total)
+    }
+
+    /// Whether what it carries is what its ethertype says, as far as that is known here: IP or ARP.
+    fn is_coherent(&self) -> bool {
+        self.ip().is_some() || (self.ethertype == ARP && self.content().starts_with(&ARP_ETHERNET))
+    }
+}
+
+/// What a frame carries, if that is an IP packet; else nothing.
+pub fn ip_of(octets: &mut [u8]) -> &mut [u8] {
+    let header = Frame::parse(octets).filter(|frame| frame.ip().is_some()).map(|frame| frame.header());
+    header.and_then(|header| octets.get_mut(header..)).unwrap_or_default()
+}
+
+/// Whether a payload is a frame beyond doubt: one that carries IP or ARP.
+pub fn is_surely_frame(payload: &[u8]) -> bool {
+    Frame::parse(payload).is_some_and(|frame| frame.is_coherent())
+}
+
+/// Whether a payload is an IP packet to the octet, and reads as no frame that is known here. A frame that is addressed to a
+/// device of the address 6x:xx:xx:xx:LL:LL looks so, too, if the last two octets are its length less 40.
+pub fn is_bare_ip(payload: &[u8]) -> bool {
+    matches!(payload.first().map(|first| first >> 4), Some(4 | 6))
+        && inner::check(payload).is_ok()
+        && !is_surely_frame(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::testpackets::Flow;
+
+    const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+
+    fn frame(header: &[u8], content: &[u8]) -> Vec<u8> {
+        [&MACS, header, content].concat()
+    }
+
+    #[test]
+    fn the_packet_is_found_behind_tags_and_before_padding() {
+        for (flow, ethertype) in [(Flow::tcp4(), IPV4), (Flow::udp6(), IPV6)] {
+            let packet = flow.packet(b"payload");
+            for tags in [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xA8, 0, 7, 0x81, 0, 0, 5]] {
+                let octets = frame(&[tags, &ethertype].concat(), &packet);
+                let read = Frame::parse(&octets).unwrap();
+                assert_eq!((read.header(), read.content()), (ETHERNET + tags.len(), &packet[..]));
+                assert_eq!(read.ip(), Inner::parse(&packet));
+                assert_eq!(ip_of(&mut octets.clone()), &packet[..]);
+                assert_eq!(read.plain_ip(), Some(&packet[..]).filter(|_| tags.is_empty()));
+                let padded = [&octets[..], &[0; 9]].concat();
+                let padded = Frame::parse(&padded).unwrap();
+                assert_eq!((padded.ip(), padded.plain_ip()), (read.ip(), None));
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_ethertype_does_not_say_is_no_ip() {
+        let packet = Flow::tcp4().packet(b"payload");
+        for (header, content) in [(IPV6, &packet[..]), (ARP, &packet), (IPV4, &packet[..packet.len() - 1]), (IPV4, &[])]
+        {
+            assert_eq!(Frame::parse(&frame(&header, content)).unwrap().ip(), None);
+            assert_eq!(ip_of(&mut frame(&header, content)), [0; 0]);
+        }
+        assert_eq!(Frame::parse(&MACS), None);
+    }
+
+    #[test]
+    fn frames_and_bare_packets_are_told_apart() {
+        let arp = [&ARP_ETHERNET[..], &[0; 22]].concat();
+        for packet in [Flow::tcp4(), Flow::udp4(), Flow::tcp6(), Flow::udp6()].map(|flow| flow.packet(b"payload")) {
+            assert!(is_bare_ip(&packet) && !is_surely_frame(&packet));
+            let ethertype = if packet[0] >> 4 == 4 { IPV4 } else { IPV6 };
+            let octets = frame(&ethertype, &packet);
+            assert!(!is_bare_ip(&octets) && is_surely_frame(&octets));
+        }
+        assert!(is_surely_frame(&frame(&ARP, &arp)));
+        for octets in
+            [frame(&ARP, &arp), frame(&[0x88, 0xB5], &[0x45; 46]), frame(&[0x81, 0, 0, 5], &arp), vec![0x45; 10]]
+        {
+            assert!(!is_bare_ip(&octets));
+        }
+    }
+
+    #[test]
+    fn a_frame_to_an_address_that_looks_like_an_ip_header_is_a_frame_if_it_carries_ip() {
+        let packet = Flow::udp4().packet(b"payload");
+        let mut octets = frame(&IPV4, &packet);
+        let length = (octets.len() - 40) as u16;
+        octets[0] = 0x60;
+        octets[4..6].copy_from_slice(&length.to_be_bytes());
+        assert!(inner::check(&octets).is_ok(), "it reads as an IPv6 packet");
+        assert!(!is_bare_ip(&octets));
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_get_an_answer(
+            octets in prop::collection::vec(any::<u8>(), 0..120),
+            ethertype in prop_oneof![Just(IPV4), Just(IPV6), Just(ARP), Just(TAGS[0]), Just(TAGS[1]), any::<[u8; 2]>()],
+        ) {
+            let mut octets = octets;
+            if let Some(place) = octets.get_mut(12..14) {
+                place.copy_from_slice(&ethertype);
+            }
+            if let Some(frame) = Frame::parse(&octets) {
+                prop_assert_eq!(frame.header() + frame.content().len(), octets.len().max(frame.header()));
+                frame.plain_ip();
+            }
+            is_bare_ip(&octets);
+        }
+    }
+}

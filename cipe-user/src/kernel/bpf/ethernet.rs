@@ -1,0 +1,42 @@
+//! Which pairs belong to Ethernet tunnels.
+
+use aya::Pod;
+use aya::maps::{HashMap, MapData};
+use cipe_common::maps::{EthernetDevice, names};
+
+use super::{Error, Programs, forgotten, in_map};
+
+/// [`EthernetDevice`] as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct DeviceValue(EthernetDevice);
+
+// SAFETY: two u32, no padding, every bit pattern valid.
+unsafe impl Pod for DeviceValue {}
+
+/// By ifindex of either end.
+pub(super) type Devices = HashMap<MapData, u32, DeviceValue>;
+
+impl Programs {
+    /// Says whose the pair with these ends is.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the table is full.
+    pub fn set_ethernet_device(&mut self, ends: [u32; 2], device: EthernetDevice) -> Result<(), Error> {
+        for ifindex in ends {
+            self.ethernet.insert(ifindex, DeviceValue(device), 0).map_err(in_map(names::ETHERNET_DEVICES))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a pair: what enters it is dropped. No error if it was not known.
+    ///
+    /// # Errors
+    /// [`Error::Map`] with the kernel's answer.
+    pub fn remove_ethernet_device(&mut self, ends: [u32; 2]) -> Result<(), Error> {
+        for ifindex in ends {
+            forgotten(self.ethernet.remove(&ifindex)).map_err(in_map(names::ETHERNET_DEVICES))?;
+        }
+        Ok(())
+    }
+}
