@@ -6,6 +6,7 @@
 
 pub mod bridge;
 pub mod capture;
+pub mod exercise;
 pub mod fleet;
 pub mod flows;
 pub mod gateway;

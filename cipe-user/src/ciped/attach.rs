@@ -115,6 +115,7 @@ fn attach_request(options: &Options, place: Place) -> Attach {
         static_data: options.static_data,
         dynip: options.dynip,
         socks: options.socks.as_ref().map(|(_, address)| *address),
+        carrier_device: options.carrier_device.clone(),
         carrier: options.carrier,
         xdp_mode: options.xdp_mode,
         mark: options.mark,

@@ -275,6 +275,9 @@ pub struct Attach {
     pub dynip: bool,
     /// The SOCKS5 server that the peer is reached through, which the daemon speaks to; the carrier is then a UDP socket.
     pub socks: Option<SocketAddr>,
+    /// Device that the carrier socket is bound to, by name.
+    #[serde(default)]
+    pub carrier_device: Option<String>,
     /// How to get to the carrier network.
     pub carrier: Carrier,
     /// Where XDP programs run.

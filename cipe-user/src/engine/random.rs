@@ -21,6 +21,11 @@ impl Random {
         Ok(Self { generator, buffer: [0; 1024], used: 1024 })
     }
 
+    /// The generator itself.
+    pub fn generator(&mut self) -> &mut StdRng {
+        &mut self.generator
+    }
+
     /// The next `N` random octets.
     pub fn octets<const N: usize>(&mut self) -> [u8; N] {
         const { assert!(N <= 64) };

@@ -93,6 +93,8 @@ pub struct Tunnel {
     pub private_hop: Hop,
     /// Largest inner packets.
     pub mtu: TunnelMtu,
+    /// The peer is known to be of our own kind.
+    pub is_ours: bool,
     /// Only `peer` may send to us.
     pub pinned: bool,
     /// Data may go under the static key while there is no dynamic one.
@@ -132,6 +134,7 @@ impl Tunnel {
             clamp_mss: false,
             private_hop: Hop { source: [2; 6], destination: [2; 6] },
             mtu: TunnelMtu::of_device(1442),
+            is_ours: false,
             pinned: false,
             static_data: true,
             ignore_df: false,

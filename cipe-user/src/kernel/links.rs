@@ -54,6 +54,8 @@ pub struct Card {
     pub superframes: bool,
     /// It is an end of a veth pair.
     pub veth: bool,
+    /// Its driver, if it is a card of its own kind and sysfs tells.
+    pub driver: Option<String>,
     /// Taken up by the operator, its cable (or peer) present, and the kernel ready to send there.
     pub running: bool,
     /// Taken up by the operator.
@@ -77,6 +79,7 @@ impl Card {
             receive_queues: 1,
             superframes: false,
             veth: false,
+            driver: None,
             running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
             up: flags.contains(LinkFlags::Up),
             enslaved: false,
@@ -113,10 +116,19 @@ impl Card {
 /// Drivers of virtual machines' cards that hand on what the host did not cut.
 const VIRTUAL_DRIVERS: [&str; 4] = ["virtio_net", "xen-netfront", "hv_netvsc", "vmxnet3"];
 
-/// Without sysfs of this network namespace it is taken for a card of its own kind.
-fn has_virtual_driver(name: &str) -> bool {
-    let driver = std::fs::read_link(format!("/sys/class/net/{name}/device/driver"));
-    driver.is_ok_and(|path| VIRTUAL_DRIVERS.iter().any(|driver| path.ends_with(driver)))
+/// Index of the device of this name; one that no device has, if there is none.
+pub fn index_of(name: &str) -> u32 {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+    socket.and_then(|socket| rustix::net::netdevice::name_to_index(socket, name)).unwrap_or(NO_DEVICE)
+}
+
+/// An index that no device has. 0 would say that any will do.
+const NO_DEVICE: u32 = i32::MAX as u32;
+
+/// The driver of a card; `None` without sysfs of this network namespace.
+fn driver_of(name: &str) -> Option<String> {
+    let driver = std::fs::read_link(format!("/sys/class/net/{name}/device/driver")).ok()?;
+    Some(driver.file_name()?.to_str()?.to_owned())
 }
 
 fn vlan_number(infos: &[LinkInfo]) -> Option<u16> {
@@ -144,7 +156,8 @@ impl Netlink {
         let what = || format!("no network device has the index {ifindex}");
         let card = Card::from_message(&self.link(what, message).await?).ok_or_else(|| Error::Answer(what()))?;
         let mut card = card.with_queues_in_use();
-        card.superframes |= has_virtual_driver(&card.name);
+        card.driver = driver_of(&card.name);
+        card.superframes |= card.driver.as_deref().is_some_and(|driver| VIRTUAL_DRIVERS.contains(&driver));
         Ok(card)
     }
 

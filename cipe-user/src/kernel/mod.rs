@@ -20,6 +20,7 @@ pub mod netdev;
 pub mod netlink;
 pub mod nexthop;
 mod owner;
+pub mod policies;
 pub mod routes;
 pub mod scheduling;
 mod settings;

@@ -10,13 +10,21 @@ const A_DEV_IFINDEX: u16 = 1;
 const A_DEV_XDP_FEATURES: u16 = 3;
 /// `NETDEV_XDP_ACT_NDO_XMIT`.
 const NDO_XMIT: u64 = 4;
+/// `NETDEV_XDP_ACT_XSK_ZEROCOPY`.
+const XSK_ZEROCOPY: u64 = 8;
 
 /// Whether a device takes XDP frames now. A veth does while its peer has native XDP or GRO; without an answer it does not.
 pub fn takes_xdp_frames(ifindex: u32) -> bool {
+    features(ifindex).is_some_and(|features| features & NDO_XMIT != 0)
+}
+
+/// Whether a device's driver has AF_XDP zero copy; `None` if the kernel does not tell.
+pub fn has_zero_copy(ifindex: u32) -> Option<bool> {
+    features(ifindex).map(|features| features & XSK_ZEROCOPY != 0)
+}
+
+fn features(ifindex: u32) -> Option<u64> {
     let device = DefaultNla::new(A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec());
-    let features = || {
-        let answer = Family::open("netdev").ok()?.request(DEV_GET, 0, &[device]).ok()?;
-        Some(u64::from_ne_bytes(attribute(&answer, A_DEV_XDP_FEATURES)?.try_into().ok()?))
-    };
-    features().is_some_and(|features| features & NDO_XMIT != 0)
+    let answer = Family::open("netdev").ok()?.request(DEV_GET, 0, &[device]).ok()?;
+    Some(u64::from_ne_bytes(attribute(&answer, A_DEV_XDP_FEATURES)?.try_into().ok()?))
 }

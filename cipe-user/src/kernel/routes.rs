@@ -38,12 +38,15 @@ pub struct Flow {
     pub ports: [u16; 2],
     /// Mark of the socket (SO_MARK); 0: none.
     pub mark: u32,
+    /// Index of the device that their socket is bound to (SO_BINDTODEVICE), if it is. One of a VRF, or in one, has the VRF's
+    /// table asked.
+    pub device: Option<u32>,
 }
 
 impl Flow {
     /// Packets to an address, from the own address `from` if that is given.
     pub fn new(to: IpAddr, from: Option<IpAddr>) -> Self {
-        Self { to, from: from.filter(|from| !from.is_unspecified()), ports: [0; 2], mark: 0 }
+        Self { to, from: from.filter(|from| !from.is_unspecified()), ports: [0; 2], mark: 0, device: None }
     }
 
     /// Datagrams from the socket that is bound to `from`, whose address and port may be unspecified.
@@ -56,7 +59,7 @@ impl Netlink {
     /// Asks the kernel for the route to `peer`, for packets from the own address `from` if that is given.
     ///
     /// # Errors
-    /// There is no route, or `from` is not an address of this host.
+    /// As [`Netlink::route_towards`].
     pub async fn route(&self, peer: IpAddr, from: Option<IpAddr>) -> Result<Route> {
         self.route_of(Flow::new(peer, from)).await
     }
@@ -71,7 +74,7 @@ impl Netlink {
         let route = self.look_up(flow).await;
         // For an address that is not ours, IPv4 says that the network is unreachable, and IPv6 finds a route anyway.
         if let Some(from) = from.filter(|from| route.is_err() || from.is_ipv6())
-            && !self.look_up(Flow::new(from, None)).await.is_ok_and(|route| route.local)
+            && !self.look_up(Flow { device: flow.device, ..Flow::new(from, None) }).await.is_ok_and(|route| route.local)
         {
             return Err(Error::NotOurAddress { peer, from });
         }
@@ -79,7 +82,7 @@ impl Netlink {
     }
 
     async fn look_up(&self, flow: Flow) -> Result<Route> {
-        let Flow { to: peer, from, ports: [own_port, port], mark } = flow;
+        let Flow { to: peer, from, ports: [own_port, port], mark, device } = flow;
         let mut message = RouteMessage::default();
         let (family, bits) = match peer {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -97,6 +100,7 @@ impl Netlink {
         }
         message.attributes.extend((own_port != 0).then_some(RouteAttribute::Sport(own_port)));
         message.attributes.extend((port != 0).then_some(RouteAttribute::Dport(port)));
+        message.attributes.extend(device.map(RouteAttribute::Oif));
         message.attributes.extend((mark != 0).then_some(RouteAttribute::Mark(mark)));
         let what = || format!("cannot look up the carrier route to {peer}");
         let answers = self.request(what, RouteNetlinkMessage::GetRoute(message), 0).await;
@@ -192,6 +196,25 @@ mod tests {
             assert_eq!(netlink.route(ip(THERE), None).await.unwrap(), on_link);
             let behind = Route { gateway: Some(ip(THERE)), ..on_link };
             assert_eq!(netlink.route(ip([203, 0, 113, 9]), Some(source)).await.unwrap(), behind);
+        });
+    }
+
+    #[test]
+    fn a_device_has_a_route_of_its_own() {
+        in_namespace(|netlink| async move {
+            let other = Other::new();
+            netlink.cable("wire0", HERE, &other, "far0", THERE).await;
+            netlink.cable("wire1", [198, 51, 100, 1], &other, "far1", [198, 51, 100, 2]).await;
+            let (one, two) = (netlink.index("wire0").await, netlink.index("wire1").await);
+            netlink.add_route([0, 0, 0, 0], 0, THERE).await;
+            let far = ip([203, 0, 113, 9]);
+            let by = |device| Flow { device, ..Flow::new(far, None) };
+            assert_eq!(netlink.route_of(by(None)).await.unwrap().oif, one);
+            assert_eq!(netlink.route_of(by(Some(one))).await.unwrap().gateway, Some(ip(THERE)));
+            // Without a route over it, the kernel takes what the address is for to be on the link.
+            let route = netlink.route_of(by(Some(two))).await.unwrap();
+            assert_eq!((route.oif, route.gateway, route.source), (two, None, ip([198, 51, 100, 1])));
+            assert!(netlink.route_of(by(Some(9999))).await.is_err());
         });
     }
 

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -38,6 +39,18 @@ pub enum Mode {
     ZeroCopy,
 }
 
+/// Packets larger than a frame, as several descriptors (`XDP_USE_SG`, kernel 6.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum MultiBuffer {
+    /// They are dropped.
+    No,
+    /// They arrive, and may be sent, unless that would cost zero copy: many drivers have the one without the other.
+    Wanted,
+    /// They arrive and may be sent, or the bind fails.
+    #[default]
+    Needed,
+}
+
 /// Shape of a socket. Ring sizes count descriptors and are powers of two up to 2^20.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketConfig {
@@ -51,8 +64,8 @@ pub struct SocketConfig {
     pub completion: u32,
     /// Copy or zero copy.
     pub mode: Mode,
-    /// Packets larger than a frame arrive, and may be sent, as several descriptors (`XDP_USE_SG`, kernel 6.6).
-    pub multi_buffer: bool,
+    /// Packets larger than a frame.
+    pub multi_buffer: MultiBuffer,
     /// The kernel sleeps instead of spinning and says when it wants a system call (`XDP_USE_NEED_WAKEUP`).
     pub need_wakeup: bool,
 }
@@ -65,7 +78,7 @@ impl Default for SocketConfig {
             fill: 2048,
             completion: 2048,
             mode: Mode::Auto,
-            multi_buffer: true,
+            multi_buffer: MultiBuffer::Needed,
             need_wakeup: true,
         }
     }
@@ -101,7 +114,13 @@ pub(super) struct Registration {
 }
 
 /// Opens a socket and binds it to queue `queue.1` of device `queue.0`.
-pub(super) fn open(umem: &Umem, queue: (u32, u32), object: &str, config: &SocketConfig) -> Result<Arc<OwnedFd>, Error> {
+/// Returns it with the flags that it was bound with.
+pub(super) fn open(
+    umem: &Umem,
+    queue: (u32, u32),
+    object: &str,
+    config: &SocketConfig,
+) -> Result<(Arc<OwnedFd>, SocketAddrXdpFlags), Error> {
     config.check()?;
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
@@ -113,7 +132,7 @@ pub(super) fn open(umem: &Umem, queue: (u32, u32), object: &str, config: &Socket
                 let mut known = umem.registrations().lock().unwrap_or_else(PoisonError::into_inner);
                 known.retain(|other| other.socket.strong_count() > 0);
                 known.push(registration);
-                return Ok(socket);
+                return Ok((socket, flags));
             }
             Err((_, Errno::BUSY)) if Instant::now() < deadline => {
                 // The kernel tells nobody when the queue is free, so the deadline of an empty poll paces the attempts.
@@ -126,15 +145,39 @@ pub(super) fn open(umem: &Umem, queue: (u32, u32), object: &str, config: &Socket
     }
 }
 
-type Refusal = (&'static str, Errno);
+/// Whether a socket with this UMEM has the queue.
+pub(super) fn has_live_socket(umem: &Umem, queue: (u32, u32)) -> bool {
+    let known = umem.registrations().lock().unwrap_or_else(PoisonError::into_inner);
+    known.iter().any(|other| other.queue == queue && other.socket.strong_count() > 0)
+}
 
-/// Tries each way to get the mode that is wanted; the refusal is that of the last.
-fn attempt(umem: &Umem, queue: (u32, u32), config: &SocketConfig) -> Result<(OwnedFd, SocketAddrXdpFlags), Refusal> {
+pub(super) type Refusal = (&'static str, Errno);
+
+/// The flags to try, the best first. Zero copy without scatter-gather comes before copies with it: what it cannot receive
+/// is larger than a frame, and whoever can do without that has said so.
+fn choices(config: &SocketConfig) -> ArrayVec<SocketAddrXdpFlags, 4> {
+    let modes: &[_] = match config.mode {
+        Mode::Copy => &[SocketAddrXdpFlags::XDP_COPY],
+        Mode::ZeroCopy => &[SocketAddrXdpFlags::XDP_ZEROCOPY],
+        Mode::Auto => &[SocketAddrXdpFlags::XDP_ZEROCOPY, SocketAddrXdpFlags::XDP_COPY],
+    };
+    let pieces: &[_] = match config.multi_buffer {
+        MultiBuffer::No => &[SocketAddrXdpFlags::empty()],
+        MultiBuffer::Wanted => &[SocketAddrXdpFlags::XDP_USE_SG, SocketAddrXdpFlags::empty()],
+        MultiBuffer::Needed => &[SocketAddrXdpFlags::XDP_USE_SG],
+    };
     let mut common = SocketAddrXdpFlags::empty();
-    common.set(SocketAddrXdpFlags::XDP_USE_SG, config.multi_buffer);
     common.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, config.need_wakeup);
-    let (copy, zero_copy) = (common | SocketAddrXdpFlags::XDP_COPY, common | SocketAddrXdpFlags::XDP_ZEROCOPY);
-    let in_mode = |flags| {
+    modes.iter().flat_map(|mode| pieces.iter().map(move |pieces| common | *mode | *pieces)).collect()
+}
+
+/// Tries each way to get what is wanted; the refusal is that of the last.
+pub(super) fn attempt(
+    umem: &Umem,
+    queue: (u32, u32),
+    config: &SocketConfig,
+) -> Result<(OwnedFd, SocketAddrXdpFlags), Refusal> {
+    let with = |flags| {
         // The address says nothing about which of the live sockets is still bound, so each is asked in turn.
         for sharer in sharers(umem, queue, flags)? {
             match share(&sharer, queue, config) {
@@ -146,14 +189,14 @@ fn attempt(umem: &Umem, queue: (u32, u32), config: &SocketConfig) -> Result<(Own
         }
         register(umem, queue, flags, config).map(|socket| (socket, flags))
     };
-    match config.mode {
-        Mode::Copy => in_mode(copy),
-        Mode::ZeroCopy => in_mode(zero_copy),
-        Mode::Auto => match in_mode(zero_copy) {
-            Err((_, errno)) if errno != Errno::BUSY => in_mode(copy),
-            other => other,
-        },
+    let mut refusal = ("bind", Errno::OPNOTSUPP);
+    for flags in choices(config) {
+        match with(flags) {
+            Err(refused @ (_, errno)) if errno != Errno::BUSY => refusal = refused,
+            answer => return answer,
+        }
     }
+    Err(refusal)
 }
 
 /// Live sockets of the UMEM with these flags. `EBUSY` if one of ours holds the queue itself.
@@ -213,4 +256,29 @@ fn with_rings(config: &SocketConfig) -> Result<OwnedFd, Refusal> {
     size("XDP_UMEM_FILL_RING", |fd, n| sockopt::set_xdp_umem_fill_ring_size(fd, n), config.fill)?;
     size("XDP_UMEM_COMPLETION_RING", |fd, n| sockopt::set_xdp_umem_completion_ring_size(fd, n), config.completion)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(mode: Mode, multi_buffer: MultiBuffer) -> Vec<(bool, bool)> {
+        let config = SocketConfig { mode, multi_buffer, ..SocketConfig::default() };
+        let is = |flags: SocketAddrXdpFlags, flag| flags.contains(flag);
+        let of = |flags| (is(flags, SocketAddrXdpFlags::XDP_ZEROCOPY), is(flags, SocketAddrXdpFlags::XDP_USE_SG));
+        choices(&config).into_iter().map(of).collect()
+    }
+
+    #[test]
+    fn zero_copy_is_tried_before_copies_with_and_without_scatter_gather() {
+        let all = [(true, true), (true, false), (false, true), (false, false)];
+        assert_eq!(flags(Mode::Auto, MultiBuffer::Wanted), all);
+        assert_eq!(flags(Mode::Copy, MultiBuffer::Wanted), all[2..]);
+    }
+
+    #[test]
+    fn what_needs_scatter_gather_is_never_bound_without() {
+        assert_eq!(flags(Mode::Auto, MultiBuffer::Needed), [(true, true), (false, true)]);
+        assert_eq!(flags(Mode::ZeroCopy, MultiBuffer::No), [(true, false)]);
+    }
 }

@@ -13,6 +13,7 @@ use super::Error;
 #[derive(Debug)]
 pub struct Injector {
     socket: OwnedFd,
+    ifindex: u32,
 }
 
 impl Injector {
@@ -33,7 +34,7 @@ impl Injector {
         {
             set(&socket, option).map_err(|errno| failed(name, errno))?;
         }
-        Ok(Self { socket })
+        Ok(Self { socket, ifindex })
     }
 
     /// Sends one frame: the `virtio_net_hdr`, then the frame from its Ethernet header on, in as many pieces as wanted.
@@ -42,6 +43,13 @@ impl Injector {
     /// `ENOBUFS` and `EAGAIN` are back-pressure.
     pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
         rustix::net::sendmsg(&self.socket, pieces, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT).map(drop)
+    }
+}
+
+impl std::fmt::Display for Injector {
+    /// The device.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&super::socket::device_name(self.ifindex))
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! Kernel features and how they degrade:
 //! - UMEM for several devices: 5.10. Older kernels refuse the second socket.
-//! - `multi_buffer` (`XDP_USE_SG`): 6.6. Older kernels refuse the bind.
+//! - [`MultiBuffer`] (`XDP_USE_SG`): 6.6. Older kernels refuse the bind, and many drivers do with zero copy.
 //! - Large copy-mode transmit batches (`XDP_MAX_TX_SKB_BUDGET`): 6.17. Older kernels take 32 packets a system call, and
 //!   [`Socket::kick`] repeats it.
 //! - Zero copy: where the driver has it; [`Mode::Auto`] falls back to copies.
@@ -20,6 +20,7 @@
 mod bind;
 mod error;
 mod frames;
+mod held;
 mod injector;
 mod map;
 mod queue;
@@ -27,13 +28,14 @@ mod ring;
 mod socket;
 mod umem;
 
-pub use bind::{Mode, SocketConfig};
+pub use bind::{Mode, MultiBuffer, SocketConfig};
 pub use error::Error;
 pub use frames::{Frame, Packet, Pool};
+pub use held::Held;
 pub use injector::Injector;
 pub use queue::Anomalies;
 pub use socket::{Closed, Kick, Socket, Statistics};
 pub use umem::{PACKET_HEADROOM, Umem, UmemConfig};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -84,7 +84,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
     }
 
     pub(super) fn recv(&mut self, out: &mut impl Extend<Packet>, max: usize) -> usize {
-        let Some(ring) = &mut self.receive else { return 0 };
+        let Some(ring) = self.receive.as_mut().filter(|_| max > 0) else { return 0 };
         let available = ring.available();
         let more = |n| ring.peek(n).options.contains(XdpDescOptions::XDP_PKT_CONTD);
         // Only whole packets: up to the last descriptor, at or behind `max`, that ends one.
@@ -205,6 +205,13 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
     /// Transmit frames that have not come back.
     pub(super) fn sending(&self) -> usize {
         self.sending.len()
+    }
+
+    /// Takes the rings down, with `release` as below, and returns all frames: a zero-copy driver may still use each.
+    pub(super) fn abandon(mut self, release: impl FnOnce()) -> Vec<Frame> {
+        drop((self.receive, self.transmit, self.fill, self.completion));
+        release();
+        self.stray.into_iter().chain(self.filled.take_all()).chain(self.sending.take_all()).collect()
     }
 
     /// Takes the rings down and returns what the kernel may still use: nothing to receive into, since a released socket

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::net::xdp::{SocketAddrXdpFlags, XdpDesc, XdpOptionsFlags};
 use rustix::net::xdp::{
     XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING,
 };
-use rustix::net::xdp::{XdpDesc, XdpOptionsFlags};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netdevice, sockopt};
 
 use super::bind::{self, SocketConfig};
 use super::frames::{Packet, Pool};
+use super::held::Held;
 use super::map::Ring;
 use super::queue::{Anomalies, Queue};
 use super::{Error, Umem};
@@ -36,12 +37,13 @@ pub enum Kick {
 }
 
 /// What [`Socket::close`] got back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed {
     /// Frames given to the pool.
     pub returned: usize,
     /// Frames that the kernel may still read or write, lost until the UMEM is dropped.
     pub lost: usize,
+    /// Frames that come back later.
+    pub held: Option<Held>,
 }
 
 /// Counters of a socket since its bind: the kernel's (`XDP_STATISTICS`) and ours.
@@ -71,7 +73,10 @@ pub struct Socket {
     queue: Queue<Ring<XdpDesc>, Ring<u64>>,
     socket: Arc<OwnedFd>,
     object: String,
+    /// Its device and queue.
+    place: (u32, u32),
     zero_copy: bool,
+    multi_buffer: bool,
     need_wakeup: bool,
     /// Keeps the memory mapped.
     _umem: Umem,
@@ -85,8 +90,9 @@ impl Socket {
     /// # Errors
     /// Ring sizes out of range; whatever the kernel refuses, with device, queue and a way out.
     pub fn bind(umem: &Umem, ifindex: u32, queue: u32, config: SocketConfig) -> Result<Self, Error> {
+        let place = (ifindex, queue);
         let object = format!("{} queue {queue}", device_name(ifindex));
-        let socket = bind::open(umem, (ifindex, queue), &object, &config)?;
+        let (socket, flags) = bind::open(umem, place, &object, &config)?;
         let failed = |call| {
             let object = &object;
             move |errno| Error::socket(object, call, errno)
@@ -105,13 +111,28 @@ impl Socket {
         if config.tx > 0 && !zero_copy {
             prepare_copies(&socket, config.tx, umem.frame_size());
         }
-        let queue = Queue::new(umem.layout(), config.multi_buffer, receive, transmit, fill, completion);
-        Ok(Self { queue, socket, object, zero_copy, need_wakeup: config.need_wakeup, _umem: umem.clone() })
+        let multi_buffer = flags.contains(SocketAddrXdpFlags::XDP_USE_SG);
+        let queue = Queue::new(umem.layout(), multi_buffer, receive, transmit, fill, completion);
+        Ok(Self {
+            queue,
+            socket,
+            object,
+            place,
+            zero_copy,
+            multi_buffer,
+            need_wakeup: config.need_wakeup,
+            _umem: umem.clone(),
+        })
     }
 
     /// Whether the driver works on the UMEM itself (`XDP_OPTIONS`).
     pub fn zero_copy(&self) -> bool {
         self.zero_copy
+    }
+
+    /// Whether packets larger than a frame come, and may be sent, as several descriptors.
+    pub fn multi_buffer(&self) -> bool {
+        self.multi_buffer
     }
 
     /// Tops the fill ring up until `want` frames wait in it, as far as ring and pool allow; frames added.
@@ -179,6 +200,16 @@ impl Socket {
         Ok(Kick::Done)
     }
 
+    /// Makes the driver look at the rings after the first [`Socket::fill`]. It found the fill ring empty at the bind, and not
+    /// every driver says then that it wants to be woken: it sleeps until it is.
+    pub fn start(&self) {
+        if self.zero_copy && self.need_wakeup {
+            // A poll wakes for both directions. What is wrong with the device shows later, in `kick`.
+            let _ = rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&Timespec::default()));
+        }
+        self.wake_rx();
+    }
+
     /// Wakes a driver that sleeps because the fill ring ran empty. To be called after [`Socket::fill`].
     pub fn wake_rx(&self) {
         if self.need_wakeup && self.queue.fill_sleeps() {
@@ -214,8 +245,7 @@ impl Socket {
     /// packets in flight.
     ///
     /// In copy mode only transmit frames that were picked up and never completed stay lost. A zero-copy driver lets go
-    /// of its frames some time after the close, without telling; there all that it still had is lost, and the UMEM is
-    /// to be rebuilt when too few are left.
+    /// of its frames some time after the close, without telling; [`Held::wait`] for those.
     ///
     /// # Panics
     /// If the pool is of another UMEM.
@@ -232,13 +262,22 @@ impl Socket {
         let mut received = Vec::new();
         self.queue.recv(&mut received, usize::MAX);
         received.into_iter().for_each(|packet| pool.put(packet.frame));
-        let Self { queue, socket, zero_copy, .. } = self;
+        let Self { queue, socket, zero_copy, place, _umem: umem, .. } = self;
         if zero_copy {
-            // Without the rings' last words nothing more is known to be free.
-            return Closed { returned: pool.free() - before, lost: queue.in_kernel() };
+            let held = Held::new(queue.abandon(|| drop(socket)), place, umem);
+            return Closed { returned: pool.free() - before, lost: 0, held: Some(held) };
         }
         let lost = queue.dismantle(pool, || drop(socket)).len();
-        Closed { returned: pool.free() - before, lost }
+        Closed { returned: pool.free() - before, lost, held: None }
+    }
+}
+
+#[cfg(test)]
+impl Socket {
+    /// Closes it as if a zero-copy driver had all its frames.
+    pub(super) fn close_held(self) -> Held {
+        let Self { queue, socket, place, _umem: umem, .. } = self;
+        Held::new(queue.abandon(|| drop(socket)), place, umem)
     }
 }
 
@@ -249,7 +288,7 @@ impl AsFd for Socket {
 }
 
 /// The device's name for messages; its number where it has none any more.
-fn device_name(ifindex: u32) -> String {
+pub(super) fn device_name(ifindex: u32) -> String {
     rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
         .and_then(|socket| netdevice::index_to_name(socket, ifindex))
         .unwrap_or_else(|_| format!("device {ifindex}"))

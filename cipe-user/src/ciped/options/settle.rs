@@ -91,6 +91,8 @@ pub struct Options {
     pub mss_clamp: bool,
     /// Microseconds that the engine stays awake for the next packet at most.
     pub busy_poll: u32,
+    /// Device that the carrier socket is bound to.
+    pub carrier_device: Option<String>,
     /// Way to the carrier network.
     pub carrier: Carrier,
     /// Where XDP programs run.
@@ -183,6 +185,7 @@ impl Settle<'_> {
             ignore_df: draft.ignoredf.value,
             mss_clamp: draft.mssclamp.value,
             busy_poll: draft.busypoll.value,
+            carrier_device: draft.carrier_device.value.clone(),
             carrier: draft.carrier.value,
             xdp_mode: draft.xdp_mode.value,
             mark: draft.mark.value,

@@ -132,6 +132,7 @@ options! {
     ignoredf: bool = false, value::flag, "ignoredf", "do not copy DF to the outer packet";
     mssclamp: bool = true, value::flag, "mssclamp", "clamp the MSS of TCP through the tunnel";
     carrier: Carrier = Carrier::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
+    carrier_device: Option<String> = None, value::device, "carrier-device", "device, or VRF, that carrier datagrams leave and come by";
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
     mark: u32 = 0, value::mark, "mark", "mark of the datagrams for rules and firewalls (SO_MARK), decimal or 0x...; 0: none";
     lan: Option<String> = None, value::device, "lan", "LAN card with a short cut to the tunnel, AROUND THE FIREWALL";

@@ -180,6 +180,7 @@ mod tests {
             mac: None,
             mtu,
             kind,
+            driver: None,
             vlan: None,
             receive_queues: 4,
             superframes: false,

@@ -5,6 +5,7 @@
 mod inbox;
 pub mod losses;
 mod options;
+mod segmentation;
 mod sight;
 mod udp;
 mod xdp;
@@ -21,6 +22,7 @@ use super::socks;
 use crate::xsk::{Frame, Pool, Umem};
 
 pub use inbox::Inbox;
+pub use segmentation::{Ask, Change, Segmentation};
 pub use sight::{Shows, Sight};
 pub use udp::UdpCarrier;
 pub use xdp::XdpCarrier;

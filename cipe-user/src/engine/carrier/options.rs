@@ -19,3 +19,12 @@ sockopt_impl!(
     libc::IPV6_RECVFRAGSIZE,
     bool
 );
+#[cfg(test)]
+sockopt_impl!(
+    /// Sends UDP without checksums over IPv4, which `UDP_SEGMENT` does not go with.
+    NoChecksum,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_NO_CHECK,
+    bool
+);

@@ -21,7 +21,7 @@ use rustix::net::sockopt::{
 };
 
 use super::options::{FragmentSize, Ipv6FragmentSize};
-use super::{Arrival, Door, Group, MAX_DATAGRAMS, Room, Route};
+use super::{Arrival, Ask, Change, Door, Group, MAX_DATAGRAMS, Room, Route, Segmentation};
 use crate::engine::outer::{FRESH, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
@@ -37,6 +37,10 @@ pub struct UdpCarrier {
     too_large: bool,
     /// When that was told last.
     told: Option<Instant>,
+    /// What has changed about segmentation, which was not told yet.
+    change: Option<Change>,
+    /// The next group leaves as one whatever is known: it asks whether groups arrive.
+    asks: bool,
 }
 
 /// The socket itself.
@@ -46,6 +50,7 @@ struct Shared {
     /// Whether what it sends may not be cut; `None`: as the kernel likes. Read while something is sent, written when it
     /// changes.
     dont_fragment: RwLock<Option<bool>>,
+    segmentation: Arc<Segmentation>,
 }
 
 /// Least time between two tales of a smaller path: whoever is to ignore that (`forcemtu`) meets it all the time.
@@ -71,7 +76,9 @@ impl UdpCarrier {
             tracing::debug!("receive buffer: {error}");
         }
         let inode = rustix::fs::fstat(&socket)?.st_ino;
-        let shared = Arc::new(Shared { socket, inode, dont_fragment: RwLock::new(None) });
+        // Inodes of sockets are counted up: no other has this one while it lives.
+        let segmentation = Arc::new(Segmentation::new(inode as u32, Instant::now()));
+        let shared = Arc::new(Shared { socket, inode, dont_fragment: RwLock::new(None), segmentation });
         Ok(Self::of(shared))
     }
 
@@ -81,7 +88,31 @@ impl UdpCarrier {
     }
 
     fn of(shared: Arc<Shared>) -> Self {
-        Self { shared, losses: 0, too_large: false, told: None }
+        Self { shared, losses: 0, too_large: false, told: None, change: None, asks: false }
+    }
+
+    /// Sends and receives by the device of this name alone from now on.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn bind_to_device(&self, name: &str) -> io::Result<()> {
+        Ok(setsockopt(&self.shared.socket, sockopt::BindToDevice, &name.into())?)
+    }
+
+    /// Whether what it sends leaves in groups.
+    pub fn segmentation(&self) -> &Arc<Segmentation> {
+        &self.shared.segmentation
+    }
+
+    /// What is to be asked of the peer, and what has changed, about groups: to be called while something is sent.
+    pub fn tend_segmentation(&mut self, now: Instant) -> (Option<Ask>, Option<Change>) {
+        let (ask, change) = self.shared.segmentation.tend(now);
+        (ask, change.or(self.change.take()))
+    }
+
+    /// From now on, or no longer, a group leaves as one whatever is known: it asks whether such arrive.
+    pub fn set_asks(&mut self, asks: bool) {
+        self.asks = asks;
     }
 
     /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
@@ -185,7 +216,8 @@ impl Door for UdpCarrier {
         }
         let of_one = parts.len() / group.len().max(1);
         room.sight.send(group.len());
-        let sent = match is_even {
+        let in_one = is_even && (group.len() == 1 || self.asks || self.shared.segmentation.works());
+        let sent = match in_one {
             true => self.send_even(route, &parts, of_one),
             false => self.send_uneven(route, &parts, of_one),
         };
@@ -198,9 +230,16 @@ impl Door for UdpCarrier {
 impl UdpCarrier {
     /// Sends datagrams of `of_one` parts each, of one size but for the last; returns how many were taken.
     fn send_even(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize) -> usize {
+        let is_group = parts.len() > of_one;
         let send = || self.send_parts(route.to, route.marks, parts, of_one);
         match self.send_with(route.marks.dont_fragment, route.to, send) {
-            Ok(()) => parts.len() / of_one,
+            Ok(()) => {
+                if is_group && !self.asks {
+                    self.shared.segmentation.sent();
+                }
+                parts.len() / of_one
+            }
+            Err(errno) if is_group && may_refuse_groups(errno) => self.send_refused(route, parts, of_one, errno),
             // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
             // The kernel's IP then fragments each, but none with DF, and no segments.
             Err(Errno::EMSGSIZE | Errno::EINVAL) => {
@@ -214,6 +253,17 @@ impl UdpCarrier {
                 0
             }
         }
+    }
+
+    /// Sends a group that was refused datagram by datagram. If those are taken as they are, it was for being a group.
+    fn send_refused(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize, errno: Errno) -> usize {
+        let was_too_large = std::mem::take(&mut self.too_large);
+        let sent = self.send_uneven(route, parts, of_one);
+        if sent == parts.len() / of_one && !self.too_large && !self.asks {
+            self.change = Some(self.shared.segmentation.refused(errno, Instant::now()));
+        }
+        self.too_large |= was_too_large;
+        sent
     }
 
     /// Sends datagrams of any sizes, many a call (sendmmsg(2)); returns how many were taken.
@@ -247,6 +297,12 @@ impl UdpCarrier {
         let socket = self.shared.socket.as_raw_fd();
         sendmmsg(socket, &mut headers, datagrams, &to, control, MsgFlags::MSG_DONTWAIT).map_or(0, Iterator::count)
     }
+}
+
+/// What the kernel may answer to a group where it takes its datagrams: `EIO` without checksum offload or with IPsec on the way,
+/// `EINVAL` for a socket or a size that it does not segment, the others where it knows no segmentation at all.
+fn may_refuse_groups(errno: Errno) -> bool {
+    matches!(errno, Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT)
 }
 
 /// Whether datagrams of these lengths can leave in one UDP_SEGMENT call: of one size but for the last, which may be smaller.

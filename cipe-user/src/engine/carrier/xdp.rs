@@ -11,13 +11,14 @@ use cipe_common::maps::Departure;
 use super::{Arrival, Door, Group, Path, Room, Route, Sealed, Share};
 use crate::engine::BATCH;
 use crate::engine::outer;
-use crate::engine::port::Port;
+use crate::engine::port::{Port, Turns};
 use crate::kernel::bpf::LiveFrames;
 use crate::xsk::{Packet, Pool, Umem};
 
 /// A carrier card.
 pub struct XdpCarrier {
     queues: Vec<Queue>,
+    turns: Turns,
     received: Vec<Packet>,
     /// Where all that arrives waits until [`XdpCarrier::begin`]; `None` from then on.
     waiting: Option<Vec<Arrival>>,
@@ -48,7 +49,8 @@ impl XdpCarrier {
     /// A card by its queues' sockets. It counts datagrams in `traffic`, and hands none out before [`XdpCarrier::begin`].
     pub fn new(ports: Vec<Port>, traffic: Arc<AtomicU64>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
-        Self { queues, received: Vec::with_capacity(BATCH), waiting: Some(Vec::new()), traffic, live: None }
+        let received = Vec::with_capacity(BATCH);
+        Self { queues, turns: Turns::default(), received, waiting: Some(Vec::new()), traffic, live: None }
     }
 
     /// The same with a way to send live frames on the card, which has this ifindex.
@@ -99,10 +101,10 @@ impl XdpCarrier {
         }
     }
 
-    /// Closes the sockets and takes their frames back.
-    pub fn close(mut self, pool: &mut Pool) {
+    /// The sockets, to be closed.
+    pub fn into_ports(mut self, pool: &mut Pool) -> Vec<Port> {
         self.depart(pool);
-        self.queues.into_iter().for_each(|queue| queue.port.close(pool));
+        self.queues.into_iter().map(|queue| queue.port).collect()
     }
 }
 
@@ -113,17 +115,18 @@ impl Door for XdpCarrier {
             Some(waiting) => waiting,
             None => arrivals,
         };
-        let mut taken = 0;
-        for queue in &mut self.queues {
-            taken += queue.port.receive(&mut self.received, most - taken, room.pool);
+        let (taken, more) = self.turns.take(self.queues.len(), most, |queue, most| {
+            let queue = &mut self.queues[queue];
+            let taken = queue.port.receive(&mut self.received, most, room.pool);
             warm(&self.received, room.umem);
             arrivals.extend(self.received.drain(..).filter_map(|packet| {
                 let is_later_piece = std::mem::replace(&mut queue.in_chain, packet.more);
                 arrival(packet, is_later_piece, room)
             }));
-        }
+            taken
+        });
         self.traffic.fetch_add(taken as u64, Ordering::Relaxed);
-        Ok(taken >= most)
+        Ok(more)
     }
 
     fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {

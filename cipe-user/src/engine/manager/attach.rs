@@ -109,6 +109,8 @@ impl Manager {
             notes: Vec::new(),
             bogus: (0, 0),
             door: None,
+            carrier_device: attach.carrier_device.clone(),
+            carrier_socket: udp.for_another_worker(),
             follower: None,
         };
         self.tenants.insert(number, tenant);
@@ -170,6 +172,7 @@ impl Manager {
             socks,
             relay: None,
             way: if socks { Way::NoRoute } else { Way::Socket },
+            is_ours: false,
             pinned: attach.pin_peer,
             static_data: attach.static_data,
             ignore_df: attach.ignore_df,
@@ -225,10 +228,17 @@ impl Manager {
         let is_ipv6 = towards.map_or(attach.me.is_ipv6(), |target| target.is_ipv6());
         // To a SOCKS5 server it is TCP first; where it relays datagrams it says then.
         let port = |target: SocketAddr| if attach.socks.is_some() { 0 } else { target.port() };
-        let route = |from: SocketAddr, target: SocketAddr| {
-            self.netlink.route_of(Flow::of_socket(from, SocketAddr::new(target.ip(), port(target)), attach.mark))
-        };
         let any = if is_ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+        let device = match &attach.carrier_device {
+            Some(name) => {
+                Some(self.netlink.card_named(name).await.with_context(|| format!("carrier-device {name}"))?.ifindex)
+            }
+            None => None,
+        };
+        let route = |from: SocketAddr, target: SocketAddr| {
+            let flow = Flow::of_socket(from, SocketAddr::new(target.ip(), port(target)), attach.mark);
+            self.netlink.route_of(Flow { device, ..flow })
+        };
         let mut me = attach.me;
         // That this host does not have the address is an error only if it cannot be bound to either.
         let mut missing = None;
@@ -251,7 +261,11 @@ impl Manager {
             }
         }
         let listens = if attach.dynip { SocketAddr::new(any, me.port()) } else { me };
-        let udp = bind(listens, attach.me_may_come).map_err(|error| match (error.kind(), missing) {
+        if !listens.ip().is_unspecified() && self.tenants.values().any(|tenant| tenant.listens == listens) {
+            bail!("me {me}: another tunnel has this address and port; choose another port with `me`");
+        }
+        let device = attach.carrier_device.as_deref();
+        let udp = bind(listens, attach.me_may_come, device).map_err(|error| match (error.kind(), missing) {
             (std::io::ErrorKind::AddrNotAvailable, Some(missing)) => missing.into(),
             (std::io::ErrorKind::AddrInUse, _) => {
                 anyhow::anyhow!("me {me}: the port is taken; stop the other program or choose another port with `me`")
@@ -343,13 +357,16 @@ impl Manager {
     }
 }
 
-/// Binds a UDP socket; to an address that this host does not have, if it `may_come`. Where ip_nonlocal_bind is set, the
+/// Binds a UDP socket, also to the device of this name if one is given; to an address that this host does not have, if it `may_come`. Where ip_nonlocal_bind is set, the
 /// kernel allows that in any case.
-fn bind(address: SocketAddr, may_come: bool) -> std::io::Result<UdpSocket> {
+fn bind(address: SocketAddr, may_come: bool, device: Option<&str>) -> std::io::Result<UdpSocket> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     if may_come {
         setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    }
+    if let Some(device) = device {
+        setsockopt(&socket, sockopt::BindToDevice, &device.into())?;
     }
     nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(socket.into())

@@ -11,15 +11,17 @@ use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::attach::dropped;
+use super::copying::{Copying, Got};
 use super::habit::Habit;
 use super::workers::share_of;
-use super::{Manager, Tenant};
+use super::{Leads, Manager, Tenant};
 use crate::control::protocol::Carrier as Door;
 use crate::engine::worker::{Command, NewCarrier};
 use crate::kernel::bpf::{XdpMode, XdpPreference};
 use crate::kernel::links::{Card, CardKind};
+use crate::kernel::nexthop::NextHop;
 use crate::kernel::{ethtool, netdev};
-use crate::xsk::{Socket, SocketConfig};
+use crate::xsk::{Mode, MultiBuffer, SocketConfig};
 
 /// The carrier devices in use, by ifindex.
 #[derive(Default)]
@@ -183,7 +185,17 @@ impl Manager {
 
     /// Chooses the doors of all tunnels over a device anew.
     pub(super) async fn choose_doors(&mut self, ifindex: u32) {
-        let over = |tenant: &Tenant| tenant.hop.filter(|hop| hop.ifindex == ifindex).zip(tenant.peer);
+        self.choose_doors_of(|hop| hop.ifindex == ifindex).await;
+    }
+
+    /// Chooses the doors of all tunnels anew: the host's policies have changed.
+    pub(super) async fn choose_all_doors(&mut self) {
+        self.choose_doors_of(|_| true).await;
+    }
+
+    async fn choose_doors_of(&mut self, concerns: impl Fn(&NextHop) -> bool) {
+        let over =
+            |tenant: &Tenant| tenant.hop.filter(|hop| tenant.leads == Leads::Out && concerns(hop)).zip(tenant.peer);
         let tunnels: Vec<_> =
             self.tenants.iter().filter_map(|(number, tenant)| Some((*number, over(tenant)?))).collect();
         for (number, (hop, peer)) in tunnels {
@@ -209,9 +221,11 @@ impl Manager {
         let mode = self.programs.attach_carrier(ifindex, mode)?;
         let generic = mode != XdpMode::Native;
         let may_live = self.may_send_live(&card) && !generic;
-        match self.open_queues(ifindex, slot, queues, &traffic, may_live).await {
-            Ok(zero_copy) => {
-                let copying = if zero_copy { "zero copy" } else { "copy mode" };
+        let copying = Copying::of(&card, generic, self.umem.frame_size());
+        match self.open_queues(ifindex, slot, queues, &traffic, may_live, copying.mode).await {
+            Ok(got) => {
+                let zero_copy = got.zero_copy == got.queues;
+                let copying = copying.note(got);
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
                 let Card { name, superframes, .. } = card;
                 let can_live = may_live && !zero_copy;
@@ -239,7 +253,7 @@ impl Manager {
         }
     }
 
-    /// Opens the queues of a carrier device; whether all of them are zero copy.
+    /// Opens the queues of a carrier device; what was got.
     async fn open_queues(
         &mut self,
         ifindex: u32,
@@ -247,15 +261,18 @@ impl Manager {
         queues: u32,
         traffic: &Arc<AtomicU64>,
         live: bool,
-    ) -> anyhow::Result<bool> {
+        mode: Mode,
+    ) -> anyhow::Result<Got> {
         let base = slot as u32 * CARRIER_QUEUES;
         let mut sockets = Vec::new();
+        // A datagram of ours fits a frame. What needs several is a superframe, of which nothing can be made.
+        let config = SocketConfig { mode, multi_buffer: MultiBuffer::Wanted, ..SocketConfig::default() };
         for queue in 0..queues {
-            let socket = self.bind_queue(ifindex, queue, SocketConfig::default()).await?;
+            let socket = self.bind_queue(ifindex, queue, config).await?;
             self.programs.set_carrier_socket(base + queue, &socket)?;
             sockets.push(socket);
         }
-        let zero_copy = sockets.iter().all(Socket::zero_copy);
+        let got = Got::of(&sockets);
         let mut shares = share_of(sockets, self.workers.count());
         let frames = |worker| self.programs.live_frames(worker).map(|frames| (frames, ifindex));
         let mut lives = match live {
@@ -277,7 +294,7 @@ impl Manager {
         programs_over().await;
         self.ask_workers(|_, done| Command::EmptySockets(done)).await;
         self.workers.tell_all(|_| Command::BeginCarrier(slot));
-        Ok(zero_copy)
+        Ok(got)
     }
 
     /// Leaves a carrier device, and closes it after its last tunnel.

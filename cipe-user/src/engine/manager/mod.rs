@@ -2,6 +2,7 @@
 
 mod attach;
 mod carriers;
+mod copying;
 mod habit;
 mod hubs;
 mod keys;
@@ -22,8 +23,9 @@ use anyhow::Context as _;
 use cipe_common::maps::{CHUNK, Slot, Tunnel as TunnelEntry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
+use super::carrier::UdpCarrier;
 use super::counters::Tally;
 use super::random::Random;
 use super::worker::{Command, Message, Report};
@@ -40,6 +42,7 @@ use crate::kernel::keys::KeyWriter;
 use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
+use crate::kernel::policies::{self, Policies};
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
 use hubs::Hubs;
@@ -125,6 +128,10 @@ struct Tenant {
     bogus: (u64, u64),
     /// What the way out is, where it is not by AF_XDP.
     door: Option<String>,
+    /// Device that its UDP socket is bound to, by name.
+    carrier_device: Option<String>,
+    /// That socket.
+    carrier_socket: UdpCarrier,
     /// Forwards news of the way to the peer.
     follower: Option<tokio::task::AbortHandle>,
 }
@@ -184,6 +191,8 @@ struct Manager {
     refused: BTreeSet<u32>,
     /// What of those was refused for another program.
     rivals: Rivals,
+    /// What AF_XDP would pass by.
+    policies: watch::Receiver<Policies>,
     /// Part of the devices' addresses that no engine before had.
     salt: [u8; 3],
     connections: HashMap<u64, Daemon>,
@@ -269,6 +278,8 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
     let (workers, mut ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut links = netlink.watch_links().await?;
+    let policies = policies::follow(&netlink).await?;
+    let mut new_policies = policies.clone();
     let (ways, mut new_ways) = mpsc::channel(256);
     let (pictures, mut new_pictures) = mpsc::channel(1);
     let mut manager = Manager {
@@ -288,6 +299,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         aging: BTreeSet::new(),
         refused: BTreeSet::new(),
         rivals: Rivals::default(),
+        policies,
         salt: Random::new()?.octets(),
         connections: HashMap::new(),
         ways,
@@ -337,6 +349,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             }
             Some(news) = new_ways.recv() => manager.take_in(news).await,
             Some(event) = links.recv() => manager.link_changed(&event).await,
+            Ok(()) = new_policies.changed() => manager.choose_all_doors().await,
             Some(picture) = new_pictures.recv() => manager.take_picture(picture),
             _ = terminate.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
@@ -550,8 +563,12 @@ impl Manager {
                     self.set_private_address(number, mac);
                 }
             }
-            LinkChange::Renamed => self.renamed(event.ifindex, &event.name),
-            LinkChange::Added | LinkChange::Up => {}
+            LinkChange::Renamed => {
+                self.renamed(event.ifindex, &event.name);
+                self.carrier_device_came(&event.name);
+            }
+            LinkChange::Added => self.carrier_device_came(&event.name),
+            LinkChange::Up => {}
         }
         if self.refused.remove(&event.ifindex) {
             for tenant in self.tenants.values_mut() {

@@ -88,6 +88,7 @@ impl Manager {
         let mut doors = tenant.notes.clone();
         doors.extend(self.carrier_note(tenant));
         doors.extend(tenant.door.clone());
+        doors.extend(tenant.carrier_socket.segmentation().note());
         doors.extend(self.lans.note(number));
         Some(Status {
             device: tenant.device.name.clone(),

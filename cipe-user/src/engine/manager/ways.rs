@@ -10,8 +10,9 @@ use crate::engine::outer::Hop;
 use crate::engine::tunnel::Way;
 use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
-use crate::kernel::links::CardKind;
+use crate::kernel::links::{self, CardKind};
 use crate::kernel::nexthop::{NextHop, State};
+use crate::kernel::policies::CarrierFlow;
 use crate::kernel::routes::Flow;
 
 impl Manager {
@@ -44,7 +45,9 @@ impl Manager {
         }
         log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
         let Some(peer) = tenant.target() else { return };
-        let mut states = self.next_hops.watch(Flow::of_socket(tenant.listens, peer, tenant.mark));
+        let device = tenant.carrier_device.as_deref().map(links::index_of);
+        let flow = Flow { device, ..Flow::of_socket(tenant.listens, peer, tenant.mark) };
+        let mut states = self.next_hops.watch(flow);
         let ways = self.ways.clone();
         let follower = tokio::spawn(async move {
             while states.changed().await.is_ok() {
@@ -55,6 +58,19 @@ impl Manager {
             }
         });
         tenant.follower = Some(follower.abort_handle());
+    }
+
+    /// Binds the sockets of tunnels to the device of this name, which came, anew: that of this name before is another one.
+    pub(super) fn carrier_device_came(&mut self, name: &str) {
+        let is_for = |tenant: &&Tenant| tenant.carrier_device.as_deref() == Some(name);
+        let mut bound = Vec::new();
+        for (number, tenant) in self.tenants.iter().filter(|(_, tenant)| is_for(tenant)) {
+            if let Err(error) = tenant.carrier_socket.bind_to_device(name) {
+                self.notice(*number, format!("carrier-device {name}: {error}; restart the tunnel"));
+            }
+            bound.push(*number);
+        }
+        bound.into_iter().for_each(|number| self.follow_target(number));
     }
 
     /// Takes up a new way to a tunnel's peer, or that there is none, and what follows for tunnels through this one.
@@ -132,6 +148,9 @@ impl Manager {
             }
             (Some(Socks { server, relay: None }), _) => format!("no relay of the SOCKS5 server {server}"),
             (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
+            (None, Door::Auto) if let Some(policy) = self.passed_by(tenant, ifindex) => {
+                format!("{name}: UDP socket, {policy}")
+            }
             (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
             (None, _) if self.devices.contains_key(&ifindex) => format!("{name}: UDP socket, through that tunnel"),
             (None, _) if tenant.refused == Some(ifindex) => match self.rivals.on(ifindex) {
@@ -153,7 +172,10 @@ impl Manager {
             tenant.door = door;
         }
         let Some(tenant) = self.tenants.get_mut(&number) else { return Way::Socket };
-        tenant.hop = Some(hop);
+        let before = tenant.hop.replace(hop);
+        if before.is_some_and(|before| before.ifindex != hop.ifindex) {
+            tenant.carrier_socket.segmentation().start_over();
+        }
         let (me, door) = (tenant.me, tenant.carrier_door);
         let after = is_open.then_some(hop.ifindex);
         let before = std::mem::replace(&mut tenant.carrier, after);
@@ -181,6 +203,12 @@ impl Manager {
         })
     }
 
+    /// What of the host's policies a tunnel's datagrams would pass by through AF_XDP on a device.
+    fn passed_by(&self, tenant: &Tenant, ifindex: u32) -> Option<String> {
+        let flow = CarrierFlow { me: tenant.me, peer: tenant.target()?, ifindex, mark: tenant.mark };
+        self.policies.borrow().passed_by(&flow)
+    }
+
     /// Opens a carrier device for a tunnel, or joins it; whether AF_XDP can be had on it.
     async fn use_carrier(&mut self, ifindex: u32, number: u16) -> bool {
         let Some(tenant) = self.tenants.get(&number) else { return false };
@@ -188,8 +216,15 @@ impl Manager {
         if tenant.carrier_door == Door::Udp || tenant.refused == Some(ifindex) || self.devices.contains_key(&ifindex) {
             return false;
         }
+        let passed_by = self.passed_by(tenant, ifindex);
+        if passed_by.is_some() && tenant.carrier_door == Door::Auto {
+            return false;
+        }
         if self.carriers.join(ifindex, number) {
             return true;
+        }
+        if let Some(policy) = passed_by {
+            self.notice(number, format!("{policy}, and `carrier xdp` passes it by; use carrier auto or udp"));
         }
         let (door, mut mode) = (tenant.carrier_door, tenant.xdp_mode);
         let card = match self.netlink.card(ifindex).await {

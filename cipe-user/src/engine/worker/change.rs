@@ -49,7 +49,8 @@ impl Worker {
             }
         }
         if let Some(carrier) = self.carriers.get_mut(slot).and_then(Option::take) {
-            carrier.close(&mut self.pool);
+            let ports = carrier.into_ports(&mut self.pool);
+            self.close_ports(ports);
         }
     }
 

@@ -41,7 +41,7 @@ impl Worker {
             let mut left = 0;
             for delivery in &mut *batch {
                 match way_out(&mut self.exits, &mut self.lans, &self.umem, delivery) {
-                    Some((exit, lan)) if !lan.joins(inner(&self.umem, delivery)) => {
+                    Some((exit, lan)) if !lan.joins(inner(&self.umem, delivery), self.now) => {
                         lan.transmit(&exit, endpoint, &self.umem, &mut self.pool, delivery);
                     }
                     _ => left += 1,

@@ -248,6 +248,11 @@ impl Worker {
                             Err(verdict) => verdict,
                         }
                     }
+                    Opened::Control(range)
+                        if self.is_answer(number, &self.umem.chunk(&item.frame)[at + range.start..at + range.end]) =>
+                    {
+                        Verdict::ControlReceived
+                    }
                     Opened::Control(range) => {
                         let message = &self.umem.chunk(&item.frame)[at + range.start..at + range.end];
                         let event = Event::Control {
@@ -279,7 +284,9 @@ impl Worker {
                 verdict
             }
         };
-        tunnel.counters.count(verdict);
+        if let Some(endpoint) = self.endpoints.get(&number) {
+            endpoint.tunnel.counters.count(verdict);
+        }
         self.pool.put(item.frame);
     }
 }

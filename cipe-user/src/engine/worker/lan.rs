@@ -1,46 +1,44 @@
 //! The short cut of gateways: packets of a LAN card to the tunnels, and opened ones straight out of it.
 
 use std::io::IoSlice;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
 use super::delivery::Delivery;
+use super::refusals::Refusals;
 use super::{BATCH, Endpoint, Worker};
 use crate::engine::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
 use crate::engine::headers::TCP;
 use crate::engine::lan::{Exit, count_hop};
 use crate::engine::outer::{self, ETHERNET};
-use crate::engine::port::Port;
+use crate::engine::port::{Port, Turns};
 use crate::xsk::{Injector, Packet, Pool, Umem};
 
 /// A LAN card with a short cut.
 pub struct Lan {
     ports: Vec<Port>,
+    turns: Turns,
     injector: Injector,
     /// Runs are worth joining: each frame is copied anyway, and one of many segments costs less.
     superframes: bool,
-    /// Times in a row that it refused superframes of each [`kind`].
-    refusals: [u8; KINDS],
+    /// What it did with superframes of each [`kind`].
+    refusals: [Refusals; KINDS],
 }
 
 /// Kinds of superframes that a card may or may not cut: TCP over IPv4, over IPv6, UDP.
 const KINDS: usize = 3;
 
-/// Refusals in a row after which it is the card that does not cut such superframes, not its queue that is full.
-const ENOUGH: u8 = 8;
-
 /// The longest headers of a run.
 const MAX_HEADERS: usize = 40 + 60;
 
 impl Worker {
-    /// Takes one batch from a LAN card, seals it and sends it; returns the packets taken.
-    pub(super) fn outbound_lan(&mut self, slot: usize) -> usize {
-        let Some(Some(lan)) = self.lans.get_mut(slot) else { return 0 };
-        let mut taken = 0;
-        for port in &mut lan.ports {
-            taken += port.receive(&mut self.received, BATCH, &mut self.pool);
-        }
+    /// Takes one batch from a LAN card, seals it and sends it; returns whether there may be more.
+    pub(super) fn outbound_lan(&mut self, slot: usize) -> bool {
+        let Some(Some(Lan { ports, turns, .. })) = self.lans.get_mut(slot) else { return false };
+        let (_, more) =
+            turns.take(ports.len(), BATCH, |port, most| ports[port].receive(&mut self.received, most, &mut self.pool));
         for packet in &mut self.received {
             let frame = packet.data(&self.umem);
             let total = match frame.get(ETHERNET..) {
@@ -51,14 +49,14 @@ impl Worker {
             packet.len = packet.len.min((ETHERNET + total) as u32);
         }
         self.take_out();
-        taken
+        more
     }
 }
 
 impl Lan {
     /// With the sockets of this worker's queues, and another way out.
     pub fn new(ports: Vec<Port>, injector: Injector, superframes: bool) -> Self {
-        Self { ports, injector, superframes, refusals: [0; KINDS] }
+        Self { ports, turns: Turns::default(), injector, superframes, refusals: Default::default() }
     }
 
     /// The sockets.
@@ -72,8 +70,8 @@ impl Lan {
     }
 
     /// Whether packets like this one are worth joining: the card cuts such superframes itself.
-    pub fn joins(&self, packet: &[u8]) -> bool {
-        self.superframes && self.refusals[kind(packet)] < ENOUGH
+    pub fn joins(&self, packet: &[u8], now: Instant) -> bool {
+        self.superframes && self.refusals[kind(packet)].allow(now)
     }
 
     /// Sends one opened packet out in its own frame.
@@ -121,7 +119,7 @@ impl Lan {
         run: &Run<'_>,
     ) -> bool {
         let kind = kind(run.headers());
-        if !self.superframes || self.refusals[kind] >= ENOUGH {
+        if !self.superframes {
             return false;
         }
         // What waits in a port may belong to the same flow, and came before.
@@ -138,11 +136,14 @@ impl Lan {
             let packet = delivery.frame.as_ref().map_or(&[][..], |frame| &umem.chunk(frame)[delivery.inner.clone()]);
             pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
         }
-        if self.injector.send(&pieces).is_err() {
-            self.refusals[kind] += 1;
+        let sent = self.injector.send(&pieces);
+        if let Some((errno, wait)) = self.refusals[kind].take_in(sent, Instant::now()) {
+            let (what, wait) = (["TCP over IPv4", "TCP over IPv6", "UDP"][kind], wait.as_secs());
+            tracing::warn!("{}: superframes of {what} refused: {errno}; single frames for {wait} s", self.injector);
+        }
+        if sent.is_err() {
             return false;
         }
-        self.refusals[kind] = 0;
         for delivery in run.packets().map(|index| &batch[index]) {
             endpoint.tunnel.counters.delivered(delivery.inner.len());
         }

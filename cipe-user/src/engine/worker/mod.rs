@@ -14,7 +14,9 @@ mod lan;
 mod outbound;
 mod pacing;
 mod patience;
+mod refusals;
 mod rest;
+mod segmentation;
 mod ship;
 mod table;
 
@@ -37,7 +39,7 @@ use super::coalesce::Coalescer;
 use super::icmp::Icmp;
 use super::lan::{Exits, Table as LanTable};
 use super::outer::{FRESH, Hop};
-use super::port::Port;
+use super::port::{Port, Turns};
 use super::random::Random;
 use super::toobig::TunnelMtu;
 use super::tunnel::{Opened, Tunnel, Way};
@@ -46,7 +48,7 @@ use crate::control::protocol::{Event, Protocol, Under, Wanted};
 use crate::kernel::bpf::{Ends, LiveFrames};
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
-use crate::xsk::{Injector, Packet, Pool, Socket, Umem};
+use crate::xsk::{Frame, Held, Injector, Packet, Pool, Socket, Umem};
 pub use crew::Crew;
 use delivery::Delivery;
 use inbound::Incoming;
@@ -59,6 +61,9 @@ use table::{Addresses, Table};
 
 /// The same for a hub: as long as a worker may have to wait for its turn on a busy CPU.
 const PRIVATE_FILL: u32 = 2048;
+
+/// Most packets under a send key towards an original (protocol section 3): a limit above it is for a peer of our own kind.
+const ORIGINAL_PACKETS: u64 = 32_767;
 
 /// What a worker tells the control thread of a tunnel.
 #[derive(Debug)]
@@ -185,6 +190,7 @@ impl Drop for Handle {
 /// The hidden end of a hub: where the packets of all its tunnels come from and go to; or that of an Ethernet tunnel's own pair.
 struct Hub {
     ports: Vec<Port>,
+    turns: Turns,
     injector: Injector,
     ends: Ends,
     /// The tunnel whose own it is.
@@ -265,6 +271,11 @@ struct Worker {
     icmp: Icmp,
     /// Told of path MTUs that the kernel has learned.
     next_hops: NextHops,
+    /// Frames that a driver has let go of some time after its socket was closed, and where they are told of.
+    returned: Receiver<Vec<Frame>>,
+    returns: Sender<Vec<Frame>>,
+    /// Tunnels whose peers are asked whether groups of datagrams arrive.
+    asking: Vec<u16>,
     /// Packets taken in or out in this waking.
     moved: usize,
     /// Longest time to stay awake for when there is nothing to do.
@@ -294,7 +305,11 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
     let (sender, commands) = channel();
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, crew.wake_of(number), epoll::EventData::new_u64(Source::Wake.token()), epoll::EventFlags::IN)?;
+    let (returns, returned) = channel();
     let worker = Worker {
+        returned,
+        returns,
+        asking: Vec::new(),
         number,
         crew: crew.clone(),
         umem,
@@ -372,6 +387,7 @@ impl Worker {
                     break;
                 }
             }
+            self.tend_questions();
             patience.judge(self.now);
             rest.gather(std::mem::take(&mut self.moved));
         }
@@ -381,10 +397,10 @@ impl Worker {
     fn serve(&mut self, source: Source) -> bool {
         match source {
             Source::Wake => false,
-            Source::Hub(slot) => self.outbound(slot) >= BATCH,
+            Source::Hub(slot) => self.outbound(slot),
             Source::Carrier(slot) => self.inbound_carrier(slot),
             Source::Udp(number) => self.inbound_udp(number),
-            Source::Lan(slot) => self.outbound_lan(slot) >= BATCH,
+            Source::Lan(slot) => self.outbound_lan(slot),
         }
     }
 
@@ -408,6 +424,7 @@ impl Worker {
         let mut count = [0; 8];
         // An empty event descriptor only means that somebody read it before.
         let _ = rustix::io::read(self.crew.wake_of(self.number), &mut count);
+        self.returned.try_iter().flatten().for_each(|frame| self.pool.put(frame));
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
@@ -430,12 +447,11 @@ impl Worker {
                 if self.hubs.len() <= slot {
                     self.hubs.resize_with(slot + 1, || None);
                 }
-                self.hubs[slot] = Some(Hub { ports, injector, ends, of: None });
+                self.hubs[slot] = Some(Hub { ports, turns: Turns::default(), injector, ends, of: None });
             }
             Command::RemoveHub(slot, _done) => {
-                for port in self.hubs.get_mut(slot).and_then(Option::take).into_iter().flat_map(|hub| hub.ports) {
-                    port.close(&mut self.pool);
-                }
+                let ports = self.hubs.get_mut(slot).and_then(Option::take).map(|hub| hub.ports);
+                self.close_ports(ports.unwrap_or_default());
             }
             Command::AddLan(slot, sockets, injector, superframes, _done) => {
                 let fill = (self.pool.total() as u32 / 8 / sockets.len().max(1) as u32).clamp(64, PRIVATE_FILL);
@@ -446,9 +462,8 @@ impl Worker {
                 self.lans[slot] = Some(Lan::new(ports, injector, superframes));
             }
             Command::RemoveLan(slot, _done) => {
-                for port in self.lans.get_mut(slot).and_then(Option::take).into_iter().flat_map(Lan::into_ports) {
-                    port.close(&mut self.pool);
-                }
+                let ports = self.lans.get_mut(slot).and_then(Option::take).map(Lan::into_ports);
+                self.close_ports(ports.unwrap_or_default());
             }
             Command::SetExits(table) => self.exits.set(table),
             Command::AddTunnel(tunnel, hub, addresses, _done) => {
@@ -500,6 +515,7 @@ impl Worker {
             }
             Command::SetSendLimits(number, packets, octets, paced) => {
                 if let Some(endpoint) = self.endpoints.get_mut(&number) {
+                    endpoint.tunnel.is_ours = packets > ORIGINAL_PACKETS;
                     endpoint.tunnel.limits.send_packets = packets;
                     endpoint.tunnel.limits.send_octets = octets;
                     endpoint.tunnel.paced = paced;
@@ -553,6 +569,28 @@ impl Worker {
             ports.push(Port::new(socket, fill, &mut self.pool));
         }
         ports
+    }
+
+    fn close_ports(&mut self, ports: Vec<Port>) {
+        for port in ports {
+            let held = port.close(&mut self.pool);
+            self.await_frames(held);
+        }
+    }
+
+    /// Has frames come back when their driver has let go of them, which nothing tells of: another thread asks.
+    fn await_frames(&self, held: Option<Held>) {
+        let Some(held) = held else { return };
+        let (returns, crew, number) = (self.returns.clone(), self.crew.clone(), self.number);
+        let wait = move || {
+            let frames = held.wait();
+            // A worker that has ended needs none.
+            let _ = returns.send(frames);
+            crew.rouse(number);
+        };
+        if let Err(error) = std::thread::Builder::new().name("cipe-release".into()).spawn(wait) {
+            tracing::warn!("no thread to wait for a driver: {error}; the frames that it has are lost");
+        }
     }
 
     fn watch(&self, fd: impl AsFd, source: Source) {

@@ -11,7 +11,7 @@ use cipe_common::{Stamp, Verdict};
 
 use super::admission::{self, Pieces};
 use super::crew::{Chunk, Packets, jobs};
-use super::{BATCH, FRESH, Message, Worker, want};
+use super::{BATCH, FRESH, Hub, Message, Worker, want};
 use crate::control::protocol::Under;
 use crate::engine::outer::Marks;
 use crate::engine::socks;
@@ -64,21 +64,19 @@ impl Outgoing {
 }
 
 /// Outer header of our own messages.
-const OWN: Marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
+pub(super) const OWN: Marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
 
 impl Worker {
-    /// Takes one batch from a hub, seals it and sends it; returns the packets taken.
-    pub(super) fn outbound(&mut self, hub: usize) -> usize {
-        let Some(Some(hub)) = self.hubs.get_mut(hub) else { return 0 };
-        let mut taken = 0;
-        for port in &mut hub.ports {
-            taken += port.receive(&mut self.received, BATCH, &mut self.pool);
-        }
-        match (hub.ends, hub.of) {
+    /// Takes one batch from a hub, seals it and sends it; returns whether there may be more.
+    pub(super) fn outbound(&mut self, hub: usize) -> bool {
+        let Some(Some(Hub { ports, turns, ends, of, .. })) = self.hubs.get_mut(hub) else { return false };
+        let (_, more) =
+            turns.take(ports.len(), BATCH, |port, most| ports[port].receive(&mut self.received, most, &mut self.pool));
+        match (*ends, *of) {
             (Ends::Hub, _) => self.take_out(),
             (Ends::Ethernet, of) => self.take_out_frames(of),
         }
-        taken
+        more
     }
 
     /// Seals and sends what was received from a private side.

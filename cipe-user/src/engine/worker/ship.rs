@@ -5,6 +5,7 @@ use cipe_common::Verdict;
 
 use super::Worker;
 use super::outbound::Outgoing;
+use super::segmentation::tell_of_segmentation;
 use crate::engine::carrier::{Door, MAX_DATAGRAMS, MAX_GROUP, Path, Room, Route, Sealed, Share, XdpCarrier};
 use crate::engine::outer;
 use crate::engine::socks;
@@ -19,6 +20,7 @@ impl Worker {
         // Whether something waits for a card.
         let mut begun = false;
         let mut last = None;
+        let mut ask = None;
         let mut rest = outgoing.drain(..);
         while let group @ [first, ..] = group(rest.as_slice()) {
             let (number, kind) = (first.tunnel, first.kind);
@@ -64,12 +66,23 @@ impl Worker {
             {
                 self.next_hops.look_again(target.ip());
             }
+            if ask.is_none() {
+                let (asked, change) = tunnel.udp.tend_segmentation(self.now);
+                ask = asked.map(|ask| (number, ask));
+                if let Some(change) = change {
+                    tell_of_segmentation(&self.reports, number, change);
+                }
+            }
             let (sent, refused) = octets.split_at(sent);
             sent.iter().for_each(|octets| count(tunnel, *octets, kind));
             tunnel.counters.count_all(verdict, refused.len() as u64);
             last = Some(number);
         }
         drop(rest);
+        if let Some((number, ask)) = ask {
+            self.ask_peer(number, ask);
+            self.asking.push(number);
+        }
         if let Some(last) = last {
             self.tell_of_single_frames(last);
         }

@@ -2,8 +2,8 @@
 
 mod frames;
 mod heap;
-mod net;
-mod program;
+pub(crate) mod net;
+pub(crate) mod program;
 mod queue;
 mod ring;
 mod sockets;

@@ -10,13 +10,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, netdevice};
 
 /// How long a test waits for something that must happen.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// EtherType of test frames: local experimental (IEEE 802), so that the kernel's own chatter can be told apart.
-pub(super) const ETHERTYPE: [u8; 2] = [0x88, 0xB5];
+pub(crate) const ETHERTYPE: [u8; 2] = [0x88, 0xB5];
 
 /// Runs `test` in a new network namespace, or prints why not.
-pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: needs root, for a network namespace, BPF and AF_XDP");
         return;
@@ -33,13 +33,13 @@ pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
 }
 
 /// Runs `ip` with these words.
-pub(super) fn ip(words: &str) {
+pub(crate) fn ip(words: &str) {
     let output = Command::new("ip").args(words.split_whitespace()).output().expect("ip (package iproute2)");
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Makes a veth pair, both ends up, and answers with their interface indices.
-pub(super) fn veth(one: &str, other: &str) -> (u32, u32) {
+pub(crate) fn veth(one: &str, other: &str) -> (u32, u32) {
     ip(&format!("link add name {one} type veth peer name {other}"));
     for end in [one, other] {
         ip(&format!("link set dev {end} addrgenmode none up"));
@@ -53,13 +53,13 @@ fn index(name: &str) -> u32 {
 }
 
 /// Waits for events on a descriptor; false if none came within the tests' patience.
-pub(super) fn wait(fd: &impl AsFd, events: PollFlags) -> bool {
+pub(crate) fn wait(fd: &impl AsFd, events: PollFlags) -> bool {
     let timeout = Timespec::try_from(PATIENCE).expect("seconds");
     rustix::event::poll(&mut [PollFd::new(fd, events)], Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
 /// Repeats `step` until it says yes, giving the kernel a millisecond in between; panics when patience ends.
-pub(super) fn until(what: &str, mut step: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut step: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !step() {
         assert!(Instant::now() < deadline, "{what} did not happen");
@@ -68,21 +68,21 @@ pub(super) fn until(what: &str, mut step: impl FnMut() -> bool) {
 }
 
 /// A test frame with this payload.
-pub(super) fn frame(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
     [&[0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2][..], &ETHERTYPE, payload].concat()
 }
 
 /// The payload of a test frame; `None` for anything else that a kernel may send.
-pub(super) fn payload(frame: &[u8]) -> Option<&[u8]> {
+pub(crate) fn payload(frame: &[u8]) -> Option<&[u8]> {
     (frame.get(12..14)? == ETHERTYPE).then(|| &frame[14..])
 }
 
 /// A packet socket on one device: the kernel's own way in and out, to test against.
-pub(super) struct Tap(OwnedFd);
+pub(crate) struct Tap(OwnedFd);
 
 impl Tap {
     /// With `vnet_header`, each sent frame starts with a `virtio_net_hdr`.
-    pub(super) fn open(ifindex: u32, vnet_header: bool) -> io::Result<Self> {
+    pub(crate) fn open(ifindex: u32, vnet_header: bool) -> io::Result<Self> {
         const ETH_P_ALL: u16 = 3;
         let protocol = Protocol::from_raw(std::num::NonZeroU32::new(u32::from(ETH_P_ALL.to_be())).expect("not 0"));
         let socket = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, Some(protocol))?;
@@ -120,13 +120,13 @@ impl Tap {
         Ok(Self(socket))
     }
 
-    pub(super) fn send(&self, frame: &[u8]) {
+    pub(crate) fn send(&self, frame: &[u8]) {
         let sent = rustix::net::send(&self.0, frame, SendFlags::empty()).expect("send on the packet socket");
         assert_eq!(sent, frame.len());
     }
 
     /// The next test frame's payload.
-    pub(super) fn receive(&self) -> Vec<u8> {
+    pub(crate) fn receive(&self) -> Vec<u8> {
         let mut buffer = vec![0; 1 << 16];
         loop {
             assert!(wait(&self.0, PollFlags::IN), "no frame arrived");

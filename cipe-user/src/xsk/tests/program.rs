@@ -17,7 +17,7 @@ const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 /// Where in the receive path the program runs.
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
-pub(super) enum Hook {
+pub(crate) enum Hook {
     /// On skbs (`XDP_FLAGS_SKB_MODE`).
     Generic = 1 << 1,
     /// In the driver (`XDP_FLAGS_DRV_MODE`).
@@ -25,7 +25,7 @@ pub(super) enum Hook {
 }
 
 /// The program on a device; dropping it detaches it.
-pub(super) struct Redirect {
+pub(crate) struct Redirect {
     map: OwnedFd,
     _program: OwnedFd,
     _link: OwnedFd,
@@ -33,7 +33,7 @@ pub(super) struct Redirect {
 
 impl Redirect {
     /// Loads the program and attaches it to a device.
-    pub(super) fn attach(ifindex: u32, hook: Hook) -> io::Result<Self> {
+    pub(crate) fn attach(ifindex: u32, hook: Hook) -> io::Result<Self> {
         #[repr(C)]
         struct MapCreate {
             map_type: u32,
@@ -99,7 +99,7 @@ impl Redirect {
     }
 
     /// Sends what comes in on `queue` to `socket`.
-    pub(super) fn insert(&self, queue: u32, socket: &impl AsFd) -> io::Result<()> {
+    pub(crate) fn insert(&self, queue: u32, socket: &impl AsFd) -> io::Result<()> {
         #[repr(C)]
         struct Update {
             map_fd: u32,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 
 use super::super::frames::{Packet, Pool};
-use super::super::queue::Queue;
+use super::super::queue::{Anomalies, Queue};
 use super::super::ring::{Consumer, Memory, Producer};
 use super::super::umem::Layout;
 use super::heap::Heap;
@@ -300,4 +300,15 @@ fn what_was_picked_up_and_never_completed_stays_countable() {
     assert_eq!(queue.in_kernel(), 2 + 2 + 8);
     let lost = queue.dismantle(&mut pool, || ());
     assert_eq!((lost.len(), pool.free()), (2, pool.total() - 2));
+}
+
+#[test]
+fn a_full_ring_that_nothing_is_wanted_of_stays_as_it_is() {
+    let (mut queue, mut kernel, mut pool) = queue(true);
+    queue.fill(&mut pool, SLOTS);
+    while kernel.deliver(1) {}
+    let mut out = Vec::new();
+    assert_eq!(queue.recv(&mut out, 0), 0);
+    assert_eq!(queue.anomalies, Anomalies::default());
+    assert_eq!(queue.recv(&mut out, usize::MAX), SLOTS as usize);
 }

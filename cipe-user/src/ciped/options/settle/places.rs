@@ -57,6 +57,13 @@ impl Settle<'_> {
             );
             return self.error(mistake, &self.draft.carrier.origin);
         }
+        if self.draft.carrier_device.value.is_some() {
+            let mistake = Mistake::new(
+                "`socks` and `carrier-device` exclude each other: the connection to a SOCKS5 server is bound to no device",
+                "remove one of them, and route the server's address over the device",
+            );
+            return self.error(mistake, &self.draft.carrier_device.origin);
+        }
         Some(Some((name.clone(), address)))
     }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_packet_route::link::LinkAttribute;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
+use super::super::options::NoChecksum;
 use super::super::{Inbox, Sealed, Sight, losses};
 use super::*;
 use crate::engine::BATCH;
@@ -187,4 +188,39 @@ fn what_came_in_fragments_is_marked() {
             assert_eq!(joined, [false, true, false], "{address}");
         }
     });
+}
+
+/// A socket that sends no checksums is one that the kernel does not segment for: it answers EINVAL, as it answers EIO where
+/// IPsec is on the way.
+#[test]
+fn a_group_that_the_kernel_refuses_leaves_as_single_datagrams_and_so_do_later_ones() {
+    let mut bench = Bench::new();
+    let segmentation = bench.carrier.segmentation().clone();
+    let set = |bench: &Bench, on: bool| setsockopt(&bench.carrier, NoChecksum, &on).unwrap();
+    let arrives = |bench: &mut Bench, lengths: &[usize]| {
+        assert_eq!(bench.send(lengths, None), lengths.len());
+        for len in lengths {
+            assert_eq!(bench.sender.recv(&mut [0; 2000]).unwrap(), *len);
+        }
+    };
+    arrives(&mut bench, &[160, 160, 24]);
+    assert!(segmentation.works());
+    set(&bench, true);
+    arrives(&mut bench, &[160, 160, 24]);
+    assert!(!segmentation.works());
+    let now = Instant::now();
+    assert!(matches!(bench.carrier.tend_segmentation(now), (None, Some(Change::Refused(Errno::EINVAL, _)))));
+    assert_eq!(bench.carrier.tend_segmentation(now), (None, None), "told once");
+    arrives(&mut bench, &[160, 160, 24]);
+    // Tried again, refused again.
+    bench.carrier.tend_segmentation(now + Duration::from_secs(60));
+    assert!(segmentation.works());
+    arrives(&mut bench, &[160, 160, 24]);
+    assert!(!segmentation.works());
+    set(&bench, false);
+    bench.carrier.tend_segmentation(now + Duration::from_secs(60));
+    bench.carrier.tend_segmentation(now + Duration::from_secs(600));
+    arrives(&mut bench, &[160, 160, 24]);
+    assert!(segmentation.works());
+    assert_eq!(bench.pool.free(), bench.pool.total());
 }

@@ -12,13 +12,14 @@ use tokio::sync::mpsc;
 
 use super::Manager;
 use super::attach::{dropped, log_failure};
+use super::copying::{Copying, Got};
 use super::workers::share_of;
 use crate::engine::lan::Table;
 use crate::engine::worker::Command;
 use crate::kernel::bpf::{XdpMode, XdpPreference};
 use crate::kernel::forwarding::{self, Picture, Prefix};
 use crate::kernel::links::{Card, CardKind, LinkChange, LinkEvent};
-use crate::xsk::{Injector, Socket, SocketConfig};
+use crate::xsk::{Injector, MultiBuffer, SocketConfig};
 
 /// Between two looks at what the kernel does not tell: neighbours in use, and whether it forwards at all.
 const LOOK: Duration = Duration::from_secs(5);
@@ -183,7 +184,8 @@ impl Manager {
         let mode = self.programs.attach_lan(ifindex, mode)?;
         let flags = if matches!(mode, XdpMode::Generic { .. }) { LanEntry::GENERIC } else { 0 };
         let queues = card.receive_queues.clamp(1, LAN_QUEUES);
-        match self.open_lan_queues(&card, slot, queues).await {
+        let copying = Copying::of(&card, flags == LanEntry::GENERIC, self.umem.frame_size());
+        match self.open_lan_queues(&card, slot, queues, copying).await {
             Ok(copying) => {
                 let note = format!("{name}: short cut, {mode} XDP, {copying}, {queues} queue(s)");
                 let lan = Lan { card, slot, flags, tunnels: BTreeSet::new(), note };
@@ -203,14 +205,24 @@ impl Manager {
     }
 
     /// Opens the queues of a LAN card; how packets pass between it and us.
-    async fn open_lan_queues(&mut self, card: &Card, slot: usize, queues: u32) -> anyhow::Result<&'static str> {
+    async fn open_lan_queues(
+        &mut self,
+        card: &Card,
+        slot: usize,
+        queues: u32,
+        copying: Copying,
+    ) -> anyhow::Result<String> {
         let mut sockets = Vec::new();
+        // What needs several frames is larger than a tunnel takes, and not redirected.
+        let multi_buffer = MultiBuffer::Wanted;
+        let config = SocketConfig { mode: copying.mode, multi_buffer, ..SocketConfig::default() };
         for queue in 0..queues {
-            let socket = self.bind_queue(card.ifindex, queue, SocketConfig::default()).await?;
+            let socket = self.bind_queue(card.ifindex, queue, config).await?;
             self.programs.set_lan_socket(slot as u32 * LAN_QUEUES + queue, &socket)?;
             sockets.push(socket);
         }
-        let zero_copy = sockets.iter().all(Socket::zero_copy);
+        let got = Got::of(&sockets);
+        let zero_copy = got.zero_copy == got.queues;
         let count = self.workers.count();
         let injectors = (0..count).map(|_| Injector::open(card.ifindex)).collect::<Result<Vec<_>, _>>()?;
         let (done, listening) = std::sync::mpsc::channel();
@@ -222,7 +234,7 @@ impl Manager {
         drop(done);
         // Until then nothing is redirected; a ring without frames would lose it.
         dropped(listening).await;
-        Ok(if zero_copy { "zero copy" } else { "copy mode" })
+        Ok(copying.note(got))
     }
 
     /// Takes a tunnel off its short cut, and closes the card after the last.
