@@ -24,7 +24,7 @@ pub(super) fn configuration(options: &Options) -> Configuration {
         Cipher::Blowfish => b'b',
         Cipher::Idea | Cipher::IdeaLittle => b'i',
     };
-    Configuration { protocol: 3, cipher, release: RELEASE, reads_letters: !options.keybug }
+    Configuration { protocol: options.protocol.number(), cipher, release: RELEASE, reads_letters: !options.keybug }
 }
 
 impl<R: CryptoRng> Session<R> {

@@ -8,10 +8,14 @@ use crate::ciped::options::{self, Draft, Program};
 use crate::control::protocol::Wanted;
 
 fn options(extra: &str) -> Options {
+    options_as(Program::Cb, extra)
+}
+
+fn options_as(program: Program, extra: &str) -> Options {
     let text = format!(
         "ipaddr 10.9.0.1\nptpaddr 10.9.0.2\npeer 192.0.2.2:6789\nkey 000102030405060708090a0b0c0d0e0f\n{extra}\n"
     );
-    let (mut draft, mut problems) = (Draft::new(Program::Cb), Vec::new());
+    let (mut draft, mut problems) = (Draft::new(program), Vec::new());
     options::read_text(text.as_bytes(), Path::new("/x"), &mut draft, &mut problems);
     options::settle(&draft, problems).0.unwrap()
 }
@@ -163,6 +167,14 @@ fn a_peer_that_is_set_up_in_another_way_is_told_of() {
         assert!(line.contains(part), "{line}");
     }
     assert_eq!(logs(&session.event(&asked_in_clear(b"nothing"), at(1))).len(), 1);
+}
+
+#[test]
+fn a_configuration_tells_the_protocol_of_its_daemon() {
+    for program in Program::ALL {
+        let configuration = clear::configuration(&options_as(program, ""));
+        assert_eq!(configuration.protocol, program.protocol().number(), "{}", program.name());
+    }
 }
 
 #[test]
