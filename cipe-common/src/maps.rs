@@ -4,6 +4,8 @@
 pub mod names {
     /// Global of the private TC program: how many workers to spread flows over (u32).
     pub const WORKERS: &str = "WORKERS";
+    /// Global of the carrier program: octets of the largest frame that its sockets take (u32).
+    pub const LARGEST_FRAME: &str = "LARGEST_FRAME";
     /// `ARRAY` of [`super::Tunnel`], by tunnel number.
     pub const TUNNELS: &str = "TUNNELS";
     /// `HASH` from [`super::PrivateAddress`], a tunnel device's MAC address, to its tunnel number (u32).
@@ -41,7 +43,7 @@ pub mod names {
     pub const DEPARTURES: &str = "DEPARTURES";
     /// XDP (frags) program of carrier devices, which sends too.
     pub const CARRIER_XDP: &str = "carrier_xdp";
-    /// tcx egress program of the hubs' visible ends.
+    /// TC egress program of the hubs' visible ends.
     pub const PRIVATE_TC: &str = "private_tc";
     /// XDP (frags) program of the hubs' hidden ends.
     pub const PRIVATE_XDP: &str = "private_xdp";

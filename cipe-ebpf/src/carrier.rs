@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use cipe_common::{
     Verdict,
-    maps::{CarrierAddress, Slot, Tunnel, key_index},
+    maps::{CARRIER_QUEUES, CarrierAddress, Slot, Tunnel, key_index},
 };
 
 use crate::{
@@ -33,6 +33,8 @@ struct Datagram {
     room: usize,
     /// Offset of the UDP payload in the frame.
     payload: usize,
+    /// Octets of the frame.
+    frame: usize,
 }
 
 /// Returns the XDP action. Anything that is not plainly a datagram to one of our addresses passes untouched: IP options,
@@ -61,6 +63,10 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
         {
             may_ask_for_key(ctx, tunnel)?;
         }
+    }
+    // The sockets of the next queues would be another device's.
+    if datagram.frame > largest_frame() || ctx.rx_queue_index() >= CARRIER_QUEUES {
+        return Ok(XDP_PASS);
     }
     let device = ctx.ingress_ifindex() as u32;
     // SAFETY: values are plain u32 that live in a preallocated element; a torn or reused one is some other base, whose
@@ -143,7 +149,18 @@ fn datagram(
         length: usize::from(u16::from_be_bytes(udp.length)),
         room: carried.min(frame.saturating_sub(offset)),
         payload: offset + size_of::<Udp>(),
+        frame,
     }
+}
+
+/// Octets of the largest frame that a socket takes. What is larger becomes a datagram for the engine's UDP socket.
+#[unsafe(no_mangle)]
+static LARGEST_FRAME: u32 = u32::MAX;
+
+#[inline(always)]
+fn largest_frame() -> usize {
+    // SAFETY: the loader sets it before the program is loaded, and nothing does later.
+    unsafe { core::ptr::read_volatile(&raw const LARGEST_FRAME) as usize }
 }
 
 /// The tunnel that listens on the address, or on the port at any address.

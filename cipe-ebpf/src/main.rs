@@ -33,7 +33,7 @@ pub fn carrier_xdp(ctx: XdpContext) -> u32 {
     carrier::classify(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
-/// tcx egress on a hub, below the tunnel devices: stamps what the hidden end cannot see, drops what may not leave.
+/// TC egress on a hub, below the tunnel devices: stamps what the hidden end cannot see, drops what may not leave.
 #[classifier]
 pub fn private_tc(ctx: TcContext) -> i32 {
     match private::stamp(&ctx) {

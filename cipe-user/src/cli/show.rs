@@ -105,6 +105,9 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
     for door in &status.doors {
         line("door", door);
     }
+    for lack in &status.lacks {
+        line("lacks", lack);
+    }
     let (out, inward) = (rates.as_ref().map(|rates| rates.out), rates.as_ref().map(|rates| rates.inward));
     for (name, octets, verdict, flow) in
         [("sent", status.octets.0, "sent", out), ("received", status.octets.1, "delivered", inward)]

@@ -133,6 +133,7 @@ pub(super) fn example(device: &str, octets: (u64, u64), verdicts: &[(&str, u64)]
         verdicts: verdicts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
         octets,
         doors: vec!["wire0: native XDP".to_owned()],
+        lacks: Vec::new(),
         workers: Vec::new(),
     }
 }

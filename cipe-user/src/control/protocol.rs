@@ -422,6 +422,9 @@ pub struct Status {
     pub octets: (u64, u64),
     /// Which doors and modes are in use.
     pub doors: Vec<String>,
+    /// What the kernel lacks, and what that costs; one line each.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// What each worker thread did, by number.
     #[serde(default)]
     pub workers: Vec<WorkerShare>,

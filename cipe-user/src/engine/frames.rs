@@ -3,6 +3,7 @@
 use super::outer::{ETHERNET, FRESH, IPV6, UDP};
 use crate::control::protocol::MAX_MTU;
 use crate::wire::packet;
+use crate::xsk::PACKET_HEADROOM;
 
 /// The largest MTU, in octets, of tunnels that small frames serve. With frames of twice the size, packets stand in
 /// half of each cache's sets only.
@@ -25,6 +26,11 @@ pub fn frame_size(largest: u32) -> u32 {
 /// The largest MTU of a tunnel in octets, by the frames of the engine.
 pub fn largest_mtu(frame_size: u32) -> u32 {
     if frame_size < LARGE { USUAL_MTU } else { MAX_MTU }
+}
+
+/// Octets of the largest frame that AF_XDP puts into one of these.
+pub fn largest_received(frame_size: u32) -> u32 {
+    frame_size - PACKET_HEADROOM
 }
 
 #[cfg(test)]

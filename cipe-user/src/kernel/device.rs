@@ -258,7 +258,17 @@ impl Netlink {
             RouteNetlinkMessage::NewLink(link) => Card::from_message(&link),
             _ => None,
         });
-        made.ok_or_else(|| Error::Answer(what()))
+        match made {
+            Some(made) => Ok(made),
+            None => self.on_hub(hub, wanted.mac).await?.ok_or_else(|| Error::Answer(what())),
+        }
+    }
+
+    /// The device on a hub with this address, which no other there has.
+    pub(super) async fn on_hub(&self, hub: &Hub, mac: [u8; 6]) -> Result<Option<Card>> {
+        let links = self.links().await?;
+        let on_it = links.iter().filter(|link| links::lower_of(link) == Some(hub.index) && hub::is_macvlan(link));
+        Ok(on_it.filter_map(Card::from_message).find(|card| card.mac == Some(mac)))
     }
 
     /// Brings a fresh or adopted device into the wanted state; it goes up when all else that keeps it silent is set.

@@ -214,7 +214,21 @@ impl Netlink {
             RouteNetlinkMessage::NewLink(link) => Some((link.header.index, links::lower_of(&link)?)),
             _ => None,
         });
-        made.ok_or_else(|| Error::Answer(what()))
+        match made {
+            Some(made) => Ok(made),
+            None => self.unfinished().await?.ok_or_else(|| Error::Answer(what())),
+        }
+    }
+
+    /// The pair that this process made last and has not finished: visible and hidden end.
+    async fn unfinished(&self) -> Result<Option<(u32, u32)>> {
+        let ours = |link: &&LinkMessage| {
+            links::alias_of(link).is_none()
+                && Card::from_message(link).is_some_and(|card| owner::unfinished_is_own(&card.name))
+        };
+        let links = self.links().await?;
+        let hidden = links.iter().filter(ours).max_by_key(|link| link.header.index);
+        Ok(hidden.and_then(|hidden| Some((links::lower_of(hidden)?, hidden.header.index))))
     }
 
     /// Brings a fresh or inherited pair into the wanted state, as this process's.

@@ -13,6 +13,11 @@ const NDO_XMIT: u64 = 4;
 /// `NETDEV_XDP_ACT_XSK_ZEROCOPY`.
 const XSK_ZEROCOPY: u64 = 8;
 
+/// Whether the kernel tells at all what devices do with XDP.
+pub fn tells_xdp_features() -> bool {
+    Family::open("netdev").is_ok()
+}
+
 /// Whether a device takes XDP frames now. A veth does while its peer has native XDP or GRO; without an answer it does not.
 pub fn takes_xdp_frames(ifindex: u32) -> bool {
     features(ifindex).is_some_and(|features| features & NDO_XMIT != 0)

@@ -67,6 +67,11 @@ pub(super) fn unfinished_template() -> String {
     format!("{UNFINISHED}{}.%d", std::process::id())
 }
 
+/// Whether this process gave a hidden end this name, which it has not finished.
+pub(super) fn unfinished_is_own(name: &str) -> bool {
+    name.strip_prefix(unfinished_template().trim_end_matches("%d")).is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
 /// Whether a hidden end of this name was never finished, because its engine died meanwhile; `None` for other names.
 pub(super) fn unfinished_is_dead(name: &str) -> Option<bool> {
     let (pid, number) = name.strip_prefix(UNFINISHED)?.split_once('.')?;
@@ -117,6 +122,8 @@ mod tests {
         assert_eq!(unfinished_is_dead("cx4194305.0"), Some(true));
         assert_eq!(unfinished_is_dead("cx1"), None);
         assert_eq!(unfinished_is_dead("eth0"), None);
+        assert!(unfinished_is_own(&unfinished_template().replace("%d", "12")));
+        assert!(!unfinished_is_own("cx4194305.0") && !unfinished_is_own(&unfinished_template()));
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //!
 //! Kernel features and how they degrade:
 //! - UMEM for several devices: 5.10. Older kernels refuse the second socket.
-//! - [`MultiBuffer`] (`XDP_USE_SG`): 6.6. Older kernels refuse the bind, and many drivers do with zero copy.
+//! - [`MultiBuffer`] (`XDP_USE_SG`): 6.6. Older kernels refuse the bind, and many drivers do with zero copy;
+//!   [`has_multi_buffer`] tells.
 //! - Large copy-mode transmit batches (`XDP_MAX_TX_SKB_BUDGET`): 6.17. Older kernels take 32 packets a system call, and
 //!   [`Socket::kick`] repeats it.
 //! - Zero copy: where the driver has it; [`Mode::Auto`] falls back to copies.
@@ -23,6 +24,7 @@ mod frames;
 mod held;
 mod injector;
 mod map;
+mod probe;
 mod queue;
 mod ring;
 mod socket;
@@ -33,6 +35,7 @@ pub use error::Error;
 pub use frames::{Frame, Packet, Pool};
 pub use held::Held;
 pub use injector::Injector;
+pub use probe::{has_multi_buffer, has_udp_superframes};
 pub use queue::Anomalies;
 pub use socket::{Closed, Kick, Socket, Statistics};
 pub use umem::{PACKET_HEADROOM, Umem, UmemConfig};

@@ -65,6 +65,7 @@ mod tests {
             verdicts: verdicts.map(|(name, count)| (name.to_owned(), count)).into(),
             octets: (420, 0),
             doors: Vec::new(),
+            lacks: Vec::new(),
             workers: Vec::new(),
         };
         assert_eq!(

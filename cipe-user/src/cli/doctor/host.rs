@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use super::{Finding, Grade};
+use crate::kernel::known_bad;
+use crate::kernel::release::{self, Version};
 
-/// The oldest kernel with everything that is needed: tcx links, AF_XDP in several pieces.
-const OLDEST: (u32, u32) = (6, 6);
-/// Kernels with faults that others have met, and which.
-const KNOWN_BAD: &[((u32, u32), &str)] = &[((6, 17), "checksum offload of virtual devices is broken")];
+/// The oldest kernel that this was tried on.
+const OLDEST: Version = Version::new(6, 1, 0);
 
 /// Capabilities (capability.h) without which an engine cannot work.
 const NEEDED: &[(u32, &str)] = &[(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
@@ -17,7 +17,8 @@ const SYS_ADMIN: u32 = 21;
 
 pub fn findings() -> Vec<Finding> {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let mut findings = vec![kernel(text("/proc/sys/kernel/osrelease").trim()), rights(&text("/proc/self/status"))];
+    let mut findings = kernel(&release::running(), Version::running());
+    findings.push(rights(&text("/proc/self/status")));
     let mounts = text("/proc/mounts");
     findings.push(match mounts.lines().any(|line| line.split_whitespace().nth(2) == Some("bpf")) {
         true => Finding::new(Grade::Good, "a bpffs is mounted"),
@@ -40,20 +41,16 @@ pub fn driver(name: &str) -> Option<String> {
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
-fn kernel(release: &str) -> Finding {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
-    let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
-        return Finding::new(Grade::Note, format!("kernel {release}: no version that is known here"));
+fn kernel(release: &str, version: Option<Version>) -> Vec<Finding> {
+    let Some(version) = version else {
+        return vec![Finding::new(Grade::Note, format!("kernel {release}: no version that is known here"))];
     };
-    let version = (major, minor);
-    if version < OLDEST {
-        let text = format!("kernel {release}: {}.{} or later is needed", OLDEST.0, OLDEST.1);
-        return Finding::new(Grade::Bad, text);
-    }
-    match KNOWN_BAD.iter().find(|(bad, _)| *bad == version) {
-        Some((_, why)) => Finding::new(Grade::Note, format!("kernel {release}: {why}; take another one")),
-        None => Finding::new(Grade::Good, format!("kernel {release}")),
-    }
+    let mut findings = vec![match version < OLDEST {
+        true => Finding::new(Grade::Bad, format!("kernel {release}: {OLDEST} or later is needed (docs/KERNELS.md)")),
+        false => Finding::new(Grade::Good, format!("kernel {release}")),
+    }];
+    findings.extend(known_bad::of(version).map(|fault| Finding::new(Grade::Note, fault.to_string())));
+    findings
 }
 
 fn rights(status: &str) -> Finding {
@@ -73,17 +70,18 @@ mod tests {
 
     #[test]
     fn kernels_are_judged_by_their_version() {
-        for (release, grade) in [
-            ("6.18.44-fc", Grade::Good),
-            ("6.6.0", Grade::Good),
-            ("7.0-rc1", Grade::Good),
-            ("6.17.3", Grade::Note),
-            ("6.5.13", Grade::Bad),
-            ("5.15.0-100-generic", Grade::Bad),
-            ("odd", Grade::Note),
-            ("", Grade::Note),
+        for (release, grades) in [
+            ("6.18.44-fc", vec![Grade::Good]),
+            ("6.1.0-50-amd64", vec![Grade::Good]),
+            ("7.2-rc1", vec![Grade::Good]),
+            ("6.17.3", vec![Grade::Good, Grade::Note, Grade::Note]),
+            ("6.0.13", vec![Grade::Bad]),
+            ("5.15.0-100-generic", vec![Grade::Bad]),
+            ("odd", vec![Grade::Note]),
+            ("", vec![Grade::Note]),
         ] {
-            assert_eq!(kernel(release).grade, grade, "{release}");
+            let got: Vec<Grade> = kernel(release, release.parse().ok()).iter().map(|finding| finding.grade).collect();
+            assert_eq!(got, grades, "{release}");
         }
     }
 

@@ -9,6 +9,7 @@ use anyhow::Context;
 use crate::cipher::{Lanes, Report};
 use crate::kernel::bpf::{LoadOptions, Programs};
 use crate::kernel::ethtool;
+use crate::kernel::features;
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netlink::Netlink;
 use crate::xsk::{Umem, UmemConfig};
@@ -82,7 +83,9 @@ fn trials() -> Vec<Finding> {
         Ok(_) => Finding::new(Grade::Good, "AF_XDP can be had"),
         Err(error) => Finding::new(Grade::Bad, format!("AF_XDP: {error}")),
     };
-    vec![programs, umem]
+    let lacks =
+        features::missing().into_iter().map(|lack| Finding::new(Grade::Note, format!("the kernel lacks {lack}")));
+    [programs, umem].into_iter().chain(lacks).collect()
 }
 
 async fn cards(names: &[String]) -> anyhow::Result<Vec<Finding>> {

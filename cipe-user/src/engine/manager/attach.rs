@@ -24,9 +24,10 @@ use crate::engine::worker::Command;
 use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::{Device, TunnelDevice};
+use crate::kernel::features::Feature;
 use crate::kernel::netlink;
 use crate::kernel::routes::Flow;
-use crate::xsk::{Socket, SocketConfig};
+use crate::xsk::{MultiBuffer, Socket, SocketConfig};
 
 impl Manager {
     /// Makes the tunnel that a daemon asked for and returns its number; on an error nothing of it stays.
@@ -294,7 +295,15 @@ impl Manager {
 
     /// Binds an AF_XDP socket on a thread of its own: it may wait 2 s for a queue that is busy, and the control sockets
     /// and netlink must not.
-    pub(super) async fn bind_queue(&self, ifindex: u32, queue: u32, config: SocketConfig) -> anyhow::Result<Socket> {
+    pub(super) async fn bind_queue(
+        &self,
+        ifindex: u32,
+        queue: u32,
+        mut config: SocketConfig,
+    ) -> anyhow::Result<Socket> {
+        if self.lacks.contains(&Feature::MultiBuffer) {
+            config.multi_buffer = MultiBuffer::No;
+        }
         let umem = self.umem.clone();
         let bound = tokio::task::spawn_blocking(move || Socket::bind(&umem, ifindex, queue, config));
         Ok(bound.await.context("binding an AF_XDP socket was broken off")??)

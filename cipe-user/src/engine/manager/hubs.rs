@@ -11,6 +11,7 @@ use crate::engine::outer::Hop;
 use crate::engine::worker::Command;
 use crate::kernel::bpf::{Ends, XdpPreference};
 use crate::kernel::device::{Device, TunnelDevice};
+use crate::kernel::features::Feature;
 use crate::kernel::hub::{Framing, Hub};
 use crate::xsk::{Injector, Mode, SocketConfig};
 
@@ -191,7 +192,7 @@ impl Manager {
         if wanted.ethernet {
             return self.ethernet_device(wanted, mode).await;
         }
-        let framing = framing(mode);
+        let framing = self.framing(mode);
         if let Some(name) = &wanted.name {
             let (slots, hubs): (Vec<usize>, Vec<&Hub>) = self.hubs.all().unzip();
             if let Some((place, device)) = self.netlink.adopt(name, &wanted, &hubs).await? {
@@ -268,6 +269,16 @@ impl Manager {
         [0x1E, a, b, c, high, low]
     }
 
+    /// What the engine takes from a tunnel's device. Native XDP takes no superframes; generic XDP does, and the engine cuts them
+    /// at less cost than the kernel, unless AF_XDP takes no frame larger than a descriptor.
+    pub(super) fn framing(&self, mode: XdpMode) -> Framing {
+        match mode {
+            _ if self.lacks.contains(&Feature::MultiBuffer) => Framing::SingleFrames,
+            XdpMode::Native => Framing::SingleFrames,
+            XdpMode::Auto | XdpMode::Generic => Framing::Superframes,
+        }
+    }
+
     /// Takes up that a tunnel's device has another address.
     pub(super) fn set_private_address(&mut self, number: u16, mac: [u8; 6]) {
         let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.device.mac != mac) else { return };
@@ -281,14 +292,5 @@ impl Manager {
         log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
         let hop = Hop { source: hub.hidden_mac, destination: mac };
         self.workers.tell_all(|_| Command::SetPrivateHop(number, hop));
-    }
-}
-
-/// What the engine takes from a tunnel's device. Native XDP takes no superframes; generic XDP does, and the engine cuts
-/// them at less cost than the kernel.
-pub(super) fn framing(mode: XdpMode) -> Framing {
-    match mode {
-        XdpMode::Native => Framing::SingleFrames,
-        XdpMode::Auto | XdpMode::Generic => Framing::Superframes,
     }
 }

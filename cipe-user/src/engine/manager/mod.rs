@@ -35,10 +35,12 @@ use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Protocol, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
-use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference};
+use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference, remove_leftovers};
 use crate::kernel::device::Device;
+use crate::kernel::features::{self, Feature};
 use crate::kernel::hub::Inheritance;
 use crate::kernel::keys::KeyWriter;
+use crate::kernel::known_bad;
 use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
@@ -178,6 +180,8 @@ struct Manager {
     umem: Umem,
     /// Live frames can be sent from that memory.
     sends_live: bool,
+    /// What the kernel lacks.
+    lacks: Vec<Feature>,
     workers: Workers,
     carriers: Carriers,
     lans: Lans,
@@ -248,6 +252,13 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         Some(count) => count,
         None => workers::suitable_count(netlink.most_receive_queues(&hubs).await?),
     };
+    let lacks = features::missing();
+    for lack in &lacks {
+        tracing::info!("this kernel lacks {lack}");
+    }
+    for fault in known_bad::of_running() {
+        tracing::warn!("{fault}");
+    }
     let debug = tracing::enabled!(tracing::Level::DEBUG);
     let frame_size = frames::frame_size(options.largest_mtu);
     let frames = UMEM.max(count as u32 * UMEM_OF_WORKER) / frame_size;
@@ -264,8 +275,14 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     // Live frames are sent from the memory of a map; larger ones than its values are not.
     let sends_live = frame_size as usize == CHUNK;
     let chunks = if sends_live { frames } else { 1 };
-    let load = LoadOptions { debug, workers: count as u32, chunks, ..LoadOptions::default() };
+    // What does not fit into one descriptor goes the kernel's way.
+    let largest_frame =
+        if lacks.contains(&Feature::MultiBuffer) { frames::largest_received(frame_size) } else { u32::MAX };
+    let load = LoadOptions { debug, workers: count as u32, chunks, largest_frame, ..LoadOptions::default() };
     let mut programs = Programs::load(&load)?;
+    for hub in &hubs {
+        remove_leftovers(hub.index);
+    }
     if let Some(logs) = programs.logs() {
         tokio::spawn(async {
             let error = logs.await;
@@ -290,6 +307,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         next_hops,
         umem,
         sends_live,
+        lacks,
         workers,
         carriers: Carriers::default(),
         lans: Lans::new(pictures),

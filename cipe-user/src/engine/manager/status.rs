@@ -101,6 +101,7 @@ impl Manager {
             verdicts,
             octets: tenant.counters.octets(),
             doors,
+            lacks: self.lacks.iter().map(ToString::to_string).collect(),
             workers: (0..self.workers.count()).map(|worker| self.share(tenant, worker)).collect(),
         })
     }

@@ -51,6 +51,7 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
         verdicts: std::collections::BTreeMap::from([("sent".to_owned(), 1)]),
         octets: (1, 2),
         doors: vec!["x".repeat(200)],
+        lacks: Vec::new(),
         workers: Vec::new(),
     };
     let all = (0..TUNNELS).map(|number| Event::Status(Box::new(status(number)))).collect();

@@ -3,9 +3,11 @@
 
 use std::io::IoSlice;
 use std::ops::Range;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
+use rustix::io::Errno;
 
 use super::lan::Lan;
 use super::{Endpoint, Hub, Worker, ethernet};
@@ -66,9 +68,7 @@ impl Worker {
                     }
                     continue;
                 }
-                if run.count() > 1 {
-                    inject(hub, endpoint, &self.umem, &mut self.pool, batch, &run);
-                } else {
+                if run.count() == 1 || !inject(hub, endpoint, &self.umem, &mut self.pool, batch, &run, self.now) {
                     for index in run.packets() {
                         transmit(hub, endpoint, &self.umem, &mut self.pool, &mut batch[index]);
                     }
@@ -131,8 +131,20 @@ fn transmit(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, de
     }
 }
 
-/// Sends a run of packets as one superframe; their frames stay.
-fn inject(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, batch: &[Delivery], run: &Run<'_>) {
+/// Sends a run of packets as one superframe; their frames stay. `false` if the kernel does not take such superframes (those of
+/// UDP before Linux 6.2), and nothing was sent.
+fn inject(
+    hub: &mut Hub,
+    endpoint: &Endpoint,
+    umem: &Umem,
+    pool: &mut Pool,
+    batch: &[Delivery],
+    run: &Run<'_>,
+    now: Instant,
+) -> bool {
+    if !hub.refusals.allow(run.headers(), now) {
+        return false;
+    }
     // What waits in a port may belong to the same flow, and came before.
     for port in &mut hub.ports {
         port.flush(pool);
@@ -147,10 +159,19 @@ fn inject(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, batc
         pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
     }
     let sent = hub.injector.send(&pieces);
+    if let Some((what, errno, wait)) = hub.refusals.take_in(run.headers(), sent, now) {
+        let wait = wait.as_secs();
+        tracing::debug!("{}: superframes of {what} refused: {errno}; single frames for {wait} s", hub.injector);
+    }
+    // A full queue drops single frames, too.
+    if !matches!(sent, Ok(()) | Err(Errno::NOBUFS | Errno::AGAIN)) {
+        return false;
+    }
     for delivery in run.packets().map(|index| &batch[index]) {
         match sent {
             Ok(()) => endpoint.tunnel.counters.delivered(delivery.inner.len()),
             Err(_) => endpoint.tunnel.counters.count(Verdict::PrivateFull),
         }
     }
+    true
 }

@@ -10,7 +10,6 @@ use super::delivery::Delivery;
 use super::refusals::Refusals;
 use super::{BATCH, Endpoint, Worker};
 use crate::engine::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
-use crate::engine::headers::TCP;
 use crate::engine::lan::{Exit, count_hop};
 use crate::engine::outer::{self, ETHERNET};
 use crate::engine::port::{Port, Turns};
@@ -23,12 +22,8 @@ pub struct Lan {
     injector: Injector,
     /// Runs are worth joining: each frame is copied anyway, and one of many segments costs less.
     superframes: bool,
-    /// What it did with superframes of each [`kind`].
-    refusals: [Refusals; KINDS],
+    refusals: Refusals,
 }
-
-/// Kinds of superframes that a card may or may not cut: TCP over IPv4, over IPv6, UDP.
-const KINDS: usize = 3;
 
 /// The longest headers of a run.
 const MAX_HEADERS: usize = 40 + 60;
@@ -56,7 +51,7 @@ impl Worker {
 impl Lan {
     /// With the sockets of this worker's queues, and another way out.
     pub fn new(ports: Vec<Port>, injector: Injector, superframes: bool) -> Self {
-        Self { ports, turns: Turns::default(), injector, superframes, refusals: Default::default() }
+        Self { ports, turns: Turns::default(), injector, superframes, refusals: Refusals::default() }
     }
 
     /// The sockets.
@@ -71,7 +66,7 @@ impl Lan {
 
     /// Whether packets like this one are worth joining: the card cuts such superframes itself.
     pub fn joins(&self, packet: &[u8], now: Instant) -> bool {
-        self.superframes && self.refusals[kind(packet)].allow(now)
+        self.superframes && self.refusals.allow(packet, now)
     }
 
     /// Sends one opened packet out in its own frame.
@@ -118,7 +113,6 @@ impl Lan {
         batch: &[Delivery],
         run: &Run<'_>,
     ) -> bool {
-        let kind = kind(run.headers());
         if !self.superframes {
             return false;
         }
@@ -137,8 +131,8 @@ impl Lan {
             pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
         }
         let sent = self.injector.send(&pieces);
-        if let Some((errno, wait)) = self.refusals[kind].take_in(sent, Instant::now()) {
-            let (what, wait) = (["TCP over IPv4", "TCP over IPv6", "UDP"][kind], wait.as_secs());
+        if let Some((what, errno, wait)) = self.refusals.take_in(run.headers(), sent, Instant::now()) {
+            let wait = wait.as_secs();
             tracing::warn!("{}: superframes of {what} refused: {errno}; single frames for {wait} s", self.injector);
         }
         if sent.is_err() {
@@ -148,14 +142,5 @@ impl Lan {
             endpoint.tunnel.counters.delivered(delivery.inner.len());
         }
         true
-    }
-}
-
-/// Which of [`KINDS`] a superframe is, by its headers.
-fn kind(headers: &[u8]) -> usize {
-    match headers {
-        [0x40..=0x4F, _, _, _, _, _, _, _, _, TCP, ..] => 0,
-        [0x60..=0x6F, _, _, _, _, _, TCP, ..] => 1,
-        _ => 2,
     }
 }

@@ -56,6 +56,7 @@ use lan::Lan;
 use outbound::Outgoing;
 use pacing::Spaced;
 use patience::Patience;
+use refusals::Refusals;
 use rest::Rest;
 use table::{Addresses, Table};
 
@@ -192,6 +193,7 @@ struct Hub {
     ports: Vec<Port>,
     turns: Turns,
     injector: Injector,
+    refusals: Refusals,
     ends: Ends,
     /// The tunnel whose own it is.
     of: Option<u16>,
@@ -447,7 +449,8 @@ impl Worker {
                 if self.hubs.len() <= slot {
                     self.hubs.resize_with(slot + 1, || None);
                 }
-                self.hubs[slot] = Some(Hub { ports, turns: Turns::default(), injector, ends, of: None });
+                let (turns, refusals) = (Turns::default(), Refusals::default());
+                self.hubs[slot] = Some(Hub { ports, turns, injector, refusals, ends, of: None });
             }
             Command::RemoveHub(slot, _done) => {
                 let ports = self.hubs.get_mut(slot).and_then(Option::take).map(|hub| hub.ports);

@@ -2,11 +2,7 @@
 
 use std::{collections::HashMap, fmt, io};
 
-use aya::programs::{
-    LinkOrder, ProgramError, TcAttachType,
-    tc::{SchedClassifierLink, TcAttachOptions},
-    xdp::XdpLink,
-};
+use aya::programs::{ProgramError, tc::SchedClassifierLink, xdp::XdpLink};
 use cipe_common::maps::names;
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -21,7 +17,7 @@ use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use super::{
     Programs, classifier,
     error::{Error, chain, os_error},
-    xdp,
+    hook, xdp,
 };
 
 /// Which way of running XDP is wanted.
@@ -104,7 +100,7 @@ impl Programs {
         self.links.carrier.remove(&ifindex);
     }
 
-    /// Attaches the check to a pair's visible end (tcx egress, behind what is there already) and redirection to its
+    /// Attaches the check to a pair's visible end (TC egress, behind what is there already) and redirection to its
     /// hidden end. The way is open only when both are: on an error neither stays.
     ///
     /// # Errors
@@ -120,10 +116,7 @@ impl Programs {
         let (xdp_link, mode) = self.attach_xdp(xdp, hidden, preference)?;
         let device = name(visible)?;
         let program = classifier(&mut self.ebpf, tc)?;
-        let tc_link = program
-            .attach_with_options(&device, TcAttachType::Egress, TcAttachOptions::TcxOrder(LinkOrder::last()))
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| attach_error(visible, device, tc, &error))?;
+        let tc_link = hook::attach(program, &device).map_err(|error| attach_error(visible, device, tc, &error))?;
         self.links.private.insert(visible, (tc_link, xdp_link));
         Ok(mode)
     }
@@ -187,7 +180,7 @@ fn attach_error(ifindex: u32, device: String, program: &'static str, error: &Pro
 }
 
 /// Name of a device in this network namespace.
-fn name(ifindex: u32) -> Result<String, Error> {
+pub(super) fn name(ifindex: u32) -> Result<String, Error> {
     let look_up = || -> io::Result<String> {
         // Any socket does: the question goes by ioctl.
         let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;

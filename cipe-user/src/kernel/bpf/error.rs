@@ -6,6 +6,7 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use cipe_common::maps::names;
 
 use super::{refusal, verifier};
+use crate::kernel::release::running;
 
 /// Boxed, so that aya's types do not leave this room.
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -143,7 +144,7 @@ impl Error {
     pub(super) fn object(error: &EbpfError) -> Self {
         match os_error(error) {
             Some(libc::EPERM) => return Self::Privilege { what: "loading eBPF".to_owned() },
-            Some(libc::ENOSYS) => return Self::NoBpf { kernel: release() },
+            Some(libc::ENOSYS) => return Self::NoBpf { kernel: running() },
             _ => {}
         }
         let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
@@ -155,14 +156,14 @@ impl Error {
             Some(errno) if refusal::way_out(errno).is_some() => refusal::way_out(errno).unwrap_or_default(),
             _ => "Linux 6.1 or later is needed",
         };
-        Self::MapRefused { kernel: release(), map: name.clone(), reason: io_error.to_string(), way_out }
+        Self::MapRefused { kernel: running(), map: name.clone(), reason: io_error.to_string(), way_out }
     }
 
     /// Sorts out what loading a program answered.
     pub(super) fn program(program: &'static str, error: &ProgramError) -> Self {
         match os_error(error) {
             Some(libc::EPERM) => return Self::Privilege { what: "loading eBPF".to_owned() },
-            Some(libc::ENOSYS) => return Self::NoBpf { kernel: release() },
+            Some(libc::ENOSYS) => return Self::NoBpf { kernel: running() },
             _ => {}
         }
         let ProgramError::LoadError { io_error, verifier_log } = error else {
@@ -170,7 +171,7 @@ impl Error {
         };
         let log = verifier_log.to_string();
         log::debug!("{program}: the verifier's log:\n{log}");
-        let kernel = release();
+        let kernel = running();
         match verifier::complaint(&log) {
             Some(complaint) => Self::Refused { kernel, program, reason: format!("{io_error}: {complaint}") },
             None => {
@@ -185,11 +186,6 @@ impl Error {
             }
         }
     }
-}
-
-/// Release of the running kernel, as uname(1) prints it.
-fn release() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 /// The system error at the bottom of a chain, if one is there.

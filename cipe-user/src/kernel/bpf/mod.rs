@@ -5,6 +5,7 @@
 mod attach;
 mod error;
 mod ethernet;
+mod hook;
 mod lan;
 mod live;
 mod logs;
@@ -37,6 +38,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::keys::KeyWriter;
 pub use attach::{Ends, XdpMode, XdpPreference};
 pub use error::Error;
+pub use hook::{has_tcx, remove_leftovers};
 pub use live::LiveFrames;
 
 /// The committed object, built from `cipe-ebpf` by `cargo xtask build-ebpf`.
@@ -88,6 +90,8 @@ pub struct LoadOptions {
     pub workers: u32,
     /// Chunks of memory that live frames are sent from, 1 to [`MAX_CHUNKS`].
     pub chunks: u32,
+    /// Octets of the largest frame that the sockets of carriers take; larger ones are left to the kernel.
+    pub largest_frame: u32,
     /// Let the programs log at debug level (rare events only). Below it they are silent.
     pub debug: bool,
     /// An object file in place of the built-in one.
@@ -102,6 +106,7 @@ impl Default for LoadOptions {
             max_carriers: MAX_CARRIERS,
             workers: 1,
             chunks: 1,
+            largest_frame: u32::MAX,
             debug: false,
             object: std::env::var_os(OBJECT_VARIABLE).map(PathBuf::from),
         }
@@ -335,6 +340,7 @@ fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
         .map_max_entries(names::CARRIER_DEVICES, carriers)
         .map_max_entries(names::CARRIER_SOCKETS, carriers * CARRIER_QUEUES)
         .override_global(names::WORKERS, &options.workers, true)
+        .override_global(names::LARGEST_FRAME, &options.largest_frame, true)
         .override_global(aya_log::LEVEL, &level, false);
     match &options.object {
         None => loader.load(OBJECT),

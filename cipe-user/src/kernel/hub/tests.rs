@@ -31,6 +31,22 @@ async fn kill_engine_of(netlink: &Netlink, hub: &Hub) {
     netlink.set_attribute(&hidden_name(netlink, hub).await, dead_alias(&alias_for(hub.framing))).await;
 }
 
+/// As kernels before 6.2 do not tell.
+#[test]
+fn what_the_kernel_made_is_found_without_its_telling() {
+    in_namespace(|netlink| async move {
+        let first = netlink.make_hub(Framing::SingleFrames, 1).await.unwrap();
+        assert_eq!(netlink.unfinished().await.unwrap(), None);
+        let pair = netlink.make_pair(vec![LinkAttribute::IfName(NAME.to_owned())], 1).await.unwrap();
+        assert_eq!(netlink.unfinished().await.unwrap(), Some(pair));
+        let second = netlink.make_hub(Framing::SingleFrames, 1).await.unwrap();
+        let device = netlink.make(&first, &wanted(1)).await.unwrap();
+        netlink.make(&first, &wanted(2)).await.unwrap();
+        assert_eq!(netlink.on_hub(&first, wanted(1).mac).await.unwrap().unwrap().ifindex, device.index);
+        assert_eq!(netlink.on_hub(&second, wanted(1).mac).await.unwrap(), None);
+    });
+}
+
 #[test]
 fn a_hub_is_up_silent_and_takes_the_largest_frames() {
     in_namespace(|netlink| async move {

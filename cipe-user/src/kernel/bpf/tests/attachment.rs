@@ -61,11 +61,11 @@ pub(super) fn in_namespace(test: impl FnOnce(&mut Programs, Veth) + Send) {
     });
 }
 
-/// The hidden end has one receive queue more than the engine uses.
+/// The hidden end has one receive queue more than the engine uses on any device.
 async fn make_veth() -> Veth {
     let (connection, netlink, _) = rtnetlink::new_connection().unwrap();
     tokio::spawn(connection);
-    let queues = LinkAttribute::NumRxQueues(PRIVATE_QUEUES + 1);
+    let queues = LinkAttribute::NumRxQueues(CARRIER_QUEUES + 1);
     let pair = LinkVeth::new("v1", "v0").append_extra_attribute(queues).build();
     netlink.link().add(pair).execute().await.unwrap();
     let veth = Veth { visible: index(&netlink, "v0").await, hidden: index(&netlink, "v1").await };
@@ -124,10 +124,7 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
         programs.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpPreference::Auto).unwrap();
         let tap = tap();
         let _half_open = syn();
-        // The first look is that of the device, before the hub.
-        let frame = std::iter::repeat_with(|| next_tcp(&tap)).find(|frame| frame[..6] != SOURCE).unwrap();
-        let stamp = Stamp { hub: HUB, tunnel: TUNNEL as u16, ..Stamp::default() };
-        assert_eq!(Stamp::from_mac(frame[..6].try_into().unwrap()), Some(stamp));
+        let frame = stamped(&tap);
         assert_eq!(frame[ETHERNET + IPV4 + TCP..][..4], [2, 4, 3, 0xE8], "MSS 1000");
         // The device is to complete it: so far it is the sum of the pseudo-header, untouched by the clamp.
         let sum = u16::from_be_bytes(frame[ETHERNET + IPV4 + 16..][..2].try_into().unwrap());
@@ -145,6 +142,36 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
     });
 }
 
+/// What kernels before 6.6 have in place of a tcx link.
+#[test]
+fn a_filter_stamps_as_a_link_does_and_is_found_when_its_engine_was_killed() {
+    in_namespace(|programs, veth| {
+        programs.set_private_address(SOURCE, TUNNEL).unwrap();
+        programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, hub: HUB.into(), ..Tunnel::default() }).unwrap();
+        let look = tap();
+        let mut attach = || {
+            let program = classifier(&mut programs.ebpf, names::PRIVATE_TC).unwrap();
+            hook::attach_filter(program, "v0").unwrap()
+        };
+        let link = attach();
+        let half_open = syn();
+        stamped(&look);
+        drop((link, half_open));
+        // The way of an engine that is killed: nobody detaches.
+        std::mem::forget(attach());
+        let half_open = syn();
+        stamped(&look);
+        drop(half_open);
+        remove_leftovers(veth.visible);
+        remove_leftovers(veth.visible);
+        // One that has not seen the frames before.
+        let look = tap();
+        let _half_open = syn();
+        let (_, on_hub) = (next_tcp(&look), next_tcp(&look));
+        assert_eq!(on_hub[..6], SOURCE, "nobody stamps");
+    });
+}
+
 #[test]
 fn a_receive_queue_beyond_the_table_is_not_another_hubs() {
     in_namespace(|programs, veth| {
@@ -159,6 +186,32 @@ fn a_receive_queue_beyond_the_table_is_not_another_hubs() {
         assert_eq!(run(PRIVATE_QUEUES - 1), XDP_REDIRECT);
         assert_eq!(run(PRIVATE_QUEUES), XDP_DROP);
         assert_eq!(programs.counted(TUNNEL, Verdict::NoEngine), 1);
+    });
+}
+
+/// The next frame as it leaves the hub, which has the stamp of the tunnel. The first look is that of the device, before the hub.
+fn stamped(tap: &Socket) -> Vec<u8> {
+    let frame = std::iter::repeat_with(|| next_tcp(tap)).find(|frame| frame[..6] != SOURCE).unwrap();
+    let stamp = Stamp { hub: HUB, tunnel: TUNNEL as u16, ..Stamp::default() };
+    assert_eq!(Stamp::from_mac(frame[..6].try_into().unwrap()), Some(stamp));
+    frame
+}
+
+#[test]
+fn a_receive_queue_beyond_the_table_is_not_another_carriers() {
+    in_namespace(|programs, veth| {
+        let local = "192.0.2.1:4000".parse().unwrap();
+        programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, ..Tunnel::default() }).unwrap();
+        programs.add_carrier_address(local, TUNNEL).unwrap();
+        programs.set_carrier_device(veth.hidden, 0).unwrap();
+        programs.attach_carrier(veth.hidden, XdpPreference::Native).unwrap();
+        let (last, next) = (xdp_socket(), xdp_socket());
+        programs.set_carrier_socket(CARRIER_QUEUES - 1, &last).unwrap();
+        programs.set_carrier_socket(CARRIER_QUEUES, &next).unwrap();
+        let frame = udp(local, &[0x7F; 16]);
+        let mut run = |queue| programs.run_xdp_from(names::CARRIER_XDP, &frame, veth.hidden, queue);
+        assert_eq!(run(CARRIER_QUEUES - 1), XDP_REDIRECT);
+        assert_eq!(run(CARRIER_QUEUES), XDP_PASS);
     });
 }
 

@@ -24,7 +24,11 @@ fn frame(length: usize) -> Vec<u8> {
 
 /// Programs with a live tunnel at both local addresses, and a socket. The socket must live as long as it is wanted.
 fn ready(flags: u32) -> Option<(Programs, OwnedFd)> {
-    let mut programs = programs()?;
+    ready_with(flags, LoadOptions::default())
+}
+
+fn ready_with(flags: u32, options: LoadOptions) -> Option<(Programs, OwnedFd)> {
+    let mut programs = programs_with(options)?;
     let socket = xdp_socket();
     programs.set_tunnel(TUNNEL, Tunnel { flags, ..Tunnel::default() }).unwrap();
     programs.add_carrier_address(LOCAL.parse().unwrap(), TUNNEL).unwrap();
@@ -67,6 +71,16 @@ fn a_frame_of_several_buffers_counts_whole() {
     let large = frame(16_000);
     assert_eq!(programs.carrier(&large), XDP_REDIRECT);
     assert_eq!(programs.carrier(&large[..large.len() - 1]), XDP_DROP);
+}
+
+#[test]
+fn what_no_socket_takes_in_one_piece_is_left_to_the_kernel() {
+    let largest_frame = frame(1_000).len() as u32;
+    let options = LoadOptions { largest_frame, ..LoadOptions::default() };
+    let Some((mut programs, _socket)) = ready_with(Tunnel::ALIVE, options) else { return };
+    assert_eq!(programs.carrier(&frame(1_000)), XDP_REDIRECT);
+    assert_eq!(programs.carrier(&frame(1_008)), XDP_PASS);
+    assert_eq!(programs.carrier(&frame(16_000)), XDP_PASS);
 }
 
 #[test]

@@ -1,0 +1,56 @@
+//! The stamp's place on a hub's visible end: a tcx link, which goes with its descriptor. Where the kernel has none, a filter of
+//! a clsact qdisc, which stays when its process is killed: whoever takes a hub over removes it.
+
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program,
+};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use cipe_common::maps::names;
+
+use super::attach::name;
+use super::error::{chain, os_error};
+
+/// Whether the kernel has tcx links. Without an answer (no right to ask) it has: attaching says what is wrong.
+pub fn has_tcx() -> bool {
+    let answer = SchedClassifier::query_tcx("lo", TcAttachType::Egress);
+    !answer.is_err_and(|error| is_unknown(&error))
+}
+
+/// Attaches behind what is there already.
+pub(super) fn attach(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
+    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+    let id = match program.attach_with_options(device, TcAttachType::Egress, options) {
+        Err(error) if is_unknown(&error) => return attach_filter(program, device),
+        attached => attached?,
+    };
+    program.take_link(id)
+}
+
+/// The same by a filter.
+pub(super) fn attach_filter(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
+    match qdisc_add_clsact(device) {
+        Err(TcError::AlreadyAttached) | Ok(()) => {}
+        Err(error) if os_error(&error) == Some(libc::EEXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let options = TcAttachOptions::Netlink(NlOptions::default());
+    let id = program.attach_with_options(device, TcAttachType::Egress, options)?;
+    program.take_link(id)
+}
+
+/// Removes what an engine without tcx links left on a hub when it was killed.
+pub fn remove_leftovers(ifindex: u32) {
+    let Ok(device) = name(ifindex) else { return };
+    for program in [names::PRIVATE_TC, names::ETHERNET_TC] {
+        match qdisc_detach_program(&device, TcAttachType::Egress, program) {
+            Ok(()) => tracing::info!("{device}: TC filter {program} of an engine that died; removed"),
+            // No such filter, or no clsact qdisc at all.
+            Err(error) => log::debug!("{device}: no TC filter {program} to remove: {}", chain(&error)),
+        }
+    }
+}
+
+/// Kernels refuse attach types that they do not know as invalid.
+fn is_unknown(error: &ProgramError) -> bool {
+    os_error(error) == Some(libc::EINVAL)
+}
