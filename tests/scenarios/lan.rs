@@ -368,7 +368,7 @@ fn a_carrier_card_is_refused_and_one_without_xdp_taken() -> Result<()> {
         pair.wait_for_keys(&net)?;
         let status = pair.a.wait_for_status(words, |status| {
             // The card of the carrier is opened when the way to the peer is known, which may be after the short cut.
-            has_door(&status.doors, words) || has_door(&status.doors, "wire0: UDP socket, AF_XDP refused")
+            has_door(&status.doors, words) || has_door(&status.doors, "wire0: UDP socket, the short cut (`lan`)")
         })?;
         assert!(carrier == "xdp" || has_door(&status.doors, words), "{status:?}");
         surely_one_ping(&net)?;

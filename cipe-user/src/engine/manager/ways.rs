@@ -153,6 +153,9 @@ impl Manager {
             }
             (None, _) if other => format!("{name}: UDP socket, no Ethernet device"),
             (None, _) if self.devices.contains_key(&ifindex) => format!("{name}: UDP socket, through that tunnel"),
+            (None, _) if tenant.refused == Some(ifindex) && self.lans.has(ifindex) => {
+                format!("{name}: UDP socket, the short cut (`lan`) has its AF_XDP sockets")
+            }
             (None, _) if tenant.refused == Some(ifindex) => match self.rivals.on(ifindex) {
                 Some(program) => format!("{name}: UDP socket, while another XDP program (id {program}) is attached"),
                 None => format!("{name}: UDP socket, AF_XDP refused"),
@@ -265,7 +268,9 @@ impl Manager {
                     tenant.refused = Some(ifindex);
                     self.refused.insert(ifindex);
                 }
-                self.note_rival(ifindex).await;
+                if !self.lans.has(ifindex) {
+                    self.note_rival(ifindex).await;
+                }
                 let message = format!("{error:#}; sending by UDP socket");
                 if as_expected {
                     self.news(number, message)
