@@ -236,6 +236,8 @@ impl<R: CryptoRng> Out<'_, R> {
         let payload = message.build(self.now.unix, self.rng);
         self.actions.push(Action::SendMessage { payload, under: under.clone(), announces });
         if self.introduce {
+            // An original takes the new key at the NK_IND and opens nothing more under the old one.
+            let under = if matches!(under, Under::Retired(_)) { Under::Static } else { under };
             self.marker(true, under);
         }
     }

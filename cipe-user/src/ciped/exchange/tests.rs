@@ -338,20 +338,35 @@ fn asking_begins_at_most_once_per_tokxc() {
     assert_eq!(machine.tick(), [REQ]);
 }
 
+/// What the markers among these go under.
+fn markers(actions: &[Action]) -> Vec<Under> {
+    let marker = |action: &Action| match action {
+        Action::SendMessage { payload, under, .. } => match Message::parse(payload) {
+            Ok(Message::Dummy(data)) if data.starts_with(MARKER) => Some(under.clone()),
+            _ => None,
+        },
+        _ => None,
+    };
+    actions.iter().filter_map(marker).collect()
+}
+
+#[test]
+fn an_original_can_open_the_marker_behind_an_indication() {
+    let mut machine = Machine::new();
+    machine.wanted(Wanted::NoSendKey);
+    machine.acknowledge();
+    let now = Now { at: machine.now, unix: 0 };
+    let actions = machine.exchange.handle(Input::KeyWanted(Wanted::Packets), now);
+    assert_eq!(markers(&actions), [Under::Static], "the key before is gone at the NK_IND");
+}
+
 #[test]
 fn markers_are_answered_once_and_stop_when_the_peer_is_known() {
-    let markers = |actions: Vec<Action>| {
-        let is_marker = |action: &Action| {
-            matches!(action, Action::SendMessage { payload, .. }
-                if matches!(Message::parse(payload), Ok(Message::Dummy(data)) if data.starts_with(MARKER)))
-        };
-        actions.iter().filter(|action| is_marker(action)).count()
-    };
     let mut exchange = Exchange::new(TOKXC, StdRng::seed_from_u64(1));
     let mut now = Now::default();
     let mut input = |input| {
         now.at += Duration::from_millis(100);
-        markers(exchange.handle(input, now))
+        markers(&exchange.handle(input, now)).len()
     };
     let [asking, answering] = [1, 0].map(|ask| [&MARKER[..], &[ask]].concat());
     assert_eq!(input(Input::KeyWanted(Wanted::NoSendKey)), 1);
