@@ -183,11 +183,10 @@ impl<R: CryptoRng> Exchange<R> {
                 self.receiver.key_missing(Under::Static, &mut out);
             }
             Input::Message { message, under_static } => {
-                if under_static && matches!(message, Message::Request | Message::Indication { .. }) {
-                    // The peer starts afresh, perhaps as another program.
-                    self.peer_keeps_keys = false;
-                    out.introduce = true;
-                }
+                let starts_afresh = under_static && matches!(message, Message::Request | Message::Indication { .. });
+                // Perhaps as another program.
+                let doubted = starts_afresh && std::mem::take(&mut self.peer_keeps_keys);
+                out.introduce |= starts_afresh;
                 let under = if under_static { Under::Static } else { Under::Live };
                 match message {
                     Message::Request => {
@@ -196,6 +195,10 @@ impl<R: CryptoRng> Exchange<R> {
                     }
                     Message::Indication { key, sum } => {
                         self.receiver.indication(key, sum, under, &mut out);
+                        if doubted {
+                            // One of ours that knows us already says nothing of itself unless it is asked.
+                            out.marker(true, Under::Static);
+                        }
                     }
                     Message::Acknowledgement { sum } => self.sender.acknowledged(sum, &mut out),
                     Message::Dummy(data) => {

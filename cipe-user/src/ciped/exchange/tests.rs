@@ -1,5 +1,7 @@
 //! Single steps of the exchange, and any sequence of them.
 
+use std::collections::VecDeque;
+
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -358,6 +360,30 @@ fn an_original_can_open_the_marker_behind_an_indication() {
     let now = Now { at: machine.now, unix: 0 };
     let actions = machine.exchange.handle(Input::KeyWanted(Wanted::Packets), now);
     assert_eq!(markers(&actions), [Under::Static], "the key before is gone at the NK_IND");
+}
+
+/// The second to announce a key has heard of the first by then.
+#[test]
+fn each_of_two_that_announce_one_after_the_other_knows_the_other() {
+    let mut ends = [1, 2].map(|seed| Exchange::new(TOKXC, StdRng::seed_from_u64(seed)));
+    let now = Now::default();
+    for first in [0, 1] {
+        let mut on_the_way: VecDeque<_> = ends[first]
+            .handle(Input::KeyWanted(Wanted::NoSendKey), now)
+            .into_iter()
+            .map(|action| (1 - first, action))
+            .collect();
+        let mut messages = 0;
+        while let Some((to, action)) = on_the_way.pop_front() {
+            let Action::SendMessage { payload, .. } = action else { continue };
+            messages += 1;
+            assert!(messages < 20, "no end of messages");
+            let message = Message::parse(&payload).unwrap();
+            let answers = ends[to].handle(Input::Message { message, under_static: true }, now);
+            on_the_way.extend(answers.into_iter().map(|answer| (1 - to, answer)));
+        }
+    }
+    assert_eq!(ends.map(|end| end.peer_keeps_keys()), [true, true]);
 }
 
 #[test]
