@@ -47,6 +47,17 @@ impl Syslog {
         command
     }
 
+    /// Whether a message with this text has come.
+    fn has(&mut self, what: &str) -> Result<bool> {
+        self.socket.set_nonblocking(true)?;
+        let mut message = [0; 2048];
+        while let Ok(length) = self.socket.recv(&mut message) {
+            self.lines.push(String::from_utf8_lossy(&message[..length]).into_owned());
+        }
+        self.socket.set_nonblocking(false)?;
+        Ok(self.lines.iter().any(|line| line.contains(what)))
+    }
+
     /// Waits for a message with this text; returns it whole.
     fn wait_for(&mut self, what: &str) -> Result<String> {
         let deadline = Instant::now() + SOON;
@@ -124,6 +135,12 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
 
     let peer = Side::B.carrier().to_string();
     gateway.ip(&["route", "add", &peer, "dev", "cipcb0"])?;
+    // It is told when a datagram has gone round.
+    let deadline = Instant::now() + SOON;
+    while !log.has("cipcb0: looped route")? && Instant::now() < deadline {
+        let one = Plan { timeout: Duration::from_millis(50), ..Plan::count(1) };
+        ping::run(net.lan(Side::A), Side::B.host(), &one)?;
+    }
     let looped = log.wait_for("cipcb0: looped route")?;
     assert!(looped.starts_with("<28>ciped-cb["), "{looped}");
     gateway.ip(&["route", "del", &peer, "dev", "cipcb0"])?;
