@@ -245,10 +245,10 @@ fn fragments_over_ipv6_are_joined_and_counted() -> Result<()> {
         let net = network()?;
         let pair = Pair::start(&net, Daemon::Blowfish, |side, options| over_ipv6(side, options).set("carrier", door))?;
         pair.wait_for_keys(&net)?;
-        // Noise, for nothing of ours is larger than the link; the kernel cuts it in two.
+        // Noise, for nothing of ours is larger than the link; the kernel cuts it in two. Zeros were a message in clear.
         let socket = net.gw(Side::B).run(|| UdpSocket::bind((carrier(Side::B), 0)))?;
         for _ in 0..LARGE {
-            socket.send_to(&[0; 1600], (carrier(Side::A), PORT))?;
+            socket.send_to(&[0x55; 1600], (carrier(Side::A), PORT))?;
         }
         let status = pair.a.wait_for_status("noise", |status| status.count("bad-crc") == LARGE as u64)?;
         assert_eq!(status.count("fragmented"), LARGE as u64, "{door}: {status:?}");
