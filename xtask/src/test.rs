@@ -19,14 +19,22 @@ pub struct Args {
     /// Run the scenarios on another kernel, in qemu: the latest of a line, such as 6.12; newest; all
     #[arg(long)]
     kernel: Option<Kernels>,
-    /// With --kernel: load the eBPF object, and run the few scenarios that the ordinary checks run there
+    /// With --kernel: only that each program of the eBPF object loads
     #[arg(long, requires = "kernel", conflicts_with = "only")]
-    short: bool,
+    loads: bool,
     #[command(flatten)]
     shape: Shape,
 }
 
+/// The packages with unit tests, and the one with scenarios, as arguments of cargo.
+pub const UNIT_TESTS: &[&str] = &["--workspace", "--exclude", "cipe-tests"];
+/// See [`UNIT_TESTS`].
+pub const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
+
 const EBPF: &str = "ebpf";
+
+/// The oldest and the newest kernel that there is support for.
+const OTHER_KERNELS: &str = "6.1,newest";
 
 struct Step {
     name: &'static str,
@@ -41,7 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     if let Some(kernels) = &args.kernel {
         let which = match &args.only[..] {
-            _ if args.short => Which::Short,
+            _ if args.loads => Which::Loads,
             [] => Which::All,
             only => Which::Only(only),
         };
@@ -92,15 +100,18 @@ fn steps() -> Result<Vec<Step>> {
     ebpf.args(["build-ebpf", "--install", "--check"]).current_dir(tools::workspace());
     let mut documentation = tools::cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
-    let mut scenarios = tools::cargo(&["test", "--package", "cipe-tests", "--no-fail-fast", "--", "--test-threads=1"]);
+    let mut scenarios = tools::cargo(&[&["test"], SCENARIOS, &["--no-fail-fast", "--", "--test-threads=1"]].concat());
     scenarios.env("CIPE_BIN", tools::target().join("debug/cipe"));
+    let mut kernels = Command::new(std::env::current_exe()?);
+    kernels.args(["test", "--kernel", OTHER_KERNELS, "--loads"]).current_dir(tools::workspace());
     Ok(vec![
         step("format", tools::cargo(&["fmt", "--all", "--check"])),
         step(EBPF, ebpf),
         step("lints", tools::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
-        step("unit tests", tools::cargo(&["test", "--workspace", "--exclude", "cipe-tests", "--no-fail-fast"])),
+        step("unit tests", tools::cargo(&[&["test"], UNIT_TESTS, &["--no-fail-fast"]].concat())),
         step("binary", tools::cargo(&["build", "--package", "cipe-user", "--bin", "cipe"])),
         step("scenarios", scenarios),
+        step("kernels", kernels),
         step("documentation", documentation),
     ])
 }

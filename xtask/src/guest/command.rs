@@ -46,8 +46,8 @@ pub fn run(args: &Args) -> Result<()> {
     let mut code = None;
     let home = machine::home(&format!("command-{}", std::process::id()));
     let result = machine::run(&kernel, &Plan { steps: vec![step] }, &args.shape, &home, |told| match told {
-        Told::Record(Record::End(value, _)) => code = value,
-        Told::Record(_) => {}
+        Told::Record(Record::End(value, _), _) => code = value,
+        Told::Record(..) => {}
         Told::Line(line) => println!("{line}"),
     });
     drop(std::fs::remove_dir_all(&home));

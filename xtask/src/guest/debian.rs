@@ -111,10 +111,7 @@ impl Client {
 }
 
 /// The address of the archive that this machine has its own packages from.
-///
-/// # Errors
-/// A machine that is no Debian.
-pub fn archive() -> Result<String> {
+fn archive() -> Result<String> {
     if !tools::has("apt-get") {
         bail!("kernels come from Debian's packages, and this machine has no apt-get");
     }

@@ -16,7 +16,7 @@
 //! | `command`, `scenarios` | `cargo xtask guest`, `cargo xtask test --kernel` |
 
 pub mod command;
-pub mod debian;
+mod debian;
 mod initramfs;
 pub mod inside;
 mod kernel;

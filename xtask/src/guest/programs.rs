@@ -27,15 +27,16 @@ struct Target {
     kind: Vec<String>,
 }
 
-/// Builds the tests of a package, those in its library (`kind` "lib") or those in files of their own ("test"); returns the name
-/// and the path of each.
+/// Builds the tests of the packages that `selection` names as to cargo, and returns the name and the path of those in libraries
+/// (`kind` "lib") or in files of their own ("test").
+///
+/// The selection decides which features packages get: the one of the ordinary checks finds what they have built.
 ///
 /// # Errors
 /// A build that fails.
-pub fn build(package: &str, kind: &str) -> Result<Vec<(String, PathBuf)>> {
-    let which = if kind == "lib" { "--lib" } else { "--tests" };
-    let mut build = tools::cargo(&["test", "--no-run", "--message-format=json-render-diagnostics", which]);
-    let output = build.args(["--package", package]).stderr(Stdio::inherit()).output()?;
+pub fn build(selection: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut build = tools::cargo(&["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    let output = build.args(selection).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         bail!("{}: {}", tools::text(&build), output.status);
     }

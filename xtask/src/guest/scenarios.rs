@@ -11,6 +11,7 @@ use super::machine::{self, Shape};
 use super::plan::{Plan, Step};
 use super::table::{Outcome, Reader};
 use super::{need_guests, programs};
+use crate::test::{SCENARIOS, UNIT_TESTS};
 use crate::tools;
 
 /// Seconds after which the tests of a file are ended.
@@ -27,9 +28,6 @@ const LIBRARY: &str = "cipe_user";
 
 /// The unit test that loads each program of the eBPF object.
 const LOADS: &str = "every_program_loads";
-
-/// Scenarios that the ordinary checks run on other kernels.
-const SHORT: [&str; 6] = ["bed", "tunnel", "wrong_key", "bad_input", "renewal", "coalesced"];
 
 /// The kernels of `--kernel all`: Debian 12's, Debian 13's, the last long-term line, the newest.
 const ALL: &[Wanted] = &[Wanted::Line(6, 1), Wanted::Line(6, 12), Wanted::Line(6, 18), Wanted::Newest];
@@ -55,8 +53,8 @@ pub enum Which<'a> {
     All,
     /// Those of the files named, or `FILE::PART` for the tests of that file whose names contain PART.
     Only(&'a [String]),
-    /// What the ordinary checks run: the eBPF object loads, and a few scenarios work.
-    Short,
+    /// That each program of the eBPF object loads, as it is committed and as `CIPE_BPF_OBJECT` names it.
+    Loads,
 }
 
 /// The tests of one program that shall run.
@@ -102,15 +100,15 @@ pub fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape) -> Result<()> {
 
 fn choices(which: Which<'_>) -> Result<Vec<Choice>> {
     let fresh = std::env::var(OBJECT).ok();
-    let short = SHORT.map(str::to_owned);
-    let (mut choices, only) = match which {
-        Which::All => (Vec::new(), &[][..]),
-        Which::Only(only) => (Vec::new(), only),
-        Which::Short => (objects(fresh.as_deref())?, &short[..]),
+    let only = match which {
+        Which::All => &[][..],
+        Which::Only(only) => only,
+        Which::Loads => return objects(fresh.as_deref()),
     };
-    let mut found = programs::build("cipe-tests", "test")?;
+    let mut choices = Vec::new();
+    let mut found = programs::build(SCENARIOS, "test")?;
     if only.iter().any(|entry| entry.split("::").next() == Some(LIBRARY)) {
-        found.extend(programs::build("cipe-user", "lib")?);
+        found.extend(programs::build(UNIT_TESTS, "lib")?);
     }
     for entry in only {
         let file = entry.split("::").next().unwrap_or_default();
@@ -126,7 +124,8 @@ fn choices(which: Which<'_>) -> Result<Vec<Choice>> {
 
 /// The test that the committed object loads, and the fresh one, if there is one.
 fn objects(fresh: Option<&str>) -> Result<Vec<Choice>> {
-    let (_, program) = programs::build("cipe-user", "lib")?.pop().context("cipe-user has unit tests")?;
+    let programs = programs::build(UNIT_TESTS, "lib")?;
+    let (_, program) = programs.into_iter().find(|(name, _)| name == LIBRARY).context("cipe-user has unit tests")?;
     let choice = |name: &str, object: Option<&str>| Choice {
         name: name.to_owned(),
         program: program.clone(),

@@ -16,6 +16,7 @@ pub struct Outcome {
     skipped: Vec<String>,
     whole: bool,
     took: Duration,
+    used: Duration,
 }
 
 impl Outcome {
@@ -28,10 +29,11 @@ impl Outcome {
     pub fn line(&self) -> String {
         let verdict = if self.is_right() { "ok" } else { "FAILED" };
         let mut line = format!(
-            "{:<22} {:<22} {verdict:<6} {:>7.1} s  {} passed",
+            "{:<22} {:<22} {verdict:<6} {:>7.1} s {:>7.1} s of CPU  {} passed",
             self.kernel,
             self.name,
             self.took.as_secs_f64(),
+            self.used.as_secs_f64(),
             self.passed
         );
         if !self.failed.is_empty() {
@@ -63,10 +65,14 @@ impl Reader {
     /// Takes what the guest tells, and prints what a person wants to see at once.
     pub fn take(&mut self, told: Told<'_>, start: Instant) {
         match told {
-            Told::Record(Record::Up(release)) => {
-                println!("{release} is up after {:.1} s", start.elapsed().as_secs_f64())
+            Told::Record(Record::Up(release), used) => {
+                println!(
+                    "{release} is up after {:.1} s and {:.1} s of CPU",
+                    start.elapsed().as_secs_f64(),
+                    used.as_secs_f64()
+                )
             }
-            Told::Record(Record::Begin(name)) => {
+            Told::Record(Record::Begin(name), used) => {
                 println!("\n{name}");
                 self.failures = false;
                 self.outcomes.push(Outcome {
@@ -77,15 +83,17 @@ impl Reader {
                     skipped: Vec::new(),
                     whole: false,
                     took: Duration::ZERO,
+                    used,
                 });
             }
-            Told::Record(Record::End(code, seconds)) => {
+            Told::Record(Record::End(code, seconds), used) => {
                 if let Some(outcome) = self.outcomes.last_mut() {
                     outcome.took = Duration::from_secs_f64(seconds);
+                    outcome.used = used.saturating_sub(outcome.used);
                     outcome.whole = code == Some(0);
                 }
             }
-            Told::Record(_) => {}
+            Told::Record(..) => {}
             Told::Line(line) => self.line(line),
         }
     }
