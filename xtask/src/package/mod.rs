@@ -1,11 +1,13 @@
 //! `cargo xtask package`: one folder to copy to a gateway.
 
+mod glibc;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::tools;
 
@@ -24,9 +26,17 @@ pub struct Args {
 /// pages, completions for shells, the README and the daemons' manual.
 ///
 /// # Errors
-/// What cargo says, or a folder that is there already.
+/// What cargo says, a folder that is there already, or a program that needs a newer C library than the oldest Debian has.
 pub fn run(args: &Args) -> Result<()> {
     let binary = tools::build_cipe(true)?;
+    if let Some(least) = glibc::least(&fs::read(&binary)?)? {
+        println!("{}: glibc {least} or later", binary.display());
+        let oldest = glibc::OLDEST;
+        ensure!(
+            least <= oldest,
+            "the program would not start on Debian 12, which has glibc {oldest}: build it on Debian 12"
+        );
+    }
     let folder = tools::workspace().join(&args.to);
     if let Some(parent) = folder.parent() {
         fs::create_dir_all(parent)?;
