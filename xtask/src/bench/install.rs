@@ -64,15 +64,19 @@ pub fn install(tunnels: &[Tunnel]) -> Result<()> {
     tools::apt_install(&packages)
 }
 
-/// Leaves out tunnels whose programs are missing, and says so; refuses where such a one was asked for by name.
+/// Leaves out tunnels whose programs are missing, or that the kernel does not have, and says so; refuses where such a one was asked for by name.
 ///
 /// # Errors
-/// The program that is missing and how to get it.
+/// The program that is missing and how to get it, or what the kernel says.
 pub fn runnable(tunnels: &[Tunnel], by_name: bool) -> Result<Vec<Tunnel>> {
     let mut found = Vec::new();
     for &tunnel in tunnels {
         match missing(tunnel)[..] {
-            [] => found.push(tunnel),
+            [] => match tunnel.lacking() {
+                None => found.push(tunnel),
+                Some(why) if by_name => bail!("{}: {why}", tunnel.name()),
+                Some(why) => println!("left out: {} ({why})", tunnel.name()),
+            },
             [need, ..] if by_name => bail!("{} needs {}; add --install", tunnel.name(), need.program),
             [need, ..] => {
                 println!("left out: {} ({} is not installed; --install gets it)", tunnel.name(), need.program)

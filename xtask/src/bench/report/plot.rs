@@ -56,7 +56,7 @@ impl Plot {
         svg.text((MARGIN, 32.0), &format!("{INK} font-size=\"17\" font-weight=\"600\""), &self.title);
         svg.text((MARGIN, 51.0), FAINT, &self.subtitle);
         let mut x = MARGIN;
-        for kind in [Kind::Ours, Kind::Peer, Kind::Clear] {
+        for kind in [Kind::Ours, Kind::Peer, Kind::Kernel, Kind::Clear] {
             svg.rect((x, 64.0), (12.0, 12.0), &format!("rx=\"2\" fill=\"{}\"", color(kind)));
             svg.text((x + 18.0, 74.0), INK, legend(kind));
             x += 42.0 + 6.2 * legend(kind).len() as f64;
@@ -118,6 +118,7 @@ fn legend(kind: Kind) -> &'static str {
     match kind {
         Kind::Ours => "this project",
         Kind::Peer => "other encrypting tunnels, in user space",
+        Kind::Kernel => "the kernel's own ciphers",
         Kind::Clear => "the kernel, without any cipher",
     }
 }
@@ -126,6 +127,7 @@ fn color(kind: Kind) -> &'static str {
     match kind {
         Kind::Ours => "#2f6fde",
         Kind::Peer => "#a9b4c0",
+        Kind::Kernel => "#6aa67a",
         Kind::Clear => "#e8c26a",
     }
 }

@@ -11,6 +11,7 @@ mod process;
 mod tinc;
 mod wireguard;
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -55,6 +56,10 @@ pub enum Tunnel {
     TincBf,
     /// fastd, Salsa20/12 and UMAC
     Fastd,
+    /// WireGuard of the kernel
+    Wireguard,
+    /// ESP of the kernel in UDP, AES-128-GCM
+    Esp,
     /// The kernel's VXLAN, without any cipher
     Vxlan,
     /// Plain routes over the wire, without any tunnel
@@ -68,6 +73,8 @@ pub enum Kind {
     Ours,
     /// Another encrypting tunnel, in user space.
     Peer,
+    /// The kernel's own, with a cipher.
+    Kernel,
     /// The kernel's own, without a cipher.
     Clear,
 }
@@ -115,6 +122,7 @@ impl Tunnel {
             Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => {
                 Kind::Ours
             }
+            Self::Wireguard | Self::Esp => Kind::Kernel,
             Self::Vxlan | Self::Veth => Kind::Clear,
             _ => Kind::Peer,
         }
@@ -124,7 +132,8 @@ impl Tunnel {
     pub fn needs(self) -> &'static [Need] {
         match self {
             Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => &[],
-            Self::Vxlan | Self::Veth => &[],
+            Self::Esp | Self::Vxlan | Self::Veth => &[],
+            Self::Wireguard => kernel::NEEDS_WIREGUARD,
             Self::OpenvpnBf => openvpn::NEEDS_BF,
             Self::OpenvpnAesGcm => openvpn::NEEDS_AES,
             Self::WireguardGo => wireguard::NEEDS_GO,
@@ -132,6 +141,15 @@ impl Tunnel {
             Self::Gotatun => wireguard::NEEDS_GOTATUN,
             Self::TincBf => tinc::NEEDS,
             Self::Fastd => fastd::NEEDS,
+        }
+    }
+
+    /// Why this kernel does not have it; `None`: it does, or the tunnel is none of the kernel's.
+    pub fn lacking(self) -> Option<String> {
+        match self {
+            Self::Wireguard => kernel::lacks("wireguard"),
+            Self::Esp => kernel::lacks("xfrm"),
+            _ => None,
         }
     }
 
@@ -149,8 +167,10 @@ impl Tunnel {
             Self::WireguardGo | Self::Boringtun | Self::Gotatun => Running::Peer(wireguard::start(self, net)?),
             Self::TincBf => Running::Peer(tinc::start(net)?),
             Self::Fastd => Running::Peer(fastd::start(net)?),
-            Self::Vxlan => kernel::vxlan(net).map(|()| Running::Kernel)?,
-            Self::Veth => kernel::veth(net).map(|()| Running::Kernel)?,
+            Self::Wireguard => kernel::wireguard(net).map(|()| Running::Kernel(Vec::new()))?,
+            Self::Esp => kernel::esp(net).map(Running::Kernel)?,
+            Self::Vxlan => kernel::vxlan(net).map(|()| Running::Kernel(Vec::new()))?,
+            Self::Veth => kernel::veth(net).map(|()| Running::Kernel(Vec::new()))?,
         };
         running.wait(net)?;
         Ok(running)
@@ -163,8 +183,8 @@ pub enum Running {
     Ours(Box<Pair>),
     /// Both ends of another one.
     Peer([Process; 2]),
-    /// Only the kernel is at work.
-    Kernel,
+    /// Only the kernel is at work; the sockets through which it receives.
+    Kernel(#[expect(dead_code, reason = "kept open")] Vec<UdpSocket>),
 }
 
 impl Running {
@@ -182,7 +202,7 @@ impl Running {
         match self {
             Self::Ours(pair) => format!("{}\n{}", pair.a.log().text(), pair.b.log().text()),
             Self::Peer(ends) => ends.iter().map(Process::log).collect::<Vec<_>>().join("\n"),
-            Self::Kernel => String::new(),
+            Self::Kernel(_) => String::new(),
         }
     }
 }
