@@ -19,8 +19,8 @@ use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XdpUmemReg, XdpUmemRegFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use super::rings::{self, Rings};
 use super::{Error, Umem};
 
 /// A closed socket frees its queue some time later, from a kernel work queue; so long is a new owner's patience.
@@ -113,26 +113,34 @@ pub(super) struct Registration {
     flags: SocketAddrXdpFlags,
 }
 
-/// Opens a socket and binds it to queue `queue.1` of device `queue.0`.
-/// Returns it with the flags that it was bound with.
+/// A bound socket.
+pub(super) struct Bound {
+    // Before the descriptor: a mapping keeps the socket alive in the kernel.
+    pub(super) rings: Rings,
+    pub(super) socket: OwnedFd,
+    /// What it was bound with.
+    pub(super) flags: SocketAddrXdpFlags,
+}
+
+/// Opens a socket and binds it to queue `queue.1` of device `queue.0`; returns it with the flags that it was bound with.
 pub(super) fn open(
     umem: &Umem,
     queue: (u32, u32),
     object: &str,
     config: &SocketConfig,
-) -> Result<(Arc<OwnedFd>, SocketAddrXdpFlags), Error> {
+) -> Result<(Arc<OwnedFd>, Rings, SocketAddrXdpFlags), Error> {
     config.check()?;
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
         match attempt(umem, queue, config) {
-            Ok((socket, flags)) => {
+            Ok(Bound { rings, socket, flags }) => {
                 let socket = Arc::new(socket);
                 let registration = Registration { socket: Arc::downgrade(&socket), queue, flags };
                 let mut known = umem.registrations().lock().unwrap_or_else(PoisonError::into_inner);
                 known.retain(|other| other.socket.strong_count() > 0);
                 known.push(registration);
-                return Ok((socket, flags));
+                return Ok((socket, rings, flags));
             }
             Err((_, Errno::BUSY)) if Instant::now() < deadline => {
                 // The kernel tells nobody when the queue is free, so the deadline of an empty poll paces the attempts.
@@ -172,22 +180,18 @@ fn choices(config: &SocketConfig) -> ArrayVec<SocketAddrXdpFlags, 4> {
 }
 
 /// Tries each way to get what is wanted; the refusal is that of the last.
-pub(super) fn attempt(
-    umem: &Umem,
-    queue: (u32, u32),
-    config: &SocketConfig,
-) -> Result<(OwnedFd, SocketAddrXdpFlags), Refusal> {
+pub(super) fn attempt(umem: &Umem, queue: (u32, u32), config: &SocketConfig) -> Result<Bound, Refusal> {
     let with = |flags| {
         // The address says nothing about which of the live sockets is still bound, so each is asked in turn.
         for sharer in sharers(umem, queue, flags)? {
             match share(&sharer, queue, config) {
-                Ok(socket) => return Ok((socket, flags)),
+                Ok((socket, rings)) => return Ok(Bound { rings, socket, flags }),
                 Err((_, Errno::BUSY)) => return Err(("bind", Errno::BUSY)),
                 Err((_, Errno::BADF)) => continue,
                 Err(_) => break,
             }
         }
-        register(umem, queue, flags, config).map(|socket| (socket, flags))
+        register(umem, queue, flags, config).map(|(socket, rings)| Bound { rings, socket, flags })
     };
     let mut refusal = ("bind", Errno::OPNOTSUPP);
     for flags in choices(config) {
@@ -215,12 +219,12 @@ fn sharers(umem: &Umem, queue: (u32, u32), flags: SocketAddrXdpFlags) -> Result<
     Ok(found)
 }
 
-fn share(sharer: &OwnedFd, queue: (u32, u32), config: &SocketConfig) -> Result<OwnedFd, Refusal> {
-    let socket = with_rings(config)?;
+fn share(sharer: &OwnedFd, queue: (u32, u32), config: &SocketConfig) -> Result<(OwnedFd, Rings), Refusal> {
+    let (socket, rings) = rings::open(config)?;
     let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, queue.0, queue.1);
     let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: sharer.as_fd() };
     rustix::net::bind(&socket, &addr).map_err(|errno| ("bind", errno))?;
-    Ok(socket)
+    Ok((socket, rings))
 }
 
 fn register(
@@ -228,8 +232,8 @@ fn register(
     queue: (u32, u32),
     flags: SocketAddrXdpFlags,
     config: &SocketConfig,
-) -> Result<OwnedFd, Refusal> {
-    let socket = with_rings(config)?;
+) -> Result<(OwnedFd, Rings), Refusal> {
+    let (socket, rings) = rings::open(config)?;
     let (addr, len) = umem.range();
     let layout = umem.layout();
     let shape = XdpUmemReg {
@@ -242,20 +246,7 @@ fn register(
     };
     sockopt::set_xdp_umem_reg(&socket, shape).map_err(|errno| ("XDP_UMEM_REG", errno))?;
     rustix::net::bind(&socket, &SocketAddrXdp::new(flags, queue.0, queue.1)).map_err(|errno| ("bind", errno))?;
-    Ok(socket)
-}
-
-fn with_rings(config: &SocketConfig) -> Result<OwnedFd, Refusal> {
-    let socket = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
-        .map_err(|errno| ("socket", errno))?;
-    let size = |call, set: fn(&OwnedFd, u32) -> rustix::io::Result<()>, slots: u32| {
-        if slots == 0 { Ok(()) } else { set(&socket, slots).map_err(|errno| (call, errno)) }
-    };
-    size("XDP_RX_RING", |fd, n| sockopt::set_xdp_rx_ring_size(fd, n), config.rx)?;
-    size("XDP_TX_RING", |fd, n| sockopt::set_xdp_tx_ring_size(fd, n), config.tx)?;
-    size("XDP_UMEM_FILL_RING", |fd, n| sockopt::set_xdp_umem_fill_ring_size(fd, n), config.fill)?;
-    size("XDP_UMEM_COMPLETION_RING", |fd, n| sockopt::set_xdp_umem_completion_ring_size(fd, n), config.completion)?;
-    Ok(socket)
+    Ok((socket, rings))
 }
 
 #[cfg(test)]

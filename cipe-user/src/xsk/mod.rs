@@ -27,6 +27,7 @@ mod map;
 mod probe;
 mod queue;
 mod ring;
+mod rings;
 mod socket;
 mod umem;
 

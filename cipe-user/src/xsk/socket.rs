@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::xdp::{SocketAddrXdpFlags, XdpDesc, XdpOptionsFlags};
-use rustix::net::xdp::{
-    XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING,
-};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netdevice, sockopt};
 
 use super::bind::{self, SocketConfig};
@@ -18,6 +15,7 @@ use super::frames::{Packet, Pool};
 use super::held::Held;
 use super::map::Ring;
 use super::queue::{Anomalies, Queue};
+use super::rings::Rings;
 use super::{Error, Umem};
 
 /// How long [`Socket::close`] waits for packets in flight.
@@ -92,22 +90,14 @@ impl Socket {
     pub fn bind(umem: &Umem, ifindex: u32, queue: u32, config: SocketConfig) -> Result<Self, Error> {
         let place = (ifindex, queue);
         let object = format!("{} queue {queue}", device_name(ifindex));
-        let (socket, flags) = bind::open(umem, place, &object, &config)?;
+        let (socket, rings, flags) = bind::open(umem, place, &object, &config)?;
         let failed = |call| {
             let object = &object;
             move |errno| Error::socket(object, call, errno)
         };
         let options = sockopt::xdp_options(&socket).map_err(failed("XDP_OPTIONS"))?;
         let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
-        let at = sockopt::xdp_mmap_offsets(&socket).map_err(failed("XDP_MMAP_OFFSETS"))?;
-        let fd = socket.as_fd();
-        let descriptors = |page, at, slots| (slots > 0).then(|| Ring::map(fd, page, at, slots)).transpose();
-        let receive = descriptors(XDP_PGOFF_RX_RING, at.rx, config.rx).map_err(failed("mmap of the rx ring"))?;
-        let transmit = descriptors(XDP_PGOFF_TX_RING, at.tx, config.tx).map_err(failed("mmap of the tx ring"))?;
-        let fill =
-            Ring::map(fd, XDP_UMEM_PGOFF_FILL_RING, at.fr, config.fill).map_err(failed("mmap of the fill ring"))?;
-        let completion = Ring::map(fd, XDP_UMEM_PGOFF_COMPLETION_RING, at.cr, config.completion)
-            .map_err(failed("mmap of the completion ring"))?;
+        let Rings { receive, transmit, fill, completion } = rings;
         if config.tx > 0 && !zero_copy {
             prepare_copies(&socket, config.tx, umem.frame_size());
         }
