@@ -268,9 +268,7 @@ impl Manager {
                     tenant.refused = Some(ifindex);
                     self.refused.insert(ifindex);
                 }
-                if !self.lans.has(ifindex) {
-                    self.note_rival(ifindex).await;
-                }
+                self.note_rival(ifindex).await;
                 let message = format!("{error:#}; sending by UDP socket");
                 if as_expected {
                     self.news(number, message)
