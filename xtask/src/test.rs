@@ -33,8 +33,8 @@ pub const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
 
 const EBPF: &str = "ebpf";
 
-/// The oldest and the newest kernel that there is support for.
-const OTHER_KERNELS: &str = "6.1,newest";
+/// The oldest kernel that there is support for, and the newest long-term line.
+const OTHER_KERNELS: &str = "6.1,6.18";
 
 struct Step {
     name: &'static str,

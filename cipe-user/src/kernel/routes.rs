@@ -59,7 +59,7 @@ impl Netlink {
     /// Asks the kernel for the route to `peer`, for packets from the own address `from` if that is given.
     ///
     /// # Errors
-    /// As [`Netlink::route_towards`].
+    /// As [`Netlink::route_of`].
     pub async fn route(&self, peer: IpAddr, from: Option<IpAddr>) -> Result<Route> {
         self.route_of(Flow::new(peer, from)).await
     }
