@@ -13,6 +13,10 @@ const TCP_HEADER: usize = 20;
 const TCP_DATA_OFFSET: usize = 12;
 const TCP_CHECKSUM: usize = 16;
 const MAX_OPTIONS: usize = 40;
+/// The least mask that each place of an option passes.
+const MASK: usize = 63;
+/// Octets for all that can be read behind a masked place.
+const ROOM: usize = MASK + 4 + 1;
 /// Options looked at; every known stack sends the MSS first.
 const MAX_STEPS: usize = 10;
 
@@ -49,19 +53,22 @@ fn clamp(ctx: &TcContext, tcp: usize, mss: u32) {
         return;
     }
     let length = (usize::from(data_offset >> 4) * 4).wrapping_sub(TCP_HEADER);
-    let mut options = [0u8; MAX_OPTIONS];
+    let mut options = [0u8; ROOM];
     // Options come in words of four octets.
     let Some(length) = bounds::within::<4, { MAX_OPTIONS as u64 }>(length as u64) else { return };
     let length = length as usize;
     if !load_options(ctx, tcp + TCP_HEADER, &mut options, length) {
         return;
     }
+    // Where kind, length and a 16-bit value have room.
+    let last = length - 4;
     let mut at = 0;
     for _ in 0..MAX_STEPS {
-        // Room for kind, length and a 16-bit value.
-        if at + 4 > length || at + 4 > MAX_OPTIONS {
+        if at > last {
             return;
         }
+        // A mask is a bound that each verifier follows; the compiler knows nothing of `last` and leaves it in.
+        at &= MASK;
         match (options[at], options[at + 1]) {
             (OPTION_END, _) => return,
             (OPTION_NOP, _) => at += 1,
@@ -99,7 +106,7 @@ fn lower(ctx: &TcContext, tcp: usize, value: usize, old: [u8; 2], mss: u32) {
 
 /// Copies `length` octets (1 to 40) of options.
 #[inline(always)]
-fn load_options(ctx: &TcContext, offset: usize, options: &mut [u8; MAX_OPTIONS], length: usize) -> bool {
+fn load_options(ctx: &TcContext, offset: usize, options: &mut [u8; ROOM], length: usize) -> bool {
     // SAFETY: the context is the one the kernel called us with, and the caller has checked that the octets fit.
     unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset as u32, options.as_mut_ptr().cast(), length as u32) == 0 }
 }
