@@ -71,10 +71,16 @@ impl Kernel {
             let package = newest(&client.names("linux-image-")?, wanted)
                 .with_context(|| format!("Debian's archive has no kernel {wanted}"))?;
             let release = package.trim_start_matches("linux-image-");
-            let mut packages = client.needs(&package)?;
-            // Since 6.19 the image and the modules are packages of their own.
-            let parts = ["binary", "modules"].map(|part| format!("linux-{part}-{release}"));
-            packages.retain(|name| parts.contains(name));
+            // Since 6.19 the image, the modules and the lists of them (7.3) are packages of their own. Some of those names are no
+            // packages but something that another one provides.
+            let needs = client.needs(&package)?;
+            let mut packages = Vec::new();
+            for part in ["base", "binary", "modules"] {
+                let name = format!("linux-{part}-{release}");
+                if needs.contains(&name) && client.names(&name)?.contains(&name) {
+                    packages.push(name);
+                }
+            }
             packages.push(package.clone());
             let fresh = folder().join("fresh");
             if fresh.is_dir() {
