@@ -22,7 +22,7 @@ pub mod names {
     pub const CARRIER_SOCKETS: &str = "CARRIER_SOCKETS";
     /// `ARRAY` of [`super::KeySlot`], `BPF_F_MMAPABLE`, by [`super::key_index`].
     pub const KEYS: &str = "KEYS";
-    /// `PERCPU_ARRAY` of u64 by [`super::verdict_index`].
+    /// `PERCPU_ARRAY` of [`super::Drops`] by [`super::drops_index`].
     pub const VERDICTS: &str = "VERDICTS";
     /// `ARRAY` of u64 by tunnel number: when a packet under a dynamic key that we do not have was last let through, in
     /// nanoseconds of `CLOCK_MONOTONIC`.
@@ -275,21 +275,29 @@ pub const fn private_socket_index(hub: u32, queue: u32) -> u32 {
     hub * PRIVATE_QUEUES + queue
 }
 
-/// Entries that a map with an entry for each [`verdict_index`] of `tunnels` tunnels and [`NO_TUNNEL`] needs.
+/// A tunnel's drops that the programs counted on one CPU, by [`crate::Verdict::kernel_index`]. They share an element because
+/// the kernel allocates each element of a per-CPU map by itself, at about a microsecond each.
+pub type Drops = [u64; KERNEL_VERDICTS];
+
+/// Counts in [`Drops`]. A power of two, so that programs can bound an index by a mask.
+pub const KERNEL_VERDICTS: usize = 8;
+
+/// Entries of `VERDICTS` for `tunnels` tunnels and [`NO_TUNNEL`].
 #[inline(always)]
-pub const fn verdict_entries(tunnels: u32) -> u32 {
-    (tunnels + 1) * crate::Verdict::COUNT as u32
+pub const fn drops_entries(tunnels: u32) -> u32 {
+    tunnels + 1
 }
 
-/// Index of a tunnel's counter in `VERDICTS`. Row 0 is [`NO_TUNNEL`]'s.
+/// Index of a tunnel's [`Drops`] in `VERDICTS`; that of [`NO_TUNNEL`] is 0.
 #[inline(always)]
-pub const fn verdict_index(tunnel: u32, verdict: crate::Verdict) -> u32 {
-    tunnel.wrapping_add(1) * crate::Verdict::COUNT as u32 + verdict as u32
+pub const fn drops_index(tunnel: u32) -> u32 {
+    tunnel.wrapping_add(1)
 }
 
 const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 44);
 const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSETS.is_power_of_two());
 const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
+const _: () = assert!(KERNEL_VERDICTS.is_power_of_two() && crate::Verdict::KERNEL.len() <= KERNEL_VERDICTS);
 const _: () = assert!(size_of::<PrivateAddress>() == 8 && size_of::<EthernetDevice>() == 8 && MAX_HUBS <= 256);
 
 #[cfg(test)]

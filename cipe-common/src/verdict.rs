@@ -116,6 +116,19 @@ impl Verdict {
         Self::NoReceiveKey,
     ];
 
+    /// Its index in [`Self::KERNEL`], if it stands there.
+    #[inline(always)]
+    pub const fn kernel_index(self) -> Option<usize> {
+        let mut index = 0;
+        while index < Self::KERNEL.len() {
+            if Self::KERNEL[index] as u8 == self as u8 {
+                return Some(index);
+            }
+            index += 1;
+        }
+        None
+    }
+
     /// Whether the packet ended here against its sender's wish.
     pub const fn is_drop(self) -> bool {
         !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived | Self::Fragmented)
@@ -131,5 +144,13 @@ mod tests {
         for (index, verdict) in Verdict::ALL.iter().enumerate() {
             assert_eq!(*verdict as usize, index);
         }
+    }
+
+    #[test]
+    fn verdicts_of_the_kernel_know_their_place() {
+        for (index, verdict) in Verdict::KERNEL.iter().enumerate() {
+            assert_eq!(verdict.kernel_index(), Some(index));
+        }
+        assert_eq!(Verdict::Sent.kernel_index(), None);
     }
 }

@@ -30,3 +30,10 @@ pub fn within<const LEAST: u64, const MOST: u64>(number: u64) -> Option<u64> {
     }
     Some(opaque(number))
 }
+
+/// The number, shortened to be below `SIZE`, a power of two; to be called right before it is used as an index.
+#[inline(always)]
+pub fn masked<const SIZE: usize>(number: usize) -> usize {
+    const { assert!(SIZE.is_power_of_two()) };
+    opaque(number as u64) as usize & (SIZE - 1)
+}

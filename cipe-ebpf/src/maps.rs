@@ -6,9 +6,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES as MAX_DEPARTURES, Departure, EthernetDevice, KeySlot, LAN_QUEUES, Lan, LanRoute,
+    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES as MAX_DEPARTURES, Departure, Drops, EthernetDevice, KeySlot, LAN_QUEUES, Lan, LanRoute,
     MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS,
-    Tunnel, verdict_entries,
+    Tunnel, drops_entries,
 };
 
 #[map]
@@ -36,7 +36,7 @@ pub static CARRIER_SOCKETS: XskMap = XskMap::with_max_entries(MAX_CARRIERS * CAR
 pub static KEYS: Array<KeySlot> = Array::with_max_entries(MAX_TUNNELS * SLOTS, BPF_F_MMAPABLE);
 
 #[map]
-pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(verdict_entries(MAX_TUNNELS), 0);
+pub static VERDICTS: PerCpuArray<Drops> = PerCpuArray::with_max_entries(drops_entries(MAX_TUNNELS), 0);
 
 #[map]
 pub static KEYLESS: Array<u64> = Array::with_max_entries(MAX_TUNNELS, 0);

@@ -2,10 +2,10 @@
 
 use cipe_common::{
     Verdict,
-    maps::{NO_TUNNEL, verdict_index},
+    maps::{KERNEL_VERDICTS, NO_TUNNEL, drops_index},
 };
 
-use crate::maps::VERDICTS;
+use crate::{bounds::masked, maps::VERDICTS};
 
 /// A packet that ends here.
 #[derive(Clone, Copy)]
@@ -32,9 +32,12 @@ impl Drop {
 
     #[inline(always)]
     fn add(self, packets: u64) {
-        let row = |tunnel| VERDICTS.get_ptr_mut(verdict_index(tunnel, self.verdict));
-        if let Some(counter) = row(self.tunnel).or_else(|| row(NO_TUNNEL)) {
-            // SAFETY: the pointer comes from a successful look-up of a per-CPU array, so it is valid and this CPU's own.
+        let Some(index) = self.verdict.kernel_index() else { return };
+        let drops = |tunnel| VERDICTS.get_ptr_mut(drops_index(tunnel));
+        if let Some(drops) = drops(self.tunnel).or_else(|| drops(NO_TUNNEL)) {
+            let counter = drops.cast::<u64>().wrapping_add(masked::<KERNEL_VERDICTS>(index));
+            // SAFETY: the pointer comes from a successful look-up of a per-CPU array, so it is valid and this CPU's own; the
+            // index is below the number of counters there.
             // XDP and TC may interrupt each other on one CPU; losing one count of a drop then is accepted.
             unsafe { *counter += packets };
         }

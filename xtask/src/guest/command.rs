@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use super::kernel::{Kernel, Wanted};
-use super::machine::{self, Shape, Told};
+use super::machine::{self, End, Shape, Told};
 use super::need_guests;
 use super::plan::{Plan, Record, Step};
 use crate::tools;
@@ -51,7 +51,9 @@ pub fn run(args: &Args) -> Result<()> {
         Told::Line(line) => println!("{line}"),
     });
     drop(std::fs::remove_dir_all(&home));
-    result?;
+    if result? == End::StaleCode {
+        bail!("qemu has emulated code that the kernel had changed already, and the kernel ended; run it again");
+    }
     match code {
         Some(0) => Ok(()),
         Some(code) => bail!("it ended with {code}"),

@@ -43,7 +43,7 @@ pub fn end_all() {
 pub struct Shape {
     /// CPUs of the guest
     #[arg(long, default_value_t = 2)]
-    cpus: u32,
+    pub cpus: u32,
     /// Memory of the guest, MiB
     #[arg(long, default_value_t = 4096)]
     memory: u32,
@@ -66,11 +66,24 @@ pub fn has_kvm() -> bool {
     })
 }
 
+/// What the console says where emulation has run code that the kernel had changed already: a virtual CPU meets the breakpoint
+/// that stands in such a place while it is changed, and the kernel no longer expects it there.
+const STALE_CODE: &str = "int3: 0000 ";
+
+/// How a guest came to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The plan is done.
+    Done,
+    /// Emulation itself went wrong, [`STALE_CODE`]: another guest may take what is left.
+    StaleCode,
+}
+
 /// Boots `kernel`, lets it run `plan`, and hands each record and each line of output to `listen`. Logs stay in `home`.
 ///
 /// # Errors
 /// A guest that ends before its plan is done, or hangs, with the end of its console.
-pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen: impl FnMut(Told<'_>)) -> Result<()> {
+pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen: impl FnMut(Told<'_>)) -> Result<End> {
     fs::create_dir_all(home)?;
     let [plan_file, image, console] = ["plan.json", "initramfs", "console.log"].map(|name| home.join(name));
     serde_json::to_writer(File::create(&plan_file)?, plan)?;
@@ -96,10 +109,13 @@ pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen:
     };
     drop(machine);
     if done {
-        return Ok(());
+        return Ok(End::Done);
     }
     let console = fs::read(&console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
+    if !has_kvm() && console.contains(STALE_CODE) {
+        return Ok(End::StaleCode);
+    }
     let lines: Vec<&str> = console.lines().collect();
     bail!(
         "the guest was not done: {why}; the end of its console:\n{}",

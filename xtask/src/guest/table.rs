@@ -14,6 +14,7 @@ pub struct Outcome {
     passed: usize,
     failed: Vec<String>,
     skipped: Vec<String>,
+    ended: bool,
     whole: bool,
     took: Duration,
     used: Duration,
@@ -62,6 +63,11 @@ impl Reader {
         Self { kernel: kernel.to_owned(), outcomes: Vec::new(), failures: false }
     }
 
+    /// Forgets a file whose tests had not ended when their guest did.
+    pub fn forget_unfinished(&mut self) {
+        self.outcomes.pop_if(|outcome| !outcome.ended);
+    }
+
     /// Takes what the guest tells, and prints what a person wants to see at once.
     pub fn take(&mut self, told: Told<'_>, start: Instant) {
         match told {
@@ -81,6 +87,7 @@ impl Reader {
                     passed: 0,
                     failed: Vec::new(),
                     skipped: Vec::new(),
+                    ended: false,
                     whole: false,
                     took: Duration::ZERO,
                     used,
@@ -88,6 +95,7 @@ impl Reader {
             }
             Told::Record(Record::End(code, seconds), used) => {
                 if let Some(outcome) = self.outcomes.last_mut() {
+                    outcome.ended = true;
                     outcome.took = Duration::from_secs_f64(seconds);
                     outcome.used = used.saturating_sub(outcome.used);
                     outcome.whole = code == Some(0);

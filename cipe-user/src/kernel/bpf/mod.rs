@@ -29,8 +29,8 @@ use aya::{
 use cipe_common::{
     Verdict,
     maps::{
-        CARRIER_QUEUES, CarrierAddress, DEPARTURES, MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_TUNNELS, PRIVATE_QUEUES,
-        PrivateAddress, SLOTS, Tunnel, names, verdict_entries, verdict_index,
+        CARRIER_QUEUES, CarrierAddress, DEPARTURES, Drops, MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_TUNNELS,
+        PRIVATE_QUEUES, PrivateAddress, SLOTS, Tunnel, drops_entries, drops_index, names,
     },
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -130,7 +130,7 @@ pub struct Programs {
     carrier_addresses: HashMap<MapData, AddressKey, u32>,
     carrier_devices: HashMap<MapData, u32, u32>,
     carrier_sockets: XskMap<MapData>,
-    verdicts: PerCpuArray<MapData, u64>,
+    verdicts: PerCpuArray<MapData, Drops>,
     lans: lan::LanMaps,
     live: live::LiveMaps,
     keys: Option<KeyWriter>,
@@ -267,10 +267,10 @@ impl Programs {
     /// # Errors
     /// [`Error::Map`] if the number is not below [`LoadOptions::max_tunnels`].
     pub fn verdicts(&self, tunnel: u32) -> Result<[u64; Verdict::COUNT], Error> {
+        let per_cpu = self.verdicts.get(&drops_index(tunnel), 0).map_err(in_map(names::VERDICTS))?;
         let mut counts = [0; Verdict::COUNT];
-        for verdict in Verdict::KERNEL {
-            let per_cpu = self.verdicts.get(&verdict_index(tunnel, *verdict), 0).map_err(in_map(names::VERDICTS))?;
-            counts[*verdict as usize] = per_cpu.iter().sum();
+        for (index, verdict) in Verdict::KERNEL.iter().enumerate() {
+            counts[*verdict as usize] = per_cpu.iter().map(|drops| drops[index]).sum();
         }
         Ok(counts)
     }
@@ -282,13 +282,9 @@ impl Programs {
     pub fn reset_verdicts(&mut self, tunnel: u32) -> Result<(), Error> {
         let cpus =
             aya::util::nr_cpus().map_err(|(_, cause)| Error::Map { map: names::VERDICTS, cause: cause.into() })?;
-        for verdict in Verdict::KERNEL {
-            // Built anew each time: the map takes it by value.
-            let zero = PerCpuValues::try_from(vec![0; cpus])
-                .map_err(|cause| Error::Map { map: names::VERDICTS, cause: cause.into() })?;
-            self.verdicts.set(verdict_index(tunnel, *verdict), zero, 0).map_err(in_map(names::VERDICTS))?;
-        }
-        Ok(())
+        let zero = PerCpuValues::try_from(vec![Drops::default(); cpus])
+            .map_err(|cause| Error::Map { map: names::VERDICTS, cause: cause.into() })?;
+        self.verdicts.set(drops_index(tunnel), zero, 0).map_err(in_map(names::VERDICTS))
     }
 }
 
@@ -333,7 +329,7 @@ fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
         .map_max_entries(names::PRIVATE_SOCKETS, MAX_HUBS * PRIVATE_QUEUES)
         .map_max_entries(names::CARRIER_ADDRESSES, 2 * tunnels)
         .map_max_entries(names::KEYS, tunnels * SLOTS)
-        .map_max_entries(names::VERDICTS, verdict_entries(tunnels))
+        .map_max_entries(names::VERDICTS, drops_entries(tunnels))
         .map_max_entries(names::CHUNKS, options.chunks.clamp(1, MAX_CHUNKS))
         .map_max_entries(names::RUNS, options.workers)
         .map_max_entries(names::DEPARTURES, options.workers * DEPARTURES)
