@@ -1,5 +1,5 @@
-//! What a carrier may stand on beside a cable: VLAN, QinQ, bond, bridge, macvlan, ipvlan, VRF, WireGuard; and lines that are
-//! slow, lossy, out of order or narrow (netem). What this kernel has no module for is skipped, with the reason printed.
+//! What a carrier may stand on beside a cable: VLAN, QinQ, bond, bridge, macvlan, ipvlan, VXLAN, VRF, WireGuard; and lines that
+//! are slow, lossy, out of order or narrow (netem). What this kernel has no module for is skipped, with the reason printed.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -131,6 +131,11 @@ fn a_macvlan_carries() -> Result<()> {
 #[test]
 fn an_ipvlan_carries() -> Result<()> {
     carries("ipvlan", &["link add link wire0 name upper0 type ipvlan mode l2"])
+}
+
+#[test]
+fn a_vxlan_carries() -> Result<()> {
+    carries("VXLAN", &["link add upper0 type vxlan id 7 local OURS remote THEIRS dstport 4789"])
 }
 
 /// Private keys of WireGuard, for side A and side B. Not secrets.
