@@ -13,8 +13,9 @@ use crate::engine::{EngineOptions, run as run_engine};
 
 /// Name in logs.
 const NAME: &str = "cipe-engine";
-/// How long the engine may take to load its programs.
-const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+/// How long the engine may take to load its programs: the kernel's verifier takes its time on a small or busy machine. Less than
+/// a daemon has that leaves the terminal.
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// Arguments of `cipe engine`.
 #[derive(Debug, clap::Args)]
