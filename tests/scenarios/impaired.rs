@@ -135,6 +135,7 @@ fn all_at_once_is_borne() -> Result<()> {
         reorder: 0.1,
         span: 4,
         delay: Duration::from_millis(5),
+        rate: None,
     };
     let Some((ends, passed)) = recovers(Daemon::Blowfish, impairment)? else { return Ok(()) };
     for (to, from) in [(0, 1), (1, 0)] {

@@ -16,6 +16,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 /// Datagrams taken in a row from one side.
 const BURST: usize = 64;
@@ -37,7 +38,24 @@ pub struct Impairment {
     pub span: usize,
     /// Time that every datagram takes.
     pub delay: Duration,
+    /// How narrow the line is; `None`: it takes whatever comes.
+    pub rate: Option<Rate>,
 }
+
+/// A narrow line, of each direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// IP packets, in octets a second.
+    pub octets: u32,
+    /// Time that a datagram waits for those before it at most; what would wait longer is lost.
+    pub queue: Duration,
+}
+
+/// Octets of the headers that a line carries beside a datagram: IPv4 and UDP.
+const HEADERS: usize = 28;
+
+/// Octets of datagrams that may wait at a socket for the relay, as the kernel counts them.
+const WAITING: usize = 8 << 20;
 
 impl Impairment {
     /// How long a datagram waits for others to overtake it.
@@ -71,7 +89,7 @@ struct Fate {
 pub struct Passed {
     /// Datagrams that came.
     pub received: u64,
-    /// Those that were lost.
+    /// Those that were lost, for want of room on a narrow line, too.
     pub lost: u64,
     /// Those that were sent on twice, both copies sound.
     pub doubled: u64,
@@ -123,6 +141,8 @@ impl Relay {
     pub fn start(sockets: [UdpSocket; 2], ends: [SocketAddr; 2], seed: u64) -> io::Result<Self> {
         for socket in &sockets {
             socket.set_nonblocking(true)?;
+            // What comes in bursts is for the line to lose, not for a busy machine.
+            set_socket_recv_buffer_size_force(socket, WAITING)?;
         }
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let shared = Arc::new(Shared::default());
@@ -130,6 +150,7 @@ impl Relay {
             // Each direction has its own numbers, so that the other one's traffic does not change them.
             rng: StdRng::seed_from_u64(seed.wrapping_mul(2).wrapping_add(side)),
             held: VecDeque::new(),
+            free: Instant::now(),
         };
         let worker = Worker { sockets, ends, lanes: [lane(0), lane(1)], shared: shared.clone(), wake: wake.clone() };
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || worker.run())?;
@@ -191,6 +212,21 @@ impl Drop for Relay {
 struct Lane {
     rng: StdRng,
     held: VecDeque<Held>,
+    /// When a narrow line has sent all that it has taken.
+    free: Instant,
+}
+
+impl Lane {
+    /// When a datagram of so many octets that comes now has left a narrow line; `None`: there is no room for it.
+    fn leaves(&mut self, octets: usize, rate: Option<Rate>, now: Instant) -> Option<Instant> {
+        let Some(Rate { octets: a_second, queue }) = rate else { return Some(now) };
+        let begins = self.free.max(now);
+        if begins - now > queue {
+            return None;
+        }
+        self.free = begins + Duration::from_secs(1) * (octets + HEADERS) as u32 / a_second;
+        Some(self.free)
+    }
 }
 
 /// A datagram that waits.
@@ -278,6 +314,10 @@ impl Worker {
             passed.lost += 1;
             return;
         }
+        let Some(left) = lane.leaves(datagram.len(), impairment.rate, Instant::now()) else {
+            passed.lost += 1;
+            return;
+        };
         let damaged = fate.damaged.is_some() && !datagram.is_empty();
         if let Some(bit) = fate.damaged.filter(|_| damaged) {
             let bit = bit as usize % (datagram.len() * 8);
@@ -285,7 +325,7 @@ impl Worker {
         }
         passed.doubled += u64::from(fate.doubled && !damaged);
         passed.overtaken += u64::from(fate.overtaken_by > 0);
-        let ready = Instant::now() + impairment.delay;
+        let ready = left + impairment.delay;
         for _ in 0..=usize::from(fate.doubled) {
             let datagram = datagram.clone();
             lane.held.push_back(Held { datagram, damaged, overtaken_by: fate.overtaken_by, ready });
@@ -399,6 +439,19 @@ mod tests {
         assert_eq!(passed.damaged, arrived.iter().filter(|datagram| !sound(datagram)).count() as u64);
         assert!(passed.lost > 20 && passed.doubled > 10 && passed.damaged > 20, "{passed:?}");
         assert_eq!(bench.relay.recent(0).len(), 250);
+    }
+
+    #[test]
+    fn a_narrow_line_takes_its_time_for_each_octet_and_loses_what_finds_no_room() {
+        let (now, rate) = (Instant::now(), Rate { octets: 100_000, queue: Duration::from_millis(25) });
+        let mut lane = Lane { rng: StdRng::seed_from_u64(1), held: VecDeque::new(), free: now };
+        let mut leaves = |after| {
+            let at = now + Duration::from_millis(after);
+            lane.leaves(1_000 - HEADERS, Some(rate), at).map(|left| (left - now).as_millis())
+        };
+        assert_eq!([0, 0, 0, 0].map(&mut leaves), [Some(10), Some(20), Some(30), None]);
+        assert_eq!([5, 5, 100].map(&mut leaves), [Some(40), None, Some(110)]);
+        assert_eq!(lane.leaves(70_000, None, now), Some(now));
     }
 
     #[test]

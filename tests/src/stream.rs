@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::SOON;
 use crate::namespace::Namespace;
+use crate::process::patient;
 
 /// How long a stream may stand still: longer than any pause of TCP's retransmission in these scenarios.
 const STANDSTILL: Duration = Duration::from_secs(60);
@@ -95,7 +96,7 @@ impl Stream {
     pub fn wait_for_more(&self) -> Result<()> {
         let start = self.arrived();
         let arrived = self.arrived.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = self.arrived.1.wait_timeout_while(arrived, SOON, |arrived| *arrived < start + 1_000_000);
+        let wait = self.arrived.1.wait_timeout_while(arrived, patient(SOON), |arrived| *arrived < start + 1_000_000);
         let arrived = *wait.unwrap_or_else(PoisonError::into_inner).0;
         if arrived < start + 1_000_000 {
             bail!("{arrived} octets have arrived, {start} of them before; running: {}", self.is_running());
