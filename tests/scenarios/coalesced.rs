@@ -14,6 +14,7 @@ use cipe_tests::net::{Frame, UDP, checksum, pattern};
 use cipe_tests::offload::Offload;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, process};
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::process::Signal;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -156,7 +157,8 @@ fn udp_by(door: &str) -> Result<()> {
     let raw = net.lan(Side::A).run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))))?;
     let to: SockAddr = SocketAddr::from((Side::B.host(), 0)).into();
     let captures = Captures::start(&net, UDP)?;
-    let deadline = Instant::now() + SOON;
+    let can_join = pair.b.status()?.has_feature("UDP superframes");
+    let deadline = Instant::now() + process::patient(SOON);
     for burst in 0.. {
         let numbers = burst * BURST..(burst + 1) * BURST;
         at_once(&pair.b, || {
@@ -181,7 +183,7 @@ fn udp_by(door: &str) -> Result<()> {
             let seen = captures.received.wait_for(SOON, is_last);
             seen.with_context(|| format!("{door}: port {}, burst {burst}: {:?}", flow.port, pair.b.status()))?;
         }
-        if burst >= 4 && captures.have_joined() {
+        if burst >= 4 && (captures.have_joined() || !can_join) {
             break;
         }
         ensure!(Instant::now() < deadline, "{door}: nothing was ever joined");
@@ -225,7 +227,7 @@ fn tcp_by(door: &str) -> Result<()> {
     sender.set_nodelay(true)?;
     sender.set_write_timeout(Some(SOON))?;
     receiver.set_read_timeout(Some(SOON))?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + process::patient(SOON);
     for round in 0.. {
         // Each write ends in PSH: single segments, some that fill, and runs of both.
         for size in [1, 100, 1390, 1391, 3000, 40_000, 7, 60_000] {
@@ -266,7 +268,7 @@ fn datagrams_of_a_superframe_arrive_each_for_itself() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
-    for (offload, door) in [(Offload::On, "auto"), (Offload::On, "xdp"), (Offload::Raw, "xdp")] {
+    'links: for (offload, door) in [(Offload::On, "auto"), (Offload::On, "xdp"), (Offload::Raw, "xdp")] {
         let net = Topology::new(Carrier::Direct, offload)?;
         let pair = Pair::start(&net, Daemon::Idea, |_, options| options.set("carrier", door))?;
         pair.wait_for_keys(&net)?;
@@ -281,7 +283,14 @@ fn datagrams_of_a_superframe_arrive_each_for_itself() -> Result<()> {
                 let payload = pattern(size.into(), segments * usize::from(size) - usize::from(size) / 3);
                 let pieces = [IoSlice::new(&payload)];
                 let cut = [ControlMessage::UdpGsoSegments(&size)];
-                sendmsg::<()>(client.as_raw_fd(), &pieces, &cut, MsgFlags::empty(), None)?;
+                match sendmsg::<()>(client.as_raw_fd(), &pieces, &cut, MsgFlags::empty(), None) {
+                    // Not all kernels cut datagrams for a card that leaves checksums to the CPU.
+                    Err(Errno::EIO) if offload == Offload::Raw => {
+                        eprintln!("skipped: superframes of UDP over raw links: this kernel refuses them");
+                        continue 'links;
+                    }
+                    sent => sent?,
+                };
                 for expected in payload.chunks(size.into()) {
                     let length = server.recv(&mut buffer).with_context(|| format!("{door}: {segments} of {size}"))?;
                     assert!(buffer[..length] == *expected, "{door}: {segments} of {size}: {length} octets");

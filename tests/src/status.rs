@@ -27,6 +27,8 @@ pub struct Status {
     pub verdicts: BTreeMap<String, u64>,
     /// Which doors and modes are in use.
     pub doors: Vec<String>,
+    /// What the kernel lacks, and what that costs.
+    pub lacks: Vec<String>,
     /// What each worker thread did.
     pub workers: Vec<Share>,
 }
@@ -64,6 +66,7 @@ impl Status {
             keys: texts("keys"),
             verdicts: verdicts.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect(),
             doors: texts("doors"),
+            lacks: texts("lacks"),
             workers: workers.map(share).collect(),
         }
     }
@@ -71,6 +74,15 @@ impl Status {
     /// Packets under a verdict.
     pub fn count(&self, verdict: &str) -> u64 {
         self.verdicts.get(verdict).copied().unwrap_or_default()
+    }
+
+    /// Whether the kernel has a feature, by the beginning of its name; says so if it has not.
+    pub fn has_feature(&self, name: &str) -> bool {
+        let lacked = self.lacks.iter().find(|lacked| lacked.starts_with(name));
+        if let Some(lacked) = lacked {
+            eprintln!("skipped: this kernel has no {lacked}");
+        }
+        lacked.is_none()
     }
 
     /// Whether a key slot holds a live key.
@@ -85,11 +97,13 @@ mod tests {
 
     #[test]
     fn both_shapes_of_a_status_are_read() {
-        let one = r#"{"device":"cipcb0","keys":["static","send"],"verdicts":{"sent":7},"doors":["wire0: native"]}"#;
+        let one = r#"{"device":"cipcb0","keys":["static","send"],"verdicts":{"sent":7},"doors":["wire0: native"],
+                      "lacks":["tcx links (Linux 6.6): a filter stays"]}"#;
         for text in [one.to_owned(), format!("[{one}]")] {
             let all = Status::parse(&text).expect("JSON");
             assert_eq!((all.len(), all[0].count("sent"), all[0].count("replayed")), (1, 7, 0));
             assert!(all[0].has_key("send") && !all[0].has_key("receive"));
+            assert!(all[0].has_feature("AF_XDP") && !all[0].has_feature("tcx"));
         }
         assert!(Status::parse("[]").expect("JSON").is_empty());
         assert!(Status::parse("no engine").is_err());
