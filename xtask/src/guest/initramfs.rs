@@ -40,7 +40,8 @@ pub fn write(kernel: &Kernel, plan: &Path, path: &Path) -> Result<()> {
 }
 
 /// The script that the kernel starts. It runs as process 1 until the end, so that it gets orphans, and changes its own root,
-/// which is that of the kernel's threads as well: the kernel loads modules by the `modprobe` that it finds there.
+/// which is that of the kernel's threads as well: the kernel loads modules by the `modprobe` that it finds there. Drivers of
+/// network cards, which udev would load, are loaded by the script.
 fn script(kernel: &Kernel, plan: &Path, load: &str) -> Result<String> {
     let this = std::env::current_exe()?;
     let (this, plan, modules) = (this.display(), plan.display(), kernel.modules.display());
@@ -74,6 +75,9 @@ hostname cipe-guest
 exec /bin/busybox chroot /root /run/busybox/sh -c '
 busybox=/run/busybox/busybox
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+for alias in $(grep -hs -e bc02 -e virtio:d00000001 /sys/bus/pci/devices/*/modalias /sys/bus/virtio/devices/*/modalias); do
+    modprobe -q "$alias"
+done
 $busybox stty -F /dev/ttyS1 raw -echo
 "{this}" guest-inside "{plan}" </dev/null >/dev/ttyS1 2>&1
 $busybox poweroff -f
