@@ -43,7 +43,7 @@ pub fn end_all() {
 pub struct Shape {
     /// CPUs of the guest
     #[arg(long, default_value_t = 2)]
-    pub cpus: u32,
+    cpus: u32,
     /// Memory of the guest, MiB
     #[arg(long, default_value_t = 4096)]
     memory: u32,

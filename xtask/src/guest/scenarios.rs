@@ -1,6 +1,7 @@
 //! `cargo xtask test --kernel`: tests on other kernels.
 
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -74,11 +75,11 @@ struct Choice {
     object: Option<String>,
 }
 
-/// Runs tests on each kernel, and prints a table.
+/// Runs tests on each kernel, on so many of them at once, and prints a table.
 ///
 /// # Errors
 /// The files that failed, or a guest that did not come so far.
-pub fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape) -> Result<()> {
+pub fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape, at_once: usize) -> Result<()> {
     need_guests()?;
     tools::clean_up_on_signals(machine::end_all)?;
     let cipe = match which {
@@ -87,18 +88,22 @@ pub fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape) -> Result<()> {
         Which::All | Which::Only(_) => Some(tools::build_cipe(true)?),
     };
     let choices = choices(which)?;
-    let mut shape = shape.clone();
-    if matches!(which, Which::Loads) {
-        // One CPU loads as fast as two, and emulates what the kernel changes of itself without a race.
-        shape.cpus = 1;
-    }
-    let mut outcomes = Vec::new();
-    let mut broken = Vec::new();
-    for &wanted in &kernels.0 {
-        let kernel = Kernel::get(wanted)?;
-        if let Err(error) = on_kernel(&kernel, cipe.as_deref(), &choices, &shape, &mut outcomes) {
-            eprintln!("{}: {error:#}", kernel.release);
-            broken.push(kernel.release);
+    let found: Result<Vec<Kernel>> = kernels.0.iter().map(|&wanted| Kernel::get(wanted)).collect();
+    let found = found?;
+    let (mut outcomes, mut broken) = (Vec::new(), Vec::new());
+    for some in found.chunks(at_once.max(1)) {
+        let ended: Vec<_> = std::thread::scope(|scope| {
+            let (cipe, choices) = (cipe.as_deref(), &choices[..]);
+            let start = |kernel| scope.spawn(move || on_kernel(kernel, cipe, choices, shape));
+            let threads: Vec<_> = some.iter().map(start).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        });
+        for (kernel, (mut of_kernel, result)) in some.iter().zip(ended) {
+            outcomes.append(&mut of_kernel);
+            if let Err(error) = result {
+                eprintln!("{}: {error:#}", kernel.release);
+                broken.push(kernel.release.clone());
+            }
         }
     }
     println!("\n==> summary");
@@ -166,41 +171,30 @@ fn wanted(file: &str, only: &[String]) -> Option<Vec<String>> {
     Some(parts.unwrap_or_default())
 }
 
-fn on_kernel(
+/// What came out on one kernel, as far as it came.
+fn on_kernel(kernel: &Kernel, cipe: Option<&Path>, choices: &[Choice], shape: &Shape) -> (Vec<Outcome>, Result<()>) {
+    let mut reader = Reader::new(&kernel.release);
+    let result = run_guests(kernel, cipe, choices, shape, &mut reader);
+    (reader.outcomes, result)
+}
+
+fn run_guests(
     kernel: &Kernel,
     cipe: Option<&Path>,
     choices: &[Choice],
     shape: &Shape,
-    outcomes: &mut Vec<Outcome>,
+    reader: &mut Reader,
 ) -> Result<()> {
     let home = machine::home(&format!("{}-{}", kernel.release, std::process::id()));
     let kept = home.join("programs");
     fs::create_dir_all(&kept)?;
     // A build that comes in between must not change what the guest runs.
     let cipe = cipe.map(|cipe| keep(cipe, &kept)).transpose()?;
-    let (slowness, way) = if machine::has_kvm() { ("1", "KVM") } else { (SLOWNESS, "emulation") };
-    let slowness = std::env::var(SLOWNESS_VARIABLE).unwrap_or_else(|_| slowness.to_owned());
-    let mut steps = Vec::new();
-    for choice in choices {
-        let arguments = ["--test-threads=1", "--show-output", "--color=never"].into_iter();
-        let variables = [
-            ("CIPE_BIN", cipe.as_ref().map(|cipe| cipe.display().to_string())),
-            (SLOWNESS_VARIABLE, Some(slowness.clone())),
-            (OBJECT, choice.object.clone()),
-        ];
-        let variables = variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        steps.push(Step {
-            name: choice.name.clone(),
-            program: keep(&choice.program, &kept)?,
-            arguments: arguments.chain(choice.parts.iter().map(String::as_str)).map(str::to_owned).collect(),
-            folder: tools::workspace().join("tests"),
-            environment: variables.collect(),
-            deadline: DEADLINE,
-        });
-    }
+    let steps: Result<Vec<Step>> = choices.iter().map(|choice| step(choice, cipe.as_deref(), &kept)).collect();
+    let steps = steps?;
+    let way = if machine::has_kvm() { "KVM" } else { "emulation" };
     println!("\n==> {}: {} file(s) of tests by {way}", kernel.release, steps.len());
     let start = Instant::now();
-    let mut reader = Reader::new(&kernel.release);
     let mut guests = 1;
     let result = loop {
         let plan = Plan { steps: steps[reader.outcomes.len()..].to_vec() };
@@ -209,7 +203,8 @@ fn on_kernel(
             Ok(End::StaleCode) if guests < MOST_GUESTS => {
                 guests += 1;
                 println!(
-                    "qemu has emulated code that the kernel had changed already: guest {guests} takes what is left"
+                    "{}: qemu has emulated code that the kernel had changed already: guest {guests} takes what is left",
+                    kernel.release
                 );
                 reader.forget_unfinished();
             }
@@ -217,10 +212,29 @@ fn on_kernel(
             Err(error) => break Err(error),
         }
     };
-    outcomes.append(&mut reader.outcomes);
     fs::remove_dir_all(&kept)?;
     println!("{}: {:.0} s in all; logs: {}", kernel.release, start.elapsed().as_secs_f64(), home.display());
     result
+}
+
+/// How the guest runs the tests of one program.
+fn step(choice: &Choice, cipe: Option<&Path>, kept: &Path) -> Result<Step> {
+    let slowness = if machine::has_kvm() { "1" } else { SLOWNESS };
+    let arguments = ["--test-threads=1", "--show-output", "--color=never"].into_iter();
+    let variables = [
+        ("CIPE_BIN", cipe.map(|cipe| cipe.display().to_string())),
+        (SLOWNESS_VARIABLE, Some(std::env::var(SLOWNESS_VARIABLE).unwrap_or_else(|_| slowness.to_owned()))),
+        (OBJECT, choice.object.clone()),
+    ];
+    let variables = variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Ok(Step {
+        name: choice.name.clone(),
+        program: keep(&choice.program, kept)?,
+        arguments: arguments.chain(choice.parts.iter().map(String::as_str)).map(str::to_owned).collect(),
+        folder: tools::workspace().join("tests"),
+        environment: variables.collect(),
+        deadline: DEADLINE,
+    })
 }
 
 /// A second name for a program, which stays what it is.

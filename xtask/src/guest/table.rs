@@ -79,7 +79,7 @@ impl Reader {
                 )
             }
             Told::Record(Record::Begin(name), used) => {
-                println!("\n{name}");
+                println!("{}: {name}", self.kernel);
                 self.failures = false;
                 self.outcomes.push(Outcome {
                     kernel: self.kernel.clone(),
@@ -107,7 +107,7 @@ impl Reader {
     }
 
     fn line(&mut self, line: &str) {
-        let Some(outcome) = self.outcomes.last_mut() else { return println!("{line}") };
+        let Some(outcome) = self.outcomes.last_mut() else { return println!("{}: {line}", self.kernel) };
         self.failures |= line == "failures:";
         let test = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
         match test {
@@ -119,7 +119,7 @@ impl Reader {
             outcome.skipped.push(line.to_owned());
         }
         if test.is_some() || self.failures || line.starts_with("skipped: ") {
-            println!("{line}");
+            println!("{}: {line}", self.kernel);
         }
     }
 }
