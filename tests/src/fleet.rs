@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
+use crate::status::Status;
 use crate::topology::{Side, Topology};
 use crate::{SOON, gateway, process};
 
@@ -143,17 +144,33 @@ impl Fleet {
     /// # Errors
     /// An engine that has gone.
     pub fn verdicts(&self) -> Result<BTreeMap<String, u64>> {
+        let mut sums = BTreeMap::new();
+        for status in self.statuses()? {
+            for (verdict, count) in status.verdicts {
+                *sums.entry(verdict).or_default() += count;
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Whether the kernel has a feature, as [`Status::has_feature`]; with at least one tunnel.
+    ///
+    /// # Errors
+    /// An engine that has gone, or has no tunnel.
+    pub fn has_feature(&self, name: &str) -> Result<bool> {
+        Ok(self.statuses()?.first().context("there is a tunnel")?.has_feature(name))
+    }
+
+    fn statuses(&self) -> Result<Vec<Status>> {
         let connection = self.connect()?;
         send(&connection, &json!({"request": "status"}))?;
-        let mut sums = BTreeMap::new();
+        let mut all = Vec::new();
         loop {
             let event = receive(&connection, &["status", "status-end"])?;
-            for (verdict, count) in event["verdicts"].as_object().into_iter().flatten() {
-                *sums.entry(verdict.clone()).or_default() += count.as_u64().unwrap_or_default();
-            }
             if event["event"] == "status-end" {
-                return Ok(sums);
+                return Ok(all);
             }
+            all.extend(Status::parse(&event.to_string())?);
         }
     }
 

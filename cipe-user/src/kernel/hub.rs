@@ -22,6 +22,7 @@ use std::fmt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
+use rustix::io::Errno;
 
 use super::ethtool::{self, Offloads};
 use super::links::{self, Card, CardKind};
@@ -205,7 +206,7 @@ impl Netlink {
         let what = || format!("{}: cannot make a veth pair", name.replace("%d", "N"));
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
         let answers = self.request(what, RouteNetlinkMessage::NewLink(visible), flags).await;
-        let answers = answers.map_err(|error| match error.is(rustix::io::Errno::EXIST) {
+        let answers = answers.map_err(|error| match error.is(Errno::EXIST) {
             true => Error::NameTaken(name.clone()),
             false => error,
         })?;
@@ -273,13 +274,18 @@ impl Netlink {
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp)).await
     }
 
-    /// Names the hidden end after the visible one, if that is free; it keeps a name of its own else.
+    /// Names the hidden end after the visible one, if that is free. It keeps a name of its own else, and where it is up on a kernel
+    /// that renames no such device (before 6.2).
     async fn rename_hidden(&self, name: &str, hidden_index: u32) -> Result<String> {
         let wanted = format!("{name}x");
+        let present = self.card(hidden_index).await?.name;
+        if present == wanted {
+            return Ok(wanted);
+        }
         let what = || format!("{name}: cannot rename its hidden end to {wanted}");
         match self.set_link(what, hidden_index, vec![LinkAttribute::IfName(wanted.clone())], None).await {
             Ok(()) => Ok(wanted),
-            Err(error) if error.is(rustix::io::Errno::EXIST) => Ok(self.card(hidden_index).await?.name),
+            Err(error) if error.is(Errno::EXIST) || error.is(Errno::BUSY) => Ok(present),
             Err(error) => Err(error),
         }
     }
