@@ -12,16 +12,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// A time that is left for something to happen, `CIPE_TEST_SLOWNESS` times as long: an emulated machine takes longer for all.
+/// How many times longer than usual everything may take: `CIPE_TEST_SLOWNESS`, for an emulated machine.
 ///
 /// # Panics
 /// Where the variable is no number.
-pub fn patient(time: Duration) -> Duration {
+pub fn slowness() -> u32 {
     static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
         let given = std::env::var("CIPE_TEST_SLOWNESS").ok();
         given.map_or(1, |text| text.parse().expect("CIPE_TEST_SLOWNESS is a number, such as 10"))
     });
-    time * *SLOWNESS
+    *SLOWNESS
+}
+
+/// A time that is left for something to happen, [`slowness`] times as long.
+pub fn patient(time: Duration) -> Duration {
+    time * slowness()
 }
 
 /// Polls one descriptor for input until `deadline`; false if the deadline came first.
