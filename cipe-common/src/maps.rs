@@ -144,6 +144,16 @@ pub struct CarrierAddress {
     pub port: [u8; 2],
     /// Zero.
     pub reserved: [u8; 2],
+    /// Ifindex of the device that a link-local address belongs to; 0 for any other address.
+    pub zone: u32,
+}
+
+impl CarrierAddress {
+    /// Whether an IPv6 address is one of its link alone (fe80::/10): each device has its own.
+    #[inline(always)]
+    pub const fn is_link_local(address: &[u8; 16]) -> bool {
+        address[0] == 0xFE && address[1] & 0xC0 == 0x80
+    }
 }
 
 /// Value of `LAN_DEVICES`.
@@ -294,7 +304,7 @@ pub const fn drops_index(tunnel: u32) -> u32 {
     tunnel.wrapping_add(1)
 }
 
-const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 20 && size_of::<Tunnel>() == 44);
+const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 24 && size_of::<Tunnel>() == 48);
 const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSETS.is_power_of_two());
 const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
 const _: () = assert!(KERNEL_VERDICTS.is_power_of_two() && crate::Verdict::KERNEL.len() <= KERNEL_VERDICTS);

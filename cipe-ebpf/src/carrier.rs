@@ -120,7 +120,7 @@ fn parse_ipv4<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option
     let d = ip.destination;
     let address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, d[0], d[1], d[2], d[3]];
     let carried = usize::from(u16::from_be_bytes(ip.total_length)).saturating_sub(size_of::<Ipv4>());
-    Some(datagram(ctx, udp, address, carried, OFFSET + size_of::<Ipv4>()))
+    Some(datagram(ctx, udp, (address, 0), carried, OFFSET + size_of::<Ipv4>()))
 }
 
 #[inline(always)]
@@ -129,23 +129,30 @@ fn parse_ipv6<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option
     if ip.version_class_flow[0] >> 4 != 6 || ip.next_header != PROTOCOL_UDP {
         return None;
     }
+    // Which device a link-local address of a tagged frame belongs to, the kernel knows.
+    if OFFSET != ETHERNET
+        && (CarrierAddress::is_link_local(&ip.source) || CarrierAddress::is_link_local(&ip.destination))
+    {
+        return None;
+    }
+    let zone = if CarrierAddress::is_link_local(&ip.destination) { ctx.ingress_ifindex() as u32 } else { 0 };
     let udp = front.at::<Udp>(OFFSET + size_of::<Ipv6>())?;
     let carried = usize::from(u16::from_be_bytes(ip.payload_length));
-    Some(datagram(ctx, udp, ip.destination, carried, OFFSET + size_of::<Ipv6>()))
+    Some(datagram(ctx, udp, (ip.destination, zone), carried, OFFSET + size_of::<Ipv6>()))
 }
 
 #[inline(always)]
 fn datagram(
     ctx: &XdpContext,
     udp: &Udp,
-    address: [u8; 16],
+    (address, zone): ([u8; 16], u32),
     carried: usize,
     offset: usize,
 ) -> Datagram {
     // SAFETY: the context is the one the kernel called us with. The helper counts all fragments of the frame.
     let frame = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
     Datagram {
-        local: CarrierAddress { address, port: udp.destination, reserved: [0; 2] },
+        local: CarrierAddress { address, port: udp.destination, reserved: [0; 2], zone },
         length: usize::from(u16::from_be_bytes(udp.length)),
         room: carried.min(frame.saturating_sub(offset)),
         payload: offset + size_of::<Udp>(),
@@ -172,7 +179,7 @@ fn tunnel_of(local: CarrierAddress) -> Option<u32> {
         if let Some(tunnel) = CARRIER_ADDRESSES.get(local) {
             return Some(*tunnel);
         }
-        CARRIER_ADDRESSES.get(CarrierAddress { address: [0; 16], ..local }).copied()
+        CARRIER_ADDRESSES.get(CarrierAddress { address: [0; 16], zone: 0, ..local }).copied()
     }
 }
 

@@ -170,9 +170,30 @@ fn a_carrier_that_cannot_work_is_named() -> Result<()> {
     }
     let mut desk = Desk::new()?;
     let good = Options::of(Side::A);
+    let link_local = |me: &str, peer: &str| {
+        let of = |host: &str, device: &str| format!("[{host}%{device}]:{PORT}");
+        good.clone().set("me", of("fe80::1", me)).set("peer", of("fe80::2", peer))
+    };
     for (case, options, words) in [
         ("a carrier without a route", good.clone().set("peer", "198.51.100.1:6789"), &["198.51.100.1", "route"][..]),
         ("an address of nobody", good.clone().set("me", "10.99.99.99:6789"), &["10.99.99.99"]),
+        (
+            "a link-local address alone",
+            good.clone().set("me", "fe80::1"),
+            &["`me`: fe80::1", "device", "[fe80::1%eth0]"],
+        ),
+        ("a zone of nobody", link_local("wire0", "wire9"), &["fe80::2%wire9", "no network device", "wire9"]),
+        ("two zones", link_local("wire0", "lan0"), &["`me` is on wire0", "`peer` on lan0", "same device"]),
+        (
+            "a zone and another device",
+            link_local("wire0", "wire0").set("carrier-device", "lan0"),
+            &["wire0", "carrier-device"],
+        ),
+        (
+            "a zone for a global address",
+            good.clone().set("me", "[fd00::1%wire0]:6789"),
+            &["fd00::1%wire0", "link-local"],
+        ),
         ("a device name too long", good.clone().set("device", "this-name-is-too-long"), &["this-name-is-too-long"]),
         ("a device that is there already", good.clone().set("device", "wire0"), &["wire0"]),
     ] {

@@ -33,6 +33,7 @@ use crate::control::client::Client;
 use crate::control::launch::Launch;
 use crate::control::protocol::{Event, Request};
 use crate::control::run_dir::RunDir;
+use crate::kernel::zone::Shown;
 use waiting::Woken;
 use whereabouts::first_relay;
 
@@ -177,7 +178,7 @@ impl Daemon {
             options: setup.draft.environment(),
         };
         let peer_name = options.peer_name.clone().map(|name| PeerName::new(name, peer.ip()));
-        tracing::info!("{}: up, {} on {me}, peer {}", facts.device, options.ipaddr, options.peer.text);
+        tracing::info!("{}: up, {} on {}, peer {}", facts.device, options.ipaddr, Shown(me), options.peer.text);
         if options.key.is_none() {
             tracing::error!("{}: NO ENCRYPTION: everything here can be read on the way, as `nokey` says", facts.device);
         }

@@ -15,6 +15,7 @@ use super::exchange::{Action, Exchange, Input, Note, Now};
 use super::health::{Health, Limits, Verdict};
 use super::options::Options;
 use crate::control::protocol::{Event, Request, Under};
+use crate::kernel::zone::Shown;
 use crate::repeats::{Repeats, counted};
 use crate::wire::clear::Configuration;
 use crate::wire::message::{self, Message};
@@ -170,7 +171,7 @@ impl<R: CryptoRng> Session<R> {
             // Behind a NAT that spreads its mappings, that is each packet.
             Event::NewPeer { peer } => {
                 let mut steps = vec![Step::Peer(*peer)];
-                steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {peer}"), now));
+                steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {}", Shown(*peer)), now));
                 steps
             }
             Event::Clear { datagram, from } => match hex::decode(datagram) {
@@ -178,12 +179,12 @@ impl<R: CryptoRng> Session<R> {
                 Err(_) => vec![not_hexadecimal()],
             },
             Event::NewMe { me, before } if before.ip().is_unspecified() => {
-                vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {me}"))]
+                vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {}", Shown(*me)))]
             }
             // A packet of ours tells the peer, which may have nothing to send and so nothing to be missed.
             Event::NewMe { me, .. } => vec![
                 Step::Me(*me),
-                Step::Log(Level::Info, format!("changing my address: {me}")),
+                Step::Log(Level::Info, format!("changing my address: {}", Shown(*me))),
                 self.control(&Message::Ping(&[]), now),
             ],
             Event::NetworkError { message } => self.network_error(message, now),

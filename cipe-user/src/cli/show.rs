@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use super::status::{self, Rates, age, count, scaled};
 use crate::control::client::Client;
 use crate::control::protocol::{Cipher, Protocol, Status, WorkerShare};
+use crate::kernel::zone::Shown;
 
 /// What rates are measured over.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -43,7 +44,7 @@ async fn show(args: Args) -> anyhow::Result<ExitCode> {
     };
     let first = query(&mut engine, args.device.as_deref()).await?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&first)?);
+        println!("{}", serde_json::to_string_pretty(&json(&first)?)?);
         return Ok(ExitCode::SUCCESS);
     }
     if first.is_empty() {
@@ -73,13 +74,24 @@ async fn query(engine: &mut Client, device: Option<&str>) -> anyhow::Result<Vec<
     Ok(all)
 }
 
+/// The same as JSON, with carrier addresses as [`text`] has them: on the control socket their zones are numbers.
+fn json(all: &[Status]) -> serde_json::Result<serde_json::Value> {
+    let shown = |status: &Status| {
+        let mut object = serde_json::to_value(status)?;
+        object["me"] = Shown(status.me).to_string().into();
+        object["peer"] = status.peer.map(|peer| Shown(peer).to_string()).into();
+        Ok(object)
+    };
+    all.iter().map(shown).collect()
+}
+
 fn text(status: &Status, rates: Option<Rates>) -> String {
     let cipher = match status.cipher {
         Cipher::Blowfish => "blowfish",
         Cipher::Idea => "idea",
         Cipher::IdeaLittle => "idea, little-endian words",
     };
-    let peer = status.peer.map_or_else(|| "not known yet".to_owned(), |peer| peer.to_string());
+    let peer = status.peer.map_or_else(|| "not known yet".to_owned(), |peer| Shown(peer).to_string());
     let key = |name: &String| match status.key_seconds.get(name).filter(|_| name != "static") {
         Some(seconds) => format!("{name} ({})", age(*seconds)),
         None => name.clone(),
@@ -94,7 +106,7 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
         let _ = writeln!(text, "  {name:<8}  {value}");
     };
     line("peer", &peer);
-    line("me", &status.me.to_string());
+    line("me", &Shown(status.me).to_string());
     let protocol = match status.protocol {
         Protocol::Ip => "3, IP packets",
         Protocol::Ethernet => "4, Ethernet frames",
@@ -160,6 +172,18 @@ mod tests {
                         sent      2000 packets, 2.5 Moctets; now 10.0 Mbit/s, 1.0 kpackets/s\n  \
                         received  0 packets, 0 octets; now 0 bit/s, 0 packets/s\n  other     bad-crc 3\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_link_local_address_has_its_zone_by_name() {
+        // The loopback device has the same index in each network namespace.
+        let (me, peer) = ("[fe80::1%1]:6789".parse().unwrap(), "[fe80::2%1]:6789".parse().unwrap());
+        let status = Status { me, peer: Some(peer), ..example("cipcb0", (0, 0), &[]) };
+        let text = text(&status, None);
+        assert!(text.contains("peer      [fe80::2%lo]:6789\n  me        [fe80::1%lo]:6789\n"), "{text}");
+        let json = json(&[status, example("cipcb1", (0, 0), &[])]).unwrap();
+        assert_eq!((&json[0]["me"], &json[0]["peer"]), (&"[fe80::1%lo]:6789".into(), &"[fe80::2%lo]:6789".into()));
+        assert_eq!((&json[1]["me"], &json[1]["keys"][0]), (&"192.0.2.1:6789".into(), &"static".into()));
     }
 
     #[test]

@@ -138,9 +138,9 @@ fn ipv4(address: IpAddr) -> Ipv4Addr {
 /// A UDP datagram inside a carrier frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// Where it came from.
+    /// Where it came from. No header names the zone of a link-local address.
     pub from: SocketAddr,
-    /// The local address that it was sent to.
+    /// The local address that it was sent to, as little.
     pub to: SocketAddr,
     /// TOS or traffic class.
     pub tos: u8,

@@ -1,7 +1,7 @@
 //! What we ask of the kernel: eBPF objects and maps, links and addresses, routes and neighbours.
 //!
-//! May import `cipe_common` and `xsk`; must not know tunnels' state, keys' lives or packets. Imported by `engine` and
-//! `cli`. aya is used in [`bpf`] only; everything netlink acts in the network namespace of the thread that calls it.
+//! May import `cipe_common` and `xsk`; must not know tunnels' state, keys' lives or packets. Imported by `engine`,
+//! `ciped` and `cli`. aya is used in [`bpf`] only; everything netlink acts in the network namespace of the thread that calls it.
 
 pub mod addresses;
 pub mod attached;
@@ -31,3 +31,4 @@ mod shared;
 mod sysctl;
 #[cfg(test)]
 pub(crate) mod testnet;
+pub mod zone;

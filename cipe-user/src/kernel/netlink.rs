@@ -1,7 +1,6 @@
 //! One connection to rtnetlink, and how its refusals become errors that an operator can read.
 
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -9,6 +8,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator};
 use rtnetlink::sys::AsyncSocket;
 use rustix::io::Errno;
+
+use super::zone::ShownHost;
 
 /// A kernel that does not answer within this time never will: the answer was lost or could not be parsed.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ pub enum Error {
     #[error("no carrier route to {peer}: {cause}; add a route or check the carrier device")]
     NoRoute {
         /// Where they should go.
-        peer: IpAddr,
+        peer: ShownHost,
         /// Why they cannot.
         cause: io::Error,
     },
@@ -62,9 +63,9 @@ pub enum Error {
     )]
     NotOurAddress {
         /// Where packets should go.
-        peer: IpAddr,
+        peer: ShownHost,
         /// The address that they should come from.
-        from: IpAddr,
+        from: ShownHost,
     },
 }
 
@@ -172,7 +173,7 @@ mod tests {
     fn a_whole_chain_names_the_cause_once() {
         let cause = || io::Error::from_raw_os_error(101);
         for error in [
-            Error::NoRoute { peer: IpAddr::from([198, 51, 100, 1]), cause: cause() },
+            Error::NoRoute { peer: ShownHost([198, 51, 100, 1].into(), None), cause: cause() },
             Error::Io { what: "wire0".to_owned(), cause: cause() },
             Error::Refused { what: "wire0".to_owned(), cause: cause(), reason: Some("no".to_owned()) },
         ] {

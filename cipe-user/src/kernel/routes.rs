@@ -8,6 +8,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
 use super::netlink::{Error, Netlink, Result};
+use super::zone::{self, ShownHost};
 
 const PROTOCOL_UDP: u8 = 17;
 
@@ -39,7 +40,7 @@ pub struct Flow {
     /// Mark of the socket (SO_MARK); 0: none.
     pub mark: u32,
     /// Index of the device that their socket is bound to (SO_BINDTODEVICE), if it is. One of a VRF, or in one, has the VRF's
-    /// table asked.
+    /// table asked. That of a link-local address is its zone.
     pub device: Option<u32>,
 }
 
@@ -49,9 +50,11 @@ impl Flow {
         Self { to, from: from.filter(|from| !from.is_unspecified()), ports: [0; 2], mark: 0, device: None }
     }
 
-    /// Datagrams from the socket that is bound to `from`, whose address and port may be unspecified.
+    /// Datagrams from the socket that is bound to `from`, whose address and port may be unspecified. Those between link-local
+    /// addresses leave by the device that these belong to.
     pub fn of_socket(from: SocketAddr, to: SocketAddr, mark: u32) -> Self {
-        Self { ports: [from.port(), to.port()], mark, ..Self::new(to.ip(), Some(from.ip())) }
+        let device = zone::of(to).or(zone::of(from));
+        Self { ports: [from.port(), to.port()], mark, device, ..Self::new(to.ip(), Some(from.ip())) }
     }
 }
 
@@ -76,21 +79,23 @@ impl Netlink {
         if let Some(from) = from.filter(|from| route.is_err() || from.is_ipv6())
             && !self.look_up(Flow { device: flow.device, ..Flow::new(from, None) }).await.is_ok_and(|route| route.local)
         {
-            return Err(Error::NotOurAddress { peer, from });
+            let shown = |ip| ShownHost(ip, flow.device);
+            return Err(Error::NotOurAddress { peer: shown(peer), from: shown(from) });
         }
         route
     }
 
     async fn look_up(&self, flow: Flow) -> Result<Route> {
-        let Flow { to: peer, from, ports: [own_port, port], mark, device } = flow;
+        let Flow { to, from, ports: [own_port, port], mark, device } = flow;
+        let peer = ShownHost(to, device);
         let mut message = RouteMessage::default();
-        let (family, bits) = match peer {
+        let (family, bits) = match to {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
             IpAddr::V6(_) => (AddressFamily::Inet6, 128),
         };
         message.header.address_family = family;
         message.header.destination_prefix_length = bits;
-        message.attributes.push(RouteAttribute::Destination(peer.into()));
+        message.attributes.push(RouteAttribute::Destination(to.into()));
         if let Some(from) = from {
             message.header.source_prefix_length = bits;
             message.attributes.push(RouteAttribute::Source(from.into()));
@@ -120,7 +125,7 @@ impl Netlink {
     }
 }
 
-fn refusal(error: Error, peer: IpAddr) -> Error {
+fn refusal(error: Error, peer: ShownHost) -> Error {
     match error.errno().map(Errno::from_raw_os_error) {
         Some(errno @ (Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS | Errno::INVAL | Errno::NETDOWN)) => {
             no_route(peer, errno)
@@ -129,7 +134,7 @@ fn refusal(error: Error, peer: IpAddr) -> Error {
     }
 }
 
-fn no_route(peer: IpAddr, errno: Errno) -> Error {
+fn no_route(peer: ShownHost, errno: Errno) -> Error {
     // The kernel's words for these ("Invalid argument") mislead.
     let cause = match errno {
         Errno::INVAL => io::Error::other("a blackhole route"),
@@ -225,6 +230,23 @@ mod tests {
             netlink.route(own, Some(own)).await.unwrap();
             let error = netlink.route(own, Some("2001:db8::77".parse().unwrap())).await.unwrap_err();
             assert!(matches!(error, Error::NotOurAddress { .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn link_local_addresses_are_looked_up_at_their_device() {
+        in_namespace(|netlink| async move {
+            // The loopback device has the same index in each network namespace.
+            let at = |text: &str| text.parse().unwrap();
+            let flow = Flow::of_socket(at("[fe80::77%1]:6789"), at("[fe80::2%1]:6790"), 0);
+            assert_eq!((flow.device, flow.ports), (Some(1), [6789, 6790]));
+            assert_eq!(Flow::of_socket(at("[::]:6789"), at("[fe80::2%1]:6790"), 0).device, Some(1));
+            assert_eq!(Flow::of_socket(at("[fe80::77%1]:6789"), at("[2001:db8::2]:6790"), 0).device, Some(1));
+            assert_eq!(Flow::of_socket(at("[2001:db8::1]:6789"), at("[2001:db8::2]:6790"), 0).device, None);
+            let error = netlink.route_of(flow).await.unwrap_err().to_string();
+            let expected =
+                "no carrier route to fe80::2%lo from fe80::77%lo: fe80::77%lo is not an address of this host";
+            assert!(error.starts_with(expected), "{error}");
         });
     }
 

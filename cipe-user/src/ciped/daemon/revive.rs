@@ -1,6 +1,5 @@
 //! A dead engine is started again, and the tunnel is where it was.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -10,6 +9,7 @@ use super::{Daemon, Wish};
 use crate::ciped::attach::{Attached, Place, attach};
 use crate::ciped::session::End;
 use crate::control::protocol::Request;
+use crate::kernel::zone;
 
 /// The first wait before a dead engine is started again; doubled each time.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ impl Daemon {
                 outcome = attached => match outcome {
                     Ok(Attached { engine, me, .. }) => {
                         if me != self.facts.me {
-                            tracing::info!("{device}: changing my address: {me}");
+                            tracing::info!("{device}: changing my address: {}", zone::Shown(me));
                             self.facts.me = me;
                         }
                         tracing::info!("{device}: the engine is back; keys are exchanged anew");
@@ -60,7 +60,9 @@ impl Daemon {
     fn place(&self) -> Place {
         let configured = self.setup.options.me.address;
         let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
-        let me = SocketAddr::new(configured.ip(), port);
+        // The device of a link-local address may have another index than at the start.
+        let zone = zone::of(self.facts.me).or(zone::of(configured)).unwrap_or_default();
+        let me = zone::socket_address(configured.ip(), port, zone);
         let device = Some(self.facts.device.clone());
         Place { device, me, peer: self.peer, send_packets: self.session.send_packets() }
     }

@@ -7,6 +7,7 @@ use crate::ciped::options::{Mistake, Options};
 use crate::ciped::session::{End, Step};
 use crate::ciped::socks;
 use crate::control::protocol::Request;
+use crate::kernel::zone::{self, Shown};
 
 /// Asks the SOCKS5 server, if there is one, before anything is made.
 pub(super) async fn first_relay(options: &Options) -> anyhow::Result<Option<(socks::Relay, SocketAddr)>> {
@@ -25,7 +26,7 @@ impl Daemon {
         let device = &self.facts.device;
         let (relay, steps) = match news {
             socks::News::Relay(relay) => {
-                tracing::info!("{device}: the SOCKS5 server relays at {relay}");
+                tracing::info!("{device}: the SOCKS5 server relays at {}", Shown(relay));
                 (Some(relay), Vec::new())
             }
             socks::News::Lost(error) => (None, self.session.network_error(&error.to_string(), self.clock.now())),
@@ -45,21 +46,22 @@ impl Daemon {
                 let (now, before) = if peer.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
                 if self.setup.draft.me.value.as_ref().is_some_and(|me| !me.host.is_empty()) {
                     tracing::warn!(
-                        "{device}: {} is at {peer} now, and `me` says {before}; correct `me`, or leave its address out",
-                        name.text()
+                        "{device}: {} is at {} now, and `me` says {before}; correct `me`, or leave its address out",
+                        name.text(),
+                        Shown(peer)
                     );
                     return None;
                 }
                 self.starts_over = true;
-                let text = format!("{} is at {peer} now; the tunnel starts over by {now}", name.text());
+                let text = format!("{} is at {} now; the tunnel starts over by {now}", name.text(), Shown(peer));
                 return Some(End::Asked(text));
             }
-            Ok(peer) if peer.ip() != self.peer.ip() => {
-                tracing::info!("{device}: {} is at {peer} now", name.text());
+            Ok(peer) if (peer.ip(), zone::of(peer)) != (self.peer.ip(), zone::of(self.peer)) => {
+                tracing::info!("{device}: {} is at {} now", name.text(), Shown(peer));
                 self.send(&Request::SetPeer { peer });
             }
-            Ok(peer) => tracing::debug!("{device}: {} is still at {peer}", name.text()),
-            Err(mistake) => tracing::warn!("{device}: {}; the peer stays at {}", mistake.what, self.peer),
+            Ok(peer) => tracing::debug!("{device}: {} is still at {}", name.text(), Shown(peer)),
+            Err(mistake) => tracing::warn!("{device}: {}; the peer stays at {}", mistake.what, Shown(self.peer)),
         }
         None
     }

@@ -1,7 +1,7 @@
 //! Carrier addresses as written: host and port, resolved by [`super::resolve`].
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::problem::Mistake;
 use super::value::{Parsed, clip, word};
@@ -14,6 +14,18 @@ pub struct EndpointName {
     pub host: String,
     /// Number or service name.
     pub port: String,
+}
+
+impl EndpointName {
+    /// The host, and the zone behind it if there is one.
+    pub fn host_and_zone(&self) -> (&str, Option<&str>) {
+        self.host.split_once('%').map_or((&self.host, None), |(host, zone)| (host, Some(zone)))
+    }
+
+    /// Whether the host is an address, which no resolver is asked for.
+    pub fn is_address(&self) -> bool {
+        self.host_and_zone().0.parse::<IpAddr>().is_ok()
+    }
 }
 
 impl fmt::Display for EndpointName {

@@ -5,18 +5,19 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use super::endpoint::EndpointName;
 use super::problem::Mistake;
 use super::value::HostName;
+use crate::kernel::zone;
 
-/// Every address of a host, at least one.
+/// Every address of a host, at least one, with port 0; link-local ones in the zone that the resolver tells.
 ///
 /// # Errors
 /// The name does not resolve.
-pub fn host(name: &str) -> Result<Vec<IpAddr>, Mistake> {
-    if let Ok(address) = name.parse() {
-        return Ok(vec![address]);
+fn host(name: &str) -> Result<Vec<SocketAddr>, Mistake> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, 0)]);
     }
     let fix = "write an IP address, or make the name resolve (/etc/hosts, DNS)";
-    let found: Vec<IpAddr> = match (name, 0).to_socket_addrs() {
-        Ok(found) => found.map(|address| address.ip()).collect(),
+    let found: Vec<SocketAddr> = match (name, 0).to_socket_addrs() {
+        Ok(found) => found.collect(),
         Err(error) => {
             return Err(Mistake::new(format!("host `{name}` does not resolve ({error})"), fix).without_keys());
         }
@@ -27,19 +28,32 @@ pub fn host(name: &str) -> Result<Vec<IpAddr>, Mistake> {
     Ok(found)
 }
 
-/// One address of a host: of the family of `like` if that is given, else IPv4 before IPv6.
+/// One address of a host on the tunnel, in no zone: of the family of `like` if that is given, else IPv4 before IPv6.
 ///
 /// # Errors
-/// The name does not resolve, or not in this family.
+/// The name does not resolve, or not in this family; or there is a zone behind it.
 pub fn one_host(name: &HostName, like: Option<IpAddr>) -> Result<IpAddr, Mistake> {
-    let found = host(&name.0)?;
-    match like {
-        Some(like) => found.iter().find(|address| address.is_ipv4() == like.is_ipv4()).copied().ok_or_else(|| {
-            let what = format!("`{name}` has no {} address", if like.is_ipv4() { "IPv4" } else { "IPv6" });
-            Mistake::new(what, "use one address family at both ends of the tunnel")
-        }),
-        None => Ok(found.iter().find(|address| address.is_ipv4()).copied().unwrap_or(found[0])),
+    if let Some((host, zone)) = name.0.split_once('%') {
+        let what = format!("`{name}` has a zone, which is always the tunnel's interface here");
+        return Err(Mistake::new(what, format!("write {host} without %{zone}")).without_keys());
     }
+    one_of(&host(&name.0)?, &name.0, like).map(|address| address.ip())
+}
+
+/// Of the addresses of `name` the first of the family of `like`, or the first IPv4 one before IPv6; one that lacks its zone
+/// after all others.
+fn one_of(found: &[SocketAddr], name: &str, like: Option<IpAddr>) -> Result<SocketAddr, Mistake> {
+    let wants = |address: &&SocketAddr| like.is_none_or(|like| address.is_ipv4() == like.is_ipv4());
+    let rank = |address: &&SocketAddr| (lacks_zone(**address), address.is_ipv6());
+    found.iter().filter(wants).min_by_key(rank).copied().ok_or_else(|| {
+        let family = if like.is_some_and(|like| like.is_ipv4()) { "IPv4" } else { "IPv6" };
+        let what = format!("`{name}` has no {family} address");
+        Mistake::new(what, "use one address family at both ends of the tunnel").without_keys()
+    })
+}
+
+fn lacks_zone(address: SocketAddr) -> bool {
+    zone::is_needed(address.ip()) && zone::of(address).is_none()
 }
 
 /// A port number, or a UDP service of /etc/services.
@@ -71,12 +85,34 @@ fn service(services: &str, name: &str) -> Option<u16> {
     })
 }
 
-/// Carrier address of `name`; families as in [`one_host`].
+/// Carrier address of `name`; families as in [`one_host`]. A link-local address is in the zone behind it, a device by name or
+/// by index, or in the one that the resolver tells.
 ///
 /// # Errors
-/// Host or service does not resolve.
+/// Host or service does not resolve, there is no such device, or a zone is missing or out of place.
 pub fn endpoint(name: &EndpointName, like: Option<IpAddr>) -> Result<SocketAddr, Mistake> {
-    Ok(SocketAddr::new(one_host(&HostName(name.host.clone()), like)?, port(&name.port)?))
+    let (host_name, zone) = name.host_and_zone();
+    let mut found = host(host_name)?;
+    if let Some(zone) = zone {
+        let ifindex = zone::find(zone).ok_or_else(|| {
+            let what = format!("`{}`: no network device is called `{zone}`, or has that index", name.host);
+            Mistake::new(what, "correct what stands behind the %, or make the device first (ip link)").without_keys()
+        })?;
+        found.retain(|address| zone::is_needed(address.ip()));
+        found.iter_mut().for_each(|address| *address = zone::moved(*address, ifindex));
+        if found.is_empty() {
+            let what = format!("`{}` has a zone, and only link-local addresses (fe80::...) belong to one", name.host);
+            return Err(Mistake::new(what, format!("write {host_name} without %{zone}")).without_keys());
+        }
+    }
+    let mut address = one_of(&found, host_name, like)?;
+    if lacks_zone(address) {
+        let ip = address.ip();
+        let what = format!("{ip} is a link-local address, which leads nowhere without its device");
+        return Err(Mistake::new(what, format!("write the device behind it, such as [{ip}%eth0]:6789")));
+    }
+    address.set_port(port(&name.port)?);
+    Ok(address)
 }
 
 #[cfg(test)]
@@ -106,5 +142,50 @@ mod tests {
         assert_eq!(endpoint(&name, None), Ok("[2001:db8::1]:6789".parse().unwrap()));
         assert!(endpoint(&name, Some("192.0.2.1".parse().unwrap())).is_err());
         assert!(port("65536").is_err());
+    }
+
+    fn at(host: &str) -> Result<SocketAddr, Mistake> {
+        endpoint(&EndpointName { host: host.to_owned(), port: "6789".to_owned() }, None)
+    }
+
+    #[test]
+    fn a_link_local_address_is_in_the_zone_behind_it() {
+        // The loopback device has the same index in each network namespace.
+        for host in ["fe80::1%lo", "fe80::1%1"] {
+            assert_eq!(at(host), Ok("[fe80::1%1]:6789".parse().unwrap()), "{host}");
+        }
+        for (host, what) in [
+            ("fe80::1", "fe80::1 is a link-local address, which leads nowhere without its device"),
+            (
+                "fe80::1%no-such-dev",
+                "`fe80::1%no-such-dev`: no network device is called `no-such-dev`, or has that index",
+            ),
+            ("fe80::1%", "`fe80::1%`: no network device is called ``, or has that index"),
+            ("fd00::1%lo", "`fd00::1%lo` has a zone, and only link-local addresses (fe80::...) belong to one"),
+            ("192.0.2.1%lo", "`192.0.2.1%lo` has a zone, and only link-local addresses (fe80::...) belong to one"),
+        ] {
+            assert_eq!(at(host).unwrap_err().what, what);
+        }
+        let missing = at("fe80::1").unwrap_err();
+        assert_eq!(missing.fix, "write the device behind it, such as [fe80::1%eth0]:6789");
+    }
+
+    #[test]
+    fn an_address_that_lacks_its_zone_comes_after_all_others() {
+        let all: Vec<SocketAddr> =
+            ["[fe80::1]:0", "[fe80::2%1]:0", "[fd00::1]:0"].iter().map(|text| text.parse().unwrap()).collect();
+        let chosen = |found: &[SocketAddr]| one_of(found, "gw", None).unwrap();
+        assert_eq!((chosen(&all), chosen(&all[..1])), (all[1], all[0]));
+        let found = [all[2], "192.0.2.1:0".parse().unwrap()];
+        assert_eq!(chosen(&found), found[1], "IPv4 comes first");
+        assert_eq!(one_of(&found, "gw", Some(all[0].ip())), Ok(all[2]));
+    }
+
+    #[test]
+    fn an_address_on_the_tunnel_has_no_zone() {
+        let host = |text: &str| one_host(&HostName(text.to_owned()), None);
+        assert_eq!(host("fe80::1"), Ok("fe80::1".parse().unwrap()));
+        let mistake = host("fe80::1%lo").unwrap_err();
+        assert_eq!(mistake.what, "`fe80::1%lo` has a zone, which is always the tunnel's interface here");
     }
 }

@@ -161,7 +161,7 @@ impl Settle<'_> {
             cttl: draft.cttl.value,
             me,
             peer,
-            peer_name: draft.peer.value.clone().filter(|name| name.host.parse::<IpAddr>().is_err()),
+            peer_name: draft.peer.value.clone().filter(|name| !name.is_address()),
             pin_peer: draft.pinpeer.value,
             socks,
             key: match key {

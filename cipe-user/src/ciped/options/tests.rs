@@ -169,6 +169,30 @@ fn a_link_local_carrier_is_named_as_such() {
 }
 
 #[test]
+fn a_link_local_carrier_has_one_device() {
+    // The loopback device has the same index in each network namespace.
+    let text = GOOD.replace("192.0.2.1:6789", "[fe80::a%lo]:6789").replace("192.0.2.2:6789", "[fe80::b%1]:6789");
+    let (options, problems) = settled(&text);
+    let options = options.unwrap();
+    assert_eq!(problems, [""; 0]);
+    assert_eq!(
+        (options.me.address, options.peer.address),
+        ("[fe80::a%1]:6789".parse().unwrap(), "[fe80::b%1]:6789".parse().unwrap())
+    );
+    assert_eq!(options.me.text, "[fe80::a%lo]:6789");
+    assert!(options.peer_name.is_none(), "no resolver is asked for an address");
+    for (text, told) in [
+        (text.replace("%1", ""), "`peer`: fe80::b is a link-local address, which leads nowhere without its device"),
+        (text.replace("%lo", "%no-such-dev"), "no network device is called `no-such-dev`"),
+        (format!("{text}carrier-device no-such-dev\n"), "`me` is on lo, and `carrier-device` is no-such-dev"),
+    ] {
+        let (options, problems) = settled(&text);
+        assert!(options.is_none() && problems[0].contains(told), "{problems:?}");
+    }
+    assert!(settled(&format!("{text}carrier-device lo\n")).0.is_some());
+}
+
+#[test]
 fn an_own_address_on_the_loopback_is_said() {
     // A name that is on the loopback on every host.
     let (options, problems) = settled(&GOOD.replace("192.0.2.1:6789", "localhost:6789"));

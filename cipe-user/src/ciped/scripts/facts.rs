@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::control::protocol::Cipher;
+use crate::kernel::zone::Shown;
 
 /// What a script is told.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ impl Facts {
     pub(super) fn arguments(&self) -> [OsString; 6] {
         [
             self.device.clone().into(),
-            self.me.to_string().into(),
+            Shown(self.me).to_string().into(),
             std::process::id().to_string().into(),
             self.ipaddr.to_string().into(),
             self.ptpaddr.to_string().into(),
@@ -57,18 +58,18 @@ impl Facts {
         // Later ones take the place of earlier ones.
         all.extend([
             ("device", self.device.clone().into()),
-            ("me", self.relay.unwrap_or(self.me).to_string().into()),
+            ("me", Shown(self.relay.unwrap_or(self.me)).to_string().into()),
             ("ipaddr", self.ipaddr.to_string().into()),
             ("ptpaddr", self.ptpaddr.to_string().into()),
             ("mtu", self.mtu.to_string().into()),
             ("cipher", cipher.into()),
             ("arg", self.arg.clone()),
         ]);
-        all.extend(self.peer.map(|peer| ("peer", peer.to_string().into())));
+        all.extend(self.peer.map(|peer| ("peer", Shown(peer).to_string().into())));
         all.extend([
             ("CIPE_DEVICE", self.device.clone().into()),
-            ("CIPE_ME", self.me.to_string().into()),
-            ("CIPE_PEER", self.peer.map_or_else(String::new, |peer| peer.to_string()).into()),
+            ("CIPE_ME", Shown(self.me).to_string().into()),
+            ("CIPE_PEER", self.peer.map_or_else(String::new, |peer| Shown(peer).to_string()).into()),
             ("CIPE_IPADDR", self.ipaddr.to_string().into()),
             ("CIPE_PTPADDR", self.ptpaddr.to_string().into()),
             ("CIPE_MTU", self.mtu.to_string().into()),

@@ -10,6 +10,7 @@ use super::{Level, Session, Step, Topic};
 use crate::ciped::exchange::Now;
 use crate::ciped::options::Options;
 use crate::control::protocol::{Cipher, Request};
+use crate::kernel::zone::Shown;
 use crate::wire::clear::{Clear, Configuration};
 
 /// Least time between two answers.
@@ -29,7 +30,8 @@ pub(super) fn configuration(options: &Options) -> Configuration {
 
 impl<R: CryptoRng> Session<R> {
     /// Takes a datagram in clear.
-    pub(super) fn clear(&mut self, datagram: &[u8], from: SocketAddr, now: Now) -> Vec<Step> {
+    pub(super) fn clear(&mut self, datagram: &[u8], to: SocketAddr, now: Now) -> Vec<Step> {
+        let from = Shown(to);
         let (kind, configuration, asks) = match Clear::parse(datagram) {
             Clear::Request(configuration) => ("CT_CONFREQ", configuration, true),
             Clear::Answer(configuration) => ("CT_CONF", configuration, false),
@@ -59,7 +61,7 @@ impl<R: CryptoRng> Session<R> {
         if asks && self.configuration_told.is_none_or(|last| now.at >= last + ANSWERS) {
             self.configuration_told = Some(now.at);
             let datagram = hex::encode(self.configuration.answer(now.unix, &mut self.rng));
-            steps.push(Step::Send(Request::SendClear { datagram, to: from }));
+            steps.push(Step::Send(Request::SendClear { datagram, to }));
         }
         steps
     }

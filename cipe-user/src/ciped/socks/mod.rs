@@ -14,6 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
 use super::options::{self, EndpointName};
+use crate::kernel::zone;
 
 pub use handshake::{Credentials, SocksError};
 
@@ -99,7 +100,7 @@ async fn associate(
         let relay = handshake::run(&mut connection, credentials).await?;
         // A server that does not know its own address leaves it out.
         let ip = if relay.ip().is_unspecified() { address.ip() } else { relay.ip() };
-        Ok((connection, SocketAddr::new(ip, relay.port())))
+        Ok((connection, zone::socket_address(ip, relay.port(), zone::of(address).unwrap_or_default())))
     };
     let outcome = tokio::time::timeout(DEADLINE, attempt).await;
     let late = || Err(format!("no relay after {} s", DEADLINE.as_secs()));

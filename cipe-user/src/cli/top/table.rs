@@ -4,6 +4,7 @@ use clap::ValueEnum;
 
 use super::super::status::{Rates, age, scaled};
 use crate::control::protocol::Status;
+use crate::kernel::zone::Shown;
 
 /// What comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,7 +41,7 @@ impl Row {
         let key = |name| status.key_seconds.get(name).map_or_else(|| "-".to_owned(), |seconds| age(*seconds));
         Self {
             device: status.device.clone(),
-            peer: status.peer.map_or_else(|| "not known yet".to_owned(), |peer| peer.to_string()),
+            peer: status.peer.map_or_else(|| "not known yet".to_owned(), |peer| Shown(peer).to_string()),
             keys: match status.keys.is_empty() {
                 true => "NO ENCRYPTION".to_owned(),
                 false => format!("{} / {}", key("send"), key("receive")),

@@ -13,10 +13,12 @@ use crate::engine::BATCH;
 use crate::engine::outer;
 use crate::engine::port::{Port, Turns};
 use crate::kernel::bpf::LiveFrames;
+use crate::kernel::zone;
 use crate::xsk::{Packet, Pool, Umem};
 
 /// A carrier card.
 pub struct XdpCarrier {
+    ifindex: u32,
     queues: Vec<Queue>,
     turns: Turns,
     received: Vec<Packet>,
@@ -30,8 +32,6 @@ pub struct XdpCarrier {
 /// The way out as live frames.
 struct Live {
     frames: LiveFrames,
-    /// The card.
-    ifindex: u32,
     waiting: Vec<Packet>,
     departures: Vec<Departure>,
 }
@@ -46,17 +46,17 @@ struct Queue {
 }
 
 impl XdpCarrier {
-    /// A card by its queues' sockets. It counts datagrams in `traffic`, and hands none out before [`XdpCarrier::begin`].
-    pub fn new(ports: Vec<Port>, traffic: Arc<AtomicU64>) -> Self {
+    /// The card of this ifindex by its queues' sockets. It counts datagrams in `traffic`, and hands none out before [`XdpCarrier::begin`].
+    pub fn new(ifindex: u32, ports: Vec<Port>, traffic: Arc<AtomicU64>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
         let received = Vec::with_capacity(BATCH);
-        Self { queues, turns: Turns::default(), received, waiting: Some(Vec::new()), traffic, live: None }
+        Self { ifindex, queues, turns: Turns::default(), received, waiting: Some(Vec::new()), traffic, live: None }
     }
 
-    /// The same with a way to send live frames on the card, which has this ifindex.
-    pub fn with_live_frames(self, frames: LiveFrames, ifindex: u32) -> Self {
+    /// The same with a way to send live frames on the card.
+    pub fn with_live_frames(self, frames: LiveFrames) -> Self {
         let (waiting, departures) = (Vec::with_capacity(LiveFrames::MOST), Vec::with_capacity(LiveFrames::MOST));
-        Self { live: Some(Live { frames, ifindex, waiting, departures }), ..self }
+        Self { live: Some(Live { frames, waiting, departures }), ..self }
     }
 
     /// Hands out what has waited; what arrives from now on is [`Door::receive`]'s.
@@ -89,7 +89,7 @@ impl XdpCarrier {
         let departure =
             |packet: &Packet| Departure::new(packet.frame.index(), packet.offset as usize, packet.len as usize);
         live.departures.extend(live.waiting.iter().map_while(departure));
-        let sent = live.frames.send(live.ifindex, &live.departures);
+        let sent = live.frames.send(self.ifindex, &live.departures);
         let mut waiting = live.waiting.drain(..);
         waiting.by_ref().take(sent).for_each(|packet| pool.put(packet.frame));
         // The call was broken off: the program was not run for the rest.
@@ -121,7 +121,7 @@ impl Door for XdpCarrier {
             warm(&self.received, room.umem);
             arrivals.extend(self.received.drain(..).filter_map(|packet| {
                 let is_later_piece = std::mem::replace(&mut queue.in_chain, packet.more);
-                arrival(packet, is_later_piece, room)
+                arrival(packet, is_later_piece, self.ifindex, room)
             }));
             taken
         });
@@ -178,9 +178,9 @@ fn warm(packets: &[Packet], umem: &Umem) {
     }
 }
 
-/// What came in a frame; nothing for the later pieces of one that is larger than a UMEM frame. Such a frame is no datagram of
+/// What came in a frame by the device `ifindex`; nothing for the later pieces of one that is larger than a UMEM frame. Such a frame is no datagram of
 /// ours, each of which fits one, but a superframe; it counts once.
-fn arrival(packet: Packet, is_later_piece: bool, room: &mut Room<'_>) -> Option<Arrival> {
+fn arrival(packet: Packet, is_later_piece: bool, ifindex: u32, room: &mut Room<'_>) -> Option<Arrival> {
     let frame = packet.data(room.umem);
     let found = if packet.more { outer::parse_front(frame) } else { outer::parse_frame(frame) };
     let Some(found) = found.filter(|_| !is_later_piece) else {
@@ -195,7 +195,8 @@ fn arrival(packet: Packet, is_later_piece: bool, room: &mut Room<'_>) -> Option<
     } else {
         Ok((packet.frame, start + found.payload.start..start + found.payload.end))
     };
-    Some(Arrival { to: Some(found.to), from: found.from, tos: found.tos, was_joined: false, datagram })
+    let (to, from) = (zone::moved(found.to, ifindex), zone::moved(found.from, ifindex));
+    Some(Arrival { to: Some(to), from, tos: found.tos, was_joined: false, datagram })
 }
 
 /// Puts carrier headers in front of a datagram.

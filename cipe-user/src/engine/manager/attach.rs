@@ -27,6 +27,7 @@ use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::features::Feature;
 use crate::kernel::netlink;
 use crate::kernel::routes::Flow;
+use crate::kernel::zone;
 use crate::xsk::{MultiBuffer, Socket, SocketConfig};
 
 impl Manager {
@@ -83,7 +84,7 @@ impl Manager {
             },
         };
         let (hub, device) = self.device(device, attach.xdp_mode).await?;
-        let tenant = Tenant {
+        let mut tenant = Tenant {
             connection,
             hub,
             device: device.clone(),
@@ -112,8 +113,10 @@ impl Manager {
             door: None,
             carrier_device: attach.carrier_device.clone(),
             carrier_socket: udp.for_another_worker(),
+            zone_name: None,
             follower: None,
         };
+        tenant.name_zone();
         self.tenants.insert(number, tenant);
         self.set_busy_poll();
         self.devices.insert(device.index, number);
@@ -237,22 +240,25 @@ impl Manager {
             None => None,
         };
         let route = |from: SocketAddr, target: SocketAddr| {
-            let flow = Flow::of_socket(from, SocketAddr::new(target.ip(), port(target)), attach.mark);
-            self.netlink.route_of(Flow { device, ..flow })
+            let mut to = target;
+            to.set_port(port(target));
+            let flow = Flow::of_socket(from, to, attach.mark);
+            self.netlink.route_of(Flow { device: device.or(flow.device), ..flow })
         };
         let mut me = attach.me;
         // That this host does not have the address is an error only if it cannot be bound to either.
         let mut missing = None;
         if me.ip().is_unspecified() || attach.dynip {
-            me.set_ip(match towards {
-                Some(target) => match route(SocketAddr::new(any, me.port()), target).await {
-                    Ok(route) => route.source,
+            let port = me.port();
+            me = match towards {
+                Some(target) => match route(SocketAddr::new(any, port), target).await {
+                    Ok(route) => zone::socket_address(route.source, port, route.oif),
                     // The network is not there yet, as at boot: the route that comes brings the address.
-                    Err(netlink::Error::NoRoute { .. }) => any,
+                    Err(netlink::Error::NoRoute { .. }) => SocketAddr::new(any, port),
                     Err(error) => return Err(error.into()),
                 },
-                None => any,
-            });
+                None => SocketAddr::new(any, port),
+            };
         } else if let Some(target) = towards {
             match route(me, target).await {
                 Ok(_) => {}
@@ -263,18 +269,21 @@ impl Manager {
         }
         let listens = if attach.dynip { SocketAddr::new(any, me.port()) } else { me };
         if !listens.ip().is_unspecified() && self.tenants.values().any(|tenant| tenant.listens == listens) {
-            bail!("me {me}: another tunnel has this address and port; choose another port with `me`");
+            bail!("me {}: another tunnel has this address and port; choose another port with `me`", zone::Shown(me));
         }
+        let shown = zone::Shown(me);
         let device = attach.carrier_device.as_deref();
         let udp = bind(listens, attach.me_may_come, device).map_err(|error| match (error.kind(), missing) {
             (std::io::ErrorKind::AddrNotAvailable, Some(missing)) => missing.into(),
             (std::io::ErrorKind::AddrInUse, _) => {
-                anyhow::anyhow!("me {me}: the port is taken; stop the other program or choose another port with `me`")
+                anyhow::anyhow!(
+                    "me {shown}: the port is taken; stop the other program or choose another port with `me`"
+                )
             }
             (std::io::ErrorKind::AddrNotAvailable, None) => {
-                anyhow::anyhow!("me {me}: no interface has this address; correct `me` or leave it out")
+                anyhow::anyhow!("me {shown}: no interface has this address; correct `me` or leave it out")
             }
-            _ => anyhow::anyhow!("me {me}: {error}"),
+            _ => anyhow::anyhow!("me {shown}: {error}"),
         })?;
         if attach.mark != 0 {
             setsockopt(&udp, sockopt::Mark, &attach.mark).with_context(|| format!("mark {:#x}", attach.mark))?;
@@ -285,11 +294,11 @@ impl Manager {
             IpAddr::V6(_) => setsockopt(&udp, sockopt::Ipv6RecvErr, &true),
         };
         if let Err(error) = wants_errors {
-            tracing::debug!("{me}: {error}; ICMP errors of the carrier will not be seen");
+            tracing::debug!("{shown}: {error}; ICMP errors of the carrier will not be seen");
         }
         let listens = udp.local_addr()?;
         me.set_port(listens.port());
-        let udp = UdpCarrier::new(udp).with_context(|| format!("me {me}"))?;
+        let udp = UdpCarrier::new(udp).with_context(|| format!("me {shown}"))?;
         Ok((udp, listens, me))
     }
 

@@ -274,14 +274,16 @@ impl Manager {
         }
         let got = Got::of(&sockets);
         let mut shares = share_of(sockets, self.workers.count());
-        let frames = |worker| self.programs.live_frames(worker).map(|frames| (frames, ifindex));
         let mut lives = match live {
-            true => (0..self.workers.count() as u32).map(frames).collect::<Result<Vec<_>, _>>()?.into_iter(),
+            true => (0..self.workers.count() as u32)
+                .map(|worker| self.programs.live_frames(worker))
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter(),
             false => Vec::new().into_iter(),
         };
         let share = |worker: usize, done| {
             let sockets = std::mem::take(&mut shares[worker]);
-            let carrier = NewCarrier { sockets, traffic: traffic.clone(), live: lives.next() };
+            let carrier = NewCarrier { ifindex, sockets, traffic: traffic.clone(), live: lives.next() };
             Command::AddCarrier(slot, Box::new(carrier), done)
         };
         // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.

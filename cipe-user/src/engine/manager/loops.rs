@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Manager;
 use crate::kernel::nexthop::NextHop;
+use crate::kernel::zone::Shown;
 
 /// Where the route to a tunnel's peer leads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Loops {
 
 /// What is said of it.
 pub fn line(target: SocketAddr) -> String {
-    let (ip, port) = (target.ip(), target.port());
+    let (ip, port, target) = (target.ip(), target.port(), Shown(target));
     format!(
         "looped route: datagrams to {target} are led into the tunnel that sends them, and dropped; add a route to {ip} over the \
          carrier device, or a rule before the one that leads them here (ip rule add ipproto udp dport {port}, or fwmark with the \
@@ -96,7 +97,10 @@ impl Manager {
         }
         let target = tenant.target()?;
         (leads == Leads::Round && before != leads).then(|| {
-            format!("looped route: datagrams to {target} go round through other tunnels; add a route to {} over the carrier device", target.ip())
+            let (ip, target) = (target.ip(), Shown(target));
+            format!(
+                "looped route: datagrams to {target} go round through other tunnels; add a route to {ip} over the carrier device"
+            )
         })
     }
 }

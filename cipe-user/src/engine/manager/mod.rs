@@ -45,6 +45,7 @@ use crate::kernel::links::{LinkChange, LinkEvent};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
 use crate::kernel::policies::{self, Policies};
+use crate::kernel::zone;
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
 use hubs::Hubs;
@@ -134,6 +135,8 @@ struct Tenant {
     carrier_device: Option<String>,
     /// That socket.
     carrier_socket: UdpCarrier,
+    /// Name of the device that its link-local carrier addresses belong to, if it has such.
+    zone_name: Option<String>,
     /// Forwards news of the way to the peer.
     follower: Option<tokio::task::AbortHandle>,
 }
@@ -154,7 +157,19 @@ impl Tenant {
 
     /// What the programs must know of it.
     fn entry(&self) -> TunnelEntry {
-        self.sizes.entry(self.hub, self.device.mac, self.target())
+        // A link-local address of another device may be there inside, too.
+        let may_go_round = |target: &SocketAddr| zone::of(*target).is_none_or(|zone| zone == self.device.index);
+        self.sizes.entry(self.hub, self.device.mac, self.target().filter(may_go_round))
+    }
+
+    /// Index of the device that its link-local carrier addresses belong to.
+    fn zone(&self) -> Option<u32> {
+        zone::of(self.listens).or(self.target().and_then(zone::of))
+    }
+
+    /// Notes what that device is called.
+    fn name_zone(&mut self) {
+        self.zone_name = self.zone().map(zone::name);
     }
 }
 
@@ -583,9 +598,13 @@ impl Manager {
             }
             LinkChange::Renamed => {
                 self.renamed(event.ifindex, &event.name);
-                self.carrier_device_came(&event.name);
+                self.tenants
+                    .values_mut()
+                    .filter(|tenant| tenant.zone() == Some(event.ifindex))
+                    .for_each(Tenant::name_zone);
+                self.carrier_device_came(&event.name, event.ifindex);
             }
-            LinkChange::Added => self.carrier_device_came(&event.name),
+            LinkChange::Added => self.carrier_device_came(&event.name, event.ifindex),
             LinkChange::Up => {}
         }
         if self.refused.remove(&event.ifindex) {

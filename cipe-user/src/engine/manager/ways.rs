@@ -1,6 +1,6 @@
 //! The ways to the tunnels' peers, and by which door each leaves.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::attach::log_failure;
 use super::{Leads, Manager, News, Socks, Tenant};
@@ -14,12 +14,14 @@ use crate::kernel::links::{self, CardKind};
 use crate::kernel::nexthop::{NextHop, State};
 use crate::kernel::policies::CarrierFlow;
 use crate::kernel::routes::Flow;
+use crate::kernel::zone;
 
 impl Manager {
     /// Follows the way to a tunnel's peer from now on, in place of another peer's.
     pub(super) fn follow(&mut self, number: u16, peer: SocketAddr) {
         let Some(tenant) = self.tenants.get_mut(&number) else { return };
         tenant.peer = Some(peer);
+        tenant.name_zone();
         if tenant.socks.is_none() {
             self.follow_target(number);
         }
@@ -33,7 +35,7 @@ impl Manager {
         self.workers.tell_all(|_| Command::SetRelay(number, relay));
         let Some(tenant) = self.tenants.get_mut(&number) else { return };
         if relay.is_none() {
-            tenant.door = Some(format!("no relay of the SOCKS5 server {server}"));
+            tenant.door = Some(format!("no relay of the SOCKS5 server {}", zone::Shown(server)));
         }
         self.follow_target(number);
     }
@@ -46,7 +48,8 @@ impl Manager {
         log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
         let Some(peer) = tenant.target() else { return };
         let device = tenant.carrier_device.as_deref().map(links::index_of);
-        let flow = Flow { device, ..Flow::of_socket(tenant.listens, peer, tenant.mark) };
+        let flow = Flow::of_socket(tenant.listens, peer, tenant.mark);
+        let flow = Flow { device: device.or(flow.device), ..flow };
         let mut states = self.next_hops.watch(flow);
         let ways = self.ways.clone();
         let follower = tokio::spawn(async move {
@@ -61,7 +64,7 @@ impl Manager {
     }
 
     /// Binds the sockets of tunnels to the device of this name, which came, anew: that of this name before is another one.
-    pub(super) fn carrier_device_came(&mut self, name: &str) {
+    pub(super) fn carrier_device_came(&mut self, name: &str, ifindex: u32) {
         let is_for = |tenant: &&Tenant| tenant.carrier_device.as_deref() == Some(name);
         let mut bound = Vec::new();
         for (number, tenant) in self.tenants.iter().filter(|(_, tenant)| is_for(tenant)) {
@@ -71,6 +74,39 @@ impl Manager {
             bound.push(*number);
         }
         bound.into_iter().for_each(|number| self.follow_target(number));
+        let is_zone_of = |tenant: &Tenant| tenant.zone_name.as_deref() == Some(name) && tenant.zone() != Some(ifindex);
+        let moved = self.tenants.iter().filter(|(_, tenant)| is_zone_of(tenant)).map(|(number, _)| *number);
+        for number in moved.collect::<Vec<_>>() {
+            self.move_zone(number, ifindex);
+        }
+    }
+
+    /// Moves a tunnel's link-local addresses to the device of this index, which has taken the name of theirs.
+    fn move_zone(&mut self, number: u16, ifindex: u32) {
+        let Some(tenant) = self.tenants.get_mut(&number) else { return };
+        let (before, peer) = (tenant.me, tenant.peer);
+        let is_bound = zone::of(tenant.listens).is_some();
+        if is_bound && let Err(error) = tenant.carrier_socket.bind_to_device(&zone::name(ifindex)) {
+            let address = zone::Shown(zone::moved(tenant.listens, ifindex));
+            return self.notice(number, format!("{address}: {error}; restart the tunnel"));
+        }
+        let listened = tenant.listens;
+        for address in [&mut tenant.me, &mut tenant.listens] {
+            *address = zone::moved(*address, ifindex);
+        }
+        let (me, listens, is_relayed) = (tenant.me, tenant.listens, tenant.socks.is_some());
+        if is_bound && !is_relayed {
+            log_failure(self.programs.remove_carrier_address(listened));
+            log_failure(self.programs.add_carrier_address(listens, number.into()));
+        }
+        self.workers.tell_all(|_| Command::SetZone(number, ifindex));
+        if me != before {
+            self.tell(number, Event::NewMe { me, before });
+        }
+        match peer.map(|peer| zone::moved(peer, ifindex)) {
+            Some(moved) if Some(moved) != peer => self.new_peer(number, moved),
+            _ => self.follow_target(number),
+        }
     }
 
     /// Takes up a new way to a tunnel's peer, or that there is none, and what follows for tunnels through this one.
@@ -111,7 +147,7 @@ impl Manager {
                 (Way::Socket, None)
             }
             Ok(hop) => {
-                self.set_source(number, hop.source);
+                self.set_source(number, hop);
                 let too_small = self.set_path_mtu(number, hop.mtu as usize, peer.ip());
                 (self.way_over(hop, number).await, too_small.then(|| "MTU too small".to_owned()))
             }
@@ -125,12 +161,11 @@ impl Manager {
     }
 
     /// Takes up the address that packets to the peer leave with, where the system picks it.
-    fn set_source(&mut self, number: u16, source: IpAddr) {
+    fn set_source(&mut self, number: u16, hop: NextHop) {
         let Some(tenant) = self.tenants.get_mut(&number) else { return };
-        if tenant.listens.ip().is_unspecified() && tenant.me.ip() != source {
-            let before = tenant.me;
-            tenant.me.set_ip(source);
-            let me = tenant.me;
+        let me = zone::socket_address(hop.source, tenant.me.port(), hop.ifindex);
+        if tenant.listens.ip().is_unspecified() && tenant.me != me {
+            let before = std::mem::replace(&mut tenant.me, me);
             self.tell(number, Event::NewMe { me, before });
         }
     }
@@ -144,9 +179,12 @@ impl Manager {
         };
         match (tenant.socks, tenant.carrier_door) {
             (Some(Socks { server, relay: Some(relay) }), _) => {
+                let (relay, server) = (zone::Shown(relay), zone::Shown(server));
                 format!("{name}: UDP socket, by the relay {relay} of the SOCKS5 server {server}")
             }
-            (Some(Socks { server, relay: None }), _) => format!("no relay of the SOCKS5 server {server}"),
+            (Some(Socks { server, relay: None }), _) => {
+                format!("no relay of the SOCKS5 server {}", zone::Shown(server))
+            }
             (None, Door::Udp) => format!("{name}: UDP socket, as `carrier` says"),
             (None, Door::Auto) if let Some(policy) = self.passed_by(tenant, ifindex) => {
                 format!("{name}: UDP socket, {policy}")

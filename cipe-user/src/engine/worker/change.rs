@@ -4,6 +4,7 @@
 use super::{BATCH, NewCarrier, Source, Worker};
 use crate::engine::carrier::XdpCarrier;
 use crate::engine::tunnel::Way;
+use crate::kernel::zone;
 
 /// Most frames that wait for packets in the fill ring of a carrier queue: 2 ms of them at a million packets a second.
 const CARRIER_FILL: u32 = 2048;
@@ -12,18 +13,31 @@ const CARRIER_FILL: u32 = 2048;
 const MOST_CALLS: usize = 1024;
 
 impl Worker {
-    pub(super) fn add_carrier(&mut self, slot: usize, NewCarrier { sockets, traffic, live }: NewCarrier) {
+    pub(super) fn add_carrier(&mut self, slot: usize, NewCarrier { ifindex, sockets, traffic, live }: NewCarrier) {
         let others = self.carriers.iter().flatten().count();
         let fill = self.fill(4, others, sockets.len()).clamp(64, CARRIER_FILL);
         let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
         if self.carriers.len() <= slot {
             self.carriers.resize_with(slot + 1, || None);
         }
-        let carrier = XdpCarrier::new(ports, traffic);
+        let carrier = XdpCarrier::new(ifindex, ports, traffic);
         self.carriers[slot] = Some(match live {
-            Some((frames, ifindex)) => carrier.with_live_frames(frames, ifindex),
+            Some(frames) => carrier.with_live_frames(frames),
             None => carrier,
         });
+    }
+
+    /// The device of a tunnel's link-local addresses has another index: it went, and came back under its name.
+    pub(super) fn set_zone(&mut self, number: u16, zone: u32) {
+        let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
+        for address in &mut endpoint.addresses {
+            self.addresses.remove(address);
+            *address = zone::moved(*address, zone);
+            self.addresses.insert(*address, number);
+        }
+        if let Some(peer) = endpoint.tunnel.peer {
+            endpoint.tunnel.set_peer(zone::moved(peer, zone));
+        }
     }
 
     pub(super) fn begin_carrier(&mut self, slot: usize) {

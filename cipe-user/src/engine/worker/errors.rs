@@ -7,6 +7,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 
 use super::{BATCH, Worker};
 use crate::control::protocol::Event;
+use crate::kernel::zone;
 
 impl Worker {
     /// Empties a tunnel's error queue. That a datagram was too large for the path is no fault of the network: the kernel
@@ -36,7 +37,7 @@ impl Worker {
             self.next_hops.look_again(target.ip());
         }
         if let Some(errno) = other {
-            let peer = tunnel.peer.map_or("the peer".to_owned(), |peer| peer.to_string());
+            let peer = tunnel.peer.map_or("the peer".to_owned(), |peer| zone::Shown(peer).to_string());
             self.tell(number, Event::NetworkError { message: format!("{peer}: {}", errno.desc()) });
         }
     }

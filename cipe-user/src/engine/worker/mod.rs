@@ -124,6 +124,8 @@ pub enum Command {
     SetWay(u16, IpAddr, Way, TunnelMtu),
     /// A tunnel's peer is at this address from now on.
     SetPeer(u16, SocketAddr),
+    /// A tunnel's link-local addresses are at the device of this ifindex from now on.
+    SetZone(u16, u32),
     /// Where a SOCKS5 server relays a tunnel's datagrams, if it does.
     SetRelay(u16, Option<SocketAddr>),
     /// Packets and payload octets under one send key before a new one is wanted.
@@ -154,12 +156,14 @@ pub struct Message {
 
 /// A carrier device, as one worker gets it.
 pub struct NewCarrier {
+    /// The device.
+    pub ifindex: u32,
     /// Sockets of its receive queues.
     pub sockets: Vec<Socket>,
     /// Where to count what goes through them.
     pub traffic: Arc<AtomicU64>,
-    /// How to send live frames there, and its ifindex.
-    pub live: Option<(LiveFrames, u32)>,
+    /// How to send live frames there.
+    pub live: Option<LiveFrames>,
 }
 
 /// The control thread's hold on a worker.
@@ -510,6 +514,7 @@ impl Worker {
                     endpoint.tunnel.set_peer(peer);
                 }
             }
+            Command::SetZone(number, zone) => self.set_zone(number, zone),
             Command::SetRelay(number, relay) => {
                 if let Some(endpoint) = self.endpoints.get_mut(&number) {
                     endpoint.tunnel.relay = relay;

@@ -1,6 +1,6 @@
 //! Tables that a packet is looked up in: by tunnel number, and by carrier address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// Values by tunnel number: one indirection a look-up. Small numbers are given out first, so little of it is empty.
 pub struct Table<T> {
@@ -60,7 +60,8 @@ pub struct Addresses {
 }
 
 struct Entry {
-    ip: IpAddr,
+    /// A link-local one with its zone: each device may have the same.
+    address: SocketAddr,
     number: u16,
     /// As in [`Addresses::first`].
     next: u32,
@@ -77,7 +78,7 @@ impl Addresses {
     pub fn get(&self, address: &SocketAddr) -> Option<u16> {
         let mut place = self.first[usize::from(address.port())];
         while let Some(entry) = place.checked_sub(1).and_then(|place| self.entries.get(place as usize)) {
-            if entry.ip == address.ip() {
+            if entry.address == *address {
                 return Some(entry.number);
             }
             place = entry.next;
@@ -89,7 +90,7 @@ impl Addresses {
     pub fn insert(&mut self, address: SocketAddr, number: u16) {
         self.remove(&address);
         let first = &mut self.first[usize::from(address.port())];
-        let entry = Entry { ip: address.ip(), number, next: *first };
+        let entry = Entry { address, number, next: *first };
         match self.free.pop() {
             Some(place) => {
                 self.entries[place as usize - 1] = entry;
@@ -108,7 +109,7 @@ impl Addresses {
         let (mut before, mut place) = (None, self.first[port]);
         while let Some(entry) = place.checked_sub(1).and_then(|place| self.entries.get(place as usize)) {
             let next = entry.next;
-            if entry.ip == address.ip() {
+            if entry.address == *address {
                 match before {
                     None => self.first[port] = next,
                     Some(before) => self.entries[before as usize - 1].next = next,
@@ -138,6 +139,18 @@ mod tests {
         assert_eq!((table.get(&9), table.get(&8), table.get(&u16::MAX)), (Some(&"nine"), None, None));
         assert_eq!(table.values().collect::<Vec<_>>(), [&"none", &"nine"]);
         assert_eq!((table.remove(&9), table.remove(&9)), (Some("nine"), None));
+    }
+
+    #[test]
+    fn a_link_local_address_is_another_one_on_each_device() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let mut addresses = Addresses::default();
+        addresses.insert(at("[fe80::1%2]:6789"), 1);
+        addresses.insert(at("[fe80::1%3]:6789"), 2);
+        let found = ["[fe80::1%2]:6789", "[fe80::1%3]:6789", "[fe80::1%4]:6789", "[fe80::1]:6789"];
+        assert_eq!(found.map(|text| addresses.get(&at(text))), [Some(1), Some(2), None, None]);
+        addresses.remove(&at("[fe80::1%2]:6789"));
+        assert_eq!(found.map(|text| addresses.get(&at(text))), [None, Some(2), None, None]);
     }
 
     proptest! {

@@ -36,6 +36,7 @@ use cipe_common::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::keys::KeyWriter;
+use super::zone;
 pub use attach::{Ends, XdpMode, XdpPreference};
 pub use error::Error;
 pub use hook::{has_tcx, remove_leftovers};
@@ -300,7 +301,8 @@ pub fn carrier_address(address: SocketAddr) -> CarrierAddress {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => ip.octets(),
     };
-    CarrierAddress { address: octets, port: address.port().to_be_bytes(), reserved: [0; 2] }
+    let zone = zone::of(address).unwrap_or_default();
+    CarrierAddress { address: octets, port: address.port().to_be_bytes(), reserved: [0; 2], zone }
 }
 
 fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {

@@ -7,6 +7,7 @@ use super::super::problem::{Mistake, Origin, Problem};
 use super::super::resolve;
 use super::{Endpoint, Settle};
 use crate::control::protocol::{Carrier, Interface, Protocol};
+use crate::kernel::{links, zone};
 
 impl Settle<'_> {
     /// Own and the peer's address on the tunnel. An Ethernet tunnel needs none: its interface may stand in a bridge.
@@ -167,16 +168,31 @@ impl Settle<'_> {
                 Endpoint { text: address.to_string(), address }
             }
         };
-        for (name, ip, origin) in
-            [("me", own.address.ip(), &self.draft.me.origin), ("peer", peer_end.address.ip(), &self.draft.peer.origin)]
-        {
-            if matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
-                let what = format!("option `{name}`: {ip} is a link-local address, which is none for a carrier");
-                return self
-                    .error(Mistake::new(what, "give both ends a unique local address, such as fd00:c::1"), origin);
-            }
-        }
+        self.one_zone(own.address, peer_end.address)?;
         Some((own, peer_end))
+    }
+
+    /// A link-local address leads nowhere but over its own device.
+    fn one_zone(&mut self, own: SocketAddr, peer: SocketAddr) -> Option<()> {
+        let draft = self.draft;
+        let by_device = draft.carrier_device.value.as_deref().map(|name| (name.to_owned(), links::index_of(name)));
+        let zones = [("me", own, &draft.me.origin), ("peer", peer, &draft.peer.origin)];
+        let mut zones =
+            zones.into_iter().filter_map(|(option, address, origin)| Some((option, zone::of(address)?, origin)));
+        let (option, zone, origin) = match zones.next() {
+            Some(first) => first,
+            None => return Some(()),
+        };
+        if let Some((_, other, origin)) = zones.next().filter(|(_, other, _)| *other != zone) {
+            let what = format!("`me` is on {}, and `peer` on {}", zone::name(zone), zone::name(other));
+            return self.error(Mistake::new(what, "write the same device behind both link-local addresses"), origin);
+        }
+        if let Some((name, _)) = by_device.filter(|(_, index)| *index != zone) {
+            let what = format!("`{option}` is on {}, and `carrier-device` is {name}", zone::name(zone));
+            let fix = "remove `carrier-device`: datagrams between link-local addresses use no other device";
+            return self.error(Mistake::new(what, fix), origin);
+        }
+        Some(())
     }
 
     /// A loopback address gets no packet to another host. Debian gives one to the host's own name in /etc/hosts, so behind
@@ -186,7 +202,7 @@ impl Settle<'_> {
         if !ip.is_loopback() || peer.is_loopback() {
             return Some(own);
         }
-        let is_name = me.value.as_ref().is_some_and(|name| name.host.parse::<IpAddr>().is_err());
+        let is_name = me.value.as_ref().is_some_and(|name| !name.is_address());
         if is_name {
             self.warn(
                 format!("option `me`: `{}` is {ip}, a loopback address; the system picks another one", own.text),

@@ -104,6 +104,29 @@ fn an_unspecified_address_takes_its_port_at_any_address_unless_one_is_listed() {
 }
 
 #[test]
+fn a_link_local_address_is_that_of_one_device() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    let ours = udp("[fe80::1]:4000".parse().unwrap(), &payload(16, false));
+    assert_eq!(programs.carrier(&ours), XDP_PASS);
+    programs.add_carrier_address("[fe80::1%77]:4000".parse().unwrap(), TUNNEL).unwrap();
+    assert_eq!(programs.carrier(&ours), XDP_PASS, "another device's");
+    programs.add_carrier_address(format!("[fe80::1%{DEVICE}]:4000").parse().unwrap(), TUNNEL).unwrap();
+    assert_eq!(programs.carrier(&ours), XDP_REDIRECT);
+    programs.remove_carrier_address(format!("[fe80::1%{DEVICE}]:4000").parse().unwrap()).unwrap();
+    assert_eq!(programs.carrier(&ours), XDP_PASS);
+    programs.add_carrier_address("[::]:4000".parse().unwrap(), TUNNEL).unwrap();
+    assert_eq!(programs.carrier(&ours), XDP_REDIRECT);
+    // It may be for a VLAN device, whose addresses are others.
+    assert_eq!(programs.carrier(&tagged(&ours, VLAN)), XDP_PASS);
+    let mut from_link_local = udp(LOCAL_V6.parse().unwrap(), &payload(16, false));
+    let source = ETHERNET + 8;
+    from_link_local[source..source + 16].copy_from_slice(&"fe80::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    assert_eq!(programs.carrier(&from_link_local), XDP_REDIRECT);
+    assert_eq!(programs.carrier(&tagged(&from_link_local, VLAN)), XDP_PASS);
+    assert_eq!(programs.verdicts(TUNNEL).unwrap(), [0; Verdict::COUNT]);
+}
+
+#[test]
 fn what_is_not_plain_udp_passes() {
     let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
     let change = |at: usize, value: u8| {
