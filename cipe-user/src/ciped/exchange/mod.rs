@@ -211,6 +211,8 @@ impl<R: CryptoRng> Exchange<R> {
                             }
                         }
                     }
+                    // What an original means by it is another thing.
+                    Message::Kill(_) if self.peer_keeps_keys => self.sender.left(&mut out),
                     Message::Debug(_) | Message::Ping(_) | Message::Pong(_) | Message::Kill(_) => {}
                 }
             }

@@ -93,6 +93,11 @@ impl Sender {
         self.begin(Under::Static, out);
     }
 
+    /// The peer goes away, and its keys go with it: when it is back, it opens what is under the static key alone.
+    pub fn left<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+        self.drop_key(out);
+    }
+
     /// NK_REQ: the peer cannot open what we send, and could not open an NK_IND under the same key either.
     pub fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         out.log(Note::Requested);

@@ -260,6 +260,24 @@ fn towards_our_own_the_old_key_stays_until_the_acknowledgement_or_for_one_tokxc(
 }
 
 #[test]
+fn one_of_our_own_that_goes_away_takes_its_keys_along() {
+    for is_ours in [true, false] {
+        let mut machine = Machine::new();
+        machine.wanted(Wanted::NoSendKey);
+        machine.acknowledge();
+        if is_ours {
+            introduce(&mut machine);
+        }
+        let dropped: &[Seen] = if is_ours { &[Seen::DropSendKey] } else { &[] };
+        assert_eq!(machine.message(Message::Kill(b"asked to stop")), dropped);
+        assert_eq!(machine.message(Message::Kill(b"asked to stop")), [], "there is none any more");
+        assert_eq!(machine.exchange.deadline(), None, "nothing is asked of who is away");
+        let next: &[Seen] = if is_ours { &[IND] } else { &[] };
+        assert_eq!(machine.wanted(Wanted::NoSendKey), next);
+    }
+}
+
+#[test]
 fn a_request_drops_the_send_key_and_repeats_what_is_pending() {
     let mut machine = Machine::new();
     introduce(&mut machine);
