@@ -20,7 +20,8 @@ use crate::repeats::{Repeats, counted};
 use crate::wire::clear::Configuration;
 use crate::wire::message::{self, Message};
 
-use self::topic::{Topic, level, topic};
+pub(super) use self::topic::Topic;
+use self::topic::{level, topic};
 
 /// Packets under one send key towards an original, which forgets a receive key after twice as many (protocol
 /// section 3).
@@ -264,10 +265,7 @@ impl<R: CryptoRng> Session<R> {
                     if matches!(note, Note::NewSendKey { .. }) {
                         self.repeats.remove(&Topic::NoAcknowledgement);
                     }
-                    match topic(note) {
-                        Some(topic) => steps.extend(self.tell(topic, level(note), &note.to_string(), now)),
-                        None => steps.push(Step::Log(level(note), note.to_string())),
-                    }
+                    steps.extend(self.tell(topic(note), level(note), &note.to_string(), now));
                     if matches!(note, Note::NoAcknowledgement { .. } | Note::NoIndication { .. }) {
                         steps.push(Step::LookUpPeer);
                     }
@@ -291,7 +289,7 @@ impl<R: CryptoRng> Session<R> {
     }
 
     /// Tells the operator, unless the same was told often of late.
-    fn tell(&mut self, topic: Topic, level: Level, line: &str, now: Now) -> Vec<Step> {
+    pub(super) fn tell(&mut self, topic: Topic, level: Level, line: &str, now: Now) -> Vec<Step> {
         let total = self.repeats.entry(topic).or_default().once_more(now.at);
         total.map(|total| Step::Log(level, counted(line, total))).into_iter().collect()
     }

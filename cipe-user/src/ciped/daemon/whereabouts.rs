@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::Daemon;
 use crate::ciped::options::{Mistake, Options};
-use crate::ciped::session::{End, Step};
+use crate::ciped::session::{End, Level, Step, Topic};
 use crate::ciped::socks;
 use crate::control::protocol::Request;
 use crate::kernel::zone::{self, Shown};
@@ -40,29 +40,29 @@ impl Daemon {
     /// Goes where the peer's name leads now. Where it leads to the same host, its port may well have been learned. Another IP
     /// version wants another socket and another own address: then the tunnel starts over.
     pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) -> Option<End> {
-        let (device, name) = (&self.facts.device, self.peer_name.as_ref()?);
-        match answer {
+        let name = self.peer_name.as_ref()?.text();
+        let (topic, level, text) = match answer {
             Ok(peer) if peer.is_ipv4() != self.peer.is_ipv4() => {
                 let (now, before) = if peer.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
-                if self.setup.draft.me.value.as_ref().is_some_and(|me| !me.host.is_empty()) {
-                    tracing::warn!(
-                        "{device}: {} is at {} now, and `me` says {before}; correct `me`, or leave its address out",
-                        name.text(),
-                        Shown(peer)
-                    );
-                    return None;
+                let text = format!("{name} is at {} now", Shown(peer));
+                if self.setup.draft.me.value.as_ref().is_none_or(|me| me.host.is_empty()) {
+                    self.starts_over = true;
+                    return Some(End::Asked(format!("{text}; the tunnel starts over by {now}")));
                 }
-                self.starts_over = true;
-                let text = format!("{} is at {} now; the tunnel starts over by {now}", name.text(), Shown(peer));
-                return Some(End::Asked(text));
+                let text = format!("{text}, and `me` says {before}; correct `me`, or leave its address out");
+                (Topic::PeerIsAt, Level::Warning, text)
             }
             Ok(peer) if (peer.ip(), zone::of(peer)) != (self.peer.ip(), zone::of(self.peer)) => {
-                tracing::info!("{device}: {} is at {} now", name.text(), Shown(peer));
                 self.send(&Request::SetPeer { peer });
+                (Topic::PeerIsAt, Level::Info, format!("{name} is at {} now", Shown(peer)))
             }
-            Ok(peer) => tracing::debug!("{device}: {} is still at {}", name.text(), Shown(peer)),
-            Err(mistake) => tracing::warn!("{device}: {}; the peer stays at {}", mistake.what, Shown(self.peer)),
-        }
-        None
+            Ok(peer) => (Topic::PeerStaysAt, Level::Debug, format!("{name} is still at {}", Shown(peer))),
+            Err(mistake) => {
+                let text = format!("{}; the peer stays at {}", mistake.what, Shown(self.peer));
+                (Topic::PeerNameLost, Level::Warning, text)
+            }
+        };
+        let steps = self.session.tell(topic, level, &text, self.clock.now());
+        self.carry_out(steps)
     }
 }

@@ -6,6 +6,7 @@ use rand::rngs::StdRng;
 use super::*;
 use crate::ciped::options::{self, Draft, Program};
 use crate::control::protocol::Wanted;
+use crate::wire::message::DynamicKey;
 
 fn options(extra: &str) -> Options {
     options_as(Program::Cb, extra)
@@ -95,6 +96,7 @@ fn lost_pings_between_answered_ones_do_not_add_up() {
 #[test]
 fn what_packets_bring_about_again_and_again_does_not_fill_the_log() {
     let message = |message: Message<'_>| received(&message.build(0, &mut rng(9)));
+    let fresh = |message: Message<'_>| received(&message.build(1_000_001, &mut rng(9)));
     let clear = |kind: u8| Event::Clear {
         datagram: hex::encode([&[0; 8][..], &[kind; 60]].concat()),
         from: "192.0.2.66:1".parse().unwrap(),
@@ -105,6 +107,7 @@ fn what_packets_bring_about_again_and_again_does_not_fill_the_log() {
         [message(Message::Kill(b"")), message(Message::Kill(b""))],
         [message(Message::Request), message(Message::Request)],
         [received(&[0x75; 60]), received(&[0; 60])],
+        [fresh(Message::Acknowledgement { sum: [1; 4] }), fresh(Message::Acknowledgement { sum: [2; 4] })],
         [clear(0x74), clear(2)],
         [clear(0x75), clear(0x76)],
         peers,
@@ -114,6 +117,43 @@ fn what_packets_bring_about_again_and_again_does_not_fill_the_log() {
         let lines: usize = (0..4_000).map(|n| logs(&session.event(&pair[n % 2], at(1))).len()).sum();
         assert_eq!(lines, 12, "at 1, 2, 4 ... 2048: {:?}", pair[0]);
     }
+}
+
+/// The lines about keys that 4,000 exchanges within a minute leave, of exchanges whose messages the peer sends by these steps.
+fn key_lines(exchange: impl Fn(&mut Session<StdRng>, u32) -> Vec<Step>) -> Vec<String> {
+    let mut session = session(1, "");
+    let steps = (0..4_000).flat_map(|n| exchange(&mut session, n));
+    steps.filter_map(|step| if let Step::Log(_, line) = step { Some(line) } else { None }).collect()
+}
+
+#[test]
+fn keys_that_change_all_the_time_do_not_fill_the_log() {
+    let fresh = |message: Message<'_>| received(&message.build(1_000_001, &mut rng(9)));
+    let announced = key_lines(|session, n| {
+        let key = DynamicKey(std::array::from_fn(|i| n.to_be_bytes()[i % 4] ^ i as u8));
+        session.event(&fresh(Message::indication(&key)), at(1))
+    });
+    assert_eq!(announced.len(), 12, "at 1, 2, 4 ... 2048: {announced:?}");
+    assert_eq!((announced[0].as_str(), announced[2].as_str()), ("new receive key", "new receive key; 4 so far"));
+    // Each NK_REQ gets an NK_IND, which is acknowledged.
+    let asked = key_lines(|session, _| {
+        let mut steps = session.event(&fresh(Message::Request), at(1));
+        let acknowledged: Vec<Event> = sent(&steps)
+            .iter()
+            .filter_map(|payload| match Message::parse(payload) {
+                Ok(Message::Indication { sum, .. }) => Some(fresh(Message::Acknowledgement { sum })),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(acknowledged.len(), 1);
+        steps.extend(session.event(&acknowledged[0], at(1)));
+        steps
+    });
+    for what in ["the peer asks for a new key", "new send key"] {
+        let lines = asked.iter().filter(|line| line.contains(what)).count();
+        assert_eq!(lines, 12, "{what}: {asked:?}");
+    }
+    assert_eq!(asked.len(), 24);
 }
 
 #[test]
@@ -180,7 +220,7 @@ fn a_configuration_tells_the_protocol_of_its_daemon() {
 #[test]
 fn nothing_in_clear_changes_keys_or_ends_the_tunnel() {
     let mut session = session(1, "");
-    let key = crate::wire::message::DynamicKey([7; 16]);
+    let key = DynamicKey([7; 16]);
     for message in [Message::Request, Message::indication(&key), Message::Kill(b"")] {
         let datagram = hex::encode([&[0; 8][..], &message.build(0, &mut rng(9))].concat());
         let steps = session.event(&Event::Clear { datagram, from: "192.0.2.2:6789".parse().unwrap() }, at(1));

@@ -5,7 +5,7 @@ use crate::ciped::exchange::Note;
 
 /// What is told again and again at the 1st, 2nd, 4th, 8th ... time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Topic {
+pub(in crate::ciped) enum Topic {
     NewPeer,
     Stale,
     Unknown,
@@ -18,20 +18,30 @@ pub(super) enum Topic {
     Mismatch,
     Unreadable,
     Forbidden,
+    NewSendKey,
+    NewReceiveKey,
+    KeepsKeys,
+    Requested,
+    Forgotten,
+    StrayAcknowledgement,
+    PeerIsAt,
+    PeerStaysAt,
+    PeerNameLost,
 }
 
-/// Of the notes, those that a dead peer or whoever replays packets can bring about again and again.
-pub(super) fn topic(note: Note) -> Option<Topic> {
+/// What a note is about. A dead peer, one that asks for key after key, or whoever replays packets can bring about any of them
+/// again and again.
+pub(super) fn topic(note: Note) -> Topic {
     match note {
-        Note::ReusedKey => Some(Topic::ReusedKey),
-        Note::NoAcknowledgement { .. } => Some(Topic::NoAcknowledgement),
-        Note::NoIndication { .. } => Some(Topic::NoIndication),
-        Note::NewSendKey { .. }
-        | Note::NewReceiveKey
-        | Note::PeerKeepsKeys
-        | Note::Requested
-        | Note::Forgotten
-        | Note::StrayAcknowledgement => None,
+        Note::ReusedKey => Topic::ReusedKey,
+        Note::NoAcknowledgement { .. } => Topic::NoAcknowledgement,
+        Note::NoIndication { .. } => Topic::NoIndication,
+        Note::NewSendKey { .. } => Topic::NewSendKey,
+        Note::NewReceiveKey => Topic::NewReceiveKey,
+        Note::PeerKeepsKeys => Topic::KeepsKeys,
+        Note::Requested => Topic::Requested,
+        Note::Forgotten => Topic::Forgotten,
+        Note::StrayAcknowledgement => Topic::StrayAcknowledgement,
     }
 }
 

@@ -1,6 +1,7 @@
 //! How large packets through a tunnel may be: what its device takes, lowered by its carrier path.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use cipe_common::maps::{CarrierAddress, PrivateAddress, Tunnel as TunnelEntry};
 
@@ -10,6 +11,7 @@ use crate::engine::headers::Version;
 use crate::engine::socks;
 use crate::engine::toobig::TunnelMtu;
 use crate::kernel::bpf::carrier_address;
+use crate::repeats::{Repeats, counted};
 
 /// Octets of IPv4 and TCP headers without options; the program that clamps takes 20 more off for IPv6.
 const TCP_HEADERS: usize = 40;
@@ -27,6 +29,9 @@ pub struct Sizes {
     mtu: TunnelMtu,
     /// The operator knows that the device takes more than the carrier.
     told: bool,
+    since: Instant,
+    /// Changes of the carrier path's MTU, which whoever can send ICMP brings about.
+    changes: Repeats,
 }
 
 impl Sizes {
@@ -41,6 +46,8 @@ impl Sizes {
             protocol: attach.protocol,
             mtu: TunnelMtu::of_device(device),
             told: false,
+            since: Instant::now(),
+            changes: Repeats::default(),
         }
     }
 
@@ -89,7 +96,10 @@ impl Manager {
         // Once: paths change, options do not.
         let is_above = octets < device && mtu != TunnelMtu::NONE && !std::mem::replace(&mut sizes.told, true);
         let entry = tenant.entry();
-        tracing::info!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
+        if let Some(total) = tenant.sizes.changes.once_more(tenant.sizes.since.elapsed()) {
+            let line = format!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
+            tracing::info!("{}", counted(&line, total));
+        }
         if let Err(error) = self.programs.set_tunnel(number.into(), entry) {
             self.notice(number, format!("the MSS stays as it was: {error}"));
         }
