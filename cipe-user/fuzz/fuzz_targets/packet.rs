@@ -4,7 +4,7 @@
 use arbitrary::Arbitrary;
 use cipe_user::cipher::{Algorithm, Key, Lanes};
 use cipe_user::cli::decode::decode;
-use cipe_user::wire::inner;
+use cipe_user::inner::ip;
 use cipe_user::wire::packet::{self, IV, KeyKind, Type};
 use libfuzzer_sys::fuzz_target;
 
@@ -34,7 +34,7 @@ fuzz_target!(|case: Case| {
     assert_eq!(KeyKind::of(sealed[0]), flag);
     let shown = decode(Some(&key), &sealed);
     let _ = (shown.verdict(), shown.to_string());
-    if inner::check(octets).is_ok() && !case.control {
+    if ip::check(octets).is_ok() && !case.control {
         assert!(packet::looks_like(&mut lanes, &key, &sealed));
     }
     assert_eq!(packet::open(&mut lanes, &key, &mut sealed), Ok((kind, &**octets)));

@@ -10,7 +10,7 @@ use cipe_common::Verdict;
 use zeroize::Zeroizing;
 
 use crate::cipher::{Algorithm, KEY, Key, Lanes};
-use crate::wire::inner::{self, Inner};
+use crate::inner::ip::{self, Inner};
 use crate::wire::message::Message;
 use crate::wire::packet::{self, IV, KeyKind, TRAILER, Type};
 
@@ -102,7 +102,7 @@ impl Decoded {
     pub fn verdict(&self) -> Verdict {
         match (self.result, self.payload()) {
             (Err(verdict), _) => verdict,
-            (Ok((Type::Data, _)), payload) => inner::check(payload).err().unwrap_or(Verdict::Delivered),
+            (Ok((Type::Data, _)), payload) => ip::check(payload).err().unwrap_or(Verdict::Delivered),
             (Ok((Type::Control, _)), payload) => Message::parse(payload).err().unwrap_or(Verdict::ControlReceived),
         }
     }
@@ -156,7 +156,7 @@ impl Display for Decoded {
             self.fields(plain, f)?;
         }
         match self.result {
-            Ok((Type::Data, n)) => match inner::check(self.payload()) {
+            Ok((Type::Data, n)) => match ip::check(self.payload()) {
                 Ok(inner) => writeln!(f, "payload  {n} octets: {}", summary(&inner, self.payload()))?,
                 Err(_) => writeln!(f, "payload  {n} octets, not exactly one IP packet")?,
             },

@@ -1,7 +1,7 @@
 //! How large the frames are that a packet lives in from one socket to the other.
 
-use super::outer::{ETHERNET, FRESH, IPV6, UDP};
 use crate::control::protocol::MAX_MTU;
+use crate::engine::carrier::outer::{ETHERNET, FRESH, IPV6, UDP};
 use crate::wire::packet;
 use crate::xsk::PACKET_HEADROOM;
 

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::toobig::{Bucket, Message};
+use super::bucket::Bucket;
+use crate::inner::too_big::Message;
 
 /// Raw ICMP sockets. What they send goes the way of the kernel's own errors: routed by the kernel to the sender, which
 /// may be this host, from an address that belongs to that way. A packet put into the tunnel device instead would have to

@@ -4,31 +4,16 @@
 //! A control thread (`manager`) owns devices, maps and connections; workers own sockets, frames and ciphers. The packet
 //! path is pure functions over slices around them. May import every lower room; imported by `cli`.
 
+mod bucket;
 mod carrier;
-pub mod checksum;
-pub mod coalesce;
-mod counters;
-mod ecn;
-mod encapsulated;
-mod ethernet;
 pub mod frames;
-pub mod headers;
 mod icmp;
-mod keys;
 pub mod lan;
 mod locked;
 mod manager;
-mod mss;
-mod outer;
 mod pace;
 mod port;
 mod random;
-pub mod replay;
-pub mod segment;
-pub mod socks;
-#[cfg(test)]
-mod testpackets;
-pub mod toobig;
 mod tunnel;
 mod worker;
 

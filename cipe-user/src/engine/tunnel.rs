@@ -1,7 +1,11 @@
 //! One tunnel as its worker sees it: keys, peer, way out, and the judgement on each opened packet.
 
 mod common;
+pub mod counters;
+pub mod keys;
+pub mod mtu;
 mod opening;
+pub mod replay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,11 +15,11 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::carrier::{Path, UdpCarrier};
-use super::counters::{Counters, Tally};
-use super::keys::Keys;
-use super::outer::Hop;
-use super::toobig::TunnelMtu;
 use crate::control::protocol::{Protocol, Wanted};
+use crate::engine::carrier::outer::Hop;
+use crate::engine::tunnel::counters::{Counters, Tally};
+use crate::engine::tunnel::keys::Keys;
+use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::wire::packet::Type;
 
 pub use common::Common;

@@ -4,7 +4,6 @@
 //! Knows no sockets, clocks or tables. May import `cipher`; imported by `engine`, `ciped` and `cli`.
 
 pub mod clear;
-pub mod inner;
 pub mod message;
 pub mod packet;
 pub mod vectors;

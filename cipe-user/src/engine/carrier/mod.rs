@@ -5,8 +5,10 @@
 mod inbox;
 pub mod losses;
 mod options;
+pub mod outer;
 mod segmentation;
 mod sight;
+pub mod socks;
 mod udp;
 mod xdp;
 
@@ -17,8 +19,7 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
-use super::outer::{Hop, Marks};
-use super::socks;
+use crate::engine::carrier::outer::{Hop, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
 pub use inbox::Inbox;

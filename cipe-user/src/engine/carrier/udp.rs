@@ -22,7 +22,7 @@ use rustix::net::sockopt::{
 
 use super::options::{FragmentSize, Ipv6FragmentSize};
 use super::{Arrival, Ask, Change, Door, Group, MAX_DATAGRAMS, Room, Route, Segmentation};
-use crate::engine::outer::{FRESH, Marks};
+use crate::engine::carrier::outer::{FRESH, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
 /// Octets that may wait in the kernel: 2 ms of full packets at 10 Gbit/s and what the kernel counts beside them.

@@ -10,7 +10,7 @@ use cipe_common::maps::Departure;
 
 use super::{Arrival, Door, Group, Path, Room, Route, Sealed, Share};
 use crate::engine::BATCH;
-use crate::engine::outer;
+use crate::engine::carrier::outer;
 use crate::engine::port::{Port, Turns};
 use crate::kernel::bpf::LiveFrames;
 use crate::kernel::zone;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::engine::headers::{TCP, UDP};
+use crate::inner::headers::{TCP, UDP};
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
@@ -62,8 +62,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::testpackets::Flow;
-    use crate::wire::inner;
+    use crate::inner::ip;
+    use crate::inner::test_packets::Flow;
 
     #[test]
     fn plain_packets_are_seen_and_others_are_not() {
@@ -98,12 +98,12 @@ mod tests {
             packet[4..6].copy_from_slice(&id.to_be_bytes());
             packet[8] = ttl;
             packet[10..12].fill(0);
-            let mut sum = crate::engine::checksum::Sum::default();
+            let mut sum = crate::inner::checksum::Sum::default();
             sum.add(&packet[..20]);
             packet[10..12].copy_from_slice(&sum.checksum());
             count_hop(&mut packet);
             prop_assert_eq!(packet[8], ttl - 1);
-            prop_assert!(inner::check(&packet).is_ok());
+            prop_assert!(ip::check(&packet).is_ok());
         }
 
         #[test]

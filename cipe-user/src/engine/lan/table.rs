@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::engine::outer::Hop;
+use crate::engine::carrier::outer::Hop;
 use crate::kernel::forwarding::PrefixMap;
 
 /// Where a prefix leads, as far as short cuts go.

@@ -7,7 +7,7 @@ use super::Manager;
 use super::attach::{dropped, log_failure};
 use super::workers::{hub_queues, share_of};
 use crate::control::protocol::XdpMode;
-use crate::engine::outer::Hop;
+use crate::engine::carrier::outer::Hop;
 use crate::engine::worker::Command;
 use crate::kernel::bpf::{Ends, XdpPreference};
 use crate::kernel::device::{Device, TunnelDevice};

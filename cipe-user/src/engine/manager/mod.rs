@@ -26,7 +26,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::carrier::UdpCarrier;
-use super::counters::Tally;
 use super::random::Random;
 use super::worker::{Command, Message, Report};
 use super::{frames, locked};
@@ -35,6 +34,7 @@ use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Protocol, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
+use crate::engine::tunnel::counters::Tally;
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference, remove_leftovers};
 use crate::kernel::device::Device;
 use crate::kernel::features::{self, Feature};

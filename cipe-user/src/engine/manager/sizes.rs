@@ -7,9 +7,9 @@ use cipe_common::maps::{CarrierAddress, PrivateAddress, Tunnel as TunnelEntry};
 
 use super::Manager;
 use crate::control::protocol::{Attach, Protocol};
-use crate::engine::headers::Version;
-use crate::engine::socks;
-use crate::engine::toobig::TunnelMtu;
+use crate::engine::carrier::socks;
+use crate::engine::tunnel::mtu::TunnelMtu;
+use crate::inner::headers::Version;
 use crate::kernel::bpf::carrier_address;
 use crate::repeats::{Repeats, counted};
 

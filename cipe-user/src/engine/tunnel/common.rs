@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::locked;
-use crate::engine::replay::SentIvs;
+use crate::engine::tunnel::replay::SentIvs;
 use crate::wire::packet;
 
 /// Indices of the directions that keys are asked for in.

@@ -9,10 +9,10 @@ use cipe_common::maps::Slot;
 
 use super::Tunnel;
 use crate::control::protocol::Protocol;
-use crate::engine::ethernet;
-use crate::engine::outer::ETHERNET;
+use crate::engine::carrier::outer::ETHERNET;
 use crate::engine::{BATCH, locked};
-use crate::wire::inner;
+use crate::inner::ethernet;
+use crate::inner::ip;
 use crate::wire::packet::{self, KeyKind, Type};
 
 /// IV and first cipher block of a datagram: what the replay filter knows it by.
@@ -101,7 +101,7 @@ impl Tunnel {
     /// packets, all are taken once another one has come under the same key.
     fn check(&self, payload: &[u8], slot: Slot) -> Result<(), Verdict> {
         match self.protocol {
-            Protocol::Ip => inner::check(payload).map(drop),
+            Protocol::Ip => ip::check(payload).map(drop),
             Protocol::Ethernet => {
                 let known = &self.common.frames_under;
                 let key = self.keys.generation(slot) << 2 | slot as u64;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
-use crate::engine::testpackets::Flow;
+use crate::inner::test_packets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::{self, KeyKind};
 

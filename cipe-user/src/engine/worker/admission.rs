@@ -6,17 +6,18 @@ use cipe_common::{Stamp, Verdict, stamp};
 
 use super::FRESH;
 use super::outbound::Outgoing;
-use crate::engine::checksum::complete_partial;
-use crate::engine::encapsulated::complete_inside;
-use crate::engine::ethernet::Frame;
-use crate::engine::headers::Version;
+use crate::engine::carrier::outer::{self, Marks};
 use crate::engine::icmp::Icmp;
-use crate::engine::mss;
-use crate::engine::outer::{self, Marks};
-use crate::engine::segment::Superframe;
-use crate::engine::toobig::{Fragments, TunnelMtu};
 use crate::engine::tunnel::Tunnel;
-use crate::wire::inner::{self, Inner};
+use crate::engine::tunnel::mtu::TunnelMtu;
+use crate::inner::checksum::complete_partial;
+use crate::inner::ethernet::Frame;
+use crate::inner::fragment::Fragments;
+use crate::inner::headers::Version;
+use crate::inner::ip::{self, Inner};
+use crate::inner::mss;
+use crate::inner::nested::complete_inside;
+use crate::inner::segment::Superframe;
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Packet, Pool, Umem};
 
@@ -44,7 +45,7 @@ pub fn single(
     let end = packet.offset as usize + packet.len as usize;
     let checked =
         umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed).and_then(|payload| {
-            let inner = inner::check(payload).map_err(|_| malformed(payload))?;
+            let inner = ip::check(payload).map_err(|_| malformed(payload))?;
             complete_checksum(stamp?, payload);
             way_out(tunnel, &inner)
         });
@@ -135,7 +136,7 @@ pub fn cut(
         let [packet] = pieces.as_mut_slice() else { return Err(Verdict::TooBig) };
         let octets = packet.offset as usize + outer::ETHERNET..packet.offset as usize + packet.len as usize;
         let payload = umem.chunk_mut(&mut packet.frame).get_mut(octets).ok_or(Verdict::PrivateMalformed)?;
-        inner::check(payload).map_err(|_| malformed(payload))?;
+        ip::check(payload).map_err(|_| malformed(payload))?;
         complete_checksum(stamp, payload);
         return fragment(tunnel, umem, payload, outgoing, pool, icmp);
     }

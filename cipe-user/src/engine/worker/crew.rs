@@ -13,8 +13,8 @@ use super::inbound::Incoming;
 use super::outbound::Outgoing;
 use crate::cipher::{Job, Lanes};
 use crate::engine::BATCH;
-use crate::engine::keys::LiveKey;
 use crate::engine::locked;
+use crate::engine::tunnel::keys::LiveKey;
 use crate::xsk::Umem;
 
 /// What all workers know of each other.
@@ -238,8 +238,8 @@ mod tests {
 
     use super::*;
     use crate::cipher::Algorithm;
-    use crate::engine::keys::Keys;
-    use crate::engine::outer::{FRESH, Marks};
+    use crate::engine::carrier::outer::{FRESH, Marks};
+    use crate::engine::tunnel::keys::Keys;
     use crate::kernel::keys::KeyWriter;
     use crate::wire::packet::{self, Type};
     use crate::xsk::{Pool, UmemConfig};

@@ -12,9 +12,9 @@ use rustix::io::Errno;
 use super::lan::Lan;
 use super::{Endpoint, Hub, Worker, ethernet};
 use crate::control::protocol::Protocol;
-use crate::engine::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
+use crate::engine::carrier::outer::{self, ETHERNET};
 use crate::engine::lan::{self, Exit, Exits};
-use crate::engine::outer::{self, ETHERNET};
+use crate::inner::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
 use crate::xsk::{Frame, Packet, Pool, Umem};
 
 /// An opened inner packet or frame.

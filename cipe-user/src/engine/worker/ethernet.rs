@@ -8,11 +8,11 @@ use cipe_common::maps::Slot;
 
 use super::delivery::{Delivery, inner};
 use super::{Endpoint, Hub, Worker, admission, want};
-use crate::engine::coalesce::{Coalescer, MAX_SEGMENTS, Run, VNET_HEADER};
-use crate::engine::ethernet::{Frame, ip_of};
-use crate::engine::headers::Version;
-use crate::engine::mss;
-use crate::engine::outer::ETHERNET;
+use crate::engine::carrier::outer::ETHERNET;
+use crate::inner::coalesce::{Coalescer, MAX_SEGMENTS, Run, VNET_HEADER};
+use crate::inner::ethernet::{Frame, ip_of};
+use crate::inner::headers::Version;
+use crate::inner::mss;
 use crate::xsk::{Packet, Pool, Umem};
 
 /// Octets of a VLAN tag, which the kernel lets a frame have beyond the MTU.

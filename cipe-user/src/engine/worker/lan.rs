@@ -9,10 +9,10 @@ use cipe_common::Verdict;
 use super::delivery::Delivery;
 use super::refusals::Refusals;
 use super::{BATCH, Endpoint, Worker};
-use crate::engine::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
+use crate::engine::carrier::outer::{self, ETHERNET};
 use crate::engine::lan::{Exit, count_hop};
-use crate::engine::outer::{self, ETHERNET};
 use crate::engine::port::{Port, Turns};
+use crate::inner::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
 use crate::xsk::{Injector, Packet, Pool, Umem};
 
 /// A LAN card with a short cut.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::engine::headers::TCP;
+use crate::inner::headers::TCP;
 
 /// Kinds of superframes that a device or the kernel may or may not cut.
 const KINDS: [&str; 3] = ["TCP over IPv4", "TCP over IPv6", "UDP"];

@@ -8,7 +8,7 @@ use super::outbound::{OWN, Outgoing};
 use super::{FRESH, Report, Reports, Worker};
 use crate::control::protocol::Event;
 use crate::engine::carrier::{Ask, Change};
-use crate::engine::headers::Version;
+use crate::inner::headers::Version;
 use crate::wire::message::Message;
 use crate::wire::packet::Type;
 

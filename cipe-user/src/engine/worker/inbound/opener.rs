@@ -9,7 +9,7 @@ use cipe_common::maps::Slot;
 use super::Incoming;
 use crate::cipher::Lanes;
 use crate::engine::BATCH;
-use crate::engine::keys::LiveKey;
+use crate::engine::tunnel::keys::LiveKey;
 use crate::engine::tunnel::{Candidates, Opened};
 use crate::engine::worker::Endpoint;
 use crate::engine::worker::crew::jobs;

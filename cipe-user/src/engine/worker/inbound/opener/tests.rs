@@ -3,10 +3,10 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::cipher::{Algorithm, Key};
-use crate::engine::keys::Keys;
-use crate::engine::outer::FRESH;
-use crate::engine::testpackets::Flow;
+use crate::engine::carrier::outer::FRESH;
+use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::{Head, Limits, Tunnel};
+use crate::inner::test_packets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::{Pool, UmemConfig};

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::testpackets::{Flow, naive_sum};
+use crate::inner::test_packets::{Flow, naive_sum};
 
 fn with_source(source: &str) -> Vec<u8> {
     let base = if source.contains(':') { Flow::udp6() } else { Flow::udp4() };

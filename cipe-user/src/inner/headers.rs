@@ -4,7 +4,7 @@
 
 use cipe_common::Verdict;
 
-use crate::wire::inner::Inner;
+use crate::inner::ip::Inner;
 
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;

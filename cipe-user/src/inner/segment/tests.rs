@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::testpackets::{Flow, checksums_are_right};
+use crate::inner::test_packets::{Flow, checksums_are_right};
 
 /// Cuts a superframe in one slice.
 fn cut(packet: &[u8], gso_size: u16) -> Vec<Vec<u8>> {

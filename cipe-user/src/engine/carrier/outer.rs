@@ -3,15 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
-use super::checksum::{Sum, transport_checksum};
-use super::headers::Version;
+use crate::inner::checksum::{Sum, transport_checksum};
+pub use crate::inner::ethernet::ETHERNET;
+use crate::inner::headers::Version;
+pub use crate::inner::ip::{IPV4, IPV6};
 
-/// Octets of an Ethernet header without tags.
-pub const ETHERNET: usize = 14;
-/// Octets of an IPv4 header without options.
-pub const IPV4: usize = 20;
-/// Octets of an IPv6 header.
-pub const IPV6: usize = 40;
 /// Octets of a UDP header.
 pub const UDP: usize = 8;
 

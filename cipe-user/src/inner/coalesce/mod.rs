@@ -17,8 +17,8 @@
 //! Order is kept inside each flow: a packet that cannot join ends the run of its flow. Packets of other flows may
 //! overtake.
 
-use super::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM};
-use super::headers::{Headers, TCP, UDP, Version};
+use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM};
+use crate::inner::headers::{Headers, TCP, UDP, Version};
 
 /// Most segments of a superframe: with three more for the headers, well inside the 1024 slices of one `sendmsg`.
 pub const MAX_SEGMENTS: usize = 64;

@@ -3,7 +3,7 @@
 //!
 //! Any octets give an answer, none a panic.
 
-use super::headers::{Headers, TCP, Version};
+use crate::inner::headers::{Headers, TCP, Version};
 
 /// Octets of IP and TCP headers without options, IPv4 and IPv6.
 const HEADERS: [usize; 2] = [40, 60];
@@ -63,8 +63,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::checksum::Sum;
-    use crate::engine::testpackets::Flow;
+    use crate::inner::checksum::Sum;
+    use crate::inner::test_packets::Flow;
 
     /// A SYN with these options, a multiple of four octets.
     fn syn(flow: &Flow, options: &[u8]) -> Vec<u8> {

@@ -2,9 +2,9 @@
 
 use cipe_common::Verdict;
 
-use crate::engine::checksum::Sum;
-use crate::engine::outer::IPV4;
-use crate::wire::inner::Inner;
+use crate::inner::checksum::Sum;
+use crate::inner::ip::IPV4;
+use crate::inner::ip::Inner;
 
 /// Octets of the longest header.
 const LONGEST_HEADER: usize = 60;

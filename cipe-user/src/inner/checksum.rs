@@ -3,7 +3,7 @@
 //! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
 //! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
 
-use super::headers::{Headers, TCP, UDP, Version};
+use crate::inner::headers::{Headers, TCP, UDP, Version};
 
 /// A running one's complement sum over octets that may come in pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -184,7 +184,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::testpackets::{Flow, naive_sum};
+    use crate::inner::test_packets::{Flow, naive_sum};
 
     #[test]
     fn the_example_of_rfc_1071_sums_up() {

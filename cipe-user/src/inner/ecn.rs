@@ -57,7 +57,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::testpackets::{Flow, checksums_are_right};
+    use crate::inner::test_packets::{Flow, checksums_are_right};
 
     /// Figure 4 of RFC 6040: by inner and outer field what goes on; `None`: dropped.
     const TABLE: [(u8, u8, Option<u8>); 16] = [

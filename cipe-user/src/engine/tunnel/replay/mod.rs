@@ -113,6 +113,7 @@ impl Set {
         }
     }
 
+    #[cfg(test)]
     fn memory(&self) -> usize {
         let slots: usize = self.tables.iter().map(|table| table.slots.capacity()).sum();
         slots * size_of::<u64>() + self.tables.capacity() * size_of::<Table>()
@@ -158,12 +159,8 @@ impl ReplayFilter {
         self.seen.insert(packet.0)
     }
 
-    /// Forgets everything and gives the memory back: for a new key.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// Octets of memory in use.
+    #[cfg(test)]
     pub fn memory(&self) -> usize {
         self.seen.memory()
     }
@@ -214,6 +211,7 @@ impl Generations {
         fresh
     }
 
+    #[cfg(test)]
     fn memory(&self) -> usize {
         let retired: usize = self.retired.iter().map(|table| table.slots.capacity() * size_of::<u64>()).sum();
         self.recent.memory() + self.older.memory() + retired
@@ -253,6 +251,7 @@ impl StaticReplayFilter {
     }
 
     /// Octets of memory in use.
+    #[cfg(test)]
     pub fn memory(&self) -> usize {
         self.0.memory()
     }
@@ -281,6 +280,7 @@ impl SentIvs {
     }
 
     /// Octets of memory in use.
+    #[cfg(test)]
     pub fn memory(&self) -> usize {
         self.0.memory()
     }

@@ -2,6 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// Octets of an IPv4 header without options.
+pub const IPV4: usize = 20;
+/// Octets of an IPv6 header.
+pub const IPV6: usize = 40;
+/// Below this an IPv4 link is none (RFC 791).
+pub const LEAST_MTU: usize = 68;
+
 use cipe_common::Verdict;
 
 /// What the way of a packet needs to know of its inner IP header.

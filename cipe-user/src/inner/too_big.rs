@@ -9,9 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arrayvec::ArrayVec;
 
-use super::mtu::LEAST;
-use crate::engine::checksum::Sum;
-use crate::wire::inner::Inner;
+use crate::inner::checksum::Sum;
+use crate::inner::ip::{Inner, LEAST_MTU};
 
 /// Octets of ICMP in front of the quoted packet, in either version.
 const HEADER: usize = 8;
@@ -44,7 +43,7 @@ impl Message {
     /// by "packet too big"), and what is not IP; nor for an `mtu` that no link has.
     pub fn too_big(packet: &[u8], mtu: usize) -> Option<Self> {
         let ip = Inner::parse(packet)?;
-        let mtu = u16::try_from(mtu).ok().filter(|mtu| usize::from(*mtu) >= LEAST)?;
+        let mtu = u16::try_from(mtu).ok().filter(|mtu| usize::from(*mtu) >= LEAST_MTU)?;
         let may_be_answered = match (ip.source, ip.destination) {
             (IpAddr::V4(from), IpAddr::V4(to)) => is_one_host(from) && is_one_host(to) && answerable_v4(packet, &ip),
             (IpAddr::V6(from), IpAddr::V6(_)) => is_one_host_v6(from) && answerable_v6(packet, &ip)?,

@@ -6,9 +6,9 @@
 //! a transport header whose checksum field holds the folded sum of the pseudo header. Only packets that the TC program knows
 //! to be encapsulated ([`cipe_common::Stamp::encapsulated`]) are searched: the payload of anybody else is not ours to mend.
 
-use super::checksum::{Sum, complete};
-use super::headers::{Headers, Version};
-use super::outer::IPV4;
+use crate::inner::checksum::{Sum, complete};
+use crate::inner::headers::{Headers, Version};
+use crate::inner::ip::IPV4;
 
 /// Octets of headers of encapsulations that are searched: more than any kernel writes. Geneve has up to 260 with its options.
 const WINDOW: usize = 512;
@@ -45,8 +45,8 @@ fn complete_at(packet: &mut [u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::headers::UDP;
-    use crate::engine::testpackets::Flow;
+    use crate::inner::headers::UDP;
+    use crate::inner::test_packets::Flow;
 
     const ETHERNET4: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
     const ETHERNET6: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xDD];

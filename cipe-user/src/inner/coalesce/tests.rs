@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::segment::Superframe;
-use crate::engine::testpackets::Flow;
+use crate::inner::segment::Superframe;
+use crate::inner::test_packets::Flow;
 
 fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 13 + at / 256) as u8).collect()

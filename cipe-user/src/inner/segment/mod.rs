@@ -8,9 +8,9 @@
 
 use cipe_common::Verdict;
 
-use super::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM, transport_checksum};
-use super::headers::{Headers, TCP, UDP, Version};
-use crate::wire::inner::Inner;
+use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM, transport_checksum};
+use crate::inner::headers::{Headers, TCP, UDP, Version};
+use crate::inner::ip::Inner;
 
 /// Room for IP and transport headers with all options of IPv4 and TCP, and a few extension headers of IPv6.
 const MAX_HEADER: usize = 192;

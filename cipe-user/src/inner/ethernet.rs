@@ -2,8 +2,10 @@
 //!
 //! Pure functions over slices. Any octets give an answer, none a panic.
 
-use super::outer::ETHERNET;
-use crate::wire::inner::{self, Inner};
+use crate::inner::ip::{self, Inner};
+
+/// Octets of an Ethernet header.
+pub const ETHERNET: usize = 14;
 
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xDD];
@@ -90,7 +92,7 @@ pub fn is_surely_frame(payload: &[u8]) -> bool {
 /// device of the address 6x:xx:xx:xx:LL:LL looks so, too, if the last two octets are its length less 40.
 pub fn is_bare_ip(payload: &[u8]) -> bool {
     matches!(payload.first().map(|first| first >> 4), Some(4 | 6))
-        && inner::check(payload).is_ok()
+        && ip::check(payload).is_ok()
         && !is_surely_frame(payload)
 }
 
@@ -99,7 +101,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::testpackets::Flow;
+    use crate::inner::test_packets::Flow;
 
     const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
@@ -160,7 +162,7 @@ mod tests {
         let length = (octets.len() - 40) as u16;
         octets[0] = 0x60;
         octets[4..6].copy_from_slice(&length.to_be_bytes());
-        assert!(inner::check(&octets).is_ok(), "it reads as an IPv6 packet");
+        assert!(ip::check(&octets).is_ok(), "it reads as an IPv6 packet");
         assert!(!is_bare_ip(&octets));
     }
 

@@ -10,9 +10,9 @@ use cipe_common::maps::{SLOTS, Slot, key_index};
 
 use zeroize::Zeroizing;
 
-use super::locked;
-use super::replay::{Fingerprint, ReplayFilter, StaticReplayFilter};
 use crate::cipher::{Algorithm, Key};
+use crate::engine::locked;
+use crate::engine::tunnel::replay::{Fingerprint, ReplayFilter, StaticReplayFilter};
 use crate::kernel::keys::{KEY, KeyReader};
 
 type Octets = Zeroizing<[u8; KEY]>;

@@ -2,14 +2,13 @@
 
 use std::net::IpAddr;
 
-use crate::engine::headers::Version;
-use crate::engine::outer;
+use crate::engine::carrier::outer;
+use crate::inner::headers::Version;
+use crate::inner::ip::LEAST_MTU;
 use crate::wire::packet;
 
 /// Largest padding, P and CRC behind a payload (protocol section 2).
 const LARGEST_TAIL: usize = 12;
-/// Below this an IPv4 link is none (RFC 791).
-pub(super) const LEAST: usize = 68;
 /// Below this an IPv6 link must cut and join packets by itself (RFC 8200, section 5). The carrier's IP does it for us.
 const LEAST_IPV6: usize = 1280;
 
@@ -34,7 +33,7 @@ impl TunnelMtu {
     pub fn of_path(device: usize, path: usize, peer: IpAddr) -> Self {
         let overhead = outer::room(peer) - outer::ETHERNET + packet::IV + LARGEST_TAIL;
         match path.saturating_sub(overhead).min(device) {
-            fits if fits < LEAST => Self::NONE,
+            fits if fits < LEAST_MTU => Self::NONE,
             fits => Self { ipv4: fits, ipv6: fits.max(LEAST_IPV6).min(device) },
         }
     }

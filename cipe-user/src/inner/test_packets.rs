@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::headers::{TCP, UDP};
+use crate::inner::headers::{TCP, UDP};
 
 /// The fields of a TCP or UDP packet.
 #[derive(Clone, Debug)]

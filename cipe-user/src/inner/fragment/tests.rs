@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::testpackets::{Flow, naive_sum};
+use crate::inner::test_packets::{Flow, naive_sum};
 
 fn fragments(packet: &[u8], mtu: usize) -> Result<Vec<Vec<u8>>, Verdict> {
     let mut cutter = Fragments::parse(packet, mtu)?;
