@@ -5,7 +5,7 @@ use cipe_common::maps::Slot;
 use cipe_common::{Stamp, Verdict, stamp};
 
 use super::FRESH;
-use super::outbound::Outgoing;
+use super::packets::Outgoing;
 use crate::engine::carrier::outer::{self, Marks};
 use crate::engine::icmp::Icmp;
 use crate::engine::tunnel::Tunnel;

@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex};
 use arrayvec::ArrayVec;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::inbound::Incoming;
-use super::outbound::Outgoing;
-use crate::cipher::{Job, Lanes};
+use super::packets::{Incoming, Outgoing, jobs};
+use crate::cipher::Lanes;
 use crate::engine::BATCH;
 use crate::engine::locked;
 use crate::engine::tunnel::keys::LiveKey;
@@ -102,19 +101,6 @@ impl Chunk {
             }
         }
     }
-}
-
-/// What a cipher does for the packets that have a key; `parts` tells IV and blocks of one.
-pub fn jobs<'a, T: 'a>(
-    packets: impl Iterator<Item = (&'a mut T, Option<&'a Arc<LiveKey>>)>,
-    parts: impl Fn(&'a mut T) -> ([u8; 8], &'a mut [u8]),
-) -> ArrayVec<Job<'a>, BATCH> {
-    let job = |(packet, live): (&'a mut T, Option<&'a Arc<LiveKey>>)| {
-        let key = &live?.key;
-        let (iv, data) = parts(packet);
-        Some(Job { key, iv, data })
-    };
-    packets.filter_map(job).collect()
 }
 
 /// Counts a chunk as brought back, however its work ended.

@@ -2,7 +2,6 @@
 //! that may take the short cut go straight out of a LAN card.
 
 use std::io::IoSlice;
-use std::ops::Range;
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
@@ -10,22 +9,13 @@ use cipe_common::Verdict;
 use rustix::io::Errno;
 
 use super::lan::Lan;
+use super::packets::Delivery;
 use super::{Endpoint, Hub, Worker, ethernet};
 use crate::control::protocol::Protocol;
 use crate::engine::carrier::outer::{self, ETHERNET};
 use crate::engine::lan::{self, Exit, Exits};
 use crate::inner::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
-use crate::xsk::{Frame, Packet, Pool, Umem};
-
-/// An opened inner packet or frame.
-pub struct Delivery {
-    /// Its tunnel.
-    pub tunnel: u16,
-    /// The frame that it is in, until that is handed on.
-    pub frame: Option<Frame>,
-    /// Where it stands in the chunk: a packet, or in protocol 4 a whole frame.
-    pub inner: Range<usize>,
-}
+use crate::xsk::{Packet, Pool, Umem};
 
 impl Worker {
     /// Hands all waiting deliveries to their tunnel devices.
@@ -43,7 +33,7 @@ impl Worker {
             let mut left = 0;
             for delivery in &mut *batch {
                 match way_out(&mut self.exits, &mut self.lans, &self.umem, delivery) {
-                    Some((exit, lan)) if !lan.joins(inner(&self.umem, delivery), self.now) => {
+                    Some((exit, lan)) if !lan.joins(delivery.octets(&self.umem), self.now) => {
                         lan.transmit(&exit, endpoint, &self.umem, &mut self.pool, delivery);
                     }
                     _ => left += 1,
@@ -54,7 +44,7 @@ impl Worker {
             }
             self.coalescer.clear();
             for delivery in &*batch {
-                self.coalescer.push(inner(&self.umem, delivery));
+                self.coalescer.push(delivery.octets(&self.umem));
             }
             for run in self.coalescer.runs() {
                 // Its packets have the addresses, the TTL and at most the length of the first.
@@ -81,12 +71,6 @@ impl Worker {
     }
 }
 
-/// The octets of an inner packet; none if its frame was handed on.
-pub(super) fn inner<'a>(umem: &'a Umem, delivery: &'a Delivery) -> &'a [u8] {
-    let chunk = delivery.frame.as_ref().map_or(&[][..], |frame| umem.chunk(frame));
-    chunk.get(delivery.inner.clone()).unwrap_or_default()
-}
-
 /// The way of a packet straight out of a LAN card, if it has one.
 fn way_out<'a>(
     exits: &mut Exits,
@@ -97,7 +81,7 @@ fn way_out<'a>(
     if lans.is_empty() {
         return None;
     }
-    let packet = inner(umem, delivery);
+    let packet = delivery.octets(umem);
     let (source, destination) = lan::plain(packet)?;
     let exit = exits.find(delivery.tunnel, source, destination).filter(|exit| packet.len() <= exit.mtu)?;
     let lan = lans.get_mut(exit.slot)?.as_mut()?;
@@ -155,7 +139,7 @@ fn inject(
     let mut pieces: ArrayVec<IoSlice<'_>, { MAX_SEGMENTS + 3 }> = ArrayVec::new();
     pieces.extend([IoSlice::new(&vnet), IoSlice::new(&ethernet), IoSlice::new(headers)]);
     for delivery in run.packets().map(|index| &batch[index]) {
-        let packet = delivery.frame.as_ref().map_or(&[][..], |frame| &umem.chunk(frame)[delivery.inner.clone()]);
+        let packet = delivery.octets(umem);
         pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
     }
     let sent = hub.injector.send(&pieces);

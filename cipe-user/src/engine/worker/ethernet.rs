@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
-use super::delivery::{Delivery, inner};
+use super::packets::Delivery;
 use super::{Endpoint, Hub, Worker, admission, want};
 use crate::engine::carrier::outer::ETHERNET;
 use crate::inner::coalesce::{Coalescer, MAX_SEGMENTS, Run, VNET_HEADER};
@@ -72,11 +72,11 @@ pub fn deliver(
             mss::clamp(ip_of(octets), mtu);
         }
     }
-    let header = |delivery: &Delivery| inner(umem, delivery).first_chunk::<ETHERNET>().copied();
+    let header = |delivery: &Delivery| delivery.octets(umem).first_chunk::<ETHERNET>().copied();
     for alike in batch.chunk_by_mut(|a, b| header(a) == header(b)) {
         coalescer.clear();
         for delivery in &*alike {
-            coalescer.push(Frame::parse(inner(umem, delivery)).and_then(|frame| frame.plain_ip()).unwrap_or_default());
+            coalescer.push(Frame::parse(delivery.octets(umem)).and_then(|frame| frame.plain_ip()).unwrap_or_default());
         }
         for run in coalescer.runs() {
             if run.count() > 1 {
@@ -126,12 +126,12 @@ fn inject(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, batc
         port.flush(pool);
     }
     let (vnet, headers) = (run.vnet_header(ETHERNET), run.headers());
-    let first = run.packets().next().map_or(&[][..], |index| inner(umem, &batch[index]));
+    let first = run.packets().next().map_or(&[][..], |index| batch[index].octets(umem));
     let mut pieces: ArrayVec<IoSlice<'_>, { MAX_SEGMENTS + 3 }> = ArrayVec::new();
     let ethernet = first.get(..ETHERNET).unwrap_or_default();
     pieces.extend([IoSlice::new(&vnet), IoSlice::new(ethernet), IoSlice::new(headers)]);
     for delivery in run.packets().map(|index| &batch[index]) {
-        pieces.push(IoSlice::new(inner(umem, delivery).get(ETHERNET + headers.len()..).unwrap_or_default()));
+        pieces.push(IoSlice::new(delivery.octets(umem).get(ETHERNET + headers.len()..).unwrap_or_default()));
     }
     let sent = hub.injector.send(&pieces);
     for delivery in run.packets().map(|index| &batch[index]) {

@@ -9,42 +9,19 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::crew::{Chunk, Packets};
-use super::delivery::Delivery;
+use super::packets::{Delivery, Incoming};
 use super::{BATCH, Report, Worker, want};
 use crate::control::protocol::{Event, Protocol};
 use crate::engine::carrier::socks;
 use crate::engine::carrier::{Arrival, Door, Room};
-use crate::engine::tunnel::{Head, Opened};
+use crate::engine::tunnel::Opened;
 use crate::inner::{ecn, ethernet};
-use crate::wire::{clear, packet};
-use crate::xsk::{Frame, Umem};
+use crate::wire::clear;
+use crate::xsk::Frame;
 use opener::Opener;
 
 /// Datagrams taken in at once where other workers can open some of them.
 const SHARED: usize = 4 * BATCH;
-
-/// A datagram of ours on its way in.
-pub struct Incoming {
-    tunnel: u16,
-    frame: Frame,
-    /// Where the datagram stands in the chunk.
-    datagram: Range<usize>,
-    from: SocketAddr,
-    /// TOS or traffic class of its header.
-    tos: u8,
-    /// IV and first cipher block as on the wire.
-    head: Head,
-    /// Key to open it under; `None`: bare (`nokey`).
-    slot: Option<Slot>,
-}
-
-impl Incoming {
-    /// What is to be decrypted, and what its first block is chained to.
-    pub fn sealed<'a>(&'a mut self, umem: &'a Umem) -> ([u8; packet::IV], &'a mut [u8]) {
-        let data = &mut umem.chunk_mut(&mut self.frame)[self.datagram.clone()][packet::IV..];
-        (iv_of(&self.head), data)
-    }
-}
 
 impl Worker {
     /// Takes one batch from a carrier device; returns whether there may be more.
@@ -289,8 +266,4 @@ impl Worker {
         }
         self.pool.put(item.frame);
     }
-}
-
-fn iv_of(head: &Head) -> [u8; packet::IV] {
-    std::array::from_fn(|i| head[i])
 }

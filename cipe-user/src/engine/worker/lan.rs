@@ -6,7 +6,7 @@ use std::time::Instant;
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
-use super::delivery::Delivery;
+use super::packets::Delivery;
 use super::refusals::Refusals;
 use super::{BATCH, Endpoint, Worker};
 use crate::engine::carrier::outer::{self, ETHERNET};
@@ -127,7 +127,7 @@ impl Lan {
         let mut pieces: ArrayVec<IoSlice<'_>, { MAX_SEGMENTS + 3 }> = ArrayVec::new();
         pieces.extend([IoSlice::new(&vnet), IoSlice::new(&ethernet), IoSlice::new(&headers)]);
         for delivery in run.packets().map(|index| &batch[index]) {
-            let packet = delivery.frame.as_ref().map_or(&[][..], |frame| &umem.chunk(frame)[delivery.inner.clone()]);
+            let packet = delivery.octets(umem);
             pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
         }
         let sent = self.injector.send(&pieces);

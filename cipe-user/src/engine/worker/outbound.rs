@@ -2,7 +2,6 @@
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
@@ -10,58 +9,14 @@ use cipe_common::maps::Slot;
 use cipe_common::{Stamp, Verdict};
 
 use super::admission::{self, Pieces};
-use super::crew::{Chunk, Packets, jobs};
+use super::crew::{Chunk, Packets};
+use super::packets::{Outgoing, jobs};
 use super::{BATCH, FRESH, Hub, Message, Worker, want};
 use crate::control::protocol::Under;
 use crate::engine::carrier::outer::Marks;
 use crate::engine::carrier::socks;
 use crate::kernel::bpf::Ends;
 use crate::wire::packet::{self, KeyKind, Type};
-use crate::xsk::{Frame, Umem};
-
-/// A payload on its way out.
-pub struct Outgoing {
-    pub tunnel: u16,
-    pub frame: Frame,
-    /// Where the datagram stands in the chunk once it is sealed.
-    pub datagram: Range<usize>,
-    /// Payload octets.
-    pub octets: usize,
-    pub kind: Type,
-    /// Key to seal under; `None`: bare (`nokey`).
-    slot: Option<Slot>,
-    pub marks: Marks,
-    /// Encrypted, or bare by order; nothing else may be shipped.
-    pub ready: bool,
-}
-
-impl Outgoing {
-    /// The payload of `octets` octets stands at `at` in the chunk, with room before and behind it.
-    pub fn new(
-        tunnel: u16,
-        frame: Frame,
-        at: usize,
-        octets: usize,
-        kind: Type,
-        slot: Option<Slot>,
-        marks: Marks,
-    ) -> Self {
-        let datagram = match slot {
-            Some(_) => at - packet::IV..at - packet::IV + packet::sealed_len(octets),
-            None => at..at + octets,
-        };
-        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none() }
-    }
-}
-
-impl Outgoing {
-    /// What is now to be encrypted, and what its first block is chained to.
-    pub fn framed<'a>(&'a mut self, umem: &'a Umem) -> ([u8; packet::IV], &'a mut [u8]) {
-        self.ready = true;
-        let (iv, data) = umem.chunk_mut(&mut self.frame)[self.datagram.clone()].split_at_mut(packet::IV);
-        (std::array::from_fn(|i| iv[i]), data)
-    }
-}
 
 /// Outer header of our own messages.
 pub(super) const OWN: Marks = Marks { tos: 0, ttl: 64, dont_fragment: false };

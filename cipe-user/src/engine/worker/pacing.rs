@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::outbound::Outgoing;
+use super::packets::Outgoing;
 use crate::engine::pace::Pace;
 use crate::wire::packet::Type;
 

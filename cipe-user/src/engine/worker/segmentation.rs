@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use cipe_common::maps::Slot;
 
-use super::outbound::{OWN, Outgoing};
+use super::outbound::OWN;
+use super::packets::Outgoing;
 use super::{FRESH, Report, Reports, Worker};
 use crate::control::protocol::Event;
 use crate::engine::carrier::{Ask, Change};

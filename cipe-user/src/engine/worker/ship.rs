@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
 use super::Worker;
-use super::outbound::Outgoing;
+use super::packets::Outgoing;
 use super::segmentation::tell_of_segmentation;
 use crate::engine::carrier::outer;
 use crate::engine::carrier::socks;

@@ -6,13 +6,12 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
-use super::Incoming;
 use crate::cipher::Lanes;
 use crate::engine::BATCH;
 use crate::engine::tunnel::keys::LiveKey;
 use crate::engine::tunnel::{Candidates, Opened};
 use crate::engine::worker::Endpoint;
-use crate::engine::worker::crew::jobs;
+use crate::engine::worker::packets::{Incoming, jobs};
 use crate::engine::worker::table::Table;
 use crate::xsk::Umem;
 
