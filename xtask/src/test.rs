@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::guest::Shape;
 use crate::guest::scenarios::{self, Kernels, Which};
+use crate::tools::{SCENARIOS, UNIT_TESTS};
 use crate::{build_ebpf, tools};
 
 /// Runs every check.
@@ -28,11 +29,6 @@ pub struct Args {
     #[command(flatten)]
     shape: Shape,
 }
-
-/// The packages with unit tests, and the one with scenarios, as arguments of cargo.
-pub const UNIT_TESTS: &[&str] = &["--workspace", "--exclude", "cipe-tests"];
-/// See [`UNIT_TESTS`].
-pub const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
 
 const EBPF: &str = "ebpf";
 

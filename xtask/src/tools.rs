@@ -6,6 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
+/// The packages with unit tests, and the one with scenarios, as arguments of cargo.
+pub const UNIT_TESTS: &[&str] = &["--workspace", "--exclude", "cipe-tests"];
+/// See [`UNIT_TESTS`].
+pub const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
+
 /// The workspace's root folder.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the workspace")

@@ -1,7 +1,8 @@
 //! The scheduler: fills lanes with the jobs of a batch, and refills those that end early.
 
 use super::ladder::{Ladder, Report};
-use super::stage::{Lane, Mover, Piece, Rows, STEPS, WIDTH};
+use super::mover::Mover;
+use super::stage::{Lane, Piece, Rows, STEPS, WIDTH};
 use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
 use arrayvec::ArrayVec;
 use std::ptr;

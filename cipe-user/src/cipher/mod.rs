@@ -12,7 +12,6 @@ mod idea;
 mod kernel;
 mod ladder;
 mod lanes;
-#[cfg(target_arch = "x86_64")]
 mod mover;
 mod stage;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A block is a `u64` in the form its cipher likes: Blowfish has the first word low, IDEA the first word high. CBC's
 //! exclusive or does not mind, so that chains live in this form, too.
 
-use super::{Algorithm, BLOCK, Job};
+use super::{Algorithm, BLOCK};
 
 /// Lanes of the widest kernel.
 pub(super) const WIDTH: usize = 128;
@@ -38,112 +38,10 @@ pub(super) struct Piece {
     pub(super) chain: u64,
 }
 
-/// How blocks get on the stage and off again: with AVX-512 where there is, without which it takes as long as the widest
-/// kernels.
-#[derive(Clone, Copy)]
-pub(super) struct Mover {
-    #[cfg(target_arch = "x86_64")]
-    avx512: bool,
-}
-
-impl Mover {
-    pub(super) fn detect() -> Self {
-        Self {
-            #[cfg(target_arch = "x86_64")]
-            avx512: is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl"),
-        }
-    }
-
-    /// Puts the next blocks of each lane into its column, as many as `rows` has rows.
-    pub(super) fn fill(self, jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
-        #[cfg(target_arch = "x86_64")]
-        if self.avx512 && lanes.len() > 1 {
-            // SAFETY: `detect` found the instructions.
-            return unsafe { super::mover::fill(jobs, lanes, rows) };
-        }
-        plain::fill(jobs, lanes, 0, rows);
-    }
-
-    /// Puts each lane's column back where [`Self::fill`] took it from.
-    pub(super) fn drain(self, jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
-        #[cfg(target_arch = "x86_64")]
-        if self.avx512 && lanes.len() > 1 {
-            // SAFETY: `detect` found the instructions.
-            return unsafe { super::mover::drain(jobs, lanes, rows) };
-        }
-        plain::drain(jobs, lanes, 0, rows);
-    }
-
-    /// Puts a piece of a message on a row of its length.
-    pub(super) fn lay(self, job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
-        #[cfg(target_arch = "x86_64")]
-        if self.avx512 {
-            // SAFETY: `detect` found the instructions.
-            return unsafe { super::mover::lay(job, piece, to) };
-        }
-        plain::lay(job, piece, to);
-    }
-
-    /// Puts decrypted blocks back, chained with the ciphertext that they were.
-    pub(super) fn take(self, job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u64]) {
-        #[cfg(target_arch = "x86_64")]
-        if self.avx512 {
-            // SAFETY: `detect` found the instructions.
-            return unsafe { super::mover::take(job, piece, blocks, cipher) };
-        }
-        plain::take(job, piece, blocks, cipher);
-    }
-}
-
-/// For any CPU; inlined into functions that the compiler may use more instructions for.
-pub(super) mod plain {
-    use super::*;
-
-    #[inline(always)]
-    pub(in crate::cipher) fn fill(jobs: &[Job<'_>], lanes: &[Lane], from: usize, rows: &mut [[u64; WIDTH]]) {
-        for (column, lane) in (from..).zip(lanes) {
-            let job = &jobs[lane.job];
-            let mut line = [0; STEPS];
-            job.key.algorithm.load(&job.data[lane.done..][..rows.len() * BLOCK], &mut line);
-            for (row, block) in rows.iter_mut().zip(line) {
-                row[column] = block;
-            }
-        }
-    }
-
-    #[inline(always)]
-    pub(in crate::cipher) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], from: usize, rows: &[[u64; WIDTH]]) {
-        for (column, lane) in (from..).zip(lanes) {
-            let job = &mut jobs[lane.job];
-            let mut line = [0; STEPS];
-            for (row, block) in rows.iter().zip(&mut line) {
-                *block = row[column];
-            }
-            job.key.algorithm.store(&mut job.data[lane.done..][..rows.len() * BLOCK], &line);
-        }
-    }
-
-    #[inline(always)]
-    pub(in crate::cipher) fn lay(job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
-        job.key.algorithm.load(&job.data[piece.start..], to);
-    }
-
-    #[inline(always)]
-    pub(in crate::cipher) fn take(job: &mut Job<'_>, piece: &Piece, plain: &[u64], cipher: &[u64]) {
-        let data = &mut job.data[piece.start..][..piece.blocks * BLOCK];
-        let (Some((first, plain)), Some((head, data))) = (plain.split_first(), data.split_at_mut_checked(BLOCK)) else {
-            return;
-        };
-        let algorithm = job.key.algorithm;
-        algorithm.store(head, &[first ^ piece.chain]);
-        algorithm.store_chained(data, plain, cipher);
-    }
-}
-
 impl Algorithm {
     /// Takes blocks off the wire: as many as both sides have.
     #[inline(always)]
-    fn load(self, wire: &[u8], blocks: &mut [u64]) {
+    pub(super) fn load(self, wire: &[u8], blocks: &mut [u64]) {
         let pairs = wire.as_chunks().0.iter().zip(blocks);
         match self {
             Self::Blowfish => pairs.for_each(|(octets, block)| *block = u64::from_le_bytes(*octets)),
@@ -154,7 +52,7 @@ impl Algorithm {
 
     /// Puts blocks back on the wire: as many as both sides have.
     #[inline(always)]
-    fn store(self, wire: &mut [u8], blocks: &[u64]) {
+    pub(super) fn store(self, wire: &mut [u8], blocks: &[u64]) {
         let pairs = wire.as_chunks_mut().0.iter_mut().zip(blocks);
         match self {
             Self::Blowfish => pairs.for_each(|(octets, block)| *octets = block.to_le_bytes()),
@@ -165,7 +63,7 @@ impl Algorithm {
 
     /// As [`Self::store`], each block after an exclusive or with its chain.
     #[inline(always)]
-    fn store_chained(self, wire: &mut [u8], blocks: &[u64], chain: &[u64]) {
+    pub(super) fn store_chained(self, wire: &mut [u8], blocks: &[u64], chain: &[u64]) {
         let all = wire.as_chunks_mut().0.iter_mut().zip(blocks).zip(chain);
         match self {
             Self::Blowfish => all.for_each(|((octets, block), chain)| *octets = (block ^ chain).to_le_bytes()),

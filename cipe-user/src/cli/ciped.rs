@@ -3,7 +3,7 @@
 //! The process that was called reads the options and, unless `debug` is set, starts itself again as a child. The child
 //! leaves the terminal once the tunnel is up, so errors are shown where they can be read, and the exit code is right.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::engine;
 use super::logging::{self, Destination, SYSLOG_ONLY};
+use super::{engine, process};
 use crate::ciped::daemon::{self, Setup, Wish};
 use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Severity, Sources};
 use crate::control::launch::{Launch, Readiness, launch, report_failure};
@@ -73,7 +73,7 @@ pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("not root; tunnels are made of devices, eBPF programs and keys; run it as root");
     }
-    name_process(program.name());
+    process::set_name(program.name());
     let sources = Sources::new(program, args.files.clone(), args.settings.clone());
     let (draft, problems) = options::load(&sources);
     let (options, problems) = options::settle(&draft, problems);
@@ -101,14 +101,6 @@ pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
         into_background(program, words)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Sets the name that `pgrep -x` and `ps` look for. In the background the executable is the link's target, `cipe`.
-pub(super) fn name_process(name: &str) {
-    let outcome = CString::new(name).map(|name| rustix::thread::set_name(&name));
-    if !matches!(outcome, Ok(Ok(()))) {
-        tracing::debug!("the process keeps its name: {outcome:?}");
-    }
 }
 
 fn into_background(program: Program, words: impl Iterator<Item = OsString>) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::cipher::{Algorithm, KEY, Key, Lanes};
 use crate::inner::ip::{self, Inner};
+use crate::wire::crc::crc;
 use crate::wire::message::Message;
 use crate::wire::packet::{self, IV, KeyKind, TRAILER, Type};
 
@@ -186,7 +187,7 @@ impl Decoded {
         let kind = ["data", "control", "10, never sent", "11, reserved"][usize::from(p >> 1 & 3)];
         let reserved = if p & 0b1000_1001 == 0 { "" } else { ", RESERVED BITS SET" };
         writeln!(f, "P        {p:08b}: {} octets of padding, type {kind}{reserved}", p >> 4 & 7)?;
-        let right = packet::crc(&body[IV..]).to_be_bytes();
+        let right = crc(&body[IV..]).to_be_bytes();
         match right == sum {
             true => writeln!(f, "CRC      {} ok", hex::encode(sum)),
             false => {

@@ -51,7 +51,7 @@ pub fn launch(mtu: u32) -> anyhow::Result<Launch> {
 /// Runs the engine.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A daemon may have started it by its own file, and is not to be mistaken for it.
-    super::ciped::name_process(NAME);
+    super::process::set_name(NAME);
     let (workers, largest_mtu) = (args.workers.map(usize::from), args.largest_mtu);
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     if !args.launched {

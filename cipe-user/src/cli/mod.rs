@@ -13,6 +13,7 @@ mod engine;
 mod genkey;
 mod logging;
 mod manuals;
+mod process;
 mod show;
 mod status;
 mod top;

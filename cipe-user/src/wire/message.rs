@@ -4,7 +4,7 @@ use cipe_common::Verdict;
 use rand::{CryptoRng, RngExt};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::packet::crc;
+use super::crc::crc;
 use crate::cipher::KEY;
 
 /// Octets of data after the type in a control message with a time stamp: octet 47 ends it, and the stamp follows.

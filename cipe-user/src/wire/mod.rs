@@ -4,6 +4,7 @@
 //! Knows no sockets, clocks or tables. May import `cipher`; imported by `engine`, `ciped` and `cli`.
 
 pub mod clear;
+pub mod crc;
 pub mod message;
 pub mod packet;
 pub mod vectors;

@@ -2,6 +2,7 @@
 
 use cipe_common::Verdict;
 
+use super::crc::crc;
 use crate::cipher::{BLOCK, Job, Key, Lanes};
 
 /// Octets of the IV in front of the ciphertext.
@@ -69,13 +70,6 @@ pub const fn padding(n: usize) -> usize {
 /// Octets of the datagram that carries a payload of `n` octets.
 pub const fn sealed_len(n: usize) -> usize {
     IV + n + padding(n) + TRAILER
-}
-
-/// CRC-32 as the protocol wants it: reflected 0xEDB88320, initial value 0, no final inversion (trap 2).
-pub fn crc(data: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(!0);
-    hasher.update(data);
-    !hasher.finalize()
 }
 
 /// Whether a datagram of `len` octets can be a packet of the protocol: whole blocks, and at least [`MIN`] octets.

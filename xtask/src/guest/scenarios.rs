@@ -12,8 +12,7 @@ use super::machine::{self, End, Shape};
 use super::plan::{Plan, Step};
 use super::table::{Outcome, Reader};
 use super::{need_guests, programs};
-use crate::test::{SCENARIOS, UNIT_TESTS};
-use crate::tools;
+use crate::tools::{self, SCENARIOS, UNIT_TESTS};
 
 /// Seconds after which the tests of a file are ended.
 const DEADLINE: u64 = 3600;

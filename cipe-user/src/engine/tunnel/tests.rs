@@ -2,6 +2,7 @@ use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
 use crate::inner::test_packets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
+use crate::wire::crc;
 use crate::wire::packet::{self, KeyKind};
 
 const STATIC: [u8; KEY] = [1; KEY];
@@ -64,7 +65,7 @@ impl Bed {
         packet::frame(&mut packet, payload.len(), of, kind.mark([self.iv; packet::IV]), [0x5A; 7]);
         let crc = packet.len() - 4;
         spoil(&mut packet[packet::IV..crc]);
-        let sum = packet::crc(&packet[packet::IV..crc]);
+        let sum = crc::crc(&packet[packet::IV..crc]);
         packet[crc..].copy_from_slice(&sum.to_be_bytes());
         let key = Key::new(self.algorithm, key);
         self.lanes.encrypt(&mut [packet::job(&key, &mut packet).unwrap()]);

@@ -1,6 +1,6 @@
 //! Attaching and detaching: one link an attachment, held here and gone with it.
 
-use std::{collections::HashMap, fmt, io};
+use std::{collections::HashMap, fmt};
 
 use aya::programs::{ProgramError, tc::SchedClassifierLink, xdp::XdpLink};
 use cipe_common::maps::names;
@@ -12,8 +12,8 @@ use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
-use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
+use super::hook::name;
 use super::{
     Programs, classifier,
     error::{Error, chain, os_error},
@@ -177,16 +177,6 @@ fn attach_error(ifindex: u32, device: String, program: &'static str, error: &Pro
         }
         _ => Error::Attach { device, program, reason: chain(error) },
     }
-}
-
-/// Name of a device in this network namespace.
-pub(super) fn name(ifindex: u32) -> Result<String, Error> {
-    let look_up = || -> io::Result<String> {
-        // Any socket does: the question goes by ioctl.
-        let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-        Ok(netdevice::index_to_name(any, ifindex)?)
-    };
-    look_up().map_err(|_| Error::NoDevice { ifindex })
 }
 
 /// Id of the XDP program on a device, asked of rtnetlink. For a message only: without an answer it does without.

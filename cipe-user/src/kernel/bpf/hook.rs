@@ -1,14 +1,17 @@
 //! The stamp's place on a hub's visible end: a tcx link, which goes with its descriptor. Where the kernel has none, a filter of
 //! a clsact qdisc, which stays when its process is killed: whoever takes a hub over removes it.
 
+use std::io;
+
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program,
 };
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use cipe_common::maps::names;
 
-use super::attach::name;
-use super::error::{chain, os_error};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+
+use super::error::{Error, chain, os_error};
 
 /// Whether the kernel has tcx links. Without an answer (no right to ask) it has: attaching says what is wrong.
 pub fn has_tcx() -> bool {
@@ -53,4 +56,14 @@ pub fn remove_leftovers(ifindex: u32) {
 /// Kernels refuse attach types that they do not know as invalid.
 fn is_unknown(error: &ProgramError) -> bool {
     os_error(error) == Some(libc::EINVAL)
+}
+
+/// Name of a device in this network namespace.
+pub(super) fn name(ifindex: u32) -> Result<String, Error> {
+    let look_up = || -> io::Result<String> {
+        // Any socket does: the question goes by ioctl.
+        let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        Ok(netdevice::index_to_name(any, ifindex)?)
+    };
+    look_up().map_err(|_| Error::NoDevice { ifindex })
 }

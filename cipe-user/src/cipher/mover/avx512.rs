@@ -1,8 +1,9 @@
 //! Moving blocks on and off the stage with AVX-512: eight blocks of eight messages at a time.
 
-use super::stage::{Lane, Piece, WIDTH, plain};
-use super::transpose::{self, load, store};
-use super::{Algorithm, BLOCK, Job};
+use super::plain;
+use crate::cipher::stage::{Lane, Piece, WIDTH};
+use crate::cipher::transpose::{self, load, store};
+use crate::cipher::{Algorithm, BLOCK, Job};
 use std::arch::x86_64::*;
 
 /// Messages, and blocks of each, that are turned at once.
@@ -11,7 +12,7 @@ const EIGHT: usize = 8;
 /// Octets of so many blocks: a vector.
 const LINE: usize = EIGHT * BLOCK;
 
-/// As [`super::stage::Mover::fill`].
+/// As [`super::Mover::fill`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
     for (group, lanes) in lanes.chunks(EIGHT).enumerate() {
@@ -44,7 +45,7 @@ pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) 
     }
 }
 
-/// As [`super::stage::Mover::drain`].
+/// As [`super::Mover::drain`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
     for (group, lanes) in lanes.chunks(EIGHT).enumerate() {
@@ -122,13 +123,13 @@ fn one_algorithm(jobs: &[Job<'_>], lanes: &[Lane]) -> Option<Algorithm> {
     lanes.iter().all(|lane| of(lane) == first).then_some(first)
 }
 
-/// As [`super::stage::Mover::lay`].
+/// As [`super::Mover::lay`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn lay(job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
     plain::lay(job, piece, to);
 }
 
-/// As [`super::stage::Mover::take`].
+/// As [`super::Mover::take`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn take(job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u64]) {
     plain::take(job, piece, blocks, cipher);

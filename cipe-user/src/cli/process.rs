@@ -1,0 +1,11 @@
+//! The process that the program runs as.
+
+use std::ffi::CString;
+
+/// Sets the name that `pgrep -x` and `ps` look for. In the background the executable is the link's target, `cipe`.
+pub fn set_name(name: &str) {
+    let outcome = CString::new(name).map(|name| rustix::thread::set_name(&name));
+    if !matches!(outcome, Ok(Ok(()))) {
+        tracing::debug!("the process keeps its name: {outcome:?}");
+    }
+}
