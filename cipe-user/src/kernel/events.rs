@@ -2,8 +2,9 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -13,6 +14,12 @@ use super::netlink::{Error, Result};
 
 /// Octets of notifications that may wait: a routing daemon that changes its mind tells hundreds of routes at once.
 const RECEIVE_BUFFER: u32 = 1 << 20;
+
+/// Nothing has come for so long: what waited is read.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// Longest time that is spent on reading what waits.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The groups that tell of everything that packets find their way by.
 pub(super) const FORWARDING: [MulticastGroup; 8] = [
@@ -52,6 +59,14 @@ impl Events {
         connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER).map_err(open)?;
         Ok(Self { stream: Box::pin(stream), connection: tokio::spawn(connection) })
     }
+}
+
+/// Reads what waits and forgets it, after [`Event::Lost`] and before everything is read again: what is older than that reading
+/// must not be applied after it.
+pub(super) async fn drain(events: &mut (impl Stream<Item = Event> + Unpin)) {
+    let all = async { while let Ok(Some(_)) = tokio::time::timeout(QUIET, events.next()).await {} };
+    // Where they never end, what is older than the last second is read.
+    let _ = tokio::time::timeout(DRAIN_DEADLINE, all).await;
 }
 
 impl Stream for Events {

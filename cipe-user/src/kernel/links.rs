@@ -1,6 +1,7 @@
 //! Network devices as the kernel reports them, and their changes.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -12,7 +13,7 @@ use rtnetlink::packet_core::NLM_F_DUMP;
 use tokio::sync::mpsc;
 
 use super::ethtool;
-use super::events::{Event, Events};
+use super::events::{Event, Events, drain};
 use super::netlink::{Error, Netlink, Result};
 
 /// What a device's frames begin with.
@@ -122,6 +123,9 @@ pub fn index_of(name: &str) -> u32 {
     socket.and_then(|socket| rustix::net::netdevice::name_to_index(socket, name)).unwrap_or(NO_DEVICE)
 }
 
+/// Pause before devices that could not be read are read again.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+
 /// An index that no device has. 0 would say that any will do.
 const NO_DEVICE: u32 = i32::MAX as u32;
 
@@ -212,14 +216,21 @@ impl Netlink {
                 let changes = match event {
                     Some(Event::Message(message)) => table.apply(&message),
                     // Missed messages: what changed shows when all devices are read again.
-                    Some(Event::Lost) => match table.reload(&netlink).await {
-                        Ok(changes) => changes,
-                        Err(error) => {
-                            tracing::error!("cannot follow network devices any longer: {error}");
+                    Some(Event::Lost) => loop {
+                        drain(&mut events).await;
+                        match table.reload(&netlink).await {
+                            Ok(changes) => break changes,
+                            Err(error) => tracing::warn!("{error}; read again in {} s", RELOAD_INTERVAL.as_secs()),
+                        }
+                        tokio::time::sleep(RELOAD_INTERVAL).await;
+                        if sender.is_closed() {
                             return;
                         }
                     },
-                    None => return,
+                    None => {
+                        tracing::error!("netlink notifications ended: network devices are not followed any longer");
+                        return;
+                    }
                 };
                 for change in changes {
                     if sender.send(change).is_err() {

@@ -3,10 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use cipe_common::maps::{EthernetDevice, MAX_TUNNELS, Slot};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
 
@@ -200,15 +199,16 @@ impl Manager {
             },
             ip_id: 0,
         };
-        let (done, known) = std::sync::mpsc::channel();
         let tally = &tenant.counters;
-        self.workers.tell_all(|worker| {
+        let take = self.workers.ask_all(|worker, done| {
             let state = Box::new(state.for_worker(worker, tally));
-            Command::AddTunnel(state, hub, vec![listens], done.clone())
+            Command::AddTunnel(state, hub, vec![listens], done)
         });
-        drop(done);
         // Not alive before the workers know whose packets these are.
-        let _ = known.recv_timeout(Duration::from_secs(1));
+        ensure!(
+            take.in_time().await,
+            "the workers do not take the tunnel: the machine is too busy, or one hangs; try again"
+        );
         if let Some(peer) = peer {
             self.follow(number, peer);
         }
@@ -360,10 +360,7 @@ impl Manager {
         if let Some(follower) = &tenant.follower {
             follower.abort();
         }
-        let (done, gone) = std::sync::mpsc::channel();
-        self.workers.tell_all(|_| Command::RemoveTunnel(number, done.clone()));
-        drop(done);
-        dropped(gone).await;
+        self.workers.ask_all(|_, done| Command::RemoveTunnel(number, done)).in_time().await;
         if tenant.socks.is_none() {
             log_failure(self.programs.remove_carrier_address(tenant.listens));
         }
@@ -388,14 +385,6 @@ fn bind(address: SocketAddr, may_come: bool, device: Option<&str>) -> std::io::R
     }
     nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(socket.into())
-}
-
-/// Waits until the workers have dropped their ends, which they do when a command is carried out: 1 s at most.
-pub(super) async fn dropped(gone: std::sync::mpsc::Receiver<()>) {
-    let waited = tokio::task::spawn_blocking(move || gone.recv_timeout(Duration::from_secs(1))).await;
-    if waited.is_ok_and(|outcome| outcome == Err(RecvTimeoutError::Timeout)) {
-        tracing::warn!("a worker did not do what it was told in time");
-    }
 }
 
 /// The next free tunnel number after `last`. Freed ones are used again as late as possible: news of the tunnel before

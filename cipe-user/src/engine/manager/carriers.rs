@@ -4,13 +4,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
 use rustix::thread::{MembarrierCommand, membarrier};
 
-use super::attach::dropped;
 use super::copying::{Copying, Got};
 use super::habit::Habit;
 use super::workers::share_of;
@@ -287,14 +285,14 @@ impl Manager {
             Command::AddCarrier(slot, Box::new(carrier), done)
         };
         // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
-        self.ask_workers(share).await;
+        self.workers.ask_all(share).in_time().await;
         if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
-            self.ask_workers(|_, done| Command::RemoveCarrier(slot, done)).await;
+            self.workers.ask_all(|_, done| Command::RemoveCarrier(slot, done)).in_time().await;
             return Err(error.into());
         }
         // What was passed on before is to be read before.
         programs_over().await;
-        self.ask_workers(|_, done| Command::EmptySockets(done)).await;
+        self.workers.ask_all(|_, done| Command::EmptySockets(done)).in_time().await;
         self.workers.tell_all(|_| Command::BeginCarrier(slot));
         Ok(got)
     }
@@ -319,7 +317,7 @@ impl Manager {
         let Some(carrier) = self.carriers.open.remove(&ifindex) else { return };
         let is_used = !carrier.tunnels.is_empty();
         if is_used {
-            self.ask_workers(|_, done| Command::HoldSockets(true, done)).await;
+            self.workers.ask_all(|_, done| Command::HoldSockets(true, done)).in_time().await;
         }
         if let Err(error) = self.programs.remove_carrier_device(ifindex) {
             tracing::debug!("{error}");
@@ -327,9 +325,9 @@ impl Manager {
         if is_used {
             programs_over().await;
         }
-        self.ask_workers(|_, done| Command::RemoveCarrier(carrier.slot, done)).await;
+        self.workers.ask_all(|_, done| Command::RemoveCarrier(carrier.slot, done)).in_time().await;
         if is_used {
-            self.ask_workers(|_, done| Command::HoldSockets(false, done)).await;
+            self.workers.ask_all(|_, done| Command::HoldSockets(false, done)).in_time().await;
         }
         self.programs.detach_carrier(ifindex);
         for number in carrier.tunnels {
@@ -337,14 +335,6 @@ impl Manager {
                 tenant.carrier = None;
             }
         }
-    }
-
-    /// Gives each worker a command of its own, and waits until all are carried out.
-    async fn ask_workers(&self, mut command: impl FnMut(usize, Sender<()>) -> Command) {
-        let (done, all_done) = channel();
-        self.workers.tell_all(|worker| command(worker, done.clone()));
-        drop(done);
-        dropped(all_done).await;
     }
 
     /// Modes got on the carrier device of a tunnel.

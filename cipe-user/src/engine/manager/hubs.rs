@@ -1,10 +1,10 @@
 //! Hubs in use, opened with their first tunnel, removed after their last; and the devices on them.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use cipe_common::maps::{MAX_HUBS, PRIVATE_QUEUES, private_socket_index};
 
 use super::Manager;
-use super::attach::{dropped, log_failure};
+use super::attach::log_failure;
 use super::workers::{hub_queues, share_of};
 use crate::control::protocol::XdpMode;
 use crate::engine::carrier::outer::Hop;
@@ -142,15 +142,13 @@ impl Manager {
         let count = self.workers.count();
         let injectors = (0..count).map(|_| Injector::open(hub.hidden_index)).collect::<Result<Vec<_>, _>>()?;
         let note = format!("private side: {mode} XDP, {count} worker(s)");
-        let (done, listening) = std::sync::mpsc::channel();
         let mut shares = share_of(sockets, count).into_iter().zip(injectors);
-        self.workers.tell_all(|_| {
-            let (sockets, injector) = shares.next().expect("there is a share for each worker");
-            Command::AddHub(slot, sockets, injector, ends, done.clone())
-        });
-        drop(done);
         // No tunnel is alive before the workers have put frames where packets go.
-        dropped(listening).await;
+        let listen = self.workers.ask_all(|_, done| {
+            let (sockets, injector) = shares.next().expect("there is a share for each worker");
+            Command::AddHub(slot, sockets, injector, ends, done)
+        });
+        ensure!(listen.in_time().await, "the workers do not take the hub");
         Ok(note)
     }
 
@@ -167,10 +165,7 @@ impl Manager {
             return;
         }
         self.hubs.slots[slot] = None;
-        let (done, gone) = std::sync::mpsc::channel();
-        self.workers.tell_all(|_| Command::RemoveHub(slot, done.clone()));
-        drop(done);
-        dropped(gone).await;
+        self.workers.ask_all(|_, done| Command::RemoveHub(slot, done)).in_time().await;
         match self.netlink.remove_hub(&hub).await {
             Ok(()) => self.programs.detach_private(hub.index),
             Err(error) => tracing::warn!("while removing a hub: {error}"),

@@ -2,6 +2,7 @@
 
 mod attach;
 mod carriers;
+mod connections;
 mod copying;
 mod habit;
 mod hubs;
@@ -29,11 +30,10 @@ use super::carrier::UdpCarrier;
 use super::random::Random;
 use super::worker::{Command, Message, Report};
 use super::{frames, locked};
-use crate::control::channel::SendError;
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Protocol, Request};
 use crate::control::run_dir::RunDir;
-use crate::control::server::{Connection, Server};
+use crate::control::server::Server;
 use crate::engine::tunnel::counters::Tally;
 use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference, remove_leftovers};
 use crate::kernel::device::Device;
@@ -48,6 +48,7 @@ use crate::kernel::policies::{self, Policies};
 use crate::kernel::zone;
 use crate::xsk::{Umem, UmemConfig};
 use carriers::Carriers;
+use connections::{Daemon, EVENTS, Said, converse};
 use hubs::Hubs;
 use keys::Previous;
 use lan::Lans;
@@ -80,9 +81,6 @@ const FIRST_TUNNEL: Duration = Duration::from_secs(10);
 
 /// How long an engine that is to end waits for its daemons to end first.
 const LAST_TUNNEL: Duration = Duration::from_secs(1);
-
-/// How long the reader of a status may take for one tunnel's.
-const STATUS: Duration = Duration::from_secs(5);
 
 /// How often the manager looks at the clock.
 const LOOK: Duration = Duration::from_millis(500);
@@ -173,19 +171,6 @@ impl Tenant {
     }
 }
 
-/// A connection, as the manager sees it.
-struct Daemon {
-    /// Its process.
-    pid: u32,
-    /// Its tunnel, once attached.
-    tunnel: Option<u16>,
-    /// To its task.
-    events: mpsc::Sender<Event>,
-}
-
-/// Events that may wait for a connection's task; beyond, a daemon that does not read loses them.
-const EVENTS: usize = 256;
-
 struct Manager {
     stay: bool,
     programs: Programs,
@@ -215,6 +200,8 @@ struct Manager {
     /// Part of the devices' addresses that no engine before had.
     salt: [u8; 3],
     connections: HashMap<u64, Daemon>,
+    /// Where the connections' tasks speak to it.
+    say: mpsc::Sender<Said>,
     /// Where followers tell of new ways.
     ways: mpsc::Sender<News>,
     /// Number of the last tunnel made.
@@ -235,12 +222,6 @@ struct News {
     /// The peer that was followed; the tunnel may have another by now.
     peer: SocketAddr,
     state: State,
-}
-
-/// What the connections' tasks tell the manager.
-enum Said {
-    Request(u64, Request),
-    Closed(u64),
 }
 
 /// Runs the engine until its last tunnel has gone, or SIGTERM or SIGINT; a second one of these ends it at once.
@@ -312,6 +293,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let mut links = netlink.watch_links().await?;
     let policies = policies::follow(&netlink).await?;
     let mut new_policies = policies.clone();
+    let (say, mut said) = mpsc::channel(64);
     let (ways, mut new_ways) = mpsc::channel(256);
     let (pictures, mut new_pictures) = mpsc::channel(1);
     let mut manager = Manager {
@@ -335,6 +317,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         policies,
         salt: Random::new()?.octets(),
         connections: HashMap::new(),
+        say,
         ways,
         last_number: u16::MAX,
         was_asked: false,
@@ -342,7 +325,6 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         turn: 0,
         next_look: Instant::now(),
     };
-    let (say, mut said) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut connections = 0;
@@ -360,7 +342,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                     let (sender, events) = mpsc::channel(EVENTS);
                     let pid = connection.peer().map_or(0, |peer| peer.pid.unsigned_abs());
                     manager.connections.insert(connections, Daemon { pid, tunnel: None, events: sender });
-                    tokio::spawn(converse(connections, connection, events, say.clone()));
+                    tokio::spawn(converse(connections, connection, events, manager.say.clone()));
                 }
                 Err(error) => {
                     tracing::warn!("control socket: {error}");
@@ -381,8 +363,14 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                 break Err(anyhow::anyhow!("worker thread {worker} has ended; the system log says why"));
             }
             Some(news) = new_ways.recv() => manager.take_in(news).await,
-            Some(event) = links.recv() => manager.link_changed(&event).await,
-            Ok(()) = new_policies.changed() => manager.choose_all_doors().await,
+            event = links.recv() => match event {
+                Some(event) => manager.link_changed(&event).await,
+                None => break Err(anyhow::anyhow!("network devices cannot be followed any longer; the system log says why")),
+            },
+            changed = new_policies.changed() => match changed {
+                Ok(()) => manager.choose_all_doors().await,
+                Err(_) => break Err(anyhow::anyhow!("IPsec policies cannot be followed any longer; the system log says why")),
+            },
             Some(picture) = new_pictures.recv() => manager.take_picture(picture),
             _ = terminate.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
@@ -402,57 +390,6 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     };
     manager.close().await;
     ended
-}
-
-/// Hands over a whole status, however many tunnels it has, as fast as its reader reads.
-async fn report(events: mpsc::Sender<Event>, all: Vec<Event>) {
-    for event in all.into_iter().chain([Event::StatusEnd]) {
-        // The reader has gone.
-        if events.send(event).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Carries the requests of one connection to the manager, and its events back.
-async fn converse(number: u64, mut connection: Connection, mut events: mpsc::Receiver<Event>, say: mpsc::Sender<Said>) {
-    loop {
-        tokio::select! {
-            request = connection.receive() => match request {
-                Ok(Some(request)) => {
-                    if say.send(Said::Request(number, request)).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::warn!("control connection {number}: {error}");
-                    break;
-                }
-            },
-            event = events.recv() => {
-                let Some(event) = event else { return };
-                if matches!(event, Event::Status(_) | Event::StatusEnd) {
-                    let delivered = tokio::time::timeout(STATUS, connection.deliver(&event)).await;
-                    if !matches!(delivered, Ok(Ok(()))) {
-                        break;
-                    }
-                    continue;
-                }
-                match connection.send(&event) {
-                    // What it said before it went is still to be heard, such as its farewell to the peer; then its end is.
-                    Ok(()) | Err(SendError::Closed) => {}
-                    Err(error) => {
-                        tracing::warn!("control connection {number}: {error}");
-                        if matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown) {
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-    }
-    let _ = say.send(Said::Closed(number)).await;
 }
 
 impl Manager {
@@ -476,6 +413,7 @@ impl Manager {
                 Said::Closed(connection) => {
                     going.extend(self.connections.remove(&connection).and_then(|daemon| daemon.tunnel));
                 }
+                Said::Counted(connection, numbers) => self.tell_counted(connection, numbers),
                 Said::Request(connection, request) => {
                     // Whoever attaches may want the name or the port of one that has gone.
                     if matches!(request, Request::Attach(_)) {

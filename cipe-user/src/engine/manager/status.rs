@@ -1,11 +1,12 @@
 //! What is told of the tunnels to those who ask.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
 
-use super::{Manager, Tenant, loops, report};
+use super::connections::{Said, report};
+use super::{Manager, Tenant, loops};
 use crate::control::protocol::{Event, Status, WorkerShare};
 use crate::engine::worker::Command;
 use crate::repeats::has_doubled;
@@ -26,12 +27,18 @@ impl Manager {
 
     /// Tells a connection the status of these tunnels.
     pub(super) fn tell_status_of(&self, connection: u64, numbers: Vec<u16>) {
-        let (done, counted) = std::sync::mpsc::channel();
-        self.workers.tell_all(|_| Command::CountLosses(done.clone()));
-        drop(done);
         // They answer when they are done with the batch at hand: what has left this host before the question is counted in the
         // answer. One that does not get the CPU for so long leaves it for the next status.
-        let _ = counted.recv_timeout(Duration::from_secs(1));
+        let counted = self.workers.ask_all(|_, done| Command::CountLosses(done));
+        let say = self.say.clone();
+        tokio::spawn(async move {
+            counted.in_time().await;
+            let _ = say.send(Said::Counted(connection, numbers)).await;
+        });
+    }
+
+    /// Tells a connection the status of these tunnels, whose losses are counted.
+    pub(super) fn tell_counted(&self, connection: u64, numbers: Vec<u16>) {
         let all = numbers.into_iter().filter_map(|number| self.status(number));
         let all: Vec<Event> = all.map(|status| Event::Status(Box::new(status))).collect();
         if let Some(daemon) = self.connections.get(&connection) {

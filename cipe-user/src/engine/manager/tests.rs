@@ -1,4 +1,5 @@
 use super::attach::{free_number, known};
+use super::connections::report;
 use super::*;
 use crate::control::protocol::Status;
 use cipe_common::maps::MAX_TUNNELS;

@@ -1,15 +1,19 @@
 //! The worker threads: how many, on which CPUs, and who is told what.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use cipe_common::maps::PRIVATE_QUEUES;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::worker::{self, Command, Crew, Handle, Reports};
+use crate::engine::worker::{self, Command, Crew, Done, Handle, Reports};
 use crate::kernel::nexthop::NextHops;
 use crate::xsk::{Pool, Umem};
+
+/// How long a worker may take to carry out a command, which it does between two batches.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Most workers.
 pub const MOST: usize = PRIVATE_QUEUES as usize - 1;
@@ -69,6 +73,13 @@ impl Workers {
         }
     }
 
+    /// Tells all of them; what is returned tells when each has done it.
+    pub fn ask_all(&self, mut command: impl FnMut(usize, Done) -> Command) -> Answers {
+        let (done, all_done) = mpsc::channel(1);
+        self.tell_all(|worker| command(worker, done.clone()));
+        Answers(all_done)
+    }
+
     /// Tells all but one.
     pub fn tell_others(&self, but: usize, command: impl Fn() -> Command) {
         for (_, handle) in self.handles.iter().enumerate().filter(|(number, _)| *number != but) {
@@ -79,6 +90,21 @@ impl Workers {
     /// Tells the one that a tunnel is at home with: it has the tunnel's UDP socket.
     pub fn tell_home(&self, tunnel: u16, command: Command) {
         self.handles[usize::from(tunnel) % self.handles.len()].send(command);
+    }
+}
+
+/// What workers owe that were told to do something.
+pub struct Answers(mpsc::Receiver<()>);
+
+impl Answers {
+    /// Waits until each has done it; `false` if one has not within [`COMMAND_DEADLINE`].
+    pub async fn in_time(mut self) -> bool {
+        let in_time = tokio::time::timeout(COMMAND_DEADLINE, self.0.recv()).await.is_ok();
+        if !in_time {
+            let seconds = COMMAND_DEADLINE.as_secs();
+            tracing::warn!("a worker has not done what it was told in {seconds} s: it gets no CPU, or hangs");
+        }
+        in_time
     }
 }
 

@@ -86,37 +86,40 @@ pub enum Report {
 /// Where workers tell: tunnel number and report.
 pub type Reports = tokio::sync::mpsc::Sender<(u16, Report)>;
 
+/// Kept by a worker until it has carried out a command.
+pub type Done = tokio::sync::mpsc::Sender<()>;
+
 /// What the control thread tells a worker.
 pub enum Command {
     /// A carrier device was opened, in this slot; the sender is dropped when frames can come. They wait until
     /// [`Command::BeginCarrier`].
-    AddCarrier(usize, Box<NewCarrier>, Sender<()>),
+    AddCarrier(usize, Box<NewCarrier>, Done),
     /// Nothing is on its way to the UDP sockets any more that came before the frames of the carrier device in this slot.
     BeginCarrier(usize),
     /// The carrier device in this slot is no longer used; the sender is dropped when all that has come is read, and its
     /// sockets are closed.
-    RemoveCarrier(usize, Sender<()>),
+    RemoveCarrier(usize, Done),
     /// Read the UDP sockets until nothing is in them; the sender is dropped when that is done.
-    EmptySockets(Sender<()>),
+    EmptySockets(Done),
     /// Let what comes to the UDP sockets wait there, or no longer; the sender is dropped when it is so.
-    HoldSockets(bool, Sender<()>),
+    HoldSockets(bool, Done),
     /// A hub, or an Ethernet tunnel's own pair, was opened: its slot, its hidden end's sockets, the way back in for superframes,
     /// and which of both it is; the sender is dropped when frames can come.
-    AddHub(usize, Vec<Socket>, Injector, Ends, Sender<()>),
+    AddHub(usize, Vec<Socket>, Injector, Ends, Done),
     /// The hub in this slot goes; the sender is dropped when its sockets are closed.
-    RemoveHub(usize, Sender<()>),
+    RemoveHub(usize, Done),
     /// A LAN card was opened: its slot, its sockets, another way out, and whether that should take superframes; the sender is
     /// dropped when frames can come.
-    AddLan(usize, Vec<Socket>, Injector, bool, Sender<()>),
+    AddLan(usize, Vec<Socket>, Injector, bool, Done),
     /// The LAN card in this slot is no longer used; the sender is dropped when its sockets are closed.
-    RemoveLan(usize, Sender<()>),
+    RemoveLan(usize, Done),
     /// What goes straight out of LAN cards.
     SetExits(Arc<LanTable>),
     /// A tunnel was made: the slot of its hub, and the carrier addresses that are its own; the sender is dropped when
     /// frames can come.
-    AddTunnel(Box<Tunnel>, usize, Vec<SocketAddr>, Sender<()>),
+    AddTunnel(Box<Tunnel>, usize, Vec<SocketAddr>, Done),
     /// A tunnel goes; the sender is dropped when its socket is closed.
-    RemoveTunnel(u16, Sender<()>),
+    RemoveTunnel(u16, Done),
     /// A tunnel's device has another address.
     SetPrivateHop(u16, Hop),
     /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
@@ -132,7 +135,7 @@ pub enum Command {
     /// Stay awake for this long at most when there is nothing to do.
     BusyPoll(Duration),
     /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
-    CountLosses(Sender<()>),
+    CountLosses(Done),
     /// A message to seal and send.
     SendControl(u16, Message),
     /// A datagram in clear for this address, by the tunnel's UDP socket.

@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::super::events::Event;
+use super::super::events::{Event, drain};
 use super::super::links::{CardKind, LinkTable};
 use super::super::neighbours::Neighbour;
 use super::super::netlink::{Error, Netlink, Result};
@@ -83,7 +83,10 @@ impl Follower {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Event::Message(message)) => self.take_in(*message),
-                    Some(Event::Lost) => self.start_over().await,
+                    Some(Event::Lost) => {
+                        drain(&mut events).await;
+                        self.start_over().await;
+                    }
                     None => {
                         tracing::error!("netlink notifications ended: carrier routes are not followed any longer");
                         return;

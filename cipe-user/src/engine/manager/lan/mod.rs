@@ -11,7 +11,7 @@ use cipe_common::maps::{LAN_QUEUES, Lan as LanEntry, LanRoute, MAX_LANS};
 use tokio::sync::mpsc;
 
 use super::Manager;
-use super::attach::{dropped, log_failure};
+use super::attach::log_failure;
 use super::copying::{Copying, Got};
 use super::workers::share_of;
 use crate::engine::lan::Table;
@@ -225,15 +225,13 @@ impl Manager {
         let zero_copy = got.zero_copy == got.queues;
         let count = self.workers.count();
         let injectors = (0..count).map(|_| Injector::open(card.ifindex)).collect::<Result<Vec<_>, _>>()?;
-        let (done, listening) = std::sync::mpsc::channel();
         let mut shares = share_of(sockets, count).into_iter().zip(injectors);
-        self.workers.tell_all(|_| {
-            let (sockets, injector) = shares.next().expect("a share for each worker");
-            Command::AddLan(slot, sockets, injector, !zero_copy, done.clone())
-        });
-        drop(done);
         // Until then nothing is redirected; a ring without frames would lose it.
-        dropped(listening).await;
+        let listen = self.workers.ask_all(|_, done| {
+            let (sockets, injector) = shares.next().expect("a share for each worker");
+            Command::AddLan(slot, sockets, injector, !zero_copy, done)
+        });
+        anyhow::ensure!(listen.in_time().await, "the workers do not take the card");
         Ok(copying.note(got))
     }
 
@@ -259,10 +257,7 @@ impl Manager {
     async fn shut_lan(&mut self, ifindex: u32, slot: usize) {
         log_failure(self.programs.remove_lan_device(ifindex));
         self.programs.detach_lan(ifindex);
-        let (done, gone) = std::sync::mpsc::channel();
-        self.workers.tell_all(|_| Command::RemoveLan(slot, done.clone()));
-        drop(done);
-        dropped(gone).await;
+        self.workers.ask_all(|_, done| Command::RemoveLan(slot, done)).in_time().await;
     }
 
     /// Takes up what has happened to a device.
