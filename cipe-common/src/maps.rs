@@ -16,6 +16,9 @@ pub mod names {
     pub const ETHERNET_DEVICES: &str = "ETHERNET_DEVICES";
     /// `HASH` from [`super::CarrierAddress`] to a tunnel number (u32).
     pub const CARRIER_ADDRESSES: &str = "CARRIER_ADDRESSES";
+    /// `HASH` of the addresses that this host has, as 16 octets ([`super::CarrierAddress`]), to zero (u32). A tunnel that listens on
+    /// its port at any address takes what is for one of them; all else with that port is in transit.
+    pub const LOCAL_ADDRESSES: &str = "LOCAL_ADDRESSES";
     /// `HASH` from a carrier device's ifindex (u32) to the index of its queue 0 in `CARRIER_SOCKETS` (u32).
     pub const CARRIER_DEVICES: &str = "CARRIER_DEVICES";
     /// `XSKMAP` by the device's base index plus the receive queue.
@@ -63,6 +66,8 @@ pub const MAX_CHUNKS: u32 = 1 << 19;
 pub const DEPARTURES: u32 = 512;
 /// Tunnels that one engine can hold; user space may resize the maps to fewer before loading.
 pub const MAX_TUNNELS: u32 = 16_384;
+/// Addresses of the host that `LOCAL_ADDRESSES` holds. What is for others goes by the UDP socket.
+pub const MAX_LOCAL_ADDRESSES: u32 = 16_384;
 /// Row of `VERDICTS` for drops whose tunnel is unknown.
 pub const NO_TUNNEL: u32 = u32::MAX;
 /// Veth pairs of one engine: hubs that its tunnel devices stand on, and one for each Ethernet tunnel.

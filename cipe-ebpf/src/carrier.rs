@@ -16,7 +16,7 @@ use crate::{
         ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, Front, Ipv4, Ipv6,
         PROTOCOL_UDP, Udp, Vlan,
     },
-    maps::{CARRIER_ADDRESSES, CARRIER_DEVICES, CARRIER_SOCKETS, KEYLESS, KEYS, TUNNELS},
+    maps::{CARRIER_ADDRESSES, CARRIER_DEVICES, CARRIER_SOCKETS, KEYLESS, KEYS, LOCAL_ADDRESSES, TUNNELS},
     verdicts::Drop,
 };
 
@@ -170,7 +170,8 @@ fn largest_frame() -> usize {
     unsafe { core::ptr::read_volatile(&raw const LARGEST_FRAME) as usize }
 }
 
-/// The tunnel that listens on the address, or on the port at any address.
+/// The tunnel that listens on the address, or on the port at any address of this host. A datagram for another host is in
+/// transit, whatever its port.
 #[inline(always)]
 fn tunnel_of(local: CarrierAddress) -> Option<u32> {
     // SAFETY: values are plain u32; a torn or reused element is some other tunnel number, and the engine drops what
@@ -179,7 +180,9 @@ fn tunnel_of(local: CarrierAddress) -> Option<u32> {
         if let Some(tunnel) = CARRIER_ADDRESSES.get(local) {
             return Some(*tunnel);
         }
-        CARRIER_ADDRESSES.get(CarrierAddress { address: [0; 16], zone: 0, ..local }).copied()
+        let tunnel = CARRIER_ADDRESSES.get(CarrierAddress { address: [0; 16], zone: 0, ..local })?;
+        LOCAL_ADDRESSES.get(local.address)?;
+        Some(*tunnel)
     }
 }
 

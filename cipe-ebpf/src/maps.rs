@@ -1,13 +1,13 @@
 //! The maps, sized for the largest engine; the loader shrinks them. Layouts and names are `cipe_common::maps`'.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
     CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES as MAX_DEPARTURES, Departure, Drops, EthernetDevice, KeySlot, LAN_QUEUES, Lan, LanRoute,
-    MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS,
+    MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_LOCAL_ADDRESSES, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS,
     Tunnel, drops_entries,
 };
 
@@ -25,6 +25,9 @@ pub static PRIVATE_SOCKETS: XskMap = XskMap::with_max_entries(MAX_HUBS * PRIVATE
 
 #[map]
 pub static CARRIER_ADDRESSES: HashMap<CarrierAddress, u32> = HashMap::with_max_entries(2 * MAX_TUNNELS, 0);
+
+#[map]
+pub static LOCAL_ADDRESSES: HashMap<[u8; 16], u32> = HashMap::with_max_entries(MAX_LOCAL_ADDRESSES, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static CARRIER_DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_CARRIERS, 0);

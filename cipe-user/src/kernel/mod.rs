@@ -17,6 +17,7 @@ pub mod hub;
 pub mod keys;
 pub mod known_bad;
 pub mod links;
+mod local_addresses;
 pub mod neighbours;
 pub mod netdev;
 pub mod netlink;

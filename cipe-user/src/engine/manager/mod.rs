@@ -16,8 +16,8 @@ mod status;
 mod ways;
 mod workers;
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -291,6 +291,8 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let next_hops = NextHops::new(&netlink, Timing::default()).await?;
     let (workers, mut ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut links = netlink.watch_links().await?;
+    let mut addresses = netlink.watch_addresses().await?;
+    programs.set_local_addresses(&addresses.borrow_and_update())?;
     let policies = policies::follow(&netlink).await?;
     let mut new_policies = policies.clone();
     let (say, mut said) = mpsc::channel(64);
@@ -366,6 +368,10 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             event = links.recv() => match event {
                 Some(event) => manager.link_changed(&event).await,
                 None => break Err(anyhow::anyhow!("network devices cannot be followed any longer; the system log says why")),
+            },
+            changed = addresses.changed() => match changed {
+                Ok(()) => manager.set_local_addresses(&addresses.borrow_and_update()),
+                Err(_) => break Err(anyhow::anyhow!("addresses cannot be followed any longer; the system log says why")),
             },
             changed = new_policies.changed() => match changed {
                 Ok(()) => manager.choose_all_doors().await,
@@ -504,6 +510,12 @@ impl Manager {
     fn tell(&self, number: u16, event: Event) {
         if let Some(connection) = self.tenants.get(&number).map(|tenant| tenant.connection) {
             self.say(connection, event);
+        }
+    }
+
+    fn set_local_addresses(&mut self, addresses: &HashSet<IpAddr>) {
+        if let Err(error) = self.programs.set_local_addresses(addresses) {
+            tracing::warn!("{error}; datagrams for some of this host's addresses go by UDP sockets");
         }
     }
 

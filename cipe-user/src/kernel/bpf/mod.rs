@@ -15,6 +15,7 @@ mod tests;
 mod verifier;
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd},
@@ -129,6 +130,9 @@ pub struct Programs {
     private_sockets: XskMap<MapData>,
     ethernet: ethernet::Devices,
     carrier_addresses: HashMap<MapData, AddressKey, u32>,
+    local_addresses: HashMap<MapData, [u8; 16], u32>,
+    /// What is in there.
+    known_addresses: HashSet<IpAddr>,
     carrier_devices: HashMap<MapData, u32, u32>,
     carrier_sockets: XskMap<MapData>,
     verdicts: PerCpuArray<MapData, Drops>,
@@ -163,6 +167,8 @@ impl Programs {
             private_sockets: map(&mut ebpf, names::PRIVATE_SOCKETS)?,
             ethernet: map(&mut ebpf, names::ETHERNET_DEVICES)?,
             carrier_addresses: map(&mut ebpf, names::CARRIER_ADDRESSES)?,
+            local_addresses: map(&mut ebpf, names::LOCAL_ADDRESSES)?,
+            known_addresses: HashSet::new(),
             carrier_devices: map(&mut ebpf, names::CARRIER_DEVICES)?,
             carrier_sockets: map(&mut ebpf, names::CARRIER_SOCKETS)?,
             verdicts: map(&mut ebpf, names::VERDICTS)?,
@@ -262,6 +268,27 @@ impl Programs {
         forgotten(self.carrier_addresses.remove(&address_key(local))).map_err(in_map(names::CARRIER_ADDRESSES))
     }
 
+    /// Tells the carrier program which addresses this host has: what is for one of them may be for a tunnel that listens on its
+    /// port at any address.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if they are more than [`cipe_common::maps::MAX_LOCAL_ADDRESSES`]; datagrams for the others go by the UDP socket.
+    pub fn set_local_addresses(&mut self, addresses: &HashSet<IpAddr>) -> Result<(), Error> {
+        let gone: Vec<IpAddr> = self.known_addresses.difference(addresses).copied().collect();
+        for address in gone {
+            forgotten(self.local_addresses.remove(&octets_of(address))).map_err(in_map(names::LOCAL_ADDRESSES))?;
+            self.known_addresses.remove(&address);
+        }
+        for address in addresses {
+            if !self.known_addresses.contains(address) {
+                let set = self.local_addresses.insert(octets_of(*address), 0, 0);
+                set.map_err(in_map(names::LOCAL_ADDRESSES))?;
+                self.known_addresses.insert(*address);
+            }
+        }
+        Ok(())
+    }
+
     /// The drops that the programs counted for a tunnel ([`cipe_common::maps::NO_TUNNEL`]: for none), by discriminant of [`Verdict`]. The
     /// engine's own counts are to be added.
     ///
@@ -296,13 +323,18 @@ fn address_key(local: SocketAddr) -> AddressKey {
 
 /// A carrier address as the programs know it.
 pub fn carrier_address(address: SocketAddr) -> CarrierAddress {
-    let octets = match address.ip() {
-        ip if ip.is_unspecified() => [0; 16],
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    };
+    let ip = address.ip();
+    let octets = if ip.is_unspecified() { [0; 16] } else { octets_of(ip) };
     let zone = zone::of(address).unwrap_or_default();
     CarrierAddress { address: octets, port: address.port().to_be_bytes(), reserved: [0; 2], zone }
+}
+
+/// An address as the programs know it.
+fn octets_of(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
 }
 
 fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::{mpsc, watch};
@@ -13,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::super::events::{Event, drain};
 use super::super::links::{CardKind, LinkTable};
+use super::super::local_addresses::local_of;
 use super::super::neighbours::Neighbour;
 use super::super::netlink::{Error, Netlink, Result};
 use super::super::routes::{self, Route};
@@ -154,7 +154,7 @@ impl Follower {
             }
             RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
                 // Routes that prefer an address go with it without a notification.
-                let (ifindex, changed) = (address.header.index, address_of(address));
+                let (ifindex, changed) = (address.header.index, local_of(address));
                 self.mark(|peer, entry| {
                     let source = entry.route.as_ref().ok().map(|route| route.source);
                     changed.is_some_and(|ip| peer.from == Some(ip) || source == Some(ip) || peer.to == ip)
@@ -325,20 +325,6 @@ fn prefix_of(route: &RouteMessage) -> impl Fn(IpAddr) -> bool + use<> {
         (IpAddr::V6(_), None) => family == u8::from(AddressFamily::Inet6),
         _ => false,
     }
-}
-
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    // IPv6 addresses without a peer have the address attribute only.
-    local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Promises of the carrier program.
 
+use std::net::SocketAddr;
+
 use cipe_common::maps::Slot;
 use proptest::prelude::*;
 
@@ -92,12 +94,18 @@ fn a_datagram_to_another_address_or_port_passes() {
 }
 
 #[test]
-fn an_unspecified_address_takes_its_port_at_any_address_unless_one_is_listed() {
+fn an_unspecified_address_takes_its_port_at_any_address_of_this_host_unless_one_is_listed() {
     let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
     programs.add_carrier_address("0.0.0.0:5000".parse().unwrap(), TUNNEL).unwrap();
-    for any in ["203.0.113.9:5000", "[2001:db8::9]:5000"] {
-        assert_eq!(programs.carrier(&udp(any.parse().unwrap(), &payload(16, false))), XDP_REDIRECT, "{any}");
+    let any = ["203.0.113.9:5000", "[2001:db8::9]:5000"].map(|any| any.parse::<SocketAddr>().unwrap());
+    for local in [&any[..], &any[1..], &[]] {
+        programs.set_local_addresses(&local.iter().map(SocketAddr::ip).collect()).unwrap();
+        for to in any {
+            let action = if local.contains(&to) { XDP_REDIRECT } else { XDP_PASS };
+            assert_eq!(programs.carrier(&udp(to, &payload(16, false))), action, "{to} of {local:?}");
+        }
     }
+    programs.set_local_addresses(&any.map(|any| any.ip()).into()).unwrap();
     // A listed address of a dead tunnel wins over the wildcard.
     programs.add_carrier_address("203.0.113.9:5000".parse().unwrap(), TUNNEL + 1).unwrap();
     assert_eq!(programs.carrier(&udp("203.0.113.9:5000".parse().unwrap(), &payload(16, false))), XDP_PASS);
