@@ -324,9 +324,10 @@ fn the_sample_scripts_keep_a_pid_file() -> Result<()> {
     }
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     let (gateway, folder) = (net.gw(Side::A), net.directory());
-    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist/scripts");
-    for script in ["ip-up", "ip-down"] {
-        fs::copy(samples.join(script), folder.join(script))?;
+    let samples =
+        [("ip-up", include_str!("../../dist/scripts/ip-up")), ("ip-down", include_str!("../../dist/scripts/ip-down"))];
+    for (script, text) in samples {
+        fs::write(folder.join(script), text)?;
         fs::set_permissions(folder.join(script), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     }
     let arg = format!("cipe-test-{}", std::process::id());

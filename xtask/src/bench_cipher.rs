@@ -3,6 +3,7 @@
 mod inspect;
 mod plot;
 
+use crate::tools;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -54,11 +55,9 @@ pub fn run(args: &BenchCipher) -> Result<()> {
     if args.install {
         shell(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(PACKAGES))?;
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask stands in the workspace")?;
-    let cargo = || Command::new(env!("CARGO"));
-    let build = ["build", "--release", "--package", "cipe-user"];
-    shell(cargo().current_dir(root).args(build).args(["--bin", "cipe", "--example", "rustcrypto_cbc"]))?;
-    let target = PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| root.join("target").into()));
+    let build = ["build", "--release", "--package", "cipe-user", "--bin", "cipe", "--example", "rustcrypto_cbc"];
+    tools::check(&mut tools::cargo(&build))?;
+    let (root, target) = (tools::workspace(), tools::target());
     let release = target.join("release");
     inspect::run(&release.join("cipe"))?;
     let libraries = build_anchors(&target.join("anchors"))?;

@@ -12,6 +12,7 @@ use std::{
     process::Command,
 };
 
+use crate::tools;
 use anyhow::{Context as _, bail, ensure};
 use object::{
     build::elf::{Builder, SectionData},
@@ -47,13 +48,13 @@ pub struct Args {
 /// # Errors
 /// A missing toolchain (with what to type), a stale object (with the file that changed), a failed build.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let root = root()?;
+    let root = tools::workspace();
     if args.check {
-        sources::check(&root)?;
+        sources::check(root)?;
     }
-    let toolchain = toolchain::find_or_install(&root, args.install)?;
+    let toolchain = toolchain::find_or_install(root, args.install)?;
     println!("building the eBPF object with {toolchain}");
-    let object = build(&root, &toolchain)?;
+    let object = build(root, &toolchain)?;
     if args.check {
         let fresh = root.join(FRESH);
         fs::write(&fresh, &object).with_context(|| format!("writing {}", fresh.display()))?;
@@ -67,15 +68,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let path = root.join(OBJECT);
         fs::create_dir_all(path.parent().context("the object's path has no parent")?)?;
         fs::write(&path, &object).with_context(|| format!("writing {OBJECT}"))?;
-        fs::write(root.join(SOURCES), sources::listing(&root)?).with_context(|| format!("writing {SOURCES}"))?;
+        fs::write(root.join(SOURCES), sources::listing(root)?).with_context(|| format!("writing {SOURCES}"))?;
         println!("wrote {OBJECT} ({} octets) and {SOURCES}: commit both", object.len());
     }
     Ok(())
-}
-
-/// The root of the repository.
-fn root() -> anyhow::Result<PathBuf> {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).context("xtask is not inside the repository")
 }
 
 /// Compiles, links and strips; returns the object.

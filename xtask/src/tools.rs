@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -11,9 +12,23 @@ pub const UNIT_TESTS: &[&str] = &["--workspace", "--exclude", "cipe-tests"];
 /// See [`UNIT_TESTS`].
 pub const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
 
-/// The workspace's root folder.
+/// The workspace's root folder: that of the cargo command that runs this program, else the one that the program stands in, else
+/// the one that it was started in. It may have been compiled elsewhere: checkouts are copied with what they have built.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the workspace")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let here = std::env::current_dir().unwrap_or_default();
+        let starts = [manifest, std::env::current_exe().ok(), Some(here.clone())];
+        let root = starts.iter().flatten().find_map(|start| root_above(start));
+        // Then cargo says what it misses here.
+        root.unwrap_or(here)
+    })
+}
+
+/// The innermost folder at or above `start` that this program's sources stand in.
+fn root_above(start: &Path) -> Option<PathBuf> {
+    start.ancestors().find(|folder| folder.join("xtask/Cargo.toml").is_file()).map(Path::to_owned)
 }
 
 /// Where cargo builds.
@@ -137,4 +152,22 @@ pub fn has(program: &str) -> bool {
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .any(|folder| folder.join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_a_checkout_is_worked_on_where_it_stands() {
+        let copy = tempfile::tempdir().expect("a folder");
+        let sources = copy.path().join("xtask");
+        let built = copy.path().join("target/debug");
+        std::fs::create_dir_all(&sources).and_then(|()| std::fs::create_dir_all(&built)).expect("folders");
+        std::fs::write(sources.join("Cargo.toml"), "").expect("a file");
+        assert_eq!(root_above(&built.join("xtask")).as_deref(), Some(copy.path()));
+        assert_eq!(root_above(&sources).as_deref(), Some(copy.path()));
+        assert_eq!(root_above(Path::new("/proc")), None);
+        assert!(workspace().join("xtask/src/tools.rs").is_file(), "{}", workspace().display());
+    }
 }

@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_committed_object_is_made_of_the_sources_as_they_are() {
-        check(&super::super::root().unwrap()).unwrap();
+        check(crate::tools::workspace()).unwrap();
     }
 
     #[test]
