@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -88,6 +89,9 @@ $busybox poweroff -f
 
 /// A busybox that needs no libraries, unpacked from Debian's package.
 fn busybox() -> Result<PathBuf> {
+    // Guests start beside each other, and one fetches it for all.
+    static FETCHING: Mutex<()> = Mutex::new(());
+    let _fetching = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
     let home = folder().join("busybox");
     if !home.is_dir() {
         let fresh = folder().join("busybox.fresh");
