@@ -38,7 +38,25 @@ fn cards() -> Result<Option<([String; 2], String)>> {
 }
 
 /// A topology whose carrier is the two cards in place of a veth pair.
-fn between_cards() -> Result<Option<(Topology, String)>> {
+struct BetweenCards {
+    net: Topology,
+    names: [String; 2],
+    driver: String,
+}
+
+/// Gives the cards back, for the next test: the kernel would do that some time after the namespaces have gone.
+impl Drop for BetweenCards {
+    fn drop(&mut self) {
+        for (side, name) in [Side::A, Side::B].into_iter().zip(&self.names) {
+            let own = std::process::id().to_string();
+            if let Err(error) = self.net.gw(side).ip(&["link", "set", "wire0", "netns", &own, "name", name]) {
+                eprintln!("{name} does not come back: {error:#}");
+            }
+        }
+    }
+}
+
+fn between_cards() -> Result<Option<BetweenCards>> {
     if !may_make_namespaces() {
         return Ok(None);
     }
@@ -48,24 +66,28 @@ fn between_cards() -> Result<Option<(Topology, String)>> {
     };
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     net.gw(Side::A).ip(&["link", "del", "wire0"])?;
-    for (side, name) in [Side::A, Side::B].into_iter().zip(&names) {
-        let gateway = net.gw(side);
+    let between = BetweenCards { net, names, driver };
+    for (side, name) in [Side::A, Side::B].into_iter().zip(&between.names) {
+        let gateway = between.net.gw(side);
         ip(&["link", "set", name, "netns", gateway.name(), "name", "wire0"])?;
         gateway.sysctl("net.ipv6.conf.wire0.disable_ipv6", "1")?;
         gateway.ip(&["addr", "add", &format!("{}/24", side.carrier()), "dev", "wire0"])?;
         gateway.ip(&["link", "set", "wire0", "up"])?;
+        // The test before has turned them off.
+        Offload::restore(gateway, "wire0")?;
     }
-    Ok(Some((net, driver)))
+    Ok(Some(between))
 }
 
 fn card_carries(carrier: &str, xdp_mode: &str) -> Result<()> {
-    let Some((net, driver)) = between_cards()? else { return Ok(()) };
-    let pair = Pair::start(&net, Daemon::Idea, |_, options| options.set("carrier", carrier).set("xdp-mode", xdp_mode))?;
-    pair.wait_for_keys(&net)?;
+    let Some(between) = between_cards()? else { return Ok(()) };
+    let BetweenCards { net, driver, .. } = &between;
+    let pair = Pair::start(net, Daemon::Idea, |_, options| options.set("carrier", carrier).set("xdp-mode", xdp_mode))?;
+    pair.wait_for_keys(net)?;
     let tell = || format!("{driver}, carrier {carrier}, xdp-mode {xdp_mode}");
-    everything_passes(&net, Line::Sound).with_context(tell)?;
+    everything_passes(net, Line::Sound).with_context(tell)?;
     let doors = pair.a.status()?.doors.join(", ");
-    changes_are_borne(&net, &pair, Device { name: "wire0", mtu: 1500 }).with_context(tell)?;
+    changes_are_borne(net, &pair, Device { name: "wire0", mtu: 1500 }).with_context(tell)?;
     println!("{driver} | carrier {carrier}, xdp-mode {xdp_mode} | passes | {doors}");
     Ok(())
 }

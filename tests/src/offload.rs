@@ -41,8 +41,22 @@ impl Offload {
             Self::Raw => [SUPERFRAMES, CHECKSUMS].concat(),
         };
         namespace
-            .run(|| Ethtool::open()?.switch_off(device, &off))
+            .run(|| Ethtool::open()?.switch(device, &off, false))
             .with_context(|| format!("{}: offloads of {device}", namespace.name()))
+    }
+
+    /// Turns on all superframes that a device has, after [`Offload::Off`].
+    ///
+    /// # Errors
+    /// A kernel without ethtool's netlink interface.
+    pub fn restore(namespace: &Namespace, device: &str) -> Result<()> {
+        namespace.run(|| {
+            for feature in SUPERFRAMES {
+                // One by one: no card has all, and each is refused by itself.
+                let _ = Ethtool::open()?.switch(device, &[feature], true);
+            }
+            Ok(())
+        })
     }
 }
 
@@ -60,6 +74,7 @@ const ETHTOOL_A_HEADER_DEV_NAME: u16 = 2;
 const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BITS_BIT: u16 = 1;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
+const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
 const NLA_F_NESTED: u16 = 0x8000;
 
 /// A generic netlink socket and the number of the `ethtool` family.
@@ -85,12 +100,15 @@ impl Ethtool {
         bail!("this kernel has no ethtool netlink interface")
     }
 
-    fn switch_off(&self, device: &str, features: &[&str]) -> Result<()> {
+    fn switch(&self, device: &str, features: &[&str], on: bool) -> Result<()> {
         let mut bits = Vec::new();
         for feature in features {
             // A bit that is listed without the VALUE flag is one to clear.
-            let name = attribute(ETHTOOL_A_BITSET_BIT_NAME, format!("{feature}\0").as_bytes());
-            bits.extend(attribute(ETHTOOL_A_BITSET_BITS_BIT | NLA_F_NESTED, &name));
+            let mut bit = attribute(ETHTOOL_A_BITSET_BIT_NAME, format!("{feature}\0").as_bytes());
+            if on {
+                bit.extend(attribute(ETHTOOL_A_BITSET_BIT_VALUE, &[]));
+            }
+            bits.extend(attribute(ETHTOOL_A_BITSET_BITS_BIT | NLA_F_NESTED, &bit));
         }
         let bits = attribute(ETHTOOL_A_BITSET_BITS | NLA_F_NESTED, &bits);
         let name = attribute(ETHTOOL_A_HEADER_DEV_NAME, format!("{device}\0").as_bytes());

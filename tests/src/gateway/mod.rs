@@ -276,7 +276,7 @@ impl Gateway {
         let text = String::from_utf8_lossy(&output.stdout);
         let tunnels = Status::parse(&text)?;
         let found = tunnels.into_iter().find(|status| status.device == device);
-        found.with_context(|| format!("cipe show --json does not know {device}: {text}"))
+        found.with_context(|| format!("cipe show --json does not know {device}: {text}\n{}", self.log.text()))
     }
 
     /// Waits for a status. A counter may still be behind the answer to the packet that it counts: another process is told
