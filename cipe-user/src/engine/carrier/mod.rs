@@ -26,7 +26,7 @@ pub use inbox::Inbox;
 pub use segmentation::{Ask, Change, Segmentation};
 pub use sight::{Shows, Sight};
 pub use udp::UdpCarrier;
-pub use xdp::XdpCarrier;
+pub use xdp::{Traffic, XdpCarrier};
 
 /// A door to the carrier network, as the worker that owns it uses it: a batch of datagrams a call, each in a UMEM frame.
 pub trait Door {

@@ -16,6 +16,25 @@ use crate::kernel::bpf::LiveFrames;
 use crate::kernel::zone;
 use crate::xsk::{Packet, Pool, Umem};
 
+/// Datagrams that have gone through a card, at all workers.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Traffic {
+    /// Those that came.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Both ways.
+    pub fn total(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed) + self.received()
+    }
+}
+
 /// A carrier card.
 pub struct XdpCarrier {
     ifindex: u32,
@@ -24,8 +43,8 @@ pub struct XdpCarrier {
     received: Vec<Packet>,
     /// Where all that arrives waits until [`XdpCarrier::begin`]; `None` from then on.
     waiting: Option<Vec<Arrival>>,
-    /// Counts what goes through the card, both ways and at all workers.
-    traffic: Arc<AtomicU64>,
+    /// Counts what goes through the card.
+    traffic: Arc<Traffic>,
     live: Option<Live>,
 }
 
@@ -47,7 +66,7 @@ struct Queue {
 
 impl XdpCarrier {
     /// The card of this ifindex by its queues' sockets. It counts datagrams in `traffic`, and hands none out before [`XdpCarrier::begin`].
-    pub fn new(ifindex: u32, ports: Vec<Port>, traffic: Arc<AtomicU64>) -> Self {
+    pub fn new(ifindex: u32, ports: Vec<Port>, traffic: Arc<Traffic>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
         let received = Vec::with_capacity(BATCH);
         Self { ifindex, queues, turns: Turns::default(), received, waiting: Some(Vec::new()), traffic, live: None }
@@ -125,7 +144,7 @@ impl Door for XdpCarrier {
             }));
             taken
         });
-        self.traffic.fetch_add(taken as u64, Ordering::Relaxed);
+        self.traffic.received.fetch_add(taken as u64, Ordering::Relaxed);
         Ok(more)
     }
 
@@ -146,7 +165,7 @@ impl Door for XdpCarrier {
             sent += 1;
         }
         group.for_each(|sealed| room.pool.put(sealed.frame));
-        self.traffic.fetch_add(sent as u64, Ordering::Relaxed);
+        self.traffic.sent.fetch_add(sent as u64, Ordering::Relaxed);
         sent
     }
 }

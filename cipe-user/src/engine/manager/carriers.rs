@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use cipe_common::maps::{CARRIER_QUEUES, MAX_CARRIERS};
@@ -11,9 +10,11 @@ use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::copying::{Copying, Got};
 use super::habit::Habit;
+use super::trial::{Change, Trial};
 use super::workers::share_of;
 use super::{Leads, Manager, Tenant};
 use crate::control::protocol::Carrier as Door;
+use crate::engine::carrier::Traffic;
 use crate::engine::worker::{Command, NewCarrier};
 use crate::kernel::bpf::{XdpMode, XdpPreference};
 use crate::kernel::links::{Card, CardKind};
@@ -27,6 +28,8 @@ pub struct Carriers {
     open: HashMap<u32, Carrier>,
     /// What was seen on devices that might deliver superframes.
     habits: HashMap<u32, Habit>,
+    /// What came of zero copy on devices whose drivers have it; it stays when a device is closed.
+    trials: HashMap<u32, Trial>,
 }
 
 /// A device whose datagrams come by AF_XDP.
@@ -51,7 +54,11 @@ pub struct Carrier {
     /// It takes live frames now: the other end runs native XDP, too.
     takes_live: bool,
     /// Datagrams through it, both ways.
-    traffic: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
+    /// When it was opened.
+    opened: Instant,
+    /// Some of its queues are zero copy.
+    some_zero_copy: bool,
 }
 
 impl Carrier {
@@ -160,7 +167,7 @@ impl Manager {
         let mut calm = Vec::new();
         for (ifindex, carrier) in self.carriers.open.iter().filter(|(_, carrier)| carrier.superframes) {
             let habit = self.carriers.habits.entry(*ifindex).or_default();
-            if habit.is_calm(carrier.traffic.load(Ordering::Relaxed), now) {
+            if habit.is_calm(carrier.traffic.total(), now) {
                 calm.push(*ifindex);
             }
         }
@@ -177,6 +184,39 @@ impl Manager {
                 format!("{name}: calm for {} s; UDP socket, until single frames come in numbers", waited.as_secs());
             tracing::info!("{message}");
             tunnels.iter().for_each(|number| self.news(*number, message.clone()));
+            self.choose_doors(ifindex).await;
+        }
+    }
+
+    /// Lets the kernel copy for devices by whose zero copy nothing comes, and tries it again later.
+    pub(super) async fn tend_zero_copy(&mut self, now: Instant) {
+        let mut changed = Vec::new();
+        for (ifindex, carrier) in &self.carriers.open {
+            let Some(trial) = self.carriers.trials.get_mut(ifindex) else { continue };
+            let (opened, received) = (carrier.opened, carrier.traffic.received());
+            if let Some(change) = trial.look(carrier.some_zero_copy, opened, received, now) {
+                changed.push((*ifindex, carrier.name.clone(), carrier.tunnels(), change));
+            }
+        }
+        for (ifindex, name, tunnels, change) in changed {
+            let message = match change {
+                Change::GiveUp(wait) => {
+                    let wait = wait.as_secs();
+                    format!(
+                        "{name}: nothing comes by zero copy; the kernel copies, and zero copy is tried again in {wait} s"
+                    )
+                }
+                Change::TryAgain => format!("{name}: zero copy is tried again"),
+            };
+            tracing::info!("{message}");
+            for number in tunnels {
+                match change {
+                    Change::GiveUp(_) => self.notice(number, message.clone()),
+                    Change::TryAgain => self.news(number, message.clone()),
+                }
+            }
+            // A tunnel without a way to its peer comes back with the way.
+            self.shut(ifindex).await;
             self.choose_doors(ifindex).await;
         }
     }
@@ -219,10 +259,15 @@ impl Manager {
         let mode = self.programs.attach_carrier(ifindex, mode)?;
         let generic = mode != XdpMode::Native;
         let may_live = self.may_send_live(&card) && !generic;
-        let copying = Copying::of(&card, generic, self.umem.frame_size());
+        let given_up = self.carriers.trials.get(&ifindex).is_some_and(Trial::is_given_up);
+        let copying = Copying::of(&card, generic, self.umem.frame_size(), given_up);
         match self.open_queues(ifindex, slot, queues, &traffic, may_live, copying.mode).await {
             Ok(got) => {
                 let zero_copy = got.zero_copy == got.queues;
+                let some_zero_copy = got.zero_copy > 0;
+                if some_zero_copy {
+                    self.carriers.trials.entry(ifindex).or_default();
+                }
                 let copying = copying.note(got);
                 let note = format!("{}: {mode} XDP, {copying}, {queues} queue(s)", card.name);
                 let Card { name, superframes, .. } = card;
@@ -242,6 +287,8 @@ impl Manager {
                     can_live,
                     takes_live,
                     traffic,
+                    opened: Instant::now(),
+                    some_zero_copy,
                 })
             }
             Err(error) => {
@@ -257,7 +304,7 @@ impl Manager {
         ifindex: u32,
         slot: usize,
         queues: u32,
-        traffic: &Arc<AtomicU64>,
+        traffic: &Arc<Traffic>,
         live: bool,
         mode: Mode,
     ) -> anyhow::Result<Got> {

@@ -32,11 +32,14 @@ pub struct Got {
 }
 
 impl Copying {
-    /// Decides for a card, with or without XDP in its driver, and frames of so many octets.
-    pub fn of(card: &Card, generic: bool, frame_size: u32) -> Self {
+    /// Decides for a card, with or without XDP in its driver, and frames of so many octets; `given_up`: nothing came by zero copy.
+    pub fn of(card: &Card, generic: bool, frame_size: u32, given_up: bool) -> Self {
         // XDP in the stack sees what the driver has made a socket buffer of: of frames of ours it would make none.
         if generic || netdev::has_zero_copy(card.ifindex) == Some(false) {
             return Self { mode: Mode::Copy, why: None };
+        }
+        if given_up {
+            return Self { mode: Mode::Copy, why: Some("nothing came by zero copy; it is tried again".to_owned()) };
         }
         let driver = card.driver.as_deref().unwrap_or_default();
         let (room, wanted) = (room(driver, frame_size), card.mtu + FRAMING);

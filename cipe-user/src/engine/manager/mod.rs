@@ -13,6 +13,7 @@ mod moved;
 mod rivals;
 mod sizes;
 mod status;
+mod trial;
 mod ways;
 mod workers;
 
@@ -386,6 +387,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
                 manager.tend_lans(Instant::now()).await;
                 manager.tend_rivals(Instant::now()).await;
                 manager.tend_carriers(Instant::now()).await;
+                manager.tend_zero_copy(Instant::now()).await;
                 manager.tend_moved(Instant::now()).await;
                 accept_later = false;
             }

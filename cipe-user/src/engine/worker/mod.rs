@@ -24,7 +24,6 @@ mod table;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -35,7 +34,7 @@ use rustix::event::epoll;
 use tokio::sync::oneshot;
 
 use super::BATCH;
-use super::carrier::{Arrival, Inbox, Shows, Sight, XdpCarrier, losses};
+use super::carrier::{Arrival, Inbox, Shows, Sight, Traffic, XdpCarrier, losses};
 use super::icmp::Icmp;
 use super::lan::{Exits, Table as LanTable};
 use super::port::{Port, Turns};
@@ -163,7 +162,7 @@ pub struct NewCarrier {
     /// Sockets of its receive queues.
     pub sockets: Vec<Socket>,
     /// Where to count what goes through them.
-    pub traffic: Arc<AtomicU64>,
+    pub traffic: Arc<Traffic>,
     /// How to send live frames there.
     pub live: Option<LiveFrames>,
 }

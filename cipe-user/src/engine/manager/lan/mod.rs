@@ -184,7 +184,7 @@ impl Manager {
         let mode = self.programs.attach_lan(ifindex, mode)?;
         let flags = if matches!(mode, XdpMode::Generic { .. }) { LanEntry::GENERIC } else { 0 };
         let queues = card.receive_queues.clamp(1, LAN_QUEUES);
-        let copying = Copying::of(&card, flags == LanEntry::GENERIC, self.umem.frame_size());
+        let copying = Copying::of(&card, flags == LanEntry::GENERIC, self.umem.frame_size(), false);
         match self.open_lan_queues(&card, slot, queues, copying).await {
             Ok(copying) => {
                 let note = format!("{name}: short cut, {mode} XDP, {copying}, {queues} queue(s)");
