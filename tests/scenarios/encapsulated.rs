@@ -4,6 +4,7 @@
 use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use cipe_tests::gateway::{Daemon, Pair};
@@ -121,6 +122,8 @@ impl Kind {
             let addresses = if self.outer6 { ends.v6 } else { ends.v4 };
             let (local, remote) = (addresses[index].to_string(), addresses[1 - index].to_string());
             if let Some(fou) = self.fou {
+                // Nothing but `modprobe` loads it: its netlink family has no alias that the kernel would ask for.
+                let _ = Command::new("modprobe").args(["-q", "-a", "fou", "fou6"]).status();
                 let arguments: Vec<&str> = ["fou", "add"].into_iter().chain(fou.split(' ')).collect();
                 if self.is_missing(host.ip(&arguments))? {
                     return Ok(None);
