@@ -201,9 +201,9 @@ impl Manager {
         for (ifindex, name, tunnels, change) in changed {
             let message = match change {
                 Change::GiveUp(wait) => {
-                    let wait = wait.as_secs();
+                    let wait = wait.as_secs() / 3600;
                     format!(
-                        "{name}: nothing comes by zero copy; the kernel copies, and zero copy is tried again in {wait} s"
+                        "{name}: nothing comes by zero copy; the kernel copies, and zero copy is tried again in {wait} h"
                     )
                 }
                 Change::TryAgain => format!("{name}: zero copy is tried again"),

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 /// XDP, and than a key exchange that waits for an answer.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// How long the kernel copies then, at first; four times as long each time that zero copy again brings nothing.
-const LEAST_WAIT: Duration = Duration::from_secs(60);
+/// How long the kernel copies then, at first; four times as long each time that zero copy again brings nothing. Each trial may cost
+/// all that comes in [`SILENCE`].
+const LEAST_WAIT: Duration = Duration::from_secs(60 * 60);
 
 /// The same at most.
-const MOST_WAIT: Duration = Duration::from_secs(4 * 60 * 60);
+const MOST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Of one card whose driver has zero copy.
 #[derive(Debug, Default)]
@@ -84,7 +85,7 @@ mod tests {
             now += SILENCE;
             let Some(Change::GiveUp(wait)) = trial.look(true, opened, 0, now) else { panic!("it is kept") };
             assert!(trial.is_given_up());
-            waits.push(wait.as_secs() / 60);
+            waits.push(wait.as_secs() / 3600);
             assert_eq!(trial.look(false, now, 9, now + wait - SECOND), None);
             // Nothing comes by copies either: the peer is away.
             assert_eq!(trial.look(false, now, 0, now + wait), None);
@@ -92,7 +93,7 @@ mod tests {
             assert_eq!(trial.look(false, now, 9, now), Some(Change::TryAgain));
             assert!(!trial.is_given_up());
         }
-        assert_eq!(waits, [1, 4, 16, 64, 240, 240]);
+        assert_eq!(waits, [1, 4, 16, 24, 24, 24]);
         // Once it brings something, all is forgotten.
         assert_eq!(trial.look(true, now, 1, now), None);
         assert_eq!(trial.look(true, now, 0, now + SILENCE), Some(Change::GiveUp(LEAST_WAIT)));
