@@ -200,7 +200,7 @@ impl<R: CryptoRng> Exchange<R> {
                             out.marker(true, Under::Static);
                         }
                     }
-                    Message::Acknowledgement { sum } => self.sender.acknowledged(sum, &mut out),
+                    Message::Acknowledgement { sum } => self.sender.acknowledged(sum, self.peer_keeps_keys, &mut out),
                     Message::Dummy(data) => {
                         if let Some(asked) = data.strip_prefix(MARKER).and_then(|rest| rest.first()) {
                             if !std::mem::replace(&mut self.peer_keeps_keys, true) {

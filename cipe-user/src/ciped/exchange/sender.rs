@@ -9,6 +9,9 @@ use super::{Action, Note, Out};
 use crate::control::protocol::{KeyOctets, Under};
 use crate::wire::message::{DynamicKey, Message};
 
+/// How much later than the next key's NK_IND one may arrive.
+const REORDERED: Duration = Duration::from_secs(2);
+
 pub(super) struct Sender {
     timing: Timing,
     /// The dynamic key that the engine sends under.
@@ -18,6 +21,14 @@ pub(super) struct Sender {
     first_wait: FirstWait,
     /// When a key was renewed last because the peer might lack the one in use.
     diverged: Option<Duration>,
+    /// When the last NK_IND left for the key that is announced, or in use.
+    announced: Option<Duration>,
+    /// When the last one left for any key before that.
+    overtaken: Option<Duration>,
+    /// When the key in use is announced again: an original takes whatever NK_IND comes last, perhaps that of an earlier key.
+    doubted: Option<Duration>,
+    /// When that was done last.
+    repeated: Option<Duration>,
 }
 
 struct Pending {
@@ -38,15 +49,28 @@ impl Pending {
 
 impl Sender {
     pub fn new(timing: Timing) -> Self {
-        Self { timing, in_use: None, pending: None, first_wait: FirstWait::new(timing), diverged: None }
+        Self {
+            timing,
+            in_use: None,
+            pending: None,
+            first_wait: FirstWait::new(timing),
+            diverged: None,
+            announced: None,
+            overtaken: None,
+            doubted: None,
+            repeated: None,
+        }
     }
 
     pub fn start_over(&mut self) {
-        (self.in_use, self.pending, self.diverged) = (None, None, None);
+        (self.in_use, self.pending, self.diverged, self.doubted) = (None, None, None, None);
     }
 
     pub fn deadline(&self) -> Option<Duration> {
-        self.pending.as_ref().map(|pending| pending.retry.next.min(pending.since + self.timing.tokxc))
+        match &self.pending {
+            Some(pending) => Some(pending.retry.next.min(pending.since + self.timing.tokxc)),
+            None => self.doubted,
+        }
     }
 
     /// A packet was sent under the static key. While an exchange is under way, its timer does what is to be done; and
@@ -60,7 +84,7 @@ impl Sender {
     /// The send key has served its time. A peer that keeps its old key is sent to under it until the NK_ACK. An original
     /// is not, but it can still open the NK_IND under it: so each key is announced under the one before it.
     pub fn key_spent<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
-        if self.pending.is_some() {
+        if self.pending.as_ref().is_some_and(|pending| !self.is_in_use(&pending.key)) {
             return;
         }
         let retired = if peer_keeps_keys { None } else { self.drop_key(out) };
@@ -105,6 +129,7 @@ impl Sender {
         match &mut self.pending {
             Some(pending) if dropped || pending.retry.is_old(out.now.at) => {
                 pending.retry.again(out.now.at);
+                self.announced = Some(out.now.at);
                 announce(&pending.key, Under::Static, false, out);
             }
             // It crossed the NK_IND that answers it.
@@ -114,22 +139,41 @@ impl Sender {
     }
 
     /// NK_ACK: the peer has taken the key with this sum.
-    pub fn acknowledged<R: CryptoRng>(&mut self, sum: [u8; 4], out: &mut Out<'_, R>) {
+    pub fn acknowledged<R: CryptoRng>(&mut self, sum: [u8; 4], peer_keeps_keys: bool, out: &mut Out<'_, R>) {
+        let now = out.now.at;
         match self.pending.take_if(|pending| pending.key.has_sum(sum)) {
             Some(Pending { key, retry, .. }) => {
-                let after = out.now.at.saturating_sub(retry.started);
+                let after = now.saturating_sub(retry.started);
                 self.first_wait.learn(after, retry.repeated);
+                if self.is_in_use(&key) {
+                    self.doubted = self.doubted.map(|_| self.not_too_often(now));
+                    return;
+                }
+                let overtaken = self.overtaken.filter(|at| !peer_keeps_keys && now < *at + REORDERED);
+                self.doubted = overtaken.map(|_| self.not_too_often(now + REORDERED));
                 self.in_use = Some(KeyOctets(key.0));
                 out.actions.push(Action::SetSendKey(KeyOctets(key.0)));
                 out.log(Note::NewSendKey { after });
             }
-            None => out.log(Note::StrayAcknowledgement),
+            None => {
+                // Of another key than the one in use: the peer may have taken that one last.
+                let of_another = self.in_use.as_ref().is_some_and(|key| !DynamicKey(key.0).has_sum(sum));
+                if of_another && !peer_keeps_keys {
+                    self.doubted = Some(self.not_too_often(now));
+                }
+                out.log(Note::StrayAcknowledgement);
+            }
         }
     }
 
     pub fn tick<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        let Some(pending) = &mut self.pending else { return };
         let now = out.now.at;
+        let Some(pending) = &mut self.pending else {
+            if self.doubted.is_some_and(|due| due <= now) {
+                self.announce_again(out);
+            }
+            return;
+        };
         let after = now.saturating_sub(pending.retry.started);
         // There are originals that refuse a key which they have taken before: to them, a lost NK_ACK is lost for good.
         let another = now >= pending.since + self.timing.tokxc;
@@ -145,12 +189,14 @@ impl Sender {
                 }
                 if another {
                     (pending.key, pending.since) = (DynamicKey::random(out.rng), now);
+                    self.overtaken = self.announced;
                 }
+                self.announced = Some(now);
                 announce(&pending.key, pending.under(), another, out);
             }
             Due::GiveUp => {
                 // The next packet starts again.
-                self.pending = None;
+                (self.pending, self.doubted) = (None, None);
                 out.log(Note::NoAcknowledgement { after });
             }
         }
@@ -162,6 +208,28 @@ impl Sender {
         announce(&key, under, true, out);
         let retry = Retry::new(self.timing, now, self.first_wait.get());
         self.pending = Some(Pending { key, since: now, under_static, retry });
+        (self.overtaken, self.announced, self.doubted) = (self.announced, Some(now), None);
+    }
+
+    /// Announces the key in use once more, so that it is the one that the peer takes last. Packets go on under it, and count on:
+    /// the peer counts from here on.
+    fn announce_again<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+        self.doubted = None;
+        let Some(key) = self.in_use.as_ref().map(|key| DynamicKey(key.0)) else { return };
+        let now = out.now.at;
+        (self.repeated, self.announced) = (Some(now), Some(now));
+        announce(&key, Under::Static, false, out);
+        let retry = Retry::new(self.timing, now, self.first_wait.get());
+        self.pending = Some(Pending { key, since: now, under_static: true, retry });
+    }
+
+    /// `at`, or later, so that the key in use is announced again once per tokxc at most.
+    fn not_too_often(&self, at: Duration) -> Duration {
+        self.repeated.map_or(at, |last| at.max(last + self.timing.tokxc))
+    }
+
+    fn is_in_use(&self, key: &DynamicKey) -> bool {
+        self.in_use.as_ref().is_some_and(|in_use| in_use.0 == key.0)
     }
 
     /// The key that was dropped, if there was one.

@@ -25,6 +25,8 @@ struct Machine {
     now: Duration,
     /// The key of the last NK_IND sent.
     announced: Option<DynamicKey>,
+    /// The send key in use.
+    in_use: Option<[u8; 16]>,
     /// What the last message goes under.
     under: Under,
 }
@@ -35,6 +37,7 @@ impl Machine {
             exchange: Exchange::new(TOKXC, StdRng::seed_from_u64(1)),
             now: Duration::ZERO,
             announced: None,
+            in_use: None,
             under: Under::Live,
         }
     }
@@ -49,15 +52,23 @@ impl Machine {
                     message => {
                         let mut is_new = false;
                         if let Message::Indication { key, .. } = &message {
-                            is_new = self.announced.replace(key.clone()).as_ref() != Some(key);
+                            // One that is announced again while it is in use counts on.
+                            is_new =
+                                self.announced.replace(key.clone()).as_ref() != Some(key) && self.in_use != Some(key.0);
                         }
                         assert_eq!(announces, is_new);
                         self.under = under;
                         Seen::Message(message.name())
                     }
                 },
-                Action::SetSendKey(key) => Seen::SetSendKey(key.0),
-                Action::DropSendKey => Seen::DropSendKey,
+                Action::SetSendKey(key) => {
+                    self.in_use = Some(key.0);
+                    Seen::SetSendKey(key.0)
+                }
+                Action::DropSendKey => {
+                    self.in_use = None;
+                    Seen::DropSendKey
+                }
                 Action::SetReceiveKey { key, keep } => {
                     assert_eq!(keep, 2 * TOKXC);
                     Seen::SetReceiveKey(key.0)

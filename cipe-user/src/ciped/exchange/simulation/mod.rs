@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use crate::wire::message::{DynamicKey, Message};
+
 use self::end::{Datagram, End, Habit};
 use self::world::{Event, World};
 
@@ -90,6 +92,27 @@ fn several_keys_announced_at_once_lose_nothing() {
             assert!(world.keyed(1), "{habit:?}");
         }
         assert_eq!(world.ends[0].counters.lost, 0, "{habit:?}");
+    }
+}
+
+/// A repeated NK_IND that the next key's overtakes is what an original takes last.
+#[test]
+fn an_original_that_took_an_earlier_key_last_gets_the_one_in_use_again() {
+    for habit in ORIGINALS {
+        let mut world = World::new([End::ours(1).with_limits(20, u32::MAX), End::original(2, habit)], 3);
+        world = world.traffic(0, 5 * MS).traffic(1, 50 * MS);
+        world.run_until(50 * MS);
+        let earlier = DynamicKey(world.ends[0].send.expect("a round trip takes 30 ms"));
+        while world.ends[0].send.is_none_or(|key| key == earlier.0) {
+            world.run_until(world.now + 5 * MS);
+        }
+        world.ends[0].send_limit = u32::MAX;
+        world.run_until(world.now + Duration::from_secs(1));
+        let payload = Message::indication(&earlier).build(0, &mut world.rng).to_vec();
+        world.schedule(world.now, Event::Arrival(1, Datagram { under: None, message: Some(payload) }));
+        world.run_until(world.now + 200 * MS);
+        assert!(world.keyed(0), "{habit:?}");
+        assert!(world.ends[1].counters.lost < 30, "{habit:?}: {}", world.ends[1].counters.lost);
     }
 }
 
