@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use cipe_tests::gateway::{Daemon, Gateway, Pair};
+use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::offload::Offload;
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::topology::{Carrier, Side, Topology};
@@ -24,7 +24,7 @@ fn renewal(daemon: Daemon) -> Result<()> {
     let pair = Pair::start(&net, daemon, |_, options| options.set("tokey", 1).set("tokxc", 1))?;
     pair.wait_for_keys(&net)?;
 
-    let start = [send_keys(&pair.a), send_keys(&pair.b)];
+    let start = [pair.a.send_keys(), pair.b.send_keys()];
     let (mut sent, mut lost, mut changes) = (0, 0, 0);
     let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES as u64);
     let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), timeout: PATIENCE, ..Plan::count(250) };
@@ -32,23 +32,15 @@ fn renewal(daemon: Daemon) -> Result<()> {
         let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
         assert_eq!(report.damaged, 0);
         (sent, lost) = (sent + report.sent, lost + report.lost.len());
-        changes = (send_keys(&pair.a) - start[0]).min(send_keys(&pair.b) - start[1]);
+        changes = (pair.a.send_keys() - start[0]).min(pair.b.send_keys() - start[1]);
         if Instant::now() > deadline {
             bail!("{changes} key changes in {sent} pings\n{}\n{}", pair.a.log().text(), pair.b.log().text());
         }
     }
-    let changed = send_keys(&pair.a) - start[0] + send_keys(&pair.b) - start[1];
+    let changed = pair.a.send_keys() - start[0] + pair.b.send_keys() - start[1];
     let in_flight = changed * WINDOW;
     assert!(lost <= in_flight, "{lost} of {sent} pings lost in {changed} key changes");
     Ok(())
-}
-
-/// Send keys that a gateway has taken into use at the least, by its log, which tells of the 1st, 2nd, 4th, 8th ... one.
-fn send_keys(gateway: &Gateway) -> usize {
-    let lines = gateway.log().lines();
-    let told = lines.iter().filter(|line| line.text.contains("new send key"));
-    let total = |line: &str| line.strip_suffix(" so far")?.rsplit(' ').next()?.parse().ok();
-    told.enumerate().map(|(place, line)| total(&line.text).unwrap_or(place + 1)).max().unwrap_or(0)
 }
 
 #[test]
@@ -69,11 +61,11 @@ fn a_stream_outlives_key_changes_whole() -> Result<()> {
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("tokey", 1).set("tokxc", 1))?;
     pair.wait_for_keys(&net)?;
-    let start = send_keys(&pair.a);
+    let start = pair.a.send_keys();
     let octets: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES as u64);
     let to = (net.lan(Side::B), Side::B.host());
-    while send_keys(&pair.a) < start + CHANGES {
+    while pair.a.send_keys() < start + CHANGES {
         assert!(traffic::tcp_transfer(net.lan(Side::A), to, &octets)? == octets);
         if Instant::now() > deadline {
             bail!("too few key changes; A's log:\n{}", pair.a.log().text());

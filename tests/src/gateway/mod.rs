@@ -279,6 +279,14 @@ impl Gateway {
         found.with_context(|| format!("cipe show --json does not know {device}: {text}\n{}", self.log.text()))
     }
 
+    /// Send keys that it has taken into use, as far as its log tells: of many it tells the 1st, 2nd, 4th, 8th and so on.
+    pub fn send_keys(&self) -> usize {
+        let lines = self.log().lines();
+        let told = lines.iter().filter(|line| line.text.contains("new send key"));
+        let total = |line: &str| line.strip_suffix(" so far")?.rsplit(' ').next()?.parse().ok();
+        told.enumerate().map(|(place, line)| total(&line.text).unwrap_or(place + 1)).max().unwrap_or(0)
+    }
+
     /// Waits for a status. A counter may still be behind the answer to the packet that it counts: another process is told
     /// of the packet first.
     ///

@@ -123,6 +123,7 @@ fn a_link_local_address_is_that_of_one_device() {
     programs.remove_carrier_address(format!("[fe80::1%{DEVICE}]:4000").parse().unwrap()).unwrap();
     assert_eq!(programs.carrier(&ours), XDP_PASS);
     programs.add_carrier_address("[::]:4000".parse().unwrap(), TUNNEL).unwrap();
+    programs.set_local_addresses(&["fe80::1".parse().unwrap()].into()).unwrap();
     assert_eq!(programs.carrier(&ours), XDP_REDIRECT);
     // It may be for a VLAN device, whose addresses are others.
     assert_eq!(programs.carrier(&tagged(&ours, VLAN)), XDP_PASS);
