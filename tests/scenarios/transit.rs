@@ -12,7 +12,7 @@ use cipe_tests::{SOON, may_make_namespaces};
 /// Another address of A's host, which B's gateway reaches past the tunnel.
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 240, 1, 2);
 
-/// Datagrams of a length that packets of the protocol have.
+/// How many are sent, each of a length that packets of the protocol have.
 const DATAGRAMS: u8 = 10;
 
 #[test]

@@ -19,7 +19,7 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
-use crate::engine::carrier::outer::{Hop, Marks};
+use self::outer::{Hop, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
 pub use inbox::Inbox;

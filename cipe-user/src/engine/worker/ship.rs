@@ -6,9 +6,9 @@ use cipe_common::Verdict;
 use super::Worker;
 use super::packets::Outgoing;
 use super::segmentation::tell_of_segmentation;
-use crate::engine::carrier::outer;
-use crate::engine::carrier::socks;
-use crate::engine::carrier::{Door, MAX_DATAGRAMS, MAX_GROUP, Path, Room, Route, Sealed, Share, XdpCarrier};
+use crate::engine::carrier::{
+    Door, MAX_DATAGRAMS, MAX_GROUP, Path, Room, Route, Sealed, Share, XdpCarrier, outer, socks,
+};
 use crate::engine::tunnel::{Tunnel, Way};
 use crate::wire::packet::Type;
 
