@@ -65,7 +65,8 @@ struct Queue {
 }
 
 impl XdpCarrier {
-    /// The card of this ifindex by its queues' sockets. It counts datagrams in `traffic`, and hands none out before [`XdpCarrier::begin`].
+    /// The card of this ifindex by its queues' sockets. It counts datagrams in `traffic`, and hands none out before
+    /// [`XdpCarrier::begin`].
     pub fn new(ifindex: u32, ports: Vec<Port>, traffic: Arc<Traffic>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
         let received = Vec::with_capacity(BATCH);
@@ -197,8 +198,8 @@ fn warm(packets: &[Packet], umem: &Umem) {
     }
 }
 
-/// What came in a frame by the device `ifindex`; nothing for the later pieces of one that is larger than a UMEM frame. Such a frame is no datagram of
-/// ours, each of which fits one, but a superframe; it counts once.
+/// What came in a frame by the device `ifindex`; nothing for the later pieces of one that is larger than a UMEM frame. Such a
+/// frame is no datagram of ours, each of which fits one, but a superframe; it counts once.
 fn arrival(packet: Packet, is_later_piece: bool, ifindex: u32, room: &mut Room<'_>) -> Option<Arrival> {
     let frame = packet.data(room.umem);
     let found = if packet.more { outer::parse_front(frame) } else { outer::parse_frame(frame) };

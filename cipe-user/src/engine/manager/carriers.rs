@@ -332,10 +332,13 @@ impl Manager {
             Command::AddCarrier(slot, Box::new(carrier), done)
         };
         // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
-        self.workers.ask_all(share).in_time().await;
-        if let Err(error) = self.programs.set_carrier_device(ifindex, base) {
+        let set = match self.workers.ask_all(share).in_time().await {
+            true => self.programs.set_carrier_device(ifindex, base).map_err(anyhow::Error::from),
+            false => Err(anyhow::anyhow!("the workers do not take the card: the machine is too busy, or one hangs")),
+        };
+        if let Err(error) = set {
             self.workers.ask_all(|_, done| Command::RemoveCarrier(slot, done)).in_time().await;
-            return Err(error.into());
+            return Err(error);
         }
         // What was passed on before is to be read before.
         programs_over().await;

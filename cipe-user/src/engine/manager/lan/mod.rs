@@ -231,7 +231,11 @@ impl Manager {
             let (sockets, injector) = shares.next().expect("a share for each worker");
             Command::AddLan(slot, sockets, injector, !zero_copy, done)
         });
-        anyhow::ensure!(listen.in_time().await, "the workers do not take the card");
+        if !listen.in_time().await {
+            // They hear it behind the other command.
+            self.shut_lan(card.ifindex, slot).await;
+            anyhow::bail!("the workers do not take the card: the machine is too busy, or one hangs");
+        }
         Ok(copying.note(got))
     }
 
