@@ -5,6 +5,7 @@
 
 mod admission;
 mod change;
+mod command;
 mod crew;
 mod delivery;
 mod errors;
@@ -21,7 +22,7 @@ mod segmentation;
 mod ship;
 mod table;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -34,21 +35,21 @@ use rustix::event::epoll;
 use tokio::sync::oneshot;
 
 use super::BATCH;
-use super::carrier::{Arrival, Inbox, Shows, Sight, Traffic, XdpCarrier, losses};
+use super::carrier::{Arrival, Inbox, Shows, Sight, XdpCarrier, losses};
 use super::icmp::Icmp;
-use super::lan::{Exits, Table as LanTable};
+use super::lan::Exits;
 use super::port::{Port, Turns};
 use super::random::Random;
 use super::tunnel::{Opened, Tunnel, Way};
 use crate::cipher::Lanes;
-use crate::control::protocol::{Event, Protocol, Under, Wanted};
-use crate::engine::carrier::outer::{FRESH, Hop};
-use crate::engine::tunnel::mtu::TunnelMtu;
+use crate::control::protocol::{Event, Protocol, Wanted};
+use crate::engine::carrier::outer::FRESH;
 use crate::inner::coalesce::Coalescer;
-use crate::kernel::bpf::{Ends, LiveFrames};
+use crate::kernel::bpf::Ends;
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
 use crate::xsk::{Frame, Held, Injector, Packet, Pool, Socket, Umem};
+pub use command::{Command, Done, Message, NewCarrier, Report, Reports};
 pub use crew::Crew;
 use lan::Lan;
 use pacing::Spaced;
@@ -58,114 +59,11 @@ use refusals::Refusals;
 use rest::Rest;
 use table::{Addresses, Table};
 
-/// The same for a hub: as long as a worker may have to wait for its turn on a busy CPU.
+/// Most frames that wait for packets in the fill ring of a hub: for as long as a worker may wait for its turn on a busy CPU.
 const PRIVATE_FILL: u32 = 2048;
 
 /// Most packets under a send key towards an original (protocol section 3): a limit above it is for a peer of our own kind.
 const ORIGINAL_PACKETS: u64 = 32_767;
-
-/// What a worker tells the control thread of a tunnel.
-#[derive(Debug)]
-pub enum Report {
-    /// For its daemon.
-    Event(Event),
-    /// Its peer is at another address than before, as this worker has seen and acts by.
-    NewPeer {
-        /// That address.
-        peer: SocketAddr,
-        /// Number of the worker.
-        worker: usize,
-    },
-    /// Many single frames go through UDP sockets, the last of them through the tunnel's.
-    SingleFrames,
-    /// Much leaves by UDP sockets, the last of it by the tunnel's.
-    ManySent,
-}
-
-/// Where workers tell: tunnel number and report.
-pub type Reports = tokio::sync::mpsc::Sender<(u16, Report)>;
-
-/// Kept by a worker until it has carried out a command.
-pub type Done = tokio::sync::mpsc::Sender<()>;
-
-/// What the control thread tells a worker.
-pub enum Command {
-    /// A carrier device was opened, in this slot; the sender is dropped when frames can come. They wait until
-    /// [`Command::BeginCarrier`].
-    AddCarrier(usize, Box<NewCarrier>, Done),
-    /// Nothing is on its way to the UDP sockets any more that came before the frames of the carrier device in this slot.
-    BeginCarrier(usize),
-    /// The carrier device in this slot is no longer used; the sender is dropped when all that has come is read, and its
-    /// sockets are closed.
-    RemoveCarrier(usize, Done),
-    /// Read the UDP sockets until nothing is in them; the sender is dropped when that is done.
-    EmptySockets(Done),
-    /// Let what comes to the UDP sockets wait there, or no longer; the sender is dropped when it is so.
-    HoldSockets(bool, Done),
-    /// A hub, or an Ethernet tunnel's own pair, was opened: its slot, its hidden end's sockets, the way back in for superframes,
-    /// and which of both it is; the sender is dropped when frames can come.
-    AddHub(usize, Vec<Socket>, Injector, Ends, Done),
-    /// The hub in this slot goes; the sender is dropped when its sockets are closed.
-    RemoveHub(usize, Done),
-    /// A LAN card was opened: its slot, its sockets, another way out, and whether that should take superframes; the sender is
-    /// dropped when frames can come.
-    AddLan(usize, Vec<Socket>, Injector, bool, Done),
-    /// The LAN card in this slot is no longer used; the sender is dropped when its sockets are closed.
-    RemoveLan(usize, Done),
-    /// What goes straight out of LAN cards.
-    SetExits(Arc<LanTable>),
-    /// A tunnel was made: the slot of its hub, and the carrier addresses that are its own; the sender is dropped when
-    /// frames can come.
-    AddTunnel(Box<Tunnel>, usize, Vec<SocketAddr>, Done),
-    /// A tunnel goes; the sender is dropped when its socket is closed.
-    RemoveTunnel(u16, Done),
-    /// A tunnel's device has another address.
-    SetPrivateHop(u16, Hop),
-    /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
-    SetWay(u16, IpAddr, Way, TunnelMtu),
-    /// A tunnel's peer is at this address from now on.
-    SetPeer(u16, SocketAddr),
-    /// A tunnel's link-local addresses are at the device of this ifindex from now on.
-    SetZone(u16, u32),
-    /// Where a SOCKS5 server relays a tunnel's datagrams, if it does.
-    SetRelay(u16, Option<SocketAddr>),
-    /// Packets and payload octets under one send key before a new one is wanted.
-    SetSendLimits(u16, u64, u64, bool),
-    /// Stay awake for this long at most when there is nothing to do.
-    BusyPoll(Duration),
-    /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
-    CountLosses(Done),
-    /// A message to seal and send.
-    SendControl(u16, Message),
-    /// A datagram in clear for this address, by the tunnel's UDP socket.
-    SendClear(u16, SocketAddr, Vec<u8>),
-    /// A tunnel has no dynamic send key any more: the next packet asks for one.
-    SendKeyDropped(u16),
-    /// The end.
-    Stop,
-}
-
-/// A message of the daemon's.
-pub struct Message {
-    /// Before padding.
-    pub octets: Vec<u8>,
-    /// The key to seal it under.
-    pub under: Under,
-    /// Packets under the static key count for the key that it announces from here on.
-    pub announces: bool,
-}
-
-/// A carrier device, as one worker gets it.
-pub struct NewCarrier {
-    /// The device.
-    pub ifindex: u32,
-    /// Sockets of its receive queues.
-    pub sockets: Vec<Socket>,
-    /// Where to count what goes through them.
-    pub traffic: Arc<Traffic>,
-    /// How to send live frames there.
-    pub live: Option<LiveFrames>,
-}
 
 /// The control thread's hold on a worker.
 pub struct Handle {
