@@ -1,4 +1,4 @@
-//! What an operator has beside the daemon itself: `cipe top`, systemd, manual pages and completions.
+//! What an operator has beside the daemon itself: `cipe top`, `cipe doctor`, systemd, manual pages and completions.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use cipe_tests::fleet::{Cipher, Fleet};
 use cipe_tests::gateway::{self, Daemon, Gateway, Pair};
+use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{Options, PORT};
 use cipe_tests::topology::{Carrier, Side, Topology};
@@ -72,6 +74,30 @@ fn in_the_foreground_it_tells_systemd_that_it_is_up() -> Result<()> {
     assert_eq!(String::from_utf8_lossy(&message[..length]).trim_end(), "READY=1");
     daemon.wait_up()?;
     assert_eq!(daemon.status()?.device, "cipci0", "once ip-up has ended");
+    Ok(())
+}
+
+/// The log of an engine, the status of its tunnels, and `cipe doctor` in a network namespace where nothing is up.
+#[test]
+fn what_a_kernel_lacks_is_said_alike() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let mut gateway = Gateway::start(&net, Side::A, Daemon::Idea, &Options::of(Side::A))?;
+    gateway.wait_up()?;
+    let lacks = gateway.status()?.lacks;
+    let said = |text: &str, before: &str| -> Vec<String> {
+        text.lines().filter_map(|line| Some(line.split_once(before)?.1.to_owned())).collect()
+    };
+    let engine = Fleet::start(&net, Side::B, Cipher::Idea)?;
+    assert_eq!(said(&engine.log(), "this kernel lacks "), lacks);
+    let silent = Namespace::new("silent")?;
+    silent.ip(&["link", "set", "lo", "down"])?;
+    let doctor = silent.command(gateway::binary()?).arg("doctor").output()?;
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    assert_eq!(said(&doctor, "the kernel lacks "), lacks, "{doctor}");
+    assert!(doctor.contains("the kernel takes the eBPF programs"), "{doctor}");
     Ok(())
 }
 

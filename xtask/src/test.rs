@@ -20,7 +20,7 @@ pub struct Args {
     /// Run the scenarios on another kernel, in qemu: the latest of a line, such as 6.12; newest; all
     #[arg(long)]
     kernel: Option<Kernels>,
-    /// With --kernel: only that each program of the eBPF object loads
+    /// With --kernel: only that each program of the eBPF object loads, and that the kernel lacks what came after it
     #[arg(long, requires = "kernel", conflicts_with = "only")]
     loads: bool,
     /// With --kernel: kernels that run beside each other; with more than one, give each guest one CPU (--cpus 1)

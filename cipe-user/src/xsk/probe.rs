@@ -1,5 +1,8 @@
 //! What this kernel's AF_XDP can do, asked of the kernel.
 
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
+
 use rustix::io::Errno;
 use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -20,11 +23,55 @@ pub fn has_multi_buffer() -> bool {
     rustix::net::bind(&socket, &address) != Err(Errno::INVAL)
 }
 
-/// Whether an [`Injector`] takes superframes of UDP. Asked with one of two octets for nobody on the loopback device; without an
-/// answer it does.
+/// Whether an [`Injector`] takes superframes of UDP; without an answer it does.
 pub fn has_udp_superframes() -> bool {
-    let Ok(injector) = Injector::open(LOOPBACK) else { return true };
-    injector.send(&[std::io::IoSlice::new(&SUPERFRAME)]) != Err(Errno::INVAL)
+    superframe_is_taken().unwrap_or(true)
+}
+
+/// Asked with a superframe for nobody on the loopback device; where that is down, on the one of a network namespace that lives as
+/// long as the question. `None`: the kernel does not let us ask.
+pub(super) fn superframe_is_taken() -> Option<bool> {
+    let answer = match send_superframe() {
+        Err(Errno::NETDOWN) => in_namespace(),
+        answer => answer,
+    };
+    answer.ok()
+}
+
+/// Whether the loopback device of the calling thread's network namespace takes it.
+fn send_superframe() -> Result<bool, Errno> {
+    // What keeps a packet socket from opening is none of the answers.
+    let injector = Injector::open(LOOPBACK).map_err(|_| Errno::NOTSUP)?;
+    match injector.send(&[IoSlice::new(&SUPERFRAME)]) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The same in a network namespace of its own, whose loopback device is up.
+fn in_namespace() -> Result<bool, Errno> {
+    let ask = || {
+        // SAFETY: a new network namespace for this thread alone; no memory or descriptor changes.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+        set_loopback_up()?;
+        send_superframe()
+    };
+    let thread = std::thread::Builder::new().name("probe".to_owned()).spawn(ask).map_err(|_| Errno::AGAIN)?;
+    thread.join().unwrap_or(Err(Errno::NOTSUP))
+}
+
+fn set_loopback_up() -> Result<(), Errno> {
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: all fields are numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the kernel reads name and flags of `request`, which lives through the call.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOTSUP)),
+    }
 }
 
 /// A `virtio_net_hdr` with an unfinished checksum and GSO for UDP, and a frame of two datagrams of one octet, from and to

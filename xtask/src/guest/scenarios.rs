@@ -32,8 +32,8 @@ const OBJECT: &str = "CIPE_BPF_OBJECT";
 /// The unit tests of cipe-user, as `--only` names them.
 const LIBRARY: &str = "cipe_user";
 
-/// The unit test that loads each program of the eBPF object.
-const LOADS: &str = "every_program_loads";
+/// The unit tests that load each program of the eBPF object, and ask the kernel what it lacks.
+const LOADS: &[&str] = &["every_program_loads", "a_kernel_lacks_only_what_came_after_it"];
 
 /// The kernels of `--kernel all`: Debian 12's, Debian 13's, the last long-term line, the newest.
 const ALL: &[Wanted] = &[Wanted::Line(6, 1), Wanted::Line(6, 12), Wanted::Line(6, 18), Wanted::Newest];
@@ -59,7 +59,8 @@ pub enum Which<'a> {
     All,
     /// Those of the files named, or `FILE::PART` for the tests of that file whose names contain PART.
     Only(&'a [String]),
-    /// That each program of the eBPF object loads, as it is committed and as `CIPE_BPF_OBJECT` names it.
+    /// That each program of the eBPF object loads, as it is committed and as `CIPE_BPF_OBJECT` names it, and that the kernel lacks
+    /// what came after it.
     Loads,
 }
 
@@ -148,7 +149,7 @@ fn objects(fresh: Option<&str>) -> Result<Vec<Choice>> {
     let choice = |name: &str, object: Option<&str>| Choice {
         name: name.to_owned(),
         program: program.clone(),
-        parts: vec![LOADS.to_owned()],
+        parts: LOADS.iter().copied().map(str::to_owned).collect(),
         object: object.map(str::to_owned),
     };
     let fresh = fresh.map(|object| choice("fresh object", Some(object)));

@@ -13,6 +13,7 @@ use super::program::{Hook, Redirect};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
+use super::super::probe::superframe_is_taken;
 use super::super::{
     Error, Kick, Mode, MultiBuffer, PACKET_HEADROOM, Packet, Pool, Socket, SocketConfig, Umem, UmemConfig,
 };
@@ -367,5 +368,16 @@ fn frames_of_a_closed_socket_come_back_when_its_queue_is_free() {
         ip("link del one");
         held.wait().into_iter().for_each(|frame| pool.put(frame));
         assert_eq!(pool.free(), pool.total());
+    });
+}
+
+/// The loopback device of a fresh network namespace is down, and no packet can be sent by it.
+#[test]
+fn a_kernel_is_asked_for_superframes_where_the_loopback_device_is_down() {
+    in_namespace(|| {
+        let answer = superframe_is_taken();
+        assert!(answer.is_some());
+        ip("link set lo up");
+        assert_eq!(superframe_is_taken(), answer);
     });
 }
