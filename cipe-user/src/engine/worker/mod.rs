@@ -3,23 +3,32 @@
 //! Everything that a packet touches is here and belongs to this thread alone. The control thread speaks to it by
 //! [`Command`]s and hears of it by events; keys come through the key map.
 
+#[path = "../datapath/admission.rs"]
 mod admission;
 mod change;
 mod command;
+#[path = "../datapath/crew.rs"]
 mod crew;
+#[path = "../datapath/delivery.rs"]
 mod delivery;
 mod errors;
+#[path = "../datapath/ethernet.rs"]
 mod ethernet;
+#[path = "../datapath/inbound.rs"]
 mod inbound;
+#[path = "device.rs"]
 mod lan;
+#[path = "../datapath/outbound.rs"]
 mod outbound;
 mod pacing;
+#[path = "../datapath/packets.rs"]
 mod packets;
 mod patience;
 mod refusals;
 mod rest;
 mod segmentation;
 mod ship;
+#[path = "../datapath/table.rs"]
 mod table;
 
 use std::net::SocketAddr;
