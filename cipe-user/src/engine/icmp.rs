@@ -2,11 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::bucket::Bucket;
 use crate::inner::too_big::Message;
 
 /// Raw ICMP sockets. What they send goes the way of the kernel's own errors: routed by the kernel to the sender, which
@@ -16,7 +14,6 @@ pub struct Icmp {
     v4: Socket,
     /// `None` where the kernel has no IPv6.
     v6: Option<Socket>,
-    bucket: Bucket,
 }
 
 impl Icmp {
@@ -27,12 +24,11 @@ impl Icmp {
     pub fn open() -> io::Result<Self> {
         let v4 = open(Domain::IPV4, Protocol::ICMPV4)?;
         let v6 = open(Domain::IPV6, Protocol::ICMPV6).ok();
-        Ok(Self { v4, v6, bucket: Bucket::new(Instant::now()) })
+        Ok(Self { v4, v6 })
     }
 
-    /// Tells the sender of `packet` that it is larger than `mtu` octets, if it may be told, and not too often.
-    pub fn too_big(&mut self, packet: &[u8], mtu: usize) {
-        let Some(message) = Message::too_big(packet, mtu).filter(|_| self.bucket.take(Instant::now())) else { return };
+    /// Sends one message.
+    pub fn send(&self, message: &Message) {
         let socket = if message.to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         // A sender that cannot be told learns it from its next packet, or by the MSS.
         if let Some(Err(error)) =

@@ -6,6 +6,7 @@
 
 mod bucket;
 mod carrier;
+mod datapath;
 pub mod frames;
 mod icmp;
 pub mod lan;
@@ -14,6 +15,7 @@ mod manager;
 mod pace;
 mod port;
 mod random;
+mod report;
 mod tunnel;
 mod worker;
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
-use super::carrier::{Path, UdpCarrier};
+use super::carrier::{Path, Segmentation};
 use crate::control::protocol::{Protocol, Wanted};
 use crate::engine::carrier::outer::Hop;
 use crate::engine::tunnel::counters::{Counters, Tally};
@@ -77,8 +77,10 @@ pub struct Tunnel {
     pub counters: Arc<Counters>,
     /// What it has in common with the same tunnel of other workers.
     pub common: Arc<Common>,
-    /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
-    pub udp: UdpCarrier,
+    /// Whether what leaves by its UDP socket leaves in groups.
+    pub segmentation: Arc<Segmentation>,
+    /// Slot of the hub that its device hangs on, or of its own pair.
+    pub hub: usize,
     /// The peer's carrier address, once known.
     pub peer: Option<SocketAddr>,
     /// The peer is reached through the relay of a SOCKS5 server.
@@ -97,6 +99,8 @@ pub struct Tunnel {
     pub private_hop: Hop,
     /// Largest inner packets.
     pub mtu: TunnelMtu,
+    /// The peer has moved, and the control thread was not told yet.
+    pub is_move_untold: bool,
     /// The peer is known to be of our own kind.
     pub is_ours: bool,
     /// Only `peer` may send to us.
@@ -118,17 +122,17 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// A tunnel that has keys and nothing else.
-    #[cfg(test)]
+    /// A tunnel that has keys, an MTU of 1442 octets, and nothing else.
+    #[cfg(any(test, feature = "harness"))]
     pub fn with_keys(number: u16, keys: Keys, limits: Limits) -> Self {
-        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
         Self {
             number,
             keys,
             nokey: false,
             counters: Arc::default(),
             common: Arc::default(),
-            udp: UdpCarrier::new(socket).unwrap(),
+            segmentation: Arc::new(Segmentation::new(0, Instant::now())),
+            hub: 0,
             peer: None,
             socks: false,
             relay: None,
@@ -138,6 +142,7 @@ impl Tunnel {
             clamp_mss: false,
             private_hop: Hop { source: [2; 6], destination: [2; 6] },
             mtu: TunnelMtu::of_device(1442),
+            is_move_untold: false,
             is_ours: false,
             pinned: false,
             static_data: true,
@@ -156,17 +161,16 @@ impl Tunnel {
             keys: self.keys.for_another_worker(),
             counters: tally.of_worker(worker).clone(),
             common: self.common.clone(),
-            udp: self.udp.for_another_worker(),
+            segmentation: self.segmentation.clone(),
             // Far from the other workers': IPv4 tells the fragments of one address' packets apart by it.
             ip_id: (worker as u16) << 12,
             ..*self
         }
     }
 
-    /// Reads what the next packet of this tunnel will need, `slot` being the key that it will be under, and forgets it. Done for
-    /// all packets of a batch before any work on them, the waits for memory that other tunnels have pushed out of the caches
-    /// overlap: one wait a batch instead of several a packet.
-    pub fn warm(&self, slot: Slot) {
+    /// Prefetches what the next packet of this tunnel needs, `slot` being the key that it is under. Done for all packets of a
+    /// batch before any work on them, the cache misses overlap: one wait a batch instead of several a packet.
+    pub fn prefetch(&self, slot: Slot) {
         std::hint::black_box(self.nokey);
         std::hint::black_box(self.peer.is_some());
         std::hint::black_box(self.way == Way::Socket);

@@ -52,13 +52,16 @@ impl KeyWriter {
     }
 
     /// Slots of their own, for tests of those who read them.
-    #[cfg(test)]
+    ///
+    /// # Panics
+    /// If there is no memory.
+    #[cfg(any(test, feature = "harness"))]
     pub(crate) fn anonymous(len: usize) -> Self {
         use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-        let file = memfd_create("cipe-keys-test", MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&file, (len * size_of::<KeySlot>()) as u64).unwrap();
-        Self::map(&file, len).unwrap()
+        let file = memfd_create("cipe-keys-test", MemfdFlags::CLOEXEC).expect("memory for keys");
+        ftruncate(&file, (len * size_of::<KeySlot>()) as u64).expect("memory for keys");
+        Self::map(&file, len).expect("memory for keys")
     }
 
     /// Leaves a slot as a writer does that dies in the middle.

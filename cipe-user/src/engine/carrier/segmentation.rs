@@ -55,6 +55,25 @@ pub enum Change {
     Works,
 }
 
+impl Change {
+    /// A line for the log, and whether it is good news.
+    pub fn notice(self) -> (String, bool) {
+        match self {
+            Self::Refused(errno, wait) => {
+                let (errno, wait) = (errno.desc(), wait.as_secs());
+                (format!("the kernel refuses UDP_SEGMENT ({errno}): single datagrams, tried again in {wait} s"), false)
+            }
+            Self::Lost(wait) => {
+                let what = "what leaves by UDP_SEGMENT does not arrive, and single datagrams do";
+                let wait = wait.as_secs();
+                let cure = "the card or its driver cannot cut UDP (ethtool -K DEVICE tx-udp-segmentation off)";
+                (format!("{what}: single datagrams, tried again in {wait} s; {cure}"), false)
+            }
+            Self::Works => ("what leaves by UDP_SEGMENT arrives again".to_owned(), true),
+        }
+    }
+}
+
 /// Of one socket, whichever worker sends by it.
 #[derive(Debug)]
 pub struct Segmentation {

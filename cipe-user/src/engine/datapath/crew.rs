@@ -71,15 +71,15 @@ impl Chunk {
         Self { packets, places, keys }
     }
 
-    /// Takes all of `packets`, in chunks; `key_of` tells the key of each.
+    /// Cuts `packets` into chunks; `key_of` tells the key of each.
     pub fn cut<'a, T>(
-        packets: &mut Vec<T>,
+        mut packets: impl ExactSizeIterator<Item = T>,
         wrap: fn(Vec<T>) -> Packets,
         key_of: impl Fn(&T) -> Option<&'a Arc<LiveKey>>,
     ) -> Vec<Self> {
         let mut chunks = Vec::with_capacity(packets.len().div_ceil(BATCH));
-        while !packets.is_empty() {
-            let some: Vec<T> = packets.drain(..packets.len().min(BATCH)).collect();
+        while packets.len() > 0 {
+            let some: Vec<T> = packets.by_ref().take(BATCH).collect();
             let keys: ArrayVec<_, BATCH> = some.iter().map(&key_of).collect();
             chunks.push(Self::new(wrap(some), keys));
         }

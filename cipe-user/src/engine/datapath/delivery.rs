@@ -1,161 +1,212 @@
-//! Opened packets to the tunnel device: runs of TCP segments as one superframe, the rest in the frames where they stand. Those
-//! that may take the short cut go straight out of a LAN card.
+//! Opened packets to their devices: runs of TCP segments or UDP datagrams as one superframe, the rest in the frames where they
+//! stand. Those that may take the short cut go straight out of a LAN card.
 
 use std::io::IoSlice;
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
-use rustix::io::Errno;
 
-use super::lan::Lan;
 use super::packets::Delivery;
-use super::{Endpoint, Hub, Worker, ethernet};
+use super::{Datapath, ethernet};
 use crate::control::protocol::Protocol;
-use crate::engine::carrier::outer::{self, ETHERNET};
-use crate::engine::lan::{self, Exit, Exits};
-use crate::inner::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
+use crate::engine::carrier::outer::{self, ETHERNET, Hop};
+use crate::engine::lan::{self, Exit, Exits, count_hop};
+use crate::engine::tunnel::Tunnel;
+use crate::inner::coalesce::{MAX_HEADERS, MAX_SEGMENTS, Run};
 use crate::xsk::{Packet, Pool, Umem};
 
-impl Worker {
-    /// Hands all waiting deliveries to their tunnel devices.
-    pub(super) fn deliver(&mut self) {
-        for batch in self.deliveries.chunk_by_mut(|a, b| a.tunnel == b.tunnel) {
-            let Some(endpoint) = self.endpoints.get_mut(&batch[0].tunnel) else { continue };
-            let Some(Some(hub)) = self.hubs.get_mut(endpoint.hub) else {
-                endpoint.tunnel.counters.count_all(Verdict::PrivateFull, batch.len() as u64);
+/// A device that opened packets leave by: the hidden end of a hub or of an Ethernet tunnel's pair, or a LAN card.
+pub trait Device {
+    /// Takes one frame where it stands, or gives it back.
+    ///
+    /// # Errors
+    /// There is no room.
+    fn transmit(&mut self, packet: Packet, umem: &Umem, pool: &mut Pool) -> Result<(), Packet>;
+
+    /// Whether superframes with such IP headers are to be sent.
+    fn takes_superframes(&self, headers: &[u8], now: Instant) -> bool;
+
+    /// Takes a superframe whose IP packet begins with `headers`: the pieces are one behind the other what an `AF_PACKET` socket
+    /// with `PACKET_VNET_HDR` wants. It overtakes nothing that was transmitted.
+    fn inject(&mut self, headers: &[u8], pieces: &[IoSlice<'_>], pool: &mut Pool, now: Instant) -> Injected;
+}
+
+/// What became of a superframe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injected {
+    /// It was sent.
+    Sent,
+    /// It was dropped, as its packets would have been one by one.
+    Dropped,
+    /// It was not sent, and its packets are to leave one by one.
+    Refused,
+}
+
+/// The devices of a worker.
+pub trait Devices {
+    /// Any of them.
+    type Device: Device;
+
+    /// The hidden end in this slot.
+    fn hub(&mut self, slot: usize) -> Option<&mut Self::Device>;
+
+    /// The LAN card in this slot.
+    fn lan(&mut self, slot: usize) -> Option<&mut Self::Device>;
+}
+
+/// What stands before an inner packet on its device, and how the packet changes.
+#[derive(Clone, Copy)]
+pub(super) enum Link {
+    /// An Ethernet header with these addresses.
+    Hidden(Hop),
+    /// The same, after the hop that a router is.
+    Lan(Hop),
+    /// Nothing: it is a whole frame.
+    Whole,
+}
+
+/// One tunnel's way to one device.
+pub(super) struct Outlet<'a, D> {
+    pub(super) device: &'a mut D,
+    pub(super) tunnel: &'a Tunnel,
+    pub(super) link: Link,
+    pub(super) umem: &'a Umem,
+    pub(super) pool: &'a mut Pool,
+    pub(super) now: Instant,
+}
+
+impl Datapath {
+    /// Hands all opened packets to the devices of their tunnels.
+    pub fn deliver(&mut self, devices: &mut impl Devices) {
+        let Self { tunnels, exits, umem, pool, coalescer, deliveries, now, .. } = self;
+        let (umem, now) = (&*umem, *now);
+        for batch in deliveries.chunk_by_mut(|a, b| a.tunnel == b.tunnel) {
+            let Some(tunnel) = tunnels.get(&batch[0].tunnel) else { continue };
+            let Some(device) = devices.hub(tunnel.hub) else {
+                tunnel.counters.count_all(Verdict::PrivateFull, batch.len() as u64);
                 continue;
             };
-            if endpoint.tunnel.protocol == Protocol::Ethernet {
-                ethernet::deliver(hub, endpoint, &self.umem, &mut self.pool, &mut self.coalescer, batch);
+            if tunnel.protocol == Protocol::Ethernet {
+                let mut outlet = Outlet { device, tunnel, link: Link::Whole, umem, pool, now };
+                ethernet::deliver(&mut outlet, coalescer, batch);
                 continue;
             }
             let mut left = 0;
             for delivery in &mut *batch {
-                match way_out(&mut self.exits, &mut self.lans, &self.umem, delivery) {
-                    Some((exit, lan)) if !lan.joins(delivery.octets(&self.umem), self.now) => {
-                        lan.transmit(&exit, endpoint, &self.umem, &mut self.pool, delivery);
-                    }
-                    _ => left += 1,
+                if let Some(exit) = exit_of(exits, delivery.tunnel, delivery.octets(umem))
+                    && let Some(device) = devices.lan(exit.slot)
+                    // Where it takes superframes each frame is copied anyway, and one of many segments costs less.
+                    && !device.takes_superframes(delivery.octets(umem), now)
+                {
+                    Outlet { device, tunnel, link: Link::Lan(exit.hop), umem, pool, now }.transmit(delivery);
+                } else {
+                    left += 1;
                 }
             }
             if left == 0 {
                 continue;
             }
-            self.coalescer.clear();
+            coalescer.clear();
             for delivery in &*batch {
-                self.coalescer.push(delivery.octets(&self.umem));
+                coalescer.push(delivery.octets(umem));
             }
-            for run in self.coalescer.runs() {
+            for run in coalescer.runs() {
                 // Its packets have the addresses, the TTL and at most the length of the first.
-                let first = run.packets().next().map(|index| &batch[index]);
-                let exit = first.and_then(|first| way_out(&mut self.exits, &mut self.lans, &self.umem, first));
-                if let Some((exit, lan)) = exit {
-                    if run.count() == 1 || !lan.inject(&exit, endpoint, &self.umem, &mut self.pool, batch, &run) {
-                        for index in run.packets() {
-                            lan.transmit(&exit, endpoint, &self.umem, &mut self.pool, &mut batch[index]);
-                        }
-                    }
-                    continue;
-                }
-                if run.count() == 1 || !inject(hub, endpoint, &self.umem, &mut self.pool, batch, &run, self.now) {
-                    for index in run.packets() {
-                        transmit(hub, endpoint, &self.umem, &mut self.pool, &mut batch[index]);
-                    }
+                let first = run.packets().next().map_or(&[][..], |index| batch[index].octets(umem));
+                if let Some(exit) = exit_of(exits, tunnel.number, first)
+                    && let Some(device) = devices.lan(exit.slot)
+                {
+                    Outlet { device, tunnel, link: Link::Lan(exit.hop), umem, pool, now }.send(batch, &run);
+                } else if let Some(device) = devices.hub(tunnel.hub) {
+                    Outlet { device, tunnel, link: Link::Hidden(tunnel.private_hop), umem, pool, now }
+                        .send(batch, &run);
                 }
             }
         }
-        for frame in self.deliveries.drain(..).filter_map(|delivery| delivery.frame) {
-            self.pool.put(frame);
-        }
+        deliveries.drain(..).filter_map(|delivery| delivery.frame).for_each(|frame| pool.put(frame));
     }
 }
 
 /// The way of a packet straight out of a LAN card, if it has one.
-fn way_out<'a>(
-    exits: &mut Exits,
-    lans: &'a mut [Option<Lan>],
-    umem: &Umem,
-    delivery: &Delivery,
-) -> Option<(Exit, &'a mut Lan)> {
-    if lans.is_empty() {
+fn exit_of(exits: &mut Exits, tunnel: u16, packet: &[u8]) -> Option<Exit> {
+    if exits.is_empty() {
         return None;
     }
-    let packet = delivery.octets(umem);
     let (source, destination) = lan::plain(packet)?;
-    let exit = exits.find(delivery.tunnel, source, destination).filter(|exit| packet.len() <= exit.mtu)?;
-    let lan = lans.get_mut(exit.slot)?.as_mut()?;
-    Some((exit, lan))
+    exits.find(tunnel, source, destination).filter(|exit| packet.len() <= exit.mtu)
 }
 
-/// Sends one packet in its own frame.
-fn transmit(hub: &mut Hub, endpoint: &Endpoint, umem: &Umem, pool: &mut Pool, delivery: &mut Delivery) {
-    let Some(mut frame) = delivery.frame.take() else { return };
-    let chunk = umem.chunk_mut(&mut frame);
-    let is_ipv4 = chunk[delivery.inner.start] >> 4 == 4;
-    outer::write_ethernet(chunk, delivery.inner.start, endpoint.tunnel.private_hop, is_ipv4);
-    let octets = delivery.inner.len();
-    // A hub that another engine made may have no queue for this worker.
-    let Some(port) = hub.ports.first_mut() else {
-        let packet = &chunk[delivery.inner.start - ETHERNET..delivery.inner.end];
-        match hub.injector.send(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet)]) {
-            Ok(()) => endpoint.tunnel.counters.delivered(octets),
-            Err(_) => endpoint.tunnel.counters.count(Verdict::PrivateFull),
-        }
-        return pool.put(frame);
-    };
-    let offset = (delivery.inner.start - ETHERNET) as u32;
-    let packet = Packet { frame, offset, len: (octets + ETHERNET) as u32, more: false };
-    match port.transmit(packet, pool) {
-        Ok(()) => endpoint.tunnel.counters.delivered(octets),
-        Err(packet) => {
-            endpoint.tunnel.counters.count(Verdict::PrivateFull);
-            pool.put(packet.frame);
+impl<D: Device> Outlet<'_, D> {
+    /// Sends a run: as one superframe if the device takes it, else packet by packet.
+    pub(super) fn send(&mut self, batch: &mut [Delivery], run: &Run<'_>) {
+        if run.count() == 1 || !self.inject(batch, run) {
+            for index in run.packets() {
+                self.transmit(&mut batch[index]);
+            }
         }
     }
-}
 
-/// Sends a run of packets as one superframe; their frames stay. `false` if the kernel does not take such superframes (those of
-/// UDP before Linux 6.2), and nothing was sent.
-fn inject(
-    hub: &mut Hub,
-    endpoint: &Endpoint,
-    umem: &Umem,
-    pool: &mut Pool,
-    batch: &[Delivery],
-    run: &Run<'_>,
-    now: Instant,
-) -> bool {
-    if !hub.refusals.allow(run.headers(), now) {
-        return false;
-    }
-    // What waits in a port may belong to the same flow, and came before.
-    for port in &mut hub.ports {
-        port.flush(pool);
-    }
-    let vnet = run.vnet_header(ETHERNET);
-    let headers = run.headers();
-    let ethernet = outer::ethernet(endpoint.tunnel.private_hop, headers.first().is_some_and(|first| first >> 4 == 4));
-    let mut pieces: ArrayVec<IoSlice<'_>, { MAX_SEGMENTS + 3 }> = ArrayVec::new();
-    pieces.extend([IoSlice::new(&vnet), IoSlice::new(&ethernet), IoSlice::new(headers)]);
-    for delivery in run.packets().map(|index| &batch[index]) {
-        let packet = delivery.octets(umem);
-        pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
-    }
-    let sent = hub.injector.send(&pieces);
-    if let Some((what, errno, wait)) = hub.refusals.take_in(run.headers(), sent, now) {
-        let wait = wait.as_secs();
-        tracing::debug!("{}: superframes of {what} refused: {errno}; single frames for {wait} s", hub.injector);
-    }
-    // A full queue drops single frames, too.
-    if !matches!(sent, Ok(()) | Err(Errno::NOBUFS | Errno::AGAIN)) {
-        return false;
-    }
-    for delivery in run.packets().map(|index| &batch[index]) {
-        match sent {
-            Ok(()) => endpoint.tunnel.counters.delivered(delivery.inner.len()),
-            Err(_) => endpoint.tunnel.counters.count(Verdict::PrivateFull),
+    /// Sends one packet in its own frame.
+    fn transmit(&mut self, delivery: &mut Delivery) {
+        let Some(mut frame) = delivery.frame.take() else { return };
+        let (start, end) = (delivery.inner.start, delivery.inner.end);
+        let chunk = self.umem.chunk_mut(&mut frame);
+        let offset = match self.link {
+            Link::Hidden(hop) | Link::Lan(hop) => {
+                if matches!(self.link, Link::Lan(_)) {
+                    count_hop(&mut chunk[start..end]);
+                }
+                outer::write_ethernet(chunk, start, hop, chunk[start] >> 4 == 4);
+                start - ETHERNET
+            }
+            Link::Whole => start,
+        };
+        let packet = Packet { frame, offset: offset as u32, len: (end - offset) as u32, more: false };
+        match self.device.transmit(packet, self.umem, self.pool) {
+            Ok(()) => self.tunnel.counters.delivered(end - start),
+            Err(packet) => {
+                self.tunnel.counters.count(Verdict::PrivateFull);
+                self.pool.put(packet.frame);
+            }
         }
     }
-    true
+
+    /// Sends a run as one superframe; its frames stay. `false` if the device does not take it, and nothing was sent.
+    fn inject(&mut self, batch: &[Delivery], run: &Run<'_>) -> bool {
+        if !self.device.takes_superframes(run.headers(), self.now) {
+            return false;
+        }
+        let vnet = run.vnet_header(ETHERNET);
+        let first = run.packets().next().map_or(&[][..], |index| batch[index].octets(self.umem));
+        let mut routed: ArrayVec<u8, MAX_HEADERS> = ArrayVec::new();
+        let headers = match self.link {
+            Link::Lan(_) => {
+                routed.extend(run.headers().iter().copied().take(MAX_HEADERS));
+                count_hop(&mut routed);
+                &routed
+            }
+            Link::Hidden(_) | Link::Whole => run.headers(),
+        };
+        let (ethernet, skipped) = match self.link {
+            Link::Hidden(hop) | Link::Lan(hop) => {
+                (outer::ethernet(hop, headers.first().is_some_and(|o| o >> 4 == 4)), 0)
+            }
+            Link::Whole => (first.first_chunk().copied().unwrap_or_default(), ETHERNET),
+        };
+        let mut pieces: ArrayVec<IoSlice<'_>, { MAX_SEGMENTS + 3 }> = ArrayVec::new();
+        pieces.extend([IoSlice::new(&vnet), IoSlice::new(&ethernet), IoSlice::new(headers)]);
+        for delivery in run.packets().map(|index| &batch[index]) {
+            let payload = delivery.octets(self.umem).get(skipped + headers.len()..);
+            pieces.push(IoSlice::new(payload.unwrap_or_default()));
+        }
+        let injected = self.device.inject(run.headers(), &pieces, self.pool, self.now);
+        let counters = &self.tunnel.counters;
+        match injected {
+            Injected::Sent => run.packets().for_each(|index| counters.delivered(batch[index].inner.len())),
+            Injected::Dropped => counters.count_all(Verdict::PrivateFull, run.count() as u64),
+            Injected::Refused => {}
+        }
+        injected != Injected::Refused
+    }
 }

@@ -1,6 +1,4 @@
-//! Carrier to private: found in its frame, opened there, judged, and sent on to the tunnel device from there.
-
-mod opener;
+//! Carrier to private: found in its frame, opened there, and judged.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
@@ -9,92 +7,57 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::crew::{Chunk, Packets};
+use super::opener::Opener;
 use super::packets::{Delivery, Incoming};
-use super::{BATCH, Report, Worker, want};
+use super::{Datapath, want};
 use crate::control::protocol::{Event, Protocol};
-use crate::engine::carrier::socks;
-use crate::engine::carrier::{Arrival, Door, Room};
-use crate::engine::tunnel::Opened;
+use crate::engine::BATCH;
+use crate::engine::carrier::{Arrival, socks};
+use crate::engine::report::{Report, Reports};
+use crate::engine::tunnel::{Opened, Tunnel};
 use crate::inner::{ecn, ethernet};
 use crate::wire::clear;
+use crate::wire::message::Message;
 use crate::xsk::Frame;
-use opener::Opener;
 
-/// Datagrams taken in at once where other workers can open some of them.
-const SHARED: usize = 4 * BATCH;
-
-impl Worker {
-    /// Takes one batch from a carrier device; returns whether there may be more.
-    pub(super) fn inbound_carrier(&mut self, slot: usize) -> bool {
-        // More than one batch only where there are others to open it.
-        let most = if self.crew.has_help(self.number) { SHARED } else { BATCH };
-        let Some(Some(carrier)) = self.carriers.get_mut(slot) else { return false };
-        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
-        let more = carrier.receive(most, &mut room, &mut self.arrivals);
-        self.take_in(None);
-        more.unwrap_or(false)
-    }
-
-    /// Takes one batch from a tunnel's own UDP socket: superframes, fragments, other devices, carriers without AF_XDP.
-    /// Returns whether there may be more.
-    pub(super) fn inbound_udp(&mut self, number: u16) -> bool {
-        if self.sockets_held {
-            return false;
-        }
-        let Some(endpoint) = self.endpoints.get_mut(&number) else { return false };
-        let mut room = Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
-        match endpoint.tunnel.udp.receive(BATCH, &mut room, &mut self.arrivals) {
-            Ok(more) => {
-                self.tell_of_single_frames(number);
-                self.take_in(Some(number));
-                more
-            }
-            // Nothing there but the error of an earlier datagram.
-            Err(error) => {
-                if error.kind() != std::io::ErrorKind::WouldBlock {
-                    tracing::debug!("tunnel {number}: {error}");
-                }
-                self.hear_errors(number);
-                false
-            }
-        }
-    }
-
-    /// Opens what has arrived and delivers it. What bears no address of its own is for the tunnel `of_socket`.
-    pub(super) fn take_in(&mut self, of_socket: Option<u16>) {
-        let mut arrivals = std::mem::take(&mut self.arrivals);
+impl Datapath {
+    /// Opens what has arrived; what is data then waits for [`Datapath::deliver`]. What bears no address of its own is for the
+    /// tunnel `of_socket`. Returns how many datagrams were opened, or tried.
+    pub fn open(&mut self, arrivals: &mut Vec<Arrival>, of_socket: Option<u16>) -> usize {
         let mut owners = std::mem::take(&mut self.owners);
         owners.extend(arrivals.iter().map(|arrival| arrival.to.map_or(of_socket, |to| self.owner(to))));
         for of_one in owners.chunk_by(|a, b| a == b) {
-            if let Some(endpoint) = of_one[0].and_then(|number| self.endpoints.get(&number)) {
-                endpoint.tunnel.warm(Slot::Receive);
+            if let Some(tunnel) = of_one[0].and_then(|number| self.tunnels.get(&number)) {
+                tunnel.prefetch(Slot::Receive);
             }
         }
         for (Arrival { from, tos, was_joined, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
-            let endpoint = owner.and_then(|number| Some((number, self.endpoints.get(&number)?)));
-            if let Some((_, endpoint)) = endpoint.filter(|_| was_joined) {
-                endpoint.tunnel.counters.count(Verdict::Fragmented);
+            let tunnel = owner.and_then(|number| self.tunnels.get(&number));
+            if let Some(tunnel) = tunnel.filter(|_| was_joined) {
+                tunnel.counters.count(Verdict::Fragmented);
             }
-            match (endpoint, datagram) {
-                (Some((number, endpoint)), Ok((frame, place))) if endpoint.tunnel.socks => {
+            match (tunnel, datagram) {
+                (Some(tunnel), Ok((frame, place))) if tunnel.socks => {
+                    let number = tunnel.number;
                     self.unwrap_relayed(number, frame, place, (from, tos));
                 }
-                (Some((number, _)), Ok((frame, place))) => self.classify(number, frame, place, (from, tos)),
-                (Some((_, endpoint)), Err(verdict)) => endpoint.tunnel.counters.count(verdict),
+                (Some(tunnel), Ok((frame, place))) => {
+                    let number = tunnel.number;
+                    self.classify(number, frame, place, (from, tos));
+                }
+                (Some(tunnel), Err(verdict)) => tunnel.counters.count(verdict),
                 // The tunnel has gone since, and took its counters along.
                 (None, Ok((frame, _))) => self.pool.put(frame),
                 (None, Err(_)) => {}
             }
         }
-        self.arrivals = arrivals;
         self.owners = owners;
-        self.open_incoming();
+        self.open_incoming()
     }
 
     /// Takes off what a SOCKS5 relay puts in front of a datagram; drops what is not from the relay.
     fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
-        let Some(endpoint) = self.endpoints.get(&number) else { return self.pool.put(frame) };
-        let tunnel = &endpoint.tunnel;
+        let Some(tunnel) = self.tunnels.get(&number) else { return self.pool.put(frame) };
         let origin = socks::parse(&self.umem.chunk(&frame)[datagram.clone()]);
         match origin.filter(|_| tunnel.relay == Some(from)) {
             Some(origin) => {
@@ -117,8 +80,7 @@ impl Worker {
 
     /// Chooses the key for a datagram, which came from this address with this TOS, or drops it.
     fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
-        let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(frame) };
-        let tunnel = &mut endpoint.tunnel;
+        let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(frame) };
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
         let slot = if tunnel.pinned && tunnel.peer != Some(from) {
             Err(Verdict::WrongPeer)
@@ -158,13 +120,13 @@ impl Worker {
         }
     }
 
-    fn open_incoming(&mut self) {
+    fn open_incoming(&mut self) -> usize {
         let mut incoming = std::mem::take(&mut self.incoming);
         let mut opened = std::mem::take(&mut self.opened);
-        self.moved += incoming.len();
-        let mut opener = Opener { endpoints: &self.endpoints, umem: &self.umem, lanes: &mut self.lanes };
-        if incoming.len() > BATCH && self.crew.has_help(self.number) {
-            let chunks = Chunk::cut(&mut incoming, Packets::Incoming, |item| opener.key_of(item));
+        let count = incoming.len();
+        let mut opener = Opener { tunnels: &self.tunnels, umem: &self.umem, lanes: &mut self.lanes };
+        if count > BATCH && self.crew.has_help(self.number) {
+            let chunks = Chunk::cut(incoming.drain(..), Packets::Incoming, |item| opener.key_of(item));
             for chunk in self.crew.work(self.number, chunks, opener.umem, opener.lanes) {
                 if let Packets::Incoming(packets) = chunk.packets {
                     incoming.extend(packets);
@@ -179,32 +141,26 @@ impl Worker {
         }
         self.incoming = incoming;
         self.opened = opened;
-        self.deliver();
+        count
     }
 
-    /// Hands one judged datagram on.
+    /// Hands one judged datagram on, or counts why not.
     fn conclude(&mut self, mut item: Incoming, opened: Result<Opened, Verdict>) {
         let number = item.tunnel;
-        let Some(endpoint) = self.endpoints.get_mut(&number) else { return self.pool.put(item.frame) };
-        let tunnel = &mut endpoint.tunnel;
+        let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(item.frame) };
         let is_dynamic = matches!(item.slot, Some(Slot::Receive | Slot::Previous));
+        let at = item.datagram.start;
         let verdict = match opened {
             Ok(opened) => {
                 if is_dynamic {
                     tunnel.common.opened();
                 }
-                if tunnel.peer != Some(item.from) {
-                    tunnel.set_peer(item.from);
-                    // Without the event the way stays as it is now.
-                    let report = Report::NewPeer { peer: item.from, worker: self.number };
-                    let _ = self.reports.try_send((number, report));
-                }
+                follow_peer(tunnel, item.from, self.number, &self.reports);
                 if item.slot == Some(Slot::Receive)
                     && let Some(reason) = tunnel.receiving(self.now)
                 {
                     want(&self.reports, tunnel, reason);
                 }
-                let at = item.datagram.start;
                 match opened {
                     Opened::Data(range) => {
                         let inner = at + range.start..at + range.end;
@@ -216,31 +172,15 @@ impl Worker {
                         };
                         match ecn::decapsulate(packet, item.tos) {
                             Ok(()) => {
-                                return self.deliveries.push(Delivery {
-                                    tunnel: number,
-                                    frame: Some(item.frame),
-                                    inner,
-                                });
+                                let delivery = Delivery { tunnel: number, frame: Some(item.frame), inner };
+                                return self.deliveries.push(delivery);
                             }
                             Err(verdict) => verdict,
                         }
                     }
-                    Opened::Control(range)
-                        if self.is_answer(number, &self.umem.chunk(&item.frame)[at + range.start..at + range.end]) =>
-                    {
-                        Verdict::ControlReceived
-                    }
                     Opened::Control(range) => {
                         let message = &self.umem.chunk(&item.frame)[at + range.start..at + range.end];
-                        let event = Event::Control {
-                            payload: hex::encode(message),
-                            from: item.from,
-                            under_static: item.slot == Some(Slot::Static),
-                        };
-                        match self.reports.try_send((number, Report::Event(event))) {
-                            Ok(()) => Verdict::ControlReceived,
-                            Err(_) => Verdict::ControlFull,
-                        }
+                        self.control(number, message, &item)
                     }
                 }
             }
@@ -254,16 +194,46 @@ impl Worker {
                 let datagram = || &self.umem.chunk(&item.frame)[item.datagram.clone()];
                 let why = (verdict == Verdict::BadInner).then(|| tunnel.explain(datagram())).flatten();
                 if let Some(message) = why.map(str::to_owned) {
-                    // Without the line, the counter tells.
-                    let event = Event::Notice { message, well: false };
-                    let _ = self.reports.try_send((number, Report::Event(event)));
+                    self.note(number, message, false);
                 }
                 verdict
             }
         };
-        if let Some(endpoint) = self.endpoints.get(&number) {
-            endpoint.tunnel.counters.count(verdict);
+        if let Some(tunnel) = self.tunnels.get(&number) {
+            tunnel.counters.count(verdict);
         }
         self.pool.put(item.frame);
+    }
+
+    /// Takes up the answer to a question of the engine's own, or hands a message on to the daemon.
+    fn control(&self, number: u16, message: &[u8], item: &Incoming) -> Verdict {
+        if let Some(tunnel) = self.tunnels.get(&number)
+            && let Ok(Message::Pong(mark)) = Message::parse(message)
+            && let Some(change) = tunnel.segmentation.answered(mark, self.now)
+        {
+            if let Some(change) = change {
+                self.note_change(number, change);
+            }
+            return Verdict::ControlReceived;
+        }
+        let under_static = item.slot == Some(Slot::Static);
+        let event = Event::Control { payload: hex::encode(message), from: item.from, under_static };
+        match self.reports.try_send((number, Report::Event(event))) {
+            Ok(()) => Verdict::ControlReceived,
+            Err(_) => Verdict::ControlFull,
+        }
+    }
+}
+
+/// Sends to where an authentic datagram came from, from now on. The control thread is told, whose way to the new address makes
+/// more of it than the socket; if its queue is full, the next datagram tells it again.
+fn follow_peer(tunnel: &mut Tunnel, from: SocketAddr, worker: usize, reports: &Reports) {
+    if tunnel.peer != Some(from) {
+        tunnel.set_peer(from);
+        tunnel.is_move_untold = true;
+    }
+    if tunnel.is_move_untold {
+        let report = Report::NewPeer { peer: from, worker };
+        tunnel.is_move_untold = reports.try_send((tunnel.number, report)).is_err();
     }
 }

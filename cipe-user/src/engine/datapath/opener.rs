@@ -6,19 +6,18 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
+use super::Table;
+use super::packets::{Incoming, jobs};
 use crate::cipher::Lanes;
 use crate::engine::BATCH;
 use crate::engine::tunnel::keys::LiveKey;
-use crate::engine::tunnel::{Candidates, Opened};
-use crate::engine::worker::Endpoint;
-use crate::engine::worker::packets::{Incoming, jobs};
-use crate::engine::worker::table::Table;
+use crate::engine::tunnel::{Candidates, Opened, Tunnel};
 use crate::xsk::Umem;
 
 /// What opening takes.
 pub struct Opener<'a> {
     /// The tunnels, with their keys.
-    pub endpoints: &'a Table<Endpoint>,
+    pub tunnels: &'a Table<Tunnel>,
     /// The memory of all frames.
     pub umem: &'a Umem,
     /// The ciphers.
@@ -28,7 +27,7 @@ pub struct Opener<'a> {
 impl<'a> Opener<'a> {
     /// The key that a datagram is to be opened under; none for a bare one, or if it has gone since.
     pub fn key_of(&self, item: &Incoming) -> Option<&'a Arc<LiveKey>> {
-        self.endpoints.get(&item.tunnel)?.tunnel.keys.get(item.slot?)
+        self.tunnels.get(&item.tunnel)?.keys.get(item.slot?)
     }
 
     /// Decrypts each datagram under its key.
@@ -48,7 +47,7 @@ impl<'a> Opener<'a> {
     }
 
     fn judge(&self, item: &Incoming) -> Result<Opened, Verdict> {
-        let tunnel = &self.endpoints.get(&item.tunnel).ok_or(Verdict::TunnelDead)?.tunnel;
+        let tunnel = self.tunnels.get(&item.tunnel).ok_or(Verdict::TunnelDead)?;
         let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];
         match item.slot {
             Some(slot) => tunnel.judge(datagram, &item.head, slot),
@@ -65,8 +64,8 @@ impl<'a> Opener<'a> {
             let heads = run.iter().map(|item| &item.head);
             good.clear();
             good.extend(heads.zip(opened.by_ref()).filter(|(_, opened)| opened.is_ok()));
-            if let (Some(endpoint), Some(slot)) = (self.endpoints.get(&run[0].tunnel), run[0].slot) {
-                endpoint.tunnel.accept(slot, &mut good);
+            if let (Some(tunnel), Some(slot)) = (self.tunnels.get(&run[0].tunnel), run[0].slot) {
+                tunnel.accept(slot, &mut good);
             }
         }
     }
@@ -75,7 +74,7 @@ impl<'a> Opener<'a> {
     /// all that was under way then.
     fn try_previous(&mut self, incoming: &mut [Incoming], opened: &mut [Result<Opened, Verdict>]) {
         let keys_of = |item: &Incoming| {
-            let keys = &self.endpoints.get(&item.tunnel)?.tunnel.keys;
+            let keys = &self.tunnels.get(&item.tunnel)?.keys;
             Some((keys.get(Slot::Receive)?, keys.get(Slot::Previous)?))
         };
         let mut failed = incoming.iter_mut().zip(opened).filter_map(|(item, opened)| {

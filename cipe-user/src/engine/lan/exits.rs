@@ -35,6 +35,11 @@ impl Exits {
         self.answers.fill(None);
     }
 
+    /// Whether there is no way straight out for any packet.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     /// As [`Table::exit`], and notes that the way is used.
     pub fn find(&mut self, tunnel: u16, source: IpAddr, destination: IpAddr) -> Option<Exit> {
         let slot = &mut self.answers[hash(source, destination) % SLOTS];

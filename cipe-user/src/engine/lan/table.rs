@@ -82,6 +82,11 @@ impl Table {
         Self { ways, ports, places, neighbours }
     }
 
+    /// Whether there is no card with a short cut.
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty()
+    }
+
     /// The way straight out for packets of a tunnel between two addresses: the kernel would send them out of the tunnel's
     /// LAN card to a neighbour that it knows, and such packets come by this tunnel.
     pub fn exit(&self, tunnel: u16, source: IpAddr, destination: IpAddr) -> Option<Exit> {

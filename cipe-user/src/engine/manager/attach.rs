@@ -170,11 +170,13 @@ impl Manager {
             nokey: attach.key.is_none(),
             counters: tenant.counters.of_worker(0).clone(),
             common: Arc::default(),
-            udp,
+            segmentation: udp.segmentation().clone(),
+            hub,
             peer,
             socks,
             relay: None,
             way: if socks { Way::NoRoute } else { Way::Socket },
+            is_move_untold: false,
             is_ours: false,
             pinned: attach.pin_peer,
             static_data: attach.static_data,
@@ -202,7 +204,7 @@ impl Manager {
         let tally = &tenant.counters;
         let take = self.workers.ask_all(|worker, done| {
             let state = Box::new(state.for_worker(worker, tally));
-            Command::AddTunnel(state, hub, vec![listens], done)
+            Command::AddTunnel(state, udp.for_another_worker(), vec![listens], done)
         });
         // Not alive before the workers know whose packets these are.
         ensure!(

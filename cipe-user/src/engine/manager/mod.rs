@@ -28,8 +28,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::carrier::UdpCarrier;
+use super::datapath::Message;
 use super::random::Random;
-use super::worker::{Command, Message, Report};
+use super::report::Report;
+use super::worker::Command;
 use super::{frames, locked};
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Carrier, Cipher, Event, Protocol, Request};

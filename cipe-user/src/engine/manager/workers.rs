@@ -8,7 +8,9 @@ use cipe_common::maps::PRIVATE_QUEUES;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::worker::{self, Command, Crew, Done, Handle, Reports};
+use crate::engine::datapath::Crew;
+use crate::engine::report::Reports;
+use crate::engine::worker::{self, Command, Done, Handle};
 use crate::kernel::nexthop::NextHops;
 use crate::xsk::{Pool, Umem};
 

@@ -38,11 +38,11 @@ impl Replay {
         }
     }
 
-    /// Reads what [`Replay::insert`] will need.
-    pub fn warm(&self, packet: Fingerprint) {
+    /// Prefetches what [`Replay::insert`] needs.
+    pub fn prefetch(&self, packet: Fingerprint) {
         match self {
-            Self::Dynamic(filter) => filter.warm(packet),
-            Self::Static(filter) => filter.warm(packet),
+            Self::Dynamic(filter) => filter.prefetch(packet),
+            Self::Static(filter) => filter.prefetch(packet),
         }
     }
 

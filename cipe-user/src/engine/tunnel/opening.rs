@@ -146,7 +146,7 @@ impl Tunnel {
         let mut replay = live.replay();
         let mut known_by = ArrayVec::<_, BATCH>::new();
         known_by.extend(packets.iter().map(|(head, _)| replay.fingerprint(head)));
-        known_by.iter().for_each(|packet| replay.warm(*packet));
+        known_by.iter().for_each(|packet| replay.prefetch(*packet));
         let left = self.share_left(slot);
         let (mut accepted, mut octets) = (0, 0);
         for ((_, opened), packet) in packets.iter_mut().zip(&known_by) {

@@ -31,12 +31,14 @@ impl Worker {
     pub(super) fn set_zone(&mut self, number: u16, zone: u32) {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
         for address in &mut endpoint.addresses {
-            self.addresses.remove(address);
+            self.datapath.remove_address(address);
             *address = zone::moved(*address, zone);
-            self.addresses.insert(*address, number);
+            self.datapath.add_address(*address, number);
         }
-        if let Some(peer) = endpoint.tunnel.peer {
-            endpoint.tunnel.set_peer(zone::moved(peer, zone));
+        if let Some(tunnel) = self.datapath.tunnels.get_mut(&number)
+            && let Some(peer) = tunnel.peer
+        {
+            tunnel.set_peer(zone::moved(peer, zone));
         }
     }
 
@@ -57,19 +59,19 @@ impl Worker {
             self.flush();
             !more
         });
-        for endpoint in self.endpoints.values_mut() {
-            if matches!(endpoint.tunnel.way, Way::Carrier(path) if path.carrier == slot) {
-                endpoint.tunnel.way = Way::Socket;
+        for tunnel in self.datapath.tunnels.values_mut() {
+            if matches!(tunnel.way, Way::Carrier(path) if path.carrier == slot) {
+                tunnel.way = Way::Socket;
             }
         }
         if let Some(carrier) = self.carriers.get_mut(slot).and_then(Option::take) {
-            let ports = carrier.into_ports(&mut self.pool);
+            let ports = carrier.into_ports(&mut self.datapath.pool);
             self.close_ports(ports);
         }
     }
 
     pub(super) fn empty_sockets(&mut self) {
-        let numbers = self.endpoints.values().map(|endpoint| endpoint.tunnel.number);
+        let numbers = self.datapath.tunnels.values().map(|tunnel| tunnel.number);
         let numbers: Vec<u16> = numbers.filter(|number| self.is_home_of(*number)).collect();
         for number in numbers {
             (0..MOST_CALLS).find(|_| {

@@ -4,35 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::control::protocol::{Event, Under};
-use crate::engine::carrier::Traffic;
 use crate::engine::carrier::outer::Hop;
+use crate::engine::carrier::{Traffic, UdpCarrier};
+use crate::engine::datapath::Message;
 use crate::engine::lan::Table as LanTable;
 use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::engine::tunnel::{Tunnel, Way};
 use crate::kernel::bpf::{Ends, LiveFrames};
 use crate::xsk::{Injector, Socket};
-
-/// What a worker tells the control thread of a tunnel.
-#[derive(Debug)]
-pub enum Report {
-    /// For its daemon.
-    Event(Event),
-    /// Its peer is at another address than before, as this worker has seen and acts by.
-    NewPeer {
-        /// That address.
-        peer: SocketAddr,
-        /// Number of the worker.
-        worker: usize,
-    },
-    /// Many single frames go through UDP sockets, the last of them through the tunnel's.
-    SingleFrames,
-    /// Much leaves by UDP sockets, the last of it by the tunnel's.
-    ManySent,
-}
-
-/// Where workers tell: tunnel number and report.
-pub type Reports = tokio::sync::mpsc::Sender<(u16, Report)>;
 
 /// Kept by a worker until it has carried out a command.
 pub type Done = tokio::sync::mpsc::Sender<()>;
@@ -63,9 +42,9 @@ pub enum Command {
     RemoveLan(usize, Done),
     /// What goes straight out of LAN cards.
     SetExits(Arc<LanTable>),
-    /// A tunnel was made: the slot of its hub, and the carrier addresses that are its own; the sender is dropped when
-    /// frames can come.
-    AddTunnel(Box<Tunnel>, usize, Vec<SocketAddr>, Done),
+    /// A tunnel was made: its UDP socket, and the carrier addresses that are its own; the sender is dropped when frames can
+    /// come.
+    AddTunnel(Box<Tunnel>, UdpCarrier, Vec<SocketAddr>, Done),
     /// A tunnel goes; the sender is dropped when its socket is closed.
     RemoveTunnel(u16, Done),
     /// A tunnel's device has another address.
@@ -92,16 +71,6 @@ pub enum Command {
     SendKeyDropped(u16),
     /// The end.
     Stop,
-}
-
-/// A message of the daemon's.
-pub struct Message {
-    /// Before padding.
-    pub octets: Vec<u8>,
-    /// The key to seal it under.
-    pub under: Under,
-    /// Packets under the static key count for the key that it announces from here on.
-    pub announces: bool,
 }
 
 /// A carrier device, as one worker gets it.

@@ -1,57 +1,84 @@
-//! The short cut of gateways: packets of a LAN card to the tunnels, and opened ones straight out of it.
+//! A device of the private side as a worker has it: the hidden end of a hub or of an Ethernet tunnel's pair, or a LAN card with a
+//! short cut.
 
 use std::io::IoSlice;
 use std::time::Instant;
 
-use arrayvec::ArrayVec;
-use cipe_common::Verdict;
+use rustix::io::Errno;
 
-use super::packets::Delivery;
+use super::Worker;
 use super::refusals::Refusals;
-use super::{BATCH, Endpoint, Worker};
-use crate::engine::carrier::outer::{self, ETHERNET};
-use crate::engine::lan::{Exit, count_hop};
+use crate::engine::BATCH;
+use crate::engine::carrier::outer::ETHERNET;
+use crate::engine::datapath::{Device, Devices, Injected};
 use crate::engine::port::{Port, Turns};
-use crate::inner::coalesce::{MAX_SEGMENTS, Run, VNET_HEADER};
+use crate::inner::coalesce::VNET_HEADER;
+use crate::kernel::bpf::Ends;
 use crate::xsk::{Injector, Packet, Pool, Umem};
 
-/// A LAN card with a short cut.
-pub struct Lan {
+/// Sockets of one device.
+pub struct PrivateDevice {
     ports: Vec<Port>,
     turns: Turns,
     injector: Injector,
-    /// Runs are worth joining: each frame is copied anyway, and one of many segments costs less.
-    superframes: bool,
+    kind: Kind,
     refusals: Refusals,
 }
 
-/// The longest headers of a run.
-const MAX_HEADERS: usize = 40 + 60;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The hidden end of a veth pair. What a full queue drops, it would drop in single frames as well.
+    Hidden,
+    /// A card, and whether it is worth joining packets for. Single frames wait in a ring of their own for a full queue.
+    Lan { superframes: bool },
+}
 
-impl Worker {
-    /// Takes one batch from a LAN card, seals it and sends it; returns whether there may be more.
-    pub(super) fn outbound_lan(&mut self, slot: usize) -> bool {
-        let Some(Some(Lan { ports, turns, .. })) = self.lans.get_mut(slot) else { return false };
-        let (_, more) =
-            turns.take(ports.len(), BATCH, |port, most| ports[port].receive(&mut self.received, most, &mut self.pool));
-        for packet in &mut self.received {
-            let frame = packet.data(&self.umem);
-            let total = match frame.get(ETHERNET..) {
-                Some([0x40..=0x4F, _, high, low, ..]) => usize::from(u16::from_be_bytes([*high, *low])),
-                _ => continue,
-            };
-            // What follows is Ethernet's padding.
-            packet.len = packet.len.min((ETHERNET + total) as u32);
-        }
-        self.take_out();
-        more
+/// The hidden end of a hub: where the packets of all its tunnels come from and go to; or that of an Ethernet tunnel's own pair.
+pub struct Hub {
+    pub(super) device: PrivateDevice,
+    pub(super) ends: Ends,
+    /// The tunnel whose own it is.
+    pub(super) of: Option<u16>,
+}
+
+/// What opened packets leave by.
+pub struct Private<'a> {
+    pub(super) hubs: &'a mut [Option<Hub>],
+    pub(super) lans: &'a mut [Option<PrivateDevice>],
+}
+
+impl Devices for Private<'_> {
+    type Device = PrivateDevice;
+
+    fn hub(&mut self, slot: usize) -> Option<&mut PrivateDevice> {
+        Some(&mut self.hubs.get_mut(slot)?.as_mut()?.device)
+    }
+
+    fn lan(&mut self, slot: usize) -> Option<&mut PrivateDevice> {
+        self.lans.get_mut(slot)?.as_mut()
     }
 }
 
-impl Lan {
-    /// With the sockets of this worker's queues, and another way out.
-    pub fn new(ports: Vec<Port>, injector: Injector, superframes: bool) -> Self {
-        Self { ports, turns: Turns::default(), injector, superframes, refusals: Refusals::default() }
+impl PrivateDevice {
+    /// The hidden end of a veth pair, with the sockets of this worker's queues, and the way in for superframes.
+    pub fn hidden(ports: Vec<Port>, injector: Injector) -> Self {
+        Self::new(ports, injector, Kind::Hidden)
+    }
+
+    /// A LAN card; `superframes`: it cuts such itself.
+    pub fn lan(ports: Vec<Port>, injector: Injector, superframes: bool) -> Self {
+        Self::new(ports, injector, Kind::Lan { superframes })
+    }
+
+    fn new(ports: Vec<Port>, injector: Injector, kind: Kind) -> Self {
+        Self { ports, turns: Turns::default(), injector, kind, refusals: Refusals::default() }
+    }
+
+    /// Takes one batch of frames; returns whether there may be more.
+    pub fn receive(&mut self, received: &mut Vec<Packet>, pool: &mut Pool) -> bool {
+        let Self { ports, turns, .. } = self;
+        let (_, more) = turns.take(ports.len(), BATCH, |port, most| ports[port].receive(received, most, pool));
+        more
     }
 
     /// The sockets.
@@ -63,84 +90,81 @@ impl Lan {
     pub fn into_ports(self) -> Vec<Port> {
         self.ports
     }
+}
 
-    /// Whether packets like this one are worth joining: the card cuts such superframes itself.
-    pub fn joins(&self, packet: &[u8], now: Instant) -> bool {
-        self.superframes && self.refusals.allow(packet, now)
-    }
-
-    /// Sends one opened packet out in its own frame.
-    pub fn transmit(
-        &mut self,
-        exit: &Exit,
-        endpoint: &Endpoint,
-        umem: &Umem,
-        pool: &mut Pool,
-        delivery: &mut Delivery,
-    ) {
-        let Some(mut frame) = delivery.frame.take() else { return };
-        let (start, octets) = (delivery.inner.start, delivery.inner.len());
-        let chunk = umem.chunk_mut(&mut frame);
-        count_hop(&mut chunk[delivery.inner.clone()]);
-        outer::write_ethernet(chunk, start, exit.hop, chunk[start] >> 4 == 4);
-        // A card may have fewer queues than there are workers.
-        let Some(port) = self.ports.first_mut() else {
-            let packet = &chunk[start - ETHERNET..delivery.inner.end];
-            match self.injector.send(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet)]) {
-                Ok(()) => endpoint.tunnel.counters.delivered(octets),
-                Err(_) => endpoint.tunnel.counters.count(Verdict::PrivateFull),
-            }
-            return pool.put(frame);
-        };
-        let packet = Packet { frame, offset: (start - ETHERNET) as u32, len: (octets + ETHERNET) as u32, more: false };
-        match port.transmit(packet, pool) {
-            Ok(()) => endpoint.tunnel.counters.delivered(octets),
-            Err(packet) => {
-                endpoint.tunnel.counters.count(Verdict::PrivateFull);
+impl Device for PrivateDevice {
+    fn transmit(&mut self, packet: Packet, umem: &Umem, pool: &mut Pool) -> Result<(), Packet> {
+        if let Some(port) = self.ports.first_mut() {
+            return port.transmit(packet, pool);
+        }
+        // A device may have fewer queues than there are workers.
+        match self.injector.send(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet.data(umem))]) {
+            Ok(()) => {
                 pool.put(packet.frame);
+                Ok(())
             }
+            Err(_) => Err(packet),
         }
     }
 
-    /// Sends a run of opened packets out as one superframe; their frames stay. `false` if the card does not take it, and
-    /// nothing was sent.
-    pub fn inject(
-        &mut self,
-        exit: &Exit,
-        endpoint: &Endpoint,
-        umem: &Umem,
-        pool: &mut Pool,
-        batch: &[Delivery],
-        run: &Run<'_>,
-    ) -> bool {
-        if !self.superframes {
-            return false;
-        }
+    fn takes_superframes(&self, headers: &[u8], now: Instant) -> bool {
+        self.kind != Kind::Lan { superframes: false } && self.refusals.allow(headers, now)
+    }
+
+    fn inject(&mut self, headers: &[u8], pieces: &[IoSlice<'_>], pool: &mut Pool, now: Instant) -> Injected {
         // What waits in a port may belong to the same flow, and came before.
         for port in &mut self.ports {
             port.flush(pool);
         }
-        let vnet = run.vnet_header(ETHERNET);
-        let mut headers: ArrayVec<u8, MAX_HEADERS> = run.headers().iter().copied().take(MAX_HEADERS).collect();
-        count_hop(&mut headers);
-        let ethernet = outer::ethernet(exit.hop, headers.first().is_some_and(|first| first >> 4 == 4));
-        let mut pieces: ArrayVec<IoSlice<'_>, { MAX_SEGMENTS + 3 }> = ArrayVec::new();
-        pieces.extend([IoSlice::new(&vnet), IoSlice::new(&ethernet), IoSlice::new(&headers)]);
-        for delivery in run.packets().map(|index| &batch[index]) {
-            let packet = delivery.octets(umem);
-            pieces.push(IoSlice::new(packet.get(headers.len()..).unwrap_or_default()));
+        let sent = self.injector.send(pieces);
+        if let Some((what, errno, wait)) = self.refusals.take_in(headers, sent, now) {
+            let (injector, wait) = (&self.injector, wait.as_secs());
+            match self.kind {
+                // Usual before Linux 6.2, for UDP.
+                Kind::Hidden => {
+                    tracing::debug!("{injector}: superframes of {what} refused: {errno}; single frames for {wait} s");
+                }
+                Kind::Lan { .. } => {
+                    tracing::warn!("{injector}: superframes of {what} refused: {errno}; single frames for {wait} s");
+                }
+            }
         }
-        let sent = self.injector.send(&pieces);
-        if let Some((what, errno, wait)) = self.refusals.take_in(run.headers(), sent, Instant::now()) {
-            let wait = wait.as_secs();
-            tracing::warn!("{}: superframes of {what} refused: {errno}; single frames for {wait} s", self.injector);
+        match (sent, self.kind) {
+            (Ok(()), _) => Injected::Sent,
+            (Err(Errno::NOBUFS | Errno::AGAIN), Kind::Hidden) => Injected::Dropped,
+            (Err(_), _) => Injected::Refused,
         }
-        if sent.is_err() {
-            return false;
+    }
+}
+
+impl Worker {
+    /// Takes one batch from a hub, seals it and sends it; returns whether there may be more.
+    pub(super) fn outbound(&mut self, slot: usize) -> bool {
+        let Some(Some(Hub { device, ends, of })) = self.hubs.get_mut(slot) else { return false };
+        let more = device.receive(&mut self.received, &mut self.datapath.pool);
+        match ends {
+            Ends::Hub => self.datapath.seal(&mut self.received, &mut self.outgoing),
+            Ends::Ethernet => self.datapath.seal_frames(*of, &mut self.received, &mut self.outgoing),
         }
-        for delivery in run.packets().map(|index| &batch[index]) {
-            endpoint.tunnel.counters.delivered(delivery.inner.len());
+        self.send_outgoing();
+        more
+    }
+
+    /// Takes one batch from a LAN card, seals it and sends it; returns whether there may be more.
+    pub(super) fn outbound_lan(&mut self, slot: usize) -> bool {
+        let Some(Some(lan)) = self.lans.get_mut(slot) else { return false };
+        let more = lan.receive(&mut self.received, &mut self.datapath.pool);
+        for packet in &mut self.received {
+            let frame = packet.data(&self.datapath.umem);
+            let total = match frame.get(ETHERNET..) {
+                Some([0x40..=0x4F, _, high, low, ..]) => usize::from(u16::from_be_bytes([*high, *low])),
+                _ => continue,
+            };
+            // What follows is Ethernet's padding.
+            packet.len = packet.len.min((ETHERNET + total) as u32);
         }
-        true
+        self.datapath.seal(&mut self.received, &mut self.outgoing);
+        self.send_outgoing();
+        more
     }
 }

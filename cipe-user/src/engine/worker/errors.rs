@@ -13,14 +13,15 @@ impl Worker {
     /// Empties a tunnel's error queue. That a datagram was too large for the path is no fault of the network: the kernel
     /// has noted the path MTU, which is now looked up. All else is told to the daemon, once a batch.
     pub(super) fn hear_errors(&self, number: u16) {
-        let Some(endpoint) = self.endpoints.get(&number) else { return };
-        let tunnel = &endpoint.tunnel;
+        let (Some(endpoint), Some(tunnel)) = (self.endpoints.get(&number), self.datapath.tunnels.get(&number)) else {
+            return;
+        };
         let (mut too_large, mut other) = (false, None);
         let mut room = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
         for _ in 0..BATCH {
             let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
             // The datagram that it was about is of no interest.
-            let received = recvmsg::<SockaddrStorage>(tunnel.udp.as_raw_fd(), &mut [], Some(&mut room), flags);
+            let received = recvmsg::<SockaddrStorage>(endpoint.udp.as_raw_fd(), &mut [], Some(&mut room), flags);
             let Ok(message) = received else { break };
             for control in message.cmsgs().into_iter().flatten() {
                 let (ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _)) = control

@@ -3,33 +3,17 @@
 //! Everything that a packet touches is here and belongs to this thread alone. The control thread speaks to it by
 //! [`Command`]s and hears of it by events; keys come through the key map.
 
-#[path = "../datapath/admission.rs"]
-mod admission;
 mod change;
 mod command;
-#[path = "../datapath/crew.rs"]
-mod crew;
-#[path = "../datapath/delivery.rs"]
-mod delivery;
+mod device;
 mod errors;
-#[path = "../datapath/ethernet.rs"]
-mod ethernet;
-#[path = "../datapath/inbound.rs"]
-mod inbound;
-#[path = "device.rs"]
-mod lan;
-#[path = "../datapath/outbound.rs"]
-mod outbound;
+mod io;
 mod pacing;
-#[path = "../datapath/packets.rs"]
-mod packets;
 mod patience;
 mod refusals;
 mod rest;
 mod segmentation;
 mod ship;
-#[path = "../datapath/table.rs"]
-mod table;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,29 +28,21 @@ use rustix::event::epoll;
 use tokio::sync::oneshot;
 
 use super::BATCH;
-use super::carrier::{Arrival, Inbox, Shows, Sight, XdpCarrier, losses};
+use super::carrier::{Arrival, Inbox, Shows, Sight, UdpCarrier, XdpCarrier, losses};
+use super::datapath::{Crew, Datapath, Outgoing, Table};
 use super::icmp::Icmp;
-use super::lan::Exits;
-use super::port::{Port, Turns};
-use super::random::Random;
-use super::tunnel::{Opened, Tunnel, Way};
-use crate::cipher::Lanes;
-use crate::control::protocol::{Event, Protocol, Wanted};
-use crate::engine::carrier::outer::FRESH;
-use crate::inner::coalesce::Coalescer;
-use crate::kernel::bpf::Ends;
+use super::port::Port;
+use super::report::{Report, Reports};
+use super::tunnel::{Tunnel, Way};
+use crate::control::protocol::{Event, Protocol};
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
-use crate::xsk::{Frame, Held, Injector, Packet, Pool, Socket, Umem};
-pub use command::{Command, Done, Message, NewCarrier, Report, Reports};
-pub use crew::Crew;
-use lan::Lan;
+use crate::xsk::{Frame, Held, Packet, Pool, Socket, Umem};
+pub use command::{Command, Done, NewCarrier};
+use device::{Hub, PrivateDevice};
 use pacing::Spaced;
-use packets::{Delivery, Incoming, Outgoing};
 use patience::Patience;
-use refusals::Refusals;
 use rest::Rest;
-use table::{Addresses, Table};
 
 /// Most frames that wait for packets in the fill ring of a hub: for as long as a worker may wait for its turn on a busy CPU.
 const PRIVATE_FILL: u32 = 2048;
@@ -100,21 +76,11 @@ impl Drop for Handle {
     }
 }
 
-/// The hidden end of a hub: where the packets of all its tunnels come from and go to; or that of an Ethernet tunnel's own pair.
-struct Hub {
-    ports: Vec<Port>,
-    turns: Turns,
-    injector: Injector,
-    refusals: Refusals,
-    ends: Ends,
-    /// The tunnel whose own it is.
-    of: Option<u16>,
-}
-
-/// A tunnel, its hub, and the carrier addresses that are its own.
+/// Where a tunnel's datagrams enter and leave.
 struct Endpoint {
-    tunnel: Tunnel,
-    hub: usize,
+    /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
+    udp: UdpCarrier,
+    /// The carrier addresses that are its own.
     addresses: Vec<SocketAddr>,
 }
 
@@ -153,16 +119,11 @@ impl Source {
 struct Worker {
     number: usize,
     crew: Arc<Crew>,
-    umem: Umem,
-    pool: Pool,
-    lanes: Lanes,
-    random: Random,
+    datapath: Datapath,
     endpoints: Table<Endpoint>,
-    addresses: Addresses,
     hubs: Vec<Option<Hub>>,
     carriers: Vec<Option<XdpCarrier>>,
-    lans: Vec<Option<Lan>>,
-    exits: Exits,
+    lans: Vec<Option<PrivateDevice>>,
     /// What waits for its time to leave, by tunnel.
     spaced: Vec<Spaced>,
     /// What comes to the UDP sockets waits there.
@@ -170,16 +131,9 @@ struct Worker {
     epoll: OwnedFd,
     commands: Receiver<Command>,
     reports: Reports,
-    now: Instant,
     received: Vec<Packet>,
     outgoing: Vec<Outgoing>,
     arrivals: Vec<Arrival>,
-    /// Whose the arrivals are.
-    owners: Vec<Option<u16>>,
-    incoming: Vec<Incoming>,
-    opened: Vec<Result<Opened, Verdict>>,
-    deliveries: Vec<Delivery>,
-    coalescer: Coalescer,
     inbox: Inbox,
     sight: Sight,
     icmp: Icmp,
@@ -226,30 +180,19 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         asking: Vec::new(),
         number,
         crew: crew.clone(),
-        umem,
-        pool,
-        lanes: Lanes::new(),
-        random: Random::new()?,
+        datapath: Datapath::new(number, crew.clone(), umem, pool, reports.clone())?,
         endpoints: Table::default(),
-        addresses: Addresses::default(),
         hubs: Vec::new(),
         carriers: Vec::new(),
         lans: Vec::new(),
-        exits: Exits::default(),
         spaced: Vec::new(),
         sockets_held: false,
         epoll,
         commands,
         reports,
-        now: Instant::now(),
         received: Vec::with_capacity(BATCH),
         outgoing: Vec::with_capacity(BATCH),
         arrivals: Vec::with_capacity(BATCH),
-        owners: Vec::with_capacity(BATCH),
-        incoming: Vec::with_capacity(BATCH),
-        opened: Vec::with_capacity(BATCH),
-        deliveries: Vec::with_capacity(BATCH),
-        coalescer: Coalescer::default(),
         inbox: Inbox::new(),
         sight: Sight::new(Instant::now()),
         icmp: Icmp::open().context("raw ICMP sockets, which need CAP_NET_RAW: run as root, or grant it")?,
@@ -270,7 +213,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
 impl Worker {
     fn run(mut self) {
         let mut rest = Rest::new();
-        let mut patience = Patience::new(self.now);
+        let mut patience = Patience::new(self.datapath.now);
         let mut sources: Vec<Source> = Vec::with_capacity(64);
         loop {
             // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
@@ -289,12 +232,12 @@ impl Worker {
                     return;
                 }
                 rest.stay_awake(self.busy_poll);
-                self.crew.help(self.number, &self.umem, &mut self.lanes);
+                self.datapath.help();
             }
             self.depart_in_time();
             // Serve the ready sources until all are empty, but hear commands between the rounds.
             for _ in 0..16 {
-                self.now = Instant::now();
+                self.datapath.now = Instant::now();
                 sources.retain(|source| self.serve(*source));
                 self.flush();
                 if sources.is_empty() {
@@ -302,7 +245,7 @@ impl Worker {
                 }
             }
             self.tend_questions();
-            patience.judge(self.now);
+            patience.judge(self.datapath.now);
             rest.gather(std::mem::take(&mut self.moved));
         }
     }
@@ -322,23 +265,23 @@ impl Worker {
     fn flush(&mut self) -> bool {
         let mut all = true;
         for carrier in self.carriers.iter_mut().flatten() {
-            all &= carrier.flush(&mut self.pool);
+            all &= carrier.flush(&mut self.datapath.pool);
         }
-        let private = self.hubs.iter_mut().flatten().flat_map(|hub| &mut hub.ports);
-        let lans = self.lans.iter_mut().flatten().flat_map(Lan::ports);
+        let private = self.hubs.iter_mut().flatten().flat_map(|hub| hub.device.ports());
+        let lans = self.lans.iter_mut().flatten().flat_map(PrivateDevice::ports);
         for port in private.chain(lans) {
-            all &= port.flush(&mut self.pool);
+            all &= port.flush(&mut self.datapath.pool);
         }
         all
     }
 
     /// Carries out what the control thread asked; `false` at the end.
     fn obey(&mut self) -> bool {
-        self.now = Instant::now();
+        self.datapath.now = Instant::now();
         let mut count = [0; 8];
         // An empty event descriptor only means that somebody read it before.
         let _ = rustix::io::read(self.crew.wake_of(self.number), &mut count);
-        self.returned.try_iter().flatten().for_each(|frame| self.pool.put(frame));
+        self.returned.try_iter().flatten().for_each(|frame| self.datapath.pool.put(frame));
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
@@ -361,81 +304,46 @@ impl Worker {
                 if self.hubs.len() <= slot {
                     self.hubs.resize_with(slot + 1, || None);
                 }
-                let (turns, refusals) = (Turns::default(), Refusals::default());
-                self.hubs[slot] = Some(Hub { ports, turns, injector, refusals, ends, of: None });
+                self.hubs[slot] = Some(Hub { device: PrivateDevice::hidden(ports, injector), ends, of: None });
             }
             Command::RemoveHub(slot, _done) => {
-                let ports = self.hubs.get_mut(slot).and_then(Option::take).map(|hub| hub.ports);
+                let ports = self.hubs.get_mut(slot).and_then(Option::take).map(|hub| hub.device.into_ports());
                 self.close_ports(ports.unwrap_or_default());
             }
             Command::AddLan(slot, sockets, injector, superframes, _done) => {
-                let fill = (self.pool.total() as u32 / 8 / sockets.len().max(1) as u32).clamp(64, PRIVATE_FILL);
+                let fill =
+                    (self.datapath.pool.total() as u32 / 8 / sockets.len().max(1) as u32).clamp(64, PRIVATE_FILL);
                 let ports = self.open_ports(sockets, Source::Lan(slot), fill);
                 if self.lans.len() <= slot {
                     self.lans.resize_with(slot + 1, || None);
                 }
-                self.lans[slot] = Some(Lan::new(ports, injector, superframes));
+                self.lans[slot] = Some(PrivateDevice::lan(ports, injector, superframes));
             }
             Command::RemoveLan(slot, _done) => {
-                let ports = self.lans.get_mut(slot).and_then(Option::take).map(Lan::into_ports);
+                let ports = self.lans.get_mut(slot).and_then(Option::take).map(PrivateDevice::into_ports);
                 self.close_ports(ports.unwrap_or_default());
             }
-            Command::SetExits(table) => self.exits.set(table),
-            Command::AddTunnel(tunnel, hub, addresses, _done) => {
-                let number = tunnel.number;
-                if self.is_home_of(number) {
-                    self.watch(&tunnel.udp, Source::Udp(number));
+            Command::SetExits(table) => self.datapath.exits.set(table),
+            Command::AddTunnel(tunnel, udp, addresses, _done) => self.add_tunnel(*tunnel, udp, addresses),
+            Command::RemoveTunnel(number, _done) => self.remove_tunnel(number),
+            Command::SetPrivateHop(number, hop) => self.change(number, |tunnel| tunnel.private_hop = hop),
+            Command::SetWay(number, peer, way, mtu) => self.change(number, |tunnel| {
+                if tunnel.target().is_some_and(|known| known.ip() == peer) {
+                    (tunnel.way, tunnel.mtu) = (way, mtu);
                 }
-                for address in &addresses {
-                    self.addresses.insert(*address, number);
-                }
-                if let Some(Some(hub)) = self.hubs.get_mut(hub).filter(|_| tunnel.protocol == Protocol::Ethernet) {
-                    hub.of = Some(number);
-                }
-                self.endpoints.insert(number, Endpoint { tunnel: *tunnel, hub, addresses });
-            }
-            Command::RemoveTunnel(number, _done) => {
-                self.end_pacing(number);
-                let Some(endpoint) = self.endpoints.remove(&number) else { return };
-                if let Some(Some(hub)) = self.hubs.get_mut(endpoint.hub) {
-                    hub.of.take_if(|of| *of == number);
-                }
-                for address in endpoint.addresses {
-                    self.addresses.remove(&address);
-                }
-            }
-            Command::SetPrivateHop(number, hop) => {
-                if let Some(endpoint) = self.endpoints.get_mut(&number) {
-                    endpoint.tunnel.private_hop = hop;
-                }
-            }
-            Command::SetWay(number, peer, way, mtu) => {
-                if let Some(endpoint) = self.endpoints.get_mut(&number)
-                    && endpoint.tunnel.target().is_some_and(|known| known.ip() == peer)
-                {
-                    endpoint.tunnel.way = way;
-                    endpoint.tunnel.mtu = mtu;
-                }
-            }
-            Command::SetPeer(number, peer) => {
-                if let Some(endpoint) = self.endpoints.get_mut(&number) {
-                    endpoint.tunnel.set_peer(peer);
-                }
-            }
+            }),
+            Command::SetPeer(number, peer) => self.change(number, |tunnel| tunnel.set_peer(peer)),
             Command::SetZone(number, zone) => self.set_zone(number, zone),
-            Command::SetRelay(number, relay) => {
-                if let Some(endpoint) = self.endpoints.get_mut(&number) {
-                    endpoint.tunnel.relay = relay;
-                    endpoint.tunnel.way = if relay.is_some() { Way::Socket } else { Way::NoRoute };
-                }
-            }
+            Command::SetRelay(number, relay) => self.change(number, |tunnel| {
+                tunnel.relay = relay;
+                tunnel.way = if relay.is_some() { Way::Socket } else { Way::NoRoute };
+            }),
             Command::SetSendLimits(number, packets, octets, paced) => {
-                if let Some(endpoint) = self.endpoints.get_mut(&number) {
-                    endpoint.tunnel.is_ours = packets > ORIGINAL_PACKETS;
-                    endpoint.tunnel.limits.send_packets = packets;
-                    endpoint.tunnel.limits.send_octets = octets;
-                    endpoint.tunnel.paced = paced;
-                }
+                self.change(number, |tunnel| {
+                    tunnel.is_ours = packets > ORIGINAL_PACKETS;
+                    (tunnel.limits.send_packets, tunnel.limits.send_octets) = (packets, octets);
+                    tunnel.paced = paced;
+                });
                 if !paced {
                     self.end_pacing(number);
                 }
@@ -444,52 +352,84 @@ impl Worker {
             Command::CountLosses(_done) => self.count_losses(),
             Command::SendControl(number, message) => self.send_control(number, &message),
             Command::SendClear(number, to, datagram) => self.send_clear(number, to, &datagram),
-            Command::SendKeyDropped(number) => {
-                if let Some(endpoint) = self.endpoints.get(&number) {
-                    endpoint.tunnel.common.send_key_dropped();
-                }
-            }
+            Command::SendKeyDropped(number) => self.change(number, |tunnel| tunnel.common.send_key_dropped()),
             Command::Stop => {}
+        }
+    }
+
+    /// Changes a tunnel, if it is still there.
+    fn change(&mut self, number: u16, change: impl FnOnce(&mut Tunnel)) {
+        if let Some(tunnel) = self.datapath.tunnels.get_mut(&number) {
+            change(tunnel);
+        }
+    }
+
+    fn add_tunnel(&mut self, tunnel: Tunnel, udp: UdpCarrier, addresses: Vec<SocketAddr>) {
+        let number = tunnel.number;
+        if self.is_home_of(number) {
+            self.watch(&udp, Source::Udp(number));
+        }
+        for address in &addresses {
+            self.datapath.add_address(*address, number);
+        }
+        if let Some(Some(hub)) = self.hubs.get_mut(tunnel.hub).filter(|_| tunnel.protocol == Protocol::Ethernet) {
+            hub.of = Some(number);
+        }
+        self.endpoints.insert(number, Endpoint { udp, addresses });
+        self.datapath.tunnels.insert(number, tunnel);
+    }
+
+    fn remove_tunnel(&mut self, number: u16) {
+        self.end_pacing(number);
+        if let Some(tunnel) = self.datapath.tunnels.remove(&number)
+            && let Some(Some(hub)) = self.hubs.get_mut(tunnel.hub)
+        {
+            hub.of.take_if(|of| *of == number);
+        }
+        let addresses = self.endpoints.remove(&number).map(|endpoint| endpoint.addresses);
+        for address in addresses.unwrap_or_default() {
+            self.datapath.remove_address(&address);
         }
     }
 
     fn count_losses(&mut self) {
         let of_all = losses::of_all_sockets();
-        for endpoint in self.endpoints.values_mut() {
-            let losses = endpoint.tunnel.udp.new_losses(&of_all);
-            endpoint.tunnel.counters.count_all(Verdict::RingFull, losses);
+        let tunnels = &self.datapath.tunnels;
+        for tunnel in tunnels.values() {
+            let losses = self.endpoints.get_mut(&tunnel.number).map(|endpoint| endpoint.udp.new_losses(&of_all));
+            tunnel.counters.count_all(Verdict::RingFull, losses.unwrap_or_default());
         }
         for (slot, hub) in self.hubs.iter_mut().enumerate() {
-            let losses = hub.iter_mut().flat_map(|hub| &mut hub.ports).map(Port::new_losses).sum();
-            if let Some(first) = self.endpoints.values().find(|endpoint| endpoint.hub == slot) {
-                first.tunnel.counters.count_all(Verdict::RingFull, losses);
+            let losses = hub.iter_mut().flat_map(|hub| hub.device.ports()).map(Port::new_losses).sum();
+            if let Some(first) = tunnels.values().find(|tunnel| tunnel.hub == slot) {
+                first.counters.count_all(Verdict::RingFull, losses);
             }
         }
-        let Some(first) = self.endpoints.values().next() else { return };
+        let Some(first) = tunnels.values().next() else { return };
         let carriers = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
-        let lans = self.lans.iter_mut().flatten().flat_map(Lan::ports);
+        let lans = self.lans.iter_mut().flatten().flat_map(PrivateDevice::ports);
         let losses = carriers.chain(lans).map(Port::new_losses).sum();
-        first.tunnel.counters.count_all(Verdict::RingFull, losses);
+        first.counters.count_all(Verdict::RingFull, losses);
     }
 
     /// Frames for the fill ring of each of some sockets of a new device: together a part of all, and the less the more `others` of
     /// its kind have theirs, so that many devices leave some to send with.
     fn fill(&self, part: usize, others: usize, sockets: usize) -> u32 {
-        (self.pool.total() / part / (others + 1) / sockets.max(1)) as u32
+        (self.datapath.pool.total() / part / (others + 1) / sockets.max(1)) as u32
     }
 
     fn open_ports(&mut self, sockets: Vec<Socket>, source: Source, fill: u32) -> Vec<Port> {
         let mut ports = Vec::with_capacity(sockets.len());
         for socket in sockets {
             self.watch(&socket, source);
-            ports.push(Port::new(socket, fill, &mut self.pool));
+            ports.push(Port::new(socket, fill, &mut self.datapath.pool));
         }
         ports
     }
 
     fn close_ports(&mut self, ports: Vec<Port>) {
         for port in ports {
-            let held = port.close(&mut self.pool);
+            let held = port.close(&mut self.datapath.pool);
             self.await_frames(held);
         }
     }
@@ -518,7 +458,7 @@ impl Worker {
 
     /// Tells the control thread if most datagrams go through sockets alone, the last of them through a tunnel's.
     fn tell_of_single_frames(&mut self, number: u16) {
-        let report = match self.sight.shows(self.now) {
+        let report = match self.sight.shows(self.datapath.now) {
             Some(Shows::SingleFrames) => Report::SingleFrames,
             Some(Shows::ManySent) => Report::ManySent,
             None => return,
@@ -530,12 +470,5 @@ impl Worker {
     /// Tells the control thread; `false` if its queue is full.
     fn tell(&self, number: u16, event: Event) -> bool {
         self.reports.try_send((number, Report::Event(event))).is_ok()
-    }
-}
-
-/// Asks the daemon for a key; if its queue is full, the next packet asks again.
-fn want(reports: &Reports, tunnel: &Tunnel, reason: Wanted) {
-    if reports.try_send((tunnel.number, Report::Event(Event::KeyWanted { reason }))).is_err() {
-        tunnel.common.ask_again();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::packets::Outgoing;
+use crate::engine::datapath::Outgoing;
 use crate::engine::pace::Pace;
 use crate::wire::packet::Type;
 
@@ -23,7 +23,7 @@ const IDLE: Duration = Duration::from_secs(1);
 impl Worker {
     /// Holds back what of paced tunnels has its time later.
     pub(super) fn hold_back(&mut self, outgoing: &mut Vec<Outgoing>) {
-        let is_paced = |number: u16| self.endpoints.get(&number).is_some_and(|endpoint| endpoint.tunnel.paced);
+        let is_paced = |number: u16| self.datapath.tunnels.get(&number).is_some_and(|tunnel| tunnel.paced);
         if !outgoing.iter().any(|out| out.kind == Type::Data && is_paced(out.tunnel)) {
             return;
         }
@@ -32,8 +32,7 @@ impl Worker {
         let mut touched = Vec::new();
         for out in outgoing.drain(..) {
             // Messages are few, and keys wait for them.
-            if out.kind != Type::Data || !self.endpoints.get(&out.tunnel).is_some_and(|endpoint| endpoint.tunnel.paced)
-            {
+            if out.kind != Type::Data || !is_paced(out.tunnel) {
                 leaving.push(out);
                 continue;
             }

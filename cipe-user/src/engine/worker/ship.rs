@@ -3,12 +3,11 @@
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
-use super::Worker;
-use super::packets::Outgoing;
-use super::segmentation::tell_of_segmentation;
+use super::{Endpoint, Worker};
 use crate::engine::carrier::{
     Door, MAX_DATAGRAMS, MAX_GROUP, Path, Room, Route, Sealed, Share, XdpCarrier, outer, socks,
 };
+use crate::engine::datapath::Outgoing;
 use crate::engine::tunnel::{Tunnel, Way};
 use crate::wire::packet::Type;
 
@@ -25,11 +24,11 @@ impl Worker {
         while let group @ [first, ..] = group(rest.as_slice()) {
             let (number, kind) = (first.tunnel, first.kind);
             let octets: ArrayVec<usize, MAX_DATAGRAMS> = group.iter().map(|out| out.octets).collect();
-            let Some(endpoint) = self.endpoints.get_mut(&number) else {
-                rest.by_ref().take(octets.len()).for_each(|out| self.pool.put(out.frame));
+            let endpoint = self.endpoints.get_mut(&number);
+            let (Some(Endpoint { udp, .. }), Some(tunnel)) = (endpoint, self.datapath.tunnels.get_mut(&number)) else {
+                rest.by_ref().take(octets.len()).for_each(|out| self.datapath.pool.put(out.frame));
                 continue;
             };
-            let tunnel = &mut endpoint.tunnel;
             let (sent, verdict) = match route(tunnel, group) {
                 Ok(mut route) => {
                     let alone =
@@ -47,36 +46,36 @@ impl Worker {
                             // What waits for a card came before.
                             if std::mem::take(&mut begun) {
                                 let carriers = self.carriers.iter_mut().flatten();
-                                carriers.for_each(|carrier| _ = carrier.flush(&mut self.pool));
+                                carriers.for_each(|carrier| _ = carrier.flush(&mut self.datapath.pool));
                             }
-                            &mut tunnel.udp
+                            udp
                         }
                     };
-                    let mut room =
-                        Room { umem: &self.umem, pool: &mut self.pool, inbox: &mut self.inbox, sight: &mut self.sight };
+                    let (umem, pool) = (&self.datapath.umem, &mut self.datapath.pool);
+                    let mut room = Room { umem, pool, inbox: &mut self.inbox, sight: &mut self.sight };
                     (door.send(group, &route, &mut room), Verdict::CarrierFull)
                 }
                 Err(verdict) => {
-                    rest.by_ref().take(octets.len()).for_each(|out| self.pool.put(out.frame));
+                    rest.by_ref().take(octets.len()).for_each(|out| self.datapath.pool.put(out.frame));
                     (0, verdict)
                 }
             };
-            if tunnel.udp.met_smaller_path(self.now)
+            let (sent, refused) = octets.split_at(sent);
+            sent.iter().for_each(|octets| count(tunnel, *octets, kind));
+            tunnel.counters.count_all(verdict, refused.len() as u64);
+            last = Some(number);
+            if udp.met_smaller_path(self.datapath.now)
                 && let Some(target) = tunnel.target()
             {
                 self.next_hops.look_again(target.ip());
             }
             if ask.is_none() {
-                let (asked, change) = tunnel.udp.tend_segmentation(self.now);
+                let (asked, change) = udp.tend_segmentation(self.datapath.now);
                 ask = asked.map(|ask| (number, ask));
                 if let Some(change) = change {
-                    tell_of_segmentation(&self.reports, number, change);
+                    self.datapath.note_change(number, change);
                 }
             }
-            let (sent, refused) = octets.split_at(sent);
-            sent.iter().for_each(|octets| count(tunnel, *octets, kind));
-            tunnel.counters.count_all(verdict, refused.len() as u64);
-            last = Some(number);
         }
         drop(rest);
         if let Some((number, ask)) = ask {

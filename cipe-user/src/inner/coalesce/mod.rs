@@ -27,8 +27,8 @@ pub const MAX_SUPERFRAME: usize = 65_535;
 /// Octets of a `struct virtio_net_hdr`.
 pub const VNET_HEADER: usize = 10;
 
-/// The longest IPv6 and TCP headers that are joined.
-const MAX_HEADERS: usize = 40 + 60;
+/// Octets of the longest headers of a run: those of IPv6 and TCP.
+pub const MAX_HEADERS: usize = 40 + 60;
 /// Flows that can have an open run at a time, as long as their hashes differ.
 const SLOTS: usize = 256;
 

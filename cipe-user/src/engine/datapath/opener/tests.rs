@@ -59,7 +59,7 @@ struct Bed {
     umem: Umem,
     pool: Pool,
     lanes: Lanes,
-    endpoints: Table<Endpoint>,
+    tunnels: Table<Tunnel>,
     _writer: KeyWriter,
 }
 
@@ -67,7 +67,7 @@ impl Bed {
     fn new(algorithm: Algorithm) -> Self {
         let mut writer = KeyWriter::anonymous(8);
         let (umem, pool) = Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).unwrap();
-        let mut endpoints = Table::default();
+        let mut tunnels = Table::default();
         let start = Instant::now();
         for number in [CHANGED, FIRST] {
             let mut keys = Keys::new(algorithm, writer.reader(), number);
@@ -81,9 +81,9 @@ impl Bed {
             writer.set(slot_of, Slot::Receive, &Current.key(number));
             keys.refresh(start + Duration::from_nanos(1));
             let tunnel = Tunnel::with_keys(number, keys, NO_LIMITS);
-            endpoints.insert(number, Endpoint { tunnel, hub: 0, addresses: Vec::new() });
+            tunnels.insert(number, tunnel);
         }
-        Self { algorithm, umem, pool, lanes: Lanes::new(), endpoints, _writer: writer }
+        Self { algorithm, umem, pool, lanes: Lanes::new(), tunnels, _writer: writer }
     }
 
     /// A datagram as it comes from the carrier, of a payload that tells its number, in a frame.
@@ -109,14 +109,14 @@ impl Bed {
 
     fn open(&mut self, incoming: &mut [Incoming]) -> Vec<Result<Opened, Verdict>> {
         let mut opened = Vec::new();
-        let mut opener = Opener { endpoints: &self.endpoints, umem: &self.umem, lanes: &mut self.lanes };
+        let mut opener = Opener { tunnels: &self.tunnels, umem: &self.umem, lanes: &mut self.lanes };
         opener.decrypt(incoming);
         opener.judge_all(incoming, &mut opened);
         opened
     }
 
     fn accepted(&self, tunnel: u16, slot: Slot) -> u64 {
-        self.endpoints.get(&tunnel).unwrap().tunnel.keys.get(slot).map_or(0, |live| live.packets())
+        self.tunnels.get(&tunnel).unwrap().keys.get(slot).map_or(0, |live| live.packets())
     }
 }
 

@@ -43,8 +43,8 @@ impl Table {
         !self.slots.is_empty() && self.slots[self.find(fingerprint)] != 0
     }
 
-    /// Reads where `fingerprint` would be looked for, so that the wait for it begins now.
-    fn warm(&self, fingerprint: u64) {
+    /// Prefetches the place of `fingerprint`.
+    fn prefetch(&self, fingerprint: u64) {
         let mask = self.slots.len().wrapping_sub(1);
         std::hint::black_box(self.slots.get(fingerprint as usize & mask).copied());
     }
@@ -86,9 +86,9 @@ impl Set {
         self.tables.get(self.shard(fingerprint)).is_some_and(|table| table.contains(fingerprint))
     }
 
-    fn warm(&self, fingerprint: u64) {
+    fn prefetch(&self, fingerprint: u64) {
         if let Some(table) = self.tables.get(self.shard(fingerprint)) {
-            table.warm(fingerprint);
+            table.prefetch(fingerprint);
         }
     }
 
@@ -146,11 +146,10 @@ impl ReplayFilter {
         Fingerprint(fingerprint(&self.key, packet))
     }
 
-    /// Reads what [`ReplayFilter::insert`] will need, and forgets it. Done for all packets of a batch before the first
-    /// is inserted, the waits for memory overlap: each is in a place of its own of a table that no cache near the core
-    /// holds.
-    pub fn warm(&self, packet: Fingerprint) {
-        self.seen.warm(packet.0);
+    /// Prefetches what [`ReplayFilter::insert`] needs. Done for all packets of a batch before the first is inserted, the cache
+    /// misses overlap: each packet has a place of its own in a table that is larger than the caches near the core.
+    pub fn prefetch(&self, packet: Fingerprint) {
+        self.seen.prefetch(packet.0);
     }
 
     /// Remembers a packet by its fingerprint of this filter, and returns whether it was new. For packets that passed
@@ -193,9 +192,9 @@ impl Generations {
         self.recent.contains(fingerprint) || self.older.contains(fingerprint)
     }
 
-    fn warm(&self, fingerprint: u64) {
-        self.recent.warm(fingerprint);
-        self.older.warm(fingerprint);
+    fn prefetch(&self, fingerprint: u64) {
+        self.recent.prefetch(fingerprint);
+        self.older.prefetch(fingerprint);
     }
 
     fn insert(&mut self, fingerprint: u64) -> bool {
@@ -240,9 +239,9 @@ impl StaticReplayFilter {
         Fingerprint(self.0.fingerprint(packet))
     }
 
-    /// As [`ReplayFilter::warm`].
-    pub fn warm(&self, packet: Fingerprint) {
-        self.0.warm(packet.0);
+    /// As [`ReplayFilter::prefetch`].
+    pub fn prefetch(&self, packet: Fingerprint) {
+        self.0.prefetch(packet.0);
     }
 
     /// As [`ReplayFilter::insert`].

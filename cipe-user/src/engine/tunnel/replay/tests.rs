@@ -100,7 +100,7 @@ proptest! {
         let (mut filter, mut model) = (ReplayFilter::default(), HashSet::new());
         for number in numbers {
             let packet = filter.fingerprint(&packet(number));
-            filter.warm(packet);
+            filter.prefetch(packet);
             prop_assert_eq!(filter.insert(packet), model.insert(number));
         }
     }

@@ -1,0 +1,105 @@
+//! Messages of the daemon's, and questions of the engine's own, sealed for the carrier.
+
+use std::time::SystemTime;
+
+use cipe_common::Verdict;
+use cipe_common::maps::Slot;
+
+use super::packets::Outgoing;
+use super::{Datapath, OWN};
+use crate::control::protocol::Under;
+use crate::engine::carrier::Ask;
+use crate::engine::carrier::outer::FRESH;
+use crate::inner::headers::Version;
+use crate::wire::message;
+use crate::wire::packet::{self, KeyKind, Type};
+
+/// A message of the daemon's.
+pub struct Message {
+    /// Before padding.
+    pub octets: Vec<u8>,
+    /// The key to seal it under.
+    pub under: Under,
+    /// Packets under the static key count for the key that it announces from here on.
+    pub announces: bool,
+}
+
+/// Datagrams of a group that asks whether groups arrive.
+const GROUP: usize = 3;
+
+/// Octets of a question to a peer that is not known to be ours: within what its own messages have.
+const SMALL: usize = 160;
+
+impl Datapath {
+    /// Seals a message of the daemon's, and appends it to `outgoing`; counts why not.
+    pub fn seal_message(&mut self, number: u16, message: &Message, outgoing: &mut Vec<Outgoing>) {
+        let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
+        tunnel.keys.refresh(self.now);
+        let octets = &message.octets[..];
+        let fits = FRESH + packet::sealed_len(octets.len()) <= self.umem.frame_size() as usize;
+        let slot = match message.under {
+            Under::Live => tunnel.keys.sending(),
+            Under::Static | Under::Retired(_) => tunnel.keys.get(Slot::Static).map(|_| Slot::Static),
+        };
+        let frame = match slot {
+            _ if !fits => Err(Verdict::TooBig),
+            None => Err(Verdict::NoSendKey),
+            Some(_) => self.pool.take().ok_or(Verdict::NoFrame),
+        };
+        let mut frame = match frame {
+            Ok(frame) => frame,
+            Err(verdict) => return tunnel.counters.count(verdict),
+        };
+        if message.announces {
+            tunnel.common.count_from_here();
+        }
+        let chunk = self.umem.chunk_mut(&mut frame);
+        chunk[FRESH..FRESH + octets.len()].copy_from_slice(octets);
+        let out = match &message.under {
+            // No slot holds it, so it is sealed here and leaves as it is.
+            Under::Retired(key) => {
+                let key = tunnel.keys.expand(&key.0);
+                let iv = packet::draw_iv(KeyKind::Dynamic, || self.random.octets());
+                let (at, filler) = (FRESH - packet::IV, self.random.octets());
+                let packet = &mut chunk[at..];
+                let sealed = packet::seal(&mut self.lanes, &key, packet, octets.len(), Type::Control, iv, filler);
+                Outgoing::new(number, frame, at, sealed, Type::Control, None, OWN)
+            }
+            Under::Live | Under::Static => Outgoing::new(number, frame, FRESH, octets.len(), Type::Control, slot, OWN),
+        };
+        let first = outgoing.len();
+        outgoing.push(out);
+        self.seal_from(first, outgoing);
+    }
+
+    /// Seals a question to the peer of a tunnel whether groups of datagrams arrive, and appends it to `outgoing`. Without a dynamic
+    /// key nothing is asked, and the question counts as unanswered.
+    pub fn seal_question(&mut self, number: u16, ask: Ask, outgoing: &mut Vec<Outgoing>) {
+        let (mark, count) = match ask {
+            Ask::Group(mark) => (mark, GROUP),
+            Ask::Alone(mark) => (mark, 1),
+        };
+        let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
+        tunnel.keys.refresh(self.now);
+        if tunnel.keys.sending() != Some(Slot::Send) {
+            return;
+        }
+        // As large as what it is about, which is what a card or a host below may not be able to cut.
+        let octets = if tunnel.is_ours { tunnel.mtu.of(Version::V4).max(SMALL) } else { SMALL };
+        let first = outgoing.len();
+        for _ in 0..count {
+            let Some(mut frame) = self.pool.take() else { break };
+            let mut message = message::Message::Ping(&mark).build(unix_time(), self.random.generator());
+            message.resize(octets, 0);
+            self.umem.chunk_mut(&mut frame)[FRESH..FRESH + octets].copy_from_slice(&message);
+            outgoing.push(Outgoing::new(number, frame, FRESH, octets, Type::Control, Some(Slot::Send), OWN));
+        }
+        self.seal_from(first, outgoing);
+    }
+}
+
+/// Seconds since 1970.
+fn unix_time() -> u32 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs() as u32)
+}
