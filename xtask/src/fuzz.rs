@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::tools;
 
-/// Runs the fuzz targets.
+/// Runs the fuzz targets, each for a while.
 #[derive(clap::Args)]
 pub struct Args {
     /// Targets to run; all of them if none is named
@@ -13,16 +13,23 @@ pub struct Args {
     /// Seconds for each target
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Add to cipe-user/fuzz/corpus the inputs that reach what those there do not
+    #[arg(long)]
+    keep: bool,
 }
 
-/// Runs `cargo fuzz run TARGET` for each target; stops at the first finding.
+/// Octets of an input at most: a few packets, and short enough to be looked at.
+const LARGEST_INPUT: &str = "-max_len=4096";
+
+/// Runs each target from the inputs in the tree on; what it finds worth keeping goes to `target/fuzz`. Stops at the first finding.
 ///
 /// # Errors
 /// What is missing and how to get it, or the target that found something.
 pub fn run(args: &Args) -> Result<()> {
-    let folder = tools::workspace().join("cipe-user/fuzz/fuzz_targets");
+    let crate_folder = tools::workspace().join("cipe-user/fuzz");
     let mut targets = args.targets.clone();
     if targets.is_empty() {
+        let folder = crate_folder.join("fuzz_targets");
         let entries = std::fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
         let names = entries.flatten().filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_owned()));
         targets.extend(names);
@@ -33,11 +40,28 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("cargo-fuzz is missing; type: cargo install cargo-fuzz (and rustup toolchain install nightly)");
     }
     for target in &targets {
-        let limit = format!("-max_total_time={}", args.seconds);
-        // Not `cargo +nightly`: it is the cargo of a toolchain that runs this, which does not know the others.
-        let mut fuzz = Command::new("rustup");
-        fuzz.args(["run", "nightly", "cargo", "fuzz", "run", target, "--", &limit]);
-        tools::check(fuzz.current_dir(tools::workspace().join("cipe-user")))?;
+        let (kept, found) = (crate_folder.join("corpus").join(target), tools::target().join("fuzz").join(target));
+        for folder in [&kept, &found] {
+            std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        }
+        // libFuzzer writes to the first folder.
+        tools::check(
+            fuzz(target)
+                .args([&found, &kept])
+                .args(["--", LARGEST_INPUT])
+                .arg(format!("-max_total_time={}", args.seconds)),
+        )?;
+        if args.keep {
+            tools::check(fuzz(target).args([&kept, &found]).args(["--", LARGEST_INPUT, "-merge=1"]))?;
+        }
     }
     Ok(())
+}
+
+/// `cargo fuzz run TARGET`. Not `cargo +nightly`: it is the cargo of a toolchain that runs this, which does not know the others.
+fn fuzz(target: &str) -> Command {
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", "cargo", "fuzz", "run", "--features", "link", target]);
+    command.current_dir(tools::workspace().join("cipe-user"));
+    command
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_cipher;
+mod bench_datapath;
 mod build_ebpf;
 mod fuzz;
 mod guest;

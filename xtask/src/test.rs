@@ -32,6 +32,10 @@ pub struct Args {
 
 const EBPF: &str = "ebpf";
 
+/// With the fuzz targets, which nothing else builds.
+const LINTS: &[&str] =
+    &["clippy", "--workspace", "--all-targets", "--features", "cipe-fuzz/libfuzzer", "--", "-D", "warnings"];
+
 /// The kernels that the object has to load on. The oldest and the newest are not enough: what both take, one between may refuse.
 const OTHER_KERNELS: &str = "all";
 
@@ -119,7 +123,7 @@ fn steps() -> Result<Vec<Step>> {
     Ok(vec![
         step("format", tools::cargo(&["fmt", "--all", "--check"])),
         step(EBPF, ebpf),
-        step("lints", tools::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+        step("lints", tools::cargo(LINTS)),
         step("unit tests", tools::cargo(&[&["test"], UNIT_TESTS, &["--no-fail-fast"]].concat())),
         step("binary", tools::cargo(&["build", "--package", "cipe-user", "--bin", "cipe"])),
         step("scenarios", scenarios),

@@ -7,7 +7,7 @@
 pub mod bench_cipher;
 mod check;
 mod ciped;
-mod decode;
+pub mod decode;
 mod doctor;
 mod engine;
 mod genkey;

@@ -19,6 +19,8 @@ mod report;
 mod tunnel;
 mod worker;
 
+#[cfg(feature = "harness")]
+pub use datapath::pair;
 pub use manager::{EngineOptions, run};
 
 /// Packets of one batch: as many as the ciphers run side by side.

@@ -21,7 +21,7 @@ use cipe_tests::gateway;
 use cipe_tests::topology::{Carrier, Topology as Net};
 use clap::ValueEnum;
 
-use crate::{bench_cipher, tools};
+use crate::{bench_cipher, bench_datapath, tools};
 use measure::{Bench, Effort, Test};
 use record::{Metric, Offloads, Record, Results, Topology};
 use tunnel::Tunnel;
@@ -44,6 +44,8 @@ enum Part {
     Many(many::Args),
     /// Measure the cipher kernels beside OpenSSL, libgcrypt, Botan and RustCrypto
     Cipher(bench_cipher::BenchCipher),
+    /// Measure the datapath without kernel and network: nanoseconds and instructions a packet
+    Datapath(bench_datapath::BenchDatapath),
 }
 
 /// What to measure of tunnels.
@@ -111,6 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(Part::Tunnels(args)) => tunnels(args),
         Some(Part::Many(args)) => many::run(args),
         Some(Part::Cipher(args)) => bench_cipher::run(args),
+        Some(Part::Datapath(args)) => bench_datapath::run(args),
     }
 }
 

@@ -19,8 +19,9 @@ use crate::engine::report::Report;
 use crate::engine::tunnel::counters::Counters;
 use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::{Limits, Tunnel};
-use crate::inner::checksum::Sum;
+use crate::inner::checksum::{Sum, transport_checksum};
 use crate::inner::coalesce::VNET_HEADER;
+use crate::inner::headers::{TCP, Version};
 use crate::inner::segment::Superframe;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::Type;
@@ -74,6 +75,8 @@ pub struct Recorder {
     pub refuses: bool,
     /// It has gone.
     pub is_gone: bool,
+    /// It forgets what it is given: the cost of keeping is not the datapath's.
+    pub forgets: bool,
 }
 
 /// The two ends, `a` and `b`, each the peer of the other.
@@ -194,7 +197,7 @@ impl End {
 
     /// Seals what was queued, and returns it, counted as sent; what has lost its key is not sent.
     pub fn seal(&mut self) -> Vec<Datagram> {
-        self.seal_where_it_stands();
+        self.seal_in_place();
         let Self { datapath, outgoing, .. } = self;
         let mut datagrams = Vec::with_capacity(outgoing.len());
         for out in outgoing.drain(..) {
@@ -220,8 +223,8 @@ impl End {
         self.seal()
     }
 
-    /// Seals what was queued, and lets it stand.
-    fn seal_where_it_stands(&mut self) {
+    /// Seals what was queued, and lets it stand for [`End::seal`].
+    pub fn seal_in_place(&mut self) {
         let Self { datapath, received, outgoing, .. } = self;
         match datapath.tunnels.get(&TUNNEL).map(|tunnel| tunnel.protocol) {
             Some(Protocol::Ethernet) => datapath.seal_frames(Some(TUNNEL), received, outgoing),
@@ -307,7 +310,9 @@ impl Device for Recorder {
             return Err(packet);
         }
         self.room = self.room.map(|room| room - 1);
-        self.frames.push(packet.data(umem).to_vec());
+        if !self.forgets {
+            self.frames.push(packet.data(umem).to_vec());
+        }
         pool.put(packet.frame);
         Ok(())
     }
@@ -323,6 +328,9 @@ impl Device for Recorder {
         if self.room == Some(0) {
             return Injected::Dropped;
         }
+        if self.forgets {
+            return Injected::Sent;
+        }
         let octets: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
         let (ethernet, packet) = octets[VNET_HEADER..].split_at(ETHERNET);
         let gso_size = u16::from_ne_bytes([octets[4], octets[5]]);
@@ -335,6 +343,24 @@ impl Device for Recorder {
         self.superframes += 1;
         Injected::Sent
     }
+}
+
+/// An IPv4 TCP packet with so many octets of payload; segments of one flow go on where the one before ended.
+pub fn tcp(sequence: u32, id: u16, payload: usize) -> Vec<u8> {
+    let [high, low] = ((40 + payload) as u16).to_be_bytes();
+    let mut packet = vec![0x45, 0, high, low, 0, 0, 0x40, 0, 64, TCP, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2];
+    packet[4..6].copy_from_slice(&id.to_be_bytes());
+    let mut sum = Sum::default();
+    sum.add(&packet);
+    packet[10..12].copy_from_slice(&sum.checksum());
+    packet.extend([0x9C, 0x40, 0x14, 0x51]);
+    packet.extend(sequence.to_be_bytes());
+    packet.extend([0, 0, 0, 9, 0x50, 0x10, 1, 2, 0, 0, 0, 0]);
+    packet.resize(40 + payload, 7);
+    let mut sum = Sum::pseudo_header(Version::V4, &packet[..20], TCP, 20 + payload);
+    sum.add(&packet[20..]);
+    packet[36..38].copy_from_slice(&transport_checksum(sum, TCP));
+    packet
 }
 
 /// An IPv4 UDP packet with DF and so many octets of payload.

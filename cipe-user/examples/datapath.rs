@@ -1,0 +1,98 @@
+//! What a packet costs in the datapath alone, without kernel, devices and network. `cargo xtask bench datapath` runs it for
+//! nanoseconds, and under callgrind, which counts what [`seal`] and [`open`] execute.
+//!
+//! Prints lines of `DIRECTION CIPHER TRAFFIC PACKETS NANOSECONDS`: packets that were measured, and nanoseconds for each in the
+//! fastest round.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use cipe_user::cipher::Algorithm;
+use cipe_user::control::protocol::Protocol;
+use cipe_user::engine::pair::{Datagram, End, Pair, tcp, udp};
+
+/// Packets of a round: those of a batch.
+const BATCH: usize = 128;
+/// Payload octets of a full TCP segment in a tunnel of MTU 1442.
+const SEGMENT: usize = 1402;
+/// Segments of a superframe.
+const SEGMENTS: usize = 44;
+
+/// What the packets are.
+const TRAFFIC: [&str; 4] = ["udp-64", "udp-1400", "tcp-1402", "superframes"];
+const CIPHERS: [&str; 3] = ["none", "blowfish", "idea"];
+const DIRECTIONS: [&str; 2] = ["out", "in"];
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let rounds = arguments.first().map_or(Ok(2000), |text| text.parse()).context("rounds")?;
+    // One case alone, for callgrind.
+    let chosen = |place: usize, name: &str| arguments.get(place).is_none_or(|chosen| chosen == name);
+    for direction in DIRECTIONS.into_iter().filter(|name| chosen(1, name)) {
+        for cipher in CIPHERS.into_iter().filter(|name| chosen(2, name)) {
+            for traffic in TRAFFIC.into_iter().filter(|name| chosen(3, name)) {
+                let (packets, best) = measure(direction, cipher, traffic, rounds)?;
+                println!("{direction} {cipher} {traffic} {packets} {best:.1}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Packets in all, and nanoseconds for each in the fastest round.
+fn measure(direction: &str, cipher: &str, traffic: &str, rounds: usize) -> anyhow::Result<(usize, f64)> {
+    let algorithm = if cipher == "idea" { Algorithm::Idea } else { Algorithm::Blowfish };
+    let mut pair = Pair::new(algorithm, Protocol::Ip)?;
+    pair.change_key(&[1; 16], None);
+    let Pair { a, b } = &mut pair;
+    for end in [&mut *a, &mut *b] {
+        end.tunnel().nokey = cipher == "none";
+    }
+    b.device.forgets = true;
+    let (mut packets, mut best) = (0, f64::MAX);
+    for _ in 0..rounds {
+        push(a, traffic);
+        let (count, nanoseconds) = match direction {
+            "out" => {
+                let start = Instant::now();
+                seal(a);
+                let nanoseconds = start.elapsed().as_nanos();
+                (a.seal().len(), nanoseconds)
+            }
+            _ => {
+                let sealed: Vec<Datagram> = a.seal();
+                sealed.iter().for_each(|datagram| b.push_datagram(a.me(), datagram));
+                let start = Instant::now();
+                open(b);
+                (sealed.len(), start.elapsed().as_nanos())
+            }
+        };
+        packets += count;
+        best = best.min(nanoseconds as f64 / count as f64);
+    }
+    Ok((packets, best))
+}
+
+/// Queues a batch of frames.
+fn push(end: &mut End, traffic: &str) {
+    let packets: Vec<(Vec<u8>, u16)> = match traffic {
+        "udp-64" => vec![(udp(64 - 28), 0); BATCH],
+        "udp-1400" => vec![(udp(1400 - 28), 0); BATCH],
+        "tcp-1402" => (0..BATCH).map(|n| (tcp((n * SEGMENT) as u32, n as u16, SEGMENT), 0)).collect(),
+        _ => vec![(tcp(0, 0, SEGMENTS * SEGMENT), SEGMENT as u16); 3],
+    };
+    for (packet, gso_size) in packets {
+        assert!(end.push(&packet, gso_size), "a batch has its frames");
+    }
+}
+
+#[inline(never)]
+fn seal(end: &mut End) {
+    black_box(end).seal_in_place();
+}
+
+#[inline(never)]
+fn open(end: &mut End) {
+    black_box(end).open();
+}

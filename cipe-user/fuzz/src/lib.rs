@@ -1,0 +1,36 @@
+//! What each fuzz target does with an input. libFuzzer calls these functions by `fuzz_targets/`; `cargo test` replays `corpus/`.
+
+use arbitrary::{Arbitrary, Unstructured};
+
+pub mod coalesce;
+pub mod control;
+pub mod datapath;
+pub mod exchange;
+pub mod headers;
+pub mod lanes;
+pub mod message;
+pub mod options;
+pub mod packet;
+pub mod segment;
+
+/// Runs one input; panics where something is wrong.
+pub type Run = fn(&[u8]);
+
+/// Every target by its name, which is that of its folder of inputs.
+pub const TARGETS: [(&str, Run); 10] = [
+    ("coalesce", coalesce::run),
+    ("control", control::run),
+    ("datapath", datapath::run),
+    ("exchange", exchange::run),
+    ("headers", headers::run),
+    ("lanes", lanes::run),
+    ("message", message::run),
+    ("options", options::run),
+    ("packet", packet::run),
+    ("segment", segment::run),
+];
+
+/// What an input stands for; `None` if it is too short for it.
+fn read<'a, T: Arbitrary<'a>>(input: &'a [u8]) -> Option<T> {
+    T::arbitrary_take_rest(Unstructured::new(input)).ok()
+}
