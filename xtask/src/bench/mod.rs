@@ -3,6 +3,7 @@
 //! Rounds are the outermost loop, so that tunnels take turns and a slow minute of the machine hits all of them alike.
 
 mod install;
+mod instructions;
 mod many;
 mod measure;
 pub mod profile;
@@ -42,6 +43,8 @@ enum Part {
     Tunnels(TunnelArgs),
     /// Measure one engine with 1, 100, 1,000 and 10,000 tunnels
     Many(many::Args),
+    /// Count instructions a packet, in an emulated guest: for tunnels that this machine's kernel does not have
+    Instructions(instructions::Args),
     /// Measure the cipher kernels beside OpenSSL, libgcrypt, Botan and RustCrypto
     Cipher(bench_cipher::BenchCipher),
     /// Measure the datapath without kernel and network: nanoseconds and instructions a packet
@@ -112,6 +115,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => tunnels(&args.tunnels),
         Some(Part::Tunnels(args)) => tunnels(args),
         Some(Part::Many(args)) => many::run(args),
+        Some(Part::Instructions(args)) => instructions::run(args),
         Some(Part::Cipher(args)) => bench_cipher::run(args),
         Some(Part::Datapath(args)) => bench_datapath::run(args),
     }

@@ -31,9 +31,6 @@ pub struct Args {
 /// # Errors
 /// A guest that did not come so far, or a command that failed.
 pub fn run(args: &Args) -> Result<()> {
-    need_guests()?;
-    tools::clean_up_on_signals(machine::end_all)?;
-    let kernel = Kernel::get(args.kernel)?;
     let [program, arguments @ ..] = &args.command[..] else { bail!("there is no command") };
     let step = Step {
         name: program.clone(),
@@ -43,20 +40,32 @@ pub fn run(args: &Args) -> Result<()> {
         environment: Vec::new(),
         deadline: args.deadline,
     };
-    let mut code = None;
+    run_steps(args.kernel, &args.shape, vec![step], |line| println!("{line}"))
+}
+
+/// Boots a kernel, runs programs on it one after the other, and hands each line that they print to `listen`.
+///
+/// # Errors
+/// A guest that did not come so far, or the first program that failed, when all have run.
+pub fn run_steps(wanted: Wanted, shape: &Shape, steps: Vec<Step>, mut listen: impl FnMut(&str)) -> Result<()> {
+    need_guests()?;
+    tools::clean_up_on_signals(machine::end_all)?;
+    let kernel = Kernel::get(wanted)?;
     let home = machine::home(&format!("command-{}", std::process::id()));
-    let result = machine::run(&kernel, &Plan { steps: vec![step] }, &args.shape, &home, |told| match told {
-        Told::Record(Record::End(value, _), _) => code = value,
+    let names: Vec<String> = steps.iter().map(|step| step.name.clone()).collect();
+    let mut codes = Vec::new();
+    let result = machine::run(&kernel, &Plan { steps }, shape, &home, |told| match told {
+        Told::Record(Record::End(code, _), _) => codes.push(code),
         Told::Record(..) => {}
-        Told::Line(line) => println!("{line}"),
+        Told::Line(line) => listen(line),
     });
     drop(std::fs::remove_dir_all(&home));
     if result? == End::StaleCode {
         bail!("qemu has emulated code that the kernel had changed already, and the kernel ended; run it again");
     }
-    match code {
-        Some(0) => Ok(()),
-        Some(code) => bail!("it ended with {code}"),
-        None => bail!("it was ended"),
+    match names.iter().zip(codes).find(|(_, code)| *code != Some(0)) {
+        None => Ok(()),
+        Some((name, Some(code))) => bail!("{name}: it ended with {code}"),
+        Some((name, None)) => bail!("{name}: it was ended"),
     }
 }

@@ -20,6 +20,9 @@ use crate::tools;
 /// its time to boot.
 const SILENCE: Duration = Duration::from_secs(240);
 
+/// The same where its seconds are instructions: emulation takes a minute for one of them on a busy host.
+const LONG_SILENCE: Duration = Duration::from_secs(1200);
+
 /// Lines of the console that are shown where a guest ends early.
 const LAST_WORDS: usize = 40;
 
@@ -47,9 +50,20 @@ pub struct Shape {
     /// Memory of the guest, MiB
     #[arg(long, default_value_t = 4096)]
     memory: u32,
+    /// Let the guest's clock count instructions, one a nanosecond, whatever else the host does: a second of CPU time is a thousand
+    /// million instructions then. By emulation, with one CPU
+    #[arg(long)]
+    instructions: bool,
     /// Further arguments for qemu, such as `--qemu=-device --qemu=e1000e,netdev=n`; once for each
     #[arg(long)]
     qemu: Vec<String>,
+}
+
+impl Shape {
+    /// The same, with a clock that counts instructions.
+    pub fn counting_instructions(&self) -> Self {
+        Self { instructions: true, ..self.clone() }
+    }
 }
 
 /// Whether guests run by KVM: the host lets us make a virtual CPU, which not each that has /dev/kvm does.
@@ -91,11 +105,12 @@ pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen:
     let mut log = File::create(home.join("output.log"))?;
     let machine = Machine::start(kernel, shape, &image, &console)?;
     let mut done = false;
+    let silence = if shape.instructions { LONG_SILENCE } else { SILENCE };
     let why = loop {
-        let line = match machine.lines.recv_timeout(SILENCE) {
+        let line = match machine.lines.recv_timeout(silence) {
             Ok(line) => line,
             Err(mpsc::RecvTimeoutError::Disconnected) => break "it has ended".to_owned(),
-            Err(mpsc::RecvTimeoutError::Timeout) => break format!("it said nothing for {} s", SILENCE.as_secs()),
+            Err(mpsc::RecvTimeoutError::Timeout) => break format!("it said nothing for {} s", silence.as_secs()),
         };
         match line.strip_prefix(MARK).map(serde_json::from_str) {
             Some(Ok(Record::Done)) => done = true,
@@ -187,12 +202,16 @@ fn command(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Comm
         "none",
         "-no-reboot",
     ]);
-    if has_kvm() {
+    let mut cpus = shape.cpus;
+    if shape.instructions {
+        cpus = 1;
+        command.args(["-accel", "tcg,thread=single", "-icount", "shift=0", "-cpu", CPU]);
+    } else if has_kvm() {
         command.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
         command.args(["-accel", "tcg,thread=multi", "-cpu", CPU]);
     }
-    command.args(["-machine", "q35", "-smp", &shape.cpus.to_string(), "-m", &shape.memory.to_string()]);
+    command.args(["-machine", "q35", "-smp", &cpus.to_string(), "-m", &shape.memory.to_string()]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
     // Mitigations are for hosts: emulation pays for each. A busy host delays ticks, of which the kernel wants to see some in time.
     command.args(["-append", "console=ttyS0 panic=-1 mitigations=off nokaslr no_timer_check quiet"]);

@@ -21,7 +21,7 @@ mod initramfs;
 pub mod inside;
 mod kernel;
 mod machine;
-mod plan;
+pub mod plan;
 mod programs;
 pub mod scenarios;
 mod table;
@@ -30,6 +30,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+pub use kernel::Wanted;
 pub use machine::Shape;
 
 use crate::tools;
