@@ -13,7 +13,7 @@ use cipe_common::{
 
 use crate::{
     frame::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, Front, Ipv4, Ipv6,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front, Ipv4, Ipv6, is_tag,
         PROTOCOL_UDP, Udp, Vlan,
     },
     maps::{CARRIER_ADDRESSES, CARRIER_DEVICES, CARRIER_SOCKETS, KEYLESS, KEYS, LOCAL_ADDRESSES, TUNNELS},
@@ -85,20 +85,15 @@ fn is_clear(front: Front<'_>, payload: usize, n: usize) -> bool {
 #[inline(always)]
 fn parse(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
     let mut ethertype = front.at::<Ethernet>(0)?.ethertype;
-    if !is_vlan(ethertype) {
+    if !is_tag(ethertype) {
         return parse_ip::<ETHERNET>(ctx, front, ethertype);
     }
     ethertype = front.at::<Vlan>(ETHERNET)?.ethertype;
-    if !is_vlan(ethertype) {
+    if !is_tag(ethertype) {
         return parse_ip::<{ ETHERNET + size_of::<Vlan>() }>(ctx, front, ethertype);
     }
     ethertype = front.at::<Vlan>(ETHERNET + size_of::<Vlan>())?.ethertype;
     parse_ip::<{ ETHERNET + 2 * size_of::<Vlan>() }>(ctx, front, ethertype)
-}
-
-#[inline(always)]
-fn is_vlan(ethertype: [u8; 2]) -> bool {
-    ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
 }
 
 #[inline(always)]

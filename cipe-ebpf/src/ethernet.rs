@@ -11,6 +11,7 @@ use cipe_common::{
 };
 
 use crate::{
+    loops::{is_own_tagged, looped},
     maps::{ETHERNET_DEVICES, PRIVATE_SOCKETS, TUNNELS},
     private::spread,
     verdicts::Drop,
@@ -21,8 +22,11 @@ use crate::{
 #[inline(always)]
 pub fn check(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    alive(ifindex)?;
+    let (ifindex, segments) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_segs) };
+    let (device, state) = alive(ifindex)?;
+    if is_own_tagged(ctx, &state.target) {
+        return Err(looped(device.tunnel, segments));
+    }
     spread(ctx);
     Ok(())
 }
@@ -30,7 +34,7 @@ pub fn check(ctx: &TcContext) -> Result<(), Drop> {
 /// Hands a frame to the engine's socket for the pair and the queue.
 #[inline(always)]
 pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
-    let device = alive(ctx.ingress_ifindex() as u32)?;
+    let (device, _) = alive(ctx.ingress_ifindex() as u32)?;
     let refused = Drop { tunnel: device.tunnel, verdict: Verdict::NoEngine };
     let queue = ctx.rx_queue_index();
     if queue >= PRIVATE_QUEUES {
@@ -40,9 +44,9 @@ pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
     PRIVATE_SOCKETS.redirect(socket, u64::from(XDP_DROP)).map_err(|_| refused)
 }
 
-/// The live tunnel of one of its pair's ends.
+/// The live tunnel of one of its pair's ends, and its state.
 #[inline(always)]
-fn alive(ifindex: u32) -> Result<EthernetDevice, Drop> {
+fn alive(ifindex: u32) -> Result<(EthernetDevice, &'static Tunnel), Drop> {
     // SAFETY: values are two u32 that live in a preallocated element; a torn or reused one names another tunnel's socket, which
     // the kernel refuses for a frame of this device.
     let device = unsafe { ETHERNET_DEVICES.get(ifindex) }.copied();
@@ -52,5 +56,5 @@ fn alive(ifindex: u32) -> Result<EthernetDevice, Drop> {
     if state.flags & Tunnel::ALIVE == 0 {
         return Err(dead);
     }
-    Ok(device)
+    Ok((device, state))
 }

@@ -156,6 +156,12 @@ impl<'a> Front<'a> {
     }
 }
 
+/// Whether a VLAN tag follows, and not a packet.
+#[inline(always)]
+pub fn is_tag(ethertype: [u8; 2]) -> bool {
+    matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ)
+}
+
 /// Whether it is this IPv4 address.
 #[inline(always)]
 pub fn is_v4(address: &CarrierAddress, [a, b, c, d]: [u8; 4]) -> bool {

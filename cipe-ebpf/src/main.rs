@@ -13,6 +13,7 @@ mod ethernet;
 mod frame;
 mod lan;
 mod live;
+mod loops;
 mod maps;
 mod mss;
 mod private;

@@ -10,11 +10,12 @@ use aya_ebpf::{
 };
 use cipe_common::{
     Stamp, Verdict,
-    maps::{CarrierAddress, NO_TUNNEL, PRIVATE_QUEUES, PrivateAddress, Tunnel, private_socket_index},
+    maps::{NO_TUNNEL, PRIVATE_QUEUES, PrivateAddress, Tunnel, private_socket_index},
 };
 
 use crate::{
-    frame::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Fragment, Front, IPV6_FRAGMENT, Ipv4, Ipv6, PROTOCOL_TCP, PROTOCOL_UDP, is_v4, is_v6},
+    frame::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front, Ipv4, Ipv6, PROTOCOL_TCP},
+    loops::{is_own, looped},
     maps::{PRIVATE_ADDRESSES, PRIVATE_SOCKETS, TUNNELS},
     mss,
     verdicts::Drop,
@@ -46,10 +47,8 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
         ETHERTYPE_IPV6 => mss::clamp_ipv6(ctx, state.mss),
         _ => return Err(not_ip),
     }
-    if goes_round(ctx, ethertype, &state.target) {
-        let drop = Drop { tunnel, verdict: Verdict::RouteLoop };
-        drop.count_others(segments);
-        return Err(drop);
+    if is_own::<ETHERNET>(ctx, ethertype, &state.target) {
+        return Err(looped(tunnel, segments));
     }
     spread(ctx);
     let mut stamp =
@@ -66,44 +65,6 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     // Not even room for an Ethernet header: nothing that a network device hands us.
     ctx.store(0, &mac, 0).map_err(|_| Drop { tunnel, verdict: Verdict::PrivateMalformed })
 }
-
-/// Whether a frame holds one of the tunnel's own datagrams, or the first piece of one: what the rules of routes and firewalls
-/// have led back into it, whatever they say.
-#[inline(always)]
-fn goes_round(ctx: &TcContext, ethertype: [u8; 2], target: &CarrierAddress) -> bool {
-    if target.port == [0; 2] {
-        return false;
-    }
-    let front = Front::of_tc(ctx);
-    let udp = match ethertype {
-        ETHERTYPE_IPV4 => match front.at::<Ipv4>(ETHERNET) {
-            Some(ip) if ip.protocol == PROTOCOL_UDP && ip.begins() && is_v4(target, ip.destination) => IPV4_UDP,
-            _ => return false,
-        },
-        _ => match front.at::<Ipv6>(ETHERNET) {
-            Some(ip) if is_v6(target, ip.destination) => match ip.next_header {
-                PROTOCOL_UDP => IPV6_UDP,
-                IPV6_FRAGMENT => match front.at::<Fragment>(IPV6_UDP) {
-                    Some(fragment) if fragment.begins() && fragment.next_header == PROTOCOL_UDP => {
-                        IPV6_UDP + size_of::<Fragment>()
-                    }
-                    _ => return false,
-                },
-                _ => return false,
-            },
-            _ => return false,
-        },
-    };
-    // The front may end behind the IP header.
-    ctx.load::<[u8; 2]>(udp + DESTINATION_PORT).is_ok_and(|port| port == target.port)
-}
-
-/// Offsets of the UDP header behind IP headers without options and extension headers, which our own datagrams have none of.
-const IPV4_UDP: usize = ETHERNET + size_of::<Ipv4>();
-const IPV6_UDP: usize = ETHERNET + size_of::<Ipv6>();
-
-/// Offset of the port in a UDP header.
-const DESTINATION_PORT: usize = 2;
 
 /// Whether a TCP header follows the IP header. The kernel puts nothing into TCP.
 #[inline(always)]

@@ -10,6 +10,7 @@ use arrayvec::ArrayVec;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::packets::{Incoming, Outgoing, jobs};
+use super::rounds::Rounds;
 use crate::cipher::Lanes;
 use crate::engine::BATCH;
 use crate::engine::locked;
@@ -19,6 +20,7 @@ use crate::xsk::Umem;
 /// What all workers know of each other.
 pub struct Crew {
     members: Vec<Member>,
+    rounds: Rounds,
 }
 
 struct Member {
@@ -128,7 +130,13 @@ impl Crew {
                 helped: AtomicU64::new(0),
             })
         };
-        Ok(Self { members: (0..count).map(member).collect::<rustix::io::Result<_>>()? })
+        let members = (0..count).map(member).collect::<rustix::io::Result<_>>()?;
+        Ok(Self { members, rounds: Rounds::default() })
+    }
+
+    /// What is inside the datagrams that were sealed last.
+    pub fn rounds(&self) -> &Rounds {
+        &self.rounds
     }
 
     /// How many workers there are.

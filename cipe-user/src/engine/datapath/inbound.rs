@@ -155,7 +155,11 @@ impl Datapath {
                 if is_dynamic {
                     tunnel.common.opened();
                 }
+                let has_moved = tunnel.peer != Some(item.from);
                 follow_peer(tunnel, item.from, self.number, &self.reports);
+                if has_moved {
+                    self.targets.set(number, tunnel.target());
+                }
                 if item.slot == Some(Slot::Receive)
                     && let Some(reason) = tunnel.receiving(self.now)
                 {

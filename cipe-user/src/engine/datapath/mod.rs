@@ -19,11 +19,13 @@ mod crew;
 mod delivery;
 mod ethernet;
 mod inbound;
+mod looped;
 mod opener;
 mod outbound;
 mod packets;
 #[cfg(any(test, feature = "harness"))]
 pub mod pair;
+mod rounds;
 mod table;
 
 use std::net::SocketAddr;
@@ -52,6 +54,7 @@ pub use table::Table;
 
 use cipe_common::Verdict;
 use packets::{Delivery, Incoming};
+use rounds::Targets;
 use table::Addresses;
 
 /// Outer header of our own messages.
@@ -78,6 +81,7 @@ pub struct Datapath {
     lanes: Lanes,
     random: Random,
     addresses: Addresses,
+    targets: Targets,
     coalescer: Coalescer,
     /// Whose the arrivals of a batch are.
     owners: Vec<Option<u16>>,
@@ -106,6 +110,7 @@ impl Datapath {
             lanes: Lanes::new(),
             random: Random::new()?,
             addresses: Addresses::default(),
+            targets: Targets::default(),
             coalescer: Coalescer::default(),
             owners: Vec::with_capacity(BATCH),
             incoming: Vec::with_capacity(BATCH),
@@ -117,6 +122,7 @@ impl Datapath {
     /// Gives a carrier address to a tunnel; one that had it before has it no longer.
     pub fn add_address(&mut self, address: SocketAddr, number: u16) {
         self.addresses.insert(address, number);
+        self.targets.set_port(number, address.port());
     }
 
     /// Takes a carrier address back.

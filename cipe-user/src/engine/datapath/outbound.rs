@@ -96,6 +96,7 @@ impl Datapath {
 
     /// Frames and encrypts what stands in `outgoing` from place `first` on.
     pub(super) fn seal_from(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
+        self.stop_rounds(first, outgoing);
         for out in &mut outgoing[first..] {
             self.frame(out);
         }
@@ -104,9 +105,20 @@ impl Datapath {
 
     /// Chooses the IV of a payload that is to be sealed, pads it, and accounts for it.
     fn frame(&mut self, out: &mut Outgoing) {
-        let (Some(tunnel), Some(slot)) = (self.tunnels.get(&out.tunnel), out.slot) else { return };
+        let Some(tunnel) = self.tunnels.get(&out.tunnel) else { return };
+        let Some(slot) = out.slot else {
+            // What stands in the place of the IV.
+            let begin = self.umem.chunk(&out.frame).get(out.datagram.clone()).and_then(<[u8]>::first_chunk);
+            if let Some((inside, begin)) = out.inside.take().zip(begin) {
+                self.crew.rounds().remember(*begin, *inside);
+            }
+            return;
+        };
         let kind = if slot == Slot::Static { KeyKind::Static } else { KeyKind::Dynamic };
         let iv = packet::draw_iv(kind, || self.random.octets());
+        if let Some(inside) = out.inside.take() {
+            self.crew.rounds().remember(iv, *inside);
+        }
         if slot == Slot::Static {
             tunnel.common.note_iv(&iv);
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use cipe_common::maps::Slot;
 
+use super::rounds::Inside;
 use crate::cipher::Job;
 use crate::engine::BATCH;
 use crate::engine::carrier::outer::Marks;
@@ -33,6 +34,8 @@ pub struct Outgoing {
     pub marks: Marks,
     /// Encrypted, or bare by order; nothing else may be shipped.
     pub ready: bool,
+    /// Tunnels whose datagrams it holds, if it does.
+    pub inside: Option<Box<Inside>>,
 }
 
 impl Outgoing {
@@ -50,7 +53,7 @@ impl Outgoing {
             Some(_) => at - packet::IV..at - packet::IV + packet::sealed_len(octets),
             None => at..at + octets,
         };
-        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none() }
+        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none(), inside: None }
     }
 
     /// What is now to be encrypted, and what its first block is chained to.

@@ -106,6 +106,7 @@ impl Manager {
             looked_up: None,
             leads: Leads::default(),
             loops: Loops::default(),
+            rounds: Loops::default(),
             previous: None,
             notes: Vec::new(),
             bogus: (0, 0),

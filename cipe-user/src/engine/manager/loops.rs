@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use cipe_common::Verdict;
+
 use super::Manager;
+use crate::control::protocol::Protocol;
 use crate::kernel::nexthop::NextHop;
 use crate::kernel::zone::Shown;
 
@@ -45,13 +48,27 @@ impl Loops {
     }
 }
 
-/// What is said of it.
-pub fn line(target: SocketAddr) -> String {
+/// What is said of them.
+pub fn line(target: SocketAddr, protocol: Protocol) -> String {
     let (ip, port, target) = (target.ip(), target.port(), Shown(target));
+    let bridge = match protocol {
+        Protocol::Ip => "",
+        Protocol::Ethernet => {
+            "; a bridge that the tunnel stands in may lead them here, too: the carrier wants a way past it"
+        }
+    };
     format!(
         "looped route: datagrams to {target} are led into the tunnel that sends them, and dropped; add a route to {ip} over the \
          carrier device, or a rule before the one that leads them here (ip rule add ipproto udp dport {port}, or fwmark with the \
-         option `mark`)"
+         option `mark`){bridge}"
+    )
+}
+
+/// What is said of datagrams that go round.
+pub fn line_of_round(target: SocketAddr) -> String {
+    let (ip, target) = (target.ip(), Shown(target));
+    format!(
+        "looped route: datagrams to {target} go round through other tunnels; add a route to {ip} over the carrier device"
     )
 }
 
@@ -88,20 +105,15 @@ impl Manager {
     /// Takes up where a tunnel leads; returns what is to be said of it. Of a way into the tunnel itself nothing, until a
     /// datagram has come in by it.
     pub(super) fn set_leads(&mut self, number: u16, leads: Leads) -> Option<String> {
-        let counted =
-            self.programs.verdicts(number.into()).map_or(0, |all| all[cipe_common::Verdict::RouteLoop as usize]);
+        let counted = self.programs.verdicts(number.into()).map_or(0, |all| all[Verdict::RouteLoop as usize]);
         let tenant = self.tenants.get_mut(&number)?;
         let before = std::mem::replace(&mut tenant.leads, leads);
         if before != leads {
             tenant.loops.forget(counted);
+            tenant.rounds.forget(tenant.counters.of(Verdict::RouteLoop));
         }
         let target = tenant.target()?;
-        (leads == Leads::Round && before != leads).then(|| {
-            let (ip, target) = (target.ip(), Shown(target));
-            format!(
-                "looped route: datagrams to {target} go round through other tunnels; add a route to {ip} over the carrier device"
-            )
-        })
+        (leads == Leads::Round && before != leads).then(|| line_of_round(target))
     }
 }
 

@@ -125,6 +125,8 @@ struct Tenant {
     leads: Leads,
     /// Its datagrams that came into the tunnel itself.
     loops: Loops,
+    /// Its packets that came back to it through other tunnels.
+    rounds: Loops,
     /// The receive key before the present one, while it is kept.
     previous: Option<Previous>,
     notes: Vec<String>,

@@ -6,7 +6,7 @@ use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
 
 use super::connections::{Said, report};
-use super::{Manager, Tenant, loops};
+use super::{Leads, Manager, Tenant, loops};
 use crate::control::protocol::{Event, Status, WorkerShare};
 use crate::engine::worker::Command;
 use crate::repeats::has_doubled;
@@ -61,7 +61,14 @@ impl Manager {
             if tenant.loops.see(in_programs[Verdict::RouteLoop as usize], at)
                 && let Some(target) = tenant.target()
             {
-                lines.push((*number, loops::line(target)));
+                lines.push((*number, loops::line(target, tenant.protocol)));
+            }
+            // Where the look-up shows that the way goes round, that has been said.
+            if tenant.rounds.see(tenant.counters.of(Verdict::RouteLoop), at)
+                && tenant.leads != Leads::Round
+                && let Some(target) = tenant.target()
+            {
+                lines.push((*number, loops::line_of_round(target)));
             }
             let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
             let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);

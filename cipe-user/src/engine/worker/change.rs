@@ -40,6 +40,7 @@ impl Worker {
         {
             tunnel.set_peer(zone::moved(peer, zone));
         }
+        self.datapath.set_target(number);
     }
 
     pub(super) fn begin_carrier(&mut self, slot: usize) {

@@ -362,6 +362,7 @@ impl Worker {
         if let Some(tunnel) = self.datapath.tunnels.get_mut(&number) {
             change(tunnel);
         }
+        self.datapath.set_target(number);
     }
 
     fn add_tunnel(&mut self, tunnel: Tunnel, udp: UdpCarrier, addresses: Vec<SocketAddr>) {
@@ -377,6 +378,7 @@ impl Worker {
         }
         self.endpoints.insert(number, Endpoint { udp, addresses });
         self.datapath.tunnels.insert(number, tunnel);
+        self.datapath.set_target(number);
     }
 
     fn remove_tunnel(&mut self, number: u16) {
@@ -390,6 +392,7 @@ impl Worker {
         for address in addresses.unwrap_or_default() {
             self.datapath.remove_address(&address);
         }
+        self.datapath.set_target(number);
     }
 
     fn count_losses(&mut self) {

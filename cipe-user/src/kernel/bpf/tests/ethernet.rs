@@ -56,6 +56,31 @@ fn frames_of_a_dead_tunnel_or_of_none_are_dropped_and_counted() {
 }
 
 #[test]
+fn a_tunnel_s_own_datagrams_do_not_come_into_it_whatever_their_tags() {
+    let Some(mut programs) = ready() else { return };
+    for (target, others) in [
+        ("192.0.2.7:6789", ["192.0.2.7:6790", "192.0.2.8:6789"]),
+        ("[2001:db8::7]:6789", ["[2001:db8::7]:6790", "[2001:db8:1::7]:6789"]),
+    ] {
+        let target: std::net::SocketAddr = target.parse().unwrap();
+        let known = Tunnel { flags: Tunnel::ALIVE, target: carrier_address(target), ..Tunnel::default() };
+        programs.set_tunnel(TUNNEL, known).unwrap();
+        let with_tags = |frame: &[u8]| {
+            let one = tagged(frame, [0x81, 0x00]);
+            [frame.to_vec(), tagged(&one, [0x88, 0xA8]), one]
+        };
+        let before = programs.counted(TUNNEL, Verdict::RouteLoop);
+        for frame in with_tags(&udp(target, b"sealed")) {
+            assert_eq!(programs.run_tc_of(names::ETHERNET_TC, &frame, 0).0, TC_SHOT, "{target}");
+        }
+        assert_eq!(programs.counted(TUNNEL, Verdict::RouteLoop), before + 3);
+        for frame in others.iter().flat_map(|other| with_tags(&udp(other.parse().unwrap(), b"sealed"))) {
+            assert_eq!(programs.run_tc_of(names::ETHERNET_TC, &frame, 0), (TC_OK, frame.clone()));
+        }
+    }
+}
+
+#[test]
 fn any_frame_is_passed_or_dropped_and_counted() {
     let Some(programs) = ready() else { return };
     let programs = std::cell::RefCell::new(programs);
