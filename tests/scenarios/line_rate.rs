@@ -1,19 +1,23 @@
 //! A line of a certain rate and 50 ms round trip is filled by a TCP stream, and stays so while keys change: each 32,767 packets
 //! towards an original and from it, each second between two of ours.
 //!
-//! The line is a relay of the bed's own: it needs no netem, which some kernels lack, and keeps its rate on a busy machine.
+//! The line is a relay of the bed's own: it needs no netem, which some kernels lack, and keeps its rate on a busy machine. One of
+//! netem is beside it, by each door, where the kernel has it.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cipe_tests::gateway::Daemon;
+use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::impair::{Impairment, Rate, Relay};
+use cipe_tests::netem;
+use cipe_tests::offload::Offload;
+use cipe_tests::options::Options;
 use cipe_tests::original::Original;
 use cipe_tests::process::patient;
 use cipe_tests::relayed::{Relayed, carrier_of, port_of};
 use cipe_tests::stream::Stream;
-use cipe_tests::topology::{Side, Topology};
+use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
 /// 64 Mbit/s of IP packets, far below what either end can do; less where a machine is emulated. In octets a second.
@@ -100,4 +104,27 @@ fn a_line_between_two_of_ours_is_filled_while_keys_change() -> Result<()> {
     let changes = || Ok(link.pair.a.send_keys() as u64);
     fills_line(&link.net, Side::A, 3 * CHANGES, changes)
         .with_context(|| format!("{:?}\n{:?}", link.relay.passed(), link.pair.a.status()))
+}
+
+#[test]
+fn a_line_of_netem_is_filled_while_keys_change() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let bucket = format!("parent 1: handle 2: tbf rate {}bit burst 20kb latency 50ms", 8 * rate());
+    for carrier in ["auto", "udp", "xdp"] {
+        let offload = if carrier == "xdp" { Offload::Off } else { Offload::On };
+        let net = Topology::new(Carrier::Tapped, offload)?;
+        if !netem::shape(&net, &["root handle 1: netem delay 25ms limit 10000", &bucket])? {
+            return Ok(());
+        }
+        let change = |_, options: Options| options.set("carrier", carrier).set("tokey", 1).set("tokxc", 1);
+        let pair = Pair::start(&net, Daemon::Idea, change)?;
+        pair.wait_for_keys(&net)?;
+        for (sender, gateway) in [(Side::A, &pair.a), (Side::B, &pair.b)] {
+            fills_line(&net, sender, CHANGES, || Ok(gateway.send_keys() as u64))
+                .with_context(|| format!("carrier {carrier}: {:?}\n{:?}", netem::passed(&net), pair.a.status()))?;
+        }
+    }
+    Ok(())
 }

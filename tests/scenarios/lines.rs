@@ -1,5 +1,5 @@
-//! What a carrier may stand on beside a cable: VLAN, QinQ, bond, bridge, macvlan, ipvlan, VXLAN, VRF, WireGuard; and lines that
-//! are slow, lossy, out of order or narrow (netem). What this kernel has no module for is skipped, with the reason printed.
+//! What a carrier may stand on beside a cable: VLAN, QinQ, bond, bridge, macvlan, ipvlan, VXLAN, VRF, WireGuard. What this kernel
+//! has no module for is skipped, with the reason printed.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -266,49 +266,4 @@ fn a_device_that_is_not_there_is_named() -> Result<()> {
     let error = gateway.wait_up().map(drop).unwrap_err();
     ensure!(format!("{error:#}{}", gateway.log().text()).contains("carrier-device nowhere0"), "{error:#}");
     Ok(())
-}
-
-/// A line that delays, loses, reorders, or is narrow.
-fn line_carries(name: &str, netem: &str, line: Line) -> Result<()> {
-    if !may_make_namespaces() {
-        return Ok(());
-    }
-    for carrier in ["auto", "udp", "xdp"] {
-        let offload = if carrier == "xdp" { Offload::Off } else { Offload::On };
-        let net = Topology::new(Carrier::Direct, offload)?;
-        for side in [Side::A, Side::B] {
-            let words: Vec<&str> =
-                ["qdisc", "add", "dev", "wire0", "root"].into_iter().chain(netem.split(' ')).collect();
-            let output = net.gw(side).command("tc").args(&words).output()?;
-            if !output.status.success() {
-                eprintln!("skipped: tc {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-                return Ok(());
-            }
-        }
-        let pair = Pair::start(&net, Daemon::Idea, |_, options| options.set("carrier", carrier))?;
-        pair.wait_for_keys(&net)?;
-        everything_passes(&net, line).with_context(|| format!("{name}, carrier {carrier}"))?;
-        println!("{name} | carrier {carrier} | passes | {}", pair.a.status()?.doors.join(", "));
-    }
-    Ok(())
-}
-
-#[test]
-fn a_long_line_carries() -> Result<()> {
-    line_carries("50 ms", "netem delay 25ms limit 10000", Line::Sound)
-}
-
-#[test]
-fn a_lossy_line_carries() -> Result<()> {
-    line_carries("1 % loss", "netem loss 1%", Line::Lossy)
-}
-
-#[test]
-fn a_line_out_of_order_carries() -> Result<()> {
-    line_carries("reordering", "netem delay 5ms reorder 25% 50%", Line::Lossy)
-}
-
-#[test]
-fn a_narrow_line_carries() -> Result<()> {
-    line_carries("100 Mbit/s, queue of 50 ms", "netem rate 100mbit limit 416", Line::Lossy)
 }

@@ -15,6 +15,7 @@ pub mod line;
 pub mod log;
 pub mod namespace;
 pub mod net;
+pub mod netem;
 pub mod offload;
 pub mod options;
 pub mod original;

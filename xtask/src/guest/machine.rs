@@ -60,6 +60,11 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Whether its clock counts instructions.
+    pub fn counts_instructions(&self) -> bool {
+        self.instructions
+    }
+
     /// The same, with a clock that counts instructions.
     pub fn counting_instructions(&self) -> Self {
         Self { instructions: true, ..self.clone() }

@@ -17,7 +17,7 @@ use crate::tools::{self, SCENARIOS, UNIT_TESTS};
 /// Seconds after which the tests of a file are ended.
 const DEADLINE: u64 = 3600;
 
-/// How much longer than a machine by itself a guest may take, where it is emulated.
+/// How much longer than a machine by itself a guest may take, where it is emulated and its clock is the host's.
 const SLOWNESS: &str = "10";
 
 /// Names another factor, for a busy host.
@@ -190,7 +190,9 @@ fn run_guests(
     fs::create_dir_all(&kept)?;
     // A build that comes in between must not change what the guest runs.
     let cipe = cipe.map(|cipe| keep(cipe, &kept)).transpose()?;
-    let steps: Result<Vec<Step>> = choices.iter().map(|choice| step(choice, cipe.as_deref(), &kept)).collect();
+    let slowness = if machine::has_kvm() || shape.counts_instructions() { "1" } else { SLOWNESS };
+    let steps: Result<Vec<Step>> =
+        choices.iter().map(|choice| step(choice, cipe.as_deref(), &kept, slowness)).collect();
     let steps = steps?;
     let way = if machine::has_kvm() { "KVM" } else { "emulation" };
     println!("\n==> {}: {} file(s) of tests by {way}", kernel.release, steps.len());
@@ -218,8 +220,7 @@ fn run_guests(
 }
 
 /// How the guest runs the tests of one program.
-fn step(choice: &Choice, cipe: Option<&Path>, kept: &Path) -> Result<Step> {
-    let slowness = if machine::has_kvm() { "1" } else { SLOWNESS };
+fn step(choice: &Choice, cipe: Option<&Path>, kept: &Path, slowness: &str) -> Result<Step> {
     let arguments = ["--test-threads=1", "--show-output", "--color=never"].into_iter();
     let variables = [
         ("CIPE_BIN", cipe.map(|cipe| cipe.display().to_string())),
