@@ -21,6 +21,9 @@ fn wait_for_ping(from: &Namespace, to: Ipv4Addr, gateway: &Gateway) -> Result<()
     Ok(())
 }
 
+/// Each protocol has devices of its own kind.
+const DAEMONS: [Daemon; 2] = [Daemon::Blowfish, Daemon::EthernetBlowfish];
+
 /// The carrier stays where it is; whoever is in the other namespace has the tunnel and nothing else.
 #[test]
 fn a_device_in_another_namespace_goes_on_and_its_end_is_the_tunnel_s() -> Result<()> {
@@ -28,31 +31,47 @@ fn a_device_in_another_namespace_goes_on_and_its_end_is_the_tunnel_s() -> Result
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, Offload::On)?;
-    for end_by_stop in [true, false] {
-        let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
-        pair.wait_for_keys(&net)?;
+    for (daemon, end_by_stop, index_is_taken) in
+        DAEMONS.into_iter().flat_map(|daemon| [(daemon, true, false), (daemon, false, true)])
+    {
+        let device = daemon.device();
+        let pair = Pair::start(&net, daemon, |_, options| options)?;
+        wait_for_ping(net.gw(Side::A), Side::B.tunnel(), &pair.a)?;
         let other = Namespace::new("apart")?;
-        net.gw(Side::A).ip(&["link", "set", "cipcb0", "netns", other.name()])?;
+        if index_is_taken {
+            let index = index_of(net.gw(Side::A), device)?;
+            other.ip(&["link", "add", "taken0", "index", &index, "type", "bridge"])?;
+        }
+        net.gw(Side::A).ip(&["link", "set", device, "netns", other.name()])?;
         pair.a.wait_for_line("of the move", |line| line.contains("moved to another network namespace"))?;
-        other.ip(&["link", "set", "cipcb0", "up"])?;
+        other.ip(&["link", "set", device, "up"])?;
         let (own, peer) = (Side::A.tunnel().to_string(), Side::B.tunnel().to_string());
-        other.ip(&["addr", "add", &own, "peer", &peer, "dev", "cipcb0"])?;
+        other.ip(&["addr", "add", &own, "peer", &peer, "dev", device])?;
         wait_for_ping(&other, Side::B.tunnel(), &pair.a)?;
         let status = pair.a.wait_for_status("the note", |status| {
             status.doors.iter().any(|door| door.contains("another network namespace"))
         })?;
-        assert_eq!(status.device, "cipcb0");
-        assert_eq!(net.gw(Side::A).devices()?.iter().filter(|name| *name == "cipcb0").count(), 0);
+        assert_eq!(status.device, device);
+        assert_eq!(net.gw(Side::A).devices()?.iter().filter(|name| *name == device).count(), 0);
+        if index_is_taken {
+            other.ip(&["link", "del", "taken0"])?;
+        }
         if end_by_stop {
             assert!(pair.a.stop()?.success());
             other.wait_for_devices(&["lo"])?;
         } else {
-            other.ip(&["link", "del", "cipcb0"])?;
+            other.ip(&["link", "del", device])?;
             process::wait_gone(pair.a.pid(), SOON)?;
             assert!(pair.a.stop()?.success());
         }
+        net.gw(Side::A).wait_for_devices(&["lo", "lan0", "wire0"])?;
     }
     Ok(())
+}
+
+fn index_of(namespace: &Namespace, device: &str) -> Result<String> {
+    let links: serde_json::Value = serde_json::from_str(&namespace.ip(&["-j", "link", "show", "dev", device])?)?;
+    Ok(links[0]["ifindex"].to_string())
 }
 
 #[test]
@@ -61,18 +80,21 @@ fn a_renamed_device_is_called_by_its_new_name() -> Result<()> {
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, Offload::On)?;
-    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
-    pair.wait_for_keys(&net)?;
-    net.gw(Side::A).ip(&["link", "set", "cipcb0", "name", "vpn7"])?;
-    pair.a.wait_for_line("of the name", |line| line.ends_with("cipcb0: is called vpn7 now"))?;
-    let shown = pair.a.cipe(&["show"]).output()?;
-    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(shown.contains("vpn7") && !shown.contains("cipcb0"), "{shown}");
-    wait_for_ping(net.lan(Side::A), Side::B.host(), &pair.a)?;
-    net.gw(Side::A).ip(&["link", "set", "vpn7", "down"])?;
-    process::wait_gone(pair.a.pid(), SOON)?;
-    let log = pair.a.log().clone();
-    assert!(pair.a.stop()?.success());
-    assert!(log.text().contains("vpn7: down"), "{}", log.text());
+    for daemon in DAEMONS {
+        let device = daemon.device();
+        let pair = Pair::start(&net, daemon, |_, options| options)?;
+        wait_for_ping(net.gw(Side::A), Side::B.tunnel(), &pair.a)?;
+        net.gw(Side::A).ip(&["link", "set", device, "name", "vpn7"])?;
+        pair.a.wait_for_line("of the name", |line| line.ends_with(&format!("{device}: is called vpn7 now")))?;
+        let shown = pair.a.cipe(&["show"]).output()?;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("vpn7") && !shown.contains(device), "{shown}");
+        wait_for_ping(net.gw(Side::A), Side::B.tunnel(), &pair.a)?;
+        net.gw(Side::A).ip(&["link", "set", "vpn7", "down"])?;
+        process::wait_gone(pair.a.pid(), SOON)?;
+        let log = pair.a.log().clone();
+        assert!(pair.a.stop()?.success());
+        assert!(log.text().contains("vpn7: down"), "{}", log.text());
+    }
     Ok(())
 }

@@ -315,6 +315,33 @@ fn a_frame_larger_than_the_device_is_counted_where_it_arrives() -> Result<()> {
     joined.passes(&small, "one that fits")
 }
 
+/// `ip link set cipdb0 mtu N`, at both gateways.
+#[test]
+fn an_mtu_that_an_operator_sets_is_followed() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let joined = Joined::new(Daemon::EthernetBlowfish, Offload::Off, |_, options| options)?;
+    let large = frame(BROADCAST, &[0x88, 0xB5], &pattern(2, 1500));
+    let set = |side: Side, mtu: &str| -> Result<()> {
+        joined.net.gw(side).ip(&["link", "set", "cipdb0", "mtu", mtu])?;
+        let line = format!("the interface's MTU is {mtu} now");
+        joined.gateway(side).wait_for_line("of the MTU", |text| text.contains(&line)).map(drop)
+    };
+    set(Side::A, "1500")?;
+    joined.port(Side::A).send(&large)?;
+    joined.gateway(Side::B).wait_for_status("it is too large", |status| status.count("private-full") == 1)?;
+    set(Side::B, "1500")?;
+    joined.passes(&large, "a larger frame")?;
+    // Pings fill it where nothing forbids the carrier to cut.
+    let plan = Plan::sizes(vec![HEADERS, MTU]);
+    assert_eq!(ping::run(joined.net.lan(Side::A), host(Side::B), &plan)?.received(), 2);
+    set(Side::B, "1000")?;
+    joined.port(Side::A).send(&large)?;
+    joined.gateway(Side::B).wait_for_status("it is too large again", |status| status.count("private-full") == 2)?;
+    joined.passes(&frame(BROADCAST, &[0x88, 0xB5], &pattern(3, 1000)), "a frame that fits")
+}
+
 #[test]
 fn the_device_stays_in_its_bridge_while_the_engine_is_dead_and_drops() -> Result<()> {
     if !may_make_namespaces() {

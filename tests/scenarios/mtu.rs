@@ -245,6 +245,33 @@ fn forcemtu_ignores_the_carrier_path() -> Result<()> {
 }
 
 #[test]
+fn an_mtu_that_an_operator_sets_is_followed() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("mtu", 1300))?;
+    pair.wait_for_keys(&net)?;
+    let too_large = Plan { timeout: Duration::from_millis(300), ..Plan::sizes(vec![1301]) };
+    assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &too_large)?.received(), 0);
+    for mtu in [MTU, 1000] {
+        for side in [Side::A, Side::B] {
+            net.gw(side).ip(&["link", "set", "cipcb0", "mtu", &mtu.to_string()])?;
+            let line = format!("the interface's MTU is {mtu} now");
+            pair.of(side).wait_for_line("of the MTU", |text| text.contains(&line))?;
+        }
+        // The host has learned what the tunnel took before.
+        net.lan(Side::A).ip(&["route", "flush", "cache"])?;
+        let plan = Plan::sizes(vec![mtu]);
+        let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
+        assert_eq!(report.received(), 1, "{mtu}: {:?}\n{}", pair.a.status()?, pair.a.log().text());
+        let above = Plan { timeout: Duration::from_millis(300), ..Plan::sizes(vec![mtu + 1]) };
+        assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &above)?.received(), 0, "{mtu}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_tunnel_with_a_large_mtu_needs_an_engine_started_for_it() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());

@@ -29,6 +29,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NL
 use rustix::io::Errno;
 
 use super::addresses::Configuration;
+use super::ethernet::is_veth;
 use super::events::Events;
 use super::hub::{self, Hub};
 use super::links::{self, Card};
@@ -152,9 +153,9 @@ impl Netlink {
         }
     }
 
-    /// Whether a tunnel device is in another network namespace.
-    pub async fn is_elsewhere(&self, device: &Device) -> bool {
-        self.elsewhere(device).await.is_ok_and(|place| place.is_some())
+    /// The index that a tunnel device has in another network namespace, if it is in one.
+    pub async fn index_elsewhere(&self, device: &Device) -> Option<u32> {
+        self.elsewhere(device).await.ok().flatten().map(|(_, index)| index)
     }
 
     /// Number of the other network namespace that a tunnel device is in, and its index there.
@@ -167,7 +168,7 @@ impl Netlink {
             let links = self.request(what, RouteNetlinkMessage::GetLink(message), NLM_F_DUMP).await;
             for link in links.unwrap_or_default() {
                 if let RouteNetlinkMessage::NewLink(link) = link
-                    && hub::is_macvlan(&link)
+                    && is_tunnel_device(&link)
                     && Card::from_message(&link).is_some_and(|card| card.mac == Some(device.mac))
                 {
                     return Ok(Some((namespace, link.header.index)));
@@ -311,6 +312,12 @@ impl Netlink {
             tracing::warn!("{name}: the kernel has no route to {peer} by it yet");
         }
     }
+}
+
+/// Whether a device is one of a tunnel, of either protocol, whatever stands on it.
+fn is_tunnel_device(link: &LinkMessage) -> bool {
+    let is_named_so = links::alias_of(link).and_then(Owner::from_alias).is_some_and(|(what, _)| what == ALIAS);
+    hub::is_macvlan(link) || (is_veth(link) && is_named_so)
 }
 
 /// What the kernel's dev_valid_name() takes, without the percent sign, which would make it a template.

@@ -79,7 +79,7 @@ impl Netlink {
     }
 }
 
-fn is_veth(link: &LinkMessage) -> bool {
+pub(super) fn is_veth(link: &LinkMessage) -> bool {
     link.attributes.iter().any(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
         _ => false,

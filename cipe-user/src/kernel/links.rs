@@ -272,6 +272,8 @@ pub struct LinkEvent {
     pub name: String,
     /// Its address, if it is an Ethernet device.
     pub mac: Option<[u8; 6]>,
+    /// Largest IP packet in octets.
+    pub mtu: u32,
     /// What happened.
     pub change: LinkChange,
 }
@@ -329,13 +331,13 @@ impl LinkTable {
 
     fn remove(&mut self, ifindex: u32) -> Option<LinkEvent> {
         let card = self.cards.remove(&ifindex)?;
-        Some(LinkEvent { ifindex, name: card.name, mac: card.mac, change: LinkChange::Deleted })
+        Some(LinkEvent { ifindex, name: card.name, mac: card.mac, mtu: card.mtu, change: LinkChange::Deleted })
     }
 
     fn update(&mut self, link: &LinkMessage, changes: &mut Vec<LinkEvent>) {
         let Some(new) = Card::from_message(link) else { return };
-        let (ifindex, mac) = (new.ifindex, new.mac);
-        let mut tell = |change| changes.push(LinkEvent { ifindex, name: new.name.clone(), mac, change });
+        let (ifindex, mac, mtu) = (new.ifindex, new.mac, new.mtu);
+        let mut tell = |change| changes.push(LinkEvent { ifindex, name: new.name.clone(), mac, mtu, change });
         match self.cards.get(&ifindex) {
             None => {
                 tell(LinkChange::Added);

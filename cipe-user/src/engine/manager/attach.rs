@@ -335,11 +335,9 @@ impl Manager {
         let devices: Vec<&Device> = gone.iter().map(|tenant| &tenant.device).collect();
         log_failure(self.netlink.remove_all(&devices).await);
         for tenant in gone {
-            match (tenant.protocol, self.hubs.get(tenant.hub)) {
+            match (tenant.protocol, self.hubs.ends(tenant.hub)) {
                 (Protocol::Ip, _) => log_failure(self.programs.remove_private_address(tenant.device.mac)),
-                (Protocol::Ethernet, Some(pair)) => {
-                    log_failure(self.programs.remove_ethernet_device([pair.index, pair.hidden_index]));
-                }
+                (Protocol::Ethernet, Some(ends)) => log_failure(self.programs.remove_ethernet_device(ends)),
                 (Protocol::Ethernet, None) => {}
             }
             self.leave_hub(tenant.hub).await;

@@ -32,12 +32,20 @@ struct Place {
     note: Option<String>,
     /// Somebody took it away: nothing new goes there.
     lost: bool,
+    /// Index of the visible end in another network namespace, if it was moved there; another device may have the one before.
+    moved: Option<u32>,
+}
+
+impl Place {
+    fn new(hub: Hub) -> Self {
+        Self { hub, tunnels: 0, note: None, lost: false, moved: None }
+    }
 }
 
 impl Hubs {
     /// Those that a dead engine left, with devices on them.
     pub fn inherited(hubs: Vec<Hub>) -> Self {
-        let place = |hub| Some(Place { hub, tunnels: 0, note: None, lost: false });
+        let place = |hub| Some(Place::new(hub));
         Self { slots: hubs.into_iter().map(place).collect() }
     }
 
@@ -58,7 +66,28 @@ impl Hubs {
 
     /// The slot of the hub that one of its ends belongs to.
     pub fn of_device(&self, ifindex: u32) -> Option<usize> {
-        self.all().find(|(_, hub)| hub.index == ifindex || hub.hidden_index == ifindex).map(|(slot, _)| slot)
+        let is_end =
+            |place: &Place| place.hub.hidden_index == ifindex || (place.hub.index == ifindex && place.moved.is_none());
+        self.slots.iter().position(|place| place.as_ref().is_some_and(is_end))
+    }
+
+    /// The visible end of an Ethernet tunnel's pair has this index in another network namespace from now on.
+    pub fn set_moved(&mut self, slot: usize, index: u32) {
+        if let Some(place) = self.slots.get_mut(slot).and_then(Option::as_mut) {
+            place.moved = Some(index);
+        }
+    }
+
+    /// The indexes by which the programs know an Ethernet tunnel's pair. One that another pair has here is that one's: there the
+    /// visible end may pass for it, and the hidden end says whose a frame is.
+    pub fn ends(&self, slot: usize) -> Option<[u32; 2]> {
+        let place = self.slots.get(slot)?.as_ref()?;
+        let hidden = place.hub.hidden_index;
+        Some(match place.moved {
+            None => [place.hub.index, hidden],
+            Some(index) if self.of_device(index).is_none() => [index, hidden],
+            Some(_) => [hidden; 2],
+        })
     }
 
     /// Whether the pair in this slot is an Ethernet tunnel's own.
@@ -77,7 +106,7 @@ impl Hubs {
         if free == self.slots.len() {
             self.slots.push(None);
         }
-        self.slots[free] = Some(Place { hub, tunnels: 0, note: None, lost: false });
+        self.slots[free] = Some(Place::new(hub));
         Ok(free)
     }
 }

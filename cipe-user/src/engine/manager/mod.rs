@@ -536,9 +536,11 @@ impl Manager {
         match event.change {
             LinkChange::Down | LinkChange::Deleted => {
                 let deleted = event.change == LinkChange::Deleted;
-                let tunnels = match self.hubs.of_device(event.ifindex) {
-                    Some(hub) => self.lose_hub(hub, deleted),
-                    None => self.devices.get(&event.ifindex).copied().into_iter().collect(),
+                // The visible end of an Ethernet tunnel's pair is its device.
+                let tunnels = match (self.devices.get(&event.ifindex), self.hubs.of_device(event.ifindex)) {
+                    (Some(number), _) => vec![*number],
+                    (None, Some(hub)) => self.lose_hub(hub, deleted),
+                    (None, None) => Vec::new(),
                 };
                 for number in tunnels {
                     self.device_left(number, deleted).await;
@@ -550,6 +552,7 @@ impl Manager {
             LinkChange::Changed => {
                 if let Some((number, mac)) = self.devices.get(&event.ifindex).copied().zip(event.mac) {
                     self.set_private_address(number, mac);
+                    self.set_device_mtu(number, event.mtu as usize);
                 }
             }
             LinkChange::Renamed => {

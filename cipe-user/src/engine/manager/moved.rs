@@ -3,8 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use cipe_common::maps::EthernetDevice;
+
 use super::Manager;
-use crate::control::protocol::Event;
+use super::attach::log_failure;
+use crate::control::protocol::{Event, Protocol};
 
 /// How often devices in other network namespaces are looked for: their end is told to nobody here.
 const LOOK: Duration = Duration::from_secs(5);
@@ -30,14 +33,19 @@ impl Manager {
         if is_going {
             return;
         }
-        if !deleted || !self.netlink.is_elsewhere(&device).await {
+        let index = if deleted { self.netlink.index_elsewhere(&device).await } else { None };
+        let Some(index) = index else {
             self.tell(number, Event::DeviceDown);
             return;
-        }
+        };
         self.devices.remove(&device.index);
         let Some(tenant) = self.tenants.get_mut(&number) else { return };
         tenant.device.index = ELSEWHERE;
+        let (hub, is_ethernet) = (tenant.hub, tenant.protocol == Protocol::Ethernet);
         tenant.notes.push("in another network namespace".to_owned());
+        if is_ethernet {
+            self.move_end(number, hub, index);
+        }
         self.news(
             number,
             "moved to another network namespace, where it goes on; take it up there and set its addresses and routes"
@@ -54,9 +62,21 @@ impl Manager {
         let moved = self.tenants.iter().filter(|(_, tenant)| tenant.device.index == ELSEWHERE);
         let moved: Vec<_> = moved.map(|(number, tenant)| (*number, tenant.device.clone())).collect();
         for (number, device) in moved {
-            if !self.netlink.is_elsewhere(&device).await {
+            if self.netlink.index_elsewhere(&device).await.is_none() {
                 self.tell(number, Event::DeviceDown);
             }
+        }
+    }
+
+    /// The visible end of an Ethernet tunnel's pair has this index in its new namespace, by which the program there knows whose it
+    /// is.
+    fn move_end(&mut self, number: u16, slot: usize, index: u32) {
+        let before = self.hubs.ends(slot);
+        self.hubs.set_moved(slot, index);
+        if let Some((before, ends)) = before.zip(self.hubs.ends(slot)).filter(|(before, ends)| before != ends) {
+            let device = EthernetDevice { tunnel: number.into(), hub: slot as u32 };
+            log_failure(self.programs.remove_ethernet_device(before));
+            log_failure(self.programs.set_ethernet_device(ends, device));
         }
     }
 }

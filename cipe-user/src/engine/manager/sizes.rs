@@ -6,9 +6,12 @@ use std::time::Instant;
 use cipe_common::maps::{CarrierAddress, PrivateAddress, Tunnel as TunnelEntry};
 
 use super::Manager;
+use super::attach::log_failure;
 use crate::control::protocol::{Attach, Protocol};
 use crate::engine::carrier::socks;
+use crate::engine::frames;
 use crate::engine::tunnel::mtu::TunnelMtu;
+use crate::engine::worker::Command;
 use crate::inner::headers::Version;
 use crate::kernel::bpf::carrier_address;
 use crate::repeats::{Repeats, counted};
@@ -79,16 +82,45 @@ impl Sizes {
 }
 
 impl Manager {
+    /// Takes up the MTU that an operator has given to a tunnel's device, in octets. What the engine's frames have no room for stays
+    /// too big.
+    pub(super) fn set_device_mtu(&mut self, number: u16, device: usize) {
+        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.sizes.device != device) else { return };
+        let largest = frames::largest_mtu(self.umem.frame_size()) as usize - tenant.protocol.header();
+        tenant.sizes.device = device;
+        tenant.sizes.told = false;
+        tenant.sizes.mtu = TunnelMtu::of_device(device.min(largest));
+        let path = tenant.looked_up.map(|hop| hop.mtu as usize).zip(tenant.target());
+        if let Some((path, target)) = path {
+            self.set_path_mtu(number, path, target.ip());
+        }
+        let Some(tenant) = self.tenants.get(&number) else { return };
+        let mtu = tenant.sizes.mtu;
+        log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
+        self.workers.tell_all(|_| Command::SetDeviceMtu(number, device, mtu));
+        match device > largest {
+            true => self.notice(
+                number,
+                format!(
+                    "the interface's MTU is {device} now, and this engine was started for up to {largest}; larger packets are refused \
+                     or cut"
+                ),
+            ),
+            false => self.news(number, format!("the interface's MTU is {device} now")),
+        }
+    }
+
     /// Takes up the MTU of a tunnel's carrier path to `peer`, in octets; the worker must be told, too. Returns whether it has
     /// just become too small for anything.
     pub(super) fn set_path_mtu(&mut self, number: u16, path: usize, peer: IpAddr) -> bool {
         let Some(tenant) = self.tenants.get_mut(&number) else { return false };
+        let largest = frames::largest_mtu(self.umem.frame_size()) as usize - tenant.protocol.header();
         let sizes = &mut tenant.sizes;
         if sizes.forced {
             return false;
         }
         let header = if tenant.socks.is_some() { socks::HEADER } else { 0 } + sizes.protocol.header();
-        let mtu = TunnelMtu::of_path(sizes.device, path.saturating_sub(header), peer);
+        let mtu = TunnelMtu::of_path(sizes.device.min(largest), path.saturating_sub(header), peer);
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return false;
         }

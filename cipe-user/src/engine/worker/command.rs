@@ -49,6 +49,8 @@ pub enum Command {
     RemoveTunnel(u16, Done),
     /// A tunnel's device has another address.
     SetPrivateHop(u16, Hop),
+    /// A tunnel's device has another MTU, in octets, and so the tunnel takes up to another size.
+    SetDeviceMtu(u16, usize, TunnelMtu),
     /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
     SetWay(u16, IpAddr, Way, TunnelMtu),
     /// A tunnel's peer is at this address from now on.

@@ -326,6 +326,9 @@ impl Worker {
             Command::SetExits(table) => self.datapath.exits.set(table),
             Command::AddTunnel(tunnel, udp, addresses, _done) => self.add_tunnel(*tunnel, udp, addresses),
             Command::RemoveTunnel(number, _done) => self.remove_tunnel(number),
+            Command::SetDeviceMtu(number, device, mtu) => {
+                self.change(number, |tunnel| (tunnel.device_mtu, tunnel.mtu) = (device, mtu));
+            }
             Command::SetPrivateHop(number, hop) => self.change(number, |tunnel| tunnel.private_hop = hop),
             Command::SetWay(number, peer, way, mtu) => self.change(number, |tunnel| {
                 if tunnel.target().is_some_and(|known| known.ip() == peer) {
