@@ -302,7 +302,7 @@ impl Daemon {
         if let Some(engine) = &self.engine
             && let Err(error) = engine.send(request)
         {
-            // What is lost comes again by a timer or by the engine's wish; a dead engine is seen at the next receive.
+            // A dead engine is seen at the next receive. One that has hung for so long that nothing more can wait has lost this.
             tracing::warn!("{}: {error}", self.facts.device);
         }
     }

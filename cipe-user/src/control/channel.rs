@@ -193,12 +193,13 @@ pub(super) fn socket() -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::control::protocol::{Event, KeyOctets, Request};
     use proptest::prelude::*;
 
-    fn pair() -> (Channel<Request, Event>, Channel<Event, Request>) {
+    /// The engine's side and the daemon's.
+    pub(in crate::control) fn pair() -> (Channel<Request, Event>, Channel<Event, Request>) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         (Channel::new(a).unwrap(), Channel::new(b).unwrap())

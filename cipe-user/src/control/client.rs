@@ -1,8 +1,10 @@
 //! The daemon's side of the control socket.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
@@ -48,10 +50,15 @@ pub enum ConnectError {
     },
 }
 
+/// Requests that may wait for an engine that does not read: far more than a tunnel has while one is busy.
+const MOST_UNSENT: usize = 1024;
+
 /// A connection to the engine.
 #[derive(Debug)]
 pub struct Client {
     channel: Channel<Event, Request>,
+    /// What the socket had no room for, in order. It leaves while [`Client::receive`] waits.
+    unsent: Mutex<VecDeque<Request>>,
 }
 
 impl Client {
@@ -63,10 +70,14 @@ impl Client {
         Self::over(connect(run)?, run)
     }
 
+    fn on(channel: Channel<Event, Request>) -> Self {
+        Self { channel, unsent: Mutex::default() }
+    }
+
     fn over(socket: OwnedFd, run: &RunDir) -> Result<Self, ConnectError> {
         let path = run.socket();
         let io_error = |cause| ConnectError::Io { path: path.clone(), cause };
-        let client = Self { channel: Channel::new(socket).map_err(io_error)? };
+        let client = Self::on(Channel::new(socket).map_err(io_error)?);
         let peer = client.channel.peer().map_err(io_error)?;
         if !peer.is_trusted() {
             return Err(ConnectError::Untrusted { uid: peer.uid, pid: peer.pid, path });
@@ -90,24 +101,47 @@ impl Client {
         Self::over(socket, run)
     }
 
-    /// Waits for an event; `None` when the engine has gone. Cancel safe.
+    /// Waits for an event, and sends meanwhile what waits to be sent; `None` when the engine has gone. Cancel safe.
     ///
     /// # Errors
     /// Of the socket, or an event that this version does not know.
     pub async fn receive(&mut self) -> io::Result<Option<Event>> {
-        match self.channel.receive().await? {
+        let Self { channel, unsent } = self;
+        let unsent = unsent.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let received = loop {
+            let Some(next) = unsent.front() else { break channel.receive().await? };
+            tokio::select! {
+                received = channel.receive() => break received?,
+                // That the engine has gone is what `receive` finds next.
+                _ = channel.deliver(next) => {}
+            }
+            unsent.pop_front();
+        };
+        match received {
             Received::Message(event) => Ok(Some(event)),
             Received::Closed => Ok(None),
             Received::Malformed(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         }
     }
 
-    /// Sends a request.
+    /// Sends a request, or queues it behind those that the socket has no room for: a key that is lost would leave both ends
+    /// with different ones.
     ///
     /// # Errors
-    /// It is lost; a full socket means that the engine hangs.
+    /// It is lost: the engine has gone, or [`SendError::Full`], which means that it hangs.
     pub fn send(&self, request: &Request) -> Result<(), SendError> {
-        self.channel.send(request)
+        let mut unsent = self.unsent.lock().unwrap_or_else(PoisonError::into_inner);
+        if unsent.is_empty() {
+            match self.channel.send(request) {
+                Err(SendError::Full) => {}
+                outcome => return outcome,
+            }
+        }
+        if unsent.len() >= MOST_UNSENT {
+            return Err(SendError::Full);
+        }
+        unsent.push_back(request.clone());
+        Ok(())
     }
 }
 
@@ -162,5 +196,46 @@ fn start_lock(run: &RunDir) -> io::Result<Lock> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::channel::tests::pair;
+    use crate::control::protocol::KeyOctets;
+
+    #[tokio::test]
+    async fn what_a_busy_engine_has_no_room_for_reaches_it_in_order_when_it_reads() {
+        const REQUESTS: u64 = 1500;
+        let (engine, ours) = pair();
+        let mut client = Client::on(ours);
+        let key = |number: u64| {
+            let mut octets = [0; 16];
+            octets[..8].copy_from_slice(&number.to_be_bytes());
+            Request::SetReceiveKey { key: KeyOctets(octets), keep_ms: number }
+        };
+        let sent = (0..REQUESTS).take_while(|number| client.send(&key(*number)).is_ok()).count() as u64;
+        assert!(!client.unsent.lock().unwrap().is_empty(), "the socket takes {sent} requests");
+        let read = async {
+            for number in 0..sent {
+                let Ok(Received::Message(request)) = engine.receive().await else { panic!("request {number}") };
+                assert_eq!(request, key(number));
+            }
+        };
+        tokio::select! {
+            event = client.receive() => panic!("no event was sent: {event:?}"),
+            () = read => {}
+        }
+        assert!(client.unsent.get_mut().unwrap().is_empty());
+        assert!(client.send(&Request::Status).is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_hangs_is_told_apart_from_a_busy_one() {
+        let (_engine, ours) = pair();
+        let client = Client::on(ours);
+        let refused = (0..100_000).find_map(|_| client.send(&Request::Status).err());
+        assert!(matches!(refused, Some(SendError::Full)));
     }
 }

@@ -389,7 +389,7 @@ pub fn run(input: &[u8]) {
     while let Some(op) = input.octet() {
         let Pair { a, b } = &mut pair;
         let before = (a.accounted(), b.accounted());
-        match op % 10 {
+        match op % 11 {
             0 => {
                 let (gso_size, len) = (input.number(), input.number());
                 if a.push(input.octets(len.into()), gso_size) {
@@ -405,7 +405,7 @@ pub fn run(input: &[u8]) {
                 }
             }
             2 | 3 => {
-                let (flip, at) = (if op % 10 == 2 { 0 } else { input.octet().unwrap_or(1) }, input.number());
+                let (flip, at) = (if op % 11 == 2 { 0 } else { input.octet().unwrap_or(1) }, input.number());
                 let Some(mut datagram) = line.pop() else { continue };
                 let at = usize::from(at) % datagram.octets.len().max(1);
                 datagram.octets.get_mut(at).into_iter().for_each(|octet| *octet ^= flip);
@@ -434,6 +434,13 @@ pub fn run(input: &[u8]) {
                 tunnel.ignore_df = octet & 16 != 0;
                 tunnel.limits.receive_packets = u64::from(octet >> 5);
                 b.device.refuses = octet & 32 != 0;
+            }
+            9 => {
+                let (gso_size, len) = (input.number(), input.number() % 9000);
+                if a.push(&tcp(0, 0, len.into()), gso_size) {
+                    line = a.seal();
+                    assert!(a.accounted() > before.0, "a private segment is under no verdict");
+                }
             }
             _ => while a.reports.try_recv().is_ok() {},
         }
