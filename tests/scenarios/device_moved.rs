@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
@@ -84,7 +84,13 @@ fn a_renamed_device_is_called_by_its_new_name() -> Result<()> {
         let device = daemon.device();
         let pair = Pair::start(&net, daemon, |_, options| options)?;
         wait_for_ping(net.gw(Side::A), Side::B.tunnel(), &pair.a)?;
-        net.gw(Side::A).ip(&["link", "set", device, "name", "vpn7"])?;
+        if let Err(error) = net.gw(Side::A).ip(&["link", "set", device, "name", "vpn7"]) {
+            // Before Linux 6.2 no device is renamed that is up, and a tunnel ends when its device goes down.
+            let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+            ensure!(release.starts_with("6.1."), "{error:#}");
+            eprintln!("skipped: Linux {} renames no device that is up", release.trim());
+            return Ok(());
+        }
         pair.a.wait_for_line("of the name", |line| line.ends_with(&format!("{device}: is called vpn7 now")))?;
         let shown = pair.a.cipe(&["show"]).output()?;
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();

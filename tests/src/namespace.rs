@@ -24,6 +24,10 @@ pub struct Namespace {
     handle: File,
 }
 
+/// Devices that modules for tunnels make in each namespace (`net.core.fb_tunnels_only_for_init_net`).
+const OF_MODULES: [&str; 9] =
+    ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"];
+
 impl Namespace {
     /// Makes `cipe-PID-NUMBER-role` with its loopback up.
     ///
@@ -121,13 +125,14 @@ impl Namespace {
         PathBuf::from("/etc/netns").join(&self.name)
     }
 
-    /// Names of the network devices, in the kernel's order.
+    /// Names of the network devices, in the kernel's order, without those that some modules make in each new namespace.
     ///
     /// # Errors
     /// What `ip` says.
     pub fn devices(&self) -> Result<Vec<String>> {
         let links: Vec<serde_json::Value> = serde_json::from_str(&self.ip(&["-j", "link", "show"])?)?;
-        Ok(links.iter().filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect())
+        let names = links.iter().filter_map(|link| link["ifname"].as_str());
+        Ok(names.filter(|name| !OF_MODULES.contains(name)).map(str::to_owned).collect())
     }
 
     /// Waits until there are these network devices and no others.

@@ -4,6 +4,7 @@ mod bench;
 mod bench_cipher;
 mod bench_datapath;
 mod build_ebpf;
+mod dependencies;
 mod fuzz;
 mod guest;
 mod package;
@@ -26,6 +27,7 @@ enum Command {
     Test(test::Args),
     /// Build the eBPF object (cipe-ebpf/prebuilt) from its sources
     BuildEbpf(build_ebpf::Args),
+    Dependencies(dependencies::Args),
     /// Run the fuzz targets, each for a while
     Fuzz(fuzz::Args),
     /// Measure tunnels side by side: ours, other ones, the plain wire
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
+        Command::Dependencies(args) => dependencies::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => bench::profile::run(&args),

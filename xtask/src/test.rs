@@ -33,8 +33,17 @@ pub struct Args {
 const EBPF: &str = "ebpf";
 
 /// With the fuzz targets, which nothing else builds.
-const LINTS: &[&str] =
-    &["clippy", "--workspace", "--all-targets", "--features", "cipe-fuzz/libfuzzer", "--", "-D", "warnings"];
+const LINTS: &[&str] = &[
+    "clippy",
+    "--locked",
+    "--workspace",
+    "--all-targets",
+    "--features",
+    "cipe-fuzz/libfuzzer",
+    "--",
+    "-D",
+    "warnings",
+];
 
 /// The kernels that the object has to load on. The oldest and the newest are not enough: what both take, one between may refuse.
 const OTHER_KERNELS: &str = "all";
@@ -111,9 +120,12 @@ fn steps() -> Result<Vec<Step>> {
     let step = |name, command| Step { name, command };
     let mut ebpf = Command::new(std::env::current_exe()?);
     ebpf.args(["build-ebpf", "--install", "--check"]).current_dir(tools::workspace());
-    let mut documentation = tools::cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    let mut dependencies = Command::new(std::env::current_exe()?);
+    dependencies.arg("dependencies").current_dir(tools::workspace());
+    let mut documentation = tools::cargo(&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
-    let mut scenarios = tools::cargo(&[&["test"], SCENARIOS, &["--no-fail-fast", "--", "--test-threads=1"]].concat());
+    let mut scenarios =
+        tools::cargo(&[&["test", "--locked"], SCENARIOS, &["--no-fail-fast", "--", "--test-threads=1"]].concat());
     scenarios.env("CIPE_BIN", tools::target().join("debug/cipe"));
     let guests = |kernels, what: &[&str]| -> Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
@@ -124,8 +136,9 @@ fn steps() -> Result<Vec<Step>> {
         step("format", tools::cargo(&["fmt", "--all", "--check"])),
         step(EBPF, ebpf),
         step("lints", tools::cargo(LINTS)),
-        step("unit tests", tools::cargo(&[&["test"], UNIT_TESTS, &["--no-fail-fast"]].concat())),
-        step("binary", tools::cargo(&["build", "--package", "cipe-user", "--bin", "cipe"])),
+        step("dependencies", dependencies),
+        step("unit tests", tools::cargo(&[&["test", "--locked"], UNIT_TESTS, &["--no-fail-fast"]].concat())),
+        step("binary", tools::cargo(&["build", "--locked", "--package", "cipe-user", "--bin", "cipe"])),
         step("scenarios", scenarios),
         step("loads", guests(OTHER_KERNELS, &["--loads"])?),
         step("kernels", guests(ENDS, &["--only", SHORT_LIST])?),
