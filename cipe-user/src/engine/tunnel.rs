@@ -2,6 +2,7 @@
 
 mod common;
 pub mod counters;
+mod ip_ids;
 pub mod keys;
 pub mod mtu;
 mod opening;
@@ -23,6 +24,7 @@ use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::wire::packet::Type;
 
 pub use common::Common;
+pub use ip_ids::IpIds;
 pub use opening::{Candidates, Head, Opened};
 
 /// How datagrams leave for the peer.
@@ -117,8 +119,8 @@ pub struct Tunnel {
     pub paced: bool,
     /// When to ask for keys.
     pub limits: Limits,
-    /// Identification of the next outer IPv4 header.
-    pub ip_id: u16,
+    /// Identifications of outer IPv4 headers.
+    pub ip_ids: IpIds,
 }
 
 impl Tunnel {
@@ -151,7 +153,7 @@ impl Tunnel {
             checksum: false,
             paced: false,
             limits,
-            ip_id: 0,
+            ip_ids: IpIds::of_worker(0, 1),
         }
     }
 
@@ -162,8 +164,7 @@ impl Tunnel {
             counters: tally.of_worker(worker).clone(),
             common: self.common.clone(),
             segmentation: self.segmentation.clone(),
-            // Far from the other workers': IPv4 tells the fragments of one address' packets apart by it.
-            ip_id: (worker as u16) << 12,
+            ip_ids: IpIds::of_worker(worker, tally.workers()),
             ..*self
         }
     }

@@ -18,7 +18,7 @@ use crate::engine::carrier::outer::Hop;
 use crate::engine::frames;
 use crate::engine::tunnel::counters::Tally;
 use crate::engine::tunnel::keys::Keys;
-use crate::engine::tunnel::{Limits, Tunnel, Way};
+use crate::engine::tunnel::{IpIds, Limits, Tunnel, Way};
 use crate::engine::worker::Command;
 use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
@@ -200,7 +200,7 @@ impl Manager {
                 // A request a packet helps nobody.
                 retry: Duration::from_secs(attach.retry_seconds.max(1)),
             },
-            ip_id: 0,
+            ip_ids: IpIds::of_worker(0, 1),
         };
         let tally = &tenant.counters;
         let take = self.workers.ask_all(|worker, done| {

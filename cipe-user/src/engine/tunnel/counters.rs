@@ -94,6 +94,11 @@ impl Tally {
         Self((0..workers).map(|_| Arc::default()).collect())
     }
 
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.0.len()
+    }
+
     /// Those that worker `number` counts with.
     pub fn of_worker(&self, number: usize) -> &Arc<Counters> {
         &self.0[number]

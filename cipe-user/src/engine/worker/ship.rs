@@ -36,7 +36,6 @@ impl Worker {
                     route.path = route.path.and_then(|path| chosen(path, many, alone));
                     let sealed = |out: Outgoing| Sealed { frame: out.frame, datagram: out.datagram };
                     let group = rest.by_ref().take(octets.len()).map(sealed).collect();
-                    tunnel.ip_id = tunnel.ip_id.wrapping_add(octets.len() as u16);
                     let door: &mut dyn Door = match route.path.and_then(|path| card(&mut self.carriers, path.carrier)) {
                         Some(card) => {
                             begun = true;
@@ -122,7 +121,7 @@ const FEW: usize = 4;
 ///
 /// # Errors
 /// The verdict that all of it is dropped under.
-fn route(tunnel: &Tunnel, group: &[Outgoing]) -> Result<Route, Verdict> {
+fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<Route, Verdict> {
     let first = group.first().ok_or(Verdict::NoFrame)?;
     let largest = group.iter().map(|out| out.datagram.len()).max().unwrap_or(0);
     // Its key went between admission and sealing: fail closed.
@@ -148,7 +147,8 @@ fn route(tunnel: &Tunnel, group: &[Outgoing]) -> Result<Route, Verdict> {
     } else {
         (peer, None)
     };
-    Ok(Route { to, relayed, marks: first.marks, checksum: tunnel.checksum, ip_id: tunnel.ip_id, path })
+    let ip_id = tunnel.ip_ids.take(group.len());
+    Ok(Route { to, relayed, marks: first.marks, checksum: tunnel.checksum, ip_id, path })
 }
 
 fn count(tunnel: &Tunnel, octets: usize, kind: Type) {
