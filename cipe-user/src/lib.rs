@@ -1,5 +1,33 @@
-//! CIPE for today's Linux. Rooms, lower to upper; a room never imports one that stands later:
-//! `repeats`, `cipher`, `xsk`, `inner` < `wire`, `kernel`, `control` < `engine`, `ciped` < `cli`.
+//! CIPE for today's Linux: an encrypted tunnel that is compatible with the kernel modules and daemons of CIPE 1.5.
+//!
+//! # The house
+//!
+//! A room imports only rooms that stand below it.
+//!
+//! ```text
+//!                     cli          what people type: show, top, doctor, check, decode, genkey
+//!        ┌─────────────┴─────────────┐
+//!      ciped                       engine         one process a tunnel    │  one process for all tunnels
+//!      options, key exchange,      manager        control thread: devices, maps, routes, connections
+//!      scripts                     worker         a thread for I/O: sockets, epoll, doors
+//!        │                         datapath       packets, without a descriptor: check, seal, open, deliver
+//!        └────────── control ──────────┘          the protocol between the two
+//!      wire                        kernel         layout and messages  │  eBPF loader, links, routes, keys in maps
+//!      inner   xsk   cipher   repeats             inside IP packets  │  AF_XDP  │  ciphers, many packets wide  │  log lines
+//! ```
+//!
+//! # Words
+//!
+//! - **carrier**: the network between the gateways, and the card that leads there; **private side**: the tunnel's device.
+//! - **door**: a way to the carrier for datagrams: AF_XDP on a card, live frames, or the tunnel's UDP socket.
+//! - **hub**: a veth pair of the engine's; the devices of tunnels are macvlans on one end, the engine has the other, hidden end.
+//! - **superframe**: one frame of up to 64 KiB that stands for many segments (TSO, USO, GRO).
+//! - **stamp**: what the TC program writes over a frame's destination address for the engine: tunnel, segment size, checksum state.
+//! - **lane**: one packet of those that a cipher kernel works on at once.
+//! - **live frames**: frames that leave by an XDP program that the kernel runs for the engine (BPF_PROG_RUN), without socket buffers.
+//! - **short cut**: packets between a tunnel and a LAN card past the kernel's forwarding (option `lan`).
+//! - **verdict**: what became of a packet; each is counted under one.
+//! - **original**: an implementation of 1996 to 2004, or one that behaves like it; **ours**: this program at the other end.
 
 pub mod ciped;
 pub mod cipher;
