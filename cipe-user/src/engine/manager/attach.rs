@@ -341,6 +341,9 @@ impl Manager {
                 (Protocol::Ethernet, None) => {}
             }
             self.leave_hub(tenant.hub).await;
+            if tenant.protocol == Protocol::Ethernet {
+                self.set_ethernet_devices();
+            }
         }
     }
 

@@ -78,16 +78,22 @@ impl Hubs {
         }
     }
 
-    /// The indexes by which the programs know an Ethernet tunnel's pair. One that another pair has here is that one's: there the
-    /// visible end may pass for it, and the hidden end says whose a frame is.
+    /// The indexes by which the programs know an Ethernet tunnel's pair. One that the programs know another such pair by is that
+    /// one's: the visible end passes for it, and the hidden end says whose a frame is.
     pub fn ends(&self, slot: usize) -> Option<[u32; 2]> {
         let place = self.slots.get(slot)?.as_ref()?;
         let hidden = place.hub.hidden_index;
-        Some(match place.moved {
-            None => [place.hub.index, hidden],
-            Some(index) if self.of_device(index).is_none() => [index, hidden],
-            Some(_) => [hidden; 2],
-        })
+        let Some(index) = place.moved else { return Some([place.hub.index, hidden]) };
+        let has_it = |(other, place): (usize, &Place)| {
+            let visible = match place.moved {
+                None => place.hub.index == index,
+                // Of two that were moved the first one has it.
+                Some(moved) => moved == index && other < slot,
+            };
+            other != slot && place.hub.framing == Framing::Ethernet && (visible || place.hub.hidden_index == index)
+        };
+        let places = self.slots.iter().enumerate().filter_map(|(other, place)| Some((other, place.as_ref()?)));
+        Some(if places.into_iter().any(has_it) { [hidden; 2] } else { [index, hidden] })
     }
 
     /// Whether the pair in this slot is an Ethernet tunnel's own.
@@ -316,5 +322,29 @@ impl Manager {
         log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
         let hop = Hop { source: hub.hidden_mac, destination: mac };
         self.workers.tell_all(|_| Command::SetPrivateHop(number, hop));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moved_pair_has_its_new_index_unless_another_ethernet_pair_has_it() {
+        let hub =
+            |framing, index| Hub { name: String::new(), index, hidden_index: index + 100, hidden_mac: [2; 6], framing };
+        let ethernet = |index| hub(Framing::Ethernet, index);
+        let mut hubs = Hubs::inherited(vec![hub(Framing::Superframes, 5), ethernet(6), ethernet(7), ethernet(8)]);
+        assert_eq!([1, 2].map(|slot| hubs.ends(slot)), [Some([6, 106]), Some([7, 107])]);
+        for (index, ends) in [(9, [9, 107]), (5, [5, 107]), (6, [107; 2]), (106, [107; 2]), (105, [105, 107])] {
+            hubs.set_moved(2, index);
+            assert_eq!(hubs.ends(2), Some(ends), "moved to {index}");
+        }
+        // Of two in other namespaces with one index, the first has it; the one that was here is free again.
+        hubs.set_moved(2, 9);
+        hubs.set_moved(3, 9);
+        assert_eq!([2, 3].map(|slot| hubs.ends(slot)), [Some([9, 107]), Some([108; 2])]);
+        hubs.set_moved(2, 8);
+        assert_eq!([2, 3].map(|slot| hubs.ends(slot)), [Some([8, 107]), Some([9, 108])]);
     }
 }

@@ -44,7 +44,7 @@ impl Manager {
         let (hub, is_ethernet) = (tenant.hub, tenant.protocol == Protocol::Ethernet);
         tenant.notes.push("in another network namespace".to_owned());
         if is_ethernet {
-            self.move_end(number, hub, index);
+            self.move_end(hub, index);
         }
         self.news(
             number,
@@ -62,21 +62,38 @@ impl Manager {
         let moved = self.tenants.iter().filter(|(_, tenant)| tenant.device.index == ELSEWHERE);
         let moved: Vec<_> = moved.map(|(number, tenant)| (*number, tenant.device.clone())).collect();
         for (number, device) in moved {
-            if self.netlink.index_elsewhere(&device).await.is_none() {
-                self.tell(number, Event::DeviceDown);
+            let index = self.netlink.index_elsewhere(&device).await;
+            match (index, self.tenants.get(&number).map(|tenant| (tenant.protocol, tenant.hub))) {
+                (None, _) => self.tell(number, Event::DeviceDown),
+                // It may have been moved once more.
+                (Some(index), Some((Protocol::Ethernet, hub))) => self.move_end(hub, index),
+                (Some(_), _) => {}
             }
         }
     }
 
     /// The visible end of an Ethernet tunnel's pair has this index in its new namespace, by which the program there knows whose it
     /// is.
-    fn move_end(&mut self, number: u16, slot: usize, index: u32) {
+    fn move_end(&mut self, slot: usize, index: u32) {
         let before = self.hubs.ends(slot);
         self.hubs.set_moved(slot, index);
-        if let Some((before, ends)) = before.zip(self.hubs.ends(slot)).filter(|(before, ends)| before != ends) {
-            let device = EthernetDevice { tunnel: number.into(), hub: slot as u32 };
-            log_failure(self.programs.remove_ethernet_device(before));
-            log_failure(self.programs.set_ethernet_device(ends, device));
+        let Some((before, ends)) = before.zip(self.hubs.ends(slot)).filter(|(before, ends)| before != ends) else {
+            return;
+        };
+        // The hidden end stays known meanwhile.
+        for left in before.into_iter().filter(|left| !ends.contains(left)) {
+            log_failure(self.programs.remove_ethernet_device([left; 2]));
+        }
+        self.set_ethernet_devices();
+    }
+
+    /// Tells the programs of all pairs of Ethernet tunnels again: an index that one has given up may be another's, too.
+    pub(super) fn set_ethernet_devices(&mut self) {
+        for (number, tenant) in self.tenants.iter().filter(|(_, tenant)| tenant.protocol == Protocol::Ethernet) {
+            if let Some(ends) = self.hubs.ends(tenant.hub) {
+                let device = EthernetDevice { tunnel: (*number).into(), hub: tenant.hub as u32 };
+                log_failure(self.programs.set_ethernet_device(ends, device));
+            }
         }
     }
 }
