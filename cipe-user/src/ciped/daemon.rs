@@ -13,7 +13,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use rand::SeedableRng;
@@ -39,6 +39,9 @@ use whereabouts::first_relay;
 
 /// Attempts to attach at the start, where the engine may be about to end for want of tunnels.
 const FIRST_ATTEMPTS: u32 = 3;
+
+/// How long an engine that is busy may take to read the last message, at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the operator wants of a running daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,12 +317,18 @@ impl Daemon {
             End::Failed(reason) => tracing::error!("{device}: {reason}"),
         }
         let (End::Asked(reason) | End::Failed(reason)) = ended;
-        match &self.engine {
+        match &mut self.engine {
             Some(engine) => {
-                if let Some(farewell) = self.session.farewell(reason, self.clock.now())
-                    && let Err(error) = engine.send(&farewell)
-                {
-                    tracing::warn!("{device}: no CT_KILL sent: {error}");
+                if let Some(farewell) = self.session.farewell(reason, self.clock.now()) {
+                    let sent = async {
+                        engine.send(&farewell)?;
+                        engine.flush().await
+                    };
+                    match tokio::time::timeout(FAREWELL, sent).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::warn!("{device}: no CT_KILL sent: {error}"),
+                        Err(_) => tracing::warn!("{device}: no CT_KILL sent: the engine does not read"),
+                    }
                 }
             }
             None => tracing::warn!("{device}: no engine to remove the interface; the next engine removes it"),

@@ -112,8 +112,11 @@ impl Client {
             let Some(next) = unsent.front() else { break channel.receive().await? };
             tokio::select! {
                 received = channel.receive() => break received?,
-                // That the engine has gone is what `receive` finds next.
-                _ = channel.deliver(next) => {}
+                sent = channel.deliver(next) => match sent {
+                    // That the engine has gone is what `receive` finds next.
+                    Ok(()) | Err(SendError::Closed) => {}
+                    Err(error) => tracing::warn!("a request to the engine is lost: {error}"),
+                },
             }
             unsent.pop_front();
         };
@@ -122,6 +125,19 @@ impl Client {
             Received::Closed => Ok(None),
             Received::Malformed(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         }
+    }
+
+    /// Sends all that waits to be sent, as long as the engine does not read it.
+    ///
+    /// # Errors
+    /// That of the first request that cannot be sent.
+    pub async fn flush(&mut self) -> Result<(), SendError> {
+        let unsent = self.unsent.get_mut().unwrap_or_else(PoisonError::into_inner);
+        while let Some(next) = unsent.front() {
+            self.channel.deliver(next).await?;
+            unsent.pop_front();
+        }
+        Ok(())
     }
 
     /// Sends a request, or queues it behind those that the socket has no room for: a key that is lost would leave both ends
@@ -228,7 +244,15 @@ mod tests {
             () = read => {}
         }
         assert!(client.unsent.get_mut().unwrap().is_empty());
-        assert!(client.send(&Request::Status).is_ok());
+        let sent = (0..REQUESTS).take_while(|number| client.send(&key(*number)).is_ok()).count();
+        assert!(!client.unsent.get_mut().unwrap().is_empty(), "the socket takes {sent} requests");
+        let read = async {
+            for _ in 0..sent {
+                assert!(matches!(engine.receive().await, Ok(Received::Message(_))));
+            }
+        };
+        let (flushed, ()) = tokio::join!(client.flush(), read);
+        assert!(flushed.is_ok() && client.unsent.get_mut().unwrap().is_empty());
     }
 
     #[tokio::test]
