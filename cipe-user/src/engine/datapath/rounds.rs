@@ -2,7 +2,8 @@
 //! inside of others has gone round, whatever routes, rules and bridges say.
 //!
 //! A datagram is known by its first eight octets, the IV. Of each one that holds a datagram of another tunnel it is remembered
-//! which tunnels' are inside; one that holds none costs a look at a bit. Of a datagram that was cut only the first piece is
+//! which tunnels' are inside; one that holds none costs its header and a look at a bit. Under `nokey` the octets are those of an
+//! IP header, which packets share: such a datagram may be taken for another, and dropped only if that one went round. Of a datagram that was cut only the first piece is
 //! known: the others may go round once more, as what they are sealed into is whole again.
 
 use std::collections::{HashMap, VecDeque};
@@ -45,6 +46,10 @@ impl Rounds {
     /// Remembers what is inside a datagram, in place of the oldest one.
     pub fn remember(&self, iv: [u8; IV], inside: Inside) {
         let mut known = self.known();
+        if let Some(present) = known.inside.get_mut(&iv) {
+            *present = inside;
+            return;
+        }
         if known.order.len() == REMEMBERED
             && let Some(oldest) = known.order.pop_front()
         {
@@ -86,7 +91,7 @@ impl Default for Targets {
 impl Targets {
     /// Whether there are several, so that one may carry another.
     pub fn has_several(&self) -> bool {
-        self.tunnels.len() > 1
+        self.flows.len() > 1
     }
 
     /// Takes up the port that a tunnel's datagrams leave, for the targets that follow.
@@ -105,6 +110,9 @@ impl Targets {
             && self.tunnels.get(&before) == Some(&number)
         {
             self.tunnels.remove(&before);
+            // One that shares it has it alone now.
+            let other = self.flows.iter().find(|(_, flow)| **flow == before).map(|(other, _)| *other);
+            self.tunnels.extend(other.map(|other| (before, other)));
         }
         if let Some(flow @ (_, port, _)) = flow {
             self.flows.insert(number, flow);
@@ -150,6 +158,8 @@ mod tests {
         assert_eq!(rounds.inside(&iv(0))[..], [3, 5]);
         rounds.remember(iv(REMEMBERED as u64), Inside::new());
         assert!(rounds.inside(&iv(0)).is_empty());
+        // Again, it takes no place of another's.
+        (0..10).for_each(|_| rounds.remember(iv(REMEMBERED as u64), Inside::new()));
         assert_eq!(rounds.inside(&iv(1))[..], [7]);
     }
 
@@ -182,6 +192,11 @@ mod tests {
             targets.set_port(9, from);
             targets.set(9, Some(target));
             targets.set_port(4, from);
+            targets.set(4, None);
+            assert_eq!(targets.find(&packet), Some((9, &b"sealed octets"[..])));
+            // And the earlier one, when the later goes.
+            targets.set(4, Some(target));
+            assert!(targets.has_several());
             targets.set(4, None);
             assert_eq!(targets.find(&packet), Some((9, &b"sealed octets"[..])));
             targets.set_port(9, from);
