@@ -1,4 +1,5 @@
-//! What the project depends on: only what it uses, under licences that fit, from the registry.
+//! What the workspace depends on: only what it uses, under licences that fit, from the registry. cipe-ebpf has a lock file of its own and
+//! is not looked at.
 
 use std::process::Command;
 

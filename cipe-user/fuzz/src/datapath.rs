@@ -1,4 +1,5 @@
-//! Two datapaths: whatever comes, each frame of memory is back afterwards and each packet under one verdict.
+//! Two datapaths: whatever comes, each frame of memory is back afterwards, each datagram is under one verdict, and each private
+//! frame under one for each of its packets at least.
 
 /// Runs one input.
 pub fn run(input: &[u8]) {

@@ -63,8 +63,8 @@ impl fmt::Display for Feature {
     }
 }
 
-/// What this kernel lacks, the same in each network namespace; needs the rights of an engine. What it gives no answer to counts as
-/// there.
+/// What this kernel lacks, the same in each network namespace; needs the rights of an engine, and CAP_SYS_ADMIN where the loopback
+/// device is down. What it gives no answer to counts as there.
 pub fn missing() -> Vec<Feature> {
     Feature::ALL.into_iter().filter(|feature| !feature.is_there()).collect()
 }

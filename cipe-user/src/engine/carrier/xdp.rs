@@ -138,7 +138,7 @@ impl Door for XdpCarrier {
         let (taken, more) = self.turns.take(self.queues.len(), most, |queue, most| {
             let queue = &mut self.queues[queue];
             let taken = queue.port.receive(&mut self.received, most, room.pool);
-            warm(&self.received, room.umem);
+            prefetch(&self.received, room.umem);
             arrivals.extend(self.received.drain(..).filter_map(|packet| {
                 let is_later_piece = std::mem::replace(&mut queue.in_chain, packet.more);
                 arrival(packet, is_later_piece, self.ifindex, room)
@@ -192,7 +192,7 @@ impl XdpCarrier {
 
 /// Reads where the headers begin, and forgets it. Another core has just written them: done for all packets of a batch before
 /// the first is parsed, the waits for them overlap.
-fn warm(packets: &[Packet], umem: &Umem) {
+fn prefetch(packets: &[Packet], umem: &Umem) {
     for packet in packets {
         std::hint::black_box(packet.data(umem).first().copied());
     }

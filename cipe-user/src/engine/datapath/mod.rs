@@ -8,10 +8,12 @@
 //!            (coalesce)   (CRC, replay, ECN)    (classify)
 //! ```
 //!
-//! [`Datapath`] knows frames, keys and tunnels; no socket, no epoll and no clock: whoever calls it sets [`Datapath::now`]. So
-//! tests, fuzzers and benchmarks run it without a kernel. The worker around it does the I/O. Each frame that is handed in is
-//! handed on, or is the pool's again; each packet that is dropped is counted under one verdict of its tunnel, but for those of
-//! a tunnel that has gone, which took its counters along.
+//! [`Datapath`] knows frames, keys and tunnels; no socket and no epoll. Its time is [`Datapath::now`], which whoever calls it sets;
+//! only a question to a peer bears the time of day. Of descriptors it touches those by which workers wake each other to share
+//! cipher work ([`Crew`]); one of no workers has none. So tests, fuzzers and benchmarks run it without a kernel. The worker around
+//! it does the I/O. Each frame that is handed in is handed on, or is the pool's again; each packet that is dropped is counted
+//! under one verdict of its tunnel, but for those of a tunnel that has gone, which took its counters along, and for a frame whose
+//! end never came.
 
 mod admission;
 mod control;

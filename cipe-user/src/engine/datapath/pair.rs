@@ -283,7 +283,7 @@ impl End {
     }
 }
 
-const NO_LIMITS: Limits = Limits {
+pub(super) const NO_LIMITS: Limits = Limits {
     send_packets: u64::MAX,
     send_octets: u64::MAX,
     send_age: Duration::MAX,
@@ -379,7 +379,7 @@ pub fn udp(payload: usize) -> Vec<u8> {
 /// Runs what `input` says: packets, noise, damage, changes of keys and of the tunnel, in any order.
 ///
 /// # Panics
-/// If a frame of memory is missing afterwards, or a packet is not under one verdict.
+/// If a frame of memory is missing afterwards, a datagram is not under one verdict, or a private frame under none.
 pub fn run(input: &[u8]) {
     let mut input = Input(input);
     let mut pair = Pair::new(Algorithm::Blowfish, Protocol::Ip).expect("memory and random octets");

@@ -1,7 +1,8 @@
-//! A worker: one thread that owns sockets, frames and ciphers, and moves packets between private and carrier side.
+//! A worker: one thread that moves packets between the private side and the carrier. It waits for sockets, receives, and sends;
+//! what becomes of the packets is the [`Datapath`]'s, which it owns.
 //!
-//! Everything that a packet touches is here and belongs to this thread alone. The control thread speaks to it by
-//! [`Command`]s and hears of it by events; keys come through the key map.
+//! The control thread speaks to it by [`Command`]s and hears of it by [`Reports`]; keys come through the key map. With other
+//! workers it shares cipher work ([`Crew`]) and what is common to a tunnel.
 
 mod change;
 mod command;

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::cipher::{Algorithm, Key};
 use crate::engine::carrier::outer::FRESH;
+use crate::engine::datapath::pair::NO_LIMITS;
 use crate::engine::tunnel::keys::Keys;
-use crate::engine::tunnel::{Head, Limits, Tunnel};
+use crate::engine::tunnel::{Head, Tunnel};
 use crate::inner::test_packets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::{self, KeyKind, Type};
@@ -14,15 +15,6 @@ use crate::xsk::{Pool, UmemConfig};
 /// Tunnel with a previous key, and one that has had no other before.
 const CHANGED: u16 = 0;
 const FIRST: u16 = 1;
-
-const NO_LIMITS: Limits = Limits {
-    send_packets: u64::MAX,
-    send_octets: u64::MAX,
-    send_age: Duration::MAX,
-    receive_packets: 0,
-    receive_age: Duration::MAX,
-    retry: Duration::MAX,
-};
 
 /// What a datagram was sealed under, or is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
