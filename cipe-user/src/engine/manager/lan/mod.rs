@@ -277,8 +277,10 @@ impl Manager {
             (LinkChange::Renamed, Some(name)) if name != event.name => {
                 self.lose_lan(ifindex, &format!("{name}: it is called {} now", event.name)).await;
             }
-            (LinkChange::Changed, Some(_)) => {
+            (LinkChange::Changed, Some(name)) => {
+                // One that has another name by now is lost by the event that tells it, which is to come.
                 if let Ok(card) = self.netlink.card(ifindex).await
+                    && card.name == name
                     && let Some(lan) = self.lans.open.get_mut(&ifindex)
                 {
                     lan.card = card;
