@@ -40,7 +40,7 @@ impl<S> Ladder<S> {
         if let Some(name) = forced
             && !kernels.iter().any(|kernel| is_forced(&**kernel))
         {
-            log::warn!("this CPU has no cipher kernel named {name}; choosing by measurement");
+            tracing::warn!("this CPU has no cipher kernel named {name}; choosing by measurement");
         }
         let mut ladder = Self {
             uniform: [0; WIDTH],

@@ -1,9 +1,10 @@
 //! The sockets that tell senders of inner packets what is too large.
 
-use std::io;
 use std::net::SocketAddr;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::fd::OwnedFd;
+use rustix::io::Result;
+use rustix::net::{AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with, sockopt};
 
 use crate::inner::too_big::Message;
 
@@ -11,9 +12,9 @@ use crate::inner::too_big::Message;
 /// may be this host, from an address that belongs to that way. A packet put into the tunnel device instead would have to
 /// bear an address of ours as its source, and the kernel drops such as martians.
 pub struct Icmp {
-    v4: Socket,
+    v4: OwnedFd,
     /// `None` where the kernel has no IPv6.
-    v6: Option<Socket>,
+    v6: Option<OwnedFd>,
 }
 
 impl Icmp {
@@ -21,9 +22,9 @@ impl Icmp {
     ///
     /// # Errors
     /// No CAP_NET_RAW, or no more descriptors.
-    pub fn open() -> io::Result<Self> {
-        let v4 = open(Domain::IPV4, Protocol::ICMPV4)?;
-        let v6 = open(Domain::IPV6, Protocol::ICMPV6).ok();
+    pub fn open() -> Result<Self> {
+        let v4 = open(AddressFamily::INET, ipproto::ICMP)?;
+        let v6 = open(AddressFamily::INET6, ipproto::ICMPV6).ok();
         Ok(Self { v4, v6 })
     }
 
@@ -31,18 +32,19 @@ impl Icmp {
     pub fn send(&self, message: &Message) {
         let socket = if message.to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         // A sender that cannot be told learns it from its next packet, or by the MSS.
-        if let Some(Err(error)) =
-            socket.map(|socket| socket.send_to(&message.octets, &SocketAddr::new(message.to, 0).into()))
+        let to = SocketAddr::new(message.to, 0);
+        if let Some(socket) = socket
+            && let Err(error) = sendto(socket, &message.octets, SendFlags::empty(), &to)
         {
             tracing::debug!("{}: cannot be told that its packet is too big: {error}", message.to);
         }
     }
 }
 
-fn open(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-    socket.set_nonblocking(true)?;
+fn open(family: AddressFamily, protocol: Protocol) -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::RAW, flags, Some(protocol))?;
     // Nobody reads: the kernel keeps the least that it allows of the ICMP that arrives.
-    socket.set_recv_buffer_size(0)?;
+    sockopt::set_socket_recv_buffer_size(&socket, 0)?;
     Ok(socket)
 }

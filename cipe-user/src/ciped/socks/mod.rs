@@ -9,6 +9,8 @@ mod handshake;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt::Mark};
+use rustix::net::sockopt;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
@@ -110,7 +112,7 @@ async fn associate(
 async fn connect(address: SocketAddr, mark: u32) -> std::io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if mark != 0 {
-        socket2::SockRef::from(&socket).set_mark(mark)?;
+        setsockopt(&socket, Mark, &mark)?;
     }
     socket.connect(address).await
 }
@@ -118,8 +120,11 @@ async fn connect(address: SocketAddr, mark: u32) -> std::io::Result<TcpStream> {
 /// A server that is gone without a word must be noticed although nothing is ever sent on the connection.
 fn keep_alive(connection: &TcpStream) -> std::io::Result<()> {
     let (idle, interval) = (Duration::from_secs(20), Duration::from_secs(5));
-    let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(4);
-    socket2::SockRef::from(connection).set_tcp_keepalive(&probes)
+    sockopt::set_socket_keepalive(connection, true)?;
+    sockopt::set_tcp_keepidle(connection, idle)?;
+    sockopt::set_tcp_keepintvl(connection, interval)?;
+    sockopt::set_tcp_keepcnt(connection, 4)?;
+    Ok(())
 }
 
 /// Waits for the end of the connection and says why it came.

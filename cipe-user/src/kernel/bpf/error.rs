@@ -170,7 +170,7 @@ impl Error {
             return Self::Load { reason: format!("{program}: {}", chain(error)) };
         };
         let log = verifier_log.to_string();
-        log::debug!("{program}: the verifier's log:\n{log}");
+        tracing::debug!("{program}: the verifier's log:\n{log}");
         let kernel = running();
         match verifier::complaint(&log) {
             Some(complaint) => Self::Refused { kernel, program, reason: format!("{io_error}: {complaint}") },

@@ -48,7 +48,7 @@ pub fn remove_leftovers(ifindex: u32) {
         match qdisc_detach_program(&device, TcAttachType::Egress, program) {
             Ok(()) => tracing::info!("{device}: TC filter {program} of an engine that died; removed"),
             // No such filter, or no clsact qdisc at all.
-            Err(error) => log::debug!("{device}: no TC filter {program} to remove: {}", chain(&error)),
+            Err(error) => tracing::debug!("{device}: no TC filter {program} to remove: {}", chain(&error)),
         }
     }
 }

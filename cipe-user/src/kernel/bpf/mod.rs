@@ -403,6 +403,6 @@ fn forgotten(removed: Result<(), MapError>) -> Result<(), MapError> {
 /// Kernels before 5.11 count maps against it; refusal (no CAP_SYS_RESOURCE) does not matter on later ones.
 fn raise_memlock() {
     if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
-        log::debug!("RLIMIT_MEMLOCK stays as it is: {error}");
+        tracing::debug!("RLIMIT_MEMLOCK stays as it is: {error}");
     }
 }
