@@ -50,6 +50,14 @@ pub fn may_make_namespaces() -> bool {
 
 /// Removes every namespace and run directory of this process at once, for a signal that leaves no time to drop guards.
 pub fn remove_everything() {
-    namespace::remove_all();
-    topology::remove_run_directories();
+    let own = |owner| owner == std::process::id();
+    namespace::remove_all(own);
+    topology::remove_run_directories(own);
+}
+
+/// Removes what processes have left that were killed: every namespace and run directory of one that is no more.
+pub fn remove_abandoned() {
+    let gone = |owner| !process::exists(owner);
+    namespace::remove_all(gone);
+    topology::remove_run_directories(gone);
 }

@@ -98,7 +98,7 @@ impl Namespace {
     /// A name that this kernel does not have.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        self.run(|| std::fs::write(&path, value)).with_context(|| format!("{}: {path}={value}", self.name))
+        self.run(|| fs::write(&path, value)).with_context(|| format!("{}: {path}={value}", self.name))
     }
 
     /// A command that runs inside, as an operator would start it.
@@ -184,7 +184,7 @@ impl Namespace {
     /// # Errors
     /// A device that is not there.
     pub fn counters(&self, device: &str) -> Result<DeviceCounters> {
-        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let text = self.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
         for line in text.lines() {
             let Some((name, fields)) = line.split_once(':') else { continue };
             if name.trim() != device {
@@ -262,12 +262,11 @@ pub fn ip(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Removes all namespaces of this process, with the processes in them.
-pub(crate) fn remove_all() {
-    let prefix = format!("cipe-{}-", std::process::id());
-    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+/// Removes all namespaces of the processes that `owner` names, with the processes in them.
+pub(crate) fn remove_all(owner: impl Fn(u32) -> bool) {
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(&prefix) {
+        if process::owner_by_name(&name, "cipe-").is_some_and(&owner) {
             remove(&name);
         }
     }

@@ -91,6 +91,16 @@ fn open(pid: u32) -> Option<rustix::fd::OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
+/// Whether there is such a process, zombies included.
+pub fn exists(pid: u32) -> bool {
+    open(pid).is_some()
+}
+
+/// The process that has made what is called `PREFIXPID-...`.
+pub fn owner_by_name(name: &str, prefix: &str) -> Option<u32> {
+    name.strip_prefix(prefix)?.split_once('-')?.0.parse().ok()
+}
+
 /// Processes whose network namespace is the one that `path` (such as `/run/netns/NAME`) names, zombies left out.
 ///
 /// # Errors
@@ -194,7 +204,7 @@ pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
         let attributes = [value, 0, 0, 0];
         // SAFETY: the kernel reads the attributes during the call, and nothing else of this process.
         let answer = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of_val(&attributes)) };
-        if answer < 0 { Err(std::io::Error::last_os_error()) } else { Ok(answer as i32) }
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer as i32) }
     };
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
         let Ok(text) = fs::read_to_string(entry.path()) else { continue };

@@ -23,6 +23,7 @@ use crate::gateway;
 use crate::namespace::{Namespace, ip};
 use crate::net::Frame;
 use crate::offload::Offload;
+use crate::process;
 
 /// One of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,7 +291,7 @@ impl RunDirectory {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = Path::new(RUN).join(format!("{}{number}", run_prefix()));
+        let path = Path::new(RUN).join(format!("{RUN_PREFIX}{}-{number}", std::process::id()));
         fs::DirBuilder::new().mode(0o755).create(&path).with_context(|| format!("{}", path.display()))?;
         let directory = Self { path };
         let bin = directory.path.join("bin");
@@ -305,14 +306,12 @@ impl RunDirectory {
 /// Where run directories stand: not under /tmp, since an option file's parents must not be writable by others.
 const RUN: &str = "/run";
 
-fn run_prefix() -> String {
-    format!("cipe-tests-{}-", std::process::id())
-}
+const RUN_PREFIX: &str = "cipe-tests-";
 
-/// Removes all run directories of this process.
-pub(crate) fn remove_run_directories() {
+/// Removes all run directories of the processes that `owner` names.
+pub(crate) fn remove_run_directories(owner: impl Fn(u32) -> bool) {
     for entry in fs::read_dir(RUN).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&run_prefix())
+        if process::owner_by_name(&entry.file_name().to_string_lossy(), RUN_PREFIX).is_some_and(&owner)
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
             eprintln!("{}: {error}", entry.path().display());

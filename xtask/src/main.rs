@@ -9,6 +9,7 @@ mod fuzz;
 mod guest;
 mod package;
 mod run;
+mod scenarios;
 mod svg;
 mod test;
 mod tools;
@@ -28,6 +29,7 @@ enum Command {
     /// Build the eBPF object (cipe-ebpf/prebuilt) from its sources
     BuildEbpf(build_ebpf::Args),
     Dependencies(dependencies::Args),
+    Scenarios(scenarios::Args),
     /// Run the fuzz targets, each for a while
     Fuzz(fuzz::Args),
     /// Measure tunnels side by side: ours, other ones, the plain wire
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Dependencies(args) => dependencies::run(&args),
+        Command::Scenarios(args) => scenarios::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => bench::profile::run(&args),

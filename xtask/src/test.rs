@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::guest::Shape;
 use crate::guest::scenarios::{self, Kernels, Which};
-use crate::tools::{SCENARIOS, UNIT_TESTS};
+use crate::tools::UNIT_TESTS;
 use crate::{build_ebpf, tools};
 
 /// Runs every check.
@@ -124,9 +124,8 @@ fn steps() -> Result<Vec<Step>> {
     dependencies.arg("dependencies").current_dir(tools::workspace());
     let mut documentation = tools::cargo(&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
-    let mut scenarios =
-        tools::cargo(&[&["test", "--locked"], SCENARIOS, &["--no-fail-fast", "--", "--test-threads=1"]].concat());
-    scenarios.env("CIPE_BIN", tools::target().join("debug/cipe"));
+    let mut scenarios = Command::new(std::env::current_exe()?);
+    scenarios.arg("scenarios").current_dir(tools::workspace());
     let guests = |kernels, what: &[&str]| -> Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["test", "--kernel", kernels]).args(what).args(GUESTS).current_dir(tools::workspace());
@@ -138,7 +137,6 @@ fn steps() -> Result<Vec<Step>> {
         step("lints", tools::cargo(LINTS)),
         step("dependencies", dependencies),
         step("unit tests", tools::cargo(&[&["test", "--locked"], UNIT_TESTS, &["--no-fail-fast"]].concat())),
-        step("binary", tools::cargo(&["build", "--locked", "--package", "cipe-user", "--bin", "cipe"])),
         step("scenarios", scenarios),
         step("loads", guests(OTHER_KERNELS, &["--loads"])?),
         step("kernels", guests(ENDS, &["--only", SHORT_LIST])?),

@@ -61,12 +61,53 @@ pub fn text(command: &Command) -> String {
     command.get_args().fold(name, |line, argument| line + " " + &argument.to_string_lossy())
 }
 
+/// A program that the checks run, from the registry of packages: a newer version may find more, in a commit of its own.
+pub struct Tool {
+    package: &'static str,
+    version: &'static str,
+    /// As to `cargo install`.
+    options: &'static [&'static str],
+}
+
+/// Finds dependencies that are not used.
+pub const MACHETE: Tool = Tool { package: "cargo-machete", version: "0.9.2", options: &[] };
+/// Checks licences and sources of dependencies.
+pub const DENY: Tool = Tool { package: "cargo-deny", version: "0.20.2", options: &[] };
+/// Runs tests beside each other, each in a process of its own, and tells the time of each.
+pub const NEXTEST: Tool = Tool { package: "cargo-nextest", version: "0.9.151", options: &["--no-default-features"] };
+
+impl Tool {
+    /// Its program, which is installed under the target folder unless this version is there.
+    ///
+    /// # Errors
+    /// What cargo says.
+    pub fn get(&self) -> Result<PathBuf> {
+        let root = target().join("tools");
+        let program = root.join("bin").join(self.package);
+        if self.is_installed(&program) {
+            return Ok(program);
+        }
+        println!("installing {} {}", self.package, self.version);
+        // Without optimisation: they work for seconds, and are built for minutes.
+        let mut install = cargo(&["install", "--locked", "--quiet", "--debug", "--version", self.version, "--root"]);
+        // A target folder of its own: a build folder in the environment would be filled with what nobody needs again.
+        install.arg(&root).args(self.options).arg(self.package).env_remove("CARGO_TARGET_DIR");
+        check(&mut install)?;
+        Ok(program)
+    }
+
+    fn is_installed(&self, program: &Path) -> bool {
+        let output = Command::new(program).arg("--version").output();
+        output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(self.version))
+    }
+}
+
 /// Builds the `cipe` binary and returns its path.
 ///
 /// # Errors
 /// What cargo says.
 pub fn build_cipe(release: bool) -> Result<PathBuf> {
-    let mut build = cargo(&["build", "--package", "cipe-user", "--bin", "cipe"]);
+    let mut build = cargo(&["build", "--locked", "--package", "cipe-user", "--bin", "cipe"]);
     if release {
         build.arg("--release");
     }
@@ -143,6 +184,18 @@ pub fn clean_up_on_signals(more: fn()) -> Result<()> {
         more();
         std::process::exit(130);
     });
+    Ok(())
+}
+
+/// Ctrl-C no longer ends this process, only what it has started: a child that cleans up gets the time for it.
+///
+/// # Errors
+/// A signal handler that cannot be had.
+pub fn outlive_interrupts() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _entered = runtime.enter();
+    // The handler stays when the stream goes.
+    drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?);
     Ok(())
 }
 
