@@ -105,7 +105,7 @@ impl Verdict {
 
     /// Those that the eBPF programs count; the rest is the engine's. `NoReceiveKey`, `BadLength` and `RouteLoop` are
     /// counted on both sides, each packet once.
-    pub const KERNEL: &'static [Verdict] = &[
+    pub const KERNEL: &'static [Self] = &[
         Self::PrivateNotIp,
         Self::PrivateUnstamped,
         Self::PrivateMalformed,

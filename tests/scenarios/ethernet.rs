@@ -292,7 +292,7 @@ fn what_is_larger_than_the_path_is_cut_outside_or_told() -> Result<()> {
     // DF: dropped and counted; TCP's segments are clamped to what fits.
     let lan = joined.net.lan(Side::A);
     lan.run(|| -> Result<()> {
-        let socket = std::net::UdpSocket::bind((host(Side::A), 0))?;
+        let socket = UdpSocket::bind((host(Side::A), 0))?;
         set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
         socket.send_to(&pattern(3, 1472), (host(Side::B), 9))?;
         Ok(())

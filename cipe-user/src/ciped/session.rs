@@ -247,7 +247,7 @@ impl<R: CryptoRng> Session<R> {
         for action in actions {
             match action {
                 Action::SendMessage { payload, under, announces } => {
-                    steps.push(Step::Send(Request::SendControl { payload: hex::encode(&*payload), under, announces }))
+                    steps.push(Step::Send(Request::SendControl { payload: hex::encode(&*payload), under, announces }));
                 }
                 Action::SetSendKey(key) => {
                     self.key_ends = Some(now.at + self.key_life);

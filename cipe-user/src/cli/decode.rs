@@ -154,7 +154,7 @@ impl Display for Decoded {
         }
         writeln!(f)?;
         if let Some(plain) = &self.plain {
-            self.fields(plain, f)?;
+            write_fields(plain, f)?;
         }
         match self.result {
             Ok((Type::Data, n)) => match ip::check(self.payload()) {
@@ -174,30 +174,23 @@ impl Display for Decoded {
     }
 }
 
-impl Decoded {
-    /// IV, padding, P and CRC, right or wrong.
-    fn fields(&self, plain: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (flag, whose) = match KeyKind::of(plain[0]) {
-            KeyKind::Static => (0, "the static key"),
-            KeyKind::Dynamic => (1, "the sender's dynamic key"),
-        };
-        writeln!(f, "IV       {}, key flag {flag}: {whose}", hex::encode(&plain[..IV]))?;
-        let (body, sum) = plain.split_at(plain.len() - 4);
-        let p = plain[plain.len() - TRAILER];
-        let kind = ["data", "control", "10, never sent", "11, reserved"][usize::from(p >> 1 & 3)];
-        let reserved = if p & 0b1000_1001 == 0 { "" } else { ", RESERVED BITS SET" };
-        writeln!(f, "P        {p:08b}: {} octets of padding, type {kind}{reserved}", p >> 4 & 7)?;
-        let right = crc(&body[IV..]).to_be_bytes();
-        match right == sum {
-            true => writeln!(f, "CRC      {} ok", hex::encode(sum)),
-            false => {
-                writeln!(
-                    f,
-                    "CRC      {} BAD, not {}: damaged, or under another key",
-                    hex::encode(sum),
-                    hex::encode(right)
-                )
-            }
+/// Writes IV, padding, P and CRC, right or wrong.
+fn write_fields(plain: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (flag, whose) = match KeyKind::of(plain[0]) {
+        KeyKind::Static => (0, "the static key"),
+        KeyKind::Dynamic => (1, "the sender's dynamic key"),
+    };
+    writeln!(f, "IV       {}, key flag {flag}: {whose}", hex::encode(&plain[..IV]))?;
+    let (body, sum) = plain.split_at(plain.len() - 4);
+    let p = plain[plain.len() - TRAILER];
+    let kind = ["data", "control", "10, never sent", "11, reserved"][usize::from(p >> 1 & 3)];
+    let reserved = if p & 0b1000_1001 == 0 { "" } else { ", RESERVED BITS SET" };
+    writeln!(f, "P        {p:08b}: {} octets of padding, type {kind}{reserved}", p >> 4 & 7)?;
+    let right = crc(&body[IV..]).to_be_bytes();
+    match right == sum {
+        true => writeln!(f, "CRC      {} ok", hex::encode(sum)),
+        false => {
+            writeln!(f, "CRC      {} BAD, not {}: damaged, or under another key", hex::encode(sum), hex::encode(right))
         }
     }
 }

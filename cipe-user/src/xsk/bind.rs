@@ -187,7 +187,7 @@ pub(super) fn attempt(umem: &Umem, queue: (u32, u32), config: &SocketConfig) -> 
             match share(&sharer, queue, config) {
                 Ok((socket, rings)) => return Ok(Bound { rings, socket, flags }),
                 Err((_, Errno::BUSY)) => return Err(("bind", Errno::BUSY)),
-                Err((_, Errno::BADF)) => continue,
+                Err((_, Errno::BADF)) => {}
                 Err(_) => break,
             }
         }

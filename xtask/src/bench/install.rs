@@ -79,7 +79,7 @@ pub fn runnable(tunnels: &[Tunnel], by_name: bool) -> Result<Vec<Tunnel>> {
             },
             [need, ..] if by_name => bail!("{} needs {}; add --install", tunnel.name(), need.program),
             [need, ..] => {
-                println!("left out: {} ({} is not installed; --install gets it)", tunnel.name(), need.program)
+                println!("left out: {} ({} is not installed; --install gets it)", tunnel.name(), need.program);
             }
         }
     }

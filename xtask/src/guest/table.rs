@@ -76,7 +76,7 @@ impl Reader {
                     "{release} is up after {:.1} s and {:.1} s of CPU",
                     start.elapsed().as_secs_f64(),
                     used.as_secs_f64()
-                )
+                );
             }
             Told::Record(Record::Begin(name), used) => {
                 println!("{}: {name}", self.kernel);

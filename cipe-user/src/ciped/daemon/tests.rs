@@ -35,7 +35,7 @@ impl Player {
 
 impl Stage {
     fn new() -> Self {
-        let directory = crate::ciped::scripts::tests::directory();
+        let directory = scripts::tests::directory();
         let mut stage = Self { directory, server: None };
         stage.start_engine();
         stage

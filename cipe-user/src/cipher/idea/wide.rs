@@ -87,7 +87,7 @@ impl<const W: usize> Mixed<W> {
     }
 
     pub(super) fn wipe(&mut self) {
-        self.0.iter_mut().for_each(|row| row.zeroize());
+        self.0.iter_mut().for_each(Zeroize::zeroize);
     }
 }
 

@@ -14,7 +14,7 @@ const BUFFER: usize = 65_536 + 4_096 + 320;
 #[derive(Default)]
 pub struct Inbox {
     buffers: Vec<u8>,
-    headers: ArrayVec<Header, { Inbox::MESSAGES }>,
+    headers: ArrayVec<Header, { Self::MESSAGES }>,
 }
 
 /// What is said beside a message.

@@ -168,7 +168,7 @@ impl UdpCarrier {
         match to {
             SocketAddr::V4(_) => control.extend([ControlMessage::Ipv4Tos(&tos), ControlMessage::Ipv4Ttl(&ttl)]),
             SocketAddr::V6(_) => {
-                control.extend([ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6HopLimit(&ttl)])
+                control.extend([ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6HopLimit(&ttl)]);
             }
         }
         if parts.len() > of_one {

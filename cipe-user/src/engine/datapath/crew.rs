@@ -96,10 +96,10 @@ impl Chunk {
         let keys = self.places.iter().map(|place| self.keys.get(usize::from(*place)));
         match &mut self.packets {
             Packets::Incoming(packets) => {
-                lanes.decrypt(&mut jobs(packets.iter_mut().zip(keys), |packet| packet.sealed(umem)))
+                lanes.decrypt(&mut jobs(packets.iter_mut().zip(keys), |packet| packet.sealed(umem)));
             }
             Packets::Outgoing(packets) => {
-                lanes.encrypt(&mut jobs(packets.iter_mut().zip(keys), |packet| packet.framed(umem)))
+                lanes.encrypt(&mut jobs(packets.iter_mut().zip(keys), |packet| packet.framed(umem)));
             }
         }
     }

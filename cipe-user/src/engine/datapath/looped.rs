@@ -26,7 +26,7 @@ impl Datapath {
 
     /// Takes up where the datagrams of a tunnel go now, if it is there.
     pub fn set_target(&mut self, number: u16) {
-        self.targets.set(number, self.tunnels.get(&number).and_then(|tunnel| tunnel.target()));
+        self.targets.set(number, self.tunnels.get(&number).and_then(super::super::tunnel::Tunnel::target));
     }
 
     fn goes_round(&self, out: &mut Outgoing) -> bool {

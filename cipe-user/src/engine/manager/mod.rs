@@ -451,7 +451,7 @@ impl Manager {
             }
             (Request::Status, _) => self.tell_status(connection),
             (_, None) => {
-                self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() })
+                self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() });
             }
             (Request::OwnStatus, Some(number)) => self.tell_status_of(connection, vec![number]),
             (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),

@@ -309,9 +309,9 @@ impl Manager {
                 self.note_rival(ifindex).await;
                 let message = format!("{error:#}; sending by UDP socket");
                 if as_expected {
-                    self.news(number, message)
+                    self.news(number, message);
                 } else {
-                    self.notice(number, message)
+                    self.notice(number, message);
                 }
                 false
             }

@@ -142,7 +142,7 @@ proptest! {
             }
         }
         if let Ok(segments) = cut_pieces(&pieces_of(&packet, places), gso_size) {
-            let cut: usize = segments.iter().map(|segment| segment.len()).sum();
+            let cut: usize = segments.iter().map(Vec::len).sum();
             prop_assert!(cut >= packet.len().min(segments[0].len()));
         }
     }

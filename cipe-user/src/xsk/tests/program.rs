@@ -145,6 +145,6 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
 
 fn raw_bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads the attributes, and through their pointers what the caller keeps alive through the call.
-    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *const T, size_of::<T>()) };
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref::<T>(attributes), size_of::<T>()) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }

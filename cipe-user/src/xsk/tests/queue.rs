@@ -131,7 +131,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let address = || prop_oneof![0..LAYOUT.frames as u64 * 2048 + 4096, any::<u64>()];
+    let address = || prop_oneof![0..u64::from(LAYOUT.frames) * 2048 + 4096, any::<u64>()];
     prop_oneof![
         (0..20_u32).prop_map(Step::Fill),
         (1..5_u32).prop_map(Step::Deliver),

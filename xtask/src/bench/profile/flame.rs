@@ -18,7 +18,7 @@ const LETTER: f64 = 6.1;
 #[derive(Default)]
 struct Node {
     count: u64,
-    calls: BTreeMap<Frame, Node>,
+    calls: BTreeMap<Frame, Self>,
 }
 
 impl Node {

@@ -212,7 +212,7 @@ impl End {
         match self.send {
             Some(_) => self.sent += 1,
             None => {
-                (self.sent_static, self.counters.sent_static) = (self.sent_static + 1, self.counters.sent_static + 1)
+                (self.sent_static, self.counters.sent_static) = (self.sent_static + 1, self.counters.sent_static + 1);
             }
         }
         self.put(None);
@@ -287,7 +287,7 @@ impl End {
                 let message = Message::parse(payload).expect("ends send messages only");
                 match &mut self.kind {
                     Kind::Ours(_) => {
-                        self.input(Input::Message { message, under_static: datagram.under.is_none() }, now)
+                        self.input(Input::Message { message, under_static: datagram.under.is_none() }, now);
                     }
                     Kind::Original { pending, taken, .. } => match message {
                         Message::Request => self.announce(true, now),

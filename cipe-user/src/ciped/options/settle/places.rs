@@ -179,10 +179,7 @@ impl Settle<'_> {
         let zones = [("me", own, &draft.me.origin), ("peer", peer, &draft.peer.origin)];
         let mut zones =
             zones.into_iter().filter_map(|(option, address, origin)| Some((option, zone::of(address)?, origin)));
-        let (option, zone, origin) = match zones.next() {
-            Some(first) => first,
-            None => return Some(()),
-        };
+        let Some((option, zone, origin)) = zones.next() else { return Some(()) };
         if let Some((_, other, origin)) = zones.next().filter(|(_, other, _)| *other != zone) {
             let what = format!("`me` is on {}, and `peer` on {}", zone::name(zone), zone::name(other));
             return self.error(Mistake::new(what, "write the same device behind both link-local addresses"), origin);

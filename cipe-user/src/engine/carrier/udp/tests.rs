@@ -83,7 +83,7 @@ fn datagrams_arrive_in_frames_also_out_of_superframes() {
     bench.sender.send(&[1; 100]).unwrap();
     bench.sender.send(&[1; 5000]).unwrap();
     let (octets, size) = ([7; 1000], 300_u16);
-    let pieces = [io::IoSlice::new(&octets)];
+    let pieces = [IoSlice::new(&octets)];
     let control = [ControlMessage::UdpGsoSegments(&size)];
     sendmsg(bench.sender.as_raw_fd(), &pieces, &control, MsgFlags::empty(), None::<&SockaddrStorage>).unwrap();
     let expected = [Ok(0), Ok(100), Err(Verdict::BadLength), Ok(300), Ok(300), Ok(300), Ok(100)];

@@ -32,7 +32,7 @@ fn to(address: &str) -> SocketAddr {
 /// there.
 fn ready(flags: u32) -> Option<(Programs, OwnedFd)> {
     let mut programs = programs()?;
-    programs.set_tunnel(TUNNEL, cipe_common::maps::Tunnel { flags: 1, mtu: MTU, ..Default::default() }).unwrap();
+    programs.set_tunnel(TUNNEL, Tunnel { flags: 1, mtu: MTU, ..Default::default() }).unwrap();
     programs.set_lan_device(DEVICE, Lan { sockets: SOCKETS, flags, mac: MAC, ..Lan::default() }).unwrap();
     for (prefix, bits, tunnel) in
         [("192.0.2.0", 24, TUNNEL), ("198.51.100.0", 24, NO_TUNNEL), (V6, 128, TUNNEL), ("2001:db8::", 64, NO_TUNNEL)]
@@ -170,7 +170,7 @@ fn without_tunnel_socket_or_card_everything_passes() {
 
     programs.clear_tunnel(TUNNEL).unwrap();
     assert!(passes(&mut programs, &frame), "fail closed is the business of the tunnel's device");
-    programs.set_tunnel(TUNNEL, cipe_common::maps::Tunnel { flags: 1, mtu: MTU, ..Default::default() }).unwrap();
+    programs.set_tunnel(TUNNEL, Tunnel { flags: 1, mtu: MTU, ..Default::default() }).unwrap();
     programs.remove_lan_device(DEVICE).unwrap();
     assert!(passes(&mut programs, &frame));
 }

@@ -100,7 +100,7 @@ fn a_tunnel_s_own_datagrams_do_not_come_into_it() {
         ("192.0.2.7:6789", ["192.0.2.7:6790", "192.0.2.8:6789"]),
         ("[2001:db8::7]:6789", ["[2001:db8::7]:6790", "[2001:db8:1::7]:6789"]),
     ] {
-        let target: std::net::SocketAddr = target.parse().unwrap();
+        let target: SocketAddr = target.parse().unwrap();
         let known = Tunnel { flags: Tunnel::ALIVE, target: carrier_address(target), ..Tunnel::default() };
         programs.set_tunnel(TUNNEL, known).unwrap();
         let own = udp(target, b"sealed");
