@@ -6,13 +6,13 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use cipe_tests::gateway::Daemon;
+use cipe_tests::may_make_namespaces;
 use cipe_tests::net::pattern;
 use cipe_tests::original::{Original, Originals};
 use cipe_tests::peer::{Cipher, Config};
 use cipe_tests::topology::{Side, Topology};
-use cipe_tests::{may_make_namespaces, traffic};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// Octets of an original's receive buffer.
@@ -88,63 +88,4 @@ fn an_original_loses_no_more_of_ours_than_of_an_original() -> Result<()> {
         seen.push((ours, theirs));
     }
     bail!("an original has lost too much of ours each time: {seen:?}")
-}
-
-/// What one TCP stream from lanA to lanB achieves.
-#[derive(Clone, Copy, Debug)]
-struct Stream {
-    mbit: f64,
-    /// Segments that were sent again, of all, in percent.
-    again: f64,
-}
-
-fn tcp_counters(net: &Topology) -> Result<[u64; 2]> {
-    let text = net.lan(Side::A).run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
-    let of = |wanted: &str| names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == wanted);
-    let number = |wanted: &str| anyhow::Ok(of(wanted).context("a counter")?.1.parse()?);
-    Ok([number("OutSegs")?, number("RetransSegs")?])
-}
-
-fn stream(net: &Topology) -> Result<Stream> {
-    const WARM: Duration = Duration::from_secs(1);
-    const TIME: Duration = Duration::from_secs(4);
-    let to = (net.lan(Side::B), Side::B.host());
-    traffic::tcp(net.lan(Side::A), to, 1, WARM, |_, _| ())?;
-    let before = tcp_counters(net)?;
-    let report = traffic::tcp(net.lan(Side::A), to, 1, TIME, |_, _| ())?;
-    let [sent, again] =
-        tcp_counters(net)?.into_iter().zip(before).map(|(now, before)| now - before).collect::<Vec<_>>()[..]
-    else {
-        bail!("two counters");
-    };
-    Ok(Stream { mbit: report.total.mbit(), again: 100.0 * again as f64 / sent.max(1) as f64 })
-}
-
-/// Prints what one TCP stream achieves from ours and from an original into an original's small buffer, in turn, and the
-/// medians. Nothing is asserted: throughput is what the machine has to spare.
-#[test]
-#[ignore = "a measurement, for a machine that does nothing else"]
-fn a_stream_into_the_small_buffer_of_an_original() -> Result<()> {
-    const ROUNDS: usize = 5;
-    let mut seen: [Vec<Stream>; 2] = Default::default();
-    for _ in 0..ROUNDS {
-        let ours = Original::start(Daemon::Blowfish, |options| options, configure)?;
-        ours.wait_for_pings()?;
-        seen[0].push(stream(&ours.net)?);
-        drop(ours);
-        let originals = Originals::start(Cipher::Blowfish, configure)?;
-        loss(&originals.net)?;
-        seen[1].push(stream(&originals.net)?);
-        let last = seen.each_ref().map(|all| all.last().copied());
-        eprintln!("from ours {:?}, from an original {:?}", last[0], last[1]);
-    }
-    for (who, all) in ["ours", "an original"].into_iter().zip(&mut seen) {
-        all.sort_by(|a, b| a.mbit.total_cmp(&b.mbit));
-        let mut again: Vec<f64> = all.iter().map(|stream| stream.again).collect();
-        again.sort_by(f64::total_cmp);
-        eprintln!("median from {who}: {:.0} Mbit/s, {:.2} % sent again", all[ROUNDS / 2].mbit, again[ROUNDS / 2]);
-    }
-    Ok(())
 }

@@ -1,26 +1,12 @@
 //! Finding and installing the programs of other tunnels.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::tunnel::{Need, Source, Tunnel};
+use super::program::{Need, Source, find, root};
+use super::tunnel::Tunnel;
 use crate::tools;
-
-/// Where crates are installed: not in anybody's home.
-fn root() -> PathBuf {
-    tools::target().join("peers")
-}
-
-/// Path of a program: installed by us, or anywhere in PATH and root's folders.
-pub fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let ours = root().join("bin");
-    let folders = std::iter::once(ours).chain(std::env::split_paths(&path));
-    let folders = folders.chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
-}
 
 /// Programs of a tunnel that are not there.
 pub fn missing(tunnel: Tunnel) -> Vec<&'static Need> {

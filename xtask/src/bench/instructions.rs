@@ -4,18 +4,17 @@
 //! guest executes is exact and the same on each host, so that tunnels of a kernel that this machine does not run can be set
 //! beside ours.
 
-use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
+use super::files::Files;
 use super::record::{Metric, Offloads, Record, Results, Topology};
 use super::report::{Table, number, replace_section};
 use super::tunnel::{INNER_MTU, Tunnel};
 use crate::guest::plan::Step;
 use crate::guest::{Shape, Wanted, command};
-use crate::tools;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -30,18 +29,8 @@ pub struct Args {
     /// How many times everything is measured, one tunnel after the other each time
     #[arg(long, default_value_t = 2)]
     rounds: usize,
-    /// Measure this `cipe` binary instead of building one
-    #[arg(long, value_name = "FILE")]
-    cipe: Option<PathBuf>,
-    /// Append each measurement to this file, one JSON object a line
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Measure nothing: report what --json wrote, from one or more files
-    #[arg(long, value_name = "FILE,...", value_delimiter = ',', conflicts_with = "json")]
-    from: Vec<PathBuf>,
-    /// Write the report into docs/BENCHMARKS.md
-    #[arg(long)]
-    write: bool,
+    #[command(flatten)]
+    files: Files,
     #[command(flatten)]
     shape: Shape,
 }
@@ -68,15 +57,15 @@ const NOTE: &str = "In an emulated guest with one CPU, whose clock counts instru
 /// A guest that does not run, or a tunnel that carries nothing in it; what was measured before is reported all the same.
 pub fn run(args: &Args) -> Result<()> {
     let mut results = Results::default();
-    for file in &args.from {
+    for file in &args.files.from {
         results.read(file)?;
     }
-    let failure = if args.from.is_empty() { measure(args, &mut results).err() } else { None };
+    let failure = if args.files.from.is_empty() { measure(args, &mut results).err() } else { None };
     if !results.is_empty() {
         let text =
             format!("## Beside the kernel's own (`cargo xtask bench instructions`)\n\n{NOTE}\n\n{}", table(&results));
         println!("\n{text}");
-        if args.write {
+        if args.files.write {
             replace_section("cargo xtask bench instructions", &text)?;
         }
     }
@@ -84,15 +73,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn measure(args: &Args, results: &mut Results) -> Result<()> {
-    let cipe = match &args.cipe {
-        Some(path) => std::path::absolute(path)?,
-        None => tools::build_cipe(true)?,
-    };
-    let mut json = args.json.as_ref().map(|path| {
-        let file = File::options().create(true).append(true).open(path);
-        file.with_context(|| path.display().to_string())
-    });
-    let mut json = json.take().transpose()?;
+    let cipe = args.files.binary()?;
+    let mut json = args.files.journal()?;
     // Doctor says which of our cipher kernels are taken.
     let mut steps =
         vec![step("modules", Path::new("/bin/sh"), &["-c", CPU_MODULES])?, step("doctor", &cipe, &["doctor"])?];

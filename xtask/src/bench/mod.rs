@@ -2,13 +2,16 @@
 //!
 //! Rounds are the outermost loop, so that tunnels take turns and a slow minute of the machine hits all of them alike.
 
+mod files;
 mod install;
 mod instructions;
 mod many;
 mod measure;
 pub mod profile;
+mod program;
 mod record;
 mod report;
+mod small_buffer;
 mod tunnel;
 
 use std::collections::BTreeMap;
@@ -23,6 +26,7 @@ use cipe_tests::topology::{Carrier, Topology as Net};
 use clap::ValueEnum;
 
 use crate::{bench_cipher, bench_datapath, tools};
+use files::Files;
 use measure::{Bench, Effort, Test};
 use record::{Metric, Offloads, Record, Results, Topology};
 use tunnel::Tunnel;
@@ -45,6 +49,8 @@ enum Part {
     Many(many::Args),
     /// Count instructions a packet, in an emulated guest: for tunnels that this machine's kernel does not have
     Instructions(instructions::Args),
+    /// Measure one TCP stream into the small receive buffer of an original, from ours and from an original
+    SmallBuffer(small_buffer::Args),
     /// Measure the cipher kernels beside OpenSSL, libgcrypt, Botan and RustCrypto
     Cipher(bench_cipher::BenchCipher),
     /// Measure the datapath without kernel and network: nanoseconds and instructions a packet
@@ -72,27 +78,17 @@ struct TunnelArgs {
     /// One round of short tests, about two minutes: a first look
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
-    /// Measure this `cipe` binary instead of building one
-    #[arg(long, value_name = "FILE")]
-    cipe: Option<PathBuf>,
     /// An option for our daemons, as in an option file; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE")]
     options: Vec<String>,
     /// Install missing programs: Debian packages, and crates under the target folder
-    #[arg(long)]
+    #[arg(long, conflicts_with = "from")]
     install: bool,
     /// The tunnel that the ratios are to
     #[arg(long, value_enum, default_value_t = Tunnel::Gotatun)]
     compare: Tunnel,
-    /// Append each measurement to this file, one JSON object a line
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Measure nothing: report what --json wrote, from one or more files
-    #[arg(long, value_name = "FILE,...", value_delimiter = ',', conflicts_with_all = ["json", "install"])]
-    from: Vec<PathBuf>,
-    /// Write the report into docs/BENCHMARKS.md, with plots beside it
-    #[arg(long)]
-    write: bool,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// With --quick: ours, and what the goals compare them with.
@@ -116,15 +112,17 @@ pub fn run(args: &Args) -> Result<()> {
         Some(Part::Tunnels(args)) => tunnels(args),
         Some(Part::Many(args)) => many::run(args),
         Some(Part::Instructions(args)) => instructions::run(args),
+        Some(Part::SmallBuffer(args)) => small_buffer::run(args),
         Some(Part::Cipher(args)) => bench_cipher::run(args),
         Some(Part::Datapath(args)) => bench_datapath::run(args),
     }
 }
 
 fn tunnels(args: &TunnelArgs) -> Result<()> {
-    let (results, failures) = if args.from.is_empty() { measure(args)? } else { (read(&args.from)?, BTreeMap::new()) };
+    let (results, failures) =
+        if args.files.from.is_empty() { measure(args)? } else { (read(&args.files.from)?, BTreeMap::new()) };
     if !results.is_empty() {
-        report::report(&results, args.compare, args.write)?;
+        report::report(&results, args.compare, args.files.write)?;
     }
     if let Some((tunnel, error)) = failures.first_key_value() {
         let names: Vec<String> = failures.keys().map(|tunnel| tunnel.name()).collect();
@@ -147,24 +145,13 @@ type Failures = BTreeMap<Tunnel, String>;
 fn measure(args: &TunnelArgs) -> Result<(Results, Failures)> {
     tools::need_namespaces()?;
     let plan = Plan::new(args)?;
-    let binary = match &args.cipe {
-        Some(path) => path.clone(),
-        None => {
-            println!("Building cipe (release) ...");
-            tools::build_cipe(true)?
-        }
-    };
-    gateway::use_binary(&binary)?;
+    gateway::use_binary(&args.files.binary()?)?;
     tunnel::use_options(&args.options);
     tools::clean_up_on_signals(tunnel::remove_sockets)?;
-    let json = args.json.as_ref().map(|path| {
-        let file = File::options().create(true).append(true).open(path);
-        file.with_context(|| format!("{}", path.display()))
-    });
     let mut run = Run {
         total: plan.count(),
         plan,
-        json: json.transpose()?,
+        json: args.files.journal()?,
         results: Results::default(),
         failures: Failures::new(),
         done: 0,

@@ -155,6 +155,12 @@ pub struct Record {
 pub struct Series(Vec<f64>);
 
 impl Series {
+    /// Of at least one value.
+    pub fn new(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self(values)
+    }
+
     /// The middle one, or the mean of the two in the middle.
     pub fn median(&self) -> f64 {
         let values = &self.0;
@@ -211,9 +217,8 @@ impl Results {
 
     /// What was measured of a tunnel.
     pub fn get(&self, offloads: Offloads, topology: Topology, metric: Metric, tunnel: Tunnel) -> Option<Series> {
-        let mut values = self.series.get(&(offloads, topology, metric, tunnel))?.clone();
-        values.sort_by(f64::total_cmp);
-        Some(Series(values))
+        let values = self.series.get(&(offloads, topology, metric, tunnel))?;
+        Some(Series::new(values.clone()))
     }
 
     /// Tunnels of which something was measured, in the order of the tables.

@@ -6,7 +6,6 @@
 mod memory;
 mod report;
 
-use std::fs::File;
 use std::io::Write;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
@@ -20,6 +19,7 @@ use cipe_tests::topology::{Carrier, Side, Topology as Net};
 use cipe_tests::traffic;
 use serde::{Deserialize, Serialize};
 
+use super::files::Files;
 use super::measure::{account, search};
 use super::record::{Offloads, Topology};
 use super::report::number;
@@ -38,21 +38,11 @@ pub struct Args {
     /// Which cipher
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Tunnel::CipeIdea])]
     only: Vec<Tunnel>,
-    /// Measure this `cipe` binary instead of building one
-    #[arg(long, value_name = "FILE")]
-    cipe: Option<PathBuf>,
     /// How datagrams get to the carrier: auto, xdp or udp
     #[arg(long, default_value = "auto")]
     carrier: String,
-    /// Append each measurement to this file, one JSON object a line
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Measure nothing: report what --json wrote, from one or more files
-    #[arg(long, value_name = "FILE,...", value_delimiter = ',', conflicts_with = "json")]
-    from: Vec<PathBuf>,
-    /// Write the report into docs/BENCHMARKS.md
-    #[arg(long)]
-    write: bool,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// What is measured, of one tunnel of many at one end where nothing else is said.
@@ -153,8 +143,8 @@ const CHANGES: usize = 5;
 /// # Errors
 /// An engine that did not start or refused a tunnel, or a load of which nothing arrives.
 pub fn run(args: &Args) -> Result<()> {
-    let records = if args.from.is_empty() { measure(args)? } else { read(&args.from)? };
-    report::report(&records, args.write)
+    let records = if args.files.from.is_empty() { measure(args)? } else { read(&args.files.from)? };
+    report::report(&records, args.files.write)
 }
 
 fn read(files: &[PathBuf]) -> Result<Vec<Record>> {
@@ -171,23 +161,10 @@ fn read(files: &[PathBuf]) -> Result<Vec<Record>> {
 
 fn measure(args: &Args) -> Result<Vec<Record>> {
     tools::need_namespaces()?;
-    let binary = match &args.cipe {
-        Some(path) => path.clone(),
-        None => {
-            println!("Building cipe (release) ...");
-            tools::build_cipe(true)?
-        }
-    };
-    gateway::use_binary(&binary)?;
+    gateway::use_binary(&args.files.binary()?)?;
     tools::clean_up_on_signals(super::tunnel::remove_sockets)?;
     let most = fleet::most_tunnels();
-    let mut json = match &args.json {
-        Some(path) => {
-            let file = File::options().create(true).append(true).open(path);
-            Some(file.with_context(|| format!("{}", path.display()))?)
-        }
-        None => None,
-    };
+    let mut json = args.files.journal()?;
     let mut records = Vec::new();
     for round in 1..=args.rounds.max(1) {
         for &tunnel in &args.only {

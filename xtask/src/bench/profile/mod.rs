@@ -12,11 +12,11 @@ use anyhow::{Context, Result, bail};
 use cipe_tests::gateway;
 use cipe_tests::topology::{Carrier, Topology as Net};
 
-use super::install;
 use super::measure::{Bench, Effort, Test, account};
 use super::record::{Offloads, Topology};
 use super::report::{self, Table};
 use super::tunnel::{self, Kind, Tunnel};
+use super::{install, program};
 use crate::tools;
 use stacks::Stacks;
 
@@ -65,10 +65,10 @@ const ROWS: usize = 20;
 /// What is missing, or what perf says.
 pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
-    if install::find("perf").is_none() && args.install {
+    if program::find("perf").is_none() && args.install {
         tools::apt_install(&["linux-perf"])?;
     }
-    let perf = install::find("perf").context("perf is missing; add --install, or install linux-perf")?;
+    let perf = program::find("perf").context("perf is missing; add --install, or install linux-perf")?;
     if args.install {
         install::install(&[args.tunnel])?;
     }

@@ -5,8 +5,9 @@ use std::fs;
 use anyhow::{Context, Result};
 use cipe_tests::topology::{Side, Topology};
 
+use super::catalogue::INNER_MTU;
 use super::process::{Process, device, output, start_both};
-use super::{INNER_MTU, Need, Source};
+use crate::bench::program::{Need, Source};
 
 /// What it needs.
 pub const NEEDS: &[Need] = &[Need { program: "fastd", source: Source::Debian("fastd"), version: &["--version"] }];

@@ -9,8 +9,9 @@ use cipe_tests::topology::{Side, Topology};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SetStruct;
 
-use super::{Need, Source, configure};
-use crate::bench::install;
+use super::device::configure;
+use crate::bench::program;
+use crate::bench::program::{Need, Source};
 use crate::tools;
 
 /// What configures the kernel's WireGuard.
@@ -53,7 +54,7 @@ fn keys(side: Side) -> (&'static str, &'static str) {
 
 /// The kernel's WireGuard.
 pub fn wireguard(net: &Topology) -> Result<()> {
-    let wg = install::find("wg").context("wg is not installed")?;
+    let wg = program::find("wg").context("wg is not installed")?;
     for side in [Side::A, Side::B] {
         let gw = net.gw(side);
         gw.ip(&["link", "add", WIREGUARD, "type", "wireguard"])?;

@@ -5,8 +5,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use cipe_tests::topology::{Side, Topology};
 
+use super::catalogue::INNER_MTU;
 use super::process::{Process, device, output, start_both};
-use super::{INNER_MTU, Need, Source};
+use crate::bench::program::{Need, Source};
 
 const OPENVPN: Need = Need { program: "openvpn", source: Source::Debian("openvpn"), version: &["--version"] };
 /// What it needs with a static key.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::topology::Topology;
 
-use super::{INNER_MTU, Tunnel};
+use super::catalogue::{INNER_MTU, Tunnel};
 
 static OPTIONS: OnceLock<Vec<String>> = OnceLock::new();
 

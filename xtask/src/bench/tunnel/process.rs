@@ -11,7 +11,8 @@ use cipe_tests::process::{signal, wait_for_either, wait_gone};
 use cipe_tests::topology::{Side, Topology};
 use rustix::process::Signal;
 
-use crate::bench::install;
+use super::device::configure;
+use crate::bench::program;
 
 /// How long a program may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
@@ -39,7 +40,7 @@ impl Process {
     ) -> Result<Self> {
         let log = net.directory().join(format!("{program}.{}.log", side.letter()));
         let file = File::create(&log)?;
-        let path = install::find(program).with_context(|| format!("{program} is not installed"))?;
+        let path = program::find(program).with_context(|| format!("{program} is not installed"))?;
         let mut command = net.gw(side).command(path);
         arguments(&mut command)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -152,7 +153,7 @@ pub fn has_device(net: &Topology, side: Side) -> bool {
 /// # Errors
 /// A program that is not there or fails.
 pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    let path = install::find(program).with_context(|| format!("{program} is not installed"))?;
+    let path = program::find(program).with_context(|| format!("{program} is not installed"))?;
     let output = Command::new(path).args(arguments).stdin(Stdio::null()).output()?;
     if !output.status.success() {
         bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
@@ -173,7 +174,7 @@ pub fn start_both(
     let mut ends = [start(Side::A)?, start(Side::B)?];
     for (side, end) in [Side::A, Side::B].into_iter().zip(&mut ends) {
         end.wait_for_device(net, side)?;
-        super::configure(net, side, &device(side))?;
+        configure(net, side, &device(side))?;
     }
     Ok(ends)
 }

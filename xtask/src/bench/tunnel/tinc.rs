@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use cipe_tests::topology::{Side, Topology};
 
 use super::process::{Process, device, output, start_both};
-use super::{Need, Source};
+use crate::bench::program::{Need, Source};
 
 /// What it needs.
 pub const NEEDS: &[Need] = &[Need { program: "tincd", source: Source::Debian("tinc"), version: &["--version"] }];

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cipe_tests::topology::{Side, Topology};
 
+use super::catalogue::Tunnel;
 use super::process::{Process, device, socket, start_both};
-use super::{Need, Source, Tunnel};
+use crate::bench::program::{Need, Source};
 
 /// What wireguard-go needs.
 pub const NEEDS_GO: &[Need] =

@@ -1,0 +1,61 @@
+//! Files that every measurement of tunnels knows: the program that is measured, and records.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::tools;
+
+/// What is measured, and where the figures go.
+#[derive(clap::Args)]
+pub struct Files {
+    /// Measure this `cipe` binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    pub cipe: Option<PathBuf>,
+    /// Append each measurement to this file, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Measure nothing: report what --json wrote, from one or more files
+    #[arg(long, value_name = "FILE,...", value_delimiter = ',', conflicts_with = "json")]
+    pub from: Vec<PathBuf>,
+    /// Write the report into docs/BENCHMARKS.md
+    #[arg(long)]
+    pub write: bool,
+}
+
+impl Files {
+    /// See [`binary`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn binary(&self) -> Result<PathBuf> {
+        binary(self.cipe.as_deref())
+    }
+
+    /// The file for records, if one is wanted.
+    ///
+    /// # Errors
+    /// A file that cannot be opened.
+    pub fn journal(&self) -> Result<Option<File>> {
+        let open = |path: &PathBuf| {
+            let file = File::options().create(true).append(true).open(path);
+            file.with_context(|| path.display().to_string())
+        };
+        self.json.as_ref().map(open).transpose()
+    }
+}
+
+/// The absolute path of the `cipe` binary that was named, else of one that is built.
+///
+/// # Errors
+/// What cargo says.
+pub fn binary(named: Option<&Path>) -> Result<PathBuf> {
+    match named {
+        Some(path) => Ok(std::path::absolute(path)?),
+        None => {
+            println!("Building cipe (release) ...");
+            tools::build_cipe(true)
+        }
+    }
+}

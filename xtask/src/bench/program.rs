@@ -1,0 +1,39 @@
+//! Programs of other tunnels, and where they are found.
+
+use std::path::PathBuf;
+
+use crate::tools;
+
+/// Where a program comes from if it is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A Debian package.
+    Debian(&'static str),
+    /// A crate with a binary.
+    Crate(&'static str),
+}
+
+/// A program that a tunnel needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    /// Its file name.
+    pub program: &'static str,
+    /// Where it comes from.
+    pub source: Source,
+    /// Arguments that make it print its version, in the first line that has a digit.
+    pub version: &'static [&'static str],
+}
+
+/// Where crates are installed: not in anybody's home.
+pub fn root() -> PathBuf {
+    tools::target().join("peers")
+}
+
+/// Path of a program: installed by us, or anywhere in PATH and root's folders.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let ours = root().join("bin");
+    let folders = std::iter::once(ours).chain(std::env::split_paths(&path));
+    let folders = folders.chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+}
