@@ -29,7 +29,6 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NL
 use rustix::io::Errno;
 
 use super::addresses::Configuration;
-use super::ethernet::is_veth;
 use super::events::Events;
 use super::hub::{self, Hub};
 use super::links::{self, Card};
@@ -317,7 +316,7 @@ impl Netlink {
 /// Whether a device is one of a tunnel, of either protocol, whatever stands on it.
 fn is_tunnel_device(link: &LinkMessage) -> bool {
     let is_named_so = links::alias_of(link).and_then(Owner::from_alias).is_some_and(|(what, _)| what == ALIAS);
-    hub::is_macvlan(link) || (is_veth(link) && is_named_so)
+    hub::is_macvlan(link) || (hub::is_veth(link) && is_named_so)
 }
 
 /// What the kernel's dev_valid_name() takes, without the percent sign, which would make it a template.

@@ -4,11 +4,11 @@
 //! The device has no offloads: the kernel cuts superframes, completes checksums of whatever kind, and writes VLAN tags into the
 //! frames before they come to the hidden end.
 
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rustix::io::Errno;
 
 use super::device::{Device, TunnelDevice, valid};
-use super::hub::{Framing, Hub};
+use super::hub::{Framing, Hub, is_veth};
 use super::links::{self, Card};
 use super::netlink::{Error, Netlink, Result};
 use super::owner::Owner;
@@ -77,13 +77,6 @@ impl Netlink {
         self.configure(wanted, card.ifindex, name).await?;
         Ok(Some((place, Device { name: card.name, index: card.ifindex, mac })))
     }
-}
-
-pub(super) fn is_veth(link: &LinkMessage) -> bool {
-    link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
-        _ => false,
-    })
 }
 
 #[cfg(test)]

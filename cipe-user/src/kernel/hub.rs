@@ -318,6 +318,14 @@ fn is_leftover(link: &LinkMessage) -> bool {
     links::alias_of(link).is_none_or(|alias| Owner::from_alias(alias).is_some_and(|(_, owner)| owner.is_dead()))
 }
 
+/// Whether a network device is one end of a veth pair.
+pub(super) fn is_veth(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+        _ => false,
+    })
+}
+
 pub(super) fn is_macvlan(link: &LinkMessage) -> bool {
     link.attributes.iter().any(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::MacVlan)),
