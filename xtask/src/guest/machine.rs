@@ -51,7 +51,7 @@ pub struct Shape {
     #[arg(long, default_value_t = 4096)]
     memory: u32,
     /// Let the guest's clock count instructions, one a nanosecond, whatever else the host does: a second of CPU time is a thousand
-    /// million instructions then. By emulation, with one CPU
+    /// million instructions then, and where it has nothing to do, its clock goes on to the next timer. By emulation, with one CPU
     #[arg(long)]
     instructions: bool,
     /// Further arguments for qemu, such as `--qemu=-device --qemu=e1000e,netdev=n`; once for each
@@ -210,7 +210,8 @@ fn command(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Comm
     let mut cpus = shape.cpus;
     if shape.instructions {
         cpus = 1;
-        command.args(["-accel", "tcg,thread=single", "-icount", "shift=0", "-cpu", CPU]);
+        // An idle guest waits for nobody: its clock goes on to the next timer.
+        command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", CPU]);
     } else if has_kvm() {
         command.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
