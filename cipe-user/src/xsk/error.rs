@@ -1,11 +1,11 @@
-//! What can go wrong, in words that name the object and the way out.
+//! The errors of this room. Each message names the object and what to do about the error.
 
 use rustix::io::Errno;
 
-/// A failed set-up or system call of this room. The text holds the cause, which is therefore no `source()`.
+/// A set-up or system call of this room failed. The text includes the cause, so the error has no `source()`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A size that the kernel or this room does not take.
+    /// The kernel or this room does not accept a size.
     #[error("AF_XDP {what} is {value}; {rule}")]
     Size {
         /// Which size.
@@ -15,7 +15,7 @@ pub enum Error {
         /// What is allowed.
         rule: &'static str,
     },
-    /// The memory for the UMEM was refused.
+    /// The kernel refused the memory for the UMEM.
     #[error("UMEM of {octets} octets: {errno}{}", hint("mmap", *errno))]
     Memory {
         /// Octets asked for.
@@ -38,7 +38,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The kernel's answer, where it was the kernel that refused.
+    /// The kernel's error number, if the kernel refused.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Size { .. } => None,
@@ -65,7 +65,7 @@ fn hint(call: &str, errno: Errno) -> &'static str {
         ("mmap", Errno::AGAIN | Errno::PERM) => {
             "; memory may not be locked, raise RLIMIT_MEMLOCK (LimitMEMLOCK= of the service)"
         }
-        ("XDP_UMEM_REG", Errno::INVAL) => "; the kernel does not take frames of this size or place, report it",
+        ("XDP_UMEM_REG", Errno::INVAL) => "; the kernel refuses frames of this size or at this address, report it",
         ("socket", Errno::MFILE) => "; too many open files, raise the limit (ulimit -n, LimitNOFILE= of the service)",
         ("socket", Errno::NFILE) => "; too many open files on this machine, raise fs.file-max",
         ("bind", Errno::BUSY) => {

@@ -1,13 +1,14 @@
-//! Who may use which chunk: frames, the pool of free ones, packets, and the set that a socket has given to the kernel.
+//! The owners of chunks: frames, the pool of free frames, packets, and the set of frames that a socket has given to the
+//! kernel.
 //!
-//! The invariant that the unsafe blocks of `umem.rs` rest on: of each chunk there is one [`Frame`], or a [`FrameSet`]
-//! holds it, never both and never twice. Frames are made in two places only: all of them by [`Pool::full`], which is
-//! called once for a UMEM, and by [`FrameSet::take`] in exchange for the set's own entry.
+//! The unsafe blocks of `umem.rs` rest on this invariant: each chunk has one [`Frame`], or a [`FrameSet`] holds it,
+//! never both and never twice. Frames are made in two places only: [`Pool::full`] makes all of them, once for each
+//! UMEM, and [`FrameSet::take`] makes one in exchange for the set's own entry.
 
 use super::umem::{Layout, Umem};
 
-/// The right to use one chunk of a UMEM. Dropping it leaks the chunk until the UMEM is dropped, which
-/// [`Pool::total`] minus everything counted elsewhere shows.
+/// The right to use one chunk of a UMEM. A dropped frame leaks its chunk until the UMEM is dropped; the leak shows as
+/// the difference between [`Pool::total`] and the frames counted elsewhere.
 #[derive(Debug)]
 #[must_use = "a dropped frame is lost to its UMEM"]
 pub struct Frame {
@@ -27,7 +28,7 @@ impl Frame {
     }
 }
 
-/// The free frames of one UMEM; last in, first out, so that a warm chunk is used again first.
+/// The free frames of one UMEM: last in, first out, so that a chunk that is still in the cache is used first.
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<Frame>,
@@ -36,13 +37,13 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// All frames of a new UMEM. To be called once for each [`Layout::umem`].
+    /// Makes all frames of a new UMEM. Call it once for each [`Layout::umem`].
     pub(super) fn full(layout: Layout) -> Self {
         let free: Vec<Frame> = (0..layout.frames).rev().map(|index| Frame { index, umem: layout.umem }).collect();
         Self { total: free.len(), free, layout }
     }
 
-    /// Shares the frames out: `count` pools in place of a full one, as large as each other but for a frame.
+    /// Splits a full pool into `count` pools; their sizes differ by at most one frame.
     pub fn split(mut self, count: usize) -> Vec<Self> {
         let pool = |left: usize| {
             let free = self.free.split_off(self.free.len() - self.free.len() / left);
@@ -51,12 +52,12 @@ impl Pool {
         (1..=count).rev().map(pool).collect()
     }
 
-    /// A free frame, with whatever its last user left in the chunk.
+    /// Takes a free frame; its chunk still has the octets of the last user.
     pub fn take(&mut self) -> Option<Frame> {
         self.free.pop()
     }
 
-    /// Gives a frame back.
+    /// Returns a frame to the pool.
     ///
     /// # Panics
     /// If the frame belongs to another UMEM.
@@ -65,12 +66,13 @@ impl Pool {
         self.free.push(frame);
     }
 
-    /// Frames in the pool.
+    /// Number of frames in the pool.
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Frames that the pool began with. With all sockets closed and all packets put back, equal to [`Pool::free`].
+    /// Number of frames that the pool began with. Equal to [`Pool::free`] when all sockets are closed and all packets
+    /// are put back.
     pub fn total(&self) -> usize {
         self.total
     }
@@ -80,17 +82,17 @@ impl Pool {
     }
 }
 
-/// One descriptor's worth of a packet.
+/// The part of a packet in one descriptor.
 #[derive(Debug)]
 pub struct Packet {
-    /// The chunk that the octets are in.
+    /// The chunk that holds the octets.
     pub frame: Frame,
-    /// First octet, counted from the start of the chunk. A received packet starts at 256 (`XDP_PACKET_HEADROOM`) plus
-    /// the UMEM's headroom, unless the XDP program moved it.
+    /// Position of the first octet in the chunk. A received packet starts at 256 (`XDP_PACKET_HEADROOM`) plus the
+    /// UMEM's headroom, unless the XDP program moved it.
     pub offset: u32,
-    /// Octets.
+    /// Length in octets.
     pub len: u32,
-    /// The packet goes on in the next descriptor (`XDP_PKT_CONTD`).
+    /// The packet continues in the next descriptor (`XDP_PKT_CONTD`).
     pub more: bool,
 }
 
@@ -104,7 +106,7 @@ impl Packet {
         &umem.chunk(&self.frame)[start..start + self.len as usize]
     }
 
-    /// The octets of this descriptor, to be changed.
+    /// The octets of this descriptor, mutable.
     ///
     /// # Panics
     /// As [`Packet::data`].
@@ -130,7 +132,7 @@ impl FrameSet {
         self.len
     }
 
-    /// Takes the frame in and says at which UMEM address its chunk starts.
+    /// Adds the frame to the set and returns the UMEM address where its chunk starts.
     ///
     /// # Panics
     /// If the frame belongs to another UMEM.
@@ -143,8 +145,8 @@ impl FrameSet {
         u64::from(index) * u64::from(self.layout.frame_size)
     }
 
-    /// The frame whose chunk holds UMEM address `address`, and the address' offset in the chunk; `None` if the set does
-    /// not have it.
+    /// Removes the frame whose chunk contains UMEM address `address`, and returns it with the address' offset in the
+    /// chunk; `None` if the set does not hold it.
     pub(super) fn take(&mut self, address: u64) -> Option<(Frame, u32)> {
         let size = u64::from(self.layout.frame_size);
         let index = u32::try_from(address / size).ok().filter(|index| *index < self.layout.frames)?;

@@ -1,5 +1,6 @@
-//! Frames that a zero-copy driver has when its socket is closed. The kernel takes the driver's rings down some time later, from
-//! a work queue (`xp_release_deferred`), and tells nobody; but as long as that is to come, nobody can bind to the queue.
+//! Frames that a zero-copy driver still holds when their socket is closed. The kernel releases the driver's rings
+//! later, from a work queue (`xp_release_deferred`), and reports this to nobody. Until then, no socket can bind to the
+//! queue.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use rustix::io::Errno;
 use super::bind::{self, Mode, MultiBuffer, SocketConfig};
 use super::{Frame, Umem, UmemConfig};
 
-/// How long a driver may take to let go; one that takes longer has its frames for good.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for a driver to release its frames; after that, they are given up as lost.
+const DRIVER_RELEASE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Such frames.
+/// Frames that a driver may still hold.
 #[must_use = "dropped frames are lost to their UMEM"]
 pub struct Held {
     frames: Vec<Frame>,
@@ -26,16 +27,16 @@ impl Held {
         Self { frames, place, umem }
     }
 
-    /// Waits until the driver has let go of the frames, and returns them; none if it does not. May take seconds.
+    /// Waits until the driver has released the frames, and returns them; returns none if it does not. May take seconds.
     pub fn wait(self) -> Vec<Frame> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DRIVER_RELEASE_DEADLINE;
         let mut pause = Duration::from_millis(2);
         while !self.is_free() {
             if Instant::now() >= deadline {
-                tracing::warn!("{} frames stayed with a driver", self.frames.len());
+                tracing::warn!("{} frames are lost: the driver did not release them", self.frames.len());
                 return Vec::new();
             }
-            // Nothing tells, so the deadline of an empty poll paces the looks.
+            // No event reports the release, so the time-out of an empty poll sets the interval between the attempts.
             let pause_now = Timespec::try_from(pause).expect("a pause is far below the range of time_t");
             let _ = rustix::event::poll(&mut [], Some(&pause_now));
             pause = (pause * 2).min(Duration::from_millis(100));
@@ -43,7 +44,7 @@ impl Held {
         self.frames
     }
 
-    /// Whether another socket of ours has the queue, or could have it.
+    /// Whether another socket of this process has the queue, or one could bind to it.
     fn is_free(&self) -> bool {
         if bind::has_live_socket(&self.umem, self.place) {
             return true;
@@ -61,7 +62,7 @@ impl Held {
         let Ok((umem, _pool)) = Umem::new(probe) else { return false };
         match bind::attempt(&umem, self.place, &config) {
             Ok(_) => true,
-            // The device, or the queue, is gone, and what it had was taken from it before.
+            // The device or the queue is gone, and the kernel has taken its buffers back before that.
             Err((_, errno)) => matches!(errno, Errno::NODEV | Errno::INVAL | Errno::NXIO),
         }
     }

@@ -1,5 +1,5 @@
-//! Superframes into a device: what AF_XDP cannot say about a frame, an `AF_PACKET` socket with `PACKET_VNET_HDR` can
-//! (packet(7), linux/virtio_net.h).
+//! Superframes into a device, by an `AF_PACKET` socket with `PACKET_VNET_HDR` (packet(7), linux/virtio_net.h). AF_XDP
+//! has no field for a frame's GSO data.
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, So
 
 use super::Error;
 
-/// A socket that sends frames with GSO and checksum metadata on one device, and receives nothing.
+/// A socket that transmits frames with GSO and checksum metadata on one device, and receives nothing.
 #[derive(Debug)]
 pub struct Injector {
     socket: OwnedFd,
@@ -17,15 +17,15 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Opens one for device `ifindex`.
+    /// Opens a socket for device `ifindex`.
     ///
     /// # Errors
-    /// Whatever the kernel refuses, with the device.
+    /// Any error of the kernel, with the device.
     pub fn open(ifindex: u32) -> Result<Self, Error> {
         let object = format!("device {ifindex}: superframe injection");
         let failed = |call, errno| Error::socket(&object, call, errno);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // Protocol 0 receives nothing.
+        // A socket of protocol 0 receives nothing.
         let socket = rustix::net::socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)
             .map_err(|errno| failed("socket", errno))?;
         bind(&socket, ifindex).map_err(|errno| failed("bind", errno))?;
@@ -37,10 +37,10 @@ impl Injector {
         Ok(Self { socket, ifindex })
     }
 
-    /// Sends one frame: the `virtio_net_hdr`, then the frame from its Ethernet header on, in as many pieces as wanted.
+    /// Transmits one frame: the `virtio_net_hdr`, then the frame from its Ethernet header on, in any number of pieces.
     ///
     /// # Errors
-    /// `ENOBUFS` and `EAGAIN` are back-pressure.
+    /// `ENOBUFS` and `EAGAIN` mean that the queue is full for now.
     pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
         rustix::net::sendmsg(&self.socket, pieces, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT).map(drop)
     }

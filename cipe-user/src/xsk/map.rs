@@ -1,4 +1,4 @@
-//! Memory mappings: those of UMEMs, and those of a socket's rings.
+//! Memory mappings: those of UMEMs and those of a socket's rings.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -26,7 +26,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// At least `octets` octets of our own, in huge pages if wanted and possible.
+    /// Maps at least `octets` octets of private memory, in huge pages if wanted and possible.
     pub(super) fn anonymous(octets: usize, huge_pages: bool) -> Result<Self, Errno> {
         let rounded = octets.next_multiple_of(HUGE_PAGE);
         let huge = huge_pages.then(|| Self::map(rounded, MapFlags::HUGETLB | MapFlags::POPULATE).ok()).flatten();
@@ -40,22 +40,23 @@ impl Region {
                 memory
             }
         };
-        memory.keep_to_ourselves();
+        memory.exclude_from_dump_and_fork();
         Ok(memory)
     }
 
-    /// The first `octets` octets of what is behind `fd`, which is to be memory, not a file on disk.
+    /// Maps the first `octets` octets of `fd`, which must be memory, not a file on disk.
     pub(super) fn shared(fd: BorrowedFd<'_>, octets: usize) -> Result<Self, Errno> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let start =
             unsafe { mmap(ptr::null_mut(), octets, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)? };
         let memory = Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, len: octets };
-        memory.keep_to_ourselves();
+        memory.exclude_from_dump_and_fork();
         Ok(memory)
     }
 
-    /// Packets in clear text do not belong in a core dump, nor pinned pages in a child.
-    fn keep_to_ourselves(&self) {
+    /// Keeps the mapping out of core dumps, for it has packets in clear text, and out of child processes, for its pages
+    /// are pinned.
+    fn exclude_from_dump_and_fork(&self) {
         self.advise(Advice::LinuxDontDump);
         self.advise(Advice::LinuxDontFork);
     }
@@ -69,7 +70,7 @@ impl Region {
         Ok(Self { start, len })
     }
 
-    /// Advice that may be refused without harm.
+    /// Gives the kernel advice; a refusal does no harm.
     fn advise(&self, advice: Advice) {
         // SAFETY: the range is the whole of our mapping, and none of the advices used here changes its contents.
         let _ = unsafe { madvise(self.start.as_ptr().cast(), self.len, advice) };
@@ -83,12 +84,12 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and every borrow of it ended with its `Umem`. Sockets may still have the pages
-        // pinned; the kernel keeps those by itself.
+        // pinned; the kernel keeps such pages alive itself.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
-/// What the kernel keeps in rings: types for which any octets are a value.
+/// What the kernel keeps in rings: types for which any octets are a valid value.
 pub(super) trait Slot: Copy + Send {}
 
 /// A UMEM address, in fill and completion rings.

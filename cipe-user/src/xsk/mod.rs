@@ -1,21 +1,21 @@
-//! AF_XDP in Rust alone: UMEM, rings and sockets. All AF_XDP unsafe lives here: mappings
-//! in `map.rs`, chunks in `umem.rs`, one socket option in `socket.rs`.
+//! AF_XDP in Rust alone: UMEM, rings and sockets. All unsafe code for AF_XDP is here: mappings in `map.rs`, chunks in
+//! `umem.rs`, one socket option in `socket.rs`.
 //!
 //! One worker owns one [`Umem`], its [`Pool`] of free frames, and a [`Socket`] for each device queue that it serves.
-//! All sockets use the same UMEM, so a frame received on one device is worked on in place and transmitted on another.
+//! All sockets use the same UMEM, so a frame received on one device is changed in place and transmitted on another.
 //! A [`Frame`] is the right to use one chunk; it is always in exactly one place: a pool, a packet, or a socket.
 //!
-//! Knows no packets' contents, eBPF or tunnels; imports no other room. Imported by `engine`.
+//! Knows nothing of packet contents, eBPF or tunnels; imports no other room. Imported by `engine`.
 //!
-//! Kernel features and how they degrade:
+//! Kernel features, and what happens without them:
 //! - UMEM for several devices: 5.10. Older kernels refuse the second socket.
-//! - [`MultiBuffer`] (`XDP_USE_SG`): 6.6. Older kernels refuse the bind, and many drivers do with zero copy;
-//!   [`has_multi_buffer`] tells.
-//! - Large copy-mode transmit batches (`XDP_MAX_TX_SKB_BUDGET`): 6.17. Older kernels take 32 packets a system call, and
-//!   [`Socket::kick`] repeats it.
-//! - Zero copy: where the driver has it; [`Mode::Auto`] falls back to copies.
+//! - [`MultiBuffer`] (`XDP_USE_SG`): 6.6. Older kernels refuse the bind, and so do many drivers with zero copy;
+//!   [`has_multi_buffer`] asks the kernel.
+//! - Large transmit batches in copy mode (`XDP_MAX_TX_SKB_BUDGET`): 6.17. Older kernels take 32 packets a system call,
+//!   and [`Socket::kick`] repeats it.
+//! - Zero copy: needs a driver that has it; else [`Mode::Auto`] falls back to copy mode.
 //!
-//! What a socket costs, measured on kernel 6.18 with 16,384 frames: about 1.2 MiB of kernel memory (80 octets a frame
+//! The cost of a socket, measured on kernel 6.18 with 16,384 frames: about 1.2 MiB of kernel memory (80 octets a frame
 //! of its UMEM), 1 ms to bind, and 14 ms to close, most of it an RCU grace period.
 
 mod bind;

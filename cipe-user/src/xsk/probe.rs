@@ -1,4 +1,4 @@
-//! What this kernel's AF_XDP can do, asked of the kernel.
+//! Asks the kernel which AF_XDP features it has.
 
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
@@ -9,12 +9,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::injector::Injector;
 
-/// No device has this index: the kernel looks at the flags of a bind before it looks for the device.
+/// An index that no device has: the kernel checks the flags of a bind before it looks for the device.
 const NO_DEVICE: u32 = i32::MAX as u32;
 /// The loopback device of every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Whether a packet may have several descriptors (`XDP_USE_SG`). Without an answer it may: binding then says what is wrong.
+/// Whether a packet may have several descriptors (`XDP_USE_SG`). True if the kernel cannot be asked: the bind then
+/// reports the error.
 pub fn has_multi_buffer() -> bool {
     let Ok(socket) = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None) else {
         return true;
@@ -23,13 +24,13 @@ pub fn has_multi_buffer() -> bool {
     rustix::net::bind(&socket, &address) != Err(Errno::INVAL)
 }
 
-/// Whether an [`Injector`] takes superframes of UDP; without an answer it does.
+/// Whether an [`Injector`] accepts superframes of UDP. True if the kernel cannot be asked.
 pub fn has_udp_superframes() -> bool {
     superframe_is_taken().unwrap_or(true)
 }
 
-/// Asked with a superframe for nobody on the loopback device; where that is down, on the one of a network namespace that lives as
-/// long as the question. `None`: the kernel does not let us ask.
+/// Sends a superframe that no station receives on the loopback device, or, if that device is down, on the loopback
+/// device of a temporary network namespace. `None`: the kernel did not allow the test.
 pub(super) fn superframe_is_taken() -> Option<bool> {
     let answer = match send_superframe() {
         Err(Errno::NETDOWN) => in_namespace(),
@@ -38,9 +39,9 @@ pub(super) fn superframe_is_taken() -> Option<bool> {
     answer.ok()
 }
 
-/// Whether the loopback device of the calling thread's network namespace takes it.
+/// Whether the loopback device of the calling thread's network namespace accepts the superframe.
 fn send_superframe() -> Result<bool, Errno> {
-    // What keeps a packet socket from opening is none of the answers.
+    // A packet socket that cannot be opened says nothing about superframes.
     let injector = Injector::open(LOOPBACK).map_err(|_| Errno::NOTSUP)?;
     match injector.send(&[IoSlice::new(&SUPERFRAME)]) {
         Ok(()) => Ok(true),
@@ -49,7 +50,7 @@ fn send_superframe() -> Result<bool, Errno> {
     }
 }
 
-/// The same in a network namespace of its own, whose loopback device is up.
+/// Does the same in a new network namespace, whose loopback device it sets up.
 fn in_namespace() -> Result<bool, Errno> {
     let ask = || {
         // SAFETY: a new network namespace for this thread alone; no memory or descriptor changes.
@@ -74,8 +75,8 @@ fn set_loopback_up() -> Result<(), Errno> {
     }
 }
 
-/// A `virtio_net_hdr` with an unfinished checksum and GSO for UDP, and a frame of two datagrams of one octet, from and to
-/// 192.0.2.1, for a station that no loopback device is.
+/// A `virtio_net_hdr` with an unfinished checksum and GSO for UDP, and a frame of two datagrams of one octet each, from
+/// and to 192.0.2.1. The loopback device does not have the frame's destination address.
 const SUPERFRAME: [u8; 54] = [
     1, 5, 42, 0, 1, 0, 34, 0, 6,
     0, // flags, kind, length of headers, size of segments, checksum's start and offset

@@ -1,5 +1,5 @@
-//! The four rings of one device queue and the frames that the kernel holds through them. Knows no system calls, so
-//! tests run it over plain memory and play the kernel.
+//! The four rings of one device queue, and the frames that the kernel holds through them. Makes no system calls, so
+//! tests run it over plain memory and act as the kernel.
 
 use std::collections::VecDeque;
 
@@ -9,22 +9,22 @@ use super::frames::{Frame, FrameSet, Packet, Pool};
 use super::ring::{Consumer, Memory, Producer};
 use super::umem::Layout;
 
-/// Descriptors of one packet that the kernel transmits: an skb has 17 fragments (`MAX_SKB_FRAGS`) in the default
-/// configuration, and the kernel drops what needs more.
-const MAX_DESCRIPTORS: usize = 17;
+/// Maximum descriptors of a packet that the kernel transmits: an skb has 17 fragments (`MAX_SKB_FRAGS`) in the default
+/// configuration, and the kernel drops a packet that needs more.
+const MAX_PACKET_DESCRIPTORS: usize = 17;
 
-/// Descriptors that were not as they should be. All zero in a sane system.
+/// Counts of invalid descriptors. All are zero in a healthy system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Anomalies {
-    /// Received descriptors outside the UMEM, or of chunks that the kernel was not given.
+    /// Received descriptors outside the UMEM, or of chunks that were not given to the kernel.
     pub receive: u64,
-    /// Completions of chunks that the kernel was not given.
+    /// Completions of chunks that were not given to the kernel.
     pub completion: u64,
     /// Packets given to `send` that the kernel would have refused: empty, beyond their chunk, or in too many pieces.
     pub send: u64,
 }
 
-/// The rings, and who holds what. `D` is the memory of descriptor rings, `A` of address rings.
+/// The rings, and the owners of their frames. `D` is the memory of descriptor rings, `A` of address rings.
 pub(super) struct Queue<D, A> {
     layout: Layout,
     multi_buffer: bool,
@@ -32,13 +32,13 @@ pub(super) struct Queue<D, A> {
     transmit: Option<Producer<D>>,
     fill: Producer<A>,
     completion: Consumer<A>,
-    /// Given to the kernel to receive into.
+    /// Frames given to the kernel to receive into.
     filled: FrameSet,
-    /// Given to the kernel to transmit from.
+    /// Frames given to the kernel to transmit from.
     sending: FrameSet,
-    /// Frames of packets that were dropped here, until the next chance to give them to the pool.
+    /// Frames of packets that were dropped here, until the next call that has a pool to return them to.
     stray: Vec<Frame>,
-    /// The packet under assembly in `recv`; empty between calls.
+    /// The packet that `recv` is assembling; empty between calls.
     parts: Vec<Packet>,
     pub(super) anomalies: Anomalies,
 }
@@ -87,7 +87,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
         let Some(ring) = self.receive.as_mut().filter(|_| max > 0) else { return 0 };
         let available = ring.available();
         let more = |n| ring.peek(n).options.contains(XdpDescOptions::XDP_PKT_CONTD);
-        // Only whole packets: up to the last descriptor, at or behind `max`, that ends one.
+        // Take whole packets only: up to the last descriptor, at or behind `max`, that ends a packet.
         let mut whole = 0;
         for n in 0..available {
             if whole as usize >= max {
@@ -98,7 +98,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
             }
         }
         if whole == 0 && available == ring.slots() {
-            // The ring is full of a packet without an end, so nothing would ever come again.
+            // A packet without an end fills the ring, so nothing could ever follow it.
             whole = available;
         }
         let mut received = 0;
@@ -133,7 +133,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
 
     pub(super) fn send(&mut self, packets: &mut VecDeque<Packet>) -> usize {
         let Some(ring) = &mut self.transmit else { return 0 };
-        let limit = if self.multi_buffer { MAX_DESCRIPTORS.min(ring.slots() as usize) } else { 1 };
+        let limit = if self.multi_buffer { MAX_PACKET_DESCRIPTORS.min(ring.slots() as usize) } else { 1 };
         let mut sent = 0;
         while let Some(end) = packets.iter().position(|part| !part.more) {
             let parts = end + 1;
@@ -207,17 +207,18 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
         self.sending.len()
     }
 
-    /// Takes the rings down, with `release` as below, and returns all frames: a zero-copy driver may still use each.
+    /// Takes the rings down, with `release` as in [`Self::dismantle`], and returns all frames: a zero-copy driver may
+    /// still use any of them.
     pub(super) fn abandon(mut self, release: impl FnOnce()) -> Vec<Frame> {
         drop((self.receive, self.transmit, self.fill, self.completion));
         release();
         self.stray.into_iter().chain(self.filled.take_all()).chain(self.sending.take_all()).collect()
     }
 
-    /// Takes the rings down and returns what the kernel may still use: nothing to receive into, since a released socket
-    /// receives no more, and of the transmit frames those that it has picked up and not completed.
+    /// Takes the rings down and returns the frames that the kernel may still use: the transmit frames that it has
+    /// picked up and not completed. A released socket receives no more, so no receive frame is among them.
     ///
-    /// `release` gives the socket up; it runs between the last look at the rings and the reuse of their frames.
+    /// `release` gives the socket up; it runs after the last look at the rings and before the reuse of their frames.
     pub(super) fn dismantle(mut self, pool: &mut Pool, release: impl FnOnce()) -> FrameSet {
         let unsent: Vec<u64> =
             self.transmit.iter_mut().flat_map(|ring| ring.unconsumed().map(|d| d.addr).collect::<Vec<_>>()).collect();

@@ -1,20 +1,21 @@
 //! The two ends of an AF_XDP ring: a power-of-two array of slots between one producer and one consumer.
 //!
-//! Indices run freely over u32 and are masked at the slot. Each side owns one index and reads the other's:
+//! Indices count freely over u32 and are masked when a slot is accessed. Each side owns one index and reads the
+//! other's:
 //! - The producer writes slots, then stores its index with Release; the consumer loads it with Acquire, so it sees the
 //!   slots that the index covers.
 //! - The consumer reads slots, then stores its index with Release; the producer loads it with Acquire, so it overwrites
 //!   no slot that is still being read.
 //!
 //! The kernel does the same on its side (net/xdp/xsk_queue.h, "The structure of the shared state of the rings").
-//! An index of the kernel's that makes no sense (more slots in use than there are) counts as "nothing to do".
+//! An index of the kernel's that is impossible (more slots in use than there are) counts as "nothing to do".
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// `XDP_RING_NEED_WAKEUP`: the kernel sleeps and must be told of new slots by a system call.
+/// `XDP_RING_NEED_WAKEUP`: the kernel sleeps and needs a system call to notice new slots.
 const NEED_WAKEUP: u32 = 1;
 
-/// Where a ring lives: kernel memory in a socket, plain memory in tests.
+/// Memory of a ring: kernel memory in a socket, plain memory in tests.
 pub(super) trait Memory {
     /// A descriptor or an address.
     type Slot: Copy;
@@ -53,7 +54,7 @@ impl<M: Memory> Producer<M> {
         self.memory.slots()
     }
 
-    /// Slots that can be written; looks at the consumer's index only if fewer than `want` are known of.
+    /// Number of slots that can be written; reads the consumer's index only if fewer than `want` are known to be free.
     pub(super) fn free(&mut self, want: u32) -> u32 {
         let known = self.slots().saturating_sub(self.head.wrapping_sub(self.tail));
         if known >= want {
@@ -63,7 +64,7 @@ impl<M: Memory> Producer<M> {
         self.slots().saturating_sub(self.head.wrapping_sub(self.tail))
     }
 
-    /// Writes the next slot, not yet visible to the consumer. False, and nothing written, if the ring is full.
+    /// Writes the next slot, which the consumer does not see yet. False, and nothing written, if the ring is full.
     pub(super) fn push(&mut self, slot: M::Slot) -> bool {
         if self.free(1) == 0 {
             return false;
@@ -73,7 +74,7 @@ impl<M: Memory> Producer<M> {
         true
     }
 
-    /// Shows the consumer everything pushed so far.
+    /// Makes everything pushed so far visible to the consumer.
     pub(super) fn submit(&mut self) {
         self.memory.producer().store(self.head, Ordering::Release);
     }
@@ -84,7 +85,7 @@ impl<M: Memory> Producer<M> {
         self.head.wrapping_sub(self.tail).min(self.slots())
     }
 
-    /// The slots that [`Producer::pending`] counted. Only once the consumer has stopped for good.
+    /// The slots that [`Producer::pending`] counted. Call it only after the consumer has stopped for good.
     pub(super) fn unconsumed(&mut self) -> impl Iterator<Item = M::Slot> {
         let pending = self.pending();
         let start = self.head.wrapping_sub(pending);

@@ -1,4 +1,4 @@
-//! A ring in plain memory, both ends of which a test can hold.
+//! A ring in plain memory; a test can hold both of its ends.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::ring::Memory;
 
-/// A ring; clones are the same one.
+/// A ring; clones share the same memory.
 pub(super) struct Heap<T>(Arc<Shared<T>>);
 
 struct Shared<T> {
@@ -37,12 +37,12 @@ impl<T> Heap<T> {
         self.0.flags.store(flags, Ordering::Relaxed);
     }
 
-    /// Sets the producer's index to anything at all.
+    /// Sets the producer's index to any value.
     pub(super) fn set_producer(&self, index: u32) {
         self.0.producer.store(index, Ordering::Release);
     }
 
-    /// Sets the consumer's index to anything at all.
+    /// Sets the consumer's index to any value.
     pub(super) fn set_consumer(&self, index: u32) {
         self.0.consumer.store(index, Ordering::Release);
     }

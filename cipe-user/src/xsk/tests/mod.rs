@@ -1,4 +1,4 @@
-//! Rings and queues over plain memory, with the test as the kernel; and sockets on real devices.
+//! Rings and queues over plain memory, where the test acts as the kernel; and sockets on real devices.
 
 mod frames;
 mod heap;

@@ -1,5 +1,5 @@
-//! A network namespace of a thread's own, and what the tests need in it. Nothing here is visible outside; the kernel
-//! removes it all when the thread has ended and its sockets are closed.
+//! A network namespace for one thread, and what the tests need in it. Nothing here is visible outside; the kernel
+//! removes all of it when the thread has ended and its sockets are closed.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, netdevice};
 
-/// How long a test waits for something that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a test waits for an event before it fails.
+pub(crate) const EVENT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// EtherType of test frames: local experimental (IEEE 802), so that the kernel's own chatter can be told apart.
+/// EtherType of test frames: local experimental (IEEE 802), which tells them apart from the kernel's own frames.
 pub(crate) const ETHERTYPE: [u8; 2] = [0x88, 0xB5];
 
-/// Runs `test` in a new network namespace, or prints why not.
+/// Runs `test` in a new network namespace, or prints why it was skipped.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: needs root, for a network namespace, BPF and AF_XDP");
@@ -38,7 +38,7 @@ pub(crate) fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Makes a veth pair, both ends up, and answers with their interface indices.
+/// Makes a veth pair, both ends up, and returns their interface indices.
 pub(crate) fn veth(one: &str, other: &str) -> (u32, u32) {
     ip(&format!("link add name {one} type veth peer name {other}"));
     for end in [one, other] {
@@ -52,15 +52,15 @@ fn index(name: &str) -> u32 {
     netdevice::name_to_index(socket, name).expect("interface index")
 }
 
-/// Waits for events on a descriptor; false if none came within the tests' patience.
+/// Waits for events on a descriptor; false if none came before the deadline.
 pub(crate) fn wait(fd: &impl AsFd, events: PollFlags) -> bool {
-    let timeout = Timespec::try_from(PATIENCE).expect("seconds");
+    let timeout = Timespec::try_from(EVENT_DEADLINE).expect("seconds");
     rustix::event::poll(&mut [PollFd::new(fd, events)], Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
-/// Repeats `step` until it says yes, giving the kernel a millisecond in between; panics when patience ends.
+/// Repeats `step` until it returns true, with a millisecond between attempts; panics after the deadline.
 pub(crate) fn until(what: &str, mut step: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EVENT_DEADLINE;
     while !step() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         let _ = rustix::event::poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }));
@@ -72,12 +72,12 @@ pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
     [&[0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2][..], &ETHERTYPE, payload].concat()
 }
 
-/// The payload of a test frame; `None` for anything else that a kernel may send.
+/// The payload of a test frame; `None` for any other frame that a kernel may send.
 pub(crate) fn payload(frame: &[u8]) -> Option<&[u8]> {
     (frame.get(12..14)? == ETHERTYPE).then(|| &frame[14..])
 }
 
-/// A packet socket on one device: the kernel's own way in and out, to test against.
+/// A packet socket on one device: sends and receives by the kernel's own path.
 pub(crate) struct Tap(OwnedFd);
 
 impl Tap {

@@ -1,5 +1,5 @@
-//! A five-instruction XDP program that gives everything to an XSKMAP, loaded by bpf(2) alone, so that these tests need
-//! neither a toolchain nor the project's own programs.
+//! A five-instruction XDP program that redirects every frame to an XSKMAP, loaded by bpf(2) alone, so that these tests
+//! need neither a toolchain nor the project's own programs.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -24,7 +24,7 @@ pub(crate) enum Hook {
     Native = 1 << 2,
 }
 
-/// The program on a device; dropping it detaches it.
+/// The attached program; dropping it detaches it.
 pub(crate) struct Redirect {
     map: OwnedFd,
     _program: OwnedFd,
@@ -98,7 +98,7 @@ impl Redirect {
         Ok(Self { map, _program: program, _link: link })
     }
 
-    /// Sends what comes in on `queue` to `socket`.
+    /// Redirects frames received on `queue` to `socket`.
     pub(crate) fn insert(&self, queue: u32, socket: &impl AsFd) -> io::Result<()> {
         #[repr(C)]
         struct Update {

@@ -12,7 +12,7 @@ use super::heap::Heap;
 const LAYOUT: Layout = Layout { umem: 7, frames: 48, frame_size: 2048, headroom: 0 };
 const SLOTS: u32 = 16;
 
-/// `XdpDesc` has no default, so the rings of descriptors keep theirs in this.
+/// Rings of descriptors; `XdpDesc` has no default value, so they store tuples.
 #[derive(Clone)]
 struct Descriptors(Heap<(u64, u32, u32)>);
 
@@ -45,13 +45,13 @@ impl Memory for Descriptors {
     }
 }
 
-/// The other end of all four rings.
+/// The kernel's end of all four rings.
 struct Kernel {
     receive: Producer<Descriptors>,
     transmit: Consumer<Descriptors>,
     fill: Consumer<Heap<u64>>,
     completion: Producer<Heap<u64>>,
-    /// Picked up from the transmit ring, not completed.
+    /// Frames picked up from the transmit ring and not completed.
     in_flight: VecDeque<u64>,
 }
 

@@ -16,7 +16,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![4 => Just(Step::Push), 1 => Just(Step::Submit), 1 => (0..40_u32).prop_map(Step::Consume)]
 }
 
-/// Starts that wrap soon, and others.
+/// Start indices; some of them wrap soon.
 fn start() -> impl Strategy<Value = u32> {
     prop_oneof![Just(0), any::<u32>(), (0..64_u32).prop_map(|n| u32::MAX - n)]
 }

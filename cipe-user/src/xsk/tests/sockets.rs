@@ -1,5 +1,5 @@
-//! Sockets on real devices: veth pairs in a namespace of each test's own. Skipped, with the reason printed, without
-//! root.
+//! Sockets on real devices: veth pairs in a network namespace for each test. Skipped without root, with the reason
+//! printed.
 //!
 //! ```text
 //! round trip       [one]==veth==[two]          AF_XDP transmit on one, XDP redirect and AF_XDP receive on two
@@ -36,7 +36,7 @@ fn packet(umem: &Umem, pool: &mut Pool, octets: &[u8]) -> Packet {
     packet
 }
 
-/// Sends everything in `packets`, with completions reclaimed as they come.
+/// Sends everything in `packets`, and reclaims completions as they come.
 fn send_all(socket: &mut Socket, packets: &mut VecDeque<Packet>, pool: &mut Pool) {
     until("transmission", || {
         socket.send(packets);
@@ -86,7 +86,7 @@ fn round_trip(hook: Hook) {
         assert!(!sender.zero_copy() && !receiver.zero_copy());
         redirect.insert(0, &receiver).unwrap();
 
-        // Many times around every ring.
+        // Go around every ring many times.
         for round in 0..100_u32 {
             receiver.fill(&mut pool, 64);
             receiver.wake_rx();
@@ -185,8 +185,8 @@ fn a_superframe_arrives_whole_in_several_descriptors() {
         let superframe = tcp_superframe(&body);
         let sender = Tap::open(one, true).unwrap();
         for _ in 0..10 {
-            // A `virtio_net_hdr`: checksum at 16 octets from 34 on is missing; TCP over IPv4, 54 octets of headers,
-            // segments of 1400.
+            // A `virtio_net_hdr`: no checksum at 16 octets from 34 on; TCP over IPv4, 54 octets of headers, segments of
+            // 1400.
             let words = [54, 1400, 34, 16].map(u16::to_ne_bytes).concat();
             sender.send(&[&[1, 1][..], &words, &superframe].concat());
             let mut parts: Vec<Packet> = Vec::new();
@@ -353,7 +353,7 @@ fn frames_of_a_closed_socket_come_back_when_its_queue_is_free() {
             socket.fill(pool, 32);
             socket
         };
-        // As of a driver that has them all: a veth has no zero copy.
+        // Act as a driver that still holds all frames: a veth has no zero copy.
         let held = socket(&mut pool).close_held();
         assert_eq!(pool.free(), 32);
         held.wait().into_iter().for_each(|frame| pool.put(frame));
@@ -363,7 +363,7 @@ fn frames_of_a_closed_socket_come_back_when_its_queue_is_free() {
         let next = socket(&mut pool);
         held.wait().into_iter().for_each(|frame| pool.put(frame));
         close_all([next], &mut pool);
-        // The device goes.
+        // The device is removed.
         let held = socket(&mut pool).close_held();
         ip("link del one");
         held.wait().into_iter().for_each(|frame| pool.put(frame));
@@ -371,7 +371,7 @@ fn frames_of_a_closed_socket_come_back_when_its_queue_is_free() {
     });
 }
 
-/// The loopback device of a fresh network namespace is down, and no packet can be sent by it.
+/// The loopback device of a new network namespace is down, and no packet can be sent on it.
 #[test]
 fn a_kernel_is_asked_for_superframes_where_the_loopback_device_is_down() {
     in_namespace(|| {
