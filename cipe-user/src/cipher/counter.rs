@@ -1,6 +1,6 @@
-//! The clock that ciphers are compared by.
+//! The clock for comparisons of ciphers.
 
-/// The time stamp counter, in cycles of its constant rate; none where the CPU has none.
+/// The time stamp counter, in cycles of its constant rate; none if the CPU has none.
 pub fn cycles() -> Option<u64> {
     #[cfg(target_arch = "x86_64")]
     {

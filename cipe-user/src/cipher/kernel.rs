@@ -1,4 +1,4 @@
-//! What a kernel is.
+//! The interface of a cipher kernel.
 
 use super::stage::Rows;
 use super::{Algorithm, BLOCK};
@@ -8,10 +8,10 @@ pub(super) trait Kernel<S>: Send {
     /// The name in the environment, in `cipe doctor` and in tables.
     fn name(&self) -> &'static str;
 
-    /// Most lanes of one call.
+    /// Maximum lanes of one call.
     fn lanes(&self) -> usize;
 
-    /// Lanes to take while more messages than [`Self::lanes`] wait.
+    /// Lanes to use while more messages than [`Self::lanes`] wait.
     fn steady_lanes(&self) -> usize {
         self.lanes()
     }
@@ -19,23 +19,23 @@ pub(super) trait Kernel<S>: Send {
     /// Whether the lanes of one call may have different keys.
     fn mixes_keys(&self) -> bool;
 
-    /// Whether neither address nor branch depends on keys or data.
+    /// Whether no address and no branch depends on keys or data.
     fn constant_time(&self) -> bool;
 
     /// CBC-encrypts the first `steps` rows of the first `keys.len()` columns. `chain[l]` is the last ciphertext of lane
-    /// `l`, or its IV, and is brought up to date. Columns from `keys.len()` to `lanes()` are left in any state, the others
-    /// beyond it alone.
+    /// `l`, or its IV, and is updated. Columns from `keys.len()` to `lanes()` may be overwritten; columns from
+    /// `lanes()` on are left unchanged.
     fn encrypt(&mut self, keys: &[&S], chain: &mut [u64], rows: &mut Rows, steps: usize);
 
-    /// CBC-encrypts one message alone where it stands, from the IV `chain`. False, and nothing done, if this kernel has no
-    /// way that is faster than [`Self::encrypt`].
+    /// CBC-encrypts one message in place, from the IV `chain`. False, and nothing done, if this kernel has no method
+    /// that is faster than [`Self::encrypt`].
     fn encrypt_alone(&mut self, _: &S, _: Algorithm, _chain: u64, _blocks: &mut [[u8; BLOCK]]) -> bool {
         false
     }
 
-    /// Decrypts each block by itself; any number of them.
+    /// Decrypts each block without chaining; any number of them.
     fn decrypt(&mut self, key: &S, blocks: &mut [u64]);
 
-    /// Forgets what was derived from keys, at the end of a batch.
+    /// Erases what was derived from keys, at the end of a batch.
     fn wipe(&mut self) {}
 }

@@ -1,38 +1,39 @@
-//! Which kernel for how many lanes: measured at start, in about a millisecond, because neither the CPU's name nor its
-//! feature bits tell how fast its gathers and shuffles are.
+//! The choice of a kernel for each number of lanes. It is measured at start, in about a millisecond, because neither
+//! the CPU's name nor its feature bits tell how fast its gathers and shuffles are.
 
 use super::kernel::Kernel;
 use super::stage::{Rows, STEPS, WIDTH};
 use std::time::{Duration, Instant};
 
-/// Most lanes of a kernel that is measured at each number of them.
-const NARROW: usize = 8;
+/// A kernel of at most so many lanes is measured at each number of lanes.
+const MAX_NARROW_LANES: usize = 8;
 
-/// Numbers of lanes at which other kernels are measured: where a vector of 16, 32 or 64 lanes more is begun, which costs
-/// the same for any number of them; and the most.
-const POINTS: [usize; 7] = [1, 17, 33, 49, 65, 97, WIDTH];
+/// Numbers of lanes at which wider kernels are measured: where one more vector of 16, 32 or 64 lanes begins, which
+/// costs the same for any number of its lanes; and the maximum.
+const MEASURED_LANES: [usize; 7] = [1, 17, 33, 49, 65, 97, WIDTH];
 
 /// Rows of a measurement.
-const MEASURED: usize = 6;
+const MEASURED_ROWS: usize = 6;
 
-/// Nanoseconds that a forced kernel is ahead of all others.
-const FORCED: f64 = 1e12;
+/// Nanoseconds by which a forced kernel counts as faster than all others.
+const FORCED_LEAD_NS: f64 = 1e12;
 
-/// Every kernel that this CPU can run, and the best for each number of lanes.
+/// Every kernel that this CPU can run, and the fastest for each number of lanes.
 pub(super) struct Ladder<S> {
     kernels: Vec<Box<dyn Kernel<S>>>,
-    /// Megabytes a second of each kernel: encryption, decryption.
+    /// Megabytes per second of each kernel: encryption, decryption.
     rates: Vec<[f64; 2]>,
-    /// Best kernel for `n` lanes of one key, by `n - 1`.
+    /// Fastest kernel for `n` lanes of one key, by `n - 1`.
     uniform: [usize; WIDTH],
-    /// Best kernel for `n` lanes of several keys, by `n - 1`.
+    /// Fastest kernel for `n` lanes of several keys, by `n - 1`.
     mixed: [usize; WIDTH],
-    /// Best kernel to decrypt `n` blocks, by `n - 1`; the last stands for all more.
+    /// Fastest kernel to decrypt `n` blocks, by `n - 1`; the last entry is for any larger number.
     decrypt: [usize; WIDTH],
 }
 
 impl<S> Ladder<S> {
-    /// Measures the kernels with any key. Kernels `forced` by name or by its first part do all that they can.
+    /// Measures the kernels with any key. A kernel `forced` by name, or by the first part of its name, is used wherever
+    /// it can be.
     pub(super) fn new(mut kernels: Vec<Box<dyn Kernel<S>>>, forced: Option<&str>, key: &S) -> Self {
         let is_forced = |kernel: &dyn Kernel<S>| {
             forced.is_some_and(|name| kernel.name() == name || kernel.name().split('-').next() == Some(name))
@@ -51,14 +52,14 @@ impl<S> Ladder<S> {
         };
         let mut best = [[f64::INFINITY; WIDTH]; 3];
         for (index, kernel) in kernels.iter_mut().enumerate() {
-            let lead = if is_forced(&**kernel) { FORCED } else { 0.0 };
+            let lead = if is_forced(&**kernel) { FORCED_LEAD_NS } else { 0.0 };
             let lanes = kernel.lanes();
             let mut total = [0.0; 2];
             let mut rate = [0.0; 2];
             for n in 1..=WIDTH {
                 let running = if n > lanes { kernel.steady_lanes() } else { n };
-                let blocks = if n > lanes && lanes <= NARROW { 2 * running } else { n };
-                if if lanes <= NARROW { n <= lanes + 1 } else { POINTS.contains(&n) } {
+                let blocks = if n > lanes && lanes <= MAX_NARROW_LANES { 2 * running } else { n };
+                if if lanes <= MAX_NARROW_LANES { n <= lanes + 1 } else { MEASURED_LANES.contains(&n) } {
                     total = [encrypt_cost(&mut **kernel, key, running), decrypt_cost(&mut **kernel, key, blocks)];
                 }
                 let [encrypt, decrypt] = [total[0] / running as f64, total[1] / blocks as f64];
@@ -88,7 +89,7 @@ impl<S> Ladder<S> {
         &mut *self.kernels[pick[n.clamp(1, WIDTH) - 1]]
     }
 
-    /// Whether `n` lanes of one key are better off alone than among others.
+    /// Whether `n` lanes of one key are faster alone than among lanes of other keys.
     pub(super) fn wants_one_key(&self, n: usize) -> bool {
         !self.kernels[self.uniform[n.clamp(1, WIDTH) - 1]].mixes_keys()
     }
@@ -98,7 +99,7 @@ impl<S> Ladder<S> {
         &mut *self.kernels[self.decrypt[n.clamp(1, WIDTH) - 1]]
     }
 
-    /// What `cipe doctor` and tables say about each kernel.
+    /// The figures of each kernel, for `cipe doctor` and tables.
     pub(super) fn report(&self, cipher: &'static str) -> impl Iterator<Item = Report> {
         self.kernels.iter().enumerate().map(move |(index, kernel)| Report {
             cipher,
@@ -111,7 +112,7 @@ impl<S> Ladder<S> {
         })
     }
 
-    /// Every kernel forgets what it derived from keys.
+    /// Erases what every kernel derived from keys.
     pub(super) fn wipe(&mut self) {
         self.kernels.iter_mut().for_each(|kernel| kernel.wipe());
     }
@@ -126,13 +127,13 @@ pub struct Report {
     pub kernel: &'static str,
     /// Messages that it works on at once.
     pub lanes: usize,
-    /// Whether neither address nor branch depends on keys or data.
+    /// Whether no address and no branch depends on keys or data.
     pub constant_time: bool,
-    /// Megabytes a second with all lanes busy: encryption, decryption.
+    /// Megabytes per second with all lanes busy: encryption, decryption.
     pub rate: [f64; 2],
-    /// Fewest messages of one key that it is chosen to encrypt; none if never.
+    /// Minimum messages of one key for which it is chosen to encrypt; none if never.
     pub encrypts_from: Option<usize>,
-    /// Fewest blocks that it is chosen to decrypt; none if never.
+    /// Minimum blocks for which it is chosen to decrypt; none if never.
     pub decrypts_from: Option<usize>,
 }
 
@@ -140,7 +141,7 @@ pub struct Report {
 fn encrypt_cost<S>(kernel: &mut dyn Kernel<S>, key: &S, n: usize) -> f64 {
     let (mut chain, mut rows): (_, Rows) = ([0; WIDTH], [[0; WIDTH]; STEPS]);
     let keys = [key; WIDTH];
-    shortest(|| kernel.encrypt(&keys[..n], &mut chain, &mut rows, MEASURED)) / MEASURED as f64
+    shortest(|| kernel.encrypt(&keys[..n], &mut chain, &mut rows, MEASURED_ROWS)) / MEASURED_ROWS as f64
 }
 
 /// Nanoseconds to decrypt `n` blocks.
@@ -149,7 +150,7 @@ fn decrypt_cost<S>(kernel: &mut dyn Kernel<S>, key: &S, n: usize) -> f64 {
     shortest(|| kernel.decrypt(key, &mut blocks[..n]))
 }
 
-/// Nanoseconds of the fastest of a few runs: noise only ever adds.
+/// Nanoseconds of the fastest of a few runs, because noise only adds time.
 fn shortest(mut run: impl FnMut()) -> f64 {
     run();
     let time = |_| {

@@ -1,4 +1,4 @@
-//! The scheduler: fills lanes with the jobs of a batch, and refills those that end early.
+//! The scheduler: assigns the jobs of a batch to lanes, and refills lanes whose job has ended.
 
 use super::ladder::{Ladder, Report};
 use super::mover::Mover;
@@ -7,43 +7,43 @@ use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
 use arrayvec::ArrayVec;
 use std::ptr;
 
-/// Runs batches of jobs through the fastest kernels of this CPU. One a worker; cheap to keep, not shared.
+/// Runs batches of jobs through the fastest kernels of this CPU. Each worker has its own; it is not shared.
 pub struct Lanes {
     blowfish: Ladder<blowfish::Schedule>,
     idea: Ladder<idea::Schedule>,
     stage: Box<Stage>,
 }
 
-/// Blocks on their way through a kernel, so placed that no vector crosses a cache line.
+/// Blocks in work by a kernel, aligned so that no vector crosses a cache line.
 #[repr(C, align(64))]
 struct Stage {
     rows: Rows,
     chain: [u64; WIDTH],
-    cipher: [u64; BLOCKS],
-    plain: [u64; BLOCKS],
+    cipher: [u64; MAX_DECRYPT_BLOCKS],
+    plain: [u64; MAX_DECRYPT_BLOCKS],
     mover: Mover,
 }
 
-/// Blocks that are decrypted together.
-const BLOCKS: usize = 512;
+/// Blocks that are decrypted in one call.
+const MAX_DECRYPT_BLOCKS: usize = 512;
 
-/// Jobs that are looked at together. A poll brings fewer; a longer batch is cut.
-const BATCH: usize = 128;
+/// Jobs that are scheduled together. A poll brings fewer; a longer batch is cut.
+const MAX_BATCH_JOBS: usize = 128;
 
 /// A set of jobs of a batch.
 type Set = u128;
 
 impl Lanes {
-    /// Chooses kernels for this CPU, by what it has and by measuring what is fast: about a millisecond.
+    /// Chooses kernels for this CPU by its features and by measurement, in about a millisecond.
     ///
-    /// `CIPE_BLOWFISH` and `CIPE_IDEA` in the environment force a kernel by name where the CPU has it.
+    /// `CIPE_BLOWFISH` and `CIPE_IDEA` in the environment force a kernel by name if the CPU has it.
     #[expect(clippy::new_without_default, reason = "measures the CPU; not a default value")]
     pub fn new() -> Self {
         let named = |variable| std::env::var(variable).ok();
         Self::with(named("CIPE_BLOWFISH").as_deref(), named("CIPE_IDEA").as_deref())
     }
 
-    /// As [`Self::new`], with kernels forced by name rather than by the environment.
+    /// As [`Self::new`], with kernels forced by these names, not by the environment.
     pub fn with(blowfish: Option<&str>, idea: Option<&str>) -> Self {
         Self {
             blowfish: Ladder::new(blowfish::kernels(), blowfish, &blowfish::Schedule::new(&[0; KEY])),
@@ -51,8 +51,8 @@ impl Lanes {
             stage: Box::new(Stage {
                 rows: [[0; WIDTH]; STEPS],
                 chain: [0; WIDTH],
-                cipher: [0; BLOCKS],
-                plain: [0; BLOCKS],
+                cipher: [0; MAX_DECRYPT_BLOCKS],
+                plain: [0; MAX_DECRYPT_BLOCKS],
                 mover: Mover::detect(),
             }),
         }
@@ -61,7 +61,7 @@ impl Lanes {
     /// CBC-encrypts every job in place. Does not allocate; jobs are independent of each other and of their order.
     pub fn encrypt(&mut self, jobs: &mut [Job<'_>]) {
         let Self { blowfish, idea, stage } = self;
-        for jobs in jobs.chunks_mut(BATCH) {
+        for jobs in jobs.chunks_mut(MAX_BATCH_JOBS) {
             encrypt_batch(blowfish, Key::blowfish, stage, jobs);
             encrypt_batch(idea, Key::idea, stage, jobs);
         }
@@ -71,7 +71,7 @@ impl Lanes {
     /// CBC-decrypts every job in place. Does not allocate; jobs are independent of each other and of their order.
     pub fn decrypt(&mut self, jobs: &mut [Job<'_>]) {
         let Self { blowfish, idea, stage } = self;
-        for jobs in jobs.chunks_mut(BATCH) {
+        for jobs in jobs.chunks_mut(MAX_BATCH_JOBS) {
             decrypt_batch(blowfish, Key::blowfish, stage, jobs);
             decrypt_batch(idea, Key::idea, stage, jobs);
         }
@@ -102,11 +102,11 @@ impl Key {
     }
 }
 
-/// The jobs that have work for a cipher, `of` telling its schedule from another's, in sets of one key each.
-fn by_key<S>(of: fn(&Key) -> Option<&S>, jobs: &[Job<'_>]) -> ArrayVec<Set, BATCH> {
-    let mut sets = ArrayVec::<Set, BATCH>::new();
-    // Numbers of sets and one more, found by the addresses of keys.
-    let mut table = [0u8; 2 * BATCH];
+/// Groups the jobs of one cipher into sets with one key each. `of` returns the key's schedule if it is of that cipher.
+fn by_key<S>(of: fn(&Key) -> Option<&S>, jobs: &[Job<'_>]) -> ArrayVec<Set, MAX_BATCH_JOBS> {
+    let mut sets = ArrayVec::<Set, MAX_BATCH_JOBS>::new();
+    // A hash table from addresses of keys to set numbers plus one; 0 is empty.
+    let mut table = [0u8; 2 * MAX_BATCH_JOBS];
     for (i, job) in jobs.iter().enumerate() {
         if of(job.key).is_none() || job.data.len() < BLOCK {
             continue;
@@ -137,14 +137,15 @@ fn members(mut set: Set) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let first = set.trailing_zeros() as usize;
         set &= set.wrapping_sub(1);
-        (first < BATCH).then_some(first)
+        (first < MAX_BATCH_JOBS).then_some(first)
     })
 }
 
 fn encrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
     let sets = by_key(of, jobs);
-    // Jobs to run together whatever their keys, those of one key side by side: lanes that share tables share the cache.
-    let mut together = ArrayVec::<usize, BATCH>::new();
+    // Jobs of different keys that run together. Jobs of one key are side by side: lanes with the same tables share the
+    // cache.
+    let mut together = ArrayVec::<usize, MAX_BATCH_JOBS>::new();
     for same in &sets {
         if sets.len() == 1 || ladder.wants_one_key(same.count_ones() as usize) {
             encrypt_set(ladder, of, stage, jobs, members(*same), true);
@@ -155,7 +156,7 @@ fn encrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &
     encrypt_set(ladder, of, stage, jobs, together.into_iter(), false);
 }
 
-/// Encrypts the jobs `waiting`, of one key if `uniform`.
+/// Encrypts the jobs `waiting`, which all have the same key if `uniform`.
 fn encrypt_set<S>(
     ladder: &mut Ladder<S>,
     of: fn(&Key) -> Option<&S>,
@@ -200,7 +201,7 @@ fn encrypt_set<S>(
             lane.done += steps * BLOCK;
             lane.left -= steps;
         }
-        // Backwards, so that the lane that takes an ended one's place has been looked at.
+        // From last to first: the lane that takes an ended lane's place has then been checked already.
         for column in (0..running).rev() {
             if lanes[column].left == 0 {
                 busy -= 1;
@@ -220,15 +221,15 @@ fn decrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &
     }
 }
 
-/// Lays the blocks of all jobs of `set` end to end, as many as the stage holds at a time: a short message shares its
+/// Puts the blocks of all jobs of `set` end to end, as many as the stage holds at a time: a short message shares its
 /// vectors with the next.
 fn decrypt_set<S>(ladder: &mut Ladder<S>, key: &S, stage: &mut Stage, jobs: &mut [Job<'_>], set: Set) {
     let mut waiting = members(set);
-    let mut pieces = [Piece::default(); BATCH];
+    let mut pieces = [Piece::default(); MAX_BATCH_JOBS];
     let mut rest: Option<Piece> = None;
     loop {
         let (mut count, mut filled) = (0, 0);
-        while filled < stage.cipher.len() && count < BATCH {
+        while filled < stage.cipher.len() && count < MAX_BATCH_JOBS {
             let Some(mut piece) = rest.take().or_else(|| waiting.next().map(|job| Piece::whole(job, &jobs[job])))
             else {
                 break;

@@ -1,8 +1,8 @@
 //! Blowfish and IDEA in CBC mode, many packets wide.
 //!
-//! CBC encryption is serial inside a message and parallel across messages; decryption is parallel inside one, too. So a
-//! batch of [`Job`]s is spread over *lanes* ([`lanes`]), which the fastest kernel of this CPU for that many lanes works
-//! on in lock step ([`ladder`]).
+//! CBC encryption is serial within a message and parallel across messages; decryption is parallel within a message too.
+//! So a batch of [`Job`]s is spread over *lanes* ([`lanes`]), and the fastest kernel of this CPU for that number of
+//! lanes works on them in lock step ([`ladder`]).
 //!
 //! Knows blocks, keys and lanes; knows no packets, sockets or clocks. Imported by `wire` and `engine`.
 
@@ -23,13 +23,13 @@ pub use counter::cycles;
 pub use ladder::Report;
 pub use lanes::Lanes;
 
-/// Octets of a cipher block, of an IV, and the granule of every length here.
+/// Octets of a cipher block and of an IV; every length here is a multiple of it.
 pub const BLOCK: usize = 8;
 
 /// Octets of a key.
 pub const KEY: usize = 16;
 
-/// Which cipher, in which wire variant (protocol sections 1 and 2).
+/// The cipher and its wire variant (protocol sections 1 and 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
     /// Blowfish with a textbook key schedule and blocks of two little-endian words.
@@ -77,6 +77,6 @@ pub struct Job<'a> {
     /// The IV, exactly as on the wire.
     pub iv: [u8; BLOCK],
     /// Whole blocks: plaintext before [`Lanes::encrypt`] and ciphertext after, or the reverse for [`Lanes::decrypt`].
-    /// Octets beyond the last whole block are left alone.
+    /// Octets beyond the last whole block are not changed.
     pub data: &'a mut [u8],
 }

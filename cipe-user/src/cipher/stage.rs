@@ -1,45 +1,46 @@
-//! The stage: where blocks of many messages stand side by side while a kernel works on them.
+//! The stage: a buffer that holds blocks of many messages side by side while a kernel works on them.
 //!
-//! A block is a `u64` in the form its cipher likes: Blowfish has the first word low, IDEA the first word high. CBC's
-//! exclusive or does not mind, so that chains live in this form, too.
+//! A block is a `u64` in the form that its cipher uses: Blowfish has the first word low, IDEA the first word high.
+//! Exclusive or works in either form, so chains use it too.
 
 use super::{Algorithm, BLOCK};
 
 /// Lanes of the widest kernel.
 pub(super) const WIDTH: usize = 128;
 
-/// Most blocks that each lane puts on the stage at once. Frames stand at powers of two, where few sets of the cache hold
-/// all lanes' lines: those at the ends of a stretch are fetched four times, those within it twice.
+/// Maximum blocks of a lane on the stage at once. Frames start at multiples of a power of two, so the lines of all
+/// lanes compete for few sets of the cache: the lines at the ends of a stretch are fetched four times, those within it
+/// twice.
 pub(super) const STEPS: usize = 48;
 
 /// Blocks of `WIDTH` messages, row by row: column `l` of row `s` is the `s`th block of lane `l`.
 pub(super) type Rows = [[u64; WIDTH]; STEPS];
 
-/// A message on its way through a lane.
+/// A message in work in a lane.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Lane {
-    /// Which job.
+    /// Index of the job.
     pub(super) job: usize,
-    /// Octets done.
+    /// Octets done so far.
     pub(super) done: usize,
-    /// Blocks to do; never 0 in a busy lane.
+    /// Blocks that remain; never 0 in a busy lane.
     pub(super) left: usize,
 }
 
 /// Consecutive blocks of a message.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Piece {
-    /// Which job.
+    /// Index of the job.
     pub(super) job: usize,
-    /// Octets of the message before.
+    /// Octets of the message before the piece.
     pub(super) start: usize,
     pub(super) blocks: usize,
-    /// The block before, or the IV.
+    /// The block before the piece, or the IV.
     pub(super) chain: u64,
 }
 
 impl Algorithm {
-    /// Takes blocks off the wire: as many as both sides have.
+    /// Converts wire octets to blocks, as many as both slices have.
     #[inline(always)]
     pub(super) fn load(self, wire: &[u8], blocks: &mut [u64]) {
         let pairs = wire.as_chunks().0.iter().zip(blocks);
@@ -50,7 +51,7 @@ impl Algorithm {
         }
     }
 
-    /// Puts blocks back on the wire: as many as both sides have.
+    /// Converts blocks to wire octets, as many as both slices have.
     #[inline(always)]
     pub(super) fn store(self, wire: &mut [u8], blocks: &[u64]) {
         let pairs = wire.as_chunks_mut().0.iter_mut().zip(blocks);
@@ -61,7 +62,7 @@ impl Algorithm {
         }
     }
 
-    /// As [`Self::store`], each block after an exclusive or with its chain.
+    /// As [`Self::store`], with each block combined with its chain by exclusive or.
     #[inline(always)]
     pub(super) fn store_chained(self, wire: &mut [u8], blocks: &[u64], chain: &[u64]) {
         let all = wire.as_chunks_mut().0.iter_mut().zip(blocks).zip(chain);
@@ -74,14 +75,14 @@ impl Algorithm {
         }
     }
 
-    /// One block off the wire.
+    /// Converts one block from wire octets.
     pub(super) fn block(self, octets: [u8; BLOCK]) -> u64 {
         let mut block = [0];
         self.load(&octets, &mut block);
         block[0]
     }
 
-    /// One block back on the wire.
+    /// Converts one block to wire octets.
     pub(super) fn octets(self, block: u64) -> [u8; BLOCK] {
         let mut octets = [0; BLOCK];
         self.store(&mut octets, &[block]);

@@ -1,4 +1,4 @@
-//! Every kernel against the plain ciphers of other hands.
+//! Every kernel against the plain ciphers of independent crates.
 
 use super::*;
 use ::cipher::{Array, InnerIvInit, KeyInit};
@@ -41,7 +41,7 @@ fn blowfish_of(key: &[u8; KEY]) -> ::blowfish::BlowfishLE {
     ::blowfish::BlowfishLE::new_from_slice(key).expect("Blowfish takes 16 octets")
 }
 
-/// An engine that chooses, and one for every kernel of this CPU, by name.
+/// An engine that chooses its kernels, and one for every kernel of this CPU, by name.
 fn engines() -> Vec<(String, Lanes)> {
     let choosing = Lanes::with(None, None);
     let forced = |report: Report| {
@@ -60,7 +60,7 @@ fn algorithm() -> impl Strategy<Value = Algorithm> {
     prop_oneof![Just(Algorithm::Blowfish), Just(Algorithm::Idea), Just(Algorithm::IdeaLittle)]
 }
 
-/// A job as the tests see it: which key, which IV, how far from an aligned address, how long.
+/// A job in the tests: its key's index, its IV, its distance from an aligned address, its length.
 #[derive(Clone, Debug)]
 struct Spec {
     key: usize,
@@ -69,7 +69,7 @@ struct Spec {
     len: usize,
 }
 
-/// Keys, messages, and a seed of their contents.
+/// Keys, messages, and a seed for their contents.
 type Batch = (Vec<(Algorithm, [u8; KEY])>, Vec<Spec>, u8);
 
 fn batch() -> impl Strategy<Value = Batch> {
@@ -129,7 +129,7 @@ fn agrees(
     Ok(())
 }
 
-/// Little enough for miri, which sees what the plain kernels and the scheduler do to memory.
+/// A batch that is small enough for miri, which checks the memory accesses of the plain kernels and the scheduler.
 #[test]
 fn a_batch_of_each_algorithm_with_refilled_lanes_comes_back() {
     let algorithms = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
@@ -139,7 +139,7 @@ fn a_batch_of_each_algorithm_with_refilled_lanes_comes_back() {
     agrees(&mut engines(), &keys, &specs, 0).expect("the same as the plain ciphers");
 }
 
-/// What a kernel does with one part of the keys of a batch is no matter to the next part.
+/// The kernel's work on the keys of one part of a batch must not affect the next part.
 #[test]
 fn batches_of_any_number_of_keys_come_back() {
     let mut engines = engines();

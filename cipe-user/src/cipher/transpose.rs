@@ -1,8 +1,8 @@
-//! Turning eight blocks of eight messages by vectors.
+//! Transposing eight blocks of eight messages in vectors.
 
 use std::arch::x86_64::*;
 
-/// Part `j` of 64 bits of vector `i` becomes part `i` of vector `j`.
+/// Element `j` (64 bits) of vector `i` becomes element `i` of vector `j`.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(super) fn vectors([a, b, c, d, e, f, g, h]: [__m512i; 8]) -> [__m512i; 8] {
@@ -16,14 +16,14 @@ pub(super) fn vectors([a, b, c, d, e, f, g, h]: [__m512i; 8]) -> [__m512i; 8] {
     [v0, v1, v2, v3, v4, v5, v6, v7]
 }
 
-/// Even parts of both, and odd parts of both.
+/// The even elements of both vectors, and the odd elements of both.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn pairs(a: __m512i, b: __m512i) -> [__m512i; 2] {
     [_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)]
 }
 
-/// Even quarters of both, and odd quarters of both.
+/// The even quarters of both vectors, and the odd quarters of both.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn quarters(a: __m512i, b: __m512i) -> [__m512i; 2] {

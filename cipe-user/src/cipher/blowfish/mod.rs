@@ -14,7 +14,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// Rounds of a block.
 const ROUNDS: usize = 16;
 
-/// What a key expands to.
+/// An expanded key.
 #[derive(Zeroize, ZeroizeOnDrop)]
 #[repr(C, align(64))]
 pub(super) struct Schedule {

@@ -1,7 +1,7 @@
-//! Blowfish on plain registers, six to eight blocks interleaved. Runs on any CPU, and with any mix of keys.
+//! Blowfish in scalar registers, six to eight blocks interleaved. Runs on any CPU, with any mix of keys.
 //!
-//! One block alone waits for its table look-ups most of the time: each round needs the one before. Blocks of other
-//! lanes fill the gaps.
+//! A block alone waits for its table look-ups most of the time, for each round needs the result of the round before.
+//! Blocks of other lanes use this time.
 
 use super::{ROUNDS, Schedule, join, split};
 use crate::cipher::kernel::Kernel;
@@ -9,15 +9,15 @@ use crate::cipher::stage::{Rows, WIDTH};
 use crate::cipher::{Algorithm, BLOCK};
 use std::hint::black_box;
 
-/// Most lanes: two more at once are better than two alone.
+/// Maximum lanes of a call: eight at once are faster than six and then two.
 const LANES: usize = 8;
 
-/// Lanes that fill a core: more of them only spill more registers.
-const STEADY: usize = 6;
+/// Lanes that keep a core busy: more of them only spill more registers.
+const STEADY_LANES: usize = 6;
 
-/// Lanes that [`encrypt_columns`] takes in full steps.
+/// Lanes that [`encrypt_columns`] encrypts in full steps.
 #[cfg(target_arch = "x86_64")]
-pub(super) const FULL: usize = 5 * STEADY;
+pub(super) const FULL_STEP_LANES: usize = 5 * STEADY_LANES;
 
 /// The kernel.
 pub(super) struct Scalar;
@@ -32,7 +32,7 @@ impl Kernel<Schedule> for Scalar {
     }
 
     fn steady_lanes(&self) -> usize {
-        STEADY
+        STEADY_LANES
     }
 
     fn mixes_keys(&self) -> bool {
@@ -57,7 +57,7 @@ impl Kernel<Schedule> for Scalar {
     }
 
     fn decrypt(&mut self, key: &Schedule, blocks: &mut [u64]) {
-        let (whole, rest) = blocks.as_chunks_mut::<STEADY>();
+        let (whole, rest) = blocks.as_chunks_mut::<STEADY_LANES>();
         for blocks in whole {
             *blocks = decrypt(key, *blocks);
         }
@@ -72,7 +72,8 @@ impl Kernel<Schedule> for Scalar {
     }
 }
 
-/// One block. A round at a time, whose key went in a round before: nothing but the look-ups is waited for.
+/// One block, a round at a time. Each round key is XORed in one round early, so that only the look-ups are on the
+/// critical path.
 #[inline]
 pub(super) fn encrypt_one(key: &Schedule, block: u64) -> u64 {
     let [mut left, mut right] = split(block);
@@ -84,15 +85,16 @@ pub(super) fn encrypt_one(key: &Schedule, block: u64) -> u64 {
     join([right, left])
 }
 
-/// As [`Scalar::encrypt`] for any number of lanes, the first of which has column `from` of `rows` and the first of `chain`.
+/// As [`Scalar::encrypt`] for any number of lanes; the first has column `from` of `rows`, and the first entry of
+/// `chain`.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn encrypt_columns(keys: &[&Schedule], from: usize, chain: &mut [u64], rows: &mut [[u64; WIDTH]]) {
-    for (i, (keys, chain)) in keys.chunks(STEADY).zip(chain.chunks_mut(STEADY)).enumerate() {
-        encrypt_some(keys, from + i * STEADY, chain, rows);
+    for (i, (keys, chain)) in keys.chunks(STEADY_LANES).zip(chain.chunks_mut(STEADY_LANES)).enumerate() {
+        encrypt_some(keys, from + i * STEADY_LANES, chain, rows);
     }
 }
 
-/// Up to [`LANES`] lanes.
+/// Encrypts up to [`LANES`] lanes.
 fn encrypt_some(keys: &[&Schedule], from: usize, chain: &mut [u64], rows: &mut [[u64; WIDTH]]) {
     match keys.len() {
         1 => encrypt::<1>(keys, from, chain, rows),
@@ -143,8 +145,8 @@ fn decrypt_rest<const N: usize>(key: &Schedule, rest: &mut [u64]) {
     }
 }
 
-/// `N` blocks at once; `p` gives the round keys in the order of the direction. Plain loops, for `array::map` of a whole
-/// block of lanes is not inlined.
+/// `N` blocks at once; `p` gives the round keys in the order of the direction. Plain loops, because `array::map` over
+/// all lanes is not inlined.
 #[inline(always)]
 fn crypt<const N: usize>(
     keys: &[&Schedule; N],
@@ -159,7 +161,8 @@ fn crypt<const N: usize>(
         left[lane] ^= p(&keys[lane].p, 0);
     }
     for round in (0..ROUNDS).step_by(2) {
-        // Two rounds of a lane at a time leave half as much to spill; and round keys go in before they are waited for.
+        // Two rounds of a lane at a time halve the spilled registers; and round keys are XORed in before they are
+        // needed.
         for lane in 0..N {
             let (mut l, mut r) = (left[lane], right[lane]);
             r ^= p(&keys[lane].p, round + 1);

@@ -69,10 +69,10 @@ fn unpack64(a: __m256i, b: __m256i) -> [__m256i; 2] {
     [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)]
 }
 
-/// The product modulo 65537, as [`super::multiply`]: `zero` is 1 less `b`, `mask` is 0 if `b` is, else all ones. That a
-/// factor is 0 is seen from the factors rather than from the product, for all wait for the latter.
+/// The product modulo 65537, as [`super::multiply`]: `zero` is 1 - `b`; `mask` is 0 if `b` is 0, else all ones. The
+/// test for a factor 0 uses the factors, not the product, which is ready later.
 ///
-/// In assembly, for out of intrinsics the compiler makes comparisons and widening, and twice the time.
+/// In assembly, because the compiler turns intrinsics into comparisons and widening that take twice the time.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn multiply<const G: usize>(a: __m256i, b: __m256i, zero: __m256i, mask: __m256i) -> __m256i {

@@ -70,17 +70,17 @@ fn unpack64(a: __m512i, b: __m512i) -> [__m512i; 2] {
     [_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)]
 }
 
-/// The product modulo 65537, as [`super::multiply`]: `zero` is 1 less `b`, `mask` is 0 if `b` is, else all ones. That a
-/// factor is 0 is seen from the factors rather than from the product, for all wait for the latter.
+/// The product modulo 65537, as [`super::multiply`]: `zero` is 1 - `b`; `mask` is 0 if `b` is 0, else all ones. The
+/// test for a factor 0 uses the factors, not the product, which is ready later.
 ///
-/// In assembly, for out of intrinsics the compiler makes comparisons, masks and widening, and twice the time.
+/// In assembly, because the compiler turns intrinsics into comparisons, masks and widening that take twice the time.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn multiply<const G: usize>(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {
     if G > 1 { multiply_many(a, b, zero, mask) } else { multiply_alone(a, b, zero, mask) }
 }
 
-/// In eight operations: the correction of a product is the borrow or, under a mask, the whole of it.
+/// In eight operations: the correction of a product is the borrow, or, under a mask, replaces the borrow.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn multiply_many(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {
@@ -112,7 +112,8 @@ fn multiply_many(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512
     product
 }
 
-/// In nine, none of which waits for a mask after the product: one vector alone leaves time for operations, not for waiting.
+/// In nine operations, none of which waits for a mask after the product: a single vector is bound by latency, not by
+/// the number of operations.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn multiply_alone(a: __m512i, b: __m512i, zero: __m512i, mask: __m512i) -> __m512i {

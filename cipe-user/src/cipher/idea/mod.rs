@@ -1,5 +1,5 @@
-//! IDEA: eight rounds and a half of addition modulo 2^16, exclusive or, and multiplication modulo 65537, in which the
-//! word 0 stands for 65536.
+//! IDEA: eight and a half rounds of addition modulo 2^16, exclusive or, and multiplication modulo 65537, where the word
+//! 0 means 65536.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -16,10 +16,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// Full rounds of a block; half a round follows.
 const ROUNDS: usize = 8;
 
-/// Subkeys of a direction: six a round, four for the half.
+/// Subkeys of a direction: six a round, four for the half round.
 const SUBKEYS: usize = 6 * ROUNDS + 4;
 
-/// What a key expands to.
+/// An expanded key.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct Schedule {
     encrypt: [u16; SUBKEYS],
@@ -27,8 +27,8 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// The textbook key schedule: the key's words, then the key rotated left by 25 bits again and again; for
-    /// decryption the inverses in reverse order. `word` gives the octet order.
+    /// The textbook key schedule: the key's words, then the key rotated left by 25 bits, repeatedly; for decryption the
+    /// inverses in reverse order. `word` gives the octet order.
     pub(super) fn new(octets: &[u8; KEY], word: fn([u8; 2]) -> u16) -> Box<Self> {
         let mut schedule = Box::new(Self { encrypt: [0; SUBKEYS], decrypt: [0; SUBKEYS] });
         let words = octets.as_chunks().0.iter();
@@ -43,7 +43,7 @@ impl Schedule {
         let Self { encrypt, decrypt } = &mut *schedule;
         for round in 0..=ROUNDS {
             let (to, from) = (6 * round, 6 * (ROUNDS - round));
-            // A full round swaps its middle words, so their keys swap, too; not so at the two ends.
+            // A full round swaps its middle words, so their subkeys are swapped too, except at the two ends.
             let (second, third) = if (1..ROUNDS).contains(&round) { (2, 1) } else { (1, 2) };
             decrypt[to] = invert(encrypt[from]);
             decrypt[to + 1] = encrypt[from + second].wrapping_neg();
@@ -73,8 +73,8 @@ pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
     std::iter::once(portable).chain(wide).collect()
 }
 
-/// The product modulo 65537, 0 standing for 65536, without a branch: 2^16 is -1, so the high half of the product counts
-/// negative. A product of 0 has a factor 65536, which is -1, so that the result is minus the other factor.
+/// The product modulo 65537, where 0 means 65536, without a branch: 2^16 is -1, so the high half of the product is
+/// subtracted. A product of 0 has a factor 65536, which is -1, so the result is minus the other factor.
 #[inline(always)]
 fn multiply(a: u16, b: u16) -> u16 {
     let product = u32::from(a) * u32::from(b);
@@ -85,7 +85,7 @@ fn multiply(a: u16, b: u16) -> u16 {
     regular | zero & mask
 }
 
-/// The multiplicative inverse modulo 65537: the 65535th power, for the group has 65536 elements. Constant time.
+/// The multiplicative inverse modulo 65537: the 65535th power, because the group has 65536 elements. Constant time.
 fn invert(a: u16) -> u16 {
     let mut power = a;
     for _ in 0..15 {
@@ -98,7 +98,7 @@ fn invert(a: u16) -> u16 {
 mod tests {
     use super::*;
 
-    /// Multiplication as the definition has it.
+    /// Multiplication as in its definition.
     fn defined(a: u16, b: u16) -> u16 {
         let whole = |x| if x == 0 { 65536u64 } else { u64::from(x) };
         (whole(a) * whole(b) % 65537) as u16

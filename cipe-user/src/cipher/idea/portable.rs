@@ -1,11 +1,11 @@
-//! IDEA on arrays of words, which compilers turn into whatever vectors the target has. Runs on any CPU.
+//! IDEA on arrays of words, which compilers turn into the target's vectors. Runs on any CPU.
 
 use super::{ROUNDS, SUBKEYS, Schedule, multiply};
 use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::Rows;
 use crate::cipher::{Algorithm, BLOCK};
 
-/// Two 128-bit vectors of words: one waits while the other works.
+/// Lanes of two 128-bit vectors of words: one vector waits while the other works.
 const LANES: usize = 8;
 
 /// The kernel.
@@ -58,7 +58,7 @@ impl Kernel<Schedule> for Portable {
     }
 }
 
-/// One block, in plain registers.
+/// One block, in scalar registers.
 fn encrypt_one(k: &[u16; SUBKEYS], block: u64) -> u64 {
     let k = |i: usize| u32::from(k[i]);
     let [mut x1, mut x2, mut x3, mut x4] = [48, 32, 16, 0].map(|shift| u32::from((block >> shift) as u16));
@@ -75,8 +75,8 @@ fn encrypt_one(k: &[u16; SUBKEYS], block: u64) -> u64 {
     u64::from(y1) << 48 | u64::from(y2) << 32 | u64::from(y3) << 16 | u64::from(y4)
 }
 
-/// As [`multiply`], on words below 2^16 in wider registers, with as little as can be behind the product: that a factor is
-/// 0 is seen from the factors.
+/// As [`multiply`], for words below 2^16 in wider registers. Few operations depend on the product: the test for a
+/// factor 0 uses the factors.
 #[inline(always)]
 fn multiply_alone(a: u32, b: u32) -> u32 {
     let is_zero = |x: u32| (x.wrapping_sub(1) as i32 >> 31) as u32;

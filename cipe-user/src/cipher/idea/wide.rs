@@ -1,18 +1,19 @@
-//! What the vector kernels of IDEA have in common: everything but the instructions.
+//! What the vector kernels of IDEA share: everything but the instructions.
 //!
-//! A vector holds one of the four words of many blocks. The shuffles between blocks and words work within 128-bit parts,
-//! so that the words of a block stand in a place of their own ([`place`]), the same in all four vectors.
+//! A vector holds one of the four words of many blocks. The shuffles between blocks and words work within 128-bit
+//! parts, so the words of a block are at a position ([`place`]) that is the same in all four vectors but is not the
+//! block's number.
 
 use super::{ROUNDS, SUBKEYS};
 use zeroize::Zeroize;
 
-/// Subkeys that multiply: four a round and two.
+/// Subkeys that are factors of a multiplication: four a round, and two at the end.
 const FACTORS: usize = 4 * ROUNDS + 2;
 
-/// Subkeys, and behind them two words for each that multiplies, both for the factor 0, which stands for 65536.
+/// The subkeys, and behind them two words for each that is a factor; these handle the factor 0, which means 65536.
 pub(super) const ENTRIES: usize = SUBKEYS + 2 * FACTORS;
 
-/// Where 1 less subkey `i` stands, from which to take the other factor if either is 0; `i` is one that multiplies.
+/// Index of the entry 1 - subkey `i`, for the product if either factor is 0; `i` is a subkey that multiplies.
 pub(super) const fn zero_of(i: usize) -> usize {
     let (round, place) = (i / 6, i % 6);
     SUBKEYS
@@ -26,12 +27,12 @@ pub(super) const fn zero_of(i: usize) -> usize {
         }
 }
 
-/// Where the mask for the other factor stands, after which it is 0 if either factor is 0.
+/// Index of the mask for the other factor; after the mask, that factor is 0 if either factor is 0.
 pub(super) const fn mask_of(i: usize) -> usize {
     zero_of(i) + FACTORS
 }
 
-/// The entries of a direction of a key.
+/// The entries of one direction of a key.
 fn entries(subkeys: &[u16; SUBKEYS]) -> [u16; ENTRIES] {
     let mut entries = [0; ENTRIES];
     entries[..SUBKEYS].copy_from_slice(subkeys);
@@ -44,7 +45,7 @@ fn entries(subkeys: &[u16; SUBKEYS]) -> [u16; ENTRIES] {
     entries
 }
 
-/// One key for all lanes: each entry twice, for the broadcast of 32 bits is the one that costs nothing but a load.
+/// One key for all lanes. Each entry is stored twice, because only the broadcast of 32 bits costs no more than a load.
 pub(super) struct Uniform(pub(super) [u32; ENTRIES]);
 
 impl Uniform {
@@ -65,10 +66,10 @@ impl Uniform {
     }
 }
 
-/// Makes the address of a key that of its other direction. No address of a key is odd.
+/// Added to the address of a key, it means the key's other direction. No address of a key is odd.
 pub(super) const DECRYPTS: usize = 1;
 
-/// A key for each lane: row `i` is entry `i` of `W` lanes, in their places.
+/// A key for each lane: row `i` is entry `i` of `W` lanes, at their positions.
 #[repr(align(64))]
 pub(super) struct Mixed<const W: usize>(pub(super) [[u16; W]; ENTRIES]);
 
@@ -77,7 +78,7 @@ impl<const W: usize> Mixed<W> {
         Self([[0; W]; ENTRIES])
     }
 
-    /// Gives the lane at `place` a key.
+    /// Sets the key of the lane at `place`.
     pub(super) fn set(&mut self, place: usize, subkeys: &[u16; SUBKEYS]) {
         let mut entries = entries(subkeys);
         for (row, entry) in self.0.iter_mut().zip(entries) {
@@ -91,30 +92,31 @@ impl<const W: usize> Mixed<W> {
     }
 }
 
-/// The place of block `lane` in vectors of `n` words.
+/// The position of block `lane` in vectors of `n` words.
 pub(super) const fn place(lane: usize, n: usize) -> usize {
     let (group, lane) = (lane / n, lane % n);
     let (vector, block) = (lane / (n / 4), lane % (n / 4));
     group * n + block / 2 * 8 + vector * 2 + block % 2
 }
 
-/// Makes a kernel `$name` for vectors `$Vector` of `$n` words, four at a time, out of the instructions in scope: `load`,
-/// `store`, `spread` (a 32-bit broadcast), `add`, `xor`, `multiply` (knows how many vectors are worked on), `unpack` (low and high halves by 16, 32, 64 bits).
+/// Makes a kernel `$name` for vectors `$Vector` of `$n` words, four at a time, from the instructions in scope: `load`,
+/// `store`, `spread` (a 32-bit broadcast), `add`, `xor`, `multiply` (its parameter is the number of vectors), `unpack`
+/// (low and high halves by 16, 32, 64 bits).
 macro_rules! kernel {
     ($Kernel:ident, $name:literal, $feature:literal, $Vector:ty, $n:literal) => {
-        /// The kernel. There is one only where the CPU has the instructions.
+        /// The kernel. It exists only if the CPU has the instructions.
         pub(in crate::cipher) struct $Kernel {
             uniform: Uniform,
             mixed: Box<Mixed<LANES>>,
-            /// Addresses of the keys in these, 0 for none: the first is `uniform`'s, then each lane's in `mixed`. They
-            /// hold until [`Kernel::wipe`], before which no key of a batch can go.
+            /// Addresses of the keys in `uniform` (the first entry) and in each lane of `mixed` (the others); 0 for
+            /// none. They are valid until [`Kernel::wipe`]: no key of a batch is dropped before that.
             holds: [usize; LANES + 1],
         }
 
         const LANES: usize = 4 * $n;
 
         impl $Kernel {
-            /// The kernel, if the CPU has what it needs.
+            /// Returns the kernel if the CPU has the instructions.
             pub(in crate::cipher) fn detect() -> Option<Self> {
                 detected().then(|| Self {
                     uniform: Uniform::new(),
@@ -268,7 +270,7 @@ macro_rules! kernel {
             x
         }
 
-        /// The other way round.
+        /// The inverse.
         #[target_feature(enable = $feature)]
         #[inline]
         fn blocks<const G: usize>(x: &[[$Vector; 4]; G], to: &mut [u64]) {
@@ -282,8 +284,8 @@ macro_rules! kernel {
             }
         }
 
-        /// Eight rounds and a half on `G` groups of blocks; `key(i, group)` gives entry `i`. Each step is done for all
-        /// groups before the next one, for a step waits for the one before.
+        /// Eight and a half rounds on `G` groups of blocks; `key(i, group)` gives entry `i`. Each step is done for all
+        /// groups before the next one, because each step waits for the one before.
         #[target_feature(enable = $feature)]
         #[inline]
         fn crypt<const G: usize>(key: impl Fn(usize, usize) -> $Vector, x: &mut [[$Vector; 4]; G]) {

@@ -1,4 +1,4 @@
-//! Moving blocks on and off the stage with AVX-512: eight blocks of eight messages at a time.
+//! Moving blocks to and from the stage with AVX-512: eight blocks of eight messages at a time.
 
 use super::plain;
 use crate::cipher::stage::{Lane, Piece, WIDTH};
@@ -6,37 +6,37 @@ use crate::cipher::transpose::{self, load, store};
 use crate::cipher::{Algorithm, BLOCK, Job};
 use std::arch::x86_64::*;
 
-/// Messages, and blocks of each, that are turned at once.
-const EIGHT: usize = 8;
+/// Side of a tile: so many messages, and so many blocks of each, are transposed at once.
+const TILE: usize = 8;
 
-/// Octets of so many blocks: a vector.
-const LINE: usize = EIGHT * BLOCK;
+/// Octets of a tile's row: a vector.
+const VECTOR_OCTETS: usize = TILE * BLOCK;
 
 /// As [`super::Mover::fill`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
-    for (group, lanes) in lanes.chunks(EIGHT).enumerate() {
+    for (group, lanes) in lanes.chunks(TILE).enumerate() {
         let Some(algorithm) = one_algorithm(jobs, lanes) else {
-            plain::fill(jobs, lanes, group * EIGHT, rows);
+            plain::fill(jobs, lanes, group * TILE, rows);
             continue;
         };
         let order = octet_order(algorithm);
-        // Columns beyond the last lane may hold anything.
-        let mut lines = [std::ptr::null(); EIGHT];
+        // Columns beyond the last lane may have any contents.
+        let mut lines = [std::ptr::null(); TILE];
         for (i, line) in lines.iter_mut().enumerate() {
             let lane = lanes[i.min(lanes.len() - 1)];
             *line = jobs[lane.job].data[lane.done..][..rows.len() * BLOCK].as_ptr();
         }
-        let (parts, rest) = rows.as_chunks_mut::<EIGHT>();
+        let (parts, rest) = rows.as_chunks_mut::<TILE>();
         for (part, rows) in parts.iter_mut().enumerate() {
             // SAFETY: slicing checked the lengths of the lines.
             let columns = unsafe { take_part(lines, part, !0, order) };
-            for i in 0..EIGHT {
+            for i in 0..TILE {
                 store(columns[i], &mut rows[i].as_chunks_mut().0[group]);
             }
         }
         if !rest.is_empty() {
-            // SAFETY: slicing checked the lengths of the lines, to which the mask keeps.
+            // SAFETY: slicing checked the lengths of the lines, and the mask selects only blocks within them.
             let columns = unsafe { take_part(lines, parts.len(), (1 << rest.len()) - 1, order) };
             for (row, column) in rest.iter_mut().zip(columns) {
                 store(column, &mut row.as_chunks_mut().0[group]);
@@ -48,21 +48,21 @@ pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) 
 /// As [`super::Mover::drain`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
-    for (group, lanes) in lanes.chunks(EIGHT).enumerate() {
+    for (group, lanes) in lanes.chunks(TILE).enumerate() {
         let Some(algorithm) = one_algorithm(jobs, lanes) else {
-            plain::drain(jobs, lanes, group * EIGHT, rows);
+            plain::drain(jobs, lanes, group * TILE, rows);
             continue;
         };
         let order = octet_order(algorithm);
-        let mut lines = [std::ptr::null_mut(); EIGHT];
+        let mut lines = [std::ptr::null_mut(); TILE];
         for (line, lane) in lines.iter_mut().zip(lanes) {
             *line = jobs[lane.job].data[lane.done..][..rows.len() * BLOCK].as_mut_ptr();
         }
         let lines = &lines[..lanes.len()];
-        let (parts, rest) = rows.as_chunks::<EIGHT>();
-        let mut columns = [_mm512_setzero_si512(); EIGHT];
+        let (parts, rest) = rows.as_chunks::<TILE>();
+        let mut columns = [_mm512_setzero_si512(); TILE];
         for (part, rows) in parts.iter().enumerate() {
-            for i in 0..EIGHT {
+            for i in 0..TILE {
                 columns[i] = load(&rows[i].as_chunks().0[group]);
             }
             // SAFETY: slicing checked the lengths of the lines, and no two lanes have the same job.
@@ -72,50 +72,47 @@ pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]])
             for (column, row) in columns.iter_mut().zip(rest) {
                 *column = load(&row.as_chunks().0[group]);
             }
-            // SAFETY: as above; the mask keeps to the lengths.
+            // SAFETY: as above; the mask selects only blocks within the lengths.
             unsafe { put_part(lines, parts.len(), (1 << rest.len()) - 1, order, columns) };
         }
     }
 }
 
-/// The blocks of part `part` of eight lines, those of `mask`, by columns.
+/// Loads the blocks of part `part` of eight lines that `mask` selects, as columns.
 ///
 /// # Safety
 /// The lines have these blocks.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn take_part(
-    lines: [*const u8; EIGHT],
-    part: usize,
-    mask: __mmask8,
-    order: Option<__m512i>,
-) -> [__m512i; EIGHT] {
-    let mut vectors = [_mm512_setzero_si512(); EIGHT];
-    for i in 0..EIGHT {
-        // SAFETY: the caller vouches for the blocks; the instruction asks for no alignment.
-        let vector = unsafe { _mm512_maskz_loadu_epi64(mask, lines[i].add(part * LINE).cast()) };
+unsafe fn take_part(lines: [*const u8; TILE], part: usize, mask: __mmask8, order: Option<__m512i>) -> [__m512i; TILE] {
+    let mut vectors = [_mm512_setzero_si512(); TILE];
+    for i in 0..TILE {
+        // SAFETY: the caller guarantees the blocks; the instruction asks for no alignment.
+        let vector = unsafe { _mm512_maskz_loadu_epi64(mask, lines[i].add(part * VECTOR_OCTETS).cast()) };
         vectors[i] = reorder(vector, order);
     }
     transpose::vectors(vectors)
 }
 
-/// Puts columns back as the blocks of part `part` of up to eight lines, those of `mask`.
+/// Stores columns as the blocks of part `part` of up to eight lines, those that `mask` selects.
 ///
 /// # Safety
 /// The lines have these blocks.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn put_part(lines: &[*mut u8], part: usize, mask: __mmask8, order: Option<__m512i>, columns: [__m512i; EIGHT]) {
+unsafe fn put_part(lines: &[*mut u8], part: usize, mask: __mmask8, order: Option<__m512i>, columns: [__m512i; TILE]) {
     let vectors = transpose::vectors(columns);
-    for i in 0..EIGHT {
+    for i in 0..TILE {
         if i < lines.len() {
-            // SAFETY: the caller vouches for the blocks; the instruction asks for no alignment.
-            unsafe { _mm512_mask_storeu_epi64(lines[i].add(part * LINE).cast(), mask, reorder(vectors[i], order)) };
+            // SAFETY: the caller guarantees the blocks; the instruction asks for no alignment.
+            unsafe {
+                _mm512_mask_storeu_epi64(lines[i].add(part * VECTOR_OCTETS).cast(), mask, reorder(vectors[i], order));
+            }
         }
     }
 }
 
-/// The algorithm of all lanes, if it is the same.
+/// The algorithm of all lanes, if they have the same.
 #[inline(always)]
 fn one_algorithm(jobs: &[Job<'_>], lanes: &[Lane]) -> Option<Algorithm> {
     let of = |lane: &Lane| jobs[lane.job].key.algorithm;
@@ -135,7 +132,7 @@ pub(super) fn take(job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u
     plain::take(job, piece, blocks, cipher);
 }
 
-/// Which octet of a quarter goes where between wire and stage, the same both ways; none if all stay.
+/// The permutation of octets within a quarter between wire and stage, the same both ways; none if no octet moves.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn octet_order(algorithm: Algorithm) -> Option<__m512i> {

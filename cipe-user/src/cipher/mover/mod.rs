@@ -1,4 +1,4 @@
-//! Moving blocks between messages and stage.
+//! Moving blocks between messages and the stage.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -7,7 +7,7 @@ mod plain;
 use super::Job;
 use super::stage::{Lane, Piece, WIDTH};
 
-/// How blocks get on the stage and off again: with AVX-512 where there is, without which it takes as long as the widest
+/// Moves blocks to the stage and back: with AVX-512 if the CPU has it; without it, the moves take as long as the widest
 /// kernels.
 #[derive(Clone, Copy)]
 pub(in crate::cipher) struct Mover {
@@ -23,7 +23,7 @@ impl Mover {
         }
     }
 
-    /// Puts the next blocks of each lane into its column, as many as `rows` has rows.
+    /// Copies the next blocks of each lane into its column: one for each row of `rows`.
     pub(in crate::cipher) fn fill(self, jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
         #[cfg(target_arch = "x86_64")]
         if self.avx512 && lanes.len() > 1 {
@@ -33,7 +33,7 @@ impl Mover {
         plain::fill(jobs, lanes, 0, rows);
     }
 
-    /// Puts each lane's column back where [`Self::fill`] took it from.
+    /// Copies each lane's column back to where [`Self::fill`] took it from.
     pub(in crate::cipher) fn drain(self, jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
         #[cfg(target_arch = "x86_64")]
         if self.avx512 && lanes.len() > 1 {
@@ -43,7 +43,7 @@ impl Mover {
         plain::drain(jobs, lanes, 0, rows);
     }
 
-    /// Puts a piece of a message on a row of its length.
+    /// Copies a piece of a message to a row of its length.
     pub(in crate::cipher) fn lay(self, job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
         #[cfg(target_arch = "x86_64")]
         if self.avx512 {
@@ -53,7 +53,7 @@ impl Mover {
         plain::lay(job, piece, to);
     }
 
-    /// Puts decrypted blocks back, chained with the ciphertext that they were.
+    /// Copies decrypted blocks back, chained with their former ciphertext.
     pub(in crate::cipher) fn take(self, job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u64]) {
         #[cfg(target_arch = "x86_64")]
         if self.avx512 {

@@ -1,4 +1,4 @@
-//! Moving blocks on any CPU; inlined into functions that the compiler may use more instructions for.
+//! Moving blocks on any CPU. Inlined into functions for which the compiler may use more instructions.
 
 use crate::cipher::stage::{Lane, Piece, STEPS, WIDTH};
 use crate::cipher::{BLOCK, Job};

@@ -1,4 +1,4 @@
-//! Which key each lane has.
+//! The key of each lane.
 
 use super::{GROUP, LANES};
 use crate::cipher::blowfish::{ROUNDS, Schedule};
@@ -6,7 +6,8 @@ use std::arch::x86_64::*;
 use std::ptr;
 use zeroize::Zeroize;
 
-/// A key for each lane: where it stands, as an offset from the first lane's, and its round keys, which are not gathered.
+/// A key for each lane: the offset of its tables from those of the first lane's key, and its round keys, which are not
+/// gathered.
 #[repr(C, align(64))]
 pub(super) struct Each {
     /// In words.
@@ -32,17 +33,17 @@ pub(super) struct Keys<'a, const MANY: bool> {
 }
 
 impl<'a> Keys<'a, false> {
-    /// One key. What `each` says does not matter.
+    /// One key for all lanes; the contents of `each` are not used.
     pub(super) fn one(first: &'a Schedule, each: &'a Each) -> Self {
         Self { first, each }
     }
 }
 
 impl<'a> Keys<'a, true> {
-    /// The keys of up to [`LANES`] lanes; none if they are too far apart, 8 GiB or more.
+    /// The keys of up to [`LANES`] lanes; none if they are too far apart in memory (8 GiB or more).
     pub(super) fn many(keys: &[&'a Schedule], each: &'a mut Each) -> Option<Self> {
         let first = *keys.first()?;
-        // Lanes without a key take the first.
+        // Lanes without a key use the first one.
         each.offsets = Default::default();
         for (lane, key) in keys.iter().enumerate() {
             let distance =
@@ -58,7 +59,7 @@ impl<'a> Keys<'a, true> {
 }
 
 impl<const MANY: bool> Keys<'_, MANY> {
-    /// The words of table `table` for indices below 256, for a group of lanes.
+    /// The words of table `table` for a group of lanes, for indices below 256.
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn look_up(self, table: usize, index: __m512i, group: usize) -> __m512i {
@@ -67,8 +68,8 @@ impl<const MANY: bool> Keys<'_, MANY> {
         if MANY {
             let table = ptr::with_exposed_provenance::<i32>(table.addr());
             let index = _mm512_add_epi32(index, load(&self.each.offsets[group]));
-            // SAFETY: an offset leads from the first key to another that the caller of `many` still holds, whose address
-            // was exposed there; the index stays below the table's length.
+            // SAFETY: each offset is the distance from the first key to another one; the caller of `many` still holds that
+            // key, and `many` exposed its address. The index stays below the table's length.
             unsafe { _mm512_i32gather_epi32::<4>(index, table) }
         } else {
             // SAFETY: the index stays below the table's length.
@@ -91,7 +92,7 @@ fn load<T: Word>(words: &[T; GROUP]) -> __m512i {
     unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
 }
 
-/// What 16 of make a vector.
+/// A type of which 16 fill a vector.
 trait Word {}
 impl Word for u32 {}
 impl Word for i32 {}

@@ -1,6 +1,7 @@
 //! Blowfish with AVX-512 gathers: groups of 16 blocks, up to four groups interleaved, with any mix of keys.
 //!
-//! Fills the gap between the scalar kernel and [`super::planes`] where the CPU's gathers are fast.
+//! Faster than the scalar kernel and [`super::planes`] for numbers of lanes between theirs, if the CPU's gathers are
+//! fast.
 
 mod keys;
 
@@ -13,26 +14,26 @@ use keys::{Each, Keys};
 use std::arch::x86_64::*;
 use std::ptr;
 
-/// Blocks of a vector of each of their words.
+/// Blocks in a vector: it holds one word of each of them.
 const GROUP: usize = 16;
 
-/// A gather keeps the load ports busy for longer than it takes to wait for it; four groups hide the waiting.
+/// A gather has a latency longer than its use of the load ports; four interleaved groups hide the latency.
 const LANES: usize = 4 * GROUP;
 
-/// Most keys of lanes that run together, by how many lanes these are at most: the tables of a key fill 4 KiB of the cache,
-/// and more groups at once want them more often.
-const TOGETHER: [(usize, usize); 2] = [(8, LANES), (16, 2 * GROUP)];
+/// Limits of keys and lanes that run together: at most (keys, lanes). The tables of a key fill 4 KiB of the cache, and
+/// more groups at once use them more often.
+const MAX_KEYS_AND_LANES: [(usize, usize); 2] = [(8, LANES), (16, 2 * GROUP)];
 
-/// Fewest lanes of several keys that are worth two groups; fewer are faster in plain registers.
-const FEWEST: usize = 21;
+/// With several keys, at least so many lanes are needed for two groups; fewer are faster in scalar registers.
+const MIN_MIXED_LANES: usize = 21;
 
-/// The kernel. There is one only where the CPU has the instructions.
+/// The kernel. It exists only if the CPU has the instructions.
 pub(super) struct Gather {
     each: Box<Each>,
 }
 
 impl Gather {
-    /// The kernel, if the CPU has what it needs.
+    /// Returns the kernel if the CPU has the instructions.
     pub(super) fn detect() -> Option<Self> {
         is_x86_feature_detected!("avx512f").then(|| Self { each: Box::new(Each::new()) })
     }
@@ -59,9 +60,9 @@ impl Kernel<Schedule> for Gather {
         let rows = &mut rows[..steps];
         let mut from = 0;
         while from < keys.len() {
-            // Groups are whole, and what they write beyond their lanes must be nobody's.
+            // Groups are always whole: what they write beyond their lanes must not belong to other lanes.
             let together = together(&keys[from..]).filter(|lanes| from + lanes.next_multiple_of(GROUP) <= WIDTH);
-            let lanes = together.unwrap_or(scalar::FULL).min(keys.len() - from);
+            let lanes = together.unwrap_or(scalar::FULL_STEP_LANES).min(keys.len() - from);
             self.encrypt_some(&keys[from..][..lanes], together.is_some(), from, &mut chain[from..], rows);
             from += lanes;
         }
@@ -88,7 +89,7 @@ impl Kernel<Schedule> for Gather {
 }
 
 impl Gather {
-    /// Encrypts lanes the first of which has column `from` of `rows`, all of them `together` or a few at a time.
+    /// Encrypts lanes, the first of which has column `from` of `rows`: all of them `together`, or a few at a time.
     fn encrypt_some(
         &mut self,
         keys: &[&Schedule],
@@ -110,21 +111,21 @@ impl Gather {
     }
 }
 
-/// How many of the lanes to run together; none if a few at a time are faster.
+/// How many of the lanes to run together; none if it is faster to run a few at a time.
 fn together(keys: &[&Schedule]) -> Option<usize> {
-    let mut seen = ArrayVec::<&Schedule, { TOGETHER[1].0 }>::new();
+    let mut seen = ArrayVec::<&Schedule, { MAX_KEYS_AND_LANES[1].0 }>::new();
     let mut most = 0;
     for (lane, key) in keys.iter().enumerate().take(LANES) {
         if !seen.iter().any(|seen| ptr::eq(*seen, *key)) && seen.try_push(key).is_err() {
             break;
         }
-        if TOGETHER.iter().any(|(keys, lanes)| seen.len() <= *keys && lane < *lanes) {
+        if MAX_KEYS_AND_LANES.iter().any(|(keys, lanes)| seen.len() <= *keys && lane < *lanes) {
             most = lane + 1;
         }
     }
-    // Others follow: none of theirs may be in the last group.
+    // Other lanes follow: the last group must not write to their columns.
     let most = if most < keys.len() { most - most % GROUP } else { most };
-    (most >= FEWEST || seen.len() == 1).then_some(most)
+    (most >= MIN_MIXED_LANES || seen.len() == 1).then_some(most)
 }
 
 /// The left and the right words of 16 blocks.
@@ -176,7 +177,7 @@ fn decrypt<const G: usize>(key: Keys<'_, false>, some: &mut [u64]) {
     some.copy_from_slice(&padded[..some.len()]);
 }
 
-/// All rounds of `G` times 16 blocks; `order` gives the round keys' numbers.
+/// All rounds of `G` times 16 blocks; `order` gives the indices of the round keys.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn crypt<const G: usize, const MANY: bool>(
@@ -190,7 +191,7 @@ fn crypt<const G: usize, const MANY: bool>(
     }
     for round in 0..ROUNDS {
         for (group, [left, right]) in state.iter_mut().enumerate() {
-            // The next key goes with the result.
+            // The next round key is XORed in together with the result.
             let sum = round_function(keys, *left, group);
             let next = _mm512_ternarylogic_epi32::<0x96>(*right, sum, p(round + 1, group));
             [*left, *right] = [next, *left];

@@ -1,7 +1,7 @@
 //! Blowfish with AVX-512 VBMI: 64 or 128 blocks of one key, constant time.
 //!
-//! A vector holds one of the eight octets of 64 blocks: a *plane*. A look-up of an octet is then a permutation of the
-//! table, which stands in vectors itself: no address depends on data. A table of 256 words makes 16 vectors, four to an
+//! A vector holds one of the eight octets of 64 blocks: a *plane*. The tables are in vectors too, so a look-up of an
+//! octet is a permutation of a table: no address depends on data. A table of 256 words fills 16 vectors, four for each
 //! octet of the result. Additions carry from plane to plane.
 
 mod pairs;
@@ -14,19 +14,19 @@ use crate::cipher::transpose;
 use std::arch::x86_64::*;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Blocks of a vector of each of their octets.
+/// Blocks in a vector: it holds one octet of each of them.
 const GROUP: usize = 64;
 
-/// Two groups fill each other's waiting.
+/// Two groups hide each other's latency.
 const LANES: usize = 2 * GROUP;
 
-/// The parts of a key as this kernel wants them.
+/// The expanded key in the form that this kernel uses.
 #[derive(Zeroize, ZeroizeOnDrop)]
 #[repr(C, align(64))]
 pub(super) struct Tables {
     /// The octets of the four tables' words, least significant first, in quarters of 64 entries.
     s: [[[[u8; 64]; 4]; 4]; 4],
-    /// The octets of the round keys, least significant first, each four times, for a broadcast.
+    /// The octets of the round keys, least significant first, each repeated four times for a broadcast.
     p: [[u32; 4]; ROUNDS + 2],
 }
 
@@ -49,11 +49,11 @@ impl Tables {
     }
 }
 
-/// The kernel, with look-ups by [`quarters`] or else by [`pairs`]. There is one only where the CPU has the instructions.
+/// The kernel, with look-ups by [`quarters`] or else by [`pairs`]. It exists only if the CPU has the instructions.
 pub(super) struct Planes<const QUARTERS: bool>(());
 
 impl<const QUARTERS: bool> Planes<QUARTERS> {
-    /// The kernel, if the CPU has what it needs.
+    /// Returns the kernel if the CPU has the instructions.
     pub(super) fn detect() -> Option<Self> {
         let detected = is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vbmi")
@@ -101,7 +101,7 @@ impl<const QUARTERS: bool> Kernel<Schedule> for Planes<QUARTERS> {
     }
 }
 
-/// The eight planes of 64 blocks, least significant octet first: the left word's, then the right word's.
+/// The eight planes of 64 blocks, least significant octet first: those of the left word, then those of the right word.
 type State = [__m512i; 8];
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
@@ -154,7 +154,7 @@ fn decrypt_groups<const G: usize, const QUARTERS: bool>(key: &Tables, groups: &[
     state.map(|state| blocks(state))
 }
 
-/// All rounds of `G` times 64 blocks; `order` gives the round keys' numbers.
+/// All rounds of `G` times 64 blocks; `order` gives the indices of the round keys.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 fn crypt<const G: usize, const QUARTERS: bool>(key: &Tables, order: impl Fn(usize) -> usize, state: &mut [State; G]) {
@@ -166,8 +166,8 @@ fn crypt<const G: usize, const QUARTERS: bool>(key: &Tables, order: impl Fn(usiz
     for state in &mut *state {
         whiten(&mut state[..4], 0);
     }
-    // Two rounds at a time, after which the words are in their places again. The next key goes with a round's result, so
-    // that the argument of the next round is ready at once.
+    // Two rounds at a time, after which the words are in their places again. The next round key is XORed in together
+    // with a round's result, so that the argument of the next round is ready at once.
     for round in (0..ROUNDS).step_by(2) {
         let next = [&key.p[order(round + 1)], &key.p[order(round + 2)]];
         if QUARTERS {
@@ -189,8 +189,8 @@ fn load(quarter: &[u8; 64]) -> __m512i {
     unsafe { _mm512_loadu_si512(quarter.as_ptr().cast()) }
 }
 
-/// Which octet of eight blocks goes where, so that equal octets of the blocks stand together; and the other way round.
-const TOGETHER: [u8; 64] = {
+/// The permutation that puts equal octets of eight blocks side by side; it is its own inverse.
+const OCTET_TRANSPOSE: [u8; 64] = {
     let mut order = [0; 64];
     let mut i = 0;
     while i < 64 {
@@ -203,7 +203,7 @@ const TOGETHER: [u8; 64] = {
 #[target_feature(enable = "avx512f,avx512vbmi")]
 #[inline]
 fn planes(blocks: &[u64; GROUP]) -> State {
-    let order = load(&TOGETHER);
+    let order = load(&OCTET_TRANSPOSE);
     let eights = blocks.as_chunks::<8>().0;
     let vectors = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| _mm512_permutexvar_epi8(order, transpose::load(&eights[i])));
     transpose::vectors(vectors)
@@ -212,7 +212,7 @@ fn planes(blocks: &[u64; GROUP]) -> State {
 #[target_feature(enable = "avx512f,avx512vbmi")]
 #[inline]
 fn blocks(state: State) -> [u64; GROUP] {
-    let order = load(&TOGETHER);
+    let order = load(&OCTET_TRANSPOSE);
     let mut blocks = [0; GROUP];
     for (vector, eight) in transpose::vectors(state).into_iter().zip(blocks.as_chunks_mut::<8>().0) {
         transpose::store(_mm512_permutexvar_epi8(order, vector), eight);

@@ -4,7 +4,7 @@ use super::{State, Tables};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// Two rounds of all groups; `p` are the round keys that their results go with.
+/// Two rounds of all groups; `p` holds the round keys that are XORed into their results.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 pub(super) fn two_rounds<const G: usize>(key: &Tables, p: [&[u32; 4]; 2], state: &mut [State; G]) {
@@ -26,7 +26,7 @@ pub(super) fn two_rounds<const G: usize>(key: &Tables, p: [&[u32; 4]; 2], state:
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 fn round_function<const G: usize>(s: &[[[[u8; 64]; 4]; 4]; 4], state: &[State; G]) -> [[__m512i; 4]; G] {
-    // Least significant first: carries make it ready first.
+    // The least significant octet first, because the carries start there.
     let d = look_up(&s[3], state, 0);
     let c = look_up(&s[2], state, 1);
     let b = look_up(&s[1], state, 2);
@@ -42,7 +42,7 @@ fn round_function<const G: usize>(s: &[[[[u8; 64]; 4]; 4]; 4], state: &[State; G
     sums
 }
 
-/// The words of one table for an octet of the left words, as planes.
+/// The words of one table for one octet of the left words, as planes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 fn look_up<const G: usize>(table: &[[[u8; 64]; 4]; 4], state: &[State; G], octet: usize) -> [[__m512i; 4]; G] {
@@ -60,14 +60,14 @@ fn look_up<const G: usize>(table: &[[[u8; 64]; 4]; 4], state: &[State; G], octet
     words
 }
 
-/// Octets of a plane by index; `upper` tells which indices have the top bit. In assembly, for the compiler would move
-/// the loads of all tables out of all loops, and back in from a stack that is not aligned.
+/// Looks up the octets of a plane by index; `upper` marks the indices with the top bit. In assembly, because the
+/// compiler would move the loads of all tables out of all loops, and then reload them from a stack that is not aligned.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 fn permute(quarters: &[[u8; 64]; 4], index: __m512i, upper: u64) -> __m512i {
     let found;
-    // SAFETY: instructions of the enabled features; they read the four quarters, which stand in a `Tables` and so at
-    // multiples of 64 octets.
+    // SAFETY: instructions of the enabled features; they read the four quarters, which are in a `Tables` and so aligned
+    // to 64 octets.
     unsafe {
         asm!(
             "vmovdqa64 {found}, [{quarters}]",
@@ -86,7 +86,7 @@ fn permute(quarters: &[[u8; 64]; 4], index: __m512i, upper: u64) -> __m512i {
     found
 }
 
-/// As [`permute`], twice with one load of the table.
+/// As [`permute`], for two planes with one load of the table.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 fn permute_two(quarters: &[[u8; 64]; 4], index: [__m512i; 2], upper: [u64; 2]) -> [__m512i; 2] {
@@ -128,7 +128,8 @@ fn permute_two(quarters: &[[u8; 64]; 4], index: [__m512i; 2], upper: [u64; 2]) -
 pub(super) fn add(a: [__m512i; 4], b: [__m512i; 4]) -> [__m512i; 4] {
     let mut sum = [0, 1, 2, 3].map(|i| _mm512_add_epi8(a[i], b[i]));
     for i in 0..3 {
-        // The top bit carries where both have it, or either while the sum has not. A bit matrix makes all bits of it.
+        // The top bit carries if both operands have it, or if one has it and the sum has not. A bit matrix spreads it
+        // over the octet.
         let carry = _mm512_ternarylogic_epi32::<0xd4>(a[i], b[i], sum[i]);
         let carry = _mm512_gf2p8affine_epi64_epi8::<0>(carry, _mm512_set1_epi8(0x80u8 as i8));
         sum[i + 1] = _mm512_sub_epi8(sum[i + 1], carry);

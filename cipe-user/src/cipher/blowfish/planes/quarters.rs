@@ -1,8 +1,9 @@
-//! Look-ups by `vpermb`, a quarter of a table at a time under a mask: one operation of port 5 on Intel's cores, whose
-//! `vpermt2b` takes three. In assembly, for out of intrinsics the compiler makes tests and sums for port 5, too.
+//! Look-ups by `vpermb`, one quarter of a table at a time under a mask: one operation of port 5 on Intel's cores, where
+//! `vpermt2b` takes three. In assembly, because the compiler turns intrinsics into tests and sums that also use port 5.
 //!
-//! The order of a round keeps port 5 busy while carries go from plane to plane: first the two tables that are added, then
-//! the other two by pairs of planes, whose sums are ready for the next round while the next pair is looked up.
+//! The order of a round keeps port 5 busy while carries go from plane to plane: first the two tables that are added,
+//! then the other two by pairs of planes; the sums of one pair are ready for the next round while the next pair is
+//! looked up.
 
 use super::{State, Tables};
 use std::arch::asm;
@@ -38,14 +39,16 @@ macro_rules! masks {
     };
 }
 
-/// Plane `$word` of what quarter `$at` of the table at `$table` has for the octets of `$index`, where the mask has it.
+/// Sets plane `$word` from the quarter at offset `$at` of the table at `$table`, for the octets of `$index` that the
+/// mask selects.
 macro_rules! find {
     ($word:literal, $mask:expr, $index:literal, $table:literal, $at:expr) => {
         concat!("vpermb {", $word, "}", $mask, ", {", $index, "}, [{s} + ", $table, " + ", $at, "]\n")
     };
 }
 
-/// All planes of one table. Octets with bit 7 overwrite what the others found, then those with bit 6, then those with both.
+/// All planes of one table. The results for octets with bit 7 overwrite the first ones, then those with bit 6, then
+/// those with both.
 macro_rules! look_up {
     ($index:literal, $table:literal, [$bit7:literal, $bit6:literal, $both:literal], $words:tt, $temporary:literal) => {
         concat!(
@@ -66,7 +69,7 @@ macro_rules! look_up {
     };
 }
 
-/// Two planes, from octet `$plane` of the words on, of the tables of `l1` and `l0`.
+/// Looks up two planes, from octet `$plane` of the words on, in the tables of `l1` and `l0`.
 macro_rules! look_up_last {
     ($plane:literal, $c:tt, $d:tt) => {
         concat!(
@@ -86,8 +89,8 @@ macro_rules! look_up_last {
     };
 }
 
-/// A plane `$sum` of a sum, and in `$a` its carry, 0 or -1. As in [`super::pairs::add`], the carry is made of the top bits
-/// and spread over the octet by a bit matrix.
+/// Plane `$sum` of a sum, and in `$a` its carry, 0 or -1. As in [`super::pairs::add`], the carry comes from the top
+/// bits, and a bit matrix spreads it over the octet.
 macro_rules! add {
     ($sum:literal, $a:literal, $b:literal, "") => {
         concat!("vpaddb {", $sum, "}, {", $a, "}, {", $b, "}\n", add!(@carry $sum, $a, $b))
@@ -109,7 +112,7 @@ macro_rules! add {
     };
 }
 
-/// Two rounds of all groups; `p` are the round keys that their results go with.
+/// Two rounds of all groups; `p` holds the round keys that are XORed into their results.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 pub(super) fn two_rounds<const G: usize>(tables: &Tables, p: [&[u32; 4]; 2], state: &mut [State; G]) {
@@ -122,19 +125,19 @@ pub(super) fn two_rounds<const G: usize>(tables: &Tables, p: [&[u32; 4]; 2], sta
     }
 }
 
-/// The right words after a round: exclusive or with the round function of the left words and with the next round key
-/// `p`. `top_bit` is the bit matrix that makes eight of an octet's top bit.
+/// Returns the right words after a round: exclusive or with the round function of the left words and with the next
+/// round key `p`. `top_bit` is the bit matrix that spreads the top bit over its octet.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 fn round(tables: &Tables, p: &[u32; 4], left: [__m512i; 4], right: [__m512i; 4], top_bit: __m512i) -> [__m512i; 4] {
     let [mut r0, mut r1, mut r2, mut r3] = right;
-    // SAFETY: instructions of the enabled features; they read the 4 KiB at `tables.s`, aligned to 64 octets, and the four
-    // words of `p`.
+    // SAFETY: instructions of the enabled features; they read the 4 KiB at `tables.s`, aligned to 64 octets, and the
+    // four words of `p`.
     unsafe {
         asm!(
             look_up!("l2", "1024", ["k4", "k5", "k6"], ["b0", "b1", "b2", "b3"], "t"),
             look_up!("l3", "0", ["k1", "k2", "k3"], ["a0", "a1", "a2", "a3"], "t"),
-            // In t, b0, b1, b2.
+            // The sums in t, b0, b1, b2.
             add!("t", "a0", "b0", ""),
             add!("b0", "a1", "b1", "a0"),
             add!("b1", "a2", "b2", "a1"),
