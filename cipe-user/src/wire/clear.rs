@@ -1,27 +1,27 @@
-//! Control messages in clear, of versions 1.5 and later (protocol section 3): 8 zero octets where the IV of a packet would
-//! be, then the message from its type octet on.
+//! Control messages in clear, of versions 1.5 and later (protocol section 3): 8 zero octets in place of a packet's IV,
+//! then the message from its type octet on.
 //!
-//! Anybody can make one. They tell of a peer that was set up in another way, and nothing else is believed.
+//! Anybody can forge one. They report a peer with another configuration; nothing else in them is trusted.
 
 use rand::{CryptoRng, RngExt};
 
 use super::message::{Message, number};
 use super::packet::IV;
 
-/// Where the letters stand that a configuration begins with, counted from the type octet.
-const LETTERS_AT: usize = 4;
+/// Offset from the type octet of the letters that begin a configuration.
+const LETTERS_OFFSET: usize = 4;
 const LETTERS: &[u8; 4] = b"CIPE";
-/// Where time stamps stand, counted from the first zero octet.
-const STAMPS: [usize; 2] = [48, 56];
-/// Octets of a message of ours without its random tail.
-const BASE: usize = 60;
+/// Offsets of the time stamps from the first zero octet.
+const STAMP_OFFSETS: [usize; 2] = [48, 56];
+/// Octets of our message without its random tail.
+const BASE_OCTETS: usize = 60;
 
-/// Whether a datagram is a control message in clear. No packet begins so: such IVs are reserved.
+/// Whether a datagram is a control message in clear. No packet begins with these octets: such IVs are reserved.
 pub fn is_clear(datagram: &[u8]) -> bool {
     datagram.len() > IV && datagram[..4] == [0; 4]
 }
 
-/// How an end of a tunnel is set up.
+/// The configuration of one end of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Configuration {
     /// Version of the protocol: 3, or 4 for Ethernet frames.
@@ -35,12 +35,12 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Reads a configuration from the octets behind the type octet. The letters may stand a little later than they should,
+    /// Reads a configuration from the octets behind the type octet. The letters may come a little later than specified,
     /// and numbers may be digits: no source settles that.
     fn parse(data: &[u8]) -> Option<Self> {
         let at = data.windows(LETTERS.len()).position(|window| window == LETTERS)?;
         let behind = &data[at + LETTERS.len()..];
-        // Five octets are given for four letters.
+        // Five octets are reserved for four letters.
         let behind = behind.strip_prefix(&[0]).unwrap_or(behind);
         let [protocol, cipher, major, minor, parser] = *behind.first_chunk()?;
         let plain = |number: u8| if number.is_ascii_digit() { number - b'0' } else { number };
@@ -52,7 +52,7 @@ impl Configuration {
         })
     }
 
-    /// What of `other`, the peer's, does not fit this one.
+    /// The settings of `other`, the peer's configuration, that do not fit this one.
     pub fn mismatches(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
         if self.protocol != other.protocol {
@@ -69,17 +69,17 @@ impl Configuration {
         found
     }
 
-    /// The whole datagram of a CT_CONF, stamped with `unix_time` (seconds), filled up like any message.
+    /// Builds the whole datagram of a CT_CONF, stamped with `unix_time` (seconds), with random filler like any message.
     pub fn answer(&self, unix_time: u32, rng: &mut impl CryptoRng) -> Vec<u8> {
-        let mut datagram = vec![0; BASE + rng.random_range(0..=usize::from(u8::MAX))];
+        let mut datagram = vec![0; BASE_OCTETS + rng.random_range(0..=usize::from(u8::MAX))];
         rng.fill_bytes(&mut datagram[IV..]);
         datagram[IV] = number::CT_CONF;
         let [major, minor] = self.release;
         let body = [self.protocol, self.cipher, major, minor, self.reads_letters.into()];
-        let at = IV + LETTERS_AT;
+        let at = IV + LETTERS_OFFSET;
         datagram[at..at + LETTERS.len()].copy_from_slice(LETTERS);
         datagram[at + LETTERS.len()..at + LETTERS.len() + body.len()].copy_from_slice(&body);
-        for at in STAMPS {
+        for at in STAMP_OFFSETS {
             datagram[at..at + 4].copy_from_slice(&unix_time.to_be_bytes());
         }
         datagram
@@ -97,13 +97,13 @@ fn name(cipher: u8) -> String {
 /// A message in clear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clear {
-    /// CT_CONFREQ: this is how I am set up; how are you? `None`: it cannot be read.
+    /// CT_CONFREQ: the sender's configuration and a request for ours. `None`: it cannot be read.
     Request(Option<Configuration>),
-    /// CT_CONF: this is how I am set up.
+    /// CT_CONF: the sender's configuration.
     Answer(Option<Configuration>),
-    /// One that has to be encrypted, by name: whoever sends it in clear may be anybody.
+    /// A message that must be encrypted, by name; in clear, anybody may have sent it.
     Forbidden(&'static str),
-    /// One of another type, or none.
+    /// A message of another type, or of none.
     Other,
 }
 

@@ -9,17 +9,17 @@ use crate::cipher::KEY;
 
 /// Octets of data after the type in a control message with a time stamp: octet 47 ends it, and the stamp follows.
 pub const STAMPED_DATA: usize = 46;
-/// Octets of a text in a control message, which needs no stamp.
+/// Maximum octets of a text in a control message; it needs no stamp.
 pub const MAX_TEXT: usize = 254;
 /// Octets of a CT_PING that its CT_PONG copies: all of the longest message.
-pub const MAX_ECHO: usize = BASE + u8::MAX as usize - 1;
+pub const MAX_ECHO: usize = BASE_OCTETS + u8::MAX as usize - 1;
 
-/// Where a time stamp stands: in 1.4.5 at the first place, in later versions perhaps at the second. Both are written.
-const STAMPS: [usize; 2] = [48, 56];
+/// Offsets of a time stamp: version 1.4.5 has it at the first, later versions perhaps at the second. Both are written.
+const STAMP_OFFSETS: [usize; 2] = [48, 56];
 /// Octets of a message without its random tail.
-const BASE: usize = 56;
-/// Fewest octets of the random tail: room for the second time stamp.
-const MIN_TAIL: usize = 4;
+const BASE_OCTETS: usize = 56;
+/// Minimum octets of the random tail: the second time stamp needs them.
+const MIN_TAIL_OCTETS: usize = 4;
 
 /// Type octets.
 pub(super) mod number {
@@ -35,7 +35,7 @@ pub(super) mod number {
     pub const CT_CONF: u8 = 0x76;
 }
 
-/// The octets of a dynamic key on their way. Zeroized on drop; not `Debug`, so that they cannot reach a log.
+/// The octets of a dynamic key in transit. Zeroized on drop; not `Debug`, so that they cannot reach a log.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct DynamicKey(pub [u8; KEY]);
 
@@ -47,12 +47,12 @@ impl DynamicKey {
         key
     }
 
-    /// The check sum that names this key in NK_IND and NK_ACK, in the order that we send.
+    /// The check sum that identifies this key in NK_IND and NK_ACK, in the octet order that we send.
     pub fn sum(&self) -> [u8; 4] {
         crc(&self.0).to_be_bytes()
     }
 
-    /// Whether `sum` names this key, in either octet order: no source settles which one the originals use.
+    /// Whether `sum` identifies this key, in either octet order: no source settles which one the originals use.
     pub fn has_sum(&self, sum: [u8; 4]) -> bool {
         let own = self.sum();
         let [a, b, c, d] = own;
@@ -60,38 +60,38 @@ impl DynamicKey {
     }
 }
 
-/// A message. Data that is borrowed points into the payload it was parsed from.
+/// A message. Borrowed data points into the payload that was parsed.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Message<'a> {
-    /// NK_REQ: make a new send key.
+    /// NK_REQ: asks the receiver for a new send key.
     Request,
-    /// NK_IND: this is my next send key. Exists only if the check sum was right.
+    /// NK_IND: carries the sender's next send key. Exists only if the check sum was right.
     Indication {
         /// The key.
         key: DynamicKey,
         /// Its check sum in the sender's octet order, to be echoed as it is.
         sum: [u8; 4],
     },
-    /// NK_ACK: I have taken the key with this check sum.
+    /// NK_ACK: the sender has accepted the key with this check sum.
     Acknowledgement {
-        /// The check sum as the NK_IND had it.
+        /// The check sum, as in the NK_IND.
         sum: [u8; 4],
     },
     /// CT_DUMMY: anything; originals ignore it.
     Dummy(&'a [u8]),
     /// CT_DEBUG: text to log, up to its terminating zero.
     Debug(&'a [u8]),
-    /// CT_PING: echo these octets.
+    /// CT_PING: asks the receiver to echo these octets.
     Ping(&'a [u8]),
     /// CT_PONG: the echo.
     Pong(&'a [u8]),
-    /// CT_KILL: asks the receiver to exit; a text says why, up to its terminating zero.
+    /// CT_KILL: asks the receiver to exit; a text gives the reason, up to its terminating zero.
     Kill(&'a [u8]),
 }
 
 impl<'a> Message<'a> {
-    /// Reads the payload of a control packet. Nothing is required beyond what the type needs, since no source settles
-    /// the frame of every version; the time is checked apart, by [`is_fresh`].
+    /// Reads the payload of a control packet. Only the fields of its type are required, since no source settles the
+    /// layout of every version; [`is_fresh`] checks the time separately.
     ///
     /// # Errors
     /// [`Verdict::BadMessage`] for an unknown type, missing octets, or a key whose check sum is wrong.
@@ -116,12 +116,12 @@ impl<'a> Message<'a> {
             number::CT_PING => Self::Ping(data),
             number::CT_PONG => Self::Pong(data),
             number::CT_KILL => Self::Kill(text),
-            // Configuration travels in clear only.
+            // A configuration is sent in clear only.
             _ => return Err(Verdict::BadMessage),
         })
     }
 
-    /// Whether a time stamp may be demanded of it: of the key exchange only.
+    /// Whether a time stamp may be required: in key-exchange messages only.
     pub const fn is_stamped(&self) -> bool {
         matches!(self, Self::Request | Self::Indication { .. } | Self::Acknowledgement { .. })
     }
@@ -161,14 +161,14 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The NK_IND that announces `key`.
+    /// Builds the NK_IND that announces `key`.
     pub fn indication(key: &DynamicKey) -> Self {
         Self::Indication { key: key.clone(), sum: key.sum() }
     }
 
-    /// Builds the payload: 60 to 311 octets, filled up with random ones, stamped with `unix_time` (seconds) in both
-    /// places. Data longer than [`STAMPED_DATA`] takes the place of the stamps; a text beyond [`MAX_TEXT`] octets is cut
-    /// off, and other data beyond [`MAX_ECHO`].
+    /// Builds the payload: 60 to 311 octets, filled up with random octets, stamped with `unix_time` (seconds) at both
+    /// offsets. Data longer than [`STAMPED_DATA`] replaces the stamps; a text beyond [`MAX_TEXT`] octets is cut off,
+    /// and other data beyond [`MAX_ECHO`].
     pub fn build(&self, unix_time: u32, rng: &mut impl CryptoRng) -> Zeroizing<Vec<u8>> {
         let (data, most) = match self {
             Self::Request | Self::Indication { .. } | Self::Acknowledgement { .. } => (&[][..], 0),
@@ -176,10 +176,10 @@ impl<'a> Message<'a> {
             Self::Dummy(data) | Self::Ping(data) | Self::Pong(data) => (*data, MAX_ECHO),
         };
         let data = &data[..data.len().min(most)];
-        // Room for the type, the data, and the zero that ends a text.
-        let room = (1 + data.len() + usize::from(most == MAX_TEXT)).saturating_sub(BASE).max(MIN_TAIL);
+        // Octets for the type, the data, and the zero that ends a text.
+        let room = (1 + data.len() + usize::from(most == MAX_TEXT)).saturating_sub(BASE_OCTETS).max(MIN_TAIL_OCTETS);
         let tail = rng.random_range(room..=usize::from(u8::MAX).max(room));
-        let mut payload = Zeroizing::new(vec![0; BASE + tail]);
+        let mut payload = Zeroizing::new(vec![0; BASE_OCTETS + tail]);
         rng.fill_bytes(&mut payload);
         payload[0] = self.number();
         match self {
@@ -200,7 +200,7 @@ impl<'a> Message<'a> {
             if !self.is_stamped() {
                 payload[1 + STAMPED_DATA] = 0;
             }
-            for at in STAMPS {
+            for at in STAMP_OFFSETS {
                 payload[at..at + 4].copy_from_slice(&unix_time.to_be_bytes());
             }
         }
@@ -208,18 +208,18 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Whether an encrypted message of section 3 begins with this octet.
+/// Whether this octet is the type of an encrypted message of section 3.
 pub const fn is_known(number: u8) -> bool {
     matches!(number, number::NK_REQ..=number::NK_ACK | number::CT_DUMMY..=number::CT_KILL)
 }
 
-/// Whether a message's time stamp, at either place, is within `tokxts` seconds of `unix_time`. A `tokxts` of 0 does
-/// not check; a message too short for a stamp is otherwise not fresh.
+/// Whether a message's time stamp, at either offset, is within `tokxts` seconds of `unix_time`. If `tokxts` is 0, every
+/// message is fresh; else a message too short for a stamp is not fresh.
 pub fn is_fresh(payload: &[u8], unix_time: u32, tokxts: u32) -> bool {
     tokxts == 0
-        || STAMPS.iter().any(|&at| {
+        || STAMP_OFFSETS.iter().any(|&at| {
             let stamp = payload.get(at..).and_then(|rest| rest.first_chunk());
-            // The difference modulo 2^32, so that the window holds in 2106 too.
+            // The difference modulo 2^32, so that the window is right in 2106 too.
             stamp.is_some_and(|octets| {
                 let ahead = u32::from_be_bytes(*octets).wrapping_sub(unix_time);
                 ahead.min(ahead.wrapping_neg()) <= tokxts
@@ -294,16 +294,16 @@ mod tests {
             let payload = Message::Debug(&text).build(0, &mut rng);
             let length = length.min(MAX_TEXT);
             assert_eq!((&payload[1..=length], payload[1 + length]), (&text[..length], 0));
-            assert!(payload.len() <= BASE + usize::from(u8::MAX));
+            assert!(payload.len() <= BASE_OCTETS + usize::from(u8::MAX));
             assert!(Message::parse(&payload).is_ok_and(|parsed| parsed == Message::Debug(&text[..length])));
         }
     }
 
-    /// Whatever a version puts into its pings.
+    /// Pings of any version, whatever their contents.
     #[test]
     fn a_pong_copies_all_of_a_ping() {
         let mut rng = rng();
-        for length in [2, 47, 48, 60, 200, BASE + usize::from(u8::MAX)] {
+        for length in [2, 47, 48, 60, 200, BASE_OCTETS + usize::from(u8::MAX)] {
             let ping: Vec<u8> = (0..length).map(|n| if n == 0 { 0x72 } else { n as u8 }).collect();
             let Ok(Message::Ping(data)) = Message::parse(&ping) else { panic!("no ping") };
             let pong = Message::Pong(data).build(0, &mut rng);

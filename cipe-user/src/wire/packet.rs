@@ -12,7 +12,7 @@ pub const TRAILER: usize = 5;
 /// Smallest datagram of the protocol.
 pub const MIN: usize = 16;
 
-/// Which of the sender's keys a packet is under: bit 7 of the first IV octet.
+/// The key that encrypts a packet, static or dynamic: bit 7 of the first IV octet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {
     /// The pre-shared key.
@@ -27,7 +27,7 @@ impl KeyKind {
         if first_octet & 0x80 == 0 { Self::Static } else { Self::Dynamic }
     }
 
-    /// Returns `iv` with the flag forced to this kind.
+    /// Returns `iv` with the flag set to this kind.
     pub fn mark(self, mut iv: [u8; IV]) -> [u8; IV] {
         iv[0] = match self {
             Self::Static => iv[0] & 0x7F,
@@ -37,13 +37,13 @@ impl KeyKind {
     }
 }
 
-/// Whether an IV is reserved: the 31 bits behind the key flag are zero. A datagram that begins with 32 zero bits is a clear
-/// control message.
+/// Whether an IV is reserved: the 31 bits behind the key flag are zero. A datagram that begins with 32 zero bits is a
+/// control message in clear.
 const fn is_reserved(iv: [u8; IV]) -> bool {
     matches!(iv, [0x00 | 0x80, 0, 0, 0, ..])
 }
 
-/// The IV of a packet under a key of this kind, from a source of random octets.
+/// Draws the IV of a packet under a key of this kind, from a source of random octets.
 pub fn draw_iv(kind: KeyKind, mut random: impl FnMut() -> [u8; IV]) -> [u8; IV] {
     loop {
         let iv = kind.mark(random());
@@ -67,7 +67,7 @@ pub const fn padding(n: usize) -> usize {
     3usize.wrapping_sub(n) % 8
 }
 
-/// Octets of the datagram that carries a payload of `n` octets.
+/// Octets of the datagram for a payload of `n` octets.
 pub const fn sealed_len(n: usize) -> usize {
     IV + n + padding(n) + TRAILER
 }
@@ -78,8 +78,8 @@ pub const fn is_packet_len(len: usize) -> bool {
 }
 
 /// Completes a plaintext in place before encryption: writes `iv`, padding, P and CRC around the payload of `n` octets
-/// that stands at `buffer[8..8 + n]`, and returns the datagram's length, [`sealed_len`]`(n)`. The octets from 8 on are
-/// then ready for CBC encryption under `iv`, which must already be [`KeyKind::mark`]ed.
+/// at `buffer[8..8 + n]`, and returns the datagram's length, [`sealed_len`]`(n)`. The octets from 8 on are then ready
+/// for CBC encryption under `iv`, which must already be [`KeyKind::mark`]ed.
 ///
 /// # Panics
 /// If `buffer` is shorter than [`sealed_len`]`(n)`.
@@ -117,12 +117,12 @@ pub fn unframe(plain: &[u8]) -> Result<(Type, usize), Verdict> {
     Ok((kind, n))
 }
 
-/// Octets of padding that P tells of.
+/// Octets of padding according to P.
 const fn padding_of(p: u8) -> usize {
     (p >> 4 & 7) as usize
 }
 
-/// The type that P tells of; an honest sender never sets its bits 7, 3 and 0.
+/// The type according to P. A correct sender never sets bits 7, 3 and 0 of P.
 const fn type_of(p: u8) -> Result<Type, Verdict> {
     match (p & 0b1000_1001, p >> 1 & 3) {
         (0, 0) => Ok(Type::Data),
@@ -165,21 +165,21 @@ pub fn seal(
     len
 }
 
-/// Opens one packet in place: decryption, then [`unframe`]. Returns its type and payload. Whether the key is the one
-/// that [`KeyKind::of`] asks for is the caller's business.
+/// Opens one packet in place: decryption, then [`unframe`]. Returns its type and payload. The caller must choose the
+/// key that [`KeyKind::of`] asks for.
 ///
 /// # Errors
-/// The verdict that the packet is dropped under; what it held is then gone.
+/// The verdict that the packet is dropped under; its contents are then lost.
 pub fn open<'a>(lanes: &mut Lanes, key: &Key, packet: &'a mut [u8]) -> Result<(Type, &'a [u8]), Verdict> {
     lanes.decrypt(&mut [job(key, packet)?]);
     let (kind, n) = unframe(&packet[IV..])?;
     Ok((kind, &packet[IV..IV + n]))
 }
 
-/// Whether `packet` looks as if it had been sealed under `key`, from its first and last block alone, which stay as
-/// they are: P is possible, and the payload begins as an IP packet of that length or as a message. Tells a late packet
-/// under the previous receive key from one under the current key before either is decrypted in place: the right key
-/// is never denied, a wrong one passes with a chance near 2^-10. `false` as well where there is no packet at all.
+/// Whether `packet` is probably sealed under `key`. Checks only its first and last block, without changing them: P must
+/// be possible, and the payload must begin as an IP packet of that length or as a message. Tells a late packet under
+/// the previous receive key from a packet under the current key before either is decrypted in place: the right key is
+/// never rejected, a wrong key is accepted with a probability near 2^-10. `false` as well if there is no packet at all.
 pub fn looks_like(lanes: &mut Lanes, key: &Key, packet: &[u8]) -> bool {
     if !is_packet_len(packet.len()) {
         return false;
@@ -311,8 +311,8 @@ mod tests {
             let mut packet = sealed(&key, &payload, Type::Data);
             let at = at.index(packet.len());
             packet[at] ^= flip;
-            // The CRC finds every burst of up to 32 bits, such as a change of the IV; a changed ciphertext octet
-            // scrambles its whole block, so that a match is one chance in 2^32.
+            // The CRC finds every burst of up to 32 bits, such as a change of the IV. A changed ciphertext octet
+            // scrambles its whole block, so that the CRC matches with a probability of 2^-32.
             prop_assert!(open(&mut Lanes::new(), &key, &mut packet).is_err());
         }
 

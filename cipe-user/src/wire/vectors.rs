@@ -12,17 +12,17 @@ pub struct Vectors {
     pub cases: Vec<Case>,
 }
 
-/// What is wrong with a file.
+/// What is wrong with a file of vectors.
 #[derive(Debug, thiserror::Error)]
 pub enum BadFile {
-    /// Not JSON, or a field that is missing or cannot be what it should.
+    /// Not JSON, or a field is missing or has an invalid value.
     #[error("not in the format of cipe-v3.json: {0}")]
     Format(#[from] serde_json::Error),
-    /// Nothing to run.
+    /// No cases to run.
     #[error("holds no cases")]
     Empty,
-    /// Another cipher.
-    #[error("case {name}: unknown cipher {cipher} with variant {variant}; known are {KNOWN}")]
+    /// An unknown cipher or variant.
+    #[error("case {name}: unknown cipher {cipher} with variant {variant}; known are {KNOWN_CIPHERS}")]
     Cipher {
         /// Name of the case.
         name: String,
@@ -33,9 +33,9 @@ pub enum BadFile {
     },
 }
 
-const KNOWN: &str = "blowfish le32-words, idea standard-be16, idea le16-words";
+const KNOWN_CIPHERS: &str = "blowfish le32-words, idea standard-be16, idea le16-words";
 
-/// One packet before and after sealing. Some fields repeat what follows from others; they are checked all the same.
+/// One packet before and after sealing. Some fields follow from others; they are checked all the same.
 #[derive(Deserialize)]
 pub struct Case {
     /// Name in the file.
@@ -84,7 +84,7 @@ impl Vectors {
     /// Reads the text of a file.
     ///
     /// # Errors
-    /// One line that says what is wrong and where.
+    /// One line that gives the error and its position.
     pub fn parse(text: &str) -> Result<Self, BadFile> {
         let vectors: Self = serde_json::from_str(text)?;
         if vectors.cases.is_empty() {
@@ -112,7 +112,7 @@ impl Case {
     /// Seals the plaintext and opens the wire octets, and compares both with the file.
     ///
     /// # Errors
-    /// A few words that say what differs.
+    /// A few words that name the difference.
     pub fn check(&self, lanes: &mut Lanes) -> Result<(), String> {
         let key = Key::new(self.algorithm().ok_or("unknown cipher")?, &self.key_hex);
         let kind = match self.key_kind {
