@@ -1,4 +1,4 @@
-//! `ip-up` and `ip-down`: run without a shell in between, with six arguments and an environment (protocol section 5).
+//! `ip-up` and `ip-down`: run without a shell, with six arguments and an environment (protocol section 5).
 
 mod facts;
 
@@ -13,22 +13,23 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use super::options::{self, Mistake};
-use crate::control::launch::keep_descriptors;
+use crate::control::launch::set_descriptors_close_on_exec;
 
 pub use facts::Facts;
 
 /// How long a script may run.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// How long output is waited for once a script has ended: what it left in the background may hold its output open.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How long a script that is asked to end may take to do so.
-const GRACE: Duration = Duration::from_secs(1);
-/// Longest line of output that is logged whole, in octets.
-const MAX_LINE: usize = 1024;
-/// For a daemon that was started with none.
+/// How long to wait for output after a script has ended: programs that it left in the background may keep the output
+/// open.
+const OUTPUT_WAIT: Duration = Duration::from_secs(1);
+/// How long a script may take to end after SIGTERM.
+const TERM_WAIT: Duration = Duration::from_secs(1);
+/// Maximum octets of a line of output that is logged whole.
+const MAX_LINE_OCTETS: usize = 1024;
+/// For a daemon that was started without one.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What became of a script.
+/// Why a script failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
     /// It could not be run.
@@ -36,7 +37,7 @@ pub enum ScriptError {
     Spawn {
         /// Path.
         script: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
         /// How to fix it.
         hint: &'static str,
@@ -49,27 +50,27 @@ pub enum ScriptError {
         /// How it ended.
         status: ExitStatus,
     },
-    /// Others may change it, so it is not run as root.
+    /// Others have write access, so it is not run as root.
     #[error("{}; not run; {}", _0.what, _0.fix)]
     Unsafe(Mistake),
-    /// It was ended because the tunnel is.
-    #[error("{script} was ended: the tunnel is stopped while it runs")]
+    /// It was stopped because the tunnel stopped.
+    #[error("{script} was stopped, because the tunnel was stopped while it ran")]
     Stopped {
         /// Path.
         script: String,
     },
-    /// It was ended.
+    /// It was killed at the limit.
     #[error("{script} was still running after {} s and was killed; let it do long work in the background", limit.as_secs())]
     Late {
         /// Path.
         script: String,
-        /// The time that it had.
+        /// The limit.
         limit: Duration,
     },
 }
 
-/// Runs a script and logs its output line by line. A script that is not there is no error. It ends with all that it started
-/// when `stop` does.
+/// Runs a script and logs its output line by line. A missing script is no error. When `stop` completes, the script ends
+/// with all that it started.
 ///
 /// # Errors
 /// Others may write it; it cannot be run, fails, takes longer than `limit`, or is stopped.
@@ -93,7 +94,7 @@ pub async fn run(
         return Ok(());
     }
     options::check_script(script).map_err(ScriptError::Unsafe)?;
-    keep_descriptors();
+    set_descriptors_close_on_exec();
     let mut command = Command::new(script);
     command
         .args(facts.arguments())
@@ -104,7 +105,7 @@ pub async fn run(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .current_dir("/")
-        // A group of its own, so that whatever it starts can be ended with it.
+        // A process group of its own, so that all that it starts can be ended with it.
         .process_group(0);
     if std::env::var_os("PATH").is_none() {
         command.env("PATH", PATH);
@@ -121,7 +122,7 @@ pub async fn run(
     }
     let signal = |signal| {
         if let Some(group) = group {
-            // Gone meanwhile: nothing left to end.
+            // If the group is gone already, there is nothing left to end.
             let _ = kill_process_group(group, signal);
         }
     };
@@ -131,8 +132,8 @@ pub async fn run(
         () = tokio::time::sleep(limit) => Err(ScriptError::Late { script: shown.clone(), limit }),
         () = stop => {
             signal(Signal::TERM);
-            // One that does not listen is killed as one that is late.
-            let _ = tokio::time::timeout(GRACE, child.wait()).await;
+            // A script that ignores the signal is killed, like one that is late.
+            let _ = tokio::time::timeout(TERM_WAIT, child.wait()).await;
             Err(ScriptError::Stopped { script: shown.clone() })
         }
     };
@@ -140,8 +141,8 @@ pub async fn run(
         signal(Signal::KILL);
         let _ = child.wait().await;
     }
-    if tokio::time::timeout(LAST_WORDS, async { while output.join_next().await.is_some() {} }).await.is_err() {
-        // Goes on in the background as long as what the script left there.
+    if tokio::time::timeout(OUTPUT_WAIT, async { while output.join_next().await.is_some() {} }).await.is_err() {
+        // Continues in the background as long as the programs that the script left there.
         output.detach_all();
     }
     match outcome {
@@ -153,21 +154,21 @@ pub async fn run(
 }
 
 async fn log_lines(output: impl AsyncRead + Unpin, device: String, script: String) {
-    let mut reader = BufReader::with_capacity(MAX_LINE, output);
+    let mut reader = BufReader::with_capacity(MAX_LINE_OCTETS, output);
     while let Some(line) = next_line(&mut reader).await {
         tracing::info!("{device}: {script}: {line}");
     }
 }
 
-/// The next line or piece of a long line, made printable; `None` at the end.
+/// Reads the next line, or a part of a long line, in printable form; `None` at the end.
 async fn next_line(reader: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
     let mut line = Vec::new();
-    while line.len() < MAX_LINE {
+    while line.len() < MAX_LINE_OCTETS {
         let (taken, ended) = match reader.fill_buf().await {
             Ok([]) | Err(_) if line.is_empty() => return None,
             Ok([]) | Err(_) => break,
             Ok(chunk) => {
-                let room = &chunk[..chunk.len().min(MAX_LINE - line.len())];
+                let room = &chunk[..chunk.len().min(MAX_LINE_OCTETS - line.len())];
                 let end = room.iter().position(|octet| *octet == b'\n');
                 line.extend_from_slice(&room[..end.unwrap_or(room.len())]);
                 (end.map_or(room.len(), |end| end + 1), end.is_some())

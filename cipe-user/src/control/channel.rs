@@ -1,7 +1,7 @@
 //! One end of a control connection: whole messages over a `SOCK_SEQPACKET` unix socket.
 //!
-//! Neither std nor tokio has a type for these, but their datagram type takes any unix socket, and its readiness is all
-//! that is used of it here.
+//! Neither std nor tokio has a type for these. Tokio's datagram type accepts any unix socket, and only its readiness is
+//! used here.
 
 use std::io;
 use std::marker::PhantomData;
@@ -16,13 +16,13 @@ use zeroize::Zeroizing;
 
 use super::protocol::MAX_MESSAGE;
 
-/// A message that is no message.
+/// Octets that are no valid message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Over [`MAX_MESSAGE`].
     #[error("control message of {0} octets is over the limit of {MAX_MESSAGE}")]
     TooLong(usize),
-    /// Not JSON, or not what is expected here. Says the place only: the text may hold a key.
+    /// Not JSON, or not the expected type. The error gives only the position: the text may contain a key.
     #[error("control message is malformed at octet {0}; are engine and daemon of the same version?")]
     Malformed(usize),
 }
@@ -30,16 +30,16 @@ pub enum DecodeError {
 /// Why a message was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// The other side does not read; this message is lost.
+    /// The other side does not read, and the socket is full; this message is lost.
     #[error("the other side of the control socket does not read")]
     Full,
-    /// The other side has gone.
+    /// The other side has closed.
     #[error("the other side of the control socket has gone")]
     Closed,
     /// Over [`MAX_MESSAGE`]; lost.
     #[error(transparent)]
     TooLong(DecodeError),
-    /// The system said so.
+    /// Any other error of the system.
     #[error("control socket: {0}")]
     Io(#[from] io::Error),
 }
@@ -47,7 +47,7 @@ pub enum SendError {
 /// Reads one message.
 ///
 /// # Errors
-/// Any octets that are no message of type `T`.
+/// The octets are no message of type `T`.
 pub fn decode<T: DeserializeOwned>(message: &[u8]) -> Result<T, DecodeError> {
     if message.len() > MAX_MESSAGE {
         return Err(DecodeError::TooLong(message.len()));
@@ -60,7 +60,7 @@ pub fn decode<T: DeserializeOwned>(message: &[u8]) -> Result<T, DecodeError> {
 /// # Errors
 /// [`DecodeError::TooLong`].
 pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, DecodeError> {
-    // At its full size from the start: growing would leave copies of a key behind.
+    // Reserve the full size at once: growing the buffer would leave copies of a key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_MESSAGE));
     let written = serde_json::to_writer(&mut *text, message);
     match written {
@@ -69,17 +69,17 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, DecodeErr
     }
 }
 
-/// A connected socket that takes `In` and gives `Out`.
+/// A connected socket that receives `In` and sends `Out`.
 #[derive(Debug)]
 pub struct Channel<In, Out> {
     socket: UnixDatagram,
     types: PhantomData<fn(Out) -> In>,
 }
 
-/// Takes the next message off a socket: its octets, or the length of one over [`MAX_MESSAGE`]. It is measured first, so
-/// that ten thousand connections do not need as many buffers of the largest size.
+/// Receives the next message from a socket: its octets, or the length of one over [`MAX_MESSAGE`]. The length is read
+/// first, so that ten thousand connections do not need a buffer of the largest size each.
 fn take(socket: &UnixDatagram) -> io::Result<Result<Zeroizing<Vec<u8>>, usize>> {
-    // TRUNC: the true length, whatever fits.
+    // TRUNC: return the true length, whatever the buffer's.
     let (_, length) = rustix::net::recv(socket, &mut [0; 0], RecvFlags::TRUNC | RecvFlags::PEEK)?;
     let mut message = Zeroizing::new(vec![0; length.min(MAX_MESSAGE)]);
     rustix::net::recv(socket, message.as_mut_slice(), RecvFlags::empty())?;
@@ -91,9 +91,9 @@ fn take(socket: &UnixDatagram) -> io::Result<Result<Zeroizing<Vec<u8>>, usize>> 
 pub enum Received<In> {
     /// A message.
     Message(In),
-    /// Something else; the connection goes on.
+    /// Something else; the connection stays open.
     Malformed(DecodeError),
-    /// The other side has closed, or died.
+    /// The other side has closed the connection, or has died.
     Closed,
 }
 
@@ -106,10 +106,10 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         Ok(Self { socket: UnixDatagram::from_std(socket.into())?, types: PhantomData })
     }
 
-    /// Waits for a message. Cancel safe: a message is either returned or still there.
+    /// Waits for a message. Cancel safe: a message is either returned or still in the socket.
     ///
     /// # Errors
-    /// Of the socket, other than that the other side has gone.
+    /// Errors of the socket, but not the end of the connection.
     pub async fn receive(&self) -> io::Result<Received<In>> {
         let receive = || take(&self.socket);
         let message = match self.socket.async_io(Interest::READABLE, receive).await {
@@ -127,8 +127,7 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         })
     }
 
-    /// Sends a message, or fails at once: never waits. What the kernel's socket buffer holds (some 200 KiB) is all the
-    /// queue there is.
+    /// Sends a message, or fails at once: never waits. The kernel's socket buffer (some 200 KiB) is the only queue.
     ///
     /// # Errors
     /// The message is lost.
@@ -148,7 +147,7 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         }
     }
 
-    /// Sends a message, and waits as long as the other side does not read. Cancel safe: the message is then not sent.
+    /// Sends a message, and waits while the other side does not read. Cancel safe: a cancelled message is not sent.
     ///
     /// # Errors
     /// The message is lost; never [`SendError::Full`].
@@ -163,14 +162,14 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
     /// The other side's user and process, as the kernel knows them.
     ///
     /// # Errors
-    /// Of getsockopt.
+    /// Errors of getsockopt.
     pub fn peer(&self) -> io::Result<Peer> {
         let credentials = rustix::net::sockopt::socket_peercred(&self.socket)?;
         Ok(Peer { uid: credentials.uid.as_raw(), pid: credentials.pid.as_raw_nonzero().get() })
     }
 }
 
-/// Who is at the other side.
+/// The process at the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// User.
@@ -180,13 +179,13 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Root, or the user that this process runs as (which is root but in tests).
+    /// Root, or the user of this process (which is root except in tests).
     pub fn is_trusted(self) -> bool {
         self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
     }
 }
 
-/// A non-blocking, close-on-exec socket of the right type.
+/// Makes a non-blocking, close-on-exec socket of the right type.
 pub(super) fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
@@ -261,7 +260,7 @@ pub(super) mod tests {
                 engine.deliver(&Event::DeviceDown).await.unwrap();
             }
         };
-        // The writer first: it meets a full socket.
+        // Run the writer first, so that it finds the socket full.
         tokio::join!(biased; writing, reading);
         drop(daemon);
         assert!(matches!(engine.deliver(&Event::DeviceDown).await, Err(SendError::Closed)));

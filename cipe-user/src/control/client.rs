@@ -15,19 +15,19 @@ use super::lock::{Lock, Wait};
 use super::protocol::{Event, Request};
 use super::run_dir::RunDir;
 
-/// Engines that are started in a row, if each goes before it is met.
-const ATTEMPTS: u32 = 5;
+/// How often an engine is started if each one ends before it is connected.
+const MAX_ENGINE_STARTS: u32 = 5;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody listens.
+    /// No engine listens.
     #[error("no engine runs in this network namespace; {path}; start a tunnel with ciped-cb, or run `cipe engine`", path = path.display())]
     NotRunning {
         /// The socket.
         path: PathBuf,
     },
-    /// Somebody else listens.
+    /// Another user's process listens.
     #[error("the control socket belongs to user {uid}, not to root; {path}; stop process {pid}", path = path.display())]
     Untrusted {
         /// User.
@@ -45,19 +45,19 @@ pub enum ConnectError {
     Io {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
 }
 
-/// Requests that may wait for an engine that does not read: far more than a tunnel has while one is busy.
-const MOST_UNSENT: usize = 1024;
+/// Requests that may wait for an engine that does not read: many more than a tunnel sends while the engine is busy.
+const MAX_UNSENT_REQUESTS: usize = 1024;
 
 /// A connection to the engine.
 #[derive(Debug)]
 pub struct Client {
     channel: Channel<Event, Request>,
-    /// What the socket had no room for, in order. It leaves while [`Client::receive`] waits.
+    /// Requests for which the socket had no space, in order. [`Client::receive`] sends them while it waits.
     unsent: Mutex<VecDeque<Request>>,
 }
 
@@ -65,7 +65,7 @@ impl Client {
     /// Connects to the engine of this network namespace. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// No engine, or not root's.
+    /// No engine runs, or it is not root's.
     pub fn connect(run: &RunDir) -> Result<Self, ConnectError> {
         Self::over(connect(run)?, run)
     }
@@ -88,7 +88,7 @@ impl Client {
     /// Connects, and starts the engine first if none runs. Of several daemons at once, one starts it.
     ///
     /// # Errors
-    /// No connection, or the engine did not start; its own words are in the error.
+    /// No connection, or the engine did not start; the error includes the engine's message.
     pub async fn connect_or_start(run: &RunDir, engine: &Launch) -> Result<Self, ConnectError> {
         match connect(run) {
             Err(ConnectError::NotRunning { .. }) => {}
@@ -101,10 +101,10 @@ impl Client {
         Self::over(socket, run)
     }
 
-    /// Waits for an event, and sends meanwhile what waits to be sent; `None` when the engine has gone. Cancel safe.
+    /// Waits for an event, and meanwhile sends the requests that wait; `None` when the engine has ended. Cancel safe.
     ///
     /// # Errors
-    /// Of the socket, or an event that this version does not know.
+    /// Errors of the socket, or an event that this version does not know.
     pub async fn receive(&mut self) -> io::Result<Option<Event>> {
         let Self { channel, unsent } = self;
         let unsent = unsent.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +113,7 @@ impl Client {
             tokio::select! {
                 received = channel.receive() => break received?,
                 sent = channel.deliver(next) => match sent {
-                    // That the engine has gone is what `receive` finds next.
+                    // `receive` reports the end of the engine next.
                     Ok(()) | Err(SendError::Closed) => {}
                     Err(error) => tracing::warn!("a request to the engine is lost: {error}"),
                 },
@@ -127,10 +127,10 @@ impl Client {
         }
     }
 
-    /// Sends all that waits to be sent, as long as the engine does not read it.
+    /// Sends all requests that wait, and waits while the engine does not read.
     ///
     /// # Errors
-    /// That of the first request that cannot be sent.
+    /// The error of the first request that cannot be sent.
     pub async fn flush(&mut self) -> Result<(), SendError> {
         let unsent = self.unsent.get_mut().unwrap_or_else(PoisonError::into_inner);
         while let Some(next) = unsent.front() {
@@ -140,11 +140,11 @@ impl Client {
         Ok(())
     }
 
-    /// Sends a request, or queues it behind those that the socket has no room for: a key that is lost would leave both ends
-    /// with different ones.
+    /// Sends a request, or queues it behind those for which the socket had no space: if a key were lost, the two ends
+    /// would have different keys.
     ///
     /// # Errors
-    /// It is lost: the engine has gone, or [`SendError::Full`], which means that it hangs.
+    /// The request is lost: the engine has ended, or hangs ([`SendError::Full`]).
     pub fn send(&self, request: &Request) -> Result<(), SendError> {
         let mut unsent = self.unsent.lock().unwrap_or_else(PoisonError::into_inner);
         if unsent.is_empty() {
@@ -153,7 +153,7 @@ impl Client {
                 outcome => return outcome,
             }
         }
-        if unsent.len() >= MOST_UNSENT {
+        if unsent.len() >= MAX_UNSENT_REQUESTS {
             return Err(SendError::Full);
         }
         unsent.push_back(request.clone());
@@ -178,18 +178,18 @@ fn connect(run: &RunDir) -> Result<OwnedFd, ConnectError> {
     }
 }
 
-/// Starts the engine unless one listens by now, and connects. Blocks.
+/// Starts the engine unless one listens by now, and connects to it. Blocks.
 fn start_and_connect(run: &RunDir, engine: &Launch) -> Result<OwnedFd, ConnectError> {
-    // Held until the engine is ready: the others wait here, and then find it.
+    // Held until the engine is ready: other daemons wait here, and then find it.
     let lock = start_lock(run).map_err(|cause| ConnectError::Io { path: run.start_lock(), cause })?;
     let mut outcome = connect(run);
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ENGINE_STARTS {
         if !matches!(outcome, Err(ConnectError::NotRunning { .. })) {
             break;
         }
         let launched = launch(engine);
-        // Whether it came up or not, there may be one: a failed start may have found another, begun by hand or by
-        // systemd. And one that came up may have gone again, if its last tunnel went at that moment.
+        // Try in either case: a failed start may have met an engine that was started by hand or by systemd. And an
+        // engine that came up may have ended again, if its last tunnel ended at that moment.
         outcome = connect(run);
         if let (Err(_), Err(error)) = (&outcome, launched) {
             outcome = Err(error.into());

@@ -1,7 +1,8 @@
-//! Starting a process that goes on by itself, and knowing whether it came up.
+//! Starting a process that continues in the background, and waiting until it is up.
 //!
-//! The child's stdout is a pipe. It writes one line when it is up, or its error; then, as a session of its own with
-//! nothing open to the old world, it goes on. Used for the engine and for a daemon that leaves the terminal.
+//! The child's stdout is a pipe. The child writes one line to it when it is up, or its error. Then it continues as a
+//! session of its own, with no descriptor of its parent open. Used for the engine and for a daemon that leaves the
+//! terminal.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -13,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// What a child writes when it is up.
-const READY: &[u8] = b"ready\n";
-/// Longest error text that is passed on, in octets.
-const MAX_TEXT: usize = 4096;
+/// The line that a child writes when it is up.
+const READY_LINE: &[u8] = b"ready\n";
+/// Maximum octets of an error text that is passed on.
+const MAX_ERROR_OCTETS: usize = 4096;
 
 /// A program to start.
 #[derive(Clone, Debug)]
@@ -39,34 +40,34 @@ pub enum LaunchError {
     Spawn {
         /// Executable.
         program: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// It said why.
+    /// It gave a reason.
     #[error("{0}")]
     Failed(String),
-    /// It ended and did not say why.
-    #[error("{name} ended before it was up, without a word; look at the system log")]
+    /// It ended without a reason.
+    #[error("{name} ended before it was up, without a message; look at the system log")]
     Silent {
         /// `argv[0]`.
         name: String,
     },
-    /// It said nothing in time, and was ended.
+    /// It wrote nothing before the deadline, and was killed.
     #[error("{name} was not up after {} s and was ended; look at the system log", deadline.as_secs())]
     Late {
         /// `argv[0]`.
         name: String,
-        /// The time that it had.
+        /// The deadline.
         deadline: Duration,
     },
 }
 
-/// Starts the program and waits until it is up. Its stderr is this process' own until then.
+/// Starts the program and waits until it is up. Until then, it shares the stderr of this process.
 ///
 /// # Errors
-/// It did not come up; nothing of it is left.
+/// It did not come up; no process is left.
 pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
-    keep_descriptors();
+    set_descriptors_close_on_exec();
     let mut child = Command::new(&launch.program)
         .arg0(&launch.name)
         .args(&launch.arguments)
@@ -78,12 +79,12 @@ pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
     let words = stdout.map_or(Ok(Vec::new()), |stdout| read_until(stdout, Instant::now() + launch.deadline));
     let name = launch.name.to_string_lossy().into_owned();
     match words {
-        Ok(words) if words == READY => {
+        Ok(words) if words == READY_LINE => {
             reap(child);
             Ok(())
         }
         Ok(words) => {
-            // It has closed its stdout without being up, so it is on its way out.
+            // It has closed its stdout before it was up, so it is about to exit.
             let _ = child.wait();
             let text = String::from_utf8_lossy(&words).trim().to_owned();
             Err(if text.is_empty() { LaunchError::Silent { name } } else { LaunchError::Failed(text) })
@@ -96,13 +97,13 @@ pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
     }
 }
 
-/// Keeps every descriptor but stdin, stdout and stderr from programs that this process starts. Its own are close-on-exec
-/// anyway; others may be left over from whoever started it.
-pub fn keep_descriptors() {
+/// Keeps every descriptor but stdin, stdout and stderr from programs that this process starts. Its own descriptors are
+/// close-on-exec anyway; its parent may have left others open.
+pub fn set_descriptors_close_on_exec() {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
 }
 
-/// Everything up to [`READY`] or the end.
+/// Reads up to [`READY_LINE`] or the end.
 fn read_until(mut stdout: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut words = Vec::new();
     let mut chunk = [0; 512];
@@ -117,13 +118,13 @@ fn read_until(mut stdout: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>>
         }
         let length = stdout.read(&mut chunk)?;
         words.extend_from_slice(&chunk[..length]);
-        if length == 0 || words == READY || words.len() > MAX_TEXT {
+        if length == 0 || words == READY_LINE || words.len() > MAX_ERROR_OCTETS {
             return Ok(words);
         }
     }
 }
 
-/// Waits for the child in a thread of its own, so that it leaves no zombie if it ends before this process.
+/// Waits for the child in a separate thread, so that the child leaves no zombie if it ends before this process.
 fn reap(mut child: Child) {
     let waiting = std::thread::Builder::new().name("reap".to_owned()).spawn(move || child.wait());
     if let Err(error) = waiting {
@@ -131,27 +132,27 @@ fn reap(mut child: Child) {
     }
 }
 
-/// Who waits for this process to be up, and has not been told yet.
+/// The process that waits for this one to be up, and has no report yet.
 #[derive(Debug)]
 pub enum Readiness {
-    /// Whoever started it by [`launch`].
+    /// The parent, which started this process by [`launch`].
     Launched,
-    /// systemd, if it runs it as a service of `Type=notify`; otherwise nobody.
+    /// systemd, if it runs this process as a service of `Type=notify`; otherwise nobody.
     Service,
 }
 
 impl Readiness {
-    /// Leaves the terminal and the starter's session, as a process that was started by [`launch`].
+    /// Leaves the terminal and the parent's session, if [`launch`] started this process.
     ///
     /// # Errors
-    /// The process leads a group already, so it was not started so.
+    /// The process already leads a group, so [`launch`] did not start it.
     pub fn begin() -> io::Result<Self> {
         rustix::process::setsid()?;
         std::env::set_current_dir("/")?;
         Ok(Self::Launched)
     }
 
-    /// Says that this process is up. One that was launched lets go of stdout and stderr.
+    /// Reports that this process is up. A launched process then closes stdout and stderr.
     ///
     /// # Errors
     /// /dev/null cannot be opened, or systemd does not listen.
@@ -160,9 +161,9 @@ impl Readiness {
             Self::Service => sd_notify::notify(&[sd_notify::NotifyState::Ready]),
             Self::Launched => {
                 let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-                // The starter may have been stopped meanwhile; that is no reason not to go on.
+                // The parent may have been stopped meanwhile; this process continues anyway.
                 let mut stdout = io::stdout();
-                let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
+                let _ = stdout.write_all(READY_LINE).and_then(|()| stdout.flush());
                 rustix::stdio::dup2_stdout(&null)?;
                 rustix::stdio::dup2_stderr(&null)?;
                 Ok(())
@@ -171,10 +172,10 @@ impl Readiness {
     }
 }
 
-/// Says why this process, started by [`launch`], does not come up.
+/// Reports why this process, started by [`launch`], does not come up.
 pub fn report_failure(text: &str) {
     let mut stdout = io::stdout();
-    // If nobody reads it, nobody wants it.
+    // Nobody may read it any more.
     let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
 }
 
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_child_that_is_up_is_left_alone() {
-        // It goes on until its stdin, which is /dev/null, ends; what it writes later goes nowhere.
+        // The child runs until its stdin, which is /dev/null, ends; its later output goes nowhere.
         launch(&shell("echo ready; exec >/dev/null; cat", Duration::from_secs(60))).unwrap();
     }
 

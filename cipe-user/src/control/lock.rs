@@ -1,4 +1,4 @@
-//! Lock files that leave nothing behind.
+//! Lock files that are removed when they are released.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// What to do while somebody else holds the lock.
+/// What to do while another process holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// Block until it is free.
@@ -24,8 +24,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock; `None` if another process holds it and [`Wait::No`] was asked for. Holds this process' id as
-    /// text, for [`holder`].
+    /// Takes the lock; `None` if another process holds it and `wait` is [`Wait::No`]. The file holds this process' id
+    /// as text, for [`holder`].
     ///
     /// # Errors
     /// The file cannot be made or locked.
@@ -43,7 +43,8 @@ impl Lock {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            // The holder before removed the file as it let go: then this lock is on a file that nobody else will find.
+            // The former holder removed the file when it released the lock: this lock is then on a file that nobody
+            // else can find.
             let same = std::fs::metadata(path)
                 .is_ok_and(|now| file.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (now.dev(), now.ino())));
             if same {
@@ -57,7 +58,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Removed while still held, so that whoever takes the name next makes a file of its own.
+        // Removed while still held, so that the next process makes a new file under this name.
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -1,7 +1,8 @@
-//! What daemon and engine say to each other over the control socket, the image of the old ioctls, and how the first
+//! The messages between daemon and engine over the control socket, which replaces the old ioctls; and how the first
 //! daemon starts the engine.
 //!
-//! Knows no packets and no keys' use. May import `cipher` for names; imported by `engine`, `ciped` and `cli`.
+//! Knows nothing of packets and of the use of keys. May import `cipher` for names; imported by `engine`, `ciped` and
+//! `cli`.
 
 pub mod channel;
 pub mod client;

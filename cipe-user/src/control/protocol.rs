@@ -1,6 +1,7 @@
-//! Messages of the control socket: one JSON object a `SOCK_SEQPACKET` message, at most [`MAX_MESSAGE`] octets.
+//! Messages of the control socket: each is one JSON object in a `SOCK_SEQPACKET` message of at most [`MAX_MESSAGE`]
+//! octets.
 //!
-//! A connection attaches at most one tunnel and owns it: when it closes, the tunnel goes.
+//! A connection attaches at most one tunnel and owns it: when the connection closes, the tunnel is removed.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -10,12 +11,12 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// Largest message in octets.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Changes whenever an older peer would misread a message.
+/// Changes whenever an older version would misread a message.
 pub const VERSION: u32 = 4;
 
 /// Smallest device MTU in octets: RFC 791's minimum.
 pub const MIN_MTU: u32 = 68;
-/// Largest device MTU in octets: what fits a frame of the engine with all headers.
+/// Largest device MTU in octets: the largest that fits a frame of the engine with all headers.
 pub const MAX_MTU: u32 = 3500;
 
 /// 16 key octets, as hexadecimal text on the socket. Never in Debug output.
@@ -56,7 +57,7 @@ pub enum Cipher {
     IdeaLittle,
 }
 
-/// What a tunnel carries.
+/// The kind of packets that a tunnel carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "u8", try_from = "u8")]
 pub enum Protocol {
@@ -68,7 +69,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Its number, which a configuration message tells (protocol section 3).
+    /// Its number, as in a configuration message (protocol section 3).
     pub const fn number(self) -> u8 {
         match self {
             Self::Ip => 3,
@@ -76,7 +77,7 @@ impl Protocol {
         }
     }
 
-    /// Octets of a payload that the MTU of the device does not count: an Ethernet header.
+    /// Octets of a payload that the device's MTU does not include: an Ethernet header.
     pub const fn header(self) -> usize {
         match self {
             Self::Ip => 0,
@@ -107,7 +108,7 @@ impl TryFrom<u8> for Protocol {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Carrier {
-    /// By what the device shows.
+    /// Chosen by what the device supports.
     #[default]
     Auto,
     /// AF_XDP.
@@ -120,7 +121,7 @@ pub enum Carrier {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpMode {
-    /// Native where the driver has it, else generic.
+    /// Native if the driver has it, else generic.
     #[default]
     Auto,
     /// In the driver, or not at all.
@@ -129,16 +130,16 @@ pub enum XdpMode {
     Generic,
 }
 
-/// The key that a message is sealed under.
+/// The key under which a message is sealed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Under {
     /// The dynamic send key if there is one, else the static key.
     #[default]
     Live,
-    /// The static key, which every peer has, whatever else it has lost.
+    /// The static key, which every peer has even if it has lost the others.
     Static,
-    /// This dynamic key, which is the send key no longer.
+    /// This dynamic key, which is no longer the send key.
     Retired(KeyOctets),
 }
 
@@ -148,22 +149,22 @@ pub enum Under {
 pub enum Request {
     /// Makes a tunnel; answered by [`Event::Attached`] or [`Event::Failed`].
     Attach(Box<Attach>),
-    /// Installs a dynamic key for sending; data goes under it from the next packet on.
+    /// Installs a dynamic key for sending; data is sealed under it from the next packet on.
     SetSendKey {
         /// The new key.
         key: KeyOctets,
     },
-    /// Installs a dynamic key for receiving; the one before it stays valid for `keep_ms` milliseconds.
+    /// Installs a dynamic key for receiving; the previous one stays valid for `keep_ms` milliseconds.
     SetReceiveKey {
         /// The new key.
         key: KeyOctets,
-        /// How long packets under the previous key are still taken.
+        /// How long packets under the previous key are still accepted.
         keep_ms: u64,
     },
-    /// Stops using the dynamic send key; data goes under the static key until the next one.
+    /// Stops using the dynamic send key; data is sealed under the static key until the next one.
     DropSendKey,
-    /// Replaces what [`Attach`] set of a send key's limits and of spacing, from the next packet on: a peer of our own kind
-    /// bears more than an original.
+    /// Replaces the limits of a send key and the spacing that [`Attach`] set, from the next packet on: a peer that runs
+    /// this program can take more than an original.
     SetSendLimits {
         /// [`Attach::send_packets`].
         packets: u64,
@@ -172,14 +173,15 @@ pub enum Request {
         /// [`Attach::paced`].
         paced: bool,
     },
-    /// Sends to the peer at this address from now on, as if it had been learned there: its name resolves to another one.
+    /// Sends to the peer at this address from now on, as if the address had been learned: the peer's name resolves to a
+    /// new address.
     SetPeer {
         /// Carrier address.
         peer: SocketAddr,
     },
-    /// Sends and receives through a SOCKS5 server's relay; without one, nothing. For a tunnel with [`Attach::socks`].
+    /// Sends and receives through the relay of a SOCKS5 server; `None` stops both. For a tunnel with [`Attach::socks`].
     SetRelay {
-        /// Where the server relays datagrams.
+        /// The address where the server relays datagrams.
         relay: Option<SocketAddr>,
     },
     /// Seals `payload` as a control packet (type 01) and sends it.
@@ -188,31 +190,32 @@ pub enum Request {
         payload: String,
         /// The key to seal it under.
         under: Under,
-        /// It is the first NK_IND of a key. Packets under the static key count as packets under that key from here on,
-        /// since an original counts them so.
+        /// Whether it is the first NK_IND of a key. From here on, packets under the static key count as packets under
+        /// that key, because an original counts them so.
         announces: bool,
     },
     /// Sends a control message in clear, by the UDP socket.
     SendClear {
         /// The whole datagram in hexadecimal.
         datagram: String,
-        /// Carrier address that it goes to.
+        /// Carrier address of the receiver.
         to: SocketAddr,
     },
-    /// Asks for [`Event::Status`], one a tunnel, then [`Event::StatusEnd`]. Needs no attached tunnel.
+    /// Requests one [`Event::Status`] per tunnel, then [`Event::StatusEnd`]. Needs no attached tunnel.
     Status,
-    /// Asks for [`Event::Status`] of the attached tunnel, then [`Event::StatusEnd`].
+    /// Requests [`Event::Status`] of the attached tunnel, then [`Event::StatusEnd`].
     OwnStatus,
 }
 
-/// Configuration of the interface for those who know what `ifconfig` does.
+/// Configuration of the interface, as `ifconfig` sets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
-    /// Set the addresses; else `ip-up` does.
+    /// Whether the engine sets the addresses; else `ip-up` does.
     pub configure: bool,
-    /// Metric of the routes that come with the addresses; 0 and 1: the kernel's own.
+    /// Metric of the routes that come with the addresses; 0 and 1 mean the kernel's default.
     pub metric: u32,
-    /// Bits of the network around the peer's address on the tunnel that is routed into it; `None`: the address alone.
+    /// Prefix length of the network around the peer's address on the tunnel that is routed into the tunnel; `None`:
+    /// that address alone.
     pub prefix: Option<u8>,
     /// Broadcast address.
     pub broadcast: Option<Ipv4Addr>,
@@ -226,16 +229,17 @@ impl Default for Interface {
     }
 }
 
-/// What a tunnel needs.
+/// Everything that a tunnel needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// [`VERSION`].
     pub version: u32,
-    /// Interface to make, such as `cipcb0`; `None`: the next free of `prefix`. One that a dead engine left is taken over.
+    /// Interface to make, such as `cipcb0`; `None`: the first free one of `prefix`. An interface that a dead engine
+    /// left is reused.
     pub device: Option<String>,
     /// `cipcb`, `cipci`, `cipdb` or `cipdi`.
     pub prefix: String,
-    /// What it carries.
+    /// The kind of packets that it carries.
     pub protocol: Protocol,
     /// Cipher and word order.
     pub cipher: Cipher,
@@ -247,33 +251,35 @@ pub struct Attach {
     pub ptpaddr: IpAddr,
     /// Device MTU in octets.
     pub mtu: u32,
-    /// How the interface is configured beside that.
+    /// The rest of the interface's configuration.
     pub interface: Interface,
-    /// Own carrier address; unspecified address and port 0: the system picks.
+    /// Own carrier address; if the address is unspecified or the port 0, the system chooses it.
     pub me: SocketAddr,
-    /// This host may get the own carrier address, or a way to the peer, later; till then nothing is sent.
+    /// Whether this host may get its own carrier address, or a route to the peer, later; nothing is sent until then.
     pub me_may_come: bool,
-    /// The peer's carrier address; unspecified: learn it.
+    /// The peer's carrier address; unspecified: it is learned.
     pub peer: SocketAddr,
-    /// Never re-point the peer.
+    /// Never follow the peer to another carrier address.
     pub pin_peer: bool,
     /// Outer TTL; 0: the inner packet's.
     pub cttl: u8,
     /// Whether to send UDP checksums over IPv4.
     pub checksum: bool,
-    /// Whether to send the outer packet without DF, whatever the inner one has.
+    /// Whether to send the outer packet without DF, whatever the inner packet has.
     pub ignore_df: bool,
     /// Whether to ignore the carrier's path MTU.
     pub force_mtu: bool,
     /// Whether to clamp the MSS of TCP through the tunnel.
     pub mss_clamp: bool,
-    /// Microseconds that a worker stays awake for the next packet at most; that of the tunnel that wants most counts for all.
+    /// Maximum microseconds that a worker busy-polls for the next packet; the largest value of all tunnels applies to
+    /// all.
     pub busy_poll_us: u32,
-    /// Whether data may go under the static key while there is no dynamic send key; else it is held back or dropped.
+    /// Whether data may be sent under the static key while there is no dynamic send key; else it is held back or
+    /// dropped.
     pub static_data: bool,
     /// Whether the own carrier address may change.
     pub dynip: bool,
-    /// The SOCKS5 server that the peer is reached through, which the daemon speaks to; the carrier is then a UDP socket.
+    /// The SOCKS5 server on the path to the peer; the daemon speaks to it, and the carrier is then a UDP socket.
     pub socks: Option<SocketAddr>,
     /// Device that the carrier socket is bound to, by name.
     #[serde(default)]
@@ -282,41 +288,41 @@ pub struct Attach {
     pub carrier: Carrier,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
-    /// Mark of the datagrams (SO_MARK), in look-ups of their route too; 0: none.
+    /// Mark of the datagrams (SO_MARK), also in look-ups of their route; 0: none.
     pub mark: u32,
-    /// LAN card whose packets go to the tunnel, and come from it, past the kernel's forwarding.
+    /// LAN card whose packets to and from the tunnel bypass the kernel's forwarding (the short cut).
     pub lan: Option<String>,
-    /// Whether to space what leaves: the peer may be an original, whose receive buffer is small.
+    /// Whether to space transmitted packets: the peer may be an original, whose receive buffer is small.
     pub paced: bool,
-    /// Packets under one send key before a new one is wanted.
+    /// Packets under one send key before the engine requests a new one.
     pub send_packets: u64,
-    /// Payload octets under one send key before a new one is wanted.
+    /// Payload octets under one send key before the engine requests a new one.
     pub send_octets: u64,
-    /// Packets under one receive key before it is forgotten; 0: never.
+    /// Packets under one receive key before the key is dropped; 0: never.
     pub receive_packets: u64,
-    /// Seconds of a send key's life before a new one is wanted (tokey).
+    /// Lifetime of a send key in seconds before the engine requests a new one (tokey).
     pub send_seconds: u64,
-    /// Least seconds between two key-wanted events of one direction (tokxc).
+    /// Minimum seconds between two [`Event::KeyWanted`] of one direction (tokxc).
     pub retry_seconds: u64,
 }
 
-/// Why a new key is wanted.
+/// Why a new key is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wanted {
-    /// A packet was sent and there is no dynamic send key yet (or the exchange under way has not ended).
+    /// A packet was sent and there is no dynamic send key yet (or the key exchange has not ended).
     NoSendKey,
     /// The send key is old.
     Age,
-    /// The send key has sealed its share of packets.
+    /// The send key has reached its limit of packets.
     Packets,
-    /// The send key has sealed its share of octets.
+    /// The send key has reached its limit of octets.
     Octets,
-    /// A packet came under a dynamic key that we do not have; the peer must make one (NK_REQ).
+    /// A packet came under a dynamic key that we do not have; the peer must make a new one (NK_REQ).
     NoReceiveKey,
-    /// The receive key is used up, or too old; the peer must make one (NK_REQ).
+    /// The receive key has reached its limit, or is too old; the peer must make a new one (NK_REQ).
     ReceiveKeySpent,
-    /// For a while, no packet under a dynamic key could be opened: both ends may have keys that the other one lacks.
+    /// For a while, no packet under a dynamic key could be opened: each end may have a key that the other one lacks.
     Undecryptable,
 }
 
@@ -330,10 +336,10 @@ pub enum Event {
         device: String,
         /// Own carrier address as bound.
         me: SocketAddr,
-        /// Modes got, for the log, such as `wire0: native XDP, copy mode, 1 queue`.
+        /// The modes in use, for the log, such as `wire0: native XDP, copy mode, 1 queue`.
         notes: Vec<String>,
     },
-    /// The last request failed; says what, where and how to fix it.
+    /// The last request failed; the message says what failed, where, and how to fix it.
     Failed {
         /// One line.
         message: String,
@@ -347,48 +353,48 @@ pub enum Event {
         /// Whether it was under the static key.
         under_static: bool,
     },
-    /// A control message in clear came. Anybody may have sent it; of many, some are passed on.
+    /// A control message in clear came. Anybody may have sent it; if there are many, only some are passed on.
     Clear {
         /// The whole datagram in hexadecimal.
         datagram: String,
         /// Where it came from.
         from: SocketAddr,
     },
-    /// A new key is wanted.
+    /// A new key is needed.
     KeyWanted {
         /// Why.
         reason: Wanted,
     },
-    /// The peer was learned at, or moved to, this address.
+    /// The peer's address was learned, or has changed to this one.
     NewPeer {
         /// Its carrier address.
         peer: SocketAddr,
     },
-    /// The own carrier address is another one now ([`Attach::dynip`]), or known at last.
+    /// The own carrier address has changed ([`Attach::dynip`]), or is known for the first time.
     NewMe {
         /// Own carrier address.
         me: SocketAddr,
-        /// The one before; unspecified: none.
+        /// The former address; unspecified: none.
         before: SocketAddr,
     },
-    /// The carrier reported an error (ICMP) for a packet of ours.
+    /// The network reported an error (ICMP) for one of our packets.
     NetworkError {
         /// One line.
         message: String,
     },
-    /// Something the operator should see once.
+    /// Something that the operator should see once.
     Notice {
         /// One line.
         message: String,
-        /// Whether all is well with it. An engine that does not say so means that it is not.
+        /// Whether the notice is good news. False if the engine does not send the field.
         #[serde(default)]
         well: bool,
     },
     /// The interface was taken down or deleted.
     DeviceDown,
-    /// The interface has another name.
+    /// The interface has been renamed.
     Renamed {
-        /// The new one.
+        /// The new name.
         device: String,
     },
     /// Status of one tunnel.
@@ -402,7 +408,7 @@ pub enum Event {
 pub struct Status {
     /// Interface name.
     pub device: String,
-    /// What it carries.
+    /// The kind of packets that it carries.
     #[serde(default)]
     pub protocol: Protocol,
     /// Cipher.
@@ -413,30 +419,30 @@ pub struct Status {
     pub peer: Option<SocketAddr>,
     /// Key slots that hold a live key: `static`, `send`, `receive`, `previous`.
     pub keys: Vec<String>,
-    /// Seconds that each of them has been there.
+    /// Age of each of these keys in seconds.
     #[serde(default)]
     pub key_seconds: std::collections::BTreeMap<String, u64>,
-    /// Packets by verdict, zeros left out.
+    /// Packets by verdict, without zeros.
     pub verdicts: std::collections::BTreeMap<String, u64>,
     /// Payload octets sent and delivered.
     pub octets: (u64, u64),
-    /// Which doors and modes are in use.
+    /// The doors and modes in use.
     pub doors: Vec<String>,
-    /// What the kernel lacks, and what that costs; one line each.
+    /// What the kernel lacks, and the effect; one line each.
     #[serde(default)]
     pub lacks: Vec<String>,
-    /// What each worker thread did, by number.
+    /// The work of each worker thread, by number.
     #[serde(default)]
     pub workers: Vec<WorkerShare>,
 }
 
-/// What one worker thread did for a tunnel.
+/// The work of one worker thread for a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerShare {
     /// Packets sent.
     pub sent: u64,
     /// Packets delivered.
     pub delivered: u64,
-    /// Packets of any tunnel that it enciphered or deciphered for another worker, which had too many.
+    /// Packets of any tunnel that it encrypted or decrypted for another, overloaded worker.
     pub helped: u64,
 }

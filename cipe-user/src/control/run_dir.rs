@@ -1,4 +1,4 @@
-//! Where the control socket is: one directory a network namespace, root's alone.
+//! The place of the control socket: one directory per network namespace, for root alone.
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
@@ -18,7 +18,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// That of the calling thread's network namespace, under [`BASE`] or what [`BASE_VARIABLE`] says.
+    /// The directory of the calling thread's network namespace, under [`BASE`] or the value of [`BASE_VARIABLE`].
     ///
     /// # Errors
     /// /proc cannot be read.
@@ -28,7 +28,7 @@ impl RunDir {
         Ok(Self::new(Path::new(&base.unwrap_or_else(|| OsString::from(BASE))), inode))
     }
 
-    /// That of the network namespace with this inode.
+    /// The directory of the network namespace with this inode.
     pub fn new(base: &Path, inode: u64) -> Self {
         Self { path: base.join(format!("net-{inode}")) }
     }
@@ -43,20 +43,20 @@ impl RunDir {
         self.path.join("control")
     }
 
-    /// Held by the engine while it lives.
+    /// The lock that the engine holds while it runs.
     pub fn engine_lock(&self) -> PathBuf {
         self.path.join("engine.lock")
     }
 
-    /// Held by a daemon while it starts the engine.
+    /// The lock that a daemon holds while it starts the engine.
     pub fn start_lock(&self) -> PathBuf {
         self.path.join("start.lock")
     }
 
-    /// Makes the directory with mode 0700, or checks the one that is there.
+    /// Makes the directory with mode 0700, or checks the existing one.
     ///
     /// # Errors
-    /// It cannot be made, or is open to others.
+    /// It cannot be made, or others have access to it.
     pub fn create(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
         let metadata = std::fs::metadata(&self.path)?;
@@ -69,9 +69,9 @@ impl RunDir {
         Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
     }
 
-    /// Removes the directory if nothing is in it.
+    /// Removes the directory if it is empty.
     pub fn remove(&self) {
-        // Not empty: somebody else is at home, and removes it later.
+        // If it is not empty, another process uses it and removes it later.
         let _ = std::fs::remove_dir(&self.path);
     }
 }

@@ -12,13 +12,13 @@ use super::lock::{self, Lock, Wait};
 use super::protocol::{Event, Request};
 use super::run_dir::RunDir;
 
-/// Daemons that may wait to be accepted.
+/// Daemons that may wait for [`Server::accept`].
 const BACKLOG: i32 = 4096;
 
 /// Why the engine cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// One engine a network namespace.
+    /// Each network namespace has at most one engine.
     #[error("an engine (pid {holder}) already runs in this network namespace; {path}; use it, or stop it first", path = path.display())]
     AlreadyRunning {
         /// Its process id.
@@ -31,7 +31,7 @@ pub enum BindError {
     Io {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
 }
@@ -45,8 +45,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the engine's place in this network namespace and listens. What a dead engine left is removed. Must be
-    /// called inside a tokio runtime.
+    /// Takes the engine's lock of this network namespace and listens. Removes what a dead engine left. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// Another engine runs, or the socket cannot be made.
@@ -60,7 +60,7 @@ impl Server {
                 Ok(None) => {
                     return Err(BindError::AlreadyRunning { holder: lock::holder(&lock_path), path: lock_path });
                 }
-                // The engine before us removed the directory between the two steps.
+                // The former engine removed the directory between the two steps.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(io_error(error)),
             }
@@ -72,12 +72,12 @@ impl Server {
     /// Waits for a connection of a trusted user; others are closed and logged. Cancel safe.
     ///
     /// # Errors
-    /// Of accept, such as too many open files: wait for a connection to go before calling again.
+    /// Errors of accept, such as too many open files: wait until a connection closes before the next call.
     pub async fn accept(&self) -> io::Result<Connection> {
         loop {
             let stream = match self.socket.accept().await {
                 Ok((stream, _)) => stream.into_std()?,
-                Err(error) if is_passing(&error) => continue,
+                Err(error) if is_transient(&error) => continue,
                 Err(error) => return Err(error),
             };
             let connection = Connection { channel: Channel::new(stream.into())? };
@@ -90,8 +90,8 @@ impl Server {
     }
 }
 
-/// Whether accept failed for the sake of one connection only.
-fn is_passing(error: &io::Error) -> bool {
+/// Whether accept failed because of one connection only.
+fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
@@ -109,44 +109,44 @@ fn listen(run: &RunDir) -> io::Result<UnixListener> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // In this order: whoever sees the lock gone finds no socket of ours.
+        // In this order: a process that finds the lock removed finds no socket of ours.
         let _ = std::fs::remove_file(self.run.socket());
         self.lock = None;
         self.run.remove();
     }
 }
 
-/// A daemon, or a status reader. When it closes, its tunnel goes.
+/// A connection of a daemon or a status reader. When it closes, its tunnel is removed.
 ///
-/// The rule for a daemon that does not read: [`Connection::send`] fails with [`SendError::Full`], the event is lost, and
-/// the engine goes on. Key-exchange messages and wishes for keys come again by themselves (the engine counts the former
-/// as `control-full`); after losing [`Event::Attached`], [`Event::Failed`] or [`Event::DeviceDown`] the engine closes the
-/// connection instead.
+/// The rule for a daemon that does not read: [`Connection::send`] fails with [`SendError::Full`], the event is lost,
+/// and the engine continues. Key-exchange messages and requests for keys are repeated anyway (the engine counts the
+/// former as `control-full`); if [`Event::Attached`], [`Event::Failed`] or [`Event::DeviceDown`] is lost, the engine
+/// closes the connection instead.
 #[derive(Debug)]
 pub struct Connection {
     channel: Channel<Request, Event>,
 }
 
 impl Connection {
-    /// Waits for a request; `None` when the other side has gone. A malformed message is answered by
-    /// [`Event::Failed`]. Cancel safe.
+    /// Waits for a request; `None` when the other side has closed. Answers a malformed message with [`Event::Failed`].
+    /// Cancel safe.
     ///
     /// # Errors
-    /// Of the socket.
+    /// Errors of the socket.
     pub async fn receive(&mut self) -> io::Result<Option<Request>> {
         loop {
             match self.channel.receive().await? {
                 Received::Message(request) => return Ok(Some(request)),
                 Received::Closed => return Ok(None),
                 Received::Malformed(error) => {
-                    // One that sends rubbish and does not read may lose the answer.
+                    // A process that sends malformed messages and does not read may lose the answer.
                     let _ = self.channel.send(&Event::Failed { message: error.to_string() });
                 }
             }
         }
     }
 
-    /// Sends an event, and waits as long as the other side does not read.
+    /// Sends an event, and waits while the other side does not read.
     ///
     /// # Errors
     /// The event is lost; never [`SendError::Full`].
@@ -162,10 +162,10 @@ impl Connection {
         self.channel.send(event)
     }
 
-    /// Who is there.
+    /// The process at the other side.
     ///
     /// # Errors
-    /// Of getsockopt.
+    /// Errors of getsockopt.
     pub fn peer(&self) -> io::Result<Peer> {
         self.channel.peer()
     }

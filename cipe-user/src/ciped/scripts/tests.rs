@@ -24,7 +24,8 @@ fn facts() -> Facts {
     }
 }
 
-/// Only root can write there, as scripts want it. Without root these tests cannot pass, as little as a daemon can run.
+/// A directory where only root can write, as scripts require. Without root these tests fail, and a daemon would not run
+/// either.
 pub(in crate::ciped) fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/run").unwrap()
 }
@@ -45,7 +46,7 @@ fn script(directory: &Path, text: &str) -> PathBuf {
 async fn a_script_gets_six_arguments_an_environment_and_three_descriptors() {
     let directory = directory();
     let out = directory.path().join("out");
-    // Left over, as if from whoever started the daemon: not close-on-exec.
+    // An inherited descriptor that is not close-on-exec.
     let stray = rustix::io::dup(std::io::stdin()).unwrap();
     let text = format!(
         "#!/bin/sh\nexec >{out} 2>&1\nprintf '%s\\n' \"$#\" \"$@\" \
@@ -98,7 +99,7 @@ async fn what_a_script_leaves_in_the_background_does_not_hold_the_daemon() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn output_is_cut_into_printable_lines() {
-    let long = [b'x'; MAX_LINE + 5];
+    let long = [b'x'; MAX_LINE_OCTETS + 5];
     let text = [b"one\r\n\ntwo\x1b[1m\xFF\n", &long[..], b"\nlast"].concat();
     let mut reader = BufReader::with_capacity(7, &text[..]);
     let mut lines = Vec::new();
@@ -106,7 +107,7 @@ async fn output_is_cut_into_printable_lines() {
         lines.push(line);
     }
     let x = |n| "x".repeat(n);
-    assert_eq!(lines, ["one", "", "two?[1m\u{FFFD}", &x(MAX_LINE), &x(5), "last"]);
+    assert_eq!(lines, ["one", "", "two?[1m\u{FFFD}", &x(MAX_LINE_OCTETS), &x(5), "last"]);
 }
 
 #[test]
