@@ -1,4 +1,4 @@
-//! The `cipe` binary; also `ciped-cb` and `ciped-ci` by name.
+//! The `cipe` program; it is also `ciped-cb`, `ciped-ci`, `ciped-db` and `ciped-di`, by name.
 
 fn main() -> std::process::ExitCode {
     cipe_user::cli::main(std::env::args_os().collect())

@@ -1,4 +1,4 @@
-//! `cipe bench-cipher`: what the cipher engine does on this CPU, packet by packet as the tunnel would.
+//! `cipe bench-cipher`: measures the cipher engine on this CPU, with packets as in a tunnel.
 
 use crate::cipher::{Algorithm, Job, Key, Lanes};
 use crate::wire::packet;
@@ -6,13 +6,13 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Octets from frame to frame, as in a UMEM: packets stand where their cache sets collide most.
+/// Octets between the starts of frames, as in a UMEM: at these distances, packets collide most in the cache's sets.
 const STRIDE: usize = 2048;
 
 /// Octets in front of the datagram: Ethernet, IPv4 and UDP.
 const HEADROOM: usize = 42;
 
-/// The engine's choice, each packet of a batch under a key of its own.
+/// The engine's choice of kernels, with a separate key for each packet of a batch.
 const MANY_KEYS: &str = "auto-many-keys";
 
 /// Measure the cipher kernels of this CPU
@@ -27,16 +27,17 @@ pub struct BenchCipher {
     /// Only this cipher: blowfish or idea
     #[arg(long)]
     cipher: Option<String>,
-    /// Only this kernel, or `auto` for the choice among all, or `auto-many-keys` for that with a key for each packet
+    /// Only this kernel, or `auto` for the choice among all, or `auto-many-keys` for the same with a key for each
+    /// packet
     #[arg(long)]
     kernel: Option<String>,
-    /// Keys that the packets of a batch take in turn, but for `auto-many-keys`
+    /// Keys that the packets of a batch use in turn; not for `auto-many-keys`
     #[arg(long, default_value_t = 1)]
     keys: usize,
-    /// Milliseconds a figure; the best of five parts counts
+    /// Milliseconds of each measurement; the best of five parts counts
     #[arg(long, default_value_t = 20)]
     millis: u64,
-    /// Write one JSON object a line instead of a table
+    /// Write one JSON object per line instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -46,8 +47,8 @@ pub struct BenchCipher {
 pub struct Row {
     /// `blowfish` or `idea`.
     pub cipher: String,
-    /// The kernel, `auto` for the engine's choice, `auto-many-keys` for that with a key for each packet of a batch, or an
-    /// alternative's name.
+    /// The kernel's name; or `auto` for the engine's choice, `auto-many-keys` for the same with a key for each packet
+    /// of a batch; or an alternative implementation's name.
     pub kernel: String,
     /// `encrypt` or `decrypt`.
     pub direction: String,
@@ -55,16 +56,16 @@ pub struct Row {
     pub packet: usize,
     /// Packets of a batch.
     pub batch: usize,
-    /// Payload megabytes a second.
+    /// Payload megabytes per second.
     pub mbps: f64,
-    /// TSC cycles a payload octet; none where the CPU has no TSC.
+    /// TSC cycles per payload octet; none if the CPU has no TSC.
     pub cycles_per_byte: Option<f64>,
 }
 
-/// Measures and prints, a line a figure as it comes.
+/// Measures, and prints each figure on a line as soon as it is there.
 ///
 /// # Errors
-/// If standard output fails.
+/// Standard output fails.
 pub fn run(args: &BenchCipher) -> anyhow::Result<()> {
     let kernels = Lanes::new().report();
     if !args.json {
@@ -129,7 +130,7 @@ fn measure(args: &BenchCipher, cipher: &str, kernel: &str) -> anyhow::Result<()>
 }
 
 impl Row {
-    /// A figure from what [`best`] says of a batch; `names` are cipher, kernel and direction.
+    /// Makes a figure from the result of [`best`] for a batch; `names` are cipher, kernel and direction.
     pub fn new(names: [&str; 3], packet: usize, batch: usize, (seconds, cycles): (f64, Option<f64>)) -> Self {
         let octets = (packet * batch) as f64;
         let [cipher, kernel, direction] = names.map(String::from);
@@ -140,7 +141,7 @@ impl Row {
     /// Prints the row as JSON or as a line of the table.
     ///
     /// # Errors
-    /// None is known; serialization has a result.
+    /// None is known; the type of serialization has one.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
         if json {
             println!("{}", serde_json::to_string(self)?);
@@ -153,7 +154,7 @@ impl Row {
     }
 }
 
-/// Seconds and TSC cycles of one run: the best of five parts, for what disturbs only ever adds.
+/// Seconds and TSC cycles of one run: the best of five parts, because disturbances only add time.
 pub fn best(millis: u64, mut run: impl FnMut()) -> (f64, Option<f64>) {
     run();
     let mut best = (f64::INFINITY, None);
@@ -184,8 +185,8 @@ impl Frames {
         Self { memory, packet }
     }
 
-    /// Padding, P, CRC and CBC: what stands between a segment and its datagram. The first of these runs on whatever the
-    /// run before left, which costs the same.
+    /// Padding, P, CRC and CBC: the work between a segment and its datagram. All but CBC run on the previous run's
+    /// output, which costs the same.
     fn seal(&mut self, lanes: &mut Lanes, keys: &[Key]) {
         let packet = self.packet;
         self.batch(
@@ -197,7 +198,7 @@ impl Frames {
         );
     }
 
-    /// CBC and the checks. What comes out is noise after the first time; the CRC is computed all the same.
+    /// CBC and the checks. After the first time the output is noise; the CRC is computed all the same.
     fn open(&mut self, lanes: &mut Lanes, keys: &[Key]) {
         self.batch(
             keys,
@@ -211,7 +212,7 @@ impl Frames {
         );
     }
 
-    /// Each packet under the next of the keys, in turn.
+    /// Gives each packet the next of the keys, in turn.
     fn batch(&mut self, keys: &[Key], mut before: impl FnMut(&mut [u8]), mut work: impl FnMut(&mut [Job<'_>])) {
         let sealed = packet::sealed_len(self.packet);
         for memory in self.memory.chunks_mut(STRIDE * 128) {

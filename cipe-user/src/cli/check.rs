@@ -13,15 +13,15 @@ use crate::control::protocol::Protocol;
   cipe check /etc/cipe/gateway-b
   cipe check --program ciped-ci /etc/cipe/*")]
 pub struct Args {
-    /// Option files; each is read as `-o FILE` would be, after /etc/cipe/options.
+    /// Option files; each is read like `-o FILE` of a daemon, after /etc/cipe/options.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Name that the daemon is to be called by: ciped-cb, ciped-ci, ciped-db or ciped-di.
+    /// Name that the daemon would run under: ciped-cb, ciped-ci, ciped-db or ciped-di.
     #[arg(long, value_name = "NAME", default_value = "ciped-cb", value_parser = super::ciped::program)]
     program: Program,
 }
 
-/// Prints effective values, their origins and all problems; exits 1 if one is an error.
+/// Prints effective values, their origins and all problems; exits with 1 if a problem is an error.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut good = true;
     for file in args.files {

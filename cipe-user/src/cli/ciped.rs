@@ -1,7 +1,7 @@
-//! `ciped-cb` and its kin: the daemon's way into the background, and its signals.
+//! `ciped-cb` and the other daemons: start in the background, and signals.
 //!
-//! The process that was called reads the options and, unless `debug` is set, starts itself again as a child. The child
-//! leaves the terminal once the tunnel is up, so errors are shown where they can be read, and the exit code is right.
+//! The first process reads the options and, unless `debug` is set, starts itself again as a child. The child leaves the
+//! terminal when the tunnel is up, so errors still appear on the terminal, and the exit code is right.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,10 +20,10 @@ use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Sever
 use crate::control::launch::{Launch, Readiness, launch, report_failure};
 use crate::control::run_dir::RunDir;
 
-/// How long a tunnel may take to come up: the engine's start, its making of the tunnel, and ip-up.
-const DEADLINE: Duration = Duration::from_secs(120);
-/// How long threads that still wait for an engine are waited for at the end.
-const LAST_WAIT: Duration = Duration::from_millis(100);
+/// How long a tunnel may take to come up: start of the engine, creation of the tunnel, and ip-up.
+const START_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the daemon waits at its end for threads that still wait for an engine.
+const EXIT_WAIT: Duration = Duration::from_millis(100);
 
 /// Arguments of the daemons.
 #[derive(Debug, Parser)]
@@ -35,7 +35,7 @@ pub struct Args {
     /// Options; `NAME` alone sets a boolean.
     #[arg(value_name = "NAME=VALUE")]
     pub settings: Vec<OsString>,
-    /// Started by itself: say on stdout when up.
+    /// Started by the program itself: report on stdout when up.
     #[arg(long, hide = true)]
     launched: bool,
 }
@@ -46,7 +46,7 @@ pub struct NamedArgs {
     /// Name to run under: ciped-cb, ciped-ci, ciped-db or ciped-di.
     #[arg(long, value_name = "NAME", default_value = "ciped-cb", value_parser = program)]
     pub program: Program,
-    /// As of the daemon under this name.
+    /// Arguments of the daemon with this name.
     #[command(flatten)]
     pub args: Args,
 }
@@ -91,7 +91,7 @@ pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
         logging::init(Destination::Stderr { verbose: true });
         serve(sources, draft, options, &problems, || {
             if let Err(error) = Readiness::Service.up() {
-                tracing::warn!("systemd was not told that the tunnel is up: {error}");
+                tracing::warn!("cannot tell systemd that the tunnel is up: {error}");
             }
         })?;
     } else if args.launched {
@@ -106,7 +106,7 @@ pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
 fn into_background(program: Program, words: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     let arguments = std::iter::once(OsString::from("--launched")).chain(words).collect();
     let executable = std::env::current_exe().context("own executable not found; is /proc mounted?")?;
-    Ok(launch(&Launch { program: executable, name: program.name().into(), arguments, deadline: DEADLINE })?)
+    Ok(launch(&Launch { program: executable, name: program.name().into(), arguments, deadline: START_DEADLINE })?)
 }
 
 fn launched(sources: Sources, draft: Draft, options: Options, problems: &[Problem]) -> anyhow::Result<ExitCode> {
@@ -144,7 +144,7 @@ fn serve(
         let wishes = wishes().context("cannot handle signals")?;
         daemon::run(setup, wishes, up).await
     });
-    runtime.shutdown_timeout(LAST_WAIT);
+    runtime.shutdown_timeout(EXIT_WAIT);
     outcome
 }
 

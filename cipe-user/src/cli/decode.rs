@@ -1,4 +1,4 @@
-//! `cipe decode`: what is in a carrier datagram.
+//! `cipe decode`: shows the contents of a carrier datagram.
 
 use std::fmt::{self, Display, Write as _};
 use std::io::Read as _;
@@ -15,10 +15,10 @@ use crate::wire::crc::crc;
 use crate::wire::message::Message;
 use crate::wire::packet::{self, IV, KeyKind, TRAILER, Type};
 
-/// Shows what is in a carrier datagram: its fields, and the octets beside what they decrypt to.
+/// Shows a carrier datagram: its fields, its octets, and beside them the decrypted octets.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// File whose first word is the key that the packet is under, 32 hexadecimal digits.
+    /// File whose first word is the packet's key, 32 hexadecimal digits.
     #[arg(long, value_name = "FILE", required_unless_present = "nokey", conflicts_with = "nokey")]
     key: Option<PathBuf>,
     /// The datagram is a bare IP packet.
@@ -27,7 +27,7 @@ pub struct Args {
     /// Cipher, with the word order of IDEA on the wire.
     #[arg(long, value_enum, default_value = "blowfish")]
     cipher: Cipher,
-    /// UDP payload in hexadecimal; spaces, line ends and colons do not matter. Read from standard input if left out.
+    /// UDP payload in hexadecimal; spaces, line ends and colons are ignored. Read from standard input if omitted.
     datagram: Vec<String>,
 }
 
@@ -38,7 +38,7 @@ enum Cipher {
     IdeaLittle,
 }
 
-/// Prints the datagram; exits 1 if a receiver would drop it.
+/// Prints the datagram; exits with 1 if a receiver would drop it.
 ///
 /// # Errors
 /// The key file cannot be read or holds no key; the datagram is not hexadecimal.
@@ -75,15 +75,15 @@ fn parse_hex(text: &str) -> anyhow::Result<Vec<u8>> {
     hex::decode(digits).context("the datagram is not hexadecimal octets")
 }
 
-/// A datagram, taken apart. Its `Display` is for a terminal of 80 columns and leaves the octets of new keys out.
+/// A decoded datagram. Its `Display` is for a terminal of 80 columns and omits the octets of new keys.
 pub struct Decoded {
     wire: Vec<u8>,
-    /// As long as `wire`, with the IV in front; `None` where nothing can be decrypted (`nokey`, or no whole blocks).
+    /// As long as `wire`, with the IV in front; `None` if nothing can be decrypted (`nokey`, or no whole blocks).
     plain: Option<Zeroizing<Vec<u8>>>,
     result: Result<(Type, usize), Verdict>,
 }
 
-/// Takes a datagram apart with the key that it is under; `None` stands for `nokey`.
+/// Decodes a datagram with its key; `None` stands for `nokey`.
 pub fn decode(key: Option<&Key>, datagram: &[u8]) -> Decoded {
     let wire = datagram.to_vec();
     let Some(key) = key else {
@@ -99,7 +99,7 @@ pub fn decode(key: Option<&Key>, datagram: &[u8]) -> Decoded {
 }
 
 impl Decoded {
-    /// What a receiver would do with it, replays and addresses aside.
+    /// The verdict of a receiver, without the checks for replays and addresses.
     pub fn verdict(&self) -> Verdict {
         match (self.result, self.payload()) {
             (Err(verdict), _) => verdict,
@@ -116,7 +116,7 @@ impl Decoded {
         }
     }
 
-    /// Whether octet `at` of the plaintext is one of a new key.
+    /// Whether octet `at` of the plaintext belongs to a new key.
     fn is_secret(&self, at: usize) -> bool {
         matches!(self.result, Ok((Type::Control, _)))
             && matches!(Message::parse(self.payload()), Ok(Message::Indication { .. }))
@@ -174,7 +174,7 @@ impl Display for Decoded {
     }
 }
 
-/// Writes IV, padding, P and CRC, right or wrong.
+/// Writes IV, padding, P and CRC, and whether they are right.
 fn write_fields(plain: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (flag, whose) = match KeyKind::of(plain[0]) {
         KeyKind::Static => (0, "the static key"),
@@ -195,7 +195,7 @@ fn write_fields(plain: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
 }
 
-/// Octets as hexadecimal and as text; `None` is not shown.
+/// Octets as hexadecimal and as text; `None` is hidden.
 fn columns(octets: impl Iterator<Item = Option<u8>>) -> (String, String) {
     let (mut digits, mut text) = (String::new(), String::new());
     for octet in octets {
@@ -221,7 +221,7 @@ fn message_summary(message: &Message<'_>) -> String {
     }
 }
 
-/// Addresses, protocol, ports and the fields that the carrier packet takes over.
+/// Addresses, protocol, ports and the fields that the outer header copies.
 fn summary(inner: &Inner, payload: &[u8]) -> String {
     let rest = payload.get(inner.header..).unwrap_or_default();
     let (mut source, mut destination) = (inner.source.to_string(), inner.destination.to_string());

@@ -12,46 +12,48 @@ use crate::engine::frames::USUAL_MTU;
 use crate::engine::{EngineOptions, run as run_engine};
 
 /// Name in logs.
-const NAME: &str = "cipe-engine";
-/// How long the engine may take to load its programs: the kernel's verifier takes its time on a small or busy machine. Less than
-/// a daemon has that leaves the terminal.
-const DEADLINE: std::time::Duration = std::time::Duration::from_secs(90);
+const PROCESS_NAME: &str = "cipe-engine";
+/// How long the engine may take to load its programs: the kernel's verifier is slow on a small or busy machine. Shorter
+/// than the deadline of a daemon that starts in the background.
+const START_DEADLINE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// Arguments of `cipe engine`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Go on when the last tunnel has gone.
+    /// Keep running after the last tunnel has ended.
     #[arg(long)]
     stay: bool,
-    /// Worker threads, 1 to 15; without it, one for each receive queue of the card that has most, if there are as many CPUs.
+    /// Worker threads, 1 to 15; by default one for each receive queue of the card with the most queues, up to the
+    /// number of CPUs.
     #[arg(long, value_name = "N", env = "CIPE_WORKERS", value_parser = clap::value_parser!(u8).range(1..=15))]
     workers: Option<u8>,
-    /// The largest MTU of a tunnel, 68 to 3500 octets. Above 1600, packets need frames of twice the memory, which are slower.
+    /// The largest MTU of a tunnel, 68 to 3500 octets. Above 1600, packets need frames of twice the memory, which are
+    /// slower.
     #[arg(long, value_name = "OCTETS", env = "CIPE_LARGEST_MTU", default_value_t = USUAL_MTU,
         value_parser = clap::value_parser!(u32).range(i64::from(MIN_MTU)..=i64::from(MAX_MTU)))]
     largest_mtu: u32,
-    /// Started by a daemon: say on stdout when up, leave the terminal, log to syslog.
+    /// Started by a daemon: report on stdout when up, leave the terminal, log to syslog.
     #[arg(long, hide = true)]
     launched: bool,
 }
 
-/// How a daemon whose tunnel has an MTU of `mtu` octets starts the engine.
+/// How a daemon starts the engine if its tunnel has an MTU of `mtu` octets.
 ///
 /// # Errors
-/// This executable is not to be found.
+/// The executable of this process cannot be found.
 pub fn launch(mtu: u32) -> anyhow::Result<Launch> {
     let program = std::env::current_exe().context("own executable not found; is /proc mounted?")?;
     let mut arguments = vec!["engine".into(), "--launched".into()];
     if mtu > USUAL_MTU {
         arguments.extend(["--largest-mtu".into(), MAX_MTU.to_string().into()]);
     }
-    Ok(Launch { program, name: "cipe".into(), arguments, deadline: DEADLINE })
+    Ok(Launch { program, name: "cipe".into(), arguments, deadline: START_DEADLINE })
 }
 
 /// Runs the engine.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    // A daemon may have started it by its own file, and is not to be mistaken for it.
-    super::process::set_name(NAME);
+    // A daemon may have started it from the daemon's own executable; give it another name than the daemon's.
+    super::process::set_name(PROCESS_NAME);
     let (workers, largest_mtu) = (args.workers.map(usize::from), args.largest_mtu);
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     if !args.launched {
@@ -60,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
-    logging::init(Destination::Syslog { name: NAME, complain: false });
+    logging::init(Destination::Syslog { name: PROCESS_NAME, complain: false });
     if let Err(error) = run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness }) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));

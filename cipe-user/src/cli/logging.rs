@@ -1,4 +1,4 @@
-//! Where messages go: stderr in the foreground, syslog otherwise.
+//! The destination of messages: stderr in the foreground, syslog otherwise.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -12,14 +12,14 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
-/// Where syslogd, or systemd's journal, listens.
-const SOCKET: &str = "/dev/log";
+/// Socket of syslogd or of systemd's journal.
+const SYSLOG_SOCKET: &str = "/dev/log";
 /// Facility daemon (RFC 3164 section 4.1.1).
 const FACILITY: u8 = 3 << 3;
-/// Target of messages that are told on the terminal in another way.
+/// Target of messages that reach the terminal in another way.
 pub const SYSLOG_ONLY: &str = "syslog";
 
-/// Where messages go.
+/// The destination of messages.
 #[derive(Clone, Copy, Debug)]
 pub enum Destination {
     /// To stderr.
@@ -27,16 +27,16 @@ pub enum Destination {
         /// Debug messages too.
         verbose: bool,
     },
-    /// To syslog under this name; warnings and errors to stderr too, until it is let go of.
+    /// To syslog under this name; warnings and errors to stderr too, until it is released.
     Syslog {
         /// The tag.
         name: &'static str,
-        /// Say so on stderr if there is no syslog. Not the engine: the daemon that starts it says it already.
+        /// Report on stderr if there is no syslog. The engine does not: the daemon that starts it has already done so.
         complain: bool,
     },
 }
 
-/// Sets the destination, once a process. `RUST_LOG` replaces the choice of messages.
+/// Sets the destination, once per process. `RUST_LOG` replaces the filter.
 pub fn init(destination: Destination) {
     let verbose = matches!(destination, Destination::Stderr { verbose: true });
     let usual = if verbose { "info,cipe_user=debug" } else { "info" };
@@ -53,7 +53,7 @@ pub fn init(destination: Destination) {
                 Err(error) => {
                     if complain {
                         eprintln!(
-                            "{name}: no system log ({error}); {SOCKET}; messages after the start are lost; start a syslogd, or use debug"
+                            "{name}: no system log ({error}); {SYSLOG_SOCKET}; messages after the start are lost; start a syslogd, or use debug"
                         );
                     }
                     registry.with(terminal).try_init()
@@ -62,7 +62,7 @@ pub fn init(destination: Destination) {
         }
     };
     if let Err(error) = done {
-        eprintln!("messages go where they went before ({error})");
+        eprintln!("the destination of messages is not changed ({error})");
     }
 }
 
@@ -71,7 +71,7 @@ fn plain<S>() -> fmt::Layer<S, DefaultFields, Format<Full, ()>> {
     fmt::layer().with_target(false).with_level(false).without_time().with_ansi(false)
 }
 
-/// Writes each event as one datagram. Without a time: whoever receives it puts its own, in the right time zone.
+/// Writes each event as one datagram. Without a time: the receiver adds its own, in the right time zone.
 struct Syslog {
     socket: UnixDatagram,
     name: &'static str,
@@ -79,11 +79,11 @@ struct Syslog {
 
 impl Syslog {
     fn open(name: &'static str) -> io::Result<Self> {
-        if !Path::new(SOCKET).exists() {
+        if !Path::new(SYSLOG_SOCKET).exists() {
             return Err(io::ErrorKind::NotFound.into());
         }
         let socket = UnixDatagram::unbound()?;
-        // A syslogd that hangs must not hang the tunnel.
+        // A syslogd that hangs must not block the tunnel.
         socket.set_nonblocking(true)?;
         Ok(Self { socket, name })
     }
@@ -108,8 +108,8 @@ struct Message<'a> {
 
 impl io::Write for Message<'_> {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        // By address each time, so that a restarted syslogd is found. One that is not there loses the message.
-        let _ = self.syslog.socket.send_to(&datagram(self.severity, self.syslog.name, text), SOCKET);
+        // By address each time, so that a restarted syslogd is found. Without a syslogd, the message is lost.
+        let _ = self.syslog.socket.send_to(&datagram(self.severity, self.syslog.name, text), SYSLOG_SOCKET);
         Ok(text.len())
     }
 

@@ -1,4 +1,4 @@
-//! Manual pages and shell completions, made of the command lines themselves.
+//! Manual pages and shell completions, generated from the command lines.
 
 use std::fs;
 use std::io::Write;
@@ -18,10 +18,10 @@ use crate::ciped::options::Program;
   cipe completions bash >/usr/share/bash-completion/completions/cipe
   cipe completions --program ciped-cb bash >/usr/share/bash-completion/completions/ciped-cb")]
 pub struct CompletionArgs {
-    /// Whose command line: ciped-cb, ciped-ci, ciped-db or ciped-di; by default that of cipe.
+    /// Program: ciped-cb, ciped-ci, ciped-db or ciped-di; by default cipe.
     #[arg(long, value_name = "NAME", value_parser = super::ciped::program)]
     program: Option<Program>,
-    /// For which shell.
+    /// Shell.
     shell: Shell,
 }
 
@@ -30,7 +30,7 @@ pub struct CompletionArgs {
 #[command(after_help = "Examples:
   cipe manuals /usr/local/share/man/man8 && man cipe-show")]
 pub struct Args {
-    /// Where to; must be there.
+    /// Existing folder for the pages.
     folder: PathBuf,
 }
 
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Names and texts, all of section 8: they want root, or tell of what does.
+/// Names and texts, all of section 8: the commands need root, or describe programs that do.
 fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut pages = Vec::new();
     for program in std::iter::once(None).chain(Program::ALL.map(Some)) {

@@ -51,17 +51,17 @@ const EXAMPLES: &str = "Examples:
 enum Command {
     /// Show the tunnels of this network namespace.
     Show(show::Args),
-    /// Watch the tunnels of this network namespace: packets, bits and drops a second.
+    /// Watch the tunnels of this network namespace: packets, bits and drops per second.
     Top(top::Args),
-    /// Say what option files mean and what is wrong with them, without starting anything.
+    /// Explain option files and report their problems, without starting anything.
     Check(check::Args),
-    /// Look at this machine and say what would keep tunnels from working or being fast.
+    /// Check this machine for what would stop or slow down tunnels.
     Doctor(doctor::Args),
     /// Print a new random static key.
     Genkey,
-    /// Open a captured carrier packet and show what is in it.
+    /// Decrypt a captured carrier packet and show its contents.
     Decode(decode::Args),
-    /// Run the packets of a vector file through seal and open.
+    /// Seal and open the packets of a vector file, and compare.
     Vectors(vectors::Args),
     /// Run the daemon of one tunnel under one of its names.
     Ciped(ciped::NamedArgs),
@@ -71,11 +71,11 @@ enum Command {
     Completions(manuals::CompletionArgs),
     /// Write the manual pages of all commands into a folder.
     Manuals(manuals::Args),
-    /// Run the engine in the foreground; the first daemon starts one by itself.
+    /// Run the engine in the foreground; usually the first daemon starts it.
     Engine(engine::Args),
 }
 
-/// Runs what the arguments ask for; `arguments[0]` is the name called by.
+/// Runs the command in the arguments; `arguments[0]` is the program's name.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let name = arguments.first().map(OsString::as_os_str).unwrap_or_default();
     match Program::from_name(name.as_bytes()) {
@@ -114,7 +114,7 @@ fn finish(program: &str, outcome: anyhow::Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// Like clap's own, but with errors on one line and exit code 1.
+/// As clap's own parser, but with errors on one line and exit code 1.
 fn parse<T: CommandFactory + FromArgMatches>(program: &'static str, arguments: &[OsString]) -> Result<T, ExitCode> {
     let command = T::command().name(program).bin_name(program);
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| T::from_arg_matches(&matches));
@@ -124,14 +124,14 @@ fn parse<T: CommandFactory + FromArgMatches>(program: &'static str, arguments: &
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
         );
         if asked_for {
-            // Nobody reads it: nothing to be done.
+            // If stdout is closed, nobody reads the text.
             let _ = error.print();
             return if error.exit_code() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         let text = error.render().to_string();
         let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
         let what = what.join(" ");
-        // A key that was written there is no less a key.
+        // A key on the command line must not be shown either.
         let what = options::masked(what.trim_start_matches("error: "));
         eprintln!("{program}: {what}; command line; see {program} --help");
         ExitCode::FAILURE

@@ -1,4 +1,4 @@
-//! The process that the program runs as.
+//! The name of this process.
 
 use std::ffi::CString;
 

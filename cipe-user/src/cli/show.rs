@@ -11,8 +11,8 @@ use crate::control::client::Client;
 use crate::control::protocol::{Cipher, Protocol, Status, WorkerShare};
 use crate::kernel::zone::Shown;
 
-/// What rates are measured over.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Time over which rates are measured.
+const RATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Arguments of `cipe show`.
 #[derive(Debug, clap::Args)]
@@ -23,12 +23,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct Args {
     /// Only this interface.
     device: Option<String>,
-    /// Print the engine's own words, at once and without rates.
+    /// Print the engine's answer as JSON, at once and without rates.
     #[arg(long)]
     json: bool,
 }
 
-/// Asks the engine and prints.
+/// Asks the engine and prints its answer.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     runtime.block_on(show(args))
@@ -52,7 +52,7 @@ async fn show(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let start = tokio::time::Instant::now();
-    tokio::time::sleep(INTERVAL).await;
+    tokio::time::sleep(RATE_INTERVAL).await;
     let second = query(&mut engine, args.device.as_deref()).await?;
     let seconds = start.elapsed().as_secs_f64();
     for status in &second {
@@ -62,19 +62,19 @@ async fn show(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The status of all tunnels, or of the one that was asked for.
+/// The status of all tunnels, or of the one requested.
 async fn query(engine: &mut Client, device: Option<&str>) -> anyhow::Result<Vec<Status>> {
     let mut all = status::query(engine).await?;
     if let Some(device) = device {
         all.retain(|status| status.device == device);
         if all.is_empty() {
-            bail!("no tunnel {device}; `cipe show` names those that there are");
+            bail!("no tunnel {device}; `cipe show` lists all tunnels");
         }
     }
     Ok(all)
 }
 
-/// The same as JSON, with carrier addresses as [`text`] has them: on the control socket their zones are numbers.
+/// The same as JSON, with carrier addresses in the form of [`text`]: on the control socket their zones are numbers.
 fn json(all: &[Status]) -> serde_json::Result<serde_json::Value> {
     let shown = |status: &Status| {
         let mut object = serde_json::to_value(status)?;
@@ -145,7 +145,7 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
     format!("{}\n{text}", status.device)
 }
 
-/// What each of several workers did, in percent.
+/// The share of each of several workers, in percent.
 fn shares(workers: &[WorkerShare]) -> String {
     let total = |of: fn(&WorkerShare) -> u64| workers.iter().map(of).sum::<u64>();
     let (sent, delivered) = (total(|share| share.sent).max(1), total(|share| share.delivered).max(1));

@@ -1,4 +1,4 @@
-//! What the engine says of its tunnels, and the rates between two of its answers.
+//! The engine's status of its tunnels, and the rates between two answers.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::control::protocol::{Event, Request, Status};
 use crate::control::run_dir::RunDir;
 
 /// How long the engine may take to answer.
-const DEADLINE: Duration = Duration::from_secs(5);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Connects to the engine of this network namespace; `None` if none runs.
 ///
 /// # Errors
-/// One that runs and cannot be spoken to.
+/// An engine runs, but the connection fails.
 pub fn connect() -> anyhow::Result<Option<Client>> {
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     match Client::connect(&run_dir) {
@@ -28,7 +28,7 @@ pub fn connect() -> anyhow::Result<Option<Client>> {
 /// The status of all tunnels, by name.
 ///
 /// # Errors
-/// An engine that goes, does not answer or refuses.
+/// The engine has ended, does not answer, or refuses.
 pub async fn query(engine: &mut Client) -> anyhow::Result<Vec<Status>> {
     engine.send(&Request::Status).context("the engine does not take requests; restart it")?;
     let collect = async {
@@ -43,12 +43,13 @@ pub async fn query(engine: &mut Client) -> anyhow::Result<Vec<Status>> {
             }
         }
     };
-    let mut all = tokio::time::timeout(DEADLINE, collect).await.context("the engine does not answer; restart it")??;
+    let mut all =
+        tokio::time::timeout(ANSWER_DEADLINE, collect).await.context("the engine does not answer; restart it")??;
     all.sort_by(|a, b| a.device.cmp(&b.device));
     Ok(all)
 }
 
-/// One direction, a second.
+/// One direction, per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Flow {
     /// Packets.
@@ -57,7 +58,7 @@ pub struct Flow {
     pub bits: f64,
 }
 
-/// What a tunnel did between two looks, a second.
+/// The rates of a tunnel between two answers, per second.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rates {
     /// Sent.
@@ -69,7 +70,8 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Those between two states of one tunnel, `seconds` apart. A tunnel that was made anew meanwhile has none.
+    /// The rates between two states of one tunnel, `seconds` apart. All are zero if the tunnel was made again
+    /// meanwhile.
     pub fn between(before: &Status, now: &Status, seconds: f64) -> Self {
         let rate = |before: u64, now: u64| now.saturating_sub(before) as f64 / seconds;
         let of = |name: &str| rate(count(before, name), count(now, name));
@@ -94,7 +96,7 @@ pub fn count(status: &Status, verdict: &str) -> u64 {
     status.verdicts.get(verdict).copied().unwrap_or_default()
 }
 
-/// A number with three digits and a decimal prefix, and a blank behind it.
+/// A number with three digits and a decimal prefix, or a space instead of the prefix.
 pub fn scaled(value: f64) -> String {
     let mut value = value;
     for prefix in ["", "k", "M", "G", "T"] {
@@ -117,7 +119,7 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
-/// A tunnel for tests.
+/// A status for tests.
 #[cfg(test)]
 pub(super) fn example(device: &str, octets: (u64, u64), verdicts: &[(&str, u64)]) -> Status {
     use crate::control::protocol::Cipher;

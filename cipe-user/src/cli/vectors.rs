@@ -1,4 +1,4 @@
-//! `cipe vectors`: known answers of the wire, passed and failed by cipher variant.
+//! `cipe vectors`: runs packets with known results; counts passed and failed by cipher variant.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub struct Args {
     file: PathBuf,
 }
 
-/// Runs the file, prints a line for each failed case and a table; exits 1 on a failure.
+/// Runs the file, prints a line for each failed case, and a table; exits with 1 on a failure.
 ///
 /// # Errors
 /// The file cannot be read or is not in the format.
@@ -29,11 +29,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What became of every case.
+/// The results of all cases.
 struct Report<'a> {
     /// Passed and failed, by cipher and variant.
     counts: BTreeMap<(&'a str, &'a str), (usize, usize)>,
-    /// Name of the case, and what differs.
+    /// Name of the case, and the difference.
     failures: Vec<(&'a str, String)>,
 }
 

@@ -1,4 +1,4 @@
-//! The machine as /proc and /sys show it.
+//! This machine according to /proc and /sys.
 
 use std::fs;
 use std::path::Path;
@@ -7,13 +7,14 @@ use super::{Finding, Grade};
 use crate::kernel::known_bad;
 use crate::kernel::release::{self, Version};
 
-/// The oldest kernel that this was tried on.
-const OLDEST: Version = Version::new(6, 1, 0);
+/// The oldest kernel on which this was tested.
+const OLDEST_KERNEL: Version = Version::new(6, 1, 0);
 
-/// Capabilities (capability.h) without which an engine cannot work.
-const NEEDED: &[(u32, &str)] = &[(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-/// Stands for the last two.
-const SYS_ADMIN: u32 = 21;
+/// Capabilities (capability.h) that an engine needs.
+const NEEDED_CAPABILITIES: &[(u32, &str)] =
+    &[(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// Includes the last two.
+const SYS_ADMIN_BIT: u32 = 21;
 
 pub fn findings() -> Vec<Finding> {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -35,7 +36,7 @@ pub fn devices() -> Vec<String> {
     names
 }
 
-/// The driver of a device with hardware.
+/// The driver of a device, if it has hardware.
 pub fn driver(name: &str) -> Option<String> {
     let link = fs::read_link(Path::new("/sys/class/net").join(name).join("device/driver")).ok()?;
     Some(link.file_name()?.to_string_lossy().into_owned())
@@ -43,10 +44,12 @@ pub fn driver(name: &str) -> Option<String> {
 
 fn kernel(release: &str, version: Option<Version>) -> Vec<Finding> {
     let Some(version) = version else {
-        return vec![Finding::new(Grade::Note, format!("kernel {release}: no version that is known here"))];
+        return vec![Finding::new(Grade::Note, format!("kernel {release}: unknown form of a version"))];
     };
-    let mut findings = vec![match version < OLDEST {
-        true => Finding::new(Grade::Bad, format!("kernel {release}: {OLDEST} or later is needed (docs/KERNELS.md)")),
+    let mut findings = vec![match version < OLDEST_KERNEL {
+        true => {
+            Finding::new(Grade::Bad, format!("kernel {release}: {OLDEST_KERNEL} or later is needed (docs/KERNELS.md)"))
+        }
         false => Finding::new(Grade::Good, format!("kernel {release}")),
     }];
     findings.extend(known_bad::of(version).map(|fault| Finding::new(Grade::Note, fault.to_string())));
@@ -56,8 +59,8 @@ fn kernel(release: &str, version: Option<Version>) -> Vec<Finding> {
 fn rights(status: &str) -> Finding {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or_default();
-    let has = |bit: u32| bits >> bit & 1 == 1 || bit >= 38 && bits >> SYS_ADMIN & 1 == 1;
-    let missing: Vec<&str> = NEEDED.iter().filter(|(bit, _)| !has(*bit)).map(|(_, name)| *name).collect();
+    let has = |bit: u32| bits >> bit & 1 == 1 || bit >= 38 && bits >> SYS_ADMIN_BIT & 1 == 1;
+    let missing: Vec<&str> = NEEDED_CAPABILITIES.iter().filter(|(bit, _)| !has(*bit)).map(|(_, name)| *name).collect();
     match missing.is_empty() {
         true => Finding::new(Grade::Good, "all capabilities that an engine needs"),
         false => Finding::new(Grade::Bad, format!("{} missing; run it as root", missing.join(", "))),
@@ -88,7 +91,7 @@ mod tests {
     #[test]
     fn missing_rights_are_named() {
         assert_eq!(rights("Name:\tcipe\nCapEff:\t000001ffffffffff\n").grade, Grade::Good);
-        // Before CAP_BPF there was CAP_SYS_ADMIN, which still holds it.
+        // Before CAP_BPF, CAP_SYS_ADMIN had its rights, and it still has them.
         assert_eq!(rights("CapEff:\t0000000000203000\n").grade, Grade::Good);
         let finding = rights("CapEff:\t0000000000001000\n");
         assert_eq!(finding.grade, Grade::Bad);

@@ -1,4 +1,4 @@
-//! `cipe doctor`: what this machine offers, and what would keep a tunnel from working or being fast. Changes nothing.
+//! `cipe doctor`: reports what this machine offers, and what would stop or slow down a tunnel. Changes nothing.
 
 mod host;
 
@@ -14,9 +14,9 @@ use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netlink::Netlink;
 use crate::xsk::{Umem, UmemConfig};
 
-/// Octets around an inner packet over IPv4: IP, UDP, IV and the largest tail, and SOCKS5's header, for which room is always
-/// left (protocol section 2).
-const OVERHEAD: u32 = 20 + 8 + 8 + 12 + 10;
+/// Octets around an inner packet over IPv4: IP, UDP, IV, the largest tail, and SOCKS5's header, for which space is
+/// always reserved (protocol section 2).
+const OVERHEAD_OCTETS: u32 = 20 + 8 + 8 + 12 + 10;
 
 /// Arguments of `cipe doctor`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ const OVERHEAD: u32 = 20 + 8 + 8 + 12 + 10;
   cipe doctor
   cipe doctor eth0")]
 pub struct Args {
-    /// Carrier cards to look at; all that are up if none is given.
+    /// Carrier cards to check; all that are up if none is given.
     cards: Vec<String>,
 }
 
@@ -32,13 +32,13 @@ pub struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Grade {
     Good,
-    /// Works, but may be slow or surprise.
+    /// Works, but may be slow or have unexpected effects.
     Note,
     /// No tunnel comes up.
     Bad,
 }
 
-/// What was found.
+/// A result of a check.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
     grade: Grade,
@@ -51,7 +51,7 @@ impl Finding {
     }
 }
 
-/// Prints what was found; exits 1 if something keeps tunnels from coming up.
+/// Prints the findings; exits with 1 if one of them prevents tunnels from coming up.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut findings = host::findings();
     if rustix::process::geteuid().is_root() {
@@ -73,7 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the engine does first, tried and taken back.
+/// Does the engine's first steps and undoes them.
 fn trials() -> Vec<Finding> {
     let programs = match Programs::load(&LoadOptions::default()) {
         Ok(_) => Finding::new(Grade::Good, "the kernel takes the eBPF programs"),
@@ -96,7 +96,7 @@ async fn cards(names: &[String]) -> anyhow::Result<Vec<Finding>> {
     }
     if names.is_empty() {
         for name in host::devices() {
-            // One that has just gone, or that is down, carries nothing.
+            // A card that has just been removed, or is down, carries nothing.
             cards.extend(netlink.card_named(&name).await.ok().filter(|card| card.up && card.name != "lo"));
         }
     }
@@ -109,7 +109,7 @@ async fn cards(names: &[String]) -> anyhow::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// What a card is good for as a carrier, or on the way to one.
+/// Findings on a card as a carrier, or on the way to one.
 fn judge(card: &Card, driver: &str, program: Option<u32>, gro: Option<bool>) -> Vec<Finding> {
     let name = &card.name;
     let mut findings = Vec::new();
@@ -144,7 +144,7 @@ fn judge(card: &Card, driver: &str, program: Option<u32>, gro: Option<bool>) -> 
         );
         findings.push(Finding::new(Grade::Note, text));
     }
-    let left = card.mtu.saturating_sub(OVERHEAD);
+    let left = card.mtu.saturating_sub(OVERHEAD_OCTETS);
     findings.push(match left {
         0..68 => Finding::new(Grade::Bad, format!("{name}: MTU {} leaves {left} octets, too few for a link", card.mtu)),
         68..1280 => {
@@ -158,7 +158,7 @@ fn judge(card: &Card, driver: &str, program: Option<u32>, gro: Option<bool>) -> 
     findings
 }
 
-/// What the engine would choose, by measuring as it does.
+/// The kernels that the engine would choose; measures as the engine does.
 fn ciphers() -> Vec<Finding> {
     let lanes = Lanes::new();
     let chosen = lanes.report().into_iter().filter(|kernel| kernel.encrypts_from.is_some());

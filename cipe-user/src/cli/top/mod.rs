@@ -1,4 +1,4 @@
-//! `cipe top`: a table of the tunnels that is drawn anew every few seconds.
+//! `cipe top`: a table of the tunnels that is refreshed every few seconds.
 
 mod screen;
 mod table;
@@ -15,8 +15,8 @@ use crate::control::protocol::Status;
 use screen::{Screen, Wish};
 use table::{Row, Sort};
 
-/// Columns where there is no terminal to ask.
-const WIDTH: usize = 200;
+/// Width of a line, in columns, if the output is no terminal.
+const DEFAULT_WIDTH_COLUMNS: usize = 200;
 
 /// Arguments of `cipe top`.
 #[derive(Debug, clap::Args)]
@@ -29,16 +29,16 @@ Examples:
 pub struct Args {
     /// Only this interface.
     device: Option<String>,
-    /// Seconds between two looks.
+    /// Seconds between two tables.
     #[arg(short, long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
     interval: Duration,
-    /// End after so many tables.
+    /// End after this number of tables.
     #[arg(short = 'n', long, value_name = "TABLES", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// What comes first.
+    /// Order of the tunnels.
     #[arg(short, long, default_value = "traffic")]
     sort: Sort,
-    /// Write one table below the other, as where the output is no terminal.
+    /// Write one table below the other, as when the output is no terminal.
     #[arg(short, long)]
     batch: bool,
 }
@@ -48,7 +48,7 @@ fn interval(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "write seconds, from 0.1 to 3600".to_owned())
 }
 
-/// Looks and draws until it is told to stop.
+/// Asks and draws until it is stopped.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let mut watch = Watch::new(args.device);
@@ -63,9 +63,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         match &mut screen {
             None => {
                 let is_empty = seen.rows.is_empty();
-                let mut lines = if is_empty { vec![seen.headline] } else { table::lines(&seen.rows, sort, WIDTH) };
+                let mut lines =
+                    if is_empty { vec![seen.headline] } else { table::lines(&seen.rows, sort, DEFAULT_WIDTH_COLUMNS) };
                 lines.push(String::new());
-                // Whoever read it has read enough.
+                // The reader has closed the pipe: it wants no more.
                 let is_unread = (is_empty || seen.has_rates) && writeln!(stdout(), "{}", lines.join("\n")).is_err();
                 if is_last || is_empty || is_unread {
                     return Ok(ExitCode::SUCCESS);
@@ -86,18 +87,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What is seen of the engine, look by look.
+/// The connection to the engine, and its last answer.
 struct Watch {
     device: Option<String>,
     engine: Option<Client>,
     before: Option<(Vec<Status>, Instant)>,
 }
 
-/// One look.
+/// One answer of the engine.
 struct Seen {
     headline: String,
     rows: Vec<Row>,
-    /// There was a look before.
+    /// There was an answer before.
     has_rates: bool,
 }
 
@@ -106,7 +107,7 @@ impl Watch {
         Self { device, engine: None, before: None }
     }
 
-    /// Asks the engine. One that has gone may come back.
+    /// Asks the engine. If it has ended, a new one may be there next time.
     async fn look(&mut self) -> anyhow::Result<Seen> {
         if self.engine.is_none() {
             self.engine = status::connect()?;

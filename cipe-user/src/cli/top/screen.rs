@@ -1,4 +1,4 @@
-//! The terminal: drawn over and over, and given back as it was.
+//! The terminal: draws the table, and restores the terminal at the end.
 
 use std::io::{self, BufWriter, Stdout, Write, stdout};
 use std::time::Instant;
@@ -12,33 +12,33 @@ use crossterm::terminal::{
     Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
 };
 
-/// What whoever sits there wants.
+/// What the user wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// To see what there is now: the time has come.
+    /// A new table: the interval has passed.
     Look,
-    /// To see the same again: another place, another size of the window.
+    /// The same table again: scrolled, or in a window of another size.
     Redraw,
-    /// To see it in another order.
+    /// The table in another order.
     Sort,
-    /// No more.
+    /// To quit.
     Quit,
 }
 
-/// The terminal while it is ours. When dropped, it is as it was.
+/// The terminal while this program draws on it. Dropping it restores the terminal.
 pub struct Screen {
     out: BufWriter<Stdout>,
-    /// Tunnels scrolled out at the top.
+    /// Number of tunnels scrolled out at the top.
     scrolled: usize,
-    /// Lines that a page has room for, as last drawn.
+    /// Lines of the table that fit the terminal, as last drawn.
     page: usize,
 }
 
 impl Screen {
-    /// Takes the terminal over.
+    /// Switches the terminal to drawing.
     ///
     /// # Errors
-    /// What the terminal refuses.
+    /// The terminal refuses it.
     pub fn open() -> io::Result<Self> {
         enable_raw_mode()?;
         let mut screen = Self { out: BufWriter::new(stdout()), scrolled: 0, page: 1 };
@@ -46,13 +46,14 @@ impl Screen {
         Ok(screen)
     }
 
-    /// Draws a headline and a table, whose first line stays where the others scroll; `table` is told how wide it may be.
+    /// Draws a headline and a table. The table's first line stays in place while the others scroll; `table` gets the
+    /// width in columns.
     ///
     /// # Errors
-    /// A terminal that has gone.
+    /// The terminal is closed.
     pub fn draw(&mut self, headline: &str, table: impl FnOnce(usize) -> Vec<String>) -> io::Result<()> {
         let (width, height) = match size()? {
-            // A terminal that nobody has told its size.
+            // The terminal does not know its size.
             (0, _) | (_, 0) => (80, 24),
             size => size,
         };
@@ -74,10 +75,10 @@ impl Screen {
         self.out.flush()
     }
 
-    /// Waits for a key that means something, a new size, or the time `until`.
+    /// Waits for a key that has a meaning, a new size, or the time `until`.
     ///
     /// # Errors
-    /// A terminal that has gone.
+    /// The terminal is closed.
     pub fn wait(&mut self, until: Instant) -> io::Result<Wish> {
         loop {
             if !poll(until.saturating_duration_since(Instant::now()))? {
@@ -99,7 +100,7 @@ impl Screen {
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
         self.scrolled = match key.code {
             KeyCode::Char('q') | KeyCode::Esc => return Some(Wish::Quit),
-            // The terminal makes no signals of keys while it is ours.
+            // In raw mode, the terminal turns no keys into signals.
             KeyCode::Char('c' | 'd') if is_control => return Some(Wish::Quit),
             KeyCode::Char('s') => return Some(Wish::Sort),
             KeyCode::Up | KeyCode::Char('k') => self.scrolled.saturating_sub(1),
@@ -116,7 +117,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A terminal that has gone needs nothing back.
+        // If the terminal is closed, there is nothing to restore.
         let _ = execute!(self.out, Show, LeaveAlternateScreen);
         let _ = disable_raw_mode();
     }

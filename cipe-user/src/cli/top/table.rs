@@ -6,17 +6,17 @@ use super::super::status::{Rates, age, scaled};
 use crate::control::protocol::Status;
 use crate::kernel::zone::Shown;
 
-/// What comes first.
+/// The order of the tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sort {
-    /// The tunnel that moves most bits.
+    /// The tunnel with the most bits per second first.
     Traffic,
-    /// By interface.
+    /// By interface name.
     Name,
 }
 
 impl Sort {
-    /// The one that is not this one.
+    /// The other order.
     pub fn other(self) -> Self {
         match self {
             Self::Traffic => Self::Name,
@@ -31,12 +31,12 @@ pub struct Row {
     device: String,
     peer: String,
     keys: String,
-    /// `None` at the first look.
+    /// `None` in the first table.
     rates: Option<Rates>,
 }
 
 impl Row {
-    /// A tunnel as it is, and what it has done since the last look.
+    /// A tunnel's current status, and its rates since the last answer.
     pub fn new(status: &Status, rates: Option<Rates>) -> Self {
         let key = |name| status.key_seconds.get(name).map_or_else(|| "-".to_owned(), |seconds| age(*seconds));
         Self {
@@ -75,14 +75,14 @@ impl Row {
     }
 }
 
-/// Without the blank of a number that has no prefix; what is too rare for a digit is still not nothing.
+/// As [`scaled`], without the space at the end; a rate below one is not shown as zero.
 fn number(value: f64) -> String {
     if value > 0.0 && value < 1.0 { "<1".to_owned() } else { scaled(value).trim_end().to_owned() }
 }
 
 const COLUMNS: usize = 8;
 
-/// Head of each column, and whether it holds numbers. Keys: ages of what is sent and received under.
+/// Head of each column, and whether the column has numbers. Keys: the ages of the send key and the receive key.
 const HEADS: [(&str, bool); COLUMNS] = [
     ("tunnel", false),
     ("peer", false),
@@ -94,7 +94,7 @@ const HEADS: [(&str, bool); COLUMNS] = [
     ("drops/s", false),
 ];
 
-/// The head and a line a tunnel, none longer than `width`.
+/// The head and a line for each tunnel, none longer than `width`.
 pub fn lines(rows: &[Row], sort: Sort, width: usize) -> Vec<String> {
     let mut rows: Vec<&Row> = rows.iter().collect();
     match sort {
