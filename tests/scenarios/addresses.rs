@@ -279,7 +279,7 @@ fn a_name_that_leads_to_the_other_ip_version_is_followed() -> Result<()> {
         &options_of_b(&format!("{}:{PORT}", Side::B.carrier()), "0.0.0.0:0"),
     )?;
     pair.b.wait_up()?;
-    pair.a.wait_for_line("of the name", |line| line.contains("the tunnel starts over by IPv4"))?;
+    pair.a.wait_for_line("of the name", |line| line.contains("the tunnel starts over with IPv4"))?;
     // ip-up has run again, with the route.
     wait_for_ping(&net, Side::A, [&pair.a, &pair.b])?;
     Ok(())

@@ -1,6 +1,6 @@
-//! Whether the peer still answers: pings, their deadlines, and the count of errors (protocol section 4).
+//! Whether the peer answers: pings, their deadlines, and the count of errors (protocol section 4).
 //!
-//! A state machine without clocks; times are since any fixed moment.
+//! A state machine without clocks; times are relative to any fixed moment.
 
 use std::time::Duration;
 
@@ -9,30 +9,30 @@ use std::time::Duration;
 pub struct Limits {
     /// Between two CT_PINGs; zero: none are sent.
     pub ping: Duration,
-    /// For the CT_PONG to come; zero: not waited for.
+    /// How long to wait for the CT_PONG; zero: no wait.
     pub toping: Duration,
-    /// Errors that are borne while no message of the peer's comes; `None`: any number.
+    /// Errors that are tolerated while no message of the peer's comes; `None`: any number.
     pub maxerr: Option<u32>,
 }
 
-/// What a passed deadline asks for.
+/// The actions when the deadline has passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Due {
-    /// A CT_PING stayed without an answer: see [`Health::error`].
+    /// A CT_PING had no answer: see [`Health::error`].
     pub unanswered: bool,
-    /// Several in a row did, and nothing else has come from the peer for so long that it may have other keys than we
-    /// think.
+    /// Several in a row had none, and nothing else has come from the peer for so long that it may have other keys than
+    /// we assume.
     pub silent: bool,
     /// Send a CT_PING.
     pub ping: bool,
 }
 
-/// What an error led to.
+/// The result of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// So many since the peer was heard.
+    /// Tolerated: the number of errors since the last message of the peer's.
     Bear(u32),
-    /// Too many.
+    /// Too many: the number of errors.
     GiveUp(u32),
 }
 
@@ -45,26 +45,27 @@ pub struct Health {
     errors: u32,
     /// Unanswered CT_PINGs in a row.
     unanswered: u32,
-    /// The least time of silence after which keys are doubted.
-    patience: Duration,
-    /// When they are doubted next, and how long after that.
+    /// Minimum silence after which the peer's keys are in doubt.
+    min_silence: Duration,
+    /// When they are in doubt next, and the wait after that.
     doubt: (Duration, Duration),
 }
 
-/// One unanswered CT_PING is a lost datagram; so many are a peer that does not understand us.
-const SILENT: u32 = 2;
+/// One unanswered CT_PING may be a lost datagram; this many in a row mean that the peer cannot open our packets.
+const MIN_UNANSWERED_PINGS: u32 = 2;
 
 impl Health {
-    /// Starts at `now`; the first CT_PING comes one interval later. Keys are doubted after `patience` (tokxc) of silence,
-    /// and each time after twice as long again.
-    pub fn new(limits: Limits, patience: Duration, now: Duration) -> Self {
-        let doubt = (now + patience, patience);
-        let mut health = Self { limits, next_ping: None, answer_due: None, errors: 0, unanswered: 0, patience, doubt };
+    /// Starts at `now`; the first CT_PING comes one interval later. Keys are in doubt after `min_silence` (tokxc) of
+    /// silence, and each further time after twice the wait before.
+    pub fn new(limits: Limits, min_silence: Duration, now: Duration) -> Self {
+        let doubt = (now + min_silence, min_silence);
+        let mut health =
+            Self { limits, next_ping: None, answer_due: None, errors: 0, unanswered: 0, min_silence, doubt };
         health.set_limits(limits, now);
         health
     }
 
-    /// Replaces the limits; errors so far count on.
+    /// Replaces the limits; the count of errors continues.
     pub fn set_limits(&mut self, limits: Limits, now: Duration) {
         self.limits = limits;
         self.next_ping = (!limits.ping.is_zero()).then(|| now + limits.ping);
@@ -76,7 +77,7 @@ impl Health {
         [self.next_ping, self.answer_due].into_iter().flatten().min()
     }
 
-    /// Takes note of the time.
+    /// Checks the deadlines at `now`.
     pub fn tick(&mut self, now: Duration) -> Due {
         let mut due = Due::default();
         if self.answer_due.is_some_and(|at| at <= now) {
@@ -84,14 +85,14 @@ impl Health {
             self.unanswered = self.unanswered.saturating_add(1);
             due.unanswered = true;
             let (at, wait) = self.doubt;
-            if self.unanswered >= SILENT && at <= now {
+            if self.unanswered >= MIN_UNANSWERED_PINGS && at <= now {
                 self.doubt = (now + wait, wait.saturating_mul(2));
                 due.silent = true;
             }
         }
         if self.next_ping.is_some_and(|at| at <= now) {
             self.next_ping = Some(now + self.limits.ping);
-            // A longer toping than ping judges the first of the unanswered.
+            // If toping is longer than ping, it applies to the first of the unanswered pings.
             if !self.limits.toping.is_zero() && self.answer_due.is_none() {
                 self.answer_due = Some(now + self.limits.toping);
             }
@@ -105,10 +106,10 @@ impl Health {
         self.answer_due = None;
     }
 
-    /// A message of the peer's came: errors count anew.
+    /// A message of the peer's came: the count of errors starts again.
     pub fn heard(&mut self, now: Duration) {
         (self.errors, self.unanswered) = (0, 0);
-        self.doubt = (now + self.patience, self.patience);
+        self.doubt = (now + self.min_silence, self.min_silence);
     }
 
     /// A network error, or an unanswered CT_PING.

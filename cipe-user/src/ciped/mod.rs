@@ -1,4 +1,4 @@
-//! The daemon: options, key exchange, scripts; one process a tunnel.
+//! The daemon: options, key exchange, scripts; one process per tunnel.
 //!
 //! Knows the engine through `control` only. May import `wire` and `control`; imported by `cli`.
 

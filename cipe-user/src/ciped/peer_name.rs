@@ -1,4 +1,4 @@
-//! A peer that was given by name: its address is looked up again when it does not answer.
+//! A peer given by name: its address is looked up again when it does not answer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,13 +8,13 @@ use tokio::time::Instant;
 
 use super::options::{self, EndpointName, Mistake};
 
-/// Least time between two look-ups: a resolver is not to be flooded on behalf of a dead peer.
-const PAUSE: Duration = Duration::from_secs(5);
+/// Minimum time between two look-ups: a dead peer must not cause many requests to the resolver.
+const MIN_LOOK_UP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The name, and the look-up that runs.
+/// The name, and the look-up in progress.
 pub(super) struct PeerName {
     name: EndpointName,
-    /// An address of this family comes first.
+    /// Prefer an address of this family.
     like: IpAddr,
     lookup: Option<JoinHandle<Result<SocketAddr, Mistake>>>,
     next: Instant,
@@ -25,20 +25,20 @@ impl PeerName {
         Self { name, like, lookup: None, next: Instant::now() }
     }
 
-    /// As written.
+    /// The name as written.
     pub fn text(&self) -> String {
         self.name.to_string()
     }
 
-    /// Starts a look-up, unless one runs or has just ended. Resolvers block, for half a minute at worst: a thread of the
-    /// pool does it.
+    /// Starts a look-up, unless one is in progress or has just ended. Resolvers may block for half a minute, so a
+    /// thread of the pool does it.
     pub fn look_up(&mut self) {
         if self.lookup.is_some() || Instant::now() < self.next {
             return;
         }
         let (name, like) = (self.name.clone(), self.like);
         self.lookup = Some(tokio::task::spawn_blocking(move || {
-            // What leads to the other IP version only is no mistake: there may be a way to go there.
+            // A name with addresses of the other IP version only is no mistake: that version may have a route.
             options::address_of(&name, Some(like))
                 .or_else(|mistake| options::address_of(&name, None).map_err(|_| mistake))
         }));
@@ -49,7 +49,7 @@ impl PeerName {
         let Some(lookup) = &mut self.lookup else { return std::future::pending().await };
         let answer = lookup.await;
         self.lookup = None;
-        self.next = Instant::now() + PAUSE;
+        self.next = Instant::now() + MIN_LOOK_UP_INTERVAL;
         answer.unwrap_or_else(|error| Err(Mistake::new(format!("look-up of {}: {error}", self.name), "wait")))
     }
 }

@@ -1,4 +1,4 @@
-//! What the daemon does about each event of the engine: key exchange, pings, errors, log lines.
+//! The daemon's reaction to each event of the engine: key exchange, pings, errors, log lines.
 //!
 //! A state machine without sockets or clocks, like the [`Exchange`] inside it; [`super::daemon`] carries out the steps.
 
@@ -23,14 +23,14 @@ use crate::wire::message::{self, Message};
 pub(super) use self::topic::Topic;
 use self::topic::{level, topic};
 
-/// Packets under one send key towards an original, which forgets a receive key after twice as many (protocol
+/// Maximum packets under one send key towards an original, which drops a receive key after twice as many (protocol
 /// section 3).
 pub const ORIGINAL_PACKETS: u64 = 32_767;
-/// Packets under one send key towards our own kind.
+/// Maximum packets under one send key towards a peer that runs this program.
 pub const OWN_PACKETS: u64 = 1 << 18;
-/// Octets under one send key: far below the birthday bound of 64-bit blocks.
+/// Maximum octets under one send key: far below the birthday bound of 64-bit blocks.
 pub const SEND_OCTETS: u64 = 256 << 20;
-/// Packets under one receive key. The sender keeps the real limits; this one ends what no honest sender does.
+/// Maximum packets under one receive key. The sender observes the actual limits; no correct sender reaches this one.
 pub const RECEIVE_PACKETS: u64 = 2 * OWN_PACKETS;
 
 /// How important a log line is.
@@ -40,14 +40,14 @@ pub enum Level {
     Warning,
     /// Worth knowing.
     Info,
-    /// For those who look closely.
+    /// Details.
     Debug,
 }
 
 /// Why the tunnel ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Somebody wants it so.
+    /// Somebody asked for it.
     Asked(String),
     /// Something is wrong.
     Failed(String),
@@ -55,15 +55,15 @@ pub enum End {
 
 /// What to do, in order. Not `Debug`: requests hold keys.
 pub enum Step {
-    /// Tell the engine.
+    /// Send a request to the engine.
     Send(Request),
-    /// Tell the operator; without the interface name.
+    /// Log a line for the operator; it has no interface name.
     Log(Level, String),
-    /// The peer is here now.
+    /// The peer's address has changed to this one.
     Peer(SocketAddr),
-    /// We are here now.
+    /// Our address has changed to this one.
     Me(SocketAddr),
-    /// The peer does not answer: if it was given by name, that may mean another address by now.
+    /// The peer does not answer: if it was given by name, the name may have a new address.
     LookUpPeer,
     /// Stop.
     End(End),
@@ -75,15 +75,15 @@ pub struct Session<R> {
     health: Health,
     tokxts: u32,
     peer_keeps_keys: bool,
-    /// How long a send key may be of use to an original, which forgets it after twice tokey: half-way between, so that
-    /// what is on its way then still arrives.
+    /// How long a send key is useful towards an original, which drops it after twice tokey: one and a half tokey, so
+    /// that packets in flight at the end still arrive in time.
     key_life: Duration,
-    /// When the send key in use is of no more use.
+    /// When the send key in use stops being useful.
     key_ends: Option<Duration>,
     repeats: HashMap<Topic, Repeats>,
-    /// How this end is set up, for those who ask in clear.
+    /// The configuration of this end, for requests in clear.
     configuration: Configuration,
-    /// When such a question was answered last.
+    /// When the last such request was answered.
     configuration_told: Option<Duration>,
     rng: R,
 }
@@ -106,18 +106,18 @@ impl<R: CryptoRng> Session<R> {
         }
     }
 
-    /// Takes over what may change while the tunnel runs.
+    /// Applies the options that may change while the tunnel runs.
     pub fn reload(&mut self, options: &Options, now: Now) {
         self.tokxts = options.tokxts;
         self.health.set_limits(limits(options), now.at);
     }
 
-    /// Packets under one send key towards the peer as it is known now.
+    /// Maximum packets under one send key towards the peer as it is known now.
     pub fn send_packets(&self) -> u64 {
         if self.peer_keeps_keys { OWN_PACKETS } else { ORIGINAL_PACKETS }
     }
 
-    /// Another engine has taken the tunnel over, which knows no dynamic key and the limits of the start.
+    /// A new engine has the tunnel, with no dynamic key and with the limits of the start.
     pub fn start_over(&mut self) {
         self.exchange.start_over();
         self.peer_keeps_keys = false;
@@ -129,7 +129,7 @@ impl<R: CryptoRng> Session<R> {
         [self.exchange.deadline(), self.health.deadline(), self.key_ends].into_iter().flatten().min()
     }
 
-    /// Takes note of the time.
+    /// Checks the deadlines at `now`.
     pub fn tick(&mut self, now: Now) -> Vec<Step> {
         let actions = self.exchange.handle(Input::Tick, now);
         let mut steps = self.steps(actions, now);
@@ -151,14 +151,15 @@ impl<R: CryptoRng> Session<R> {
         steps
     }
 
-    /// The message that says good-bye, and why. An original would take it for an order to exit, for good: so only a peer of
-    /// our own kind gets one.
+    /// The message that tells the peer that this end stops, and why. An original would exit for good, so only a peer
+    /// that runs this program gets one.
     pub fn farewell(&mut self, reason: &str, now: Now) -> Option<Request> {
         let is_ours = self.exchange.peer_keeps_keys();
         is_ours.then(|| control(&Message::Kill(reason.as_bytes()), now, &mut self.rng))
     }
 
-    /// Takes an event of the engine. [`Event::Attached`], [`Event::Renamed`] and the status events are not for here, and do nothing.
+    /// Handles an event of the engine. Ignores [`Event::Attached`], [`Event::Renamed`] and the status events, which are
+    /// handled elsewhere.
     pub fn event(&mut self, event: &Event, now: Now) -> Vec<Step> {
         match event {
             Event::KeyWanted { reason } => {
@@ -169,7 +170,7 @@ impl<R: CryptoRng> Session<R> {
                 Ok(payload) => self.message(&zeroize::Zeroizing::new(payload), *under_static, now),
                 Err(_) => vec![not_hexadecimal()],
             },
-            // Behind a NAT that spreads its mappings, that is each packet.
+            // Behind a NAT with a new mapping for each packet, this event comes for each packet.
             Event::NewPeer { peer } => {
                 let mut steps = vec![Step::Peer(*peer)];
                 steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {}", Shown(*peer)), now));
@@ -182,7 +183,8 @@ impl<R: CryptoRng> Session<R> {
             Event::NewMe { me, before } if before.ip().is_unspecified() => {
                 vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {}", Shown(*me)))]
             }
-            // A packet of ours tells the peer, which may have nothing to send and so nothing to be missed.
+            // A packet of ours tells the peer the new address; the peer may have nothing to send, and so would not
+            // notice the change.
             Event::NewMe { me, .. } => vec![
                 Step::Me(*me),
                 Step::Log(Level::Info, format!("changing my address: {}", Shown(*me))),
@@ -200,7 +202,7 @@ impl<R: CryptoRng> Session<R> {
         }
     }
 
-    /// An error of the carrier network.
+    /// Handles an error of the carrier network.
     pub fn network_error(&mut self, what: &str, now: Now) -> Vec<Step> {
         let mut steps = Vec::new();
         self.error(what, now, &mut steps);
@@ -227,7 +229,7 @@ impl<R: CryptoRng> Session<R> {
                 self.health.answered();
                 Vec::new()
             }
-            // The peer's text is not trusted to be one line.
+            // The peer's text may contain line ends.
             Message::Kill(text) => {
                 let why = if text.is_empty() { String::new() } else { format!(": {}", text.escape_ascii()) };
                 self.tell(Topic::Kill, Level::Info, &format!("the peer goes away (CT_KILL){why}"), now)
@@ -288,7 +290,7 @@ impl<R: CryptoRng> Session<R> {
         Step::Send(control(message, now, &mut self.rng))
     }
 
-    /// Tells the operator, unless the same was told often of late.
+    /// Logs a line for the operator, unless lines of the same topic were frequent recently.
     pub(super) fn tell(&mut self, topic: Topic, level: Level, line: &str, now: Now) -> Vec<Step> {
         let total = self.repeats.entry(topic).or_default().once_more(now.at);
         total.map(|total| Step::Log(level, counted(line, total))).into_iter().collect()

@@ -1,13 +1,13 @@
-//! SIGHUP: what a running tunnel can take over of changed options, and what wants a restart.
+//! SIGHUP: which changed options a running tunnel applies, and which need a restart.
 
 use super::Daemon;
 use crate::ciped::options::{self, Severity};
 
-/// Options that a running tunnel takes over. The new `ipup` and `arg` are for the scripts to come.
-const LIVE: &[&str] = &["ping", "toping", "maxerr", "tokxts", "ipdown", "arg"];
+/// Options that a running tunnel applies. A new `ipdown` and `arg` are for the next script.
+const LIVE_OPTIONS: &[&str] = &["ping", "toping", "maxerr", "tokxts", "ipdown", "arg"];
 
 impl Daemon {
-    /// Reads the options again and applies what can be applied; says what could not.
+    /// Reads the options again and applies those that it can; logs the others.
     pub(super) fn reload(&mut self) {
         let device = self.facts.device.clone();
         let (draft, problems) = options::load(&self.setup.sources);
@@ -19,11 +19,11 @@ impl Daemon {
             }
         }
         let Some(options) = options else {
-            tracing::error!("{device}: options not applied; the tunnel goes on with those it has");
+            tracing::error!("{device}: options not applied; the tunnel keeps its former options");
             return;
         };
         let (applied, kept): (Vec<_>, Vec<_>) =
-            draft.changes(&self.setup.draft).into_iter().partition(|name| LIVE.contains(name));
+            draft.changes(&self.setup.draft).into_iter().partition(|name| LIVE_OPTIONS.contains(name));
         let running = &mut self.setup.options;
         running.ping = options.ping;
         running.toping = options.toping;
@@ -32,8 +32,8 @@ impl Daemon {
         running.ipdown = options.ipdown;
         running.arg = options.arg.clone();
         self.facts.arg = options.arg;
-        // The next reload compares with what runs by then.
-        self.setup.draft.take_over(&draft, LIVE);
+        // The next reload compares with the options that then apply.
+        self.setup.draft.take_over(&draft, LIVE_OPTIONS);
         self.facts.options = self.setup.draft.environment();
         self.session.reload(running, self.clock.now());
         let list = |names: Vec<&str>| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };

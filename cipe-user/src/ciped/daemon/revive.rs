@@ -1,4 +1,4 @@
-//! A dead engine is started again, and the tunnel is where it was.
+//! Starts a dead engine again and restores its tunnel.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::ciped::session::End;
 use crate::control::protocol::Request;
 use crate::kernel::zone;
 
-/// The first wait before a dead engine is started again; doubled each time.
+/// The first pause before a dead engine is started again; it doubles each time.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
-/// The longest such wait.
+/// The longest such pause.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
 
 impl Daemon {
-    /// Starts the engine again and attaches, with growing waits in between, until it works or the operator stops us.
+    /// Starts the engine again and attaches, with growing pauses, until this works or the operator stops the daemon.
     pub(super) async fn revive(&mut self, wishes: &mut mpsc::Receiver<Wish>) -> Option<End> {
         let device = self.facts.device.clone();
         tracing::error!("{device}: the engine has gone; the interface drops all traffic until it is back");
@@ -33,7 +33,7 @@ impl Daemon {
                             tracing::info!("{device}: changing my address: {}", zone::Shown(me));
                             self.facts.me = me;
                         }
-                        tracing::info!("{device}: the engine is back; keys are exchanged anew");
+                        tracing::info!("{device}: the engine is back; keys are exchanged again");
                         self.session.start_over();
                         self.engine = Some(engine);
                         if self.relay.is_some() {
@@ -56,11 +56,12 @@ impl Daemon {
         }
     }
 
-    /// Where the tunnel is now, for the next engine. A port that the system picked is kept, since the peer knows it.
+    /// Current addresses of the tunnel, for the next engine. Keeps a port that the system chose, because the peer knows
+    /// it.
     fn place(&self) -> Place {
         let configured = self.setup.options.me.address;
         let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
-        // The device of a link-local address may have another index than at the start.
+        // The device of a link-local address may have a new index since the start.
         let zone = zone::of(self.facts.me).or(zone::of(configured)).unwrap_or_default();
         let me = zone::socket_address(configured.ip(), port, zone);
         let device = Some(self.facts.device.clone());

@@ -1,4 +1,4 @@
-//! What passed through the interface, for the log at the end.
+//! Traffic of the interface, for the log at the end.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::Daemon;
 use crate::control::protocol::{Event, Request, Status};
 
-/// How long the engine may take to tell.
-const DEADLINE: Duration = Duration::from_secs(2);
+/// How long the engine may take to answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
 impl Daemon {
-    /// Logs the tunnel's statistics, if there is an engine that knows them.
+    /// Logs the tunnel's statistics, if an engine answers.
     pub(super) async fn log_statistics(&mut self) {
         let device = &self.facts.device;
         let Some(engine) = &mut self.engine else { return };
@@ -24,9 +24,9 @@ impl Daemon {
                 }
             }
         };
-        match tokio::time::timeout(DEADLINE, answer).await {
+        match tokio::time::timeout(ANSWER_DEADLINE, answer).await {
             Ok(Some(status)) => tracing::info!("{device}: {}", line(&status)),
-            _ => tracing::debug!("{device}: the engine does not tell the statistics"),
+            _ => tracing::debug!("{device}: the engine reports no statistics"),
         }
     }
 }

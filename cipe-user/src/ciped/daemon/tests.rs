@@ -1,4 +1,4 @@
-//! The daemon against an engine that is played by the test, over a real control socket.
+//! The daemon against an engine that the test plays, over a real control socket.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -20,7 +20,7 @@ struct Stage {
     server: Option<Server>,
 }
 
-/// A daemon that runs.
+/// A running daemon.
 struct Player {
     wishes: mpsc::Sender<Wish>,
     up: oneshot::Receiver<()>,
@@ -68,7 +68,7 @@ impl Stage {
         self.daemon_of(number, extra, Vec::new())
     }
 
-    /// A daemon that reads `files` at a reload.
+    /// Starts a daemon that reads `files` at a reload.
     fn daemon_of(&self, number: u8, extra: &str, files: Vec<PathBuf>) -> Player {
         let text = options_text(number, extra);
         let sources =
@@ -93,7 +93,7 @@ impl Stage {
         Player { wishes, up, task }
     }
 
-    /// Accepts a daemon and makes its tunnel.
+    /// Accepts a daemon and attaches its tunnel.
     async fn attach(&self, device: &str) -> (Connection, Attach) {
         let mut connection = self.accept().await;
         let Some(Request::Attach(request)) = connection.receive().await.unwrap() else { panic!("no attach") };
@@ -116,7 +116,7 @@ fn message_type(request: &Request) -> Option<u8> {
     hex::decode(payload).unwrap().first().copied()
 }
 
-/// Lets the daemon know that its peer is of our own kind, which alone is told of its end.
+/// Makes the daemon learn that its peer runs this program: only such a peer gets a CT_KILL.
 fn introduce(connection: &Connection) {
     let mut message = [0; 60];
     message[..10].copy_from_slice(b"\x70CIPEkeep\0");
@@ -186,7 +186,7 @@ async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
     connection.send(&Event::NewPeer { peer }).unwrap();
     introduce(&connection);
     assert!(matches!(next(&mut connection).await, Request::SetSendLimits { .. }));
-    // Answered only after the event before it.
+    // The daemon answers this only after the event before it.
     let ping = hex::encode([0x72; 60]);
     connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
@@ -204,7 +204,7 @@ async fn ip_up_runs_before_the_tunnel_is_called_up_and_beside_the_key_exchange()
     let stage = Stage::new();
     let (fifo, out) = (stage.path("fifo"), stage.path("out"));
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-    // Waits for the test to write, as a script that pings the peer waits for keys.
+    // Waits until the test writes, as a script that pings the peer waits for keys.
     let text = format!("#!/bin/sh\nread word <{}\necho \"$# $3 $word\" >{}\n", fifo.display(), out.display());
     let script = stage.script("ip-up", &text);
     let mut player = stage.daemon(1, &format!("ipup {}", script.display()));
@@ -313,7 +313,7 @@ async fn options_that_cannot_be_read_again_change_nothing() {
     let stage = Stage::new();
     let player = stage.daemon(1, "");
     let (mut connection, _) = stage.attach("cipcb0").await;
-    // The sources of the played daemon have no options at all, so these are errors.
+    // The sources of the daemon under test have no options at all, so a reload finds errors.
     player.wishes.send(Wish::Reload).await.unwrap();
     let peer = "192.0.2.99:6789".parse().unwrap();
     let ping = hex::encode([0x72; 60]);
@@ -364,7 +364,7 @@ async fn ip_down_gets_each_option_with_the_values_that_a_reload_has_set() {
     for arg in ["two", "three"] {
         write(&options_text(1, &extra(arg)));
         player.wishes.send(Wish::Reload).await.unwrap();
-        // Answered only after the wish before it.
+        // The daemon answers this only after the wish before it.
         let ping = hex::encode([0x72; 60]);
         connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
         assert_eq!(message_type(&next(&mut connection).await), Some(0x73));

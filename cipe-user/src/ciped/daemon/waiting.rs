@@ -1,4 +1,4 @@
-//! What a daemon waits for: whatever comes first.
+//! The events that a daemon waits for.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use crate::ciped::options::Mistake;
 use crate::ciped::socks;
 use crate::control::protocol::Event;
 
-/// What woke the loop.
+/// The event that woke the loop.
 pub(super) enum Woken {
     Event(Option<Event>),
     Wish(Option<Wish>),
@@ -20,7 +20,7 @@ pub(super) enum Woken {
 }
 
 impl Daemon {
-    /// Waits for one thing; of several that are there, for the operator's wish first.
+    /// Waits for one event; if several are there, the operator's wish is first.
     pub(super) async fn wait(&mut self, wishes: &mut mpsc::Receiver<Wish>, script: Option<&mut Script>) -> Woken {
         let deadline = self.session.deadline().map(|at| self.clock.start + at);
         let timer = async {

@@ -1,4 +1,4 @@
-//! Where the peer is: behind a SOCKS5 server's relay, or where its name leads now.
+//! The peer's location: behind a SOCKS5 server's relay, or at the current address of its name.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use crate::ciped::socks;
 use crate::control::protocol::Request;
 use crate::kernel::zone::{self, Shown};
 
-/// Asks the SOCKS5 server, if there is one, before anything is made.
+/// Asks the SOCKS5 server for a relay, if there is a server, before anything else is made.
 pub(super) async fn first_relay(options: &Options) -> anyhow::Result<Option<(socks::Relay, SocketAddr)>> {
     let Some((server, _)) = &options.socks else { return Ok(None) };
     let credentials = socks::Credentials::of_environment().map_err(anyhow::Error::msg)?;
@@ -21,7 +21,7 @@ pub(super) async fn first_relay(options: &Options) -> anyhow::Result<Option<(soc
 }
 
 impl Daemon {
-    /// Takes up a relay of the SOCKS5 server, or its loss, which is an error of the network.
+    /// Uses a new relay of the SOCKS5 server, or handles its loss, which counts as a network error.
     pub(super) fn relayed(&mut self, news: socks::News) -> Vec<Step> {
         let device = &self.facts.device;
         let (relay, steps) = match news {
@@ -37,8 +37,8 @@ impl Daemon {
         steps
     }
 
-    /// Goes where the peer's name leads now. Where it leads to the same host, its port may well have been learned. Another IP
-    /// version wants another socket and another own address: then the tunnel starts over.
+    /// Sends to the current address of the peer's name. If the host is the same, the peer's address stays: its port may
+    /// have been learned. Another IP version needs another socket and own address: then the tunnel starts over.
     pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) -> Option<End> {
         let name = self.peer_name.as_ref()?.text();
         let (topic, level, text) = match answer {
@@ -47,9 +47,9 @@ impl Daemon {
                 let text = format!("{name} is at {} now", Shown(peer));
                 if self.setup.draft.me.value.as_ref().is_none_or(|me| me.host.is_empty()) {
                     self.starts_over = true;
-                    return Some(End::Asked(format!("{text}; the tunnel starts over by {now}")));
+                    return Some(End::Asked(format!("{text}; the tunnel starts over with {now}")));
                 }
-                let text = format!("{text}, and `me` says {before}; correct `me`, or leave its address out");
+                let text = format!("{text}, but `me` is {before}; correct `me`, or omit its address");
                 (Topic::PeerIsAt, Level::Warning, text)
             }
             Ok(peer) if (peer.ip(), zone::of(peer)) != (self.peer.ip(), zone::of(self.peer)) => {

@@ -1,13 +1,14 @@
 //! The key exchange of one tunnel (protocol section 3) as a state machine without sockets or clocks.
 //!
-//! Two directions that know nothing of each other: [`sender`] makes our send keys and announces them, [`receiver`]
-//! takes the peer's. Whatever may be lost is sent again by a timer. Towards an original, data stops to go under the old
-//! send key before a new one is announced, since an original forgets its old receive key at the NK_IND; the NK_IND
-//! itself goes under the old key. A peer that says with a CT_DUMMY (which originals ignore) that it keeps the old one for
-//! a while is sent to under the old key until its NK_ACK.
+//! The two directions are independent: [`sender`] makes our send keys and announces them, [`receiver`] takes the
+//! peer's. A timer repeats every message that may be lost. Towards an original, data under the old send key stops
+//! before a new key is announced, since an original drops its old receive key at the NK_IND; the NK_IND itself is under
+//! the old key. A peer that announces with a CT_DUMMY (which originals ignore) that it keeps the old key for a while
+//! still gets data under the old key until its NK_ACK.
 //!
-//! What the two ends know may diverge: one was restarted, or replaced by another gateway and came back. Then only the
-//! static key reaches the other end, so a message that answers one under the static key goes under the static key, too.
+//! The two ends may have different keys: after a restart, or after another gateway has replaced one end for a while.
+//! Then only messages under the static key reach the other end, so the answer to a message under the static key is
+//! under the static key, too.
 
 mod receiver;
 mod retry;
@@ -28,7 +29,7 @@ use self::sender::Sender;
 use crate::control::protocol::{KeyOctets, Under, Wanted};
 use crate::wire::message::Message;
 
-/// The time of an input, on two clocks.
+/// The time of an input, by two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
     /// Monotonic, since any fixed moment.
@@ -39,18 +40,18 @@ pub struct Now {
 
 /// What happened.
 pub enum Input<'a> {
-    /// The engine wants a new key.
+    /// The engine requests a new key.
     KeyWanted(Wanted),
     /// A message was opened, parsed and found fresh.
     Message {
-        /// The message. Those that are no business of the key exchange are ignored.
+        /// The message. Messages that do not belong to the key exchange are ignored.
         message: Message<'a>,
         /// Whether it was under the static key.
         under_static: bool,
     },
-    /// The send key has been of no use for so long that an original has forgotten it.
+    /// The send key has been useless for so long that an original has dropped it.
     SendKeyForgotten,
-    /// Several CT_PINGs in a row stayed unanswered: the peer may have other keys than we think.
+    /// Several CT_PINGs in a row had no answer: the peer may have other keys than we assume.
     Unanswered,
     /// [`Exchange::deadline`] has passed.
     Tick,
@@ -64,7 +65,7 @@ pub enum Action {
         payload: Zeroizing<Vec<u8>>,
         /// The key to seal it under.
         under: Under,
-        /// It is the first NK_IND of a key.
+        /// Whether it is the first NK_IND of a key.
         announces: bool,
     },
     /// Send under this key from now on.
@@ -75,15 +76,15 @@ pub enum Action {
     SetReceiveKey {
         /// The new key.
         key: KeyOctets,
-        /// How long the one before it stays valid, from the first packet under the new one on. Until that packet the
-        /// peer has perhaps not begun to use it: two NK_IND of an original may overtake each other.
+        /// How long the previous key stays valid, counted from the first packet under the new key. Until that packet,
+        /// the peer may not use the new key yet: two NK_IND of an original may overtake each other.
         keep: Duration,
     },
-    /// Tell the operator.
+    /// Log a note for the operator.
     Log(Note),
 }
 
-/// What an operator may want to know.
+/// An event that may interest an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Note {
     /// Our new send key is in use.
@@ -92,8 +93,8 @@ pub enum Note {
         /// From the first NK_IND to the NK_ACK.
         after: Duration,
     },
-    /// An idle tunnel.
-    #[error("the send key is old and not renewed for want of traffic; dropped, since the peer forgets it, too")]
+    /// An idle tunnel dropped its send key.
+    #[error("the send key is old and was not renewed, as there is no traffic; dropped, because the peer drops it, too")]
     Forgotten,
     /// The peer's new key is in use.
     #[error("new receive key")]
@@ -101,30 +102,30 @@ pub enum Note {
     /// The peer asked for a key.
     #[error("the peer asks for a new key")]
     Requested,
-    /// An NK_IND brought back a key that was used before.
+    /// An NK_IND had a key that was used before.
     #[error("refused a receive key that was used before; an NK_IND came late or was replayed")]
     ReusedKey,
-    /// An NK_ACK that no NK_IND is waiting for.
+    /// An NK_ACK for which no NK_IND waits.
     #[error("ignored an NK_ACK for a key that is not waiting for one")]
     StrayAcknowledgement,
-    /// Every NK_IND stayed without an answer.
-    #[error("no answer to NK_IND for {} s; is the peer up, and has it the same static key?", after.as_secs())]
+    /// No NK_IND had an answer.
+    #[error("no answer to NK_IND for {} s; is the peer up, and does it have the same static key?", after.as_secs())]
     NoAcknowledgement {
         /// Since the first one.
         after: Duration,
     },
-    /// Every NK_REQ stayed without an answer.
-    #[error("no answer to NK_REQ for {} s; is the peer up, and has it the same static key?", after.as_secs())]
+    /// No NK_REQ had an answer.
+    #[error("no answer to NK_REQ for {} s; is the peer up, and does it have the same static key?", after.as_secs())]
     NoIndication {
         /// Since the first one.
         after: Duration,
     },
-    /// The peer said that it keeps old receive keys, as we do.
-    #[error("the peer keeps old keys at a change, so keys are announced ahead")]
+    /// The peer announced that it keeps old receive keys, as we do.
+    #[error("the peer keeps the old key during a change, so new keys are announced before they are used")]
     PeerKeepsKeys,
 }
 
-/// Data of the CT_DUMMY that tells our own kind, and behind it whether an answer is asked for (1) or not (0).
+/// Data of the CT_DUMMY by which ours recognize each other; the next octet asks for an answer (1) or not (0).
 const MARKER: &[u8; 8] = b"CIPEkeep";
 
 /// The key exchange of one tunnel. `R` makes the keys and the filler.
@@ -137,31 +138,31 @@ pub struct Exchange<R> {
 }
 
 impl<R: CryptoRng> Exchange<R> {
-    /// A tunnel without dynamic keys. `tokxc` bounds how often the peer is bothered; less than a second counts as one.
+    /// A tunnel without dynamic keys. `tokxc` is the minimum time between exchanges; less than a second counts as one.
     pub fn new(tokxc: Duration, rng: R) -> Self {
         let timing = Timing::new(tokxc);
         Self { sender: Sender::new(timing), receiver: Receiver::new(timing), peer_keeps_keys: false, rng }
     }
 
-    /// The engine has lost all dynamic keys. Those taken so far stay refused: their replay filters are lost, too.
+    /// The engine has lost all dynamic keys. Keys that were used before stay refused, because their replay filters are
+    /// lost, too.
     pub fn start_over(&mut self) {
         self.sender.start_over();
         self.receiver.start_over();
         self.peer_keeps_keys = false;
     }
 
-    /// Whether the peer is of our own kind, as far as is known now; it may be replaced by an original at any time.
+    /// Whether the peer runs this program, as far as is known; an original may replace it at any time.
     pub fn peer_keeps_keys(&self) -> bool {
         self.peer_keeps_keys
     }
 
-    /// When [`Input::Tick`] is due, on the clock of [`Now::at`]; `None` while nothing is waited for. Changes with every
-    /// input.
+    /// When [`Input::Tick`] is due, on the clock of [`Now::at`]; `None` while nothing waits. Changes with every input.
     pub fn deadline(&self) -> Option<Duration> {
         [self.sender.deadline(), self.receiver.deadline()].into_iter().flatten().min()
     }
 
-    /// Takes one input. Total: no input, in no order, is an error.
+    /// Handles one input. No input, in any order, is an error.
     pub fn handle(&mut self, input: Input<'_>, now: Now) -> Vec<Action> {
         let mut out = Out { actions: Vec::new(), now, introduce: !self.peer_keeps_keys, rng: &mut self.rng };
         match input {
@@ -184,7 +185,7 @@ impl<R: CryptoRng> Exchange<R> {
             }
             Input::Message { message, under_static } => {
                 let starts_afresh = under_static && matches!(message, Message::Request | Message::Indication { .. });
-                // Perhaps as another program.
+                // The peer may now be another program.
                 let doubted = starts_afresh && std::mem::take(&mut self.peer_keeps_keys);
                 out.introduce |= starts_afresh;
                 let under = if under_static { Under::Static } else { Under::Live };
@@ -196,7 +197,8 @@ impl<R: CryptoRng> Exchange<R> {
                     Message::Indication { key, sum } => {
                         self.receiver.indication(key, sum, under, &mut out);
                         if doubted {
-                            // One of ours that knows us already says nothing of itself unless it is asked.
+                            // If the peer runs this program and knows us already, it does not announce itself unless it
+                            // is asked.
                             out.marker(true, Under::Static);
                         }
                     }
@@ -211,7 +213,7 @@ impl<R: CryptoRng> Exchange<R> {
                             }
                         }
                     }
-                    // What an original means by it is another thing.
+                    // An original means something else by it.
                     Message::Kill(_) if self.peer_keeps_keys => self.sender.left(&mut out),
                     Message::Debug(_) | Message::Ping(_) | Message::Pong(_) | Message::Kill(_) => {}
                 }
@@ -221,11 +223,11 @@ impl<R: CryptoRng> Exchange<R> {
     }
 }
 
-/// What both directions write their actions to.
+/// Where both directions write their actions.
 struct Out<'a, R> {
     actions: Vec<Action>,
     now: Now,
-    /// Whether to send our marker along, since the peer has not sent its own.
+    /// Whether to send our marker too, since the peer has not sent its own.
     introduce: bool,
     rng: &'a mut R,
 }
@@ -236,12 +238,12 @@ impl<R: CryptoRng> Out<'_, R> {
         self.actions.push(Action::SendMessage { payload, under, announces: false });
     }
 
-    /// Sends a message that opens an exchange; `announces`: it is the first NK_IND of a key.
+    /// Sends a message that opens an exchange; `announces`: whether it is the first NK_IND of a key.
     fn send_opening(&mut self, message: &Message<'_>, under: Under, announces: bool) {
         let payload = message.build(self.now.unix, self.rng);
         self.actions.push(Action::SendMessage { payload, under: under.clone(), announces });
         if self.introduce {
-            // An original takes the new key at the NK_IND and opens nothing more under the old one.
+            // An original takes the new key at the NK_IND and opens nothing under the old one afterwards.
             let under = if matches!(under, Under::Retired(_)) { Under::Static } else { under };
             self.marker(true, under);
         }

@@ -1,4 +1,4 @@
-//! The peer's keys: asked for by NK_REQ, taken at the NK_IND, acknowledged by NK_ACK.
+//! The peer's keys: requested by NK_REQ, taken at the NK_IND, acknowledged by NK_ACK.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -18,17 +18,18 @@ pub(super) struct Receiver {
     taken: Taken,
     /// The NK_REQ that waits for its NK_IND.
     asking: Option<Retry>,
-    /// When the last NK_REQ was sent that was no repetition.
+    /// When the last NK_REQ was sent, repetitions excluded.
     asked: Option<Duration>,
-    /// The key that the next NK_REQ goes under.
+    /// The key for the next NK_REQ.
     under: Under,
     first_wait: FirstWait,
-    /// The sum in the last NK_ACK that went under a dynamic key, and when.
+    /// The sum in the last NK_ACK under a dynamic key, and when it was sent.
     acknowledged: Option<([u8; 4], Duration)>,
 }
 
-/// How long after an NK_ACK an NK_REQ is taken for a sign that it could not be opened: more than any round trip.
-const OVERLAP: Duration = Duration::from_secs(2);
+/// An NK_REQ within this time after an NK_ACK means that the peer could not open the NK_ACK: longer than any round
+/// trip.
+const UNOPENED_ACK_WINDOW: Duration = Duration::from_secs(2);
 
 impl Receiver {
     pub fn new(timing: Timing) -> Self {
@@ -52,8 +53,8 @@ impl Receiver {
         self.asking.as_ref().map(|retry| retry.next)
     }
 
-    /// A packet came under a key that we do not have, or the key is used up. Asks at once, but begins to ask at most
-    /// once per tokxc: whoever can make datagrams must not make us send as many.
+    /// A packet came under a key that we do not have, or the key has reached its limit. Sends an NK_REQ at once, but
+    /// starts such an exchange at most once per tokxc: forged datagrams must not make us send as many.
     pub fn key_missing<R: CryptoRng>(&mut self, under: Under, out: &mut Out<'_, R>) {
         if self.asking.is_some() {
             return;
@@ -69,17 +70,17 @@ impl Receiver {
         out.send_opening(&Message::Request, std::mem::replace(&mut self.under, Under::Static), false);
     }
 
-    /// NK_REQ right after our NK_ACK: the peer lacks our send key, so it has not opened that either.
+    /// An NK_REQ right after our NK_ACK: the peer lacks our send key, so it could not open the NK_ACK either.
     pub fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         if let Some((sum, at)) = self.acknowledged.take()
-            && out.now.at <= at + OVERLAP
+            && out.now.at <= at + UNOPENED_ACK_WINDOW
         {
             out.send(&Message::Acknowledgement { sum }, Under::Static);
         }
     }
 
-    /// NK_IND: the peer's next key, or the same one again if our NK_ACK was lost. Under the static key, the peer has
-    /// perhaps no other yet, and could not open the NK_ACK under ours.
+    /// NK_IND: the peer's next key, or the same key again if our NK_ACK was lost. If it is under the static key, the
+    /// peer may have no other key, and could not open an NK_ACK under our send key.
     pub fn indication<R: CryptoRng>(&mut self, key: DynamicKey, sum: [u8; 4], under: Under, out: &mut Out<'_, R>) {
         let hash = self.taken.hash(&key);
         if self.current != Some(hash) {
@@ -107,7 +108,7 @@ impl Receiver {
                 if self.asked.is_none_or(|asked| asked < retry.started) {
                     self.asked = Some(retry.started);
                 }
-                // The peer may lack the key that the first one went under.
+                // The peer may lack the key of the first one.
                 let under = std::mem::replace(&mut self.under, Under::Static);
                 out.send_opening(&Message::Request, under, false);
             }
@@ -120,8 +121,8 @@ impl Receiver {
     }
 }
 
-/// The keys taken since the start, as keyed hashes, so that a replayed NK_IND brings none of them back. The oldest of
-/// more than [`Taken::CAPACITY`] are forgotten: 20 years of keys at the default tokey, and at most 32 MiB.
+/// The keys taken since the start, as keyed hashes, so that a replayed NK_IND cannot restore any of them. Beyond
+/// [`Taken::CAPACITY`], the oldest are dropped: 20 years of keys at the default tokey, and at most 32 MiB.
 #[derive(Default)]
 struct Taken {
     hasher: RandomState,

@@ -1,19 +1,19 @@
-//! When a message without an answer is sent again.
+//! When to retransmit a message that has no answer.
 
 use std::time::Duration;
 
 /// The intervals of one tunnel.
 #[derive(Clone, Copy)]
 pub(super) struct Timing {
-    /// Least time between two exchanges that the same side starts.
+    /// Minimum time between two exchanges that the same side starts.
     pub tokxc: Duration,
 }
 
 impl Timing {
     /// The first wait while no round trip has been measured.
-    const FIRST: Duration = Duration::from_millis(250);
+    const FIRST_WAIT: Duration = Duration::from_millis(250);
     /// The shortest first wait, however near the peer is.
-    const SHORTEST: Duration = Duration::from_millis(20);
+    const MIN_FIRST_WAIT: Duration = Duration::from_millis(20);
 
     pub fn new(tokxc: Duration) -> Self {
         Self { tokxc: tokxc.max(Duration::from_secs(1)) }
@@ -24,19 +24,19 @@ impl Timing {
         (2 * self.tokxc).max(Duration::from_secs(3))
     }
 
-    /// How long an unanswered message is sent again.
+    /// How long an unanswered message is retransmitted.
     pub fn give_up(self) -> Duration {
         3 * self.tokxc
     }
 
-    /// The longest wait: short enough for a dozen attempts before [`Self::give_up`], so that a path that loses one
-    /// datagram in five is got through.
+    /// The longest wait: short enough for a dozen attempts before [`Self::give_up`], so that an exchange succeeds on a
+    /// path that loses one datagram in five.
     fn longest(self) -> Duration {
         self.tokxc / 4
     }
 }
 
-/// How long the first answer of an exchange is waited for: by the round trips so far.
+/// How long to wait for the first answer of an exchange, according to the round trips so far.
 #[derive(Clone, Copy)]
 pub(super) struct FirstWait {
     timing: Timing,
@@ -45,22 +45,22 @@ pub(super) struct FirstWait {
 
 impl FirstWait {
     pub fn new(timing: Timing) -> Self {
-        Self { timing, wait: Timing::FIRST.min(timing.longest()) }
+        Self { timing, wait: Timing::FIRST_WAIT.min(timing.longest()) }
     }
 
     pub fn get(self) -> Duration {
         self.wait
     }
 
-    /// An answer came so long after the first message. If that was `repeated`, nobody knows which one was answered
-    /// (Karn); but next time the wait is longer, until it is long enough for the round trip to show.
+    /// An answer came this long after the first message. If the message was `repeated`, nobody knows which one was
+    /// answered (Karn); but next time the wait is longer, until it is long enough to measure the round trip.
     pub fn learn(&mut self, after: Duration, repeated: bool) {
-        let wait = if repeated { 2 * self.wait } else { (4 * after).max(Timing::SHORTEST) };
+        let wait = if repeated { 2 * self.wait } else { (4 * after).max(Timing::MIN_FIRST_WAIT) };
         self.wait = wait.min(self.timing.longest());
     }
 }
 
-/// One message that waits for its answer.
+/// A message that waits for its answer.
 pub(super) struct Retry {
     timing: Timing,
     /// When it was sent first.
@@ -70,14 +70,14 @@ pub(super) struct Retry {
     wait: Duration,
     /// When it was sent last.
     sent: Duration,
-    /// Whether it was sent more than once, so that an answer tells no round trip (Karn).
+    /// Whether it was sent more than once, so that an answer measures no round trip (Karn).
     pub repeated: bool,
 }
 
-/// What a passed deadline asks for.
+/// The action when the deadline is checked.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Not passed yet.
+    /// The deadline has not passed.
     Wait,
     /// Send the message again.
     Again,
@@ -86,7 +86,7 @@ pub(super) enum Due {
 }
 
 impl Retry {
-    /// For a message that is sent at `now`, and again after `wait`.
+    /// For a message that is sent at `now`, and retransmitted after `wait`.
     pub fn new(timing: Timing, now: Duration, wait: Duration) -> Self {
         Self { timing, started: now, next: now + wait, wait, sent: now, repeated: false }
     }
@@ -96,7 +96,7 @@ impl Retry {
         Self { timing, started: start, next: start, wait: wait / 2, sent: Duration::ZERO, repeated: false }
     }
 
-    /// Takes note of the time; the wait doubles each time.
+    /// Checks the deadline at `now`; the wait doubles each time.
     pub fn due(&mut self, now: Duration) -> Due {
         if now < self.next {
             return Due::Wait;
@@ -108,16 +108,16 @@ impl Retry {
         Due::Again
     }
 
-    /// The message is sent again for another reason than its deadline.
+    /// The message is retransmitted for another reason than its deadline.
     pub fn again(&mut self, now: Duration) {
         self.wait = (2 * self.wait).min(self.timing.longest());
         self.next = (now + self.wait).min(self.started + self.timing.give_up()).max(now);
         (self.repeated, self.sent) = (true, now);
     }
 
-    /// Whether the last one has had the time to reach even a near peer, so that sending it again makes sense.
+    /// Whether the last message has had time to reach even a near peer, so that a retransmission makes sense.
     pub fn is_old(&self, now: Duration) -> bool {
-        now >= self.sent + Timing::SHORTEST
+        now >= self.sent + Timing::MIN_FIRST_WAIT
     }
 }
 

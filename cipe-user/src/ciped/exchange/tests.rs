@@ -11,7 +11,7 @@ use crate::wire::message::DynamicKey;
 
 const TOKXC: Duration = Duration::from_secs(10);
 
-/// What an action list says, with keys and messages in short.
+/// An action in short form, as the tests compare it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Message(&'static str),
@@ -27,7 +27,7 @@ struct Machine {
     announced: Option<DynamicKey>,
     /// The send key in use.
     in_use: Option<[u8; 16]>,
-    /// What the last message goes under.
+    /// The key of the last message.
     under: Under,
 }
 
@@ -42,7 +42,7 @@ impl Machine {
         }
     }
 
-    /// Markers are left out.
+    /// Omits markers.
     fn handle(&mut self, input: Input<'_>) -> Vec<Seen> {
         let mut seen = Vec::new();
         for action in self.exchange.handle(input, Now { at: self.now, unix: 0 }) {
@@ -52,7 +52,7 @@ impl Machine {
                     message => {
                         let mut is_new = false;
                         if let Message::Indication { key, .. } = &message {
-                            // One that is announced again while it is in use counts on.
+                            // A key that is announced again while it is in use continues its count.
                             is_new =
                                 self.announced.replace(key.clone()).as_ref() != Some(key) && self.in_use != Some(key.0);
                         }
@@ -96,7 +96,7 @@ impl Machine {
         self.handle(Input::Tick)
     }
 
-    /// Acknowledges what was announced last.
+    /// Acknowledges the last announcement.
     fn acknowledge(&mut self) -> Vec<Seen> {
         let sum = self.announced.as_ref().unwrap().sum();
         self.message(Message::Acknowledgement { sum })
@@ -133,7 +133,7 @@ fn the_same_key_is_announced_again_until_it_is_acknowledged() {
     assert_eq!(machine.acknowledge(), [Seen::SetSendKey(key.0)]);
 }
 
-/// An original that refuses a key which it has taken before does not acknowledge it again either.
+/// An original that refuses a key because it has taken it before does not acknowledge it again either.
 #[test]
 fn after_tokxc_without_an_answer_another_key_is_announced() {
     let mut machine = Machine::new();
@@ -187,7 +187,7 @@ fn towards_our_own_a_key_is_announced_under_the_one_in_use() {
     assert_eq!(machine.under, Under::Live);
 }
 
-/// Both ends have keys that the other one lacks: a gateway that comes back after another one stood in for it.
+/// Each end has keys that the other lacks: a gateway comes back after another one has replaced it for a while.
 #[test]
 fn keys_that_the_peer_may_lack_are_renewed_and_asked_for_under_the_static_key() {
     for (ours, expected) in [(true, &[IND, REQ][..]), (false, &[Seen::DropSendKey, IND, REQ])] {
@@ -227,7 +227,7 @@ fn an_acknowledgement_goes_under_the_static_key_if_the_indication_did() {
     }
 }
 
-/// A restarted original lacks our send key, so it cannot open an NK_ACK under it and asks for another key.
+/// A restarted original lacks our send key, so it cannot open an NK_ACK under it and requests another key.
 #[test]
 fn an_acknowledgement_that_a_request_follows_is_sent_again_under_the_static_key() {
     let mut machine = Machine::new();
@@ -369,7 +369,7 @@ fn asking_begins_at_most_once_per_tokxc() {
     assert_eq!(machine.tick(), [REQ]);
 }
 
-/// What the markers among these go under.
+/// The keys of the markers among these actions.
 fn markers(actions: &[Action]) -> Vec<Under> {
     let marker = |action: &Action| match action {
         Action::SendMessage { payload, under, .. } => match Message::parse(payload) {
@@ -391,7 +391,7 @@ fn an_original_can_open_the_marker_behind_an_indication() {
     assert_eq!(markers(&actions), [Under::Static], "the key before is gone at the NK_IND");
 }
 
-/// The second to announce a key has heard of the first by then.
+/// The second end that announces a key has already received the first one's marker.
 #[test]
 fn each_of_two_that_announce_one_after_the_other_knows_the_other() {
     let mut ends = [1, 2].map(|seed| Exchange::new(TOKXC, StdRng::seed_from_u64(seed)));

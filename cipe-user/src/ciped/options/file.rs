@@ -1,9 +1,9 @@
 //! Syntax of option files and arguments, byte for byte (protocol section 5).
 //!
-//! One `name value` a line. `#` in the first column makes the line a comment. No quoting and no continuation: the
-//! value is everything from the first octet after the blanks behind the name, to the last octet of the line that is no
-//! blank. Blanks are space, tab and carriage return (files that passed through a DOS editor). Octets beyond ASCII
-//! stand for themselves, so comments and `arg` may be in any encoding.
+//! Each line has one `name value`. A `#` in the first column makes the line a comment. There is no quoting and no
+//! continuation: the value begins after the blanks behind the name, and ends with the last octet of the line that is no
+//! blank. Blanks are space, tab and carriage return (from DOS editors). Octets beyond ASCII are kept as they are, so
+//! comments and `arg` may be in any encoding.
 
 /// One assignment of an option file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

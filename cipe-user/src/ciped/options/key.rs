@@ -1,4 +1,5 @@
-//! The static key as written (protocol section 2). Nothing of its text may reach a message: it is, or nearly is, the key.
+//! The text of the static key (protocol section 2). No part of it may reach a message: it is the key, or almost the
+//! key.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,17 +10,17 @@ use super::problem::Mistake;
 use super::value::{Parsed, Show};
 
 /// Digits of a key.
-const DIGITS: usize = 32;
+const KEY_DIGITS: usize = 32;
 const FIX: &str = "write 32 hexadecimal digits, such as the output of `cipe genkey` or md5sum";
 
 /// A static key as read, in both readings. Never shown.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct KeyText {
-    /// As hexadecimal digits mean.
+    /// With the hexadecimal meaning of the digits.
     pub octets: [u8; 16],
     /// With `keybug`: a to f mean 1 to 6.
     pub keybug_octets: [u8; 16],
-    /// Digits that were written, of which the first 32 count.
+    /// Number of digits in the text; the first 32 are used.
     pub digits: usize,
 }
 
@@ -39,8 +40,8 @@ impl Show for KeyText {
     }
 }
 
-/// Static key: 32 hexadecimal digits of either case; anything after the first word is ignored. Of a longer word the first
-/// 32 count: keys that old and new versions read alike have some 40.
+/// Static key: 32 hexadecimal digits of either case; anything after the first word is ignored. The first 32 of a longer
+/// word are used: keys that old and new versions read alike have some 40.
 pub fn key(text: &[u8]) -> Parsed<Option<KeyText>> {
     let word = text.split(u8::is_ascii_whitespace).next().unwrap_or_default();
     if word.is_empty() {
@@ -49,7 +50,7 @@ pub fn key(text: &[u8]) -> Parsed<Option<KeyText>> {
     if !word.iter().all(u8::is_ascii_hexdigit) {
         return Err(Mistake::new("the key has characters other than hexadecimal digits", FIX));
     }
-    let Some(digits) = word.first_chunk::<DIGITS>() else {
+    let Some(digits) = word.first_chunk::<KEY_DIGITS>() else {
         return Err(Mistake::new(format!("the key has {} digits", word.len()), FIX));
     };
     let mut key = KeyText { octets: [0; 16], keybug_octets: [0; 16], digits: word.len() };

@@ -1,8 +1,8 @@
-//! Options of the daemons (protocol section 5): where they come from, what they mean, what is wrong.
+//! Options of the daemons (protocol section 5): their sources, meanings and problems.
 //!
 //! [`load`] reads `/etc/cipe/options`, the `-o` files and the command line, in this order; a later value wins.
-//! [`settle()`] turns what was read into [`Options`]: names resolved, rules between options checked. Both are total:
-//! whatever is in a file, the outcome is values and a list of all problems.
+//! [`settle()`] turns them into [`Options`]: it resolves names and checks the rules between options. Neither fails: for
+//! any file, the result is values and a list of all problems.
 
 mod endpoint;
 mod file;
@@ -34,7 +34,8 @@ use crate::control::protocol::{Cipher, Protocol};
 /// Read first, if it exists.
 pub const SYSTEM_FILE: &str = "/etc/cipe/options";
 
-/// Under which name the daemon was called: sets the protocol, the default cipher, the interface prefix and the name in messages.
+/// The name under which the daemon was started: sets the protocol, the default cipher, the interface prefix and the
+/// name in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `ciped-cb`: Blowfish, `cipcbN`.
@@ -51,11 +52,11 @@ impl Program {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Cb, Self::Ci, Self::Db, Self::Di];
 
-    /// From the last component of `argv[0]`; `None` if it is neither daemon.
+    /// Reads the last component of `argv[0]`; `None` if it is no daemon's name.
     pub fn from_name(name: &[u8]) -> Option<Self> {
         let name = Path::new(std::ffi::OsStr::from_bytes(name)).file_name()?.as_bytes();
         if name == b"ciped" {
-            // The name of times before there were two ciphers, in start scripts.
+            // The name from the time of a single cipher, in start scripts.
             return Some(Self::Cb);
         }
         Self::ALL.into_iter().find(|program| program.name().as_bytes() == name)
@@ -71,7 +72,7 @@ impl Program {
         }
     }
 
-    /// Cipher when no option says otherwise.
+    /// Cipher if no option sets it.
     pub const fn cipher(self) -> CipherName {
         match self {
             Self::Cb | Self::Db => CipherName::Blowfish,
@@ -79,7 +80,7 @@ impl Program {
         }
     }
 
-    /// What its tunnels carry.
+    /// The kind of packets that its tunnels carry.
     pub const fn protocol(self) -> Protocol {
         match self {
             Self::Cb | Self::Ci => Protocol::Ip,
@@ -88,7 +89,7 @@ impl Program {
     }
 }
 
-/// Interface prefix of a protocol and cipher: the number of the next free one is appended.
+/// Interface prefix of a protocol and cipher; the first free number is appended.
 pub const fn prefix(protocol: Protocol, cipher: Cipher) -> &'static str {
     match (protocol, cipher) {
         (Protocol::Ip, Cipher::Blowfish) => "cipcb",
@@ -98,12 +99,12 @@ pub const fn prefix(protocol: Protocol, cipher: Cipher) -> &'static str {
     }
 }
 
-/// Where options are read from.
+/// The sources of options.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Name that the daemon was called by.
+    /// Name under which the daemon was started.
     pub program: Program,
-    /// System-wide file, no error if it does not exist.
+    /// System-wide file; may be missing.
     pub system: PathBuf,
     /// `-o` files, in order; must exist.
     pub files: Vec<PathBuf>,
@@ -112,17 +113,17 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The usual places.
+    /// The usual sources.
     pub fn new(program: Program, files: Vec<PathBuf>, arguments: Vec<OsString>) -> Self {
         Self { program, system: PathBuf::from(SYSTEM_FILE), files, arguments }
     }
 }
 
-/// Reads every source; the draft holds what could be understood, the problems name the rest.
+/// Reads every source; the draft has the valid values, the problems name the rest.
 pub fn load(sources: &Sources) -> (Draft, Vec<Problem>) {
     let mut draft = Draft::new(sources.program);
     let mut problems = Vec::new();
-    // Checking the system-wide file itself must not read it twice.
+    // `cipe check` on the system-wide file must not read it twice.
     if !sources.files.contains(&sources.system) && sources.system.exists() {
         read(&sources.system, &mut draft, &mut problems);
     }

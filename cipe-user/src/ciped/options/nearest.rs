@@ -1,10 +1,10 @@
-//! The known option nearest to a misspelt one.
+//! The known option most similar to a misspelt one.
 
 use super::table::SPECS;
 
 /// The known name with the least edit distance to `name`; the first of several.
 pub fn nearest(name: &str) -> &'static str {
-    // A long name is never near; its head is enough to compare, and keeps this bounded.
+    // A long name is never near; comparing only its head bounds the work.
     let name: Vec<char> = name.chars().take(64).collect();
     SPECS.iter().map(|spec| spec.name).min_by_key(|known| distance(&name, known)).unwrap_or("peer")
 }

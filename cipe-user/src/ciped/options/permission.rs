@@ -1,4 +1,5 @@
-//! Who may own and change an option file (protocol section 5): it holds a key and names programs that run as root.
+//! The rules for owner and mode of an option file (protocol section 5): it has a key and names programs that run as
+//! root.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Read;
@@ -7,8 +8,8 @@ use std::path::Path;
 
 use super::problem::Mistake;
 
-/// Far more than any option file; a larger one is another kind of file.
-const MAX_SIZE: u64 = 64 * 1024;
+/// Maximum octets of an option file, with a wide margin; a larger file is no option file.
+const MAX_FILE_OCTETS: u64 = 64 * 1024;
 
 /// Reads an option file after checking it and every directory above it.
 ///
@@ -22,8 +23,8 @@ pub fn read_guarded(path: &Path) -> Result<Vec<u8>, Mistake> {
     let unreadable = |error: std::io::Error| {
         Mistake::new(format!("option file cannot be read ({error})"), "check the path, and run as root")
     };
-    // The checks hold for the path without symbolic links, and that is the one opened. The directories of the path as
-    // given hold the links, so they must be as safe.
+    // The checks apply to the path without symbolic links, and that path is opened. The directories of the given path
+    // contain the links, so they must be as safe.
     let real = path.canonicalize().map_err(unreadable)?;
     check_directories(&real, path, unreadable)?;
     let no_follow = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -35,18 +36,18 @@ pub fn read_guarded(path: &Path) -> Result<Vec<u8>, Mistake> {
     }
     check(path, Facts::of(&metadata), Role::File)?;
     read_bounded(file).map_err(unreadable)?.ok_or_else(|| {
-        Mistake::new(format!("option file is larger than {MAX_SIZE} octets"), "check that it is an option file")
+        Mistake::new(format!("option file is larger than {MAX_FILE_OCTETS} octets"), "check that it is an option file")
     })
 }
 
-/// Checks a script that root is to run, and every directory above it: nobody else may write them.
+/// Checks a script that root will run, and every directory above it: nobody else may have write access.
 ///
 /// # Errors
-/// The script or a directory breaks the rules, or cannot be looked at.
+/// The script or a directory breaks the rules, or cannot be checked.
 pub fn check_script(path: &Path) -> Result<(), Mistake> {
     let unreadable = |error: std::io::Error| {
         Mistake::new(
-            format!("script {} cannot be looked at ({error})", path.display()),
+            format!("script {} cannot be checked ({error})", path.display()),
             "check the path, and run as root",
         )
     };
@@ -66,8 +67,8 @@ fn check_directories(real: &Path, path: &Path, unreadable: impl Fn(std::io::Erro
 
 fn read_bounded(file: File) -> std::io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
-    file.take(MAX_SIZE + 1).read_to_end(&mut text)?;
-    Ok((text.len() as u64 <= MAX_SIZE).then_some(text))
+    file.take(MAX_FILE_OCTETS + 1).read_to_end(&mut text)?;
+    Ok((text.len() as u64 <= MAX_FILE_OCTETS).then_some(text))
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! Where a value came from, and what is wrong with it.
+//! The origin of a value, and what is wrong with it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ pub enum Origin {
     Default,
     /// Nowhere, and there is no default.
     Unset,
-    /// The name that the program was called by.
+    /// The name under which the program was started.
     Program(&'static str),
     /// A file as a whole.
     Path(PathBuf),
@@ -40,7 +40,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What is wrong and how to put it right, without the place.
+/// What is wrong and how to fix it, without the place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     /// What is wrong.
@@ -50,49 +50,49 @@ pub struct Mistake {
 }
 
 impl Mistake {
-    /// Puts the two together.
+    /// Combines the two.
     pub fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { what: what.into(), fix: fix.into() }
     }
 
-    /// The same without what may be a part of a key.
+    /// Masks everything that may be a part of a key.
     pub fn without_keys(self) -> Self {
         Self { what: masked(&self.what).into_owned(), ..self }
     }
 }
 
-/// How bad it is.
+/// How severe a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// Nothing is started.
+    /// Prevents the start.
     Error,
-    /// Said, and then started.
+    /// Is reported; the daemon starts.
     Warning,
 }
 
-/// One thing wrong in the options; displays as `what; where; how to fix`.
+/// One problem of the options; displays as `what; where; how to fix`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// How bad it is.
     pub severity: Severity,
     /// What is wrong and how to fix it.
     pub mistake: Mistake,
-    /// Where.
+    /// Its place.
     pub origin: Origin,
 }
 
 impl Problem {
-    /// A problem that prevents the start. What may be a part of a key in its text is not shown.
+    /// A problem that prevents the start. Masks everything in its text that may be a part of a key.
     pub fn error(mistake: Mistake, origin: Origin) -> Self {
         Self { severity: Severity::Error, mistake: mistake.without_keys(), origin }
     }
 
-    /// A problem that is only said. What may be a part of a key in its text is not shown.
+    /// A problem that is only reported. Masks everything in its text that may be a part of a key.
     pub fn warning(mistake: Mistake, origin: Origin) -> Self {
         Self { severity: Severity::Warning, mistake: mistake.without_keys(), origin }
     }
 
-    /// An option file that cannot be used: the text is about its path, and nothing of what it holds.
+    /// An option file that cannot be used. The text has its path, and none of its contents.
     pub fn unusable_file(mistake: Mistake, path: PathBuf) -> Self {
         Self { severity: Severity::Error, mistake, origin: Origin::Path(path) }
     }

@@ -7,7 +7,7 @@ use super::problem::Mistake;
 use super::value::HostName;
 use crate::kernel::zone;
 
-/// Every address of a host, at least one, with port 0; link-local ones in the zone that the resolver tells.
+/// Every address of a host, at least one, with port 0; link-local ones with the zone from the resolver.
 ///
 /// # Errors
 /// The name does not resolve.
@@ -28,20 +28,21 @@ fn host(name: &str) -> Result<Vec<SocketAddr>, Mistake> {
     Ok(found)
 }
 
-/// One address of a host on the tunnel, in no zone: of the family of `like` if that is given, else IPv4 before IPv6.
+/// One address of a host on the tunnel, without a zone: of the family of `like` if that is given, else IPv4 before
+/// IPv6.
 ///
 /// # Errors
-/// The name does not resolve, or not in this family; or there is a zone behind it.
+/// The name does not resolve, or not in this family; or it has a zone.
 pub fn one_host(name: &HostName, like: Option<IpAddr>) -> Result<IpAddr, Mistake> {
     if let Some((host, zone)) = name.0.split_once('%') {
-        let what = format!("`{name}` has a zone, which is always the tunnel's interface here");
+        let what = format!("`{name}` has a zone; here the zone is always the tunnel's interface");
         return Err(Mistake::new(what, format!("write {host} without %{zone}")).without_keys());
     }
     one_of(&host(&name.0)?, &name.0, like).map(|address| address.ip())
 }
 
-/// Of the addresses of `name` the first of the family of `like`, or the first IPv4 one before IPv6; one that lacks its zone
-/// after all others.
+/// Chooses one of the addresses of `name`: the first of the family of `like`, or the first IPv4 one before IPv6; an
+/// address that lacks its zone comes last.
 fn one_of(found: &[SocketAddr], name: &str, like: Option<IpAddr>) -> Result<SocketAddr, Mistake> {
     let wants = |address: &&SocketAddr| like.is_none_or(|like| address.is_ipv4() == like.is_ipv4());
     let rank = |address: &&SocketAddr| (lacks_zone(**address), address.is_ipv6());
@@ -85,8 +86,8 @@ fn service(services: &str, name: &str) -> Option<u16> {
     })
 }
 
-/// Carrier address of `name`; families as in [`one_host`]. A link-local address is in the zone behind it, a device by name or
-/// by index, or in the one that the resolver tells.
+/// Carrier address of `name`; families as in [`one_host`]. The zone of a link-local address is the one in the text
+/// (name or index of a device), or the one from the resolver.
 ///
 /// # Errors
 /// Host or service does not resolve, there is no such device, or a zone is missing or out of place.
@@ -96,19 +97,19 @@ pub fn endpoint(name: &EndpointName, like: Option<IpAddr>) -> Result<SocketAddr,
     if let Some(zone) = zone {
         let ifindex = zone::find(zone).ok_or_else(|| {
             let what = format!("`{}`: no network device is called `{zone}`, or has that index", name.host);
-            Mistake::new(what, "correct what stands behind the %, or make the device first (ip link)").without_keys()
+            Mistake::new(what, "correct the device behind the %, or make the device first (ip link)").without_keys()
         })?;
         found.retain(|address| zone::is_needed(address.ip()));
         found.iter_mut().for_each(|address| *address = zone::moved(*address, ifindex));
         if found.is_empty() {
-            let what = format!("`{}` has a zone, and only link-local addresses (fe80::...) belong to one", name.host);
+            let what = format!("`{}` has a zone, but only link-local addresses (fe80::...) have zones", name.host);
             return Err(Mistake::new(what, format!("write {host_name} without %{zone}")).without_keys());
         }
     }
     let mut address = one_of(&found, host_name, like)?;
     if lacks_zone(address) {
         let ip = address.ip();
-        let what = format!("{ip} is a link-local address, which leads nowhere without its device");
+        let what = format!("{ip} is a link-local address, which is not usable without its device");
         return Err(Mistake::new(what, format!("write the device behind it, such as [{ip}%eth0]:6789")));
     }
     address.set_port(port(&name.port)?);
@@ -155,14 +156,14 @@ mod tests {
             assert_eq!(at(host), Ok("[fe80::1%1]:6789".parse().unwrap()), "{host}");
         }
         for (host, what) in [
-            ("fe80::1", "fe80::1 is a link-local address, which leads nowhere without its device"),
+            ("fe80::1", "fe80::1 is a link-local address, which is not usable without its device"),
             (
                 "fe80::1%no-such-dev",
                 "`fe80::1%no-such-dev`: no network device is called `no-such-dev`, or has that index",
             ),
             ("fe80::1%", "`fe80::1%`: no network device is called ``, or has that index"),
-            ("fd00::1%lo", "`fd00::1%lo` has a zone, and only link-local addresses (fe80::...) belong to one"),
-            ("192.0.2.1%lo", "`192.0.2.1%lo` has a zone, and only link-local addresses (fe80::...) belong to one"),
+            ("fd00::1%lo", "`fd00::1%lo` has a zone, but only link-local addresses (fe80::...) have zones"),
+            ("192.0.2.1%lo", "`192.0.2.1%lo` has a zone, but only link-local addresses (fe80::...) have zones"),
         ] {
             assert_eq!(at(host).unwrap_err().what, what);
         }
@@ -186,6 +187,6 @@ mod tests {
         let host = |text: &str| one_host(&HostName(text.to_owned()), None);
         assert_eq!(host("fe80::1"), Ok("fe80::1".parse().unwrap()));
         let mistake = host("fe80::1%lo").unwrap_err();
-        assert_eq!(mistake.what, "`fe80::1%lo` has a zone, which is always the tunnel's interface here");
+        assert_eq!(mistake.what, "`fe80::1%lo` has a zone; here the zone is always the tunnel's interface");
     }
 }

@@ -1,31 +1,31 @@
-//! Keeps key material out of messages. A key that stands in the wrong place of an option file is still a key.
+//! Keeps key material out of messages. A key in the wrong place of an option file is still a key.
 
 use std::borrow::Cow;
 
-/// Hexadecimal digits in a row that may be a part of a key.
-const RUN: usize = 8;
-/// Hexadecimal digits in groups, as some tools print keys, that may be one.
-const GROUPED: usize = 24;
-/// Stands for what is not shown.
+/// A run of this many hexadecimal digits may be a part of a key.
+const MIN_KEY_RUN_DIGITS: usize = 8;
+/// This many hexadecimal digits in groups, as some tools print keys, may be a key.
+const MIN_KEY_GROUPED_DIGITS: usize = 24;
+/// Replaces hidden text.
 pub const HIDDEN: &str = "(not shown)";
 
-/// The text with each run of 8 and more hexadecimal digits replaced; a text of nothing but groups of digits, and 24 or more
-/// in all, is replaced whole.
+/// Replaces each run of 8 or more hexadecimal digits; replaces the whole text if it has nothing but groups of digits,
+/// 24 or more in all.
 pub fn masked(text: &str) -> Cow<'_, str> {
     if is_grouped(text) {
         return Cow::Borrowed(HIDDEN);
     }
     let is_digit = |octet: &u8| octet.is_ascii_hexdigit();
     let runs = text.as_bytes().chunk_by(|a, b| is_digit(a) == is_digit(b));
-    if runs.clone().all(|run| run.len() < RUN || !is_digit(&run[0])) {
+    if runs.clone().all(|run| run.len() < MIN_KEY_RUN_DIGITS || !is_digit(&run[0])) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len());
     let mut from = 0;
     for run in runs {
-        // Cut beside ASCII characters only, so within no other.
+        // The cuts are beside ASCII characters, so never within another character.
         let part = &text[from..from + run.len()];
-        shown.push_str(if run.len() >= RUN && is_digit(&run[0]) { HIDDEN } else { part });
+        shown.push_str(if run.len() >= MIN_KEY_RUN_DIGITS && is_digit(&run[0]) { HIDDEN } else { part });
         from += run.len();
     }
     Cow::Owned(shown)
@@ -34,21 +34,21 @@ pub fn masked(text: &str) -> Cow<'_, str> {
 fn is_grouped(text: &str) -> bool {
     let digits = text.bytes().filter(u8::is_ascii_hexdigit).count();
     let separator = |octet: u8| octet.is_ascii_whitespace() || matches!(octet, b':' | b'-' | b'.' | b'_' | b',');
-    digits >= GROUPED && text.bytes().all(|octet| octet.is_ascii_hexdigit() || separator(octet))
+    digits >= MIN_KEY_GROUPED_DIGITS && text.bytes().all(|octet| octet.is_ascii_hexdigit() || separator(octet))
 }
 
-/// The name of an unknown option as it may be shown: without a value behind `=`, which may be a key; [`HIDDEN`] if the name
-/// itself may be one, also one with slips of the keyboard in it.
+/// The form of an unknown option's name that may be shown: without a value behind `=`, which may be a key; [`HIDDEN`]
+/// if the name itself may be a key, even one with typing errors.
 pub fn shown_name(name: &str) -> String {
     let (name, rest) = name.split_at(name.find('=').unwrap_or(name.len()));
     let digits = name.bytes().filter(u8::is_ascii_hexdigit).count();
     let decimal = name.bytes().filter(u8::is_ascii_digit).count();
     let run = name.as_bytes().chunk_by(|a, b| a.is_ascii_hexdigit() == b.is_ascii_hexdigit());
     let longest = run.filter(|run| run[0].is_ascii_hexdigit()).map(<[u8]>::len).max().unwrap_or(0);
-    if longest >= RUN || digits >= RUN && decimal > 0 {
+    if longest >= MIN_KEY_RUN_DIGITS || digits >= MIN_KEY_RUN_DIGITS && decimal > 0 {
         return HIDDEN.to_owned();
     }
-    // Quoted with escapes, since a file of another kind may hold anything; cut, since its lines may be long.
+    // Quoted with escapes, since another kind of file may have any contents; cut, since its lines may be long.
     let mut shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
     if !rest.is_empty() {
         shown.push('=');
@@ -104,7 +104,7 @@ mod tests {
             let whole = format!("{text}{digits}{behind}");
             for shown in [masked(&whole).into_owned(), shown_name(&whole)] {
                 let longest = shown.split(|c: char| !c.is_ascii_hexdigit()).map(str::len).max();
-                prop_assert!(longest < Some(RUN), "{shown}");
+                prop_assert!(longest < Some(MIN_KEY_RUN_DIGITS), "{shown}");
             }
         }
     }

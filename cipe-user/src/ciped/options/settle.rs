@@ -1,4 +1,4 @@
-//! From options as read to options as used: names resolved, rules between options checked.
+//! Turns options as read into options as used: resolves names, and checks the rules between options.
 
 mod places;
 
@@ -24,34 +24,34 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
-/// What a tunnel runs by. Field meanings as in [`super::SPECS`].
+/// The settings of a tunnel. Fields have the meanings in [`super::SPECS`].
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Interface; `None`: the next free of [`Options::prefix`].
+    /// Interface; `None`: the first free one of [`Options::prefix`].
     pub device: Option<String>,
     /// Foreground, log to stderr.
     pub debug: bool,
-    /// What the tunnel carries.
+    /// The kind of packets that the tunnel carries.
     pub protocol: Protocol,
     /// Cipher and word order.
     pub cipher: Cipher,
-    /// Own address on the tunnel; unspecified: none, of an Ethernet tunnel only.
+    /// Own address on the tunnel; unspecified: none, for an Ethernet tunnel only.
     pub ipaddr: IpAddr,
     /// The peer's address on the tunnel; unspecified: none.
     pub ptpaddr: IpAddr,
-    /// Octets.
+    /// Device MTU in octets.
     pub mtu: u32,
-    /// The interface beside its addresses and MTU.
+    /// The interface's settings other than its addresses and MTU.
     pub interface: Interface,
     /// Outer TTL; 0: the inner packet's.
     pub cttl: u8,
-    /// Own carrier address; unspecified parts are the system's choice.
+    /// Own carrier address; the system chooses unspecified parts.
     pub me: Endpoint,
-    /// The peer's carrier address; unspecified: learn it.
+    /// The peer's carrier address; unspecified: it is learned.
     pub peer: Endpoint,
-    /// The name that the peer's address came from, to be resolved again; `None`: it was written as an address.
+    /// The name of the peer, to be resolved again; `None`: the option has an address.
     pub peer_name: Option<EndpointName>,
-    /// Never re-point the peer.
+    /// Never follow the peer to another carrier address.
     pub pin_peer: bool,
     /// SOCKS5 server, as written and as resolved.
     pub socks: Option<(EndpointName, SocketAddr)>,
@@ -59,25 +59,25 @@ pub struct Options {
     pub key: Option<KeyOctets>,
     /// The digits a to f of the key were read as 1 to 6.
     pub keybug: bool,
-    /// Data may go under the static key.
+    /// Data may be sent under the static key.
     pub static_data: bool,
-    /// Seconds until an unanswered exchange is begun anew.
+    /// Seconds until an unanswered exchange is started again.
     pub tokxc: u32,
-    /// Seconds of a dynamic key's life.
+    /// Lifetime of a dynamic key in seconds.
     pub tokey: u32,
-    /// Seconds that a time stamp may be off; 0: unchecked.
+    /// Maximum difference of a time stamp in seconds; 0: unchecked.
     pub tokxts: u32,
     /// Seconds between CT_PINGs; 0: none.
     pub ping: u32,
     /// Seconds to wait for a CT_PONG; 0: not at all.
     pub toping: u32,
-    /// Errors between two exchanges until the end; `None`: never.
+    /// Errors between two exchanges until the daemon ends; `None`: any number.
     pub maxerr: Option<u32>,
-    /// Script for the way up.
+    /// Script to run when the tunnel is up.
     pub ipup: PathBuf,
-    /// Script for the way down.
+    /// Script to run when the tunnel is down.
     pub ipdown: PathBuf,
-    /// Last argument of both.
+    /// Last argument of both scripts.
     pub arg: OsString,
     /// Own carrier address may change.
     pub dynip: bool,
@@ -89,11 +89,11 @@ pub struct Options {
     pub ignore_df: bool,
     /// Clamp TCP MSS.
     pub mss_clamp: bool,
-    /// Microseconds that the engine stays awake for the next packet at most.
+    /// Maximum microseconds that the engine busy-polls for the next packet.
     pub busy_poll: u32,
     /// Device that the carrier socket is bound to.
     pub carrier_device: Option<String>,
-    /// Way to the carrier network.
+    /// How to get to the carrier network.
     pub carrier: Carrier,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
@@ -107,7 +107,7 @@ impl Options {
     /// Default device MTU in octets (protocol section 2).
     pub const MTU: u32 = 1442;
 
-    /// The same by protocol: that of an Ethernet tunnel leaves room for the Ethernet header.
+    /// The default by protocol: that of an Ethernet tunnel is smaller by the Ethernet header.
     pub const fn mtu_of(protocol: Protocol) -> u32 {
         Self::MTU - protocol.header() as u32
     }
@@ -118,8 +118,8 @@ impl Options {
     }
 }
 
-/// Resolves names and checks the rules between options. `problems` are those of [`super::load`]; what is found here is
-/// added. The options are there exactly if no problem is an error.
+/// Resolves names and checks the rules between options. Adds what it finds to `problems`, which come from
+/// [`super::load`]. Returns options if no problem is an error.
 pub fn settle(draft: &Draft, mut problems: Vec<Problem>) -> (Option<Options>, Vec<Problem>) {
     let settled = Settle { draft, problems: &mut problems }.run();
     let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
@@ -133,7 +133,7 @@ struct Settle<'a> {
 
 impl Settle<'_> {
     fn run(mut self) -> Option<Options> {
-        // Every check runs, so that all problems are told at once; only then are missing values fatal.
+        // Every check runs, so that all problems are reported at once; only then are missing values fatal.
         let key = self.key();
         let tunnel = self.tunnel_addresses();
         let socks = self.socks();
@@ -203,7 +203,7 @@ impl Settle<'_> {
     }
 
     fn set<'b, T>(&mut self, setting: &'b Setting<Option<T>>, name: &str, example: &str) -> Option<&'b T> {
-        // A value that was given and refused has been told already, and a file that was not read may hold it.
+        // A value that was given and refused has been reported already; a file that could not be read may have it.
         let told = format!("option `{name}`:");
         let told =
             |problem: &Problem| problem.mistake.what.starts_with(&told) || matches!(problem.origin, Origin::Path(_));
@@ -239,7 +239,7 @@ impl Settle<'_> {
                 if text.digits > 32 {
                     self.warn(
                         format!("option `key`: has {} digits; the first 32 are used", text.digits),
-                        "leave out the others, and see that the other end uses the same",
+                        "remove the others, and make sure that the other end uses the same",
                         &key.origin,
                     );
                 }
@@ -249,7 +249,7 @@ impl Settle<'_> {
         }
     }
 
-    /// They run as root, so they are as much as the option file in the hands of who can write them.
+    /// Scripts run as root, so whoever can write them has as much power as with the option file.
     fn scripts(&mut self) {
         let draft = self.draft;
         for (name, setting) in [("ipup", &draft.ipup), ("ipdown", &draft.ipdown)] {
@@ -259,7 +259,7 @@ impl Settle<'_> {
         }
     }
 
-    /// What an Ethernet tunnel cannot have.
+    /// Rules for an Ethernet tunnel.
     fn ethernet(&mut self) -> Option<()> {
         let draft = self.draft;
         let largest = MAX_MTU - draft.protocol.header() as u32;
@@ -289,8 +289,8 @@ impl Settle<'_> {
         }
         if let Some(lan) = draft.lan.value.as_ref().filter(|_| draft.protocol == Protocol::Ip) {
             self.warn(
-                format!("`lan {lan}` goes around the firewall: netfilter and tc see only a part of what passes"),
-                "leave it out where they are to decide, count or shape more than new TCP connections",
+                format!("`lan {lan}` goes around the firewall: netfilter and tc see only a part of the packets"),
+                "omit it if they must filter, count or shape more than new TCP connections",
                 &draft.lan.origin,
             );
         }
@@ -300,7 +300,7 @@ impl Settle<'_> {
         if draft.toping.value > draft.ping.value && draft.ping.value > 0 {
             self.warn(
                 "`toping` is longer than `ping`",
-                "set it to less, so that each CT_PING is judged",
+                "set it to less, so that the daemon waits for the answer to each CT_PING",
                 &draft.toping.origin,
             );
         }

@@ -1,4 +1,4 @@
-//! The one list of options: name, type, default, parser and meaning.
+//! The only list of options: name, type, default, parser and meaning.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub struct Setting<T> {
     pub origin: Origin,
 }
 
-/// What there is to say about an option.
+/// The description of an option.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
     /// Name in files and on the command line.
@@ -36,7 +36,7 @@ macro_rules! options {
         /// Options as read, each value well-formed by itself; see [`super::settle()`] for the rules between them.
         #[derive(Clone, Debug)]
         pub struct Draft {
-            /// What the tunnel carries, by the program's name.
+            /// The kind of packets that the tunnel carries, from the program's name.
             pub protocol: Protocol,
             $(#[doc = $help] pub $field: Setting<$type>,)*
         }
@@ -54,7 +54,7 @@ macro_rules! options {
             /// Sets one option from its text; `None` if there is no option of this name.
             ///
             /// # Errors
-            /// What is wrong with the value; the option keeps its former value then.
+            /// What is wrong with the value; the option then keeps its former value.
             pub fn assign(&mut self, name: &str, text: &[u8], origin: &Origin) -> Option<Result<(), Mistake>> {
                 match name {
                     $($name => Some(match ($parse)(text) {
@@ -77,7 +77,7 @@ macro_rules! options {
                 names
             }
 
-            /// Takes the settings of these names over from `other`.
+            /// Copies the settings of these names from `other`.
             pub fn take_over(&mut self, other: &Self, names: &[&str]) {
                 $(if names.contains(&$name) {
                     self.$field = other.$field.clone();
@@ -102,13 +102,13 @@ macro_rules! options {
 options! {
     device: Option<String> = None, value::device, "device", "interface; the next free cipcbN, cipciN, cipdbN or cipdiN if not given";
     debug: bool = false, value::flag, "debug", "stay in the foreground, log to stderr";
-    cipher: CipherName = CipherName::Blowfish, value::choice, "cipher", "blowfish or idea; by default as the program's name says";
+    cipher: CipherName = CipherName::Blowfish, value::choice, "cipher", "blowfish or idea; the default depends on the program's name";
     ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required, but for an Ethernet tunnel";
     ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required, but for an Ethernet tunnel";
     mtu: u32 = Options::MTU, value::number::<u32, { MIN_MTU as i64 }, { MAX_MTU as i64 }>, "mtu", "device MTU in octets, by default 1442, or 1428 of an Ethernet tunnel";
     metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "metric of the routes that come with the addresses";
     cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's, and is 64 for Ethernet frames";
-    me: Option<EndpointName> = None, endpoint::own_endpoint, "me", "own carrier address:port; the system picks what is zero or left out";
+    me: Option<EndpointName> = None, endpoint::own_endpoint, "me", "own carrier address:port; the system chooses parts that are zero or omitted";
     peer: Option<EndpointName> = None, endpoint::endpoint, "peer", "the peer's carrier address:port; 0.0.0.0:0 learns it; required";
     pinpeer: bool = false, value::flag, "pinpeer", "never follow the peer to another carrier address";
     key: Option<KeyText> = None, key::key, "key", "static key, 32 hexadecimal digits; only in a file";
@@ -117,8 +117,8 @@ options! {
     staticdata: bool = true, value::flag, "staticdata", "whether data may go under the static key while no dynamic key is agreed";
     idea_words: IdeaWords = IdeaWords::Big, value::choice, "idea_words", "big or little: word order of IDEA on the wire";
     socks: Option<EndpointName> = None, endpoint::endpoint, "socks", "SOCKS5 server address:port to reach the peer through; user and password from SOCKS5_USER and SOCKS5_PASSWD";
-    tokxc: u32 = 10, value::number::<u32, 1, 86_400>, "tokxc", "seconds until an unanswered key exchange is begun anew";
-    tokey: u32 = 600, value::number::<u32, 1, 31_536_000>, "tokey", "seconds of a dynamic key's life";
+    tokxc: u32 = 10, value::number::<u32, 1, 86_400>, "tokxc", "seconds until an unanswered key exchange is started again";
+    tokey: u32 = 600, value::number::<u32, 1, 31_536_000>, "tokey", "lifetime of a dynamic key in seconds";
     tokxts: u32 = 0, value::number::<u32, 0, 31_536_000>, "tokxts", "seconds that a key exchange message's time stamp may be off; 0 does not check";
     ping: u32 = 0, value::number::<u32, 0, 86_400>, "ping", "seconds between CT_PINGs; 0 sends none";
     toping: u32 = 0, value::number::<u32, 0, 86_400>, "toping", "seconds to wait for the CT_PONG; then one error; 0 does not wait";
@@ -132,13 +132,13 @@ options! {
     ignoredf: bool = false, value::flag, "ignoredf", "do not copy DF to the outer packet";
     mssclamp: bool = true, value::flag, "mssclamp", "clamp the MSS of TCP through the tunnel";
     carrier: Carrier = Carrier::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
-    carrier_device: Option<String> = None, value::device, "carrier-device", "device, or VRF, that carrier datagrams leave and come by";
+    carrier_device: Option<String> = None, value::device, "carrier-device", "device, or VRF, that sends and receives carrier datagrams";
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
     mark: u32 = 0, value::mark, "mark", "mark of the datagrams for rules and firewalls (SO_MARK), decimal or 0x...; 0: none";
     lan: Option<String> = None, value::device, "lan", "LAN card with a short cut to the tunnel, AROUND THE FIREWALL";
-    busypoll: u32 = 0, value::number::<u32, 0, 1_000_000>, "busypoll", "microseconds that the engine stays awake at most for the next packet; 0 never";
+    busypoll: u32 = 0, value::number::<u32, 0, 1_000_000>, "busypoll", "maximum microseconds that the engine busy-polls for the next packet; 0 never";
     ifconfig: bool = false, value::flag, "ifconfig", "leave the addresses of the interface to ip-up";
-    mask: Option<Mask> = None, value::mask, "mask", "netmask: how much around ptpaddr is routed into the tunnel; of an Ethernet tunnel, how much around ipaddr";
+    mask: Option<Mask> = None, value::mask, "mask", "netmask of the network around ptpaddr that is routed into the tunnel; of an Ethernet tunnel, around ipaddr";
     bcast: Option<HostName> = None, value::host, "bcast", "broadcast address of the interface";
     hwaddr: Option<Mac> = None, value::hwaddr, "hwaddr", "Ethernet address of the interface";
 }

@@ -124,7 +124,7 @@ fn each_mistake_says_what_where_and_how_to_fix() {
     }
 }
 
-/// Layouts of files as sites have them.
+/// Layouts of real files.
 #[test]
 fn old_files_mean_what_they_meant() {
     let classic = "ipaddr 10.20.1.1 \nptpaddr 10.20.2.1 \npeer 198.51.100.20:9999 \n";
@@ -182,7 +182,7 @@ fn a_link_local_carrier_has_one_device() {
     assert_eq!(options.me.text, "[fe80::a%lo]:6789");
     assert!(options.peer_name.is_none(), "no resolver is asked for an address");
     for (text, told) in [
-        (text.replace("%1", ""), "`peer`: fe80::b is a link-local address, which leads nowhere without its device"),
+        (text.replace("%1", ""), "`peer`: fe80::b is a link-local address, which is not usable without its device"),
         (text.replace("%lo", "%no-such-dev"), "no network device is called `no-such-dev`"),
         (format!("{text}carrier-device no-such-dev\n"), "`me` is on lo, and `carrier-device` is no-such-dev"),
     ] {
@@ -194,10 +194,10 @@ fn a_link_local_carrier_has_one_device() {
 
 #[test]
 fn an_own_address_on_the_loopback_is_said() {
-    // A name that is on the loopback on every host.
+    // A name that is a loopback address on every host.
     let (options, problems) = settled(&GOOD.replace("192.0.2.1:6789", "localhost:6789"));
     assert_eq!(options.unwrap().me.address, "0.0.0.0:6789".parse().unwrap());
-    assert!(problems[0].contains("127.0.0.1, a loopback address; the system picks another"), "{problems:?}");
+    assert!(problems[0].contains("127.0.0.1, a loopback address; the system chooses another"), "{problems:?}");
     let (options, problems) = settled(&GOOD.replace("192.0.2.1", "127.0.1.1"));
     assert!(options.is_none() && problems[0].contains("127.0.1.1 is a loopback address"), "{problems:?}");
     for peer in ["127.0.0.1:6790", "0.0.0.0:0"] {
@@ -324,7 +324,7 @@ fn every_option_of_the_protocol_is_known() {
 }
 
 proptest! {
-    /// A key that a slip of the keyboard or of the mind put into the wrong place, or broke.
+    /// A key that is in the wrong place, or broken, by a typing error or a mistake.
     #[test]
     fn no_text_about_a_file_repeats_a_part_of_its_key(
         key in "[0-9a-fA-F]{32,64}",
@@ -335,13 +335,13 @@ proptest! {
         behind in prop::sample::select(vec!["", "\"", ";", " extra", ":", ":6789", "x", "\u{fffd}", "=1"]),
         cut in 0_usize..8,
     ) {
-        // Short ends are no secret, and may stand for a number of an option by chance.
+        // Short ends are no secret, and may equal a number of an option by chance.
         let line = format!("{before}{}{behind}", &key[cut..]);
         let mut draft = Draft::new(Program::Cb);
         let mut problems = Vec::new();
         read_text(line.as_bytes(), Path::new("/x"), &mut draft, &mut problems);
         let mut text: String = draft.effective().into_iter().map(|(_, value, _)| format!("{value}\n")).collect();
-        // What would be looked up in DNS.
+        // Values that would be looked up in DNS.
         draft.me.value = None;
         draft.peer.value = None;
         draft.socks.value = None;
@@ -368,7 +368,7 @@ proptest! {
 
     #[test]
     fn known_names_with_any_value_never_panic(lines in prop::collection::vec((0..SPECS.len(), "[ -~]{0,40}"), 0..8)) {
-        // Values that would be looked up in DNS are left out: tests must not depend on a resolver.
+        // Values that would be looked up in DNS are omitted: tests must not depend on a resolver.
         let text: String = lines.iter().map(|(index, value)| format!("{} {value}\n", SPECS[*index].name)).collect();
         let mut draft = Draft::new(Program::Ci);
         let mut problems = Vec::new();
@@ -389,10 +389,10 @@ fn an_ethernet_tunnel_needs_no_addresses_and_has_room_for_the_header() {
     assert!(options.ipaddr.is_unspecified() && options.ptpaddr.is_unspecified());
     assert_eq!((options.protocol, options.protocol.number(), options.mtu), (Protocol::Ethernet, 4, 1428));
     assert!(settled(&bare).0.is_none(), "protocol 3 needs them");
-    // The peer's without the own one is a mistake.
+    // The peer's address without the own one is a mistake.
     let (options, problems) = settled_as(Program::Db, &format!("{bare}ptpaddr 10.9.0.2\n"));
     assert!(options.is_none() && problems[0].contains("`ipaddr` is missing"), "{problems:?}");
-    // A value that is wrong is no value left out.
+    // A wrong value does not count as omitted.
     let (options, problems) = settled_as(Program::Db, &format!("{bare}ipaddr 10.9.0.1:6789\n"));
     assert!(options.is_none() && problems.len() == 1, "{problems:?}");
 }

@@ -1,4 +1,4 @@
-//! What `ip-up` and `ip-down` are told: six arguments, each option but `key` under its own name, and the CIPE_ names.
+//! The data for `ip-up` and `ip-down`: six arguments, each option but `key` under its own name, and the CIPE_ names.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::control::protocol::Cipher;
 use crate::kernel::zone::Shown;
 
-/// What a script is told.
+/// The data for a script.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// Interface.
@@ -25,7 +25,7 @@ pub struct Facts {
     pub cipher: Cipher,
     /// Option `arg`.
     pub arg: OsString,
-    /// Where a SOCKS5 server relays datagrams, if there is one: what the peer sees of us.
+    /// The relay address of the SOCKS5 server, if there is one: the peer sees it as our address.
     pub relay: Option<SocketAddr>,
     /// Every option but `key`, as it was set.
     pub options: Vec<(&'static str, OsString)>,
@@ -44,18 +44,18 @@ impl Facts {
         ]
     }
 
-    /// Each option but `key` under its own name, addresses, interface and MTU as they are in effect; and the CIPE_ names.
+    /// Each option but `key` under its own name, with effective addresses, interface and MTU; and the CIPE_ names.
     pub(super) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let cipher = match self.cipher {
             Cipher::Blowfish => "blowfish",
             Cipher::Idea | Cipher::IdeaLittle => "idea",
         };
         let mut all = self.options.clone();
-        // A name that shells cannot read.
+        // Shells cannot read this name.
         if let Some((_, mode)) = self.options.iter().find(|(name, _)| *name == "xdp-mode") {
             all.push(("xdp_mode", mode.clone()));
         }
-        // Later ones take the place of earlier ones.
+        // Later entries replace earlier ones.
         all.extend([
             ("device", self.device.clone().into()),
             ("me", Shown(self.relay.unwrap_or(self.me)).to_string().into()),

@@ -1,5 +1,5 @@
-//! Control messages in clear: anybody can send them, so they are told of, and a question about our configuration is
-//! answered; nothing else comes of them.
+//! Control messages in clear: anybody can send them, so they are only logged, and a request for our configuration is
+//! answered.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::control::protocol::{Cipher, Request};
 use crate::kernel::zone::Shown;
 use crate::wire::clear::{Clear, Configuration};
 
-/// Least time between two answers.
-const ANSWERS: Duration = Duration::from_secs(1);
+/// Minimum time between two answers.
+const MIN_ANSWER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The release that this daemon behaves like: the first with the option `cipher`.
+/// The release whose behaviour this daemon has: the first with the option `cipher`.
 const RELEASE: [u8; 2] = [1, 6];
 
-/// How this end is set up.
+/// The configuration of this end.
 pub(super) fn configuration(options: &Options) -> Configuration {
     let cipher = match options.cipher {
         Cipher::Blowfish => b'b',
@@ -29,14 +29,14 @@ pub(super) fn configuration(options: &Options) -> Configuration {
 }
 
 impl<R: CryptoRng> Session<R> {
-    /// Takes a datagram in clear.
+    /// Handles a datagram in clear.
     pub(super) fn clear(&mut self, datagram: &[u8], to: SocketAddr, now: Now) -> Vec<Step> {
         let from = Shown(to);
         let (kind, configuration, asks) = match Clear::parse(datagram) {
             Clear::Request(configuration) => ("CT_CONFREQ", configuration, true),
             Clear::Answer(configuration) => ("CT_CONF", configuration, false),
             Clear::Forbidden(name) => {
-                let text = format!("refused {name} in clear from {from}; whoever sent it does not have the key");
+                let text = format!("refused {name} in clear from {from}; anybody can send it without the key");
                 return self.tell(Topic::Forbidden, Level::Warning, &text, now);
             }
             Clear::Other => {
@@ -58,7 +58,7 @@ impl<R: CryptoRng> Session<R> {
                 self.tell(Topic::Mismatch, Level::Warning, &text, now)
             }
         };
-        if asks && self.configuration_told.is_none_or(|last| now.at >= last + ANSWERS) {
+        if asks && self.configuration_told.is_none_or(|last| now.at >= last + MIN_ANSWER_INTERVAL) {
             self.configuration_told = Some(now.at);
             let datagram = hex::encode(self.configuration.answer(now.unix, &mut self.rng));
             steps.push(Step::Send(Request::SendClear { datagram, to }));

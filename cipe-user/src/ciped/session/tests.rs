@@ -79,7 +79,7 @@ fn a_dead_peer_does_not_fill_the_log() {
     assert_eq!(lines, 14);
 }
 
-/// One of two pings is lost, for hours: that is no peer to give up.
+/// One of two pings is lost, for hours: the daemon must not give such a peer up.
 #[test]
 fn lost_pings_between_answered_ones_do_not_add_up() {
     let mut session = session(1, "ping 10\ntoping 3\nmaxerr 1");
@@ -119,7 +119,7 @@ fn what_packets_bring_about_again_and_again_does_not_fill_the_log() {
     }
 }
 
-/// The lines about keys that 4,000 exchanges within a minute leave, of exchanges whose messages the peer sends by these steps.
+/// The log lines about keys during 4,000 exchanges within a minute; `exchange` makes the peer's messages of each.
 fn key_lines(exchange: impl Fn(&mut Session<StdRng>, u32) -> Vec<Step>) -> Vec<String> {
     let mut session = session(1, "");
     let steps = (0..4_000).flat_map(|n| exchange(&mut session, n));
@@ -300,7 +300,7 @@ fn a_send_key_that_an_original_has_forgotten_is_dropped_and_one_of_our_own_kind_
     assert!(!alice.tick(at(16)).iter().any(is_drop));
     assert!(alice.tick(at(17)).iter().any(is_drop));
     assert_eq!(alice.deadline(), None);
-    // The next packet asks for a key again.
+    // The next packet requests a key again.
     assert_eq!(sent(&alice.event(&wanted, at(99)))[0][0], 2);
 
     let mut bob = session(3, "tokey 10");

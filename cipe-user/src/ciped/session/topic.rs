@@ -1,9 +1,9 @@
-//! What of the log lines may come again and again, and how important each note of the key exchange is.
+//! Which log lines may repeat, and how important each note of the key exchange is.
 
 use super::Level;
 use crate::ciped::exchange::Note;
 
-/// What is told again and again at the 1st, 2nd, 4th, 8th ... time.
+/// A kind of log line that is written at the 1st, 2nd, 4th, 8th ... time only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::ciped) enum Topic {
     NewPeer,
@@ -29,8 +29,8 @@ pub(in crate::ciped) enum Topic {
     PeerNameLost,
 }
 
-/// What a note is about. A dead peer, one that asks for key after key, or whoever replays packets can bring about any of them
-/// again and again.
+/// The topic of a note. Each may repeat often, caused by a dead peer, by a peer that requests key after key, or by
+/// replayed packets.
 pub(super) fn topic(note: Note) -> Topic {
     match note {
         Note::ReusedKey => Topic::ReusedKey,
@@ -45,7 +45,7 @@ pub(super) fn topic(note: Note) -> Topic {
     }
 }
 
-/// How important a note is.
+/// The importance of a note.
 pub(super) fn level(note: Note) -> Level {
     match note {
         Note::ReusedKey | Note::NoAcknowledgement { .. } | Note::NoIndication { .. } => Level::Warning,

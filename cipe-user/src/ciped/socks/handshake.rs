@@ -1,4 +1,4 @@
-//! The words of SOCKS5 (RFC 1928) as far as a UDP relay needs them, and the password (RFC 1929).
+//! The messages of SOCKS5 (RFC 1928) that a UDP relay needs, and the password (RFC 1929).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,7 +18,7 @@ const ADDRESS_IPV4: u8 = 1;
 const ADDRESS_NAME: u8 = 3;
 const ADDRESS_IPV6: u8 = 4;
 
-/// What the server did not do, and the way out.
+/// What the server refused, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("SOCKS5 server {server}: {what}")]
 pub struct SocksError {
@@ -46,13 +46,13 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Both of 1 to 255 octets (RFC 1929); `None` otherwise.
+    /// Makes credentials of 1 to 255 octets each (RFC 1929); `None` for other lengths.
     pub fn new(user: Vec<u8>, password: Vec<u8>) -> Option<Self> {
         let fits = |text: &[u8]| (1..=255).contains(&text.len());
         (fits(&user) && fits(&password)).then_some(Self { user, password })
     }
 
-    /// From SOCKS5_USER and SOCKS5_PASSWD (protocol section 4), if both are set.
+    /// Reads SOCKS5_USER and SOCKS5_PASSWD (protocol section 4), if both are set.
     ///
     /// # Errors
     /// One is set without the other, or is empty or too long.
@@ -68,10 +68,10 @@ impl Credentials {
     }
 }
 
-/// Asks for a relay on a fresh connection; returns its address, which may be unspecified.
+/// Requests a relay on a new connection; returns its address, which may be unspecified.
 ///
 /// # Errors
-/// What the server said, without its name.
+/// The server's error, without its name.
 pub async fn run<S>(server: &mut S, credentials: Option<&Credentials>) -> Result<SocketAddr, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -90,12 +90,12 @@ where
     match (chosen, credentials) {
         ([VERSION, NO_AUTHENTICATION], _) => {}
         ([VERSION, PASSWORD], Some(credentials)) => log_in(server, credentials).await?,
-        ([VERSION, NO_METHOD], Some(_)) => return Err("it takes neither a password nor none".to_owned()),
+        ([VERSION, NO_METHOD], Some(_)) => return Err("it accepts neither method (password, none)".to_owned()),
         ([VERSION, _], None) => return Err("it wants a password; set SOCKS5_USER and SOCKS5_PASSWD".to_owned()),
         ([VERSION, method], _) => return Err(format!("it chose method {method}, which was not offered")),
         ([other, _], _) => return Err(format!("it answers with version {other}; is it a SOCKS5 server?")),
     }
-    // From any address and port of ours: what the server sees of us may not be what we see, for a NAT in between.
+    // From any address and port of ours: with a NAT in between, the server sees another address than we do.
     server.write_all(&[VERSION, UDP_ASSOCIATE, 0, ADDRESS_IPV4, 0, 0, 0, 0, 0, 0]).await.map_err(io)?;
     let mut reply = [0; 4];
     server.read_exact(&mut reply).await.map_err(io)?;
@@ -117,7 +117,7 @@ where
             server.read_exact(&mut octets).await.map_err(io)?;
             IpAddr::V6(Ipv6Addr::from(octets))
         }
-        ADDRESS_NAME => return Err("it gives its relay by name; no server is known to do that".to_owned()),
+        ADDRESS_NAME => return Err("it gives its relay by name, which is not supported".to_owned()),
         kind => return Err(format!("it gives its relay as address type {kind}")),
     };
     let mut port = [0; 2];
@@ -133,7 +133,7 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(server: &mut S, credentials: 
     let mut words = Zeroizing::new(Vec::with_capacity(3 + user.len() + password.len()));
     words.push(PASSWORD_VERSION);
     for word in [user, password] {
-        // At most 255 octets, as made.
+        // At most 255 octets: the constructor checked it.
         words.push(word.len() as u8);
         words.extend(word);
     }
@@ -157,7 +157,7 @@ fn refusal(outcome: u8) -> String {
         6 => "TTL expired",
         7 => "it has no UDP ASSOCIATE; use a server that relays UDP",
         8 => "it does not take IPv4 addresses",
-        _ => "for a reason that RFC 1928 does not know",
+        _ => "a reason that RFC 1928 does not define",
     };
     format!("refuses to relay UDP ({outcome}: {what})")
 }

@@ -1,8 +1,8 @@
-//! The way through a SOCKS5 server: its UDP ASSOCIATE, kept as long as the tunnel.
+//! The path through a SOCKS5 server: its UDP ASSOCIATE, kept as long as the tunnel.
 //!
-//! The daemon holds the TCP connection to the server, since names and passwords are its business; the engine is told
-//! where the server relays datagrams ([`crate::control::protocol::Request::SetRelay`]). The end of the connection is the
-//! end of the relay (RFC 1928, section 6): it counts as a network error, and another one is asked for, with growing waits.
+//! The daemon holds the TCP connection to the server, since names and passwords belong to the daemon; it sends the
+//! relay's address to the engine ([`crate::control::protocol::Request::SetRelay`]). The relay ends with the connection
+//! (RFC 1928, section 6): this counts as a network error, and the daemon requests another relay, with growing pauses.
 
 mod handshake;
 
@@ -21,22 +21,22 @@ use crate::kernel::zone;
 pub use handshake::{Credentials, SocksError};
 
 /// How long the server may take to give a relay.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// The first wait before another relay is asked for; doubled each time.
+const RELAY_DEADLINE: Duration = Duration::from_secs(10);
+/// The first pause before another relay is requested; it doubles each time.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
-/// The longest such wait.
+/// The longest such pause.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 
-/// News of the relay.
+/// A change of the relay.
 #[derive(Debug)]
 pub enum News {
-    /// Datagrams are relayed at this address from now on.
+    /// The server relays datagrams at this address from now on.
     Relay(SocketAddr),
-    /// They are not any more, or not yet.
+    /// There is no relay any more, or not yet.
     Lost(SocksError),
 }
 
-/// A relay that is asked for again whenever it is lost. Dropped, it gives it up.
+/// A relay that is requested again whenever it is lost. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Relay {
     news: mpsc::Receiver<News>,
@@ -44,13 +44,13 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Asks `server` for a relay, on connections with this mark (SO_MARK); 0: none.
+    /// Requests a relay from `server`, on connections with this mark (SO_MARK); 0: none.
     pub fn follow(server: EndpointName, credentials: Option<Credentials>, mark: u32) -> Self {
         let (tell, news) = mpsc::channel(1);
         Self { news, task: tokio::spawn(follow(server, credentials, mark, tell)) }
     }
 
-    /// Waits for news. Cancel safe.
+    /// Waits for a change. Cancel safe.
     pub async fn news(&mut self) -> News {
         match self.news.recv().await {
             Some(news) => news,
@@ -87,7 +87,7 @@ async fn follow(server: EndpointName, credentials: Option<Credentials>, mark: u3
     }
 }
 
-/// Connects and asks. The name is looked up each time: the server may have moved.
+/// Connects and requests a relay. The name is looked up each time: the server may have a new address.
 async fn associate(
     server: &EndpointName,
     credentials: Option<&Credentials>,
@@ -100,12 +100,12 @@ async fn associate(
         let mut connection = connect(address, mark).await.map_err(|error| error.to_string())?;
         keep_alive(&connection).map_err(|error| error.to_string())?;
         let relay = handshake::run(&mut connection, credentials).await?;
-        // A server that does not know its own address leaves it out.
+        // A server that does not know its own address gives none.
         let ip = if relay.ip().is_unspecified() { address.ip() } else { relay.ip() };
         Ok((connection, zone::socket_address(ip, relay.port(), zone::of(address).unwrap_or_default())))
     };
-    let outcome = tokio::time::timeout(DEADLINE, attempt).await;
-    let late = || Err(format!("no relay after {} s", DEADLINE.as_secs()));
+    let outcome = tokio::time::timeout(RELAY_DEADLINE, attempt).await;
+    let late = || Err(format!("no relay after {} s", RELAY_DEADLINE.as_secs()));
     outcome.unwrap_or_else(|_late| late()).map_err(|what| SocksError::new(server, what))
 }
 
@@ -117,7 +117,7 @@ async fn connect(address: SocketAddr, mark: u32) -> std::io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// A server that is gone without a word must be noticed although nothing is ever sent on the connection.
+/// A server that has disappeared must be noticed, although nothing is ever sent on the connection.
 fn keep_alive(connection: &TcpStream) -> std::io::Result<()> {
     let (idle, interval) = (Duration::from_secs(20), Duration::from_secs(5));
     sockopt::set_socket_keepalive(connection, true)?;
@@ -127,13 +127,13 @@ fn keep_alive(connection: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Waits for the end of the connection and says why it came.
+/// Waits for the end of the connection and returns its cause.
 async fn end_of(mut connection: TcpStream) -> String {
     let mut word = [0; 64];
     loop {
         match connection.read(&mut word).await {
             Ok(0) => return "it has closed the connection".to_owned(),
-            // A server has nothing more to say; whatever it says is not for us.
+            // A server sends nothing more; ignore it if it does.
             Ok(_) => {}
             Err(error) => return error.to_string(),
         }

@@ -6,10 +6,10 @@ use tokio::net::TcpListener;
 use super::handshake::run;
 use super::*;
 
-/// What the client must say, and the server's answer.
+/// What the client must send, and the server's answer.
 type Turn<'a> = (&'a [u8], &'a [u8]);
 
-/// Plays a server: reads as many octets as the client must have said, then answers.
+/// Acts as a server: reads as many octets as the client must send, then answers.
 async fn play(mut server: DuplexStream, turns: &[Turn<'_>]) -> DuplexStream {
     for (said, answer) in turns {
         let mut got = vec![0; said.len()];
@@ -42,7 +42,7 @@ async fn a_relay_is_given_with_and_without_password() {
     let log_in: &[u8] = b"\x01\x04user\x06secret";
     let turns = [(HELLO_WITH_PASSWORD, &[5, 2][..]), (log_in, &[1, 0]), (ASSOCIATE, RELAY)];
     assert_eq!(against(&turns, Some(&credentials())).await, Ok(relay));
-    // A server that wants none although one was offered.
+    // A server that needs no password although one was offered.
     assert_eq!(against(&[(HELLO_WITH_PASSWORD, &[5, 0]), (ASSOCIATE, RELAY)], Some(&credentials())).await, Ok(relay));
     let six = [&[5, 0, 0, 4][..], &[0; 15], &[1, 0, 9]].concat();
     assert_eq!(against(&[(HELLO, &[5, 0]), (ASSOCIATE, &six)], None).await, Ok("[::1]:9".parse().unwrap()));
@@ -101,7 +101,7 @@ async fn a_relay_that_ends_is_told_and_asked_for_again() {
         server.write_all(&[5, 0]).await.unwrap();
         let mut wish = [0; 10];
         server.read_exact(&mut wish).await.unwrap();
-        // Without an address: the server's own is meant.
+        // Without an address: it means the server's own address.
         server.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, number]).await.unwrap();
         let News::Relay(at) = relay.news().await else { panic!("no relay") };
         assert_eq!(at, SocketAddr::from((Ipv4Addr::LOCALHOST, number.into())));

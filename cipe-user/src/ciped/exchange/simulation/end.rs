@@ -1,4 +1,4 @@
-//! One end of the tunnel, as an engine and a daemon make it: ours, or the original's.
+//! One end of the tunnel, with the parts of engine and daemon: ours, or the original's.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::wire::message::{DynamicKey, Message};
 
 type Octets = [u8; 16];
 
-/// A datagram: the key it is under (`None`: static), and a message, or `None` for data.
+/// A datagram: its key (`None`: static), and a message, or `None` for data.
 #[derive(Clone)]
 pub(super) struct Datagram {
     pub(super) under: Option<Octets>,
@@ -28,7 +28,7 @@ pub(super) struct Counters {
     pub(super) changes: u32,
 }
 
-/// An end as an engine and a daemon make it, ours or the original's.
+/// An end with the parts of engine and daemon, ours or the original's.
 pub(super) struct End {
     pub(super) kind: Kind,
     pub(super) send: Option<Octets>,
@@ -36,19 +36,19 @@ pub(super) struct End {
     pub(super) previous: Option<Octets>,
     /// Whether the other end has ever used the previous key.
     pub(super) previous_used: bool,
-    /// How long the previous key is kept once the new one is in use.
+    /// How long the previous key is kept after the first use of the new one.
     pub(super) keep: Duration,
-    /// When the previous key goes.
+    /// When the previous key is dropped.
     pub(super) previous_ends: Option<Duration>,
-    /// Packets under one send key before another one is wanted.
+    /// Packets under one send key before a new one is requested.
     pub(super) send_limit: u32,
-    /// Packets under one receive key before it is forgotten.
+    /// Packets under one receive key before it is dropped.
     pub(super) receive_limit: u32,
     pub(super) sent: u32,
     /// Packets under the static key since the last send key was announced.
     pub(super) sent_static: u32,
     pub(super) received: u32,
-    /// Packets fail under a live receive key: when to ask for another one, and how long to wait after that.
+    /// Packets fail under a live receive key: when to request another one, and how long to wait after that.
     pub(super) failing: Option<(Duration, Duration)>,
     pub(super) send_wanted: Option<Duration>,
     pub(super) receive_wanted: Option<Duration>,
@@ -59,25 +59,25 @@ pub(super) struct End {
 
 pub(super) enum Kind {
     Ours(Box<Exchange<StdRng>>),
-    /// Never resends; takes a key at the NK_IND.
+    /// Never retransmits; takes a key at the NK_IND.
     Original {
         pending: Option<DynamicKey>,
         habit: Habit,
-        /// All receive keys so far, if it refuses those that it has had.
+        /// All receive keys so far, if it refuses keys that it has had.
         taken: Option<HashSet<Octets>>,
     },
 }
 
-/// What an original does with its old send key when it announces another.
+/// How an original uses its old send key when it announces a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Habit {
-    /// Uses it no more.
+    /// Stops using it.
     Forgets,
-    /// Announces under it unless it was asked for a key, and uses it no more after that.
+    /// Announces under it unless the peer requested a key; then stops using it.
     Chains,
-    /// Announces under it even if it was asked for a key, and uses it no more after that.
+    /// Announces under it even if the peer requested a key; then stops using it.
     Stubborn,
-    /// Goes on under it until the NK_ACK.
+    /// Uses it until the NK_ACK.
     Keeps,
 }
 
@@ -85,7 +85,7 @@ pub(super) fn at(now: Duration) -> Now {
     Now { at: now, unix: now.as_secs() as u32 }
 }
 
-/// Whether an event that is told at most once per tokxc is told now.
+/// Whether an event that is reported at most once per tokxc is reported now.
 pub(super) fn allowed(last: &mut Option<Duration>, now: Duration) -> bool {
     let yes = last.is_none_or(|last| now >= last + TOKXC);
     if yes {
@@ -181,7 +181,7 @@ impl End {
         }
     }
 
-    /// The original announces another key, on its own or since it was `asked`.
+    /// The original announces a new key, on its own or because it was `asked`.
     pub(super) fn announce(&mut self, asked: bool, now: Duration) {
         let key = DynamicKey::random(&mut self.rng);
         let payload = Message::indication(&key).build(0, &mut self.rng);
@@ -218,7 +218,7 @@ impl End {
         self.put(None);
     }
 
-    /// Whether a key was asked for or announced, and the answer may be on its way.
+    /// Whether a key was requested or announced, and the answer may be in flight.
     fn is_announcing(&self) -> bool {
         match &self.kind {
             Kind::Ours(_) => true,
@@ -226,7 +226,7 @@ impl End {
         }
     }
 
-    /// As the engine has it.
+    /// The limit as the engine counts it.
     fn counted_limit(&self) -> u32 {
         self.send_limit.saturating_mul(2).saturating_sub(self.send_limit / 16)
     }
@@ -278,7 +278,7 @@ impl End {
                 self.previous_ends.get_or_insert(now + self.keep);
             }
         } else if !ours && self.receive.is_some() {
-            // An original counts whatever is good.
+            // An original counts every valid packet.
             self.received += 1;
         }
         match &datagram.message {

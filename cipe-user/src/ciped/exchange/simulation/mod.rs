@@ -1,4 +1,4 @@
-//! Two ends of a tunnel on a bad path, in virtual time: what many seeds of loss and reorder do to the exchange.
+//! Two ends of a tunnel on a bad path, in virtual time: the exchange under many random patterns of loss and reordering.
 
 mod end;
 mod world;
@@ -15,7 +15,7 @@ use self::world::{Event, World};
 const TOKXC: Duration = Duration::from_secs(10);
 const MS: Duration = Duration::from_millis(1);
 
-/// What stands at an end: ours, or an original.
+/// The program at an end: ours, or an original.
 type Who = Option<Habit>;
 const OURS: Who = None;
 
@@ -69,13 +69,13 @@ fn an_original_loses_only_what_was_in_flight_at_a_key_change() {
         world.run_until(Duration::from_secs(20));
         let changes = world.ends[0].counters.changes;
         assert!(changes > 60 && world.ends[1].counters.changes > 50);
-        // 15 ms of latency: data stops under the old key before the NK_IND, so none is under way when the original takes
-        // the new one.
+        // 15 ms of latency: data stops under the old key before the NK_IND, so none is in flight when the original
+        // takes the new key.
         assert_eq!((world.ends[0].counters.lost, world.ends[1].counters.lost), (0, 0), "{habit:?}");
     }
 }
 
-/// An original that is asked for a key twice, or whose messages are doubled, announces two, and goes on under its old one
+/// An original that is asked for a key twice, or whose messages are duplicated, announces two, and uses its old key
 /// until its NK_ACK.
 #[test]
 fn several_keys_announced_at_once_lose_nothing() {
@@ -95,7 +95,7 @@ fn several_keys_announced_at_once_lose_nothing() {
     }
 }
 
-/// A repeated NK_IND that the next key's overtakes is what an original takes last.
+/// If the next key's NK_IND overtakes a repeated NK_IND, an original takes the repeated one last.
 #[test]
 fn an_original_that_took_an_earlier_key_last_gets_the_one_in_use_again() {
     for habit in ORIGINALS {
@@ -116,7 +116,8 @@ fn an_original_that_took_an_earlier_key_last_gets_the_one_in_use_again() {
     }
 }
 
-/// An original counts for a key whatever is good from the NK_IND on; on a long path much of that is under the static key.
+/// From the NK_IND on, an original counts every valid packet for the key; on a long path many of them are under the
+/// static key.
 #[test]
 fn an_original_far_away_is_never_deafened() {
     let ends = [End::ours(1).with_limits(100, u32::MAX), End::original(2, Habit::Chains).with_limits(u32::MAX, 200)];
@@ -143,7 +144,7 @@ fn a_restarted_original_has_both_keys_after_two_round_trips() {
             let mut world = pair(OURS, Some(habit), 1);
             world.run_until(Duration::from_secs(30));
             world.ends[1] = End::original(77, habit);
-            // What begins is what ours sends, or what the original does.
+            // End `first` sends its data first; the data of the other end is held back.
             let data = |event: &Event| matches!(event, Event::Data(from, _) if *from != first);
             let held: Vec<_> = world.queue.extract_if(.., |_, event| data(event)).collect();
             world.run_until(world.now + 150 * MS);
@@ -156,7 +157,7 @@ fn a_restarted_original_has_both_keys_after_two_round_trips() {
     }
 }
 
-/// A gateway that another one stood in for comes back with its old keys.
+/// A gateway comes back with its old keys after another one has replaced it for a while.
 #[test]
 fn ends_with_keys_that_the_other_lacks_find_each_other() {
     for (second, patience) in [
@@ -164,7 +165,7 @@ fn ends_with_keys_that_the_other_lacks_find_each_other() {
         (Some(Habit::Forgets), Duration::from_secs(2)),
         (Some(Habit::Chains), Duration::from_secs(2)),
         (Some(Habit::Keeps), Duration::from_secs(2)),
-        // What it sends under the key that nobody knows is lost, until it takes it for lost itself.
+        // Everything under the key that nobody knows is lost, until its sender detects that.
         (Some(Habit::Stubborn), 2 * TOKXC),
     ] {
         let mut world = pair(OURS, second, 1);
@@ -180,7 +181,7 @@ fn ends_with_keys_that_the_other_lacks_find_each_other() {
     }
 }
 
-/// Forged packets that look as if they were under a dynamic key.
+/// Forged packets that look like packets under a dynamic key.
 #[test]
 fn forgeries_on_an_idle_tunnel_do_not_make_it_exchange_keys_for_ever() {
     let mut world = pair(OURS, OURS, 1);
@@ -197,7 +198,7 @@ fn forgeries_on_an_idle_tunnel_do_not_make_it_exchange_keys_for_ever() {
 
 #[test]
 fn an_original_that_went_deaf_gets_a_key() {
-    // Ours does not renew, so that the original reaches its limit, 1,000 packets here.
+    // Our end does not renew its key, so that the original reaches its limit, 1,000 packets here.
     let original = End::original(2, Habit::Chains).with_limits(u32::MAX, 1_000);
     let mut world = World::new([End::ours(1), original], 3).traffic(0, MS);
     world.run_until(Duration::from_secs(20));
@@ -227,7 +228,7 @@ fn a_restarted_peer_is_heard_again_although_its_request_was_lost() {
     for (_, other) in KINDS.into_iter().filter(|(first, _)| *first == OURS) {
         let mut world = pair(OURS, other, 1);
         world.run_until(Duration::from_secs(30));
-        // Ours starts again and only listens: it must ask for a key, and the first NK_REQ gets lost.
+        // Our end restarts and only listens: it must request a key, and the first NK_REQ is lost.
         world.ends[0] = End::ours(77);
         world.queue.retain(|_, event| !matches!(event, Event::Data(0, _)));
         world.messages.clear();
@@ -275,7 +276,7 @@ fn recovers(first: Who, second: Who, seed: u64) {
     for i in 0..2 {
         let who = [first, second][i];
         world.ends[i] = end(who, seed + 5);
-        // An original that lost our key asks once per tokxc, and nobody else can know that it has to.
+        // An original that lost our key requests one once per tokxc, and no other end can know that it must.
         world.run_until(world.now + if who == OURS { 3 } else { 8 } * TOKXC);
         check(&mut world, "restart");
     }

@@ -17,11 +17,11 @@ pub(super) struct World {
     pub(super) number: u64,
     pub(super) rng: StdRng,
     pub(super) latency: Duration,
-    /// Added to the latency at random, so that datagrams overtake each other.
+    /// Random addition to the latency, so that datagrams overtake each other.
     pub(super) jitter: Duration,
     pub(super) loss: f64,
     pub(super) duplication: f64,
-    /// Which messages get lost: sender, type octet, and how many of that type it had sent before.
+    /// Which messages are lost: sender, type octet, and how many of that type the sender had sent before.
     pub(super) lose: fn(usize, u8, u32) -> bool,
     pub(super) messages: BTreeMap<(usize, u8), u32>,
 }
@@ -53,7 +53,7 @@ impl World {
         self.queue.insert((when, self.number), event);
     }
 
-    /// End `from` sends a packet of data now and then every `interval`.
+    /// End `from` sends a data packet every `interval`.
     pub(super) fn traffic(mut self, from: usize, interval: Duration) -> Self {
         self.schedule(self.now, Event::Data(from, interval));
         self
@@ -89,7 +89,7 @@ impl World {
         }
     }
 
-    /// Puts what the ends have sent on the path.
+    /// Puts the ends' datagrams on the path.
     pub(super) fn carry(&mut self) {
         for from in 0..2 {
             for datagram in std::mem::take(&mut self.ends[from].out) {
@@ -111,13 +111,13 @@ impl World {
         }
     }
 
-    /// Whether what `from` sends goes under a dynamic key that the other end has.
+    /// Whether packets of `from` are under a dynamic key that the other end has.
     pub(super) fn keyed(&self, from: usize) -> bool {
         let (send, other) = (self.ends[from].send, &self.ends[1 - from]);
         send.is_some() && (send == other.receive || send == other.previous)
     }
 
-    /// Data gets through from `from` to the other end during the next half second.
+    /// Whether data of `from` reaches the other end during the next half second.
     pub(super) fn passes(&mut self, from: usize) -> bool {
         let before = self.ends[1 - from].counters.delivered;
         self.run_until(self.now + 500 * MS);

@@ -1,4 +1,4 @@
-//! Addresses: of the tunnel, of the carrier, of the interface, and who stands between.
+//! Addresses of the tunnel, the carrier and the interface, and a SOCKS5 server between the ends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,7 +10,8 @@ use crate::control::protocol::{Carrier, Interface, Protocol};
 use crate::kernel::{links, zone};
 
 impl Settle<'_> {
-    /// Own and the peer's address on the tunnel. An Ethernet tunnel needs none: its interface may stand in a bridge.
+    /// Own and the peer's address on the tunnel. An Ethernet tunnel needs none: its interface may be a port of a
+    /// bridge.
     pub(super) fn tunnel_addresses(&mut self) -> Option<(IpAddr, IpAddr)> {
         let (own, peer) = (&self.draft.ipaddr, &self.draft.ptpaddr);
         if self.draft.protocol == Protocol::Ethernet {
@@ -46,7 +47,7 @@ impl Settle<'_> {
         Some((ipaddr, ptpaddr))
     }
 
-    /// Outer `None`: a mistake.
+    /// The outer `None`: a mistake.
     pub(super) fn socks(&mut self) -> Option<Option<(EndpointName, SocketAddr)>> {
         let socks = &self.draft.socks;
         let Some(name) = &socks.value else { return Some(None) };
@@ -98,7 +99,7 @@ impl Settle<'_> {
         let has_ipv4 = own.is_some();
         let mut broadcast = broadcast;
         if let (Protocol::Ethernet, Some(mask), None) = (draft.protocol, &draft.mask.value, broadcast) {
-            // As ifconfig does it, which a network of two or one has no room for.
+            // As ifconfig does it; a network of one or two addresses has none for it.
             let hosts = u32::MAX.checked_shr(mask.0.into()).unwrap_or(0);
             broadcast = own.filter(|_| mask.0 < 31).map(|own| Ipv4Addr::from_bits(own.to_bits() | hosts).into());
         }
@@ -120,17 +121,17 @@ impl Settle<'_> {
         })
     }
 
-    /// `socks`: address of the SOCKS5 server, whose family the own carrier address must have.
+    /// `socks`: address of the SOCKS5 server; the own carrier address must be of its family.
     pub(super) fn carrier_addresses(&mut self, socks: Option<IpAddr>) -> Option<(Endpoint, Endpoint)> {
         let (me, peer) = (&self.draft.me, &self.draft.peer);
         let peer_name = self.set(peer, "peer", "192.0.2.2:6789");
-        // Without an address it is of the peer's family, and so without one that is settled here.
+        // Without an address, it is of the peer's family, so the peer's address is needed first.
         let own = match me.value.as_ref().filter(|name| !name.host.is_empty()) {
             Some(name) => Some(self.resolved("me", endpoint(name, socks), &me.origin)?),
             None => None,
         };
-        // An address written out decides the family, a wildcard too. Behind a SOCKS5 server it is always IPv4: the
-        // header of 10 octets has room for no other (protocol section 4).
+        // An address in the options decides the family, and a wildcard does too. Behind a SOCKS5 server it is always
+        // IPv4: the header of 10 octets has no space for IPv6 (protocol section 4).
         let like = match socks {
             Some(_) => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             None => own.as_ref().map(|own| own.address.ip()),
@@ -152,7 +153,7 @@ impl Settle<'_> {
         }
         if self.draft.pinpeer.value && peer_end.address.ip().is_unspecified() {
             let mistake = Mistake::new(
-                "`pinpeer` needs a known peer, and `peer` is to be learned",
+                "`pinpeer` needs a known peer, but `peer` is learned",
                 "write the peer's address, or remove `pinpeer`",
             );
             return self.error(mistake, &self.draft.pinpeer.origin);
@@ -172,7 +173,7 @@ impl Settle<'_> {
         Some((own, peer_end))
     }
 
-    /// A link-local address leads nowhere but over its own device.
+    /// A link-local address is usable on its own device only.
     fn one_zone(&mut self, own: SocketAddr, peer: SocketAddr) -> Option<()> {
         let draft = self.draft;
         let by_device = draft.carrier_device.value.as_deref().map(|name| (name.to_owned(), links::index_of(name)));
@@ -192,8 +193,8 @@ impl Settle<'_> {
         Some(())
     }
 
-    /// A loopback address gets no packet to another host. Debian gives one to the host's own name in /etc/hosts, so behind
-    /// a name it is no mistake of who wrote the option.
+    /// A packet with a loopback address never reaches another host. Debian gives a loopback address to the host's own
+    /// name in /etc/hosts, so with a name the operator has made no mistake.
     fn reachable_from(&mut self, own: Endpoint, peer: IpAddr) -> Option<Endpoint> {
         let (me, ip) = (&self.draft.me, own.address.ip());
         if !ip.is_loopback() || peer.is_loopback() {
@@ -202,8 +203,8 @@ impl Settle<'_> {
         let is_name = me.value.as_ref().is_some_and(|name| !name.is_address());
         if is_name {
             self.warn(
-                format!("option `me`: `{}` is {ip}, a loopback address; the system picks another one", own.text),
-                "write the address itself, leave it out, or correct /etc/hosts",
+                format!("option `me`: `{}` is {ip}, a loopback address; the system chooses another one", own.text),
+                "write the address itself, omit it, or correct /etc/hosts",
                 &me.origin,
             );
             return Some(Endpoint { address: SocketAddr::new(unspecified(ip), own.address.port()), ..own });
@@ -220,12 +221,12 @@ fn endpoint(name: &EndpointName, like: Option<IpAddr>) -> Result<Endpoint, Mista
     Ok(Endpoint { text: name.to_string(), address: resolve::endpoint(name, like)? })
 }
 
-/// Protocol section 4: 0.0.0.0, or the later idiom of the discard port on the loopback.
+/// Protocol section 4: 0.0.0.0, or the later form, the discard port of the loopback address.
 fn is_learned(peer: SocketAddr) -> bool {
     peer.ip().is_unspecified() || (peer.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) && peer.port() == 9)
 }
 
-/// The wildcard of the family of `like`.
+/// The wildcard address of the family of `like`.
 fn unspecified(like: IpAddr) -> IpAddr {
     match like {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
