@@ -8,14 +8,15 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
 
 use super::netlink::{Netlink, Result};
 
-/// How a tunnel device is configured beside its own address and the peer's.
+/// The configuration of a tunnel device other than its own address and the peer's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configuration {
-    /// Whether it gets addresses at all.
+    /// Whether it gets addresses.
     pub addresses: bool,
-    /// Metric of the routes that come with them; 0 and 1: the kernel's own.
+    /// Metric of the routes that come with them; 0 and 1 mean the kernel's default.
     pub metric: u32,
-    /// Bits of the network around the peer's address that is routed into it; `None`: that address alone. IPv4 only.
+    /// Prefix length of the network around the peer's address that is routed into the device; `None`: that address
+    /// alone. IPv4 only.
     pub prefix: Option<u8>,
     /// Broadcast address.
     pub broadcast: Option<Ipv4Addr>,
@@ -28,11 +29,11 @@ impl Default for Configuration {
 }
 
 impl Netlink {
-    /// Gives a device its own address and the peer's (unspecified: none), as `configuration` says. The kernel routes the peer's
-    /// address into the device, and the network around it if there is a prefix.
+    /// Gives a device its own address and the peer's (unspecified: none), according to `configuration`. The kernel
+    /// routes the peer's address into the device, and the network around it if there is a prefix.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel refuses an address.
     pub(super) async fn set_addresses(
         &self,
         name: &str,

@@ -1,12 +1,12 @@
-//! What sits on a device already, and what kind of device it is.
+//! The XDP program on a device, and the kind of the device.
 
 use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
 
 use super::netlink::{Netlink, Result};
 
 impl Netlink {
-    /// The number of the XDP program on a device, whoever has put it there, and the kind of a device that the kernel makes
-    /// itself, such as `veth`; `None`: there is none, or it is hardware.
+    /// The number of the XDP program on a device, whoever has attached it, and the kind of a virtual device, such as
+    /// `veth`; `None`: there is no program, or the device is hardware.
     ///
     /// # Errors
     /// There is no such device.

@@ -1,8 +1,8 @@
-//! Tunnel devices: what the operator routes into (`cipcb0`). Each is a macvlan in private mode on a [`Hub`], which costs
-//! a fraction of a veth pair of its own, and counts, filters and captures like one.
+//! Tunnel devices (`cipcb0`): the operator routes packets into them. Each is a macvlan in private mode on a [`Hub`]; it
+//! costs a fraction of a veth pair, and can count, filter and capture like one.
 //!
-//! Outbound the device hands its frames to the hub as they are: superframes stay whole, checksums partial. Inbound a frame
-//! that the engine injects at the hidden end goes to the device whose address is its destination.
+//! Outbound, the device hands its frames unchanged to the hub: superframes stay whole, checksums partial. Inbound, a
+//! frame that the engine injects at the hidden end goes to the device with the frame's destination address.
 //!
 //! # What arrives on the hidden end (seen on Linux 6.18, AF_PACKET with PACKET_VNET_HDR)
 //! | [`Offloads`](super::ethtool::Offloads) of the hub | TCP and UDP checksums | frames |
@@ -11,9 +11,9 @@
 //! | `tx_checksum` | partial (pseudo header only) | cut to the MTU |
 //! | `tx_checksum`, `tso`, `uso` | partial | superframes |
 //!
-//! A macvlan itself never cuts. The hub cuts and completes after its tc egress hook: a TC program there sees superframes
-//! with partial checksums whatever the offloads are, and each cut frame carries a copy of what it wrote into the Ethernet
-//! header.
+//! A macvlan itself never segments. The hub segments frames and completes checksums after its tc egress hook: a TC
+//! program there sees superframes with partial checksums whatever the offloads are, and each segment has a copy of the
+//! Ethernet header that the program wrote.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -36,32 +36,32 @@ use super::netlink::{Error, Netlink, Result};
 use super::owner::Owner;
 use super::sysctl::Family;
 
-/// Octets that a device's name may have (IFNAMSIZ without the final zero).
-const NAME_MAX: usize = 15;
+/// Maximum octets of a device's name (IFNAMSIZ without the final zero).
+const MAX_NAME_OCTETS: usize = 15;
 
-/// How long an IPv6 address may take to become usable; milliseconds as a rule.
+/// How long an IPv6 address may take to become usable; usually milliseconds.
 const ADDRESS_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Switches under net.ipv6.conf: a peer cannot hand out addresses and routes.
+/// Switches under net.ipv6.conf: a peer must not be able to give this host addresses and routes.
 const IPV6: [(&str, &str); 1] = [("accept_ra", "0")];
 
-/// Group of devices (`ip link show group 1667854437`) that are about to be deleted: "cipe" in ASCII, so that it is nobody
-/// else's.
-const GOING: u32 = 0x6369_7065;
+/// Group of devices (`ip link show group 1667854437`) that are about to be deleted: "cipe" in ASCII, a number that
+/// nobody else uses.
+const DELETED_GROUP: u32 = 0x6369_7065;
 
-/// What a device is, in its alias.
+/// First words of a device's alias.
 const ALIAS: &str = "cipe tunnel";
 
-/// What a tunnel device shall be.
+/// The requested tunnel device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelDevice {
     /// Its name; `None`: the next free one of `prefix`.
     pub name: Option<String>,
     /// Such as `cipcb`.
     pub prefix: String,
-    /// It is an Ethernet tunnel's: with ARP, and with a pair of its own.
+    /// Whether it is for an Ethernet tunnel: with ARP, and with a pair of its own.
     pub ethernet: bool,
-    /// Its MAC address when it is made: no other device of the hub has it.
+    /// Its MAC address when it is made: no other device of the hub may have it.
     pub mac: [u8; 6],
     /// Own address on the tunnel.
     pub local: IpAddr,
@@ -69,13 +69,13 @@ pub struct TunnelDevice {
     pub peer: IpAddr,
     /// MTU in octets.
     pub mtu: u32,
-    /// The process that it is made for: when that ends, the device is a leftover.
+    /// The process that it is made for: when the process ends, the device is a leftover.
     pub owner: u32,
-    /// How it is configured beside that.
+    /// The rest of its configuration.
     pub configuration: Configuration,
 }
 
-/// A tunnel device that exists.
+/// An existing tunnel device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Its name.
@@ -94,29 +94,29 @@ impl Netlink {
     pub async fn make(&self, hub: &Hub, wanted: &TunnelDevice) -> Result<Device> {
         let name = match &wanted.name {
             Some(name) => valid(name)?.to_owned(),
-            // The kernel picks the number, so that two engines never race for one.
+            // The kernel chooses the number, so that two engines never compete for one.
             None => format!("{}%d", valid(&wanted.prefix)?),
         };
         let card = self.make_macvlan(&name, hub, wanted).await?;
         match self.configure(wanted, card.ifindex, &card.name).await {
             Ok(()) => Ok(Device { name: card.name, index: card.ifindex, mac: wanted.mac }),
             Err(error) => {
-                // The error at hand says more than one of the clean-up would.
+                // The first error is more useful than an error of the clean-up.
                 self.delete(card.ifindex).await.ok();
                 Err(error)
             }
         }
     }
 
-    /// Takes over the device of this name that an engine left behind when it died, on one of `hubs`: one that was made
-    /// for the same owner, or whose owner is gone. Returns it with the place of its hub in `hubs`; `None` if there is none.
+    /// Adopts the device of this name that an engine left on one of `hubs` when it died: a device that was made for the
+    /// same owner, or whose owner has ended. Returns it with the index of its hub in `hubs`; `None` if there is none.
     ///
     /// # Errors
     /// The kernel refuses the MTU or an address. The device then stays as it is.
     pub async fn adopt(&self, name: &str, wanted: &TunnelDevice, hubs: &[&Hub]) -> Result<Option<(usize, Device)>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(valid(name)?.to_owned()));
-        let link = match self.link(|| format!("{name}: cannot look at it"), message).await {
+        let link = match self.link(|| format!("{name}: cannot read its state"), message).await {
             Ok(link) if hub::is_macvlan(&link) => link,
             Err(error) if !error.is(Errno::NODEV) => return Err(error),
             _ => return Ok(None),
@@ -125,7 +125,7 @@ impl Netlink {
         let ours = |owner: &Owner| owner.pid() == wanted.owner || owner.is_dead();
         let owned = links::alias_of(&link).and_then(Owner::from_alias).is_some_and(|(_, owner)| ours(&owner));
         let (Some(hub), true) = (hubs.iter().position(|hub| Some(hub.index) == lower), owned) else { return Ok(None) };
-        let card = Card::from_message(&link).ok_or_else(|| Error::Answer(format!("{name}: cannot look at it")))?;
+        let card = Card::from_message(&link).ok_or_else(|| Error::Answer(format!("{name}: cannot read its state")))?;
         let mac = card.mac.ok_or_else(|| Error::Answer(format!("{name}: has no address")))?;
         let what = || format!("{name}: cannot set the MTU to {}", wanted.mtu);
         self.set_link(what, card.ifindex, vec![LinkAttribute::Mtu(wanted.mtu)], Some(LinkFlags::Noarp)).await?;
@@ -133,8 +133,8 @@ impl Netlink {
         Ok(Some((hub, Device { name: card.name, index: card.ifindex, mac })))
     }
 
-    /// Removes a tunnel device, also one that an operator has moved to another network namespace. One that is gone already
-    /// is no error.
+    /// Removes a tunnel device, even if an operator has moved it to another network namespace. A missing device is no
+    /// error.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -152,12 +152,12 @@ impl Netlink {
         }
     }
 
-    /// The index that a tunnel device has in another network namespace, if it is in one.
+    /// The index of a tunnel device in another network namespace, if it is in one.
     pub async fn index_elsewhere(&self, device: &Device) -> Option<u32> {
         self.elsewhere(device).await.ok().flatten().map(|(_, index)| index)
     }
 
-    /// Number of the other network namespace that a tunnel device is in, and its index there.
+    /// The number of the other network namespace that a tunnel device is in, and the device's index there.
     async fn elsewhere(&self, device: &Device) -> Result<Option<(i32, u32)>> {
         let what = || format!("{}: cannot look for it in other network namespaces", device.name);
         // The kernel gave the namespace a number when the device moved there.
@@ -177,11 +177,11 @@ impl Netlink {
         Ok(None)
     }
 
-    /// Removes several tunnel devices. The kernel waits some 20 ms for each request that deletes, however many devices it is
-    /// about, so they go together.
+    /// Removes several tunnel devices together: the kernel waits some 20 ms for each deletion request, whatever the
+    /// number of devices in it.
     ///
     /// # Errors
-    /// As [`Self::remove`], of the first that is refused; the others are removed all the same.
+    /// As [`Self::remove`], for the first refused device; the others are removed anyway.
     pub async fn remove_all(&self, devices: &[&Device]) -> Result<()> {
         let [first, _, ..] = devices else {
             return match devices {
@@ -193,17 +193,17 @@ impl Netlink {
         for device in devices {
             let what = || format!("{}: cannot put it into a group", device.name);
             if device.index == 0
-                || self.set_link(what, device.index, vec![LinkAttribute::Group(GOING)], None).await.is_err()
+                || self.set_link(what, device.index, vec![LinkAttribute::Group(DELETED_GROUP)], None).await.is_err()
             {
-                // Moved to another namespace, or gone already.
+                // It is in another namespace, or already removed.
                 alone.push(*device);
             }
         }
         let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::Group(GOING));
+        message.attributes.push(LinkAttribute::Group(DELETED_GROUP));
         let what = || format!("{} and {} others: cannot delete them", first.name, devices.len() - 1);
         let mut result = match self.request(what, RouteNetlinkMessage::DelLink(message), NLM_F_ACK).await {
-            // None was left.
+            // All of them were removed already.
             Err(error) if error.is(Errno::NODEV) => Ok(()),
             result => result.map(drop),
         };
@@ -253,7 +253,7 @@ impl Netlink {
             true => Error::NameTaken(name.to_owned()),
             false => error,
         })?;
-        // The echo tells which name and index the kernel chose (Linux 6.2 and later).
+        // The echo has the name and index that the kernel chose (Linux 6.2 and later).
         let made = answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Card::from_message(&link),
             _ => None,
@@ -264,14 +264,14 @@ impl Netlink {
         }
     }
 
-    /// The device on a hub with this address, which no other there has.
+    /// The device on a hub with this address, which is unique there.
     pub(super) async fn on_hub(&self, hub: &Hub, mac: [u8; 6]) -> Result<Option<Card>> {
         let links = self.links().await?;
         let on_it = links.iter().filter(|link| links::lower_of(link) == Some(hub.index) && hub::is_macvlan(link));
         Ok(on_it.filter_map(Card::from_message).find(|card| card.mac == Some(mac)))
     }
 
-    /// Brings a fresh or adopted device into the wanted state; it goes up when all else that keeps it silent is set.
+    /// Configures a new or adopted device; sets it up only after all settings that keep it silent.
     pub(super) async fn configure(&self, wanted: &TunnelDevice, index: u32, name: &str) -> Result<()> {
         let alias = Owner::of(wanted.owner)?.alias(ALIAS);
         let what = || format!("{name}: cannot set its alias");
@@ -285,23 +285,23 @@ impl Netlink {
             self.without_own_addresses(index).await?;
             LinkFlags::Up | LinkFlags::Noarp
         };
-        let what = || format!("{name}: cannot take it up");
+        let what = || format!("{name}: cannot set it up");
         self.set_link(what, index, Vec::new(), Some(flags)).await?;
-        // IPv6 makes the route to the peer only if the device is up.
+        // IPv6 makes the route to the peer only while the device is up.
         let events = Events::open(&[MulticastGroup::Ipv6Route])?;
         if wanted.configuration.addresses && !wanted.local.is_unspecified() {
             self.set_addresses(name, index, (wanted.local, wanted.peer), &wanted.configuration).await?;
         }
         if wanted.configuration.addresses && !wanted.ethernet && wanted.peer.is_ipv6() && !wanted.peer.is_unspecified()
         {
-            self.routed(events, name, index, wanted.peer).await;
+            self.wait_until_routed(events, name, index, wanted.peer).await;
         }
         Ok(())
     }
 
-    /// Waits until packets to the peer go into the device: an IPv6 address is usable a little later than set, and
-    /// scripts of the operator that follow want to set routes by it.
-    async fn routed(&self, mut events: Events, name: &str, index: u32, peer: IpAddr) {
+    /// Waits until the kernel routes packets to the peer into the device: an IPv6 address is usable only some time
+    /// after it is set, and the operator's scripts that follow may add routes that need it.
+    async fn wait_until_routed(&self, mut events: Events, name: &str, index: u32, peer: IpAddr) {
         let wait = async {
             while !self.route(peer, None).await.is_ok_and(|route| route.oif == index) {
                 events.next().await;
@@ -313,16 +313,16 @@ impl Netlink {
     }
 }
 
-/// Whether a device is one of a tunnel, of either protocol, whatever stands on it.
+/// Whether a device is a tunnel's, of either protocol.
 fn is_tunnel_device(link: &LinkMessage) -> bool {
     let is_named_so = links::alias_of(link).and_then(Owner::from_alias).is_some_and(|(what, _)| what == ALIAS);
     hub::is_macvlan(link) || (hub::is_veth(link) && is_named_so)
 }
 
-/// What the kernel's dev_valid_name() takes, without the percent sign, which would make it a template.
+/// The names that the kernel's dev_valid_name() accepts, without the percent sign, which would make a template.
 pub(super) fn valid(name: &str) -> Result<&str> {
     let bad = |octet: u8| matches!(octet, b'/' | b':' | b'%') || octet.is_ascii_whitespace() || octet == 0;
-    if name.is_empty() || name.len() > NAME_MAX || matches!(name, "." | "..") || name.bytes().any(bad) {
+    if name.is_empty() || name.len() > MAX_NAME_OCTETS || matches!(name, "." | "..") || name.bytes().any(bad) {
         return Err(Error::NameInvalid(name.to_owned()));
     }
     Ok(name)

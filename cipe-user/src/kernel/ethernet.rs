@@ -1,8 +1,9 @@
-//! Devices of Ethernet tunnels (`cipdb0`): the visible end of a veth pair of their own, which may stand in a bridge. The hidden end
-//! (`cipdb0x`) is the engine's, as a [`Hub`]'s is, and whatever enters the pair comes out there: frames with any address.
+//! Devices of Ethernet tunnels (`cipdb0`): the visible end of a veth pair of their own, which may be a port of a
+//! bridge. The engine uses the hidden end (`cipdb0x`) like a [`Hub`]'s, and receives there every frame that enters the
+//! pair, with any destination address.
 //!
-//! The device has no offloads: the kernel cuts superframes, completes checksums of whatever kind, and writes VLAN tags into the
-//! frames before they come to the hidden end.
+//! The device has no offloads: the kernel segments superframes, completes checksums of every kind, and writes VLAN tags
+//! into the frames before they arrive at the hidden end.
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rustix::io::Errno;
@@ -22,7 +23,7 @@ impl Netlink {
     pub async fn make_ethernet(&self, wanted: &TunnelDevice, queues: u32) -> Result<(Hub, Device)> {
         let name = match &wanted.name {
             Some(name) => valid(name)?.to_owned(),
-            // The kernel picks the number, so that two engines never race for one.
+            // The kernel chooses the number, so that two engines never compete for one.
             None => format!("{}%d", valid(&wanted.prefix)?),
         };
         let visible = vec![
@@ -34,7 +35,7 @@ impl Netlink {
         match self.finish_ethernet(wanted, index, hidden_index).await {
             Ok(made) => Ok(made),
             Err(error) => {
-                // The error at hand says more than one of the clean-up would.
+                // The first error is more useful than an error of the clean-up.
                 self.delete(hidden_index).await.ok();
                 Err(error)
             }
@@ -48,8 +49,8 @@ impl Netlink {
         Ok((hub, device))
     }
 
-    /// Takes over the device of this name that an engine left behind when it died, one of `pairs`: one that was made for the
-    /// same owner, or whose owner is gone. Returns it with its place in `pairs`; `None` if there is none.
+    /// Adopts the device of this name that an engine left when it died, one of `pairs`: a device that was made for the
+    /// same owner, or whose owner has ended. Returns it with its index in `pairs`; `None` if there is none.
     ///
     /// # Errors
     /// The kernel refuses the MTU or an address. The device then stays as it is.
@@ -61,7 +62,7 @@ impl Netlink {
     ) -> Result<Option<(usize, Device)>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(valid(name)?.to_owned()));
-        let link = match self.link(|| format!("{name}: cannot look at it"), message).await {
+        let link = match self.link(|| format!("{name}: cannot read its state"), message).await {
             Ok(link) if is_veth(&link) => link,
             Err(error) if !error.is(Errno::NODEV) => return Err(error),
             _ => return Ok(None),
@@ -70,7 +71,7 @@ impl Netlink {
         let owned = links::alias_of(&link).and_then(Owner::from_alias).is_some_and(|(_, owner)| ours(&owner));
         let place = pairs.iter().position(|pair| pair.index == link.header.index);
         let (Some(place), true) = (place, owned) else { return Ok(None) };
-        let card = Card::from_message(&link).ok_or_else(|| Error::Answer(format!("{name}: cannot look at it")))?;
+        let card = Card::from_message(&link).ok_or_else(|| Error::Answer(format!("{name}: cannot read its state")))?;
         let mac = card.mac.ok_or_else(|| Error::Answer(format!("{name}: has no address")))?;
         let what = || format!("{name}: cannot set the MTU to {}", wanted.mtu);
         self.set_link(what, card.ifindex, vec![LinkAttribute::Mtu(wanted.mtu)], None).await?;

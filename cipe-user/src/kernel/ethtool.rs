@@ -24,10 +24,10 @@ const A_CHANNELS_RX_COUNT: u16 = 6;
 const A_CHANNELS_TX_COUNT: u16 = 7;
 const A_CHANNELS_COMBINED_COUNT: u16 = 9;
 
-/// A feature as `ethtool -k` in its kernel spelling, and whether it is wanted.
+/// A feature in the kernel's spelling (as `ethtool -k` shows it), and the requested state.
 pub(super) type Feature = (&'static str, bool);
 
-/// Switches features of a device. The kernel keeps what others depend on consistent by itself.
+/// Switches features of a device. The kernel keeps dependent features consistent.
 pub(super) fn set_features(index: u32, features: &[Feature]) -> io::Result<()> {
     let bits = features.iter().map(|(name, on)| {
         let mut bit = vec![text(A_BITSET_BIT_NAME, name)];
@@ -41,30 +41,31 @@ pub(super) fn set_features(index: u32, features: &[Feature]) -> io::Result<()> {
     Family::open(ETHTOOL)?.request(MSG_FEATURES_SET, NLM_F_ACK, &request).map(drop)
 }
 
-/// Whether a device joins what it receives to superframes (GRO); `None` if the kernel does not tell.
+/// Whether a device coalesces received packets to superframes (GRO); `None` if the kernel does not report it.
 pub fn has_gro(index: u32) -> Option<bool> {
     has_feature(index, "rx-gro")
 }
 
-/// Whether a device takes UDP superframes uncut; `None` if the kernel does not tell.
+/// Whether a device accepts UDP superframes without segmentation by the kernel; `None` if the kernel does not report
+/// it.
 pub fn takes_udp_superframes(index: u32) -> Option<bool> {
     has_feature(index, "tx-udp-segmentation")
 }
 
 fn has_feature(index: u32, feature: &str) -> Option<bool> {
     let answer = Family::open(ETHTOOL).ok()?.request(MSG_FEATURES_GET, 0, &[device(index)]).ok()?;
-    // A list without a mask: what is in it is on.
+    // A list without a mask: every feature in it is on.
     let bits = attribute(&attribute(&answer, A_FEATURES_ACTIVE)?, A_BITSET_BITS)?;
     let mut names = NlasIterator::new(&bits).flatten().filter_map(|bit| attribute(bit.value(), A_BITSET_BIT_NAME));
     Some(names.any(|name| name.strip_suffix(&[0]) == Some(feature.as_bytes())))
 }
 
-/// Receive queues that a device has in use; `None` if its driver does not tell.
+/// Receive queues that a device has in use; `None` if its driver does not report them.
 pub(super) fn receive_queues(index: u32) -> Option<u32> {
     queues(index, A_CHANNELS_RX_COUNT)
 }
 
-/// Transmit queues that a device has in use; `None` if its driver does not tell.
+/// Transmit queues that a device has in use; `None` if its driver does not report them.
 pub fn transmit_queues(index: u32) -> Option<u32> {
     queues(index, A_CHANNELS_TX_COUNT)
 }
@@ -80,27 +81,29 @@ fn device(index: u32) -> DefaultNla {
     nested(A_HEADER, &[DefaultNla::new(A_HEADER_DEV_INDEX, index.to_ne_bytes().to_vec())])
 }
 
-/// Offloads of a hub's visible end. What arrives on the hidden end follows from them (see [`super::device`]).
+/// Offloads of a hub's visible end. They decide what arrives on the hidden end (see [`super::device`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
-    /// Leave TCP and UDP checksums of sent packets partial. SCTP's CRC is always the kernel's: the engine completes sums only.
+    /// Leave TCP and UDP checksums of sent packets partial. The kernel always computes SCTP's CRC: the engine completes
+    /// sums only.
     pub tx_checksum: bool,
-    /// Leave TCP superframes uncut (needs `tx_checksum`).
+    /// Leave TCP superframes whole (needs `tx_checksum`).
     pub tso: bool,
-    /// Leave UDP superframes (UDP_SEGMENT) uncut (needs `tx_checksum`).
+    /// Leave UDP superframes (UDP_SEGMENT) whole (needs `tx_checksum`).
     pub uso: bool,
     /// Coalesce received packets, which also gives the device a NAPI instance.
     pub gro: bool,
 }
 
 impl Offloads {
-    /// Single frames with complete checksums: the kernel cuts and completes before the packet reaches the hidden end.
+    /// Single frames with complete checksums: the kernel segments and completes packets before the hidden end.
     pub const SINGLE_FRAMES: Self = Self { tx_checksum: false, tso: false, uso: false, gro: false };
-    /// Superframes with partial checksums, to be cut by the engine.
+    /// Superframes with partial checksums; the engine segments them.
     pub const SUPERFRAMES: Self = Self { tx_checksum: true, tso: true, uso: true, gro: false };
 }
 
-/// Has the kernel write VLAN tags into the frames that the device `name` with this index sends, instead of beside them.
+/// Makes the kernel write VLAN tags into the frames that the device `name` with this index sends, instead of beside
+/// them.
 ///
 /// # Errors
 /// The kernel refuses; the message names the device.
@@ -115,8 +118,9 @@ pub(super) fn tag_in_the_frame(name: &str, index: u32) -> Result<()> {
 /// The kernel refuses; the message names the device.
 pub fn set_offloads(name: &str, index: u32, offloads: Offloads) -> Result<()> {
     let Offloads { tx_checksum, tso, uso, gro } = offloads;
-    // What the kernel has encapsulated (GRE, IP in IP, UDP tunnels) it cuts itself: the engine cuts plain TCP and UDP. The
-    // checksum inside stays unfinished; what a device does about those has no switch of its own (`hw_enc_features`).
+    // The kernel itself must segment the packets that it has encapsulated (GRE, IP in IP, UDP tunnels): the engine
+    // segments plain TCP and UDP. The inner checksum stays partial; no switch controls it for these
+    // (`hw_enc_features`).
     let features = [
         ("tx-checksum-ip-generic", tx_checksum),
         ("tx-checksum-sctp", false),
@@ -135,7 +139,7 @@ pub fn set_offloads(name: &str, index: u32, offloads: Offloads) -> Result<()> {
         ("tx-udp_tnl-csum-segmentation", false),
         ("rx-gro", gro),
     ];
-    // Accurate ECN superframes want another treatment of CWR. Kernels before 6.18 neither have nor know the feature.
+    // Accurate ECN superframes need another handling of CWR. Kernels before 6.18 do not have the feature.
     set_features(index, &[("tx-tcp-accecn-segmentation", false)]).ok();
     set_features(index, &features)
         .map_err(|cause| Error::Io { what: format!("{name}: cannot set offloads to {offloads:?}"), cause })

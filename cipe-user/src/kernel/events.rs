@@ -12,16 +12,16 @@ use rtnetlink::sys::{AsyncSocket, SocketAddr};
 
 use super::netlink::{Error, Result};
 
-/// Octets of notifications that may wait: a routing daemon that changes its mind tells hundreds of routes at once.
-const RECEIVE_BUFFER: u32 = 1 << 20;
+/// Octets of notifications that may wait: a routing daemon may change hundreds of routes at once.
+const RECEIVE_BUFFER_OCTETS: u32 = 1 << 20;
 
-/// Nothing has come for so long: what waited is read.
-const QUIET: Duration = Duration::from_millis(10);
+/// If no notification comes for this long, all that waited have been read.
+const DRAINED_AFTER: Duration = Duration::from_millis(10);
 
-/// Longest time that is spent on reading what waits.
+/// Maximum time for reading the notifications that wait.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The groups that tell of everything that packets find their way by.
+/// The groups that report every change of routing.
 pub(super) const FORWARDING: [MulticastGroup; 8] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
@@ -33,39 +33,39 @@ pub(super) const FORWARDING: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Rule,
 ];
 
-/// What a subscription delivers.
+/// An item of a subscription.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A notification.
     Message(Box<RouteNetlinkMessage>),
-    /// Notifications came faster than they were read and some are lost: read everything again.
+    /// Notifications came faster than they were read, and some are lost: read everything again.
     Lost,
 }
 
 type Notification = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
-/// A subscription to groups of notifications. A socket of its own, so that a flood of them cannot lose an answer.
+/// A subscription to groups of notifications. It has its own socket, so that a flood of them cannot displace an answer.
 pub(super) struct Events {
     stream: Pin<Box<dyn Stream<Item = Notification> + Send>>,
     connection: tokio::task::JoinHandle<()>,
 }
 
 impl Events {
-    /// Subscribes. What changes after this returns is delivered.
+    /// Subscribes. Changes after this returns are delivered.
     pub(super) fn open(groups: &[MulticastGroup]) -> Result<Self> {
         let open = |cause| Error::Io { what: "cannot subscribe to netlink notifications".to_owned(), cause };
         let (mut connection, _, stream) = rtnetlink::new_multicast_connection(groups).map_err(open)?;
-        // The system's limit caps it silently, which costs no more than an earlier `Event::Lost`.
-        connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER).map_err(open)?;
+        // The system's limit reduces it silently; the only effect is an earlier `Event::Lost`.
+        connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER_OCTETS).map_err(open)?;
         Ok(Self { stream: Box::pin(stream), connection: tokio::spawn(connection) })
     }
 }
 
-/// Reads what waits and forgets it, after [`Event::Lost`] and before everything is read again: what is older than that reading
-/// must not be applied after it.
+/// Reads and discards the notifications that wait. Call it after [`Event::Lost`] and before everything is read again:
+/// older notifications must not be applied after that.
 pub(super) async fn drain(events: &mut (impl Stream<Item = Event> + Unpin)) {
-    let all = async { while let Ok(Some(_)) = tokio::time::timeout(QUIET, events.next()).await {} };
-    // Where they never end, what is older than the last second is read.
+    let all = async { while let Ok(Some(_)) = tokio::time::timeout(DRAINED_AFTER, events.next()).await {} };
+    // If they never end, all that are older than a second have been read.
     let _ = tokio::time::timeout(DRAIN_DEADLINE, all).await;
 }
 

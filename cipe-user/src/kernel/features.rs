@@ -1,19 +1,19 @@
-//! What the running kernel lacks of what a newer one has, and what that costs. Each is asked for, never concluded from a version:
-//! distributions carry features back, and leave some out.
+//! Features that the running kernel lacks, and the effects. Each is tested, never derived from a version: distributions
+//! add newer features to old kernels, and omit some.
 
 use std::fmt;
 
 use super::{bpf, netdev};
 use crate::xsk;
 
-/// Something that not every kernel from the oldest supported one on has.
+/// A feature that not every kernel from the oldest supported one on has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
     /// Packets of several descriptors by AF_XDP (`XDP_USE_SG`).
     MultiBuffer,
     /// tcx links.
     Tcx,
-    /// The generic netlink family that tells what a driver does with XDP.
+    /// The generic netlink family that reports a driver's XDP features.
     XdpFeatures,
     /// Superframes of UDP from packet sockets.
     UdpSuperframes,
@@ -31,7 +31,7 @@ impl Feature {
         }
     }
 
-    /// What it is called, the first Linux that has it, and what is lost without it.
+    /// Its name, the first Linux that has it, and the effect of its absence.
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::MultiBuffer => (
@@ -63,8 +63,8 @@ impl fmt::Display for Feature {
     }
 }
 
-/// What this kernel lacks, the same in each network namespace; needs the rights of an engine, and CAP_SYS_ADMIN where the loopback
-/// device is down. What it gives no answer to counts as there.
+/// The features that this kernel lacks, the same in each network namespace. Needs the capabilities of an engine, and
+/// CAP_SYS_ADMIN if the loopback device is down. A feature that cannot be tested counts as present.
 pub fn missing() -> Vec<Feature> {
     Feature::ALL.into_iter().filter(|feature| !feature.is_there()).collect()
 }
@@ -74,8 +74,8 @@ mod tests {
     use super::*;
     use crate::xsk::tests::net::{in_namespace, ip};
 
-    /// The answers are those that binding, attaching and injecting get elsewhere in these tests; and they are the kernel's, the same
-    /// in each network namespace.
+    /// The answers must be those of binding, attaching and injecting in the other tests; and they depend on the kernel
+    /// only, not on the network namespace.
     #[test]
     fn a_kernel_lacks_only_what_came_after_it() {
         let version = crate::kernel::release::Version::running().unwrap();

@@ -1,7 +1,7 @@
-//! Generic netlink, as far as it is asked here: one request, one answer.
+//! Generic netlink, as far as it is used here: one request, one answer.
 //!
-//! Messages are built by hand: the ethtool crate can read features but not set them, the ioctl (SIOCETHTOOL) wants unsafe
-//! code and knows fewer features by name, and no crate knows the family `netdev`.
+//! Messages are built by hand: the ethtool crate can read features but not set them, the ioctl (SIOCETHTOOL) needs
+//! unsafe code and knows fewer features by name, and no crate knows the family `netdev`.
 //! Sources: Documentation/networking/ethtool-netlink.rst, Documentation/netlink/specs/netdev.yaml.
 
 use std::io;
@@ -17,19 +17,19 @@ const VERSION: u8 = 1;
 
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
-/// An acknowledgement is wanted, and no other answer.
+/// Requests an acknowledgement, and no other answer.
 pub(super) const NLM_F_ACK: u16 = 4;
 /// Octets of `struct nlmsghdr` and `struct genlmsghdr`.
-const HEADER: usize = 16 + 4;
+const HEADER_OCTETS: usize = 16 + 4;
 
-/// A family, and a socket to ask it by.
+/// A family, and a socket for its requests.
 pub(super) struct Family {
     socket: Socket,
     number: u16,
 }
 
 impl Family {
-    /// The family of this name.
+    /// Opens the family of this name.
     pub(super) fn open(name: &str) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
@@ -48,7 +48,7 @@ impl Family {
 }
 
 fn exchange(socket: &Socket, family: u16, command: u8, flags: u16, attributes: &[DefaultNla]) -> io::Result<Vec<u8>> {
-    let length = HEADER + attributes.buffer_len();
+    let length = HEADER_OCTETS + attributes.buffer_len();
     let mut message = Vec::with_capacity(length);
     message.extend(u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?.to_ne_bytes());
     message.extend(family.to_ne_bytes());
@@ -56,9 +56,10 @@ fn exchange(socket: &Socket, family: u16, command: u8, flags: u16, attributes: &
     message.extend([0; 8]);
     message.extend([command, VERSION, 0, 0]);
     message.resize(length, 0);
-    attributes.emit(&mut message[HEADER..]);
+    attributes.emit(&mut message[HEADER_OCTETS..]);
     socket.send(&message, 0)?;
-    // With an acknowledgement asked for, a refusal or the acknowledgement comes; changed features may be told before it.
+    // With a request for an acknowledgement, the answer is an error or the acknowledgement; a notification of changed
+    // features may come before it.
     loop {
         let (answer, _) = socket.recv_from_full()?;
         let kind = answer.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]]));
@@ -68,7 +69,7 @@ fn exchange(socket: &Socket, family: u16, command: u8, flags: u16, attributes: &
             return if code == 0 { Ok(Vec::new()) } else { Err(io::Error::from_raw_os_error(-code)) };
         }
         if flags & NLM_F_ACK == 0 {
-            return Ok(answer.get(HEADER..).unwrap_or_default().to_vec());
+            return Ok(answer.get(HEADER_OCTETS..).unwrap_or_default().to_vec());
         }
     }
 }

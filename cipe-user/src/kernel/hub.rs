@@ -1,21 +1,23 @@
-//! Hubs: veth pairs that tunnel devices stand on. The visible end (`cipehub0`) carries the devices, the hidden end
-//! (`cipehub0x`) is the engine's: one XDP program, one AF_XDP socket a queue and one injector for a thousand tunnels,
-//! which as many pairs of their own would cost each.
+//! Hubs: veth pairs that carry tunnel devices. The visible end (`cipehub0`) carries the devices; the engine uses the
+//! hidden end (`cipehub0x`). A thousand tunnels share one XDP program, one AF_XDP socket per queue and one injector;
+//! with a veth pair each, they would need a thousand of them.
 //!
 //! # Fail closed
-//! The kernel drops a packet that was routed into a tunnel device and met no program on the way, whoever is dead:
+//! The kernel drops a packet that was routed into a tunnel device and was not taken by a program, whichever process is
+//! dead:
 //! - Tunnel devices have no ARP, so the kernel writes the device's own address as the destination of each frame (or the
-//!   TC program its stamp). Neither is the hidden end's: the frame counts as for another host and IP drops it.
-//! - Multicast frames are for everybody, but the hidden end has no address, no route and a strict reverse path filter:
-//!   no source address can be right there. `forwarding` is off too; alone that would not do, because writing
-//!   `net.ipv4.ip_forward` sets it on every device again.
-//! - IPv6 is disabled on the hidden end, and nobody listens for other protocols.
-//! - A frame that falls out of the visible end and is for no tunnel device meets the same there.
+//!   TC program writes its stamp). Neither is the hidden end's address: the frame counts as for another host, and IP
+//!   drops it.
+//! - Multicast frames are for all hosts, but the hidden end has no address, no route and a strict reverse path filter,
+//!   which accepts no source address there. `forwarding` is off too; that alone is not enough, because writing
+//!   `net.ipv4.ip_forward` sets it again on every device.
+//! - IPv6 is disabled on the hidden end, and no program listens for other protocols.
+//! - A frame that leaves the visible end for no tunnel device is dropped for the same reasons.
 //!
-//! An Ethernet tunnel has a pair of its own, whose visible end is the tunnel's device. Whatever frames it takes, those to the
-//! hidden end's own address too, meet the same there: no address, no route, no ARP.
+//! An Ethernet tunnel has its own pair; the visible end is the tunnel's device. Frames in this pair, even those to the
+//! hidden end's own address, are dropped for the same reasons: no address, no route, no ARP.
 //!
-//! All this is state of the devices: nothing must run for it to hold.
+//! All this is state of the devices: no process must run for it.
 
 use std::fmt;
 
@@ -30,25 +32,25 @@ use super::netlink::{Error, Netlink, Result};
 use super::owner::{self, Owner};
 use super::sysctl::Family;
 
-/// The kernel picks the number, so that nobody races for a name.
-const NAME: &str = "cipehub%d";
-/// The largest MTU that veth takes: no frame of a tunnel is ever too large for a hub.
+/// The kernel chooses the number, so that processes never compete for a name.
+const NAME_TEMPLATE: &str = "cipehub%d";
+/// The largest MTU that veth accepts: no frame of a tunnel is ever too large for a hub.
 pub(super) const MTU: u32 = 65_535;
 
-/// Switches of both ends, under net.ipv4.conf. The module's documentation says why.
+/// Switches of both ends, under net.ipv4.conf. The module's documentation gives the reasons.
 const IPV4: [(&str, &str); 4] =
     [("forwarding", "0"), ("rp_filter", "1"), ("accept_local", "0"), ("drop_unicast_in_l2_multicast", "1")];
 /// The same under net.ipv6.conf.
 const IPV6: [(&str, &str); 1] = [("disable_ipv6", "1")];
 
-/// What tunnel devices hand to a hub.
+/// The kind of frames that tunnel devices hand to a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// Superframes with partial checksums, for generic XDP: the engine cuts them.
+    /// Superframes with partial checksums, for generic XDP: the engine segments them.
     Superframes,
     /// Single frames with complete checksums, for native XDP.
     SingleFrames,
-    /// The pair is one Ethernet tunnel's, its visible end that tunnel's device: single frames as they are on a wire.
+    /// A pair of one Ethernet tunnel, whose device is the visible end: single frames as on a wire.
     Ethernet,
 }
 
@@ -73,27 +75,27 @@ impl fmt::Display for Framing {
     }
 }
 
-/// A hub that exists.
+/// An existing hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hub {
-    /// Name of the visible end when it was made.
+    /// Name of the visible end at its creation.
     pub name: String,
-    /// Its index: tunnel devices are made on it.
+    /// Index of the visible end, on which tunnel devices are made.
     pub index: u32,
     /// Index of the hidden end.
     pub hidden_index: u32,
-    /// Its address: frames to tunnel devices come from it.
+    /// Address of the hidden end: the source of frames to tunnel devices.
     pub hidden_mac: [u8; 6],
-    /// What arrives at the hidden end.
+    /// The kind of frames that arrive at the hidden end.
     pub framing: Framing,
 }
 
-/// What an engine that died left behind.
+/// What a dead engine left.
 #[derive(Debug, Default)]
 pub struct Inheritance {
-    /// Names of tunnel devices whose owners are gone; they were removed.
+    /// Names of tunnel devices whose owners have ended; they were removed.
     pub swept: Vec<String>,
-    /// Hubs of tunnel devices whose owners live: [`Netlink::adopt`] those. The other hubs were removed.
+    /// Hubs of tunnel devices whose owners live: adopt the devices by [`Netlink::adopt`]. The other hubs were removed.
     pub hubs: Vec<Hub>,
 }
 
@@ -103,19 +105,19 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses the pair or one of its settings.
     pub async fn make_hub(&self, framing: Framing, queues: u32) -> Result<Hub> {
-        let visible = vec![LinkAttribute::IfName(NAME.to_owned()), LinkAttribute::Mtu(MTU)];
+        let visible = vec![LinkAttribute::IfName(NAME_TEMPLATE.to_owned()), LinkAttribute::Mtu(MTU)];
         let (index, hidden_index) = self.make_pair(visible, queues).await?;
         match self.configure_hub(framing, index, hidden_index).await {
             Ok(hub) => Ok(hub),
             Err(error) => {
-                // The error at hand says more than one of the clean-up would.
+                // The first error is more useful than an error of the clean-up.
                 self.delete(hidden_index).await.ok();
                 Err(error)
             }
         }
     }
 
-    /// Removes a hub and all devices on it. One that is gone already is no error.
+    /// Removes a hub and all devices on it. A missing hub is no error.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -123,7 +125,7 @@ impl Netlink {
         self.delete(hub.hidden_index).await
     }
 
-    /// Whether tunnel devices stand on a hub, in this network namespace.
+    /// Whether a hub has tunnel devices, in this network namespace.
     ///
     /// # Errors
     /// Devices cannot be listed.
@@ -131,7 +133,7 @@ impl Netlink {
         Ok(self.links().await?.iter().any(|link| links::lower_of(link) == Some(hub.index) && is_macvlan(link)))
     }
 
-    /// Takes over the hubs of engines that died, with the tunnel devices whose owners live, and removes the rest.
+    /// Adopts the hubs of dead engines, with the tunnel devices whose owners live, and removes the rest.
     ///
     /// # Errors
     /// Devices cannot be listed, or the kernel refuses to delete one.
@@ -145,7 +147,7 @@ impl Netlink {
                 None => continue,
             };
             let index = links::lower_of(hidden);
-            // On a hub stand devices; the visible end of an Ethernet tunnel's pair is one itself.
+            // A hub carries devices; the visible end of an Ethernet tunnel's pair is itself the device.
             let on_it = |link: &&LinkMessage| match framing {
                 Some(Framing::Ethernet) => index == Some(link.header.index),
                 _ => index.is_some() && links::lower_of(link) == index && is_macvlan(link),
@@ -163,14 +165,15 @@ impl Netlink {
                         _ => self.configure_hub(framing, index, hidden).await?,
                     });
                 }
-                // All that stands on it goes with it.
+                // All devices on it are removed with it.
                 None => self.delete(hidden.header.index).await?,
             }
         }
         Ok(inheritance)
     }
 
-    /// Most receive queues in use of any Ethernet device, up or not, those of `hubs` aside; 0: there is none.
+    /// The maximum of receive queues in use over all Ethernet devices, up or not, without `hubs`; 0: there is no
+    /// device.
     ///
     /// # Errors
     /// Devices cannot be listed.
@@ -179,14 +182,14 @@ impl Netlink {
         let links = self.links().await?;
         let cards = links.iter().filter(|link| !is_macvlan(link)).filter_map(Card::from_message);
         let cards = cards.filter(|card| card.kind == CardKind::Ethernet && !is_of_hub(card));
-        // Most have one at the most, and need no question.
+        // Most devices can have one queue only, and need no request.
         Ok(cards
             .map(|card| if card.receive_queues > 1 { card.with_queues_in_use().receive_queues } else { 1 })
             .max()
             .unwrap_or(0))
     }
 
-    /// Makes a pair whose visible end has these attributes, its name among them; returns the indexes of both ends.
+    /// Makes a pair whose visible end has these attributes, including its name; returns the indexes of both ends.
     pub(super) async fn make_pair(&self, visible: Vec<LinkAttribute>, queues: u32) -> Result<(u32, u32)> {
         let name = visible.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name.clone()),
@@ -210,7 +213,7 @@ impl Netlink {
             true => Error::NameTaken(name.clone()),
             false => error,
         })?;
-        // The echo tells which name and index the kernel chose (Linux 6.2 and later).
+        // The echo has the name and index that the kernel chose (Linux 6.2 and later).
         let made = answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Some((link.header.index, links::lower_of(&link)?)),
             _ => None,
@@ -221,7 +224,7 @@ impl Netlink {
         }
     }
 
-    /// The pair that this process made last and has not finished: visible and hidden end.
+    /// The last pair that this process made and did not finish: visible and hidden end.
     async fn unfinished(&self) -> Result<Option<(u32, u32)>> {
         let ours = |link: &&LinkMessage| {
             links::alias_of(link).is_none()
@@ -232,18 +235,18 @@ impl Netlink {
         Ok(hidden.and_then(|hidden| Some((links::lower_of(hidden)?, hidden.header.index))))
     }
 
-    /// Brings a fresh or inherited pair into the wanted state, as this process's.
+    /// Configures a new or adopted pair as this process's.
     async fn configure_hub(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
         let name = self.card(index).await?.name;
         self.silence(&name, index).await?;
         let hub = self.configure_ends(framing, index, hidden_index).await?;
-        let what = || format!("{name}: cannot take it up");
+        let what = || format!("{name}: cannot set it up");
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await?;
         Ok(hub)
     }
 
-    /// Brings the hidden end of a fresh or inherited pair into the wanted state, as this process's, and the visible end's
-    /// offloads, whose other settings are the caller's.
+    /// Configures the hidden end of a new or adopted pair as this process's, and sets the offloads of the visible end.
+    /// The caller configures the rest of the visible end.
     pub(super) async fn configure_ends(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
         let name = self.card(index).await?.name;
         let what = || format!("{name}: cannot configure its hidden end");
@@ -261,7 +264,7 @@ impl Netlink {
         Ok(Hub { name, index, hidden_index, hidden_mac, framing })
     }
 
-    /// Makes an end one that says nothing and takes nothing.
+    /// Makes an end send nothing of its own and accept no packet.
     async fn silence(&self, name: &str, index: u32) -> Result<()> {
         for (switch, value) in IPV4 {
             self.set_switch(Family::Ipv4, (name, index), switch, value).await?;
@@ -274,8 +277,8 @@ impl Netlink {
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp)).await
     }
 
-    /// Names the hidden end after the visible one, if that is free. It keeps a name of its own else, and where it is up on a kernel
-    /// that renames no such device (before 6.2).
+    /// Names the hidden end after the visible one, if that name is free. Else it keeps its name; it also does if it is
+    /// up on a kernel before 6.2, which cannot rename such a device.
     async fn rename_hidden(&self, name: &str, hidden_index: u32) -> Result<String> {
         let wanted = format!("{name}x");
         let present = self.card(hidden_index).await?.name;
@@ -291,10 +294,10 @@ impl Netlink {
     }
 }
 
-/// A hidden end whose engine is gone.
+/// A hidden end whose engine has ended.
 enum Found {
     Hub(Framing),
-    /// It died while it made the pair.
+    /// The engine died while it made the pair.
     Unfinished,
 }
 
@@ -312,8 +315,8 @@ fn alias_for(framing: Framing) -> String {
     format!("cipe hub of {framing}")
 }
 
-/// Whether a device on a dead engine's hub has no living owner. One without an alias was never finished; whom one with
-/// an alias of the operator's was made for nobody knows.
+/// Whether a device on a dead engine's hub has no living owner. A device without an alias was never finished. If an
+/// operator has changed the alias, the owner is unknown, and the device stays.
 fn is_leftover(link: &LinkMessage) -> bool {
     links::alias_of(link).is_none_or(|alias| Owner::from_alias(alias).is_some_and(|(_, owner)| owner.is_dead()))
 }

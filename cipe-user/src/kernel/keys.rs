@@ -1,7 +1,9 @@
-//! The `KEYS` map as memory: live session keys, written by the control thread, read by the workers without a system call.
+//! The `KEYS` map as memory: the control thread writes live session keys, and the workers read them without a system
+//! call.
 //!
-//! Each slot is a sequence lock: `generation` is odd while the slot is written and another even number after each change.
-//! There is one [`KeyWriter`] a map, and as many [`KeyReader`]s as there are workers; XDP reads `live` only.
+//! Each slot is a sequence lock: `generation` is odd while the slot is written, and has a new even value after each
+//! change.
+//! Each map has one [`KeyWriter`], and one [`KeyReader`] per worker; XDP reads `live` only.
 
 use std::{
     collections::HashMap,
@@ -27,7 +29,7 @@ const _: () =
 /// Octets of a key.
 pub const KEY: usize = 16;
 
-/// The one writer of the key slots.
+/// The only writer of the key slots.
 pub struct KeyWriter {
     slots: Arc<SharedArray<WORDS>>,
     changes: Arc<AtomicU64>,
@@ -43,15 +45,15 @@ pub struct KeyReader {
 }
 
 impl KeyWriter {
-    /// Maps `len` slots of the map behind `fd`. The caller sees to it that no other writer exists.
+    /// Maps `len` slots of the map behind `fd`. The caller guarantees that no other writer exists.
     ///
     /// # Errors
-    /// What mmap(2) answers.
+    /// The error of mmap(2).
     pub(super) fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
         Ok(Self { slots: Arc::new(SharedArray::map(fd, len)?), changes: Arc::default(), written: HashMap::new() })
     }
 
-    /// Slots of their own, for tests of those who read them.
+    /// Private slots, for tests of their readers.
     ///
     /// # Panics
     /// If there is no memory.
@@ -64,7 +66,7 @@ impl KeyWriter {
         Self::map(&file, len).expect("memory for keys")
     }
 
-    /// Leaves a slot as a writer does that dies in the middle.
+    /// Leaves a slot in the state of a writer that died while writing.
     #[cfg(test)]
     pub(crate) fn interrupt(&mut self, tunnel: u32, slot: Slot) {
         self.slots[key_index(tunnel, slot) as usize][0].fetch_or(1, Ordering::Relaxed);
@@ -90,7 +92,7 @@ impl KeyWriter {
         Some(self.written.get(&key_index(tunnel, slot))?.elapsed())
     }
 
-    /// Empties a slot; no octet of the key stays.
+    /// Empties a slot and erases the key.
     ///
     /// # Panics
     /// If the table has no such tunnel.
@@ -111,7 +113,7 @@ impl KeyWriter {
 
     fn write(&mut self, tunnel: u32, slot: Slot, words: [u64; WORDS - 1]) {
         let [generation, content @ ..] = &self.slots[key_index(tunnel, slot) as usize];
-        // Odd already if a writer died in the middle: this write completes it.
+        // Odd already if a writer died while writing: this write completes it.
         let odd = generation.load(Ordering::Relaxed) | 1;
         generation.store(odd, Ordering::Relaxed);
         // The odd generation is visible before the first word changes.
@@ -125,14 +127,14 @@ impl KeyWriter {
 }
 
 impl KeyReader {
-    /// How often any slot of any tunnel was written: while this stays the same, so do all slots. Who looks at many tunnels
-    /// in turn looks here first, at one place that is always at hand.
+    /// How often any slot of any tunnel was written: while this value stays the same, so do all slots. To check many
+    /// tunnels, read this first: it is a single place, which stays in the cache.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Generation of the slot at [`key_index`]: differs from an earlier value if the key may have changed. One load, for
-    /// the check per batch; 0 means never set.
+    /// Generation of the slot at [`key_index`]: differs from an earlier value if the key may have changed. Takes one
+    /// load, for the check per batch; 0 means never set.
     ///
     /// # Panics
     /// If `index` is not below the number of slots.
@@ -140,17 +142,17 @@ impl KeyReader {
         self.slots[index as usize][0].load(Ordering::Acquire)
     }
 
-    /// The live key at [`key_index`] with its generation; `None` for an empty slot, and for one whose writer has
-    /// stopped half way.
+    /// The live key at [`key_index`] with its generation; `None` for an empty slot, and for a slot whose writer has
+    /// stopped while writing.
     ///
     /// # Panics
     /// If `index` is not below the number of slots.
     pub fn read(&self, index: u32) -> Option<(u64, Zeroizing<[u8; KEY]>)> {
-        /// Far more than a writer needs for four stores, unless it lost its CPU: then the caller goes on with what it
-        /// has and looks again at its next batch.
-        const TRIES: usize = 1_000;
+        /// Many more than a writer needs for four stores, unless it lost its CPU: then the caller continues with its
+        /// present key and tries again at its next batch.
+        const MAX_READ_ATTEMPTS: usize = 1_000;
         let words = &self.slots[index as usize];
-        for _ in 0..TRIES {
+        for _ in 0..MAX_READ_ATTEMPTS {
             if let Some((generation, [live, low, high])) = consistent(words) {
                 return (live != 0).then(|| (generation, Zeroizing::new(octets(low, high))));
             }
@@ -160,18 +162,18 @@ impl KeyReader {
     }
 }
 
-/// One attempt of the sequence lock: `None` if a writer was at it.
+/// One attempt of the sequence lock: `None` if a writer was active.
 fn consistent(words: &Words<WORDS>) -> Option<(u64, [u64; WORDS - 1])> {
     let [generation, content @ ..] = words;
     let before = generation.load(Ordering::Acquire);
     let seen = content.each_ref().map(|word: &AtomicU64| word.load(Ordering::Relaxed));
-    // The words are read before the generation is looked at again.
+    // Read the words before the generation is read again.
     fence(Ordering::Acquire);
     let after = generation.load(Ordering::Relaxed);
     (before == after && before % 2 == 0).then_some((before, seen))
 }
 
-/// `live` and `reserved` as the word that they share.
+/// The word that `live` and `reserved` share.
 fn live_word(live: u32) -> u64 {
     let l = live.to_ne_bytes();
     u64::from_ne_bytes([l[0], l[1], l[2], l[3], 0, 0, 0, 0])

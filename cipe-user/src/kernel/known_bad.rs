@@ -1,17 +1,17 @@
-//! Faults of released kernels that a tunnel meets, each with who saw it. docs/KERNELS.md has the same table.
+//! Faults of released kernels that affect tunnels, each with its reporter. docs/KERNELS.md has the same table.
 
 use std::fmt;
 
 use super::release::Version;
 
-/// A fault, and the releases that have it. Distributions may have mended it in theirs, or have brought it to others.
+/// A fault, and the releases that have it. Distributions may have fixed it in theirs, or added it to others.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The first release with it.
     from: Version,
-    /// The first later one without it, or the first that nobody has reported.
+    /// The first later release without it, or the first that nobody has reported.
     until: Version,
-    /// What goes wrong, and what to do.
+    /// The effect, and what to do.
     what: &'static str,
     /// Who reported it.
     source: &'static str,

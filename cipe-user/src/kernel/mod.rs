@@ -1,7 +1,8 @@
-//! What we ask of the kernel: eBPF objects and maps, links and addresses, routes and neighbours.
+//! Access to the kernel: eBPF objects and maps, links and addresses, routes and neighbours.
 //!
-//! May import `cipe_common` and `xsk`; must not know tunnels' state, keys' lives or packets. Imported by `engine`,
-//! `ciped` and `cli`. aya is used in [`bpf`] only; everything netlink acts in the network namespace of the thread that calls it.
+//! May import `cipe_common` and `xsk`; must not know the state of tunnels, the lives of keys, or packets. Imported by
+//! `engine`, `ciped` and `cli`. Only [`bpf`] uses aya; all netlink code acts in the network namespace of the calling
+//! thread.
 
 pub mod addresses;
 pub mod attached;

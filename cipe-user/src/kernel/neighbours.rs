@@ -1,4 +1,4 @@
-//! Link-layer addresses of the routers and hosts next to us.
+//! Link-layer addresses of neighbouring routers and hosts.
 
 use std::net::IpAddr;
 
@@ -14,18 +14,18 @@ use super::netlink::{Netlink, Result};
 /// An entry of the kernel's neighbour table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Index of the device that it is reached by.
+    /// Index of its device.
     pub ifindex: u32,
     /// Its IP address.
     pub address: IpAddr,
     /// Its link-layer address, unless it did not answer.
     pub mac: Option<[u8; 6]>,
-    /// Set by hand, or not needed (no ARP): never asked for.
+    /// Whether it was set by hand or is not needed (no ARP): such an entry is never resolved.
     pub fixed: bool,
 }
 
 impl Neighbour {
-    /// Reads a neighbour message; `None` if it is none of IP (bridges and proxies tell theirs the same way).
+    /// Reads a neighbour message; `None` if it is not for an IP neighbour (bridges and proxies use the same messages).
     pub(super) fn from_message(message: &NeighbourMessage) -> Option<Self> {
         if message.header.flags.contains(NeighbourFlags::Proxy) {
             return None;
@@ -39,7 +39,7 @@ impl Neighbour {
                 _ => {}
             }
         }
-        // A failed entry may still show the address that no longer answers.
+        // A failed entry may still have an address that no longer answers.
         let valid =
             !matches!(message.header.state, NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed);
         let fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
@@ -51,7 +51,7 @@ impl Netlink {
     /// The entry of one neighbour, if there is one.
     ///
     /// # Errors
-    /// The kernel cannot tell; that there is no entry is none.
+    /// The kernel cannot answer. A missing entry is no error.
     pub async fn neighbour(&self, ifindex: u32, address: IpAddr) -> Result<Option<Neighbour>> {
         let message = message(ifindex, address);
         let what = || format!("cannot look up the neighbour {address}");
@@ -65,9 +65,9 @@ impl Netlink {
         }
     }
 
-    /// Tells the kernel that the neighbour is in use, as a packet sent to it would: an entry is made and resolved if
-    /// there is none, and confirmed if it is old. Not for a `fixed` one: the kernel (`__neigh_update`, seen on 6.18)
-    /// would forget that it is.
+    /// Tells the kernel that the neighbour is in use, as a packet to it would: the kernel makes and resolves a missing
+    /// entry, and confirms an old one. Not for a `fixed` entry: the kernel (`__neigh_update`, seen on 6.18) would then
+    /// treat it as an ordinary one.
     ///
     /// # Errors
     /// The kernel refuses, for example because its table is full (`net.ipv4.neigh.default.gc_thresh3`).

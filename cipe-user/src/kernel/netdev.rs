@@ -1,4 +1,4 @@
-//! What a device's driver can do with XDP, by the generic netlink family `netdev` (Linux 6.3).
+//! XDP features of a device's driver, by the generic netlink family `netdev` (Linux 6.3).
 //! Source: Documentation/netlink/specs/netdev.yaml.
 
 use rtnetlink::packet_core::DefaultNla;
@@ -13,17 +13,18 @@ const NDO_XMIT: u64 = 4;
 /// `NETDEV_XDP_ACT_XSK_ZEROCOPY`.
 const XSK_ZEROCOPY: u64 = 8;
 
-/// Whether the kernel tells at all what devices do with XDP.
+/// Whether the kernel reports XDP features of devices.
 pub fn tells_xdp_features() -> bool {
     Family::open("netdev").is_ok()
 }
 
-/// Whether a device takes XDP frames now. A veth does while its peer has native XDP or GRO; without an answer it does not.
+/// Whether a device accepts XDP frames now. A veth does while its peer has native XDP or GRO. False if the kernel does
+/// not report it.
 pub fn takes_xdp_frames(ifindex: u32) -> bool {
     features(ifindex).is_some_and(|features| features & NDO_XMIT != 0)
 }
 
-/// Whether a device's driver has AF_XDP zero copy; `None` if the kernel does not tell.
+/// Whether a device's driver has AF_XDP zero copy; `None` if the kernel does not report it.
 pub fn has_zero_copy(ifindex: u32) -> Option<bool> {
     features(ifindex).map(|features| features & XSK_ZEROCOPY != 0)
 }

@@ -1,4 +1,4 @@
-//! One connection to rtnetlink, and how its refusals become errors that an operator can read.
+//! A connection to rtnetlink, and the conversion of its refusals to errors that an operator can read.
 
 use std::io;
 use std::time::Duration;
@@ -11,60 +11,60 @@ use rustix::io::Errno;
 
 use super::zone::ShownHost;
 
-/// A kernel that does not answer within this time never will: the answer was lost or could not be parsed.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// If the kernel does not answer within this time, it never will: the answer was lost or could not be parsed.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// `NLMSGERR_ATTR_MSG` of linux/netlink.h: the reason of a refusal in words.
 const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
 /// Octets of `struct nlmsghdr`.
-const HEADER: usize = 16;
+const HEADER_OCTETS: usize = 16;
 
-/// What went wrong between us and the kernel's network configuration. The text holds the cause, which is therefore no
-/// `source()`: whoever prints a whole chain would print it twice.
+/// An error of the kernel's network configuration. The text includes the cause, so the error has no `source()`:
+/// printing a whole chain would print the cause twice.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused a request.
     #[error("{what}: {cause}{}{}", words(.reason), way_out(.cause))]
     Refused {
-        /// What was asked, such as `cipcb0: cannot set the MTU to 20`.
+        /// The request, such as `cipcb0: cannot set the MTU to 20`.
         what: String,
         /// The errno.
         cause: io::Error,
-        /// The kernel's own words, if it gave any.
+        /// The kernel's message, if it gave one.
         reason: Option<String>,
     },
     /// A file or socket of the network configuration could not be used.
     #[error("{what}: {cause}")]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         what: String,
         /// Why it failed.
         cause: io::Error,
     },
-    /// The kernel's answer misses something that it always holds, or never came.
+    /// The kernel's answer lacks an attribute that it always has, or never came.
     #[error("{0}: no usable answer from the kernel")]
     Answer(String),
-    /// The name asked for is in use.
+    /// The requested name is in use.
     #[error("{0}: a network device of this name exists; choose another or leave the name out for the next free one")]
     NameTaken(String),
-    /// The name asked for cannot be a network device's.
+    /// The requested name is not valid for a network device.
     #[error("{0:?} cannot be a network device's name: 1 to 15 characters, no space, no slash, no percent sign")]
     NameInvalid(String),
-    /// Packets to this address have nowhere to go.
+    /// There is no route to this address.
     #[error("no carrier route to {peer}: {cause}; add a route or check the carrier device")]
     NoRoute {
-        /// Where they should go.
+        /// The destination.
         peer: ShownHost,
-        /// Why they cannot.
+        /// The reason.
         cause: io::Error,
     },
-    /// The wanted source address is not ours.
+    /// The requested source address is not an address of this host.
     #[error(
         "no carrier route to {peer} from {from}: {from} is not an address of this host; bring it back, or follow changes with `dynip`"
     )]
     NotOurAddress {
-        /// Where packets should go.
+        /// The destination.
         peer: ShownHost,
-        /// The address that they should come from.
+        /// The requested source address.
         from: ShownHost,
     },
 }
@@ -92,7 +92,7 @@ impl Error {
         }
     }
 
-    /// Whether the kernel refused for this reason.
+    /// Whether the kernel refused with this errno.
     pub(super) fn is(&self, errno: Errno) -> bool {
         self.errno() == Some(errno.raw_os_error())
     }
@@ -108,7 +108,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a connection and spawns the task that serves it; call it inside a tokio runtime with I/O and time.
+    /// Opens a connection and spawns the task that serves it; call it in a tokio runtime with I/O and time.
     ///
     /// # Errors
     /// No netlink socket can be opened.
@@ -116,14 +116,15 @@ impl Netlink {
         let open = |cause| Error::Io { what: "cannot open a netlink socket".to_owned(), cause };
         let (mut connection, handle, _) = rtnetlink::new_connection().map_err(open)?;
         let socket = connection.socket_mut().socket_mut();
-        // The kernel then says in words why it refuses, without sending the request back.
+        // The kernel then adds the reason as text, and does not send the request back.
         socket.set_ext_ack(true).map_err(open)?;
         socket.set_cap_ack(true).map_err(open)?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// Sends one request and collects the answers. `flags` beside `NLM_F_REQUEST`; `what` begins an error message.
+    /// Sends one request and collects the answers. `flags` are added to `NLM_F_REQUEST`; `what` begins an error
+    /// message.
     pub(super) async fn request(
         &self,
         what: impl FnOnce() -> String,
@@ -132,7 +133,7 @@ impl Netlink {
     ) -> Result<Vec<RouteNetlinkMessage>> {
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | flags;
-        match tokio::time::timeout(DEADLINE, self.exchange(message)).await {
+        match tokio::time::timeout(ANSWER_DEADLINE, self.exchange(message)).await {
             Ok(Ok(answers)) => Ok(answers),
             Ok(Err(Some((cause, reason)))) => Err(Error::Refused { what: what(), cause, reason }),
             Ok(Err(None)) | Err(_) => Err(Error::Answer(what())),
@@ -158,9 +159,9 @@ impl Netlink {
     }
 }
 
-/// Finds the kernel's words behind the header of the refused request.
+/// Finds the kernel's message behind the header of the refused request.
 fn reason(header: &[u8]) -> Option<String> {
-    let attributes = NlasIterator::new(header.get(HEADER..)?);
+    let attributes = NlasIterator::new(header.get(HEADER_OCTETS..)?);
     let message = attributes.flatten().find(|attribute| attribute.kind() == ERROR_ATTRIBUTE_MESSAGE)?;
     Some(String::from_utf8_lossy(message.value()).trim_end_matches('\0').to_owned())
 }

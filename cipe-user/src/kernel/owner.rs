@@ -1,27 +1,27 @@
-//! Whom a device was made for: written into its alias, so that the next engine can tell a leftover from a device in use.
+//! The owner of a device: written into its alias, so that the next engine can tell a leftover from a device in use.
 
 use std::fmt;
 
 use super::netlink::{Error, Result};
 
-/// First letters of the name of a hub's hidden end that has no alias yet.
-const UNFINISHED: &str = "cx";
+/// First letters of the name of a hub's hidden end before it has an alias.
+const UNFINISHED_PREFIX: &str = "cx";
 
-/// A process that cannot be mistaken for a later one with the same number.
+/// A process, identified so that a later one with the same number is not mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pid: u32,
     /// Clock ticks between boot and the start of the process (proc_pid_stat(5), field 22).
     start: u64,
-    /// What /proc/self/ns/pid points at: a number means nothing in another pid namespace.
+    /// The target of /proc/self/ns/pid: a process number has no meaning in another pid namespace.
     namespace: String,
 }
 
 impl Owner {
-    /// A process that lives, of the own pid namespace.
+    /// Identifies a living process of the own pid namespace.
     ///
     /// # Errors
-    /// It has ended, or there is no /proc.
+    /// It has ended, or /proc is not there.
     pub(super) fn of(pid: u32) -> Result<Self> {
         let owner = || Some(Self { pid, start: start_of(pid)?, namespace: own_namespace()? });
         owner().ok_or_else(|| Error::Io {
@@ -30,7 +30,8 @@ impl Owner {
         })
     }
 
-    /// Whether the process is gone for sure. One of another pid namespace cannot be seen from here: it counts as alive.
+    /// Whether the process has certainly ended. A process of another pid namespace is not visible from here: it counts
+    /// as alive.
     pub(super) fn is_dead(&self) -> bool {
         own_namespace().is_some_and(|own| own == self.namespace) && start_of(self.pid) != Some(self.start)
     }
@@ -40,12 +41,12 @@ impl Owner {
         self.pid
     }
 
-    /// The alias of a device that is `what`, such as `cipe tunnel`.
+    /// The alias of a device of the kind `what`, such as `cipe tunnel`.
     pub(super) fn alias(&self, what: &str) -> String {
         format!("{what}, {self}")
     }
 
-    /// Reads an alias: what the device is, and its owner; `None` if it is not ours.
+    /// Reads an alias: the kind of the device, and its owner; `None` if it is not ours.
     pub(super) fn from_alias(alias: &str) -> Option<(&str, Self)> {
         let (what, owner) = alias.rsplit_once(", pid ")?;
         let mut words = owner.split(' ');
@@ -62,19 +63,20 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Name of a hub's hidden end until it has its alias, which the kernel takes for existing devices only. `%d` is the kernel's.
+/// Name of a hub's hidden end before it has its alias: the kernel accepts an alias for existing devices only. The
+/// kernel replaces `%d`.
 pub(super) fn unfinished_template() -> String {
-    format!("{UNFINISHED}{}.%d", std::process::id())
+    format!("{UNFINISHED_PREFIX}{}.%d", std::process::id())
 }
 
-/// Whether this process gave a hidden end this name, which it has not finished.
+/// Whether this process gave a hidden end this name, and has not finished it.
 pub(super) fn unfinished_is_own(name: &str) -> bool {
     name.strip_prefix(unfinished_template().trim_end_matches("%d")).is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// Whether a hidden end of this name was never finished, because its engine died meanwhile; `None` for other names.
+/// Whether a hidden end of this name was never finished because its engine died; `None` for other names.
 pub(super) fn unfinished_is_dead(name: &str) -> Option<bool> {
-    let (pid, number) = name.strip_prefix(UNFINISHED)?.split_once('.')?;
+    let (pid, number) = name.strip_prefix(UNFINISHED_PREFIX)?.split_once('.')?;
     let _: u32 = number.parse().ok()?;
     Some(start_of(pid.parse().ok()?).is_none())
 }
@@ -83,10 +85,10 @@ fn own_namespace() -> Option<String> {
     Some(std::fs::read_link("/proc/self/ns/pid").ok()?.to_str()?.to_owned())
 }
 
-/// Start time of a process that lives; a zombie has ended.
+/// Start time of a living process; a zombie counts as ended.
 fn start_of(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in parentheses and may hold anything, parentheses too.
+    // The second field is the program's name in parentheses, which may contain any characters, including parentheses.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     let start = fields.nth(18)?.parse().ok()?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A release without what a distribution adds to it.
+/// A release, without the additions of a distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     major: u32,
@@ -17,8 +17,8 @@ impl Version {
         Self { major, minor, patch }
     }
 
-    /// That of the running kernel; `None` if it has no number. Debian's 6.1.0 says nothing of its patches, so there those of its
-    /// version text count.
+    /// The release of the running kernel; `None` if it has no number. Debian's 6.1.0 does not have the patch number, so
+    /// there it comes from the version text.
     pub fn running() -> Option<Self> {
         let uname = rustix::system::uname();
         let version: Self = uname.release().to_str().ok()?.parse().ok()?;
@@ -31,7 +31,7 @@ impl Version {
     }
 }
 
-/// What begins with no release.
+/// The text does not begin with a release.
 #[derive(Debug, thiserror::Error)]
 #[error("no release of Linux")]
 pub struct NoRelease;
@@ -39,7 +39,7 @@ pub struct NoRelease;
 impl FromStr for Version {
     type Err = NoRelease;
 
-    /// Reads the numbers in front: `6.18.15+deb13-amd64`, `7.0-rc1`.
+    /// Reads the numbers at the start: `6.18.15+deb13-amd64`, `7.0-rc1`.
     fn from_str(text: &str) -> Result<Self, NoRelease> {
         let front = text.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default();
         let mut numbers = front.split('.').map(|number| number.parse().ok());

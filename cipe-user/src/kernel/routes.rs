@@ -1,4 +1,4 @@
-//! Which way packets to an address go.
+//! The routes of packets to an address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,35 +12,35 @@ use super::zone::{self, ShownHost};
 
 const PROTOCOL_UDP: u8 = 17;
 
-/// The way of packets to an address.
+/// The route of packets to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Index of the device that they leave by.
+    /// Index of the egress device.
     pub oif: u32,
     /// The router, if the address is not on the link itself; may be IPv6 for an IPv4 address.
     pub gateway: Option<IpAddr>,
-    /// The source address that they get.
+    /// The source address of the packets.
     pub source: IpAddr,
-    /// Path MTU in octets, if the route has one of its own (configured or learned); the device's counts else.
+    /// Path MTU in octets, if the route has its own (configured or learned); else the device's MTU applies.
     pub mtu: Option<u32>,
-    /// The address is one of this host's own: packets never leave it.
+    /// Whether the address is one of this host's own: packets never leave it.
     pub local: bool,
 }
 
-/// UDP datagrams, as far as routes and rules tell them apart. The user that sends them is this process's (`uidrange` of
-/// ip-rule(8)).
+/// UDP datagrams, with the properties that routes and rules can distinguish. Their user is this process's (`uidrange`
+/// of ip-rule(8)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
-    /// Where they go.
+    /// Destination.
     pub to: IpAddr,
     /// Own address, if it is fixed.
     pub from: Option<IpAddr>,
-    /// Ports, own and the peer's; 0: not known.
+    /// Own port and the peer's; 0: not known.
     pub ports: [u16; 2],
     /// Mark of the socket (SO_MARK); 0: none.
     pub mark: u32,
-    /// Index of the device that their socket is bound to (SO_BINDTODEVICE), if it is. One of a VRF, or in one, has the VRF's
-    /// table asked. That of a link-local address is its zone.
+    /// Index of the device that their socket is bound to (SO_BINDTODEVICE), if it is bound. For a VRF, or a device in
+    /// one, the kernel uses the VRF's table. For a link-local address, the device is its zone.
     pub device: Option<u32>,
 }
 
@@ -50,8 +50,8 @@ impl Flow {
         Self { to, from: from.filter(|from| !from.is_unspecified()), ports: [0; 2], mark: 0, device: None }
     }
 
-    /// Datagrams from the socket that is bound to `from`, whose address and port may be unspecified. Those between link-local
-    /// addresses leave by the device that these belong to.
+    /// Datagrams from the socket that is bound to `from`, whose address and port may be unspecified. Datagrams between
+    /// link-local addresses leave through the device of these addresses.
     pub fn of_socket(from: SocketAddr, to: SocketAddr, mark: u32) -> Self {
         let device = zone::of(to).or(zone::of(from));
         Self { ports: [from.port(), to.port()], mark, device, ..Self::new(to.ip(), Some(from.ip())) }
@@ -67,15 +67,15 @@ impl Netlink {
         self.route_of(Flow::new(peer, from)).await
     }
 
-    /// Asks the kernel for the route that datagrams take. What a firewall does to them after that (`type route hook output` of
-    /// nftables) it does not tell.
+    /// Asks the kernel for the route that datagrams take. The answer does not include later changes by a firewall
+    /// (`type route hook output` of nftables).
     ///
     /// # Errors
     /// As [`Self::route`].
     pub async fn route_of(&self, flow: Flow) -> Result<Route> {
         let (peer, from) = (flow.to, flow.from);
         let route = self.look_up(flow).await;
-        // For an address that is not ours, IPv4 says that the network is unreachable, and IPv6 finds a route anyway.
+        // If an address is not ours, IPv4 reports that the network is unreachable, and IPv6 finds a route anyway.
         if let Some(from) = from.filter(|from| route.is_err() || from.is_ipv6())
             && !self.look_up(Flow { device: flow.device, ..Flow::new(from, None) }).await.is_ok_and(|route| route.local)
         {
@@ -116,7 +116,7 @@ impl Netlink {
         });
         let route = route.ok_or_else(|| Error::Answer(what()))?;
         match route.header.kind {
-            // IPv6 answers with a route that refuses.
+            // IPv6 answers with a route of a refusing type.
             RouteType::Unreachable => Err(no_route(peer, Errno::NETUNREACH)),
             RouteType::Prohibit => Err(no_route(peer, Errno::ACCESS)),
             RouteType::BlackHole => Err(no_route(peer, Errno::INVAL)),
@@ -135,7 +135,7 @@ fn refusal(error: Error, peer: ShownHost) -> Error {
 }
 
 fn no_route(peer: ShownHost, errno: Errno) -> Error {
-    // The kernel's words for these ("Invalid argument") mislead.
+    // The kernel's message for these errors ("Invalid argument") is misleading.
     let cause = match errno {
         Errno::INVAL => io::Error::other("a blackhole route"),
         Errno::ACCESS => io::Error::other("a prohibit route"),
@@ -216,7 +216,7 @@ mod tests {
             let by = |device| Flow { device, ..Flow::new(far, None) };
             assert_eq!(netlink.route_of(by(None)).await.unwrap().oif, one);
             assert_eq!(netlink.route_of(by(Some(one))).await.unwrap().gateway, Some(ip(THERE)));
-            // Without a route over it, the kernel takes what the address is for to be on the link.
+            // Without a route through the device, the kernel assumes that the address is on its link.
             let route = netlink.route_of(by(Some(two))).await.unwrap();
             assert_eq!((route.oif, route.gateway, route.source), (two, None, ip([198, 51, 100, 1])));
             assert!(netlink.route_of(by(Some(9999))).await.is_err());

@@ -1,15 +1,15 @@
-//! What the scheduler is told of the calling thread: its CPU and its policy (sched(7)).
+//! Scheduling of the calling thread: its CPU and its policy (sched(7)).
 
 use std::io;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// How a thread gets a CPU, of those without real-time priority.
+/// The scheduling policies without real-time priority that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// SCHED_OTHER: whoever wakes may take the CPU from whoever runs.
+    /// SCHED_OTHER: a thread that wakes may preempt the running one.
     Other,
-    /// SCHED_BATCH: whoever wakes waits until the one that runs sleeps or has had its slice.
+    /// SCHED_BATCH: a thread that wakes waits until the running one sleeps or has used its time slice.
     Batch,
 }
 
@@ -23,9 +23,9 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// The policy of the calling thread; none if it has another one, which somebody must have chosen for it.
+/// The policy of the calling thread; none for any other policy, which somebody must have chosen deliberately.
 pub fn policy() -> Option<Policy> {
-    // SAFETY: takes a number and returns one; 0 is the calling thread, so it cannot be wrong.
+    // SAFETY: takes a number and returns one; 0 is the calling thread, so the argument is always valid.
     match unsafe { libc::sched_getscheduler(0) } {
         libc::SCHED_OTHER => Some(Policy::Other),
         libc::SCHED_BATCH => Some(Policy::Batch),
@@ -33,7 +33,7 @@ pub fn policy() -> Option<Policy> {
     }
 }
 
-/// Sets the policy of the calling thread; its nice value stays.
+/// Sets the policy of the calling thread; its nice value does not change.
 ///
 /// # Errors
 /// EPERM: a security module or seccomp filter forbids it.

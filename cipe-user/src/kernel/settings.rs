@@ -1,4 +1,4 @@
-//! Changing devices: attributes, flags, and their end.
+//! Changing and deleting devices: attributes and flags.
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::netlink::{Netlink, Result};
 
 impl Netlink {
-    /// Removes a device. One that is gone already is no error.
+    /// Removes a device. A missing device is no error.
     pub(super) async fn delete(&self, index: u32) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -19,7 +19,7 @@ impl Netlink {
         }
     }
 
-    /// Sets attributes and, of the flags up, noarp and multicast, exactly those given.
+    /// Sets attributes, and exactly the given ones of the flags up, noarp and multicast.
     pub(super) async fn set_link(
         &self,
         what: impl FnOnce() -> String,
@@ -37,12 +37,12 @@ impl Netlink {
         self.request(what, RouteNetlinkMessage::SetLink(message), NLM_F_ACK).await.map(drop)
     }
 
-    /// No IPv6 link-local address, hence no router solicitations and no duplicate address detection.
+    /// Disables the IPv6 link-local address, and so router solicitations and duplicate address detection.
     pub(super) async fn without_own_addresses(&self, index: u32) -> Result<()> {
         let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         let what = || format!("device {index}: cannot turn off its link-local address");
         match self.set_link(what, index, vec![LinkAttribute::AfSpecUnspec(vec![mode])], None).await {
-            // No IPv6 in the kernel, or none on a device with an MTU below 1280.
+            // The kernel has no IPv6, or the device's MTU is below 1280.
             Err(error) if error.is(Errno::AFNOSUPPORT) => Ok(()),
             result => result,
         }

@@ -11,10 +11,11 @@ use std::{
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// `N` 64-bit words, the unit that is shared. Atomics, because the kernel and other threads see every store.
+/// `N` 64-bit words, the shared unit. Atomics, because the kernel and other threads see every store.
 pub(super) type Words<const N: usize> = [AtomicU64; N];
 
-/// An array of [`Words`] in memory that the kernel sees too; unmapped on drop. Outlives the map's descriptor.
+/// An array of [`Words`] in memory that is shared with the kernel; unmapped on drop. It may outlive the map's
+/// descriptor.
 pub(super) struct SharedArray<const N: usize> {
     base: NonNull<Words<N>>,
     len: usize,
@@ -29,7 +30,7 @@ impl<const N: usize> SharedArray<N> {
     /// Maps the first `len` elements of an array map with values of `8 * N` octets.
     ///
     /// # Errors
-    /// What mmap(2) answers: the map was not made mmapable, or is shorter than `len` elements.
+    /// The error of mmap(2): the map was not made mmapable, or is shorter than `len` elements.
     pub fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
         let octets = len * size_of::<Words<N>>();
         // SAFETY: the kernel chooses the address, so no existing mapping is touched; the new one is released in Drop
@@ -52,8 +53,8 @@ impl<const N: usize> Deref for SharedArray<N> {
 
 impl<const N: usize> Drop for SharedArray<N> {
     fn drop(&mut self) {
-        // SAFETY: exactly the region that `map` got; no reference outlives self. Failure would mean it was not mapped,
-        // which the line above excludes.
+        // SAFETY: exactly the region that `map` got; no reference outlives self. An error would mean that it was not
+        // mapped, which the line above excludes.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len * size_of::<Words<N>>()) };
     }
 }

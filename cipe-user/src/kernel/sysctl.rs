@@ -1,4 +1,4 @@
-//! Per-device switches of /proc/sys/net, which containers see read-only.
+//! Per-device switches of /proc/sys/net, which is read-only in containers.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use super::netlink::{Error, Netlink, Result};
 
 /// `IFLA_INET_CONF` of linux/if_link.h.
 const INET_CONF: u16 = 1;
-/// Numbers of IPv4 switches in it (linux/ip.h).
+/// Numbers of the IPv4 switches in it (linux/ip.h).
 const IPV4_NUMBERS: [(&str, u16); 4] =
     [("forwarding", 1), ("rp_filter", 8), ("accept_local", 23), ("drop_unicast_in_l2_multicast", 30)];
 
@@ -25,10 +25,11 @@ pub(super) enum Family {
 impl Netlink {
     /// Sets `net.<family>.conf.<device>.<switch>` in the network namespace of the calling thread.
     ///
-    /// Where /proc/sys cannot be written, a value that is right already will do; another of IPv4 is set by netlink; one of IPv6
-    /// stays as it is, with a warning.
+    /// If /proc/sys cannot be written: a right value is left; a wrong value of IPv4 is set by netlink; a wrong value of
+    /// IPv6 stays, with a warning.
     ///
-    /// A device without IPv6 (none in the kernel, or an MTU below 1280) has none of its switches: nothing to set, no error.
+    /// A device without IPv6 (none in the kernel, or an MTU below 1280) has no IPv6 switches: nothing is set, without
+    /// an error.
     pub(super) async fn set_switch(
         &self,
         family: Family,
@@ -91,8 +92,8 @@ fn set(family: Family, device: &str, switch: &str, value: &str) -> Result<()> {
     }
 }
 
-/// What `net.<family>.conf.<device>.<switch>` says in the network namespace of the calling thread, without the end of the
-/// line; `None` for a device that has none.
+/// The value of `net.<family>.conf.<device>.<switch>` in the network namespace of the calling thread, without the line
+/// end; `None` for a device without the switch.
 pub(super) fn get(family: Family, device: &str, switch: &str) -> Option<String> {
     let family = match family {
         Family::Ipv4 => "ipv4",

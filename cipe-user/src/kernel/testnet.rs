@@ -1,4 +1,4 @@
-//! Network namespaces for tests: each lives as long as its thread, so nothing can be left behind.
+//! Network namespaces for tests: each ends with its thread, so nothing can be left behind.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,10 +12,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::netlink::Netlink;
 
-/// No event of a test takes longer; a test that waits so long has failed.
+/// Maximum wait for an event of a test; the test fails after it.
 pub(super) const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// Runs a test in a fresh network namespace, or prints why it is skipped.
+/// Runs a test in a new network namespace, or prints why it is skipped.
 pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: making network namespaces wants root");
@@ -43,7 +43,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Another host: a second namespace with a thread of its own.
+/// Another host: a second namespace with its own thread.
 pub(super) struct Other {
     handle: Handle,
     namespace: File,
@@ -66,7 +66,7 @@ impl Other {
         Self { handle, namespace, _stop: stop }
     }
 
-    /// Runs something on that host.
+    /// Runs a job on that host.
     pub(super) async fn run<T, F>(&self, job: impl FnOnce(Netlink) -> F + Send + 'static) -> T
     where
         T: Send + 'static,
@@ -77,9 +77,9 @@ impl Other {
     }
 }
 
-/// What an operator would type.
+/// Commands of an operator.
 impl Netlink {
-    /// A cable to another host: `name` here, `peer` there, both up, with an address each and a network of 24 bits.
+    /// A cable to another host: `name` here, `peer` there, both up, each with an address in a /24 network.
     pub(super) async fn cable(&self, name: &str, address: [u8; 4], other: &Other, peer: &'static str, there: [u8; 4]) {
         let link = self.handle.link();
         link.add(LinkVeth::new(name, peer).build()).execute().await.unwrap();
@@ -105,7 +105,7 @@ impl Netlink {
         self.handle.link().set(link.build()).execute().await.unwrap();
     }
 
-    /// Without ARP a device neither asks nor answers, and forgets whom it knew.
+    /// A device without ARP sends no requests and no answers, and forgets its neighbours.
     pub(super) async fn set_arp(&self, name: &str, on: bool) {
         let link = LinkUnspec::new_with_index(self.index(name).await).arp(on).build();
         self.handle.link().set(link).execute().await.unwrap();
@@ -145,14 +145,14 @@ impl Netlink {
         self.handle.route().del(route.build()).execute().await.unwrap();
     }
 
-    /// Names of all devices, in order of their making.
+    /// Names of all devices, in the order of their creation.
     pub(super) async fn names(&self) -> Vec<String> {
         let links = self.links().await.unwrap();
         links.iter().filter_map(super::links::Card::from_message).map(|card| card.name).collect()
     }
 }
 
-/// Waits until what is watched satisfies a condition.
+/// Waits until the watched value satisfies a condition.
 pub(super) async fn until<T: Clone + std::fmt::Debug>(
     receiver: &mut watch::Receiver<T>,
     condition: impl FnMut(&T) -> bool,

@@ -1,16 +1,16 @@
-//! Zones: the device that a link-local address (fe80::/10) belongs to, without which it leads nowhere (RFC 4007).
+//! Zones: the device of a link-local address (fe80::/10), without which the address is not usable (RFC 4007).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
-/// Whether an address says nothing without a zone.
+/// Whether an address is not usable without a zone.
 pub fn is_needed(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// An address and port at the device of index `ifindex`, which is left out where the address needs no zone.
+/// An address and port on the device of index `ifindex`; the index is omitted if the address needs no zone.
 pub fn socket_address(ip: IpAddr, port: u16, ifindex: u32) -> SocketAddr {
     match ip {
         IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, port, 0, ifindex).into(),
@@ -18,12 +18,12 @@ pub fn socket_address(ip: IpAddr, port: u16, ifindex: u32) -> SocketAddr {
     }
 }
 
-/// The same address in another zone, if it is in one.
+/// The same address in another zone, if it has one.
 pub fn moved(address: SocketAddr, ifindex: u32) -> SocketAddr {
     socket_address(address.ip(), address.port(), ifindex)
 }
 
-/// Index of the device that a link-local address belongs to.
+/// Index of the device of a link-local address.
 pub fn of(address: SocketAddr) -> Option<u32> {
     match address {
         SocketAddr::V6(address) if address.ip().is_unicast_link_local() => {
@@ -33,21 +33,21 @@ pub fn of(address: SocketAddr) -> Option<u32> {
     }
 }
 
-/// Index of the device that a zone names, or that has it for its index.
+/// Index of the device with this name or this index.
 pub fn find(zone: &str) -> Option<u32> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
     let by_number = || zone.parse().ok().filter(|index| netdevice::index_to_name(&socket, *index).is_ok());
     netdevice::name_to_index(&socket, zone).ok().or_else(by_number)
 }
 
-/// Name of a device, or its index if there is none of that index any more.
+/// Name of a device, or its index if the device is gone.
 pub fn name(ifindex: u32) -> String {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None);
     let name = socket.and_then(|socket| netdevice::index_to_name(socket, ifindex));
     name.unwrap_or_else(|_| ifindex.to_string())
 }
 
-/// A carrier address as operators write it: its zone by name, such as `[fe80::1%eth0]:6789`.
+/// A carrier address in the operator's form: with its zone by name, such as `[fe80::1%eth0]:6789`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown(pub SocketAddr);
 
@@ -60,7 +60,7 @@ impl fmt::Display for Shown {
     }
 }
 
-/// An address without a port, at the device of this index if it needs a zone, such as `fe80::1%eth0`.
+/// An address without a port, with the device of this index if it needs a zone, such as `fe80::1%eth0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShownHost(pub IpAddr, pub Option<u32>);
 

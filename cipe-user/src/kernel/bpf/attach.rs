@@ -1,4 +1,4 @@
-//! Attaching and detaching: one link an attachment, held here and gone with it.
+//! Attaching and detaching: each attachment is a link that is held here; dropping the link detaches.
 
 use std::{collections::HashMap, fmt};
 
@@ -20,26 +20,26 @@ use super::{
     hook, xdp,
 };
 
-/// Which way of running XDP is wanted.
+/// The requested mode of XDP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpPreference {
-    /// Native where the driver takes it, else generic.
+    /// Native if the driver supports it, else generic.
     #[default]
     Auto,
-    /// Native or nothing.
+    /// Native or not at all.
     Native,
-    /// Generic, also where the driver could do native: superframes stay whole.
+    /// Generic, even if the driver supports native: superframes stay whole.
     Generic,
 }
 
-/// How XDP runs on a device.
+/// The mode of XDP on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XdpMode {
     /// In the driver.
     Native,
     /// In the network stack; with the reason if native was tried first.
     Generic {
-        /// Why the driver refused, in words.
+        /// Why the driver refused.
         refused: Option<String>,
     },
 }
@@ -54,7 +54,7 @@ impl fmt::Display for XdpMode {
     }
 }
 
-/// What the two ends of a veth pair are for, and so which programs run there.
+/// The purpose of a veth pair, which decides the programs on its two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
     /// A hub's.
@@ -64,7 +64,7 @@ pub enum Ends {
 }
 
 impl Ends {
-    /// The programs of the visible end's egress and of the hidden end.
+    /// The programs for egress of the visible end, and for the hidden end.
     fn programs(self) -> (&'static str, &'static str) {
         match self {
             Self::Hub => (names::PRIVATE_TC, names::PRIVATE_XDP),
@@ -73,7 +73,7 @@ impl Ends {
     }
 }
 
-/// Everything that is attached. Dropping a link detaches it; one whose device is gone is detached already.
+/// All attachments. Dropping a link detaches it; if the device is gone, the link is detached already.
 #[derive(Default)]
 pub(super) struct Links {
     /// By carrier device.
@@ -95,13 +95,13 @@ impl Programs {
         Ok(mode)
     }
 
-    /// Detaches it; nothing happens if it was not attached.
+    /// Detaches it; does nothing if it was not attached.
     pub fn detach_carrier(&mut self, ifindex: u32) {
         self.links.carrier.remove(&ifindex);
     }
 
-    /// Attaches the check to a pair's visible end (TC egress, behind what is there already) and redirection to its
-    /// hidden end. The way is open only when both are: on an error neither stays.
+    /// Attaches the check to a pair's visible end (TC egress, behind existing programs) and the redirection to its
+    /// hidden end. Packets pass only when both are attached: after an error neither is.
     ///
     /// # Errors
     /// As [`Self::attach_carrier`].
@@ -121,8 +121,8 @@ impl Programs {
         Ok(mode)
     }
 
-    /// Detaches both; nothing happens if they were not attached. The hidden end then receives nothing, so private
-    /// traffic ends in it.
+    /// Detaches both; does nothing if they were not attached. The hidden end then receives nothing, so private traffic
+    /// ends there.
     pub fn detach_private(&mut self, visible: u32) {
         self.links.private.remove(&visible);
     }
@@ -158,7 +158,7 @@ impl Programs {
     }
 }
 
-/// Why a driver refuses native XDP, as far as the error number tells.
+/// Why a driver refuses native XDP, according to the error number.
 fn refusal(errno: Option<i32>, error: &ProgramError) -> String {
     match errno {
         Some(libc::EOPNOTSUPP) => "the driver has no native XDP".to_owned(),
@@ -179,7 +179,8 @@ fn attach_error(ifindex: u32, device: String, program: &'static str, error: &Pro
     }
 }
 
-/// Id of the XDP program on a device, asked of rtnetlink. For a message only: without an answer it does without.
+/// Number of the XDP program on a device, from rtnetlink. For an error message only, which omits the number if there is
+/// no answer.
 fn attached_program(ifindex: u32) -> Option<u32> {
     let mut request = LinkMessage::default();
     request.header.index = ifindex;
@@ -190,7 +191,7 @@ fn attached_program(ifindex: u32) -> Option<u32> {
     request.serialize(&mut octets);
     let mut socket = Socket::new(NETLINK_ROUTE).ok()?;
     socket.bind_auto().ok()?;
-    // The kernel is done with its answer when the request has been sent, so there is nothing to wait for.
+    // The kernel has finished its answer when the request has been sent, so the read never waits.
     socket.set_non_blocking(true).ok()?;
     socket.send_to(&octets, &SocketAddr::new(0, 0), 0).ok()?;
     let (answer, _) = socket.recv_from_full().ok()?;

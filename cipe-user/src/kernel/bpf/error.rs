@@ -1,4 +1,4 @@
-//! What can go wrong, each with its way out.
+//! The errors of this room, each with what to do about it.
 
 use std::{error::Error as StdError, fmt::Write as _, io};
 
@@ -11,7 +11,7 @@ use crate::kernel::release::running;
 /// Boxed, so that aya's types do not leave this room.
 type Cause = Box<dyn StdError + Send + Sync>;
 
-/// Failure to load, attach or talk to the eBPF programs. The text holds the cause, which is therefore no `source()`.
+/// A failure to load, attach or use the eBPF programs. The text includes the cause, so the error has no `source()`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A capability is missing.
@@ -24,12 +24,12 @@ pub enum Error {
         what: String,
     },
     /// The kernel has no bpf(2).
-    #[error("Linux {kernel} is built without BPF_SYSCALL; take a kernel that has it, as every distribution's does")]
+    #[error("Linux {kernel} is built without BPF_SYSCALL; use a kernel that has it, such as any distribution's")]
     NoBpf {
         /// Release of the running kernel.
         kernel: String,
     },
-    /// The number of CPUs is not to be had.
+    /// The number of CPUs cannot be read.
     #[error("{path}: {cause}; the number of CPUs is read there: mount sysfs on /sys")]
     Cpus {
         /// The file.
@@ -37,7 +37,7 @@ pub enum Error {
         /// Why it cannot be read.
         cause: io::Error,
     },
-    /// The kernel does not make a map.
+    /// The kernel refuses to make a map.
     #[error("Linux {kernel} does not make the eBPF map {map} ({reason}); {way_out}")]
     MapRefused {
         /// Release of the running kernel.
@@ -49,7 +49,7 @@ pub enum Error {
         /// What to do.
         way_out: &'static str,
     },
-    /// The kernel's verifier does not take a program.
+    /// The kernel's verifier refuses a program.
     #[error(
         "the verifier of Linux {kernel} refuses the eBPF program {program} ({reason}); take a kernel that is known to load it \
          (docs/KERNELS.md), and report this line"
@@ -59,10 +59,10 @@ pub enum Error {
         kernel: String,
         /// Name of the program.
         program: &'static str,
-        /// What the verifier objects to, and where.
+        /// The verifier's objection, and where in the program it is.
         reason: String,
     },
-    /// The kernel does not take a program, and its verifier has not looked at it.
+    /// The kernel refuses a program before its verifier has checked it.
     #[error("Linux {kernel} does not know the kind of the eBPF program {program} ({reason}); {way_out}")]
     KindRefused {
         /// Release of the running kernel.
@@ -83,7 +83,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A program that was loaded cannot be had a second time.
+    /// The kernel gives no second handle to a loaded program.
     #[error("eBPF program {program}: no second handle to it: {reason}")]
     Handle {
         /// Name of the program.
@@ -111,15 +111,15 @@ pub enum Error {
         /// The index asked for.
         ifindex: u32,
     },
-    /// Someone else's XDP program is there.
+    /// Another program's XDP program is attached.
     #[error("{device}: another XDP program is attached{program}; detach it with `ip link set {device} xdp off`")]
     Busy {
         /// Name of the device.
         device: String,
-        /// " (id N)", or nothing if the kernel does not tell.
+        /// " (id N)", or empty if the kernel does not report it.
         program: String,
     },
-    /// The device refuses the mode that was asked for.
+    /// The device refuses the requested mode.
     #[error("{device}: native XDP refused ({reason}); use generic XDP (xdp-mode=generic)")]
     NativeRefused {
         /// Name of the device.
@@ -140,7 +140,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Sorts out what reading the object and making its maps answered.
+    /// Turns an error of reading the object and making its maps into this type.
     pub(super) fn object(error: &EbpfError) -> Self {
         match os_error(error) {
             Some(libc::EPERM) => return Self::Privilege { what: "loading eBPF".to_owned() },
@@ -159,7 +159,7 @@ impl Error {
         Self::MapRefused { kernel: running(), map: name.clone(), reason: io_error.to_string(), way_out }
     }
 
-    /// Sorts out what loading a program answered.
+    /// Turns an error of loading a program into this type.
     pub(super) fn program(program: &'static str, error: &ProgramError) -> Self {
         match os_error(error) {
             Some(libc::EPERM) => return Self::Privilege { what: "loading eBPF".to_owned() },
@@ -188,13 +188,13 @@ impl Error {
     }
 }
 
-/// The system error at the bottom of a chain, if one is there.
+/// The system error at the end of a chain, if there is one.
 pub(super) fn os_error(error: &(dyn StdError + 'static)) -> Option<i32> {
     std::iter::successors(Some(error), |error| (*error).source())
         .find_map(|error| error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error))
 }
 
-/// An error and what is behind it, in one line.
+/// An error and its causes, in one line.
 pub(super) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

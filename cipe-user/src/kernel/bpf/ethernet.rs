@@ -1,4 +1,4 @@
-//! Which pairs belong to Ethernet tunnels.
+//! The veth pairs of Ethernet tunnels.
 
 use aya::Pod;
 use aya::maps::{HashMap, MapData};
@@ -6,7 +6,7 @@ use cipe_common::maps::{EthernetDevice, names};
 
 use super::{Error, Programs, forgotten, in_map};
 
-/// [`EthernetDevice`] as aya wants it.
+/// [`EthernetDevice`] in a type of ours, for which aya's trait can be implemented.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(super) struct DeviceValue(EthernetDevice);
@@ -18,7 +18,7 @@ unsafe impl Pod for DeviceValue {}
 pub(super) type Devices = HashMap<MapData, u32, DeviceValue>;
 
 impl Programs {
-    /// Says whose the pair with these ends is.
+    /// Registers the tunnel of the pair with these ends.
     ///
     /// # Errors
     /// [`Error::Map`] if the table is full.
@@ -29,7 +29,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Forgets a pair: what enters it is dropped. No error if it was not known.
+    /// Removes a pair: frames that enter it are dropped. No error if it was not registered.
     ///
     /// # Errors
     /// [`Error::Map`] with the kernel's answer.

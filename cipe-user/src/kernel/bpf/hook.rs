@@ -1,5 +1,6 @@
-//! The stamp's place on a hub's visible end: a tcx link, which goes with its descriptor. Where the kernel has none, a filter of
-//! a clsact qdisc, which stays when its process is killed: whoever takes a hub over removes it.
+//! The hook of the TC program on a hub's visible end: a tcx link, which ends with its descriptor. A kernel without tcx
+//! gets a filter of a clsact qdisc, which remains when its process is killed: the engine that adopts the hub removes
+//! it.
 
 use std::io;
 
@@ -13,13 +14,14 @@ use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use super::error::{Error, chain, os_error};
 
-/// Whether the kernel has tcx links. Without an answer (no right to ask) it has: attaching says what is wrong.
+/// Whether the kernel has tcx links. True if the kernel cannot be asked (missing capability): attaching then reports
+/// the error.
 pub fn has_tcx() -> bool {
     let answer = SchedClassifier::query_tcx("lo", TcAttachType::Egress);
     !answer.is_err_and(|error| is_unknown(&error))
 }
 
-/// Attaches behind what is there already.
+/// Attaches behind existing programs.
 pub(super) fn attach(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
     let options = TcAttachOptions::TcxOrder(LinkOrder::last());
     let id = match program.attach_with_options(device, TcAttachType::Egress, options) {
@@ -29,7 +31,7 @@ pub(super) fn attach(program: &mut SchedClassifier, device: &str) -> Result<Sche
     program.take_link(id)
 }
 
-/// The same by a filter.
+/// Does the same by a filter.
 pub(super) fn attach_filter(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
     match qdisc_add_clsact(device) {
         Err(TcError::AlreadyAttached) | Ok(()) => {}
@@ -41,7 +43,7 @@ pub(super) fn attach_filter(program: &mut SchedClassifier, device: &str) -> Resu
     program.take_link(id)
 }
 
-/// Removes what an engine without tcx links left on a hub when it was killed.
+/// Removes the filters that a killed engine without tcx links left on a hub.
 pub fn remove_leftovers(ifindex: u32) {
     let Ok(device) = name(ifindex) else { return };
     for program in [names::PRIVATE_TC, names::ETHERNET_TC] {
@@ -53,7 +55,7 @@ pub fn remove_leftovers(ifindex: u32) {
     }
 }
 
-/// Kernels refuse attach types that they do not know as invalid.
+/// Kernels refuse unknown attach types as invalid.
 fn is_unknown(error: &ProgramError) -> bool {
     os_error(error) == Some(libc::EINVAL)
 }
@@ -61,7 +63,7 @@ fn is_unknown(error: &ProgramError) -> bool {
 /// Name of a device in this network namespace.
 pub(super) fn name(ifindex: u32) -> Result<String, Error> {
     let look_up = || -> io::Result<String> {
-        // Any socket does: the question goes by ioctl.
+        // Any socket works: the request is an ioctl.
         let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
         Ok(netdevice::index_to_name(any, ifindex)?)
     };

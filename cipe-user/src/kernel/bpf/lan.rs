@@ -1,4 +1,4 @@
-//! What the program of LAN cards with a short cut knows: cards, their sockets, and where prefixes lead.
+//! The maps for the program of LAN cards with a short cut: cards, their sockets, and the routes of prefixes.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,12 +11,12 @@ use cipe_common::maps::{Lan, LanRoute, names};
 use super::{Error, Programs, XdpMode, XdpPreference, forgotten, in_map, map};
 use crate::kernel::forwarding::Prefix;
 
-/// [`Lan`] as aya wants it.
+/// [`Lan`] in a type of ours, for which aya's trait can be implemented.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct LanValue(Lan);
 
-/// [`LanRoute`] as aya wants it.
+/// [`LanRoute`] in a type of ours, for which aya's trait can be implemented.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct RouteValue(LanRoute);
@@ -46,7 +46,8 @@ impl LanMaps {
 }
 
 impl Programs {
-    /// Attaches the short cut to a LAN card. Nothing takes it before [`Self::set_lan_device`]. Once per device.
+    /// Attaches the short cut to a LAN card. No packet takes it before [`Self::set_lan_device`]. Call it once per
+    /// device.
     ///
     /// # Errors
     /// As [`Self::attach_carrier`].
@@ -56,12 +57,12 @@ impl Programs {
         Ok(mode)
     }
 
-    /// Detaches it; nothing happens if it was not attached.
+    /// Detaches it; does nothing if it was not attached.
     pub fn detach_lan(&mut self, ifindex: u32) {
         self.links.lan.remove(&ifindex);
     }
 
-    /// Opens the short cut on a card, or says what has changed about it.
+    /// Opens the short cut on a card, or changes its data.
     ///
     /// # Errors
     /// [`Error::Map`] if the table is full.
@@ -69,7 +70,7 @@ impl Programs {
         self.lans.devices.insert(ifindex, LanValue(lan), 0).map_err(in_map(names::LAN_DEVICES))
     }
 
-    /// Closes the short cut on a card: everything goes the kernel's way. No error if it was not open.
+    /// Closes the short cut on a card: the kernel forwards all packets. No error if it was not open.
     ///
     /// # Errors
     /// [`Error::Map`] with the kernel's answer.
@@ -77,7 +78,7 @@ impl Programs {
         forgotten(self.lans.devices.remove(&ifindex)).map_err(in_map(names::LAN_DEVICES))
     }
 
-    /// Puts an AF_XDP socket at [`Lan::sockets`] of its card plus its queue.
+    /// Puts an AF_XDP socket at index [`Lan::sockets`] of its card plus its queue.
     ///
     /// # Errors
     /// As [`Self::set_carrier_socket`].
@@ -85,7 +86,7 @@ impl Programs {
         self.lans.sockets.set(index, socket.as_fd().as_raw_fd(), 0).map_err(in_map(names::LAN_SOCKETS))
     }
 
-    /// Says where a prefix leads.
+    /// Sets the route of a prefix.
     ///
     /// # Errors
     /// [`Error::Map`] if the table is full.
@@ -98,7 +99,7 @@ impl Programs {
         .map_err(in_map(names::LAN_ROUTES4))
     }
 
-    /// Forgets a prefix; no error if it was not known.
+    /// Removes a prefix; no error if it was not there.
     ///
     /// # Errors
     /// [`Error::Map`] with the kernel's answer.

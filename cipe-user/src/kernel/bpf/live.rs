@@ -1,9 +1,9 @@
-//! Sending without socket buffers: the kernel runs the carrier program, which puts frames of ours into pages that the kernel
-//! has made, and hands them to a device's `ndo_xdp_xmit` (BPF_PROG_RUN with live frames, Linux 5.18;
-//! Documentation/bpf/bpf_prog_run.rst). A page of its own costs less than a socket buffer, but the call itself as much as
-//! many of them: for bursts.
+//! Transmitting without socket buffers: the kernel runs the carrier program, which copies our frames into pages of the
+//! kernel's, and hands them to a device's `ndo_xdp_xmit` (BPF_PROG_RUN with live frames, Linux 5.18;
+//! Documentation/bpf/bpf_prog_run.rst). Such a page costs less than a socket buffer, but the call itself costs as much
+//! as many of them: useful for bursts.
 //!
-//! The program is to be attached in native mode to some device: otherwise each run patches the kernel's dispatcher.
+//! The program should be attached in native mode to some device: otherwise each run patches the kernel's dispatcher.
 
 use std::borrow::Cow;
 use std::io;
@@ -32,13 +32,13 @@ const _: () = assert!(
         && std::mem::offset_of!(Run, sent) == 8 * SENT
 );
 
-/// Where the kernel says that the frames come from (cipe-ebpf/src/live.rs).
+/// The device from which, according to the kernel, the frames come (cipe-ebpf/src/live.rs).
 const LOOPBACK: u32 = 1;
 
-/// Frames that the kernel makes at once, and queues for the device before that gets them: what a NAPI poll takes (64).
-const AT_ONCE: u32 = 128;
+/// Maximum frames that the kernel makes at once, and queues before the device gets them; a NAPI poll takes 64.
+const MAX_KERNEL_BATCH: u32 = 128;
 
-/// The maps of what is sent.
+/// The maps for live frames.
 pub(super) struct LiveMaps {
     chunks: MapData,
     runs: Arc<SharedArray<WORDS>>,
@@ -68,12 +68,12 @@ fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, Error> {
 }
 
 impl Programs {
-    /// The map that is to be the UMEM's memory, for [`crate::xsk::Umem::over`]: [`LiveFrames`] sends from there.
+    /// The map that holds the UMEM's memory, for [`crate::xsk::Umem::over`]: [`LiveFrames`] transmits from there.
     pub fn chunks(&self) -> BorrowedFd<'_> {
         self.live.chunks.fd().as_fd()
     }
 
-    /// Lets worker `number` send. For one thread; two of one number must not send at the same time.
+    /// Lets worker `number` transmit. For one thread; two users of one number must not transmit at the same time.
     ///
     /// # Errors
     /// [`Error::Handle`] if the kernel gives no second handle to its program.
@@ -87,7 +87,7 @@ impl Programs {
     }
 }
 
-/// What a worker sends live frames by.
+/// The handle by which a worker transmits live frames.
 pub struct LiveFrames {
     program: Xdp,
     runs: Arc<SharedArray<WORDS>>,
@@ -96,14 +96,15 @@ pub struct LiveFrames {
 }
 
 impl LiveFrames {
-    /// Most frames of one call.
+    /// Maximum frames of one call.
     pub const MOST: usize = DEPARTURES as usize;
 
-    /// Sends frames, at most [`Self::MOST`], on a device that takes XDP frames ([`crate::kernel::netdev`]); returns how many,
-    /// from the front, were handed to it. It keeps none of their memory. What the device drops then, it counts itself.
+    /// Transmits frames, at most [`Self::MOST`], on a device that accepts XDP frames ([`crate::kernel::netdev`]);
+    /// returns how many, from the front, were handed to it. The device keeps none of their memory, and counts its own
+    /// later drops.
     ///
     /// # Panics
-    /// If there are more.
+    /// If there are more than [`Self::MOST`].
     pub fn send(&mut self, ifindex: u32, frames: &[Departure]) -> usize {
         if frames.is_empty() {
             return 0;
@@ -129,13 +130,13 @@ impl LiveFrames {
     }
 
     fn run(&self, frames: u32) -> Result<(), ProgramError> {
-        /// The worker's number in front, and then the shortest frame.
+        /// Octets of the input: the worker's number, then the shortest frame.
         const DATA: usize = size_of::<u32>() + Departure::SHORTEST;
         let mut data = [0; DATA];
         data[..size_of::<u32>()].copy_from_slice(&self.number.to_ne_bytes());
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context = [size_of::<u32>() as u32, DATA as u32, 0, LOOPBACK, 0, 0].map(u32::to_ne_bytes);
-        let attrs = TestRunAttrs::new().xdp_live_frames(frames.min(AT_ONCE));
+        let attrs = TestRunAttrs::new().xdp_live_frames(frames.min(MAX_KERNEL_BATCH));
         let options = TestRunOptions {
             data_in: Some(&data),
             ctx_in: Some(context.as_flattened()),

@@ -1,4 +1,4 @@
-//! Log records of the programs: rare events, written to a ring buffer.
+//! Log records of the programs: rare events, from a ring buffer.
 
 use std::io;
 
@@ -9,8 +9,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::Programs;
 
 impl Programs {
-    /// Work that hands the programs' log records to the `log` crate's logger (and so to tracing's); to be spawned on a
-    /// tokio runtime with I/O, it ends only with an error. `None` the second time.
+    /// A task that passes the programs' log records to the `log` crate's logger (and so to tracing's). Spawn it on a
+    /// tokio runtime with I/O; it ends only with an error. `None` on the second call.
     pub fn logs(&mut self) -> Option<impl Future<Output = io::Error> + Send + 'static> {
         self.logs_to(log::logger())
     }
@@ -30,7 +30,7 @@ impl Programs {
             loop {
                 match logger.readable_mut().await {
                     Ok(mut ready) => {
-                        // Cleared first: what is logged from here on makes it ready anew.
+                        // Cleared first: records after this point make it ready again.
                         ready.clear_ready();
                         ready.get_inner_mut().flush();
                     }

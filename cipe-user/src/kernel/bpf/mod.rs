@@ -1,6 +1,6 @@
-//! The eBPF programs and their maps: the only place that knows aya.
+//! The eBPF programs and their maps: the only module that uses aya.
 //!
-//! [`Programs`] owns everything that it loaded: programs, maps and links go when it is dropped.
+//! [`Programs`] owns everything that it loaded: dropping it removes programs, maps and links.
 
 mod attach;
 mod error;
@@ -59,17 +59,17 @@ const PROGRAMS: [&str; 6] = [
 /// Environment variable that names an object to load instead of the committed one (`cargo xtask build-ebpf --check`).
 pub const OBJECT_VARIABLE: &str = "CIPE_BPF_OBJECT";
 
-/// [`Tunnel`] as aya wants it.
+/// [`Tunnel`] in a type of ours, for which aya's trait can be implemented.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct TunnelValue(Tunnel);
 
-/// [`PrivateAddress`] as aya wants it.
+/// [`PrivateAddress`] in a type of ours, for which aya's trait can be implemented.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct PrivateKey(PrivateAddress);
 
-/// [`CarrierAddress`] as aya wants it.
+/// [`CarrierAddress`] in a type of ours, for which aya's trait can be implemented.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct AddressKey(CarrierAddress);
@@ -81,27 +81,27 @@ unsafe impl Pod for PrivateKey {}
 // SAFETY: octet arrays only.
 unsafe impl Pod for AddressKey {}
 
-/// How large the maps are made.
+/// The sizes of the maps, and other options of loading.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Tunnels, 1 to [`MAX_TUNNELS`]; their numbers are below this.
     pub max_tunnels: u32,
     /// Carrier devices, 1 to [`MAX_CARRIERS`].
     pub max_carriers: u32,
-    /// Workers that the flows of a hub are spread over; 1 or more.
+    /// Workers that share the flows of a hub; 1 or more.
     pub workers: u32,
-    /// Chunks of memory that live frames are sent from, 1 to [`MAX_CHUNKS`].
+    /// Chunks of memory for live frames, 1 to [`MAX_CHUNKS`].
     pub chunks: u32,
-    /// Octets of the largest frame that the sockets of carriers take; larger ones are left to the kernel.
+    /// Octets of the largest frame that carrier sockets receive; larger frames go to the kernel.
     pub largest_frame: u32,
-    /// Let the programs log at debug level (rare events only). Below it they are silent.
+    /// Whether the programs log at debug level (rare events only); else they are silent.
     pub debug: bool,
-    /// An object file in place of the built-in one.
+    /// An object file instead of the built-in one.
     pub object: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
-    /// The largest tables, and the object that [`OBJECT_VARIABLE`] names, if it is set.
+    /// The largest maps, and the object of [`OBJECT_VARIABLE`], if it is set.
     fn default() -> Self {
         Self {
             max_tunnels: MAX_TUNNELS,
@@ -121,7 +121,7 @@ impl LoadOptions {
     }
 }
 
-/// The loaded programs, their maps and where they are attached. Owned by the engine's control thread.
+/// The loaded programs, their maps and their attachments. Owned by the engine's control thread.
 pub struct Programs {
     ebpf: Ebpf,
     links: attach::Links,
@@ -131,7 +131,7 @@ pub struct Programs {
     ethernet: ethernet::Devices,
     carrier_addresses: HashMap<MapData, AddressKey, u32>,
     local_addresses: HashMap<MapData, [u8; 16], u32>,
-    /// What is in there.
+    /// The addresses in that map.
     known_addresses: HashSet<IpAddr>,
     carrier_devices: HashMap<MapData, u32, u32>,
     carrier_sockets: XskMap<MapData>,
@@ -145,13 +145,13 @@ impl Programs {
     /// Loads the six programs and makes their maps. Nothing is attached yet.
     ///
     /// # Errors
-    /// [`Error::Privilege`] without the capabilities; otherwise what the kernel or the verifier says.
+    /// [`Error::Privilege`] without the capabilities; otherwise the error of the kernel or the verifier.
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
-        // Maps with a value for each CPU want it; the library's own error says only that something is not there.
+        // Maps with a value for each CPU need it; the library's own error says only that something is missing.
         aya::util::nr_cpus().map_err(|(path, cause)| Error::Cpus { path, cause })?;
         let mut ebpf = read(options)?;
         let tunnels = options.tunnels();
-        // Before the maps are taken out: loading a program wants all of them in place.
+        // Before the maps are taken out: loading a program needs all of them in place.
         for name in PROGRAMS {
             load(&mut ebpf, name)?;
         }
@@ -179,12 +179,13 @@ impl Programs {
         })
     }
 
-    /// Hands out the one writer of the key slots; its [`KeyWriter::reader`]s are for the workers. `None` the second time.
+    /// Returns the only writer of the key slots; its [`KeyWriter::reader`]s are for the workers. `None` on the second
+    /// call.
     pub fn take_keys(&mut self) -> Option<KeyWriter> {
         self.keys.take()
     }
 
-    /// Sets what the programs know of a tunnel. Without [`Tunnel::ALIVE`] its private traffic is dropped.
+    /// Sets the programs' data of a tunnel. Without [`Tunnel::ALIVE`] its private traffic is dropped.
     ///
     /// # Errors
     /// [`Error::Map`] if the number is not below [`LoadOptions::max_tunnels`].
@@ -200,7 +201,7 @@ impl Programs {
         self.set_tunnel(number, Tunnel::default())
     }
 
-    /// Says which tunnel's device has this MAC address.
+    /// Registers the tunnel whose device has this MAC address.
     ///
     /// # Errors
     /// [`Error::Map`] if the table is full.
@@ -209,7 +210,7 @@ impl Programs {
         self.private_addresses.insert(key, tunnel, 0).map_err(in_map(names::PRIVATE_ADDRESSES))
     }
 
-    /// Forgets a device's address; no error if it was not known.
+    /// Removes a device's address; no error if it was not there.
     ///
     /// # Errors
     /// [`Error::Map`] with the kernel's answer.
@@ -218,7 +219,7 @@ impl Programs {
         forgotten(self.private_addresses.remove(&key)).map_err(in_map(names::PRIVATE_ADDRESSES))
     }
 
-    /// Gives a carrier device its place in the sockets' table: queue `q` is at `base + q`. Bases are multiples of
+    /// Sets the base of a carrier device in the map of sockets: queue `q` has index `base + q`. Bases are multiples of
     /// [`CARRIER_QUEUES`].
     ///
     /// # Errors
@@ -227,7 +228,7 @@ impl Programs {
         self.carrier_devices.insert(ifindex, base, 0).map_err(in_map(names::CARRIER_DEVICES))
     }
 
-    /// Forgets a carrier device: its datagrams go the kernel's way. No error if it was not known.
+    /// Removes a carrier device: the kernel gets its datagrams. No error if it was not there.
     ///
     /// # Errors
     /// [`Error::Map`] with the kernel's answer.
@@ -235,8 +236,8 @@ impl Programs {
         forgotten(self.carrier_devices.remove(&ifindex)).map_err(in_map(names::CARRIER_DEVICES))
     }
 
-    /// Puts an AF_XDP socket at a carrier device's base plus queue. The map holds no reference that keeps the socket
-    /// open: a closed socket leaves by itself.
+    /// Puts an AF_XDP socket at a carrier device's base plus queue. The map does not keep the socket open: a closed
+    /// socket is removed automatically.
     ///
     /// # Errors
     /// [`Error::Map`] if the index is out of range or the descriptor is no AF_XDP socket.
@@ -260,7 +261,7 @@ impl Programs {
         self.carrier_addresses.insert(address_key(local), tunnel, 0).map_err(in_map(names::CARRIER_ADDRESSES))
     }
 
-    /// Takes that back; no error if it was not there.
+    /// Removes such an entry; no error if it was not there.
     ///
     /// # Errors
     /// [`Error::Map`] with the kernel's answer.
@@ -268,11 +269,12 @@ impl Programs {
         forgotten(self.carrier_addresses.remove(&address_key(local))).map_err(in_map(names::CARRIER_ADDRESSES))
     }
 
-    /// Tells the carrier program which addresses this host has: what is for one of them may be for a tunnel that listens on its
-    /// port at any address.
+    /// Tells the carrier program the addresses of this host: a datagram to one of them may be for a tunnel that listens
+    /// on its port at any address.
     ///
     /// # Errors
-    /// [`Error::Map`] if they are more than [`cipe_common::maps::MAX_LOCAL_ADDRESSES`]; datagrams for the others go by the UDP socket.
+    /// [`Error::Map`] if there are more than [`cipe_common::maps::MAX_LOCAL_ADDRESSES`]; datagrams to the others use
+    /// the UDP socket.
     pub fn set_local_addresses(&mut self, addresses: &HashSet<IpAddr>) -> Result<(), Error> {
         let gone: Vec<IpAddr> = self.known_addresses.difference(addresses).copied().collect();
         for address in gone {
@@ -289,8 +291,8 @@ impl Programs {
         Ok(())
     }
 
-    /// The drops that the programs counted for a tunnel ([`cipe_common::maps::NO_TUNNEL`]: for none), by discriminant of [`Verdict`]. The
-    /// engine's own counts are to be added.
+    /// The drops that the programs counted for a tunnel ([`cipe_common::maps::NO_TUNNEL`]: for none), by discriminant
+    /// of [`Verdict`]. The engine's own counts must be added.
     ///
     /// # Errors
     /// [`Error::Map`] if the number is not below [`LoadOptions::max_tunnels`].
@@ -321,7 +323,7 @@ fn address_key(local: SocketAddr) -> AddressKey {
     AddressKey(carrier_address(local))
 }
 
-/// A carrier address as the programs know it.
+/// A carrier address in the form of the programs.
 pub fn carrier_address(address: SocketAddr) -> CarrierAddress {
     let ip = address.ip();
     let octets = if ip.is_unspecified() { [0; 16] } else { octets_of(ip) };
@@ -329,7 +331,7 @@ pub fn carrier_address(address: SocketAddr) -> CarrierAddress {
     CarrierAddress { address: octets, port: address.port().to_be_bytes(), reserved: [0; 2], zone }
 }
 
-/// An address as the programs know it.
+/// An address in the form of the programs.
 fn octets_of(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
@@ -349,7 +351,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sche
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(Error::Object { name })
 }
 
-/// The object with its maps made and none of its programs loaded.
+/// Reads the object and makes its maps, but loads none of its programs.
 fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
     raise_memlock();
     let tunnels = options.tunnels();
@@ -391,7 +393,7 @@ fn in_map(map: &'static str) -> impl FnOnce(MapError) -> Error {
     move |cause| Error::Map { map, cause: cause.into() }
 }
 
-/// Removing what is not there is no failure.
+/// Removing a missing entry is no error.
 fn forgotten(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -400,7 +402,7 @@ fn forgotten(removed: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-/// Kernels before 5.11 count maps against it; refusal (no CAP_SYS_RESOURCE) does not matter on later ones.
+/// Kernels before 5.11 count maps against this limit; a refusal (no CAP_SYS_RESOURCE) does not matter on later ones.
 fn raise_memlock() {
     if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
         tracing::debug!("RLIMIT_MEMLOCK stays as it is: {error}");

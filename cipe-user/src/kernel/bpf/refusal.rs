@@ -1,9 +1,9 @@
-//! What to do about each errno of bpf(2), where the errno alone says it.
+//! What to do about an errno of bpf(2), if the errno alone decides it.
 
-/// The way out for an errno that making a map or loading a program ended with; `None` where it depends on what was asked for.
+/// What to do about an errno of making a map or loading a program; `None` if it depends on the request.
 pub(super) fn way_out(errno: i32) -> Option<&'static str> {
     Some(match errno {
-        // Charged to the memory cgroup, whatever the machine has.
+        // Charged to the memory cgroup, however much memory the machine has.
         libc::ENOMEM => {
             "a memory limit or the machine's memory is used up: raise the limit of its cgroup (memory.max, MemoryMax= of the \
              service; an engine with one worker takes some 100 MB), or free memory"

@@ -1,10 +1,10 @@
-//! What the verifier says, in one line.
+//! The verifier's objection, in one line.
 
-/// First words of the lines behind the complaint: a summary of the work done.
+/// First words of the lines behind the objection: a summary of the work done.
 const SUMMARY: [&str; 4] = ["processed ", "stack depth", "verification time", "insns processed"];
 
-/// Why a program was refused: all lines behind the last instruction that was looked at, and then that instruction and the line
-/// of source that it comes from. `None`: the log is empty.
+/// Why a program was refused: all lines behind the last checked instruction, then that instruction and its line of
+/// source. `None`: the log is empty.
 pub(super) fn complaint(log: &str) -> Option<String> {
     let is_summary = |line: &str| SUMMARY.iter().any(|first| line.starts_with(first));
     let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_summary(line)).collect();
@@ -45,7 +45,7 @@ mod tests {
         let expected = "R4 invalid zero-sized read: u64=[0,65535], at 236: (85) call bpf_skb_load_bytes#26 of \
                         `bpf_skb_load_bytes(ctx) @ mss.rs:97`";
         assert_eq!(complaint(log).as_deref(), Some(expected));
-        // Of an older kernel: the summary stands in another order, and the complaint has two lines.
+        // From an older kernel: the summary is in another order, and the objection has two lines.
         let log = "7: (71) r1 = *(u8 *)(r1 +0)\ninvalid access to packet, off=0 size=1, R1(id=0,off=0,r=0)\n\
                    R1 offset is outside of the packet\nverification time 9 usec\nstack depth 0\nprocessed 8 insns\n";
         let expected = "invalid access to packet, off=0 size=1, R1(id=0,off=0,r=0); R1 offset is outside of the packet, at \

@@ -30,7 +30,7 @@ fn wanted() -> TunnelDevice {
     }
 }
 
-/// The `n`th device: each has an address of its own.
+/// The `n`th device; each has its own address.
 fn nth(n: u8) -> TunnelDevice {
     TunnelDevice { mac: [0x1E, 0, 0, 0, 1, n], ..wanted() }
 }
@@ -43,7 +43,7 @@ fn named(name: &str) -> TunnelDevice {
     TunnelDevice { name: Some(name.to_owned()), ..wanted() }
 }
 
-/// The alias of what was made for a process that has died.
+/// The alias of a device whose process has died.
 pub(in crate::kernel) fn dead_alias(what: &str) -> LinkAttribute {
     let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap();
     LinkAttribute::IfAlias(format!("{what}, pid 4194305 start=1 {}", namespace.display()))

@@ -76,7 +76,7 @@ fn what_a_dead_engine_left_is_taken_over_or_swept_by_its_owners_fate() {
         assert_eq!(netlink.adopt_ethernet("cipdb0", &named, &pairs).await.unwrap(), Some((0, device.clone())));
         assert_eq!(netlink.card(device.index).await.unwrap().mtu, 1300);
         assert_eq!(netlink.adopt_ethernet("cipdb8", &named, &pairs).await.unwrap(), None);
-        // One of a daemon that lives is not to be had.
+        // A living daemon's device cannot be adopted.
         let foreign = TunnelDevice { owner: std::process::id() + 1, ..named };
         assert_eq!(netlink.adopt_ethernet("cipdb0", &foreign, &pairs).await.unwrap(), None);
     });

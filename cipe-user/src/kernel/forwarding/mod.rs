@@ -1,8 +1,8 @@
-//! A copy of what the kernel forwards packets by: its routes and its neighbours, followed live.
+//! A copy of the kernel's forwarding data: its routes and its neighbours, followed live.
 //!
-//! A task listens to the kernel's notifications. Neighbours tell of themselves; a change of routes, rules, addresses or
-//! devices has everything read again, since much of it goes without a word of its own (routes of a device that goes down).
-//! Changes that come together are taken together.
+//! A task listens to the kernel's notifications. A notification of a neighbour has its new state. After a change of
+//! routes, rules, addresses or devices, the task reads everything again, since the kernel does not report each removed
+//! route (such as those of a device that goes down). Changes that come together cause one reading.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -29,33 +29,33 @@ pub use routes::{Leads, Out};
 mod prefix;
 mod routes;
 
-/// From the first change to the reading of all that came with it.
-const SETTLE: Duration = Duration::from_millis(10);
+/// From the first change to the reading that includes the changes after it.
+const SETTLE_DELAY: Duration = Duration::from_millis(10);
 
-/// Neighbours that can be sent to, by device and address.
+/// Reachable neighbours, by device and address.
 pub type Neighbours = HashMap<(u32, IpAddr), Near>;
 
-/// The link-layer side of a neighbour.
+/// The link-layer data of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Near {
     /// Its address.
     pub mac: [u8; 6],
-    /// Set by hand, or not needed: never asked for.
+    /// Whether it was set by hand or is not needed: such an entry is never resolved.
     pub fixed: bool,
 }
 
-/// What the kernel forwards by at one moment.
+/// The kernel's forwarding data at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Picture {
-    /// Where prefixes lead.
+    /// The destinations of prefixes.
     pub routes: Arc<PrefixMap<Leads>>,
-    /// Rules for IPv4, IPv6 that the routes do not tell of: nothing is known where packets go.
+    /// Whether rules for IPv4, for IPv6 decide more than the routes: then the path of a packet is unknown.
     pub ruled: [bool; 2],
-    /// Who is next to us.
+    /// The neighbours.
     pub neighbours: Arc<Neighbours>,
 }
 
-/// Follows routes and neighbours from now on. The task behind it ends when the receiver is dropped.
+/// Follows routes and neighbours from now on. The task ends when the receiver is dropped.
 ///
 /// # Errors
 /// No netlink socket can be opened, or the tables cannot be read.
@@ -69,7 +69,8 @@ pub async fn follow(netlink: &Netlink) -> Result<watch::Receiver<Picture>> {
     Ok(receiver)
 }
 
-/// Whether the kernel forwards packets that come by a device, by `net.ipv4.conf.DEVICE.forwarding` or the like of IPv6.
+/// Whether the kernel forwards packets that it receives on a device, by `net.ipv4.conf.DEVICE.forwarding` or its IPv6
+/// equivalent.
 pub fn is_on(device: &str, v6: bool) -> bool {
     let family = if v6 { Family::Ipv6 } else { Family::Ipv4 };
     sysctl::get(family, device, "forwarding").is_some_and(|value| value != "0")
@@ -80,7 +81,7 @@ struct Follower {
     picture: Picture,
 }
 
-/// What has changed since the last look.
+/// The changes since the last reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Changed {
     routes: bool,
@@ -110,12 +111,12 @@ impl Follower {
                         }
                     }
                     if !waits {
-                        due = Instant::now() + SETTLE;
+                        due = Instant::now() + SETTLE_DELAY;
                     }
                 }
                 () = tokio::time::sleep_until(due), if waits => {
                     if let Err(error) = self.read(std::mem::take(&mut changed)).await {
-                        tracing::warn!("{error}; packets take the kernel's way until its tables can be read");
+                        tracing::warn!("{error}; the kernel forwards all packets until its tables can be read");
                         self.picture.ruled = [true; 2];
                         changed.all = true;
                         due = Instant::now() + Duration::from_secs(1);
@@ -143,7 +144,7 @@ impl Follower {
         }
     }
 
-    /// Takes in what a neighbour is now; whether that is news.
+    /// Stores the new state of a neighbour; returns whether it has changed.
     fn set(&mut self, neighbour: Neighbour) -> bool {
         let key = (neighbour.ifindex, neighbour.address);
         let near = neighbour.mac.map(|mac| Near { mac, fixed: neighbour.fixed });
@@ -190,7 +191,7 @@ impl Follower {
             let mut message = RuleMessage::default();
             message.header.family = family;
             let rules = match self.dump("routing rules", RouteNetlinkMessage::GetRule(message)).await {
-                // The kernel has no policy routing, or no IPv6: then there are no rules.
+                // A kernel without policy routing, or without IPv6, has no rules.
                 Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::AFNOSUPPORT) => Vec::new(),
                 rules => rules?,
             };

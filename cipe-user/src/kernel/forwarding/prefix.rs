@@ -1,4 +1,4 @@
-//! Prefixes of addresses, and the longest that matches.
+//! Prefixes of addresses, and longest-prefix match.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,7 +14,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// The network of this size around an address. More bits than an address has are all of them.
+    /// The network of this size around an address. A larger `bits` is limited to the length of the address.
     pub fn new(address: IpAddr, bits: u8) -> Self {
         match address {
             IpAddr::V4(ip) => {
@@ -66,12 +66,12 @@ impl<T> FromIterator<(Prefix, T)> for PrefixMap<T> {
 }
 
 impl<T> PrefixMap<T> {
-    /// The value of the longest prefix that an address lies in.
+    /// The value of the longest prefix that contains an address.
     pub fn longest(&self, address: IpAddr) -> Option<&T> {
         self.around(Prefix::new(address, 128)).next()
     }
 
-    /// The values of all prefixes that a prefix lies in, itself included, longest first.
+    /// The values of all prefixes that contain a prefix, itself included, longest first.
     pub fn around(&self, prefix: Prefix) -> impl Iterator<Item = &T> {
         let lengths = &self.lengths[usize::from(prefix.address.is_ipv6())];
         let shorter = lengths.iter().filter(move |bits| **bits <= prefix.bits);

@@ -1,7 +1,7 @@
-//! Where the kernel's routing tables lead, from their messages.
+//! The destinations of the kernel's routes, from netlink messages.
 //!
-//! Only what is plain is said; what is not leads [`Leads::Elsewhere`], and whoever asks leaves it to the kernel:
-//! routes with several next hops, next hop objects, encapsulation, a TOS, or of another kind than unicast.
+//! Only simple unicast routes are known. All others (several next hops, next hop objects, encapsulation, a TOS, other
+//! types) become [`Leads::Elsewhere`], and the kernel forwards their packets.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,36 +20,36 @@ const LOCAL: u32 = 255;
 const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 const DEFAULT: u32 = 253;
 
-/// Where the packets of a prefix go.
+/// The destination of a prefix's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leads {
-    /// Out of this device.
+    /// Out through this device.
     Out(Out),
-    /// To this host, to nobody, or by a route that is not plain.
+    /// To this host, to nobody, or by a route that is not simple.
     Elsewhere,
 }
 
-/// A way out of this host.
+/// A route out of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Out {
     /// Index of the device.
     pub ifindex: u32,
     /// The router, if the addresses are not on the link itself; may be IPv6 for IPv4 addresses.
     pub gateway: Option<IpAddr>,
-    /// Largest packet in octets, if the route says so.
+    /// Maximum packet size in octets, if the route sets it.
     pub mtu: Option<u32>,
 }
 
-/// A route of the main table, to be compared with others of its prefix.
+/// A route of the main table, for comparison with others of its prefix.
 struct Candidate {
     priority: u32,
     leads: Leads,
 }
 
-/// What routes of the tables `local` and `main` say together, as far as the rules are the usual ones.
+/// Combines the routes of the tables `local` and `main`; valid if there are only the usual rules.
 pub(super) fn collect(messages: &[RouteMessage]) -> PrefixMap<Leads> {
     let of = |wanted| messages.iter().filter(move |message| is_plain_family(message) && table(message) == wanted);
-    // The local table is asked first: its routes win over longer ones of the main table.
+    // The kernel looks in the local table first: its routes have priority over longer ones of the main table.
     let local = of(LOCAL).filter_map(prefix).chain(NEVER_FORWARDED.iter().map(|(ip, bits)| Prefix::new(*ip, *bits)));
     let local: PrefixMap<()> = local.map(|prefix| (prefix, ())).collect();
     let mut main: HashMap<Prefix, Candidate> = HashMap::new();
@@ -57,7 +57,7 @@ pub(super) fn collect(messages: &[RouteMessage]) -> PrefixMap<Leads> {
         let Some(prefix) = prefix(message) else { continue };
         let new = Candidate { priority: priority(message), leads: leads(message) };
         let known = main.entry(prefix).or_insert(Candidate { priority: u32::MAX, leads: Leads::Elsewhere });
-        // A TOS is compared before the priority; equal priorities share the packets.
+        // The kernel compares a TOS before the priority; routes of equal priority share the packets.
         if message.header.tos != 0 {
             *known = Candidate { priority: 0, leads: Leads::Elsewhere };
         } else if new.priority < known.priority {
@@ -73,7 +73,7 @@ pub(super) fn collect(messages: &[RouteMessage]) -> PrefixMap<Leads> {
     main.chain(local.iter().map(|(prefix, ())| (*prefix, Leads::Elsewhere))).collect()
 }
 
-/// Addresses that mean something else than a host far away, in any table.
+/// Addresses that never mean a remote host, in any table.
 const NEVER_FORWARDED: [(IpAddr, u8); 7] = [
     (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8),
     (IpAddr::V4(Ipv4Addr::LOCALHOST), 8),
@@ -152,8 +152,7 @@ fn leads(message: &RouteMessage) -> Leads {
     oif.map_or(Leads::Elsewhere, |ifindex| Leads::Out(Out { ifindex, gateway, mtu }))
 }
 
-/// Whether a rule is one of those that every system has, and so says nothing: all packets, by the tables `local`, `main`
-/// and `default`.
+/// Whether a rule is one of the default rules: all packets, by the tables `local`, `main` and `default`.
 pub(super) fn is_usual(rule: &RuleMessage) -> bool {
     let header = &rule.header;
     let (mut priority, mut table) = (0, header.table.into());
@@ -161,7 +160,7 @@ pub(super) fn is_usual(rule: &RuleMessage) -> bool {
         match attribute {
             RuleAttribute::Priority(value) => priority = *value,
             RuleAttribute::Table(value) => table = *value,
-            // The kernel's way to say that nothing is suppressed.
+            // The kernel's values for "nothing is suppressed".
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
             RuleAttribute::Protocol(_) => {}
             _ => return false,
@@ -171,7 +170,7 @@ pub(super) fn is_usual(rule: &RuleMessage) -> bool {
     plain && matches!((priority, table), (0, LOCAL) | (32_766, MAIN) | (32_767, DEFAULT))
 }
 
-/// Whether routes by source make the table of a version one that prefixes of destinations alone do not tell.
+/// Whether an IP version has routes by source, so that prefixes of destinations alone do not decide.
 pub(super) fn goes_by_source(messages: &[RouteMessage], family: AddressFamily) -> bool {
     messages.iter().any(|message| message.header.address_family == family && message.header.source_prefix_length != 0)
 }

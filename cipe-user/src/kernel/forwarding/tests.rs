@@ -49,7 +49,7 @@ fn neighbours_are_seen_while_they_can_be_sent_to() {
         netlink.use_neighbour(ifindex, THERE.into()).await.unwrap();
         let known = move |picture: &Picture| picture.neighbours.get(&key).map(|near| near.mac);
         until(&mut pictures, |picture| known(picture) == mac).await;
-        // What is there before it is followed is seen as well.
+        // Entries from before the start are known as well.
         assert_eq!(known(&follow(&netlink).await.unwrap().borrow()), mac);
         netlink.set_up("wire0", false).await;
         until(&mut pictures, |picture| known(picture).is_none()).await;

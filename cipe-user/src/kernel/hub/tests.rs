@@ -26,18 +26,18 @@ async fn hidden_name(netlink: &Netlink, hub: &Hub) -> String {
     netlink.card(hub.hidden_index).await.unwrap().name
 }
 
-/// Makes a hub look like one of an engine that has died.
+/// Makes a hub look like a dead engine's.
 async fn kill_engine_of(netlink: &Netlink, hub: &Hub) {
     netlink.set_attribute(&hidden_name(netlink, hub).await, dead_alias(&alias_for(hub.framing))).await;
 }
 
-/// As kernels before 6.2 do not tell.
+/// As on kernels before 6.2, which send no echo.
 #[test]
 fn what_the_kernel_made_is_found_without_its_telling() {
     in_namespace(|netlink| async move {
         let first = netlink.make_hub(Framing::SingleFrames, 1).await.unwrap();
         assert_eq!(netlink.unfinished().await.unwrap(), None);
-        let pair = netlink.make_pair(vec![LinkAttribute::IfName(NAME.to_owned())], 1).await.unwrap();
+        let pair = netlink.make_pair(vec![LinkAttribute::IfName(NAME_TEMPLATE.to_owned())], 1).await.unwrap();
         assert_eq!(netlink.unfinished().await.unwrap(), Some(pair));
         let second = netlink.make_hub(Framing::SingleFrames, 1).await.unwrap();
         let device = netlink.make(&first, &wanted(1)).await.unwrap();
@@ -114,7 +114,7 @@ fn a_hub_takes_its_devices_along() {
 #[test]
 fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
     in_namespace(|netlink| async move {
-        // A dead engine's hub with a device of a dead daemon, one of a living one, one that an operator named, and one
+        // A dead engine's hub with four devices: of a dead daemon, of a living one, one that an operator named, and one
         // that was never finished.
         let half_dead = netlink.make_hub(Framing::SingleFrames, 1).await.unwrap();
         for n in 0..4 {
@@ -124,14 +124,14 @@ fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
         netlink.set_attribute("cipcb2", LinkAttribute::IfAlias("uplink to Berlin".to_owned())).await;
         netlink.set_attribute("cipcb3", LinkAttribute::IfAlias(String::new())).await;
         kill_engine_of(&netlink, &half_dead).await;
-        // One with nobody's devices, one that was never finished, and a living engine's without any.
+        // A hub without devices, one that was never finished, and a living engine's without devices.
         let dead = netlink.make_hub(Framing::Superframes, 1).await.unwrap();
         netlink.make(&dead, &wanted(4)).await.unwrap();
         netlink.set_attribute("cipcb4", dead_alias("cipe tunnel")).await;
         kill_engine_of(&netlink, &dead).await;
         netlink.handle.link().add(LinkVeth::new("cipehub7", "cx4194305.0").build()).execute().await.unwrap();
         let alive = netlink.make_hub(Framing::Superframes, 1).await.unwrap();
-        // Foreign ones that look alike.
+        // Foreign devices that look alike.
         netlink.handle.link().add(LinkVeth::new("cipehub8", "cipehub8x").build()).execute().await.unwrap();
 
         let Inheritance { mut swept, hubs } = netlink.inherit().await.unwrap();
@@ -143,7 +143,7 @@ fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
         let alive = alive.name;
         let hubs = ["cipehub0", "cipehub0x", &alive, &format!("{alive}x"), "cipehub8", "cipehub8x"];
         assert_eq!(names, [&["cipcb1", "cipcb2"][..], &hubs, &["lo"]].concat());
-        // The new engine owns it: a third one would leave it alone.
+        // The new engine owns it: a third engine would not touch it.
         assert_eq!(netlink.inherit().await.unwrap().hubs, []);
     });
 }

@@ -1,5 +1,5 @@
-//! Attachment to real devices: a veth pair with a macvlan on it, in a network namespace that only the test's thread is in,
-//! and that goes with it.
+//! Attachment to real devices: a veth pair with a macvlan on it, in a network namespace of the test's thread, which
+//! ends with the thread.
 
 use std::{
     io::Read as _,
@@ -24,8 +24,8 @@ const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 1);
 const PREFIX: u8 = 24;
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 2);
 
-/// Longer than anything here takes: what has not come by then never comes.
-const GIVE_UP: Duration = Duration::from_secs(10);
+/// Longer than anything here takes: events that have not come by then never come.
+const EVENT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Both ends' ifindex.
 pub(super) struct Veth {
@@ -41,11 +41,11 @@ const HUB: u8 = 3;
 /// MAC address of the macvlan.
 const SOURCE: [u8; 6] = [0x1E, 0, 0, 0, 0, 1];
 
-/// Runs `test` on a thread in a network namespace of its own, with a veth pair `v0`, `v1` and a macvlan on `v0`, up.
+/// Runs `test` on a thread in a new network namespace, with a veth pair `v0`, `v1` and a macvlan on `v0`, all up.
 pub(super) fn in_namespace(test: impl FnOnce(&mut Programs, Veth) + Send) {
     thread::scope(|scope| {
         let run = scope.spawn(|| {
-            // Loaded first: says whether we may do any of this.
+            // Loaded first: this shows whether the test has the permission.
             let Some(mut programs) = programs_with(LoadOptions { chunks: CHUNKS, ..LoadOptions::default() }) else {
                 return;
             };
@@ -126,12 +126,12 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
         let _half_open = syn();
         let frame = stamped(&tap);
         assert_eq!(frame[ETHERNET + IPV4 + TCP..][..4], [2, 4, 3, 0xE8], "MSS 1000");
-        // The device is to complete it: so far it is the sum of the pseudo-header, untouched by the clamp.
+        // The device must complete it: so far it is the sum of the pseudo-header, not changed by the clamp.
         let sum = u16::from_be_bytes(frame[ETHERNET + IPV4 + 16..][..2].try_into().unwrap());
         assert_eq!(sum, pseudo_sum(&frame[ETHERNET..], IPV4));
-        // No socket is there: nothing gets past the hidden end, where the frame arrives in its own time.
+        // No socket is there: nothing passes the hidden end, where the frame arrives after an unknown time.
         let start = Instant::now();
-        while programs.counted(TUNNEL, Verdict::NoEngine) == 0 && start.elapsed() < GIVE_UP {
+        while programs.counted(TUNNEL, Verdict::NoEngine) == 0 && start.elapsed() < EVENT_DEADLINE {
             thread::yield_now();
         }
         assert_ne!(programs.counted(TUNNEL, Verdict::NoEngine), 0);
@@ -142,7 +142,7 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
     });
 }
 
-/// What kernels before 6.6 have in place of a tcx link.
+/// Kernels before 6.6 have this instead of a tcx link.
 #[test]
 fn a_filter_stamps_as_a_link_does_and_is_found_when_its_engine_was_killed() {
     in_namespace(|programs, veth| {
@@ -157,14 +157,14 @@ fn a_filter_stamps_as_a_link_does_and_is_found_when_its_engine_was_killed() {
         let half_open = syn();
         stamped(&look);
         drop((link, half_open));
-        // The way of an engine that is killed: nobody detaches.
+        // As if the engine were killed: nothing detaches.
         std::mem::forget(attach());
         let half_open = syn();
         stamped(&look);
         drop(half_open);
         remove_leftovers(veth.visible);
         remove_leftovers(veth.visible);
-        // One that has not seen the frames before.
+        // A new tap, which has not seen the former frames.
         let look = tap();
         let _half_open = syn();
         let (_, on_hub) = (next_tcp(&look), next_tcp(&look));
@@ -189,7 +189,8 @@ fn a_receive_queue_beyond_the_table_is_not_another_hubs() {
     });
 }
 
-/// The next frame as it leaves the hub, which has the stamp of the tunnel. The first look is that of the device, before the hub.
+/// The next frame that leaves the hub, which has the tunnel's stamp. The tap also sees the frame leave the device,
+/// before the hub.
 fn stamped(tap: &Socket) -> Vec<u8> {
     let frame = std::iter::repeat_with(|| next_tcp(tap)).find(|frame| frame[..6] != SOURCE).unwrap();
     let stamp = Stamp { hub: HUB, tunnel: TUNNEL as u16, ..Stamp::default() };
@@ -215,7 +216,7 @@ fn a_receive_queue_beyond_the_table_is_not_another_carriers() {
     });
 }
 
-/// Makes the kernel send a SYN to [`FAR`]; the connection never comes about.
+/// Makes the kernel send a SYN to [`FAR`]; the connection is never established.
 fn syn() -> Socket {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -224,11 +225,11 @@ fn syn() -> Socket {
     socket
 }
 
-/// Sees every frame of the namespace as it leaves or arrives, and gives up after ten seconds without one.
+/// Sees every frame of the namespace as it leaves or arrives; a read fails after ten seconds without one.
 pub(super) fn tap() -> Socket {
     const ETH_P_ALL: u16 = 3;
     let tap = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ETH_P_ALL.to_be())))).unwrap();
-    tap.set_read_timeout(Some(GIVE_UP)).unwrap();
+    tap.set_read_timeout(Some(EVENT_DEADLINE)).unwrap();
     tap
 }
 

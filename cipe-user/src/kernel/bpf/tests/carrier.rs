@@ -1,4 +1,4 @@
-//! Promises of the carrier program.
+//! Properties of the carrier program.
 
 use std::net::SocketAddr;
 
@@ -24,7 +24,7 @@ fn frame(length: usize) -> Vec<u8> {
     udp(LOCAL.parse().unwrap(), &payload(length, false))
 }
 
-/// Programs with a live tunnel at both local addresses, and a socket. The socket must live as long as it is wanted.
+/// Programs with a live tunnel at both local addresses, and a socket. The caller must keep the socket open.
 fn ready(flags: u32) -> Option<(Programs, OwnedFd)> {
     ready_with(flags, LoadOptions::default())
 }
@@ -106,7 +106,7 @@ fn an_unspecified_address_takes_its_port_at_any_address_of_this_host_unless_one_
         }
     }
     programs.set_local_addresses(&any.map(|any| any.ip()).into()).unwrap();
-    // A listed address of a dead tunnel wins over the wildcard.
+    // A listed address of a dead tunnel has priority over the wildcard.
     programs.add_carrier_address("203.0.113.9:5000".parse().unwrap(), TUNNEL + 1).unwrap();
     assert_eq!(programs.carrier(&udp("203.0.113.9:5000".parse().unwrap(), &payload(16, false))), XDP_PASS);
 }
@@ -125,7 +125,7 @@ fn a_link_local_address_is_that_of_one_device() {
     programs.add_carrier_address("[::]:4000".parse().unwrap(), TUNNEL).unwrap();
     programs.set_local_addresses(&["fe80::1".parse().unwrap()].into()).unwrap();
     assert_eq!(programs.carrier(&ours), XDP_REDIRECT);
-    // It may be for a VLAN device, whose addresses are others.
+    // The frame may be for a VLAN device, which has other addresses.
     assert_eq!(programs.carrier(&tagged(&ours, VLAN)), XDP_PASS);
     let mut from_link_local = udp(LOCAL_V6.parse().unwrap(), &payload(16, false));
     let source = ETHERNET + 8;
@@ -166,7 +166,7 @@ fn what_is_not_plain_udp_passes() {
 #[test]
 fn fragments_pass_and_are_not_counted_as_datagrams() {
     let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
-    // Of a length that a whole datagram would be dropped for.
+    // A whole datagram of this length would be dropped.
     let mut first = frame(20);
     first[ETHERNET + 6] = 0x20;
     let mut later = first.clone();
@@ -283,7 +283,7 @@ fn under_the_current_or_previous_receive_key_all_reach_the_engine() {
         }
         keys.clear(TUNNEL, slot);
     }
-    // Keys that are not for receiving, or another tunnel's, do not count.
+    // Keys of another purpose, or of another tunnel, do not count.
     keys.set(TUNNEL, Slot::Static, &[1; 16]);
     keys.set(TUNNEL, Slot::Send, &[1; 16]);
     keys.set(TUNNEL + 1, Slot::Receive, &[1; 16]);
@@ -305,13 +305,13 @@ fn control_messages_in_clear_reach_the_engine_whatever_their_length() {
     assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), 6);
 }
 
-/// The rules once more, written for reading: the action for a frame that meets a live tunnel at [`LOCAL`] and
+/// The rules once more, in a form that is easy to read: the action for a frame to a live tunnel at [`LOCAL`] and
 /// [`LOCAL_V6`], with a receive key.
 fn expected(frame: &[u8]) -> u32 {
     decide(frame).unwrap_or(XDP_PASS)
 }
 
-/// `None` where the headers end or are not ours.
+/// `None` if the headers end early or are not ours.
 fn decide(frame: &[u8]) -> Option<u32> {
     let mut at = 12;
     let tags = [VLAN, QINQ];
@@ -357,7 +357,7 @@ fn damaged_frames_are_judged_as_the_rules_say() {
     let programs = std::cell::RefCell::new(programs);
     let mut keys = programs.borrow_mut().take_keys().unwrap();
     keys.set(TUNNEL, Slot::Receive, &[1; 16]);
-    // Interesting octets more often than others; headers more often than payload.
+    // Interesting octets are more frequent than others, and headers than payload.
     let octet = prop_oneof![
         any::<u8>(),
         prop::sample::select(vec![0, 1, 6, 8, 17, 0x08, 0x20, 0x40, 0x45, 0x60, 0x81, 0x88, 0xA8])
@@ -375,7 +375,7 @@ fn damaged_frames_are_judged_as_the_rules_say() {
                 *octet = value;
             }
         }
-        // Half of the frames stay whole.
+        // Half of the frames are not truncated.
         frame.truncate((frame.len() - cut.saturating_sub(20)).max(ETHERNET));
         prop_assert_eq!(programs.borrow_mut().carrier(&frame), expected(&frame), "{:02X?}", frame);
     });

@@ -1,4 +1,4 @@
-//! Promises of the two programs of Ethernet tunnels.
+//! Properties of the two programs of Ethernet tunnels.
 
 use cipe_common::maps::{EthernetDevice, NO_TUNNEL, private_socket_index};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use super::{
 /// The slot of the tunnel's pair.
 const HUB: u32 = 5;
 
-/// Frames under test come from [`DEVICE`], whichever end that is.
+/// Frames under test come from [`DEVICE`], which stands for either end.
 fn ready() -> Option<Programs> {
     let mut programs = programs()?;
     programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, hub: HUB, ..Tunnel::default() }).unwrap();
@@ -84,7 +84,7 @@ fn a_tunnel_s_own_datagrams_do_not_come_into_it_whatever_their_tags() {
 fn any_frame_is_passed_or_dropped_and_counted() {
     let Some(programs) = ready() else { return };
     let programs = std::cell::RefCell::new(programs);
-    // BPF_PROG_TEST_RUN refuses frames that are too short for the IP header that they tell of.
+    // BPF_PROG_TEST_RUN refuses frames that are too short for the IP header that their EtherType announces.
     let is_run = |frame: &Vec<u8>| match frame[12..14] {
         [0x08, 0x00] => frame.len() >= 14 + 20,
         [0x86, 0xDD] => frame.len() >= 14 + 40,

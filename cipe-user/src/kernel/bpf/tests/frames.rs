@@ -87,7 +87,7 @@ pub fn tcp_sum(packet: &[u8], at: usize) -> u16 {
     fold(u32::from(pseudo_sum(packet, at)) + words(&packet[at..]))
 }
 
-/// Ones' complement sum of the TCP pseudo-header: what a partial checksum holds.
+/// Ones' complement sum of the TCP pseudo-header: the value of a partial checksum.
 pub fn pseudo_sum(packet: &[u8], at: usize) -> u16 {
     let addresses = if packet[0] >> 4 == 4 { &packet[12..20] } else { &packet[8..40] };
     fold(words(addresses) + u32::from(PROTOCOL_TCP) + (packet.len() - at) as u32)

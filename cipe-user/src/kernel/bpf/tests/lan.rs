@@ -1,4 +1,4 @@
-//! Promises of the program of LAN cards with a short cut.
+//! Properties of the program of LAN cards with a short cut.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use super::frames::{ETHERNET, IPV4, IPV6, pseudo_sum, tagged, tcp, udp};
 use super::*;
 use crate::kernel::forwarding::Prefix;
 
-/// The card's address: where frames of `frames` go.
+/// The card's address: the destination of frames from `frames`.
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 const MTU: u32 = 1_400;
 const ACK: u8 = 0x10;
@@ -28,8 +28,8 @@ fn to(address: &str) -> SocketAddr {
     SocketAddr::new(ip(address), 53)
 }
 
-/// A live tunnel behind both destinations, the sources of `frames` behind the card, and somebody who takes what is sent
-/// there.
+/// A live tunnel behind both destinations, the sources of `frames` behind the card, and a socket that receives
+/// redirected frames.
 fn ready(flags: u32) -> Option<(Programs, OwnedFd)> {
     let mut programs = programs()?;
     programs.set_tunnel(TUNNEL, Tunnel { flags: 1, mtu: MTU, ..Default::default() }).unwrap();
@@ -60,7 +60,7 @@ fn header_sum(packet: &[u8]) -> u16 {
     ((sum & 0xFFFF) + (sum >> 16)) as u16
 }
 
-/// The IPv4 header with its checksum made right again.
+/// The IPv4 header with a correct checksum.
 fn summed(mut frame: Vec<u8>) -> Vec<u8> {
     frame[ETHERNET + 10..ETHERNET + 12].fill(0);
     let sum = !header_sum(&frame[ETHERNET..]);
@@ -175,7 +175,7 @@ fn without_tunnel_socket_or_card_everything_passes() {
     assert!(passes(&mut programs, &frame));
 }
 
-/// A TCP segment as the stack of this host leaves it to the device, or as one of several it makes.
+/// A TCP segment as this host's stack gives it to the device, or as one of several that it makes.
 fn unfinished(to: &str) -> Vec<u8> {
     let mut frame = tcp(ip(to), ACK, &[]);
     let at = if ip(to).is_ipv4() { IPV4 } else { IPV6 };

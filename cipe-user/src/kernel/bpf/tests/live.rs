@@ -13,7 +13,7 @@ use super::{
 use crate::kernel::netdev;
 use crate::xsk::{Frame, Pool, Umem, UmemConfig};
 
-/// Where the frames stand in their chunks.
+/// Offset of the frames in their chunks.
 const OFFSET: usize = 214;
 
 fn memory(programs: &Programs) -> (Umem, Pool) {
@@ -21,7 +21,7 @@ fn memory(programs: &Programs) -> (Umem, Pool) {
     Umem::over(programs.chunks(), config).unwrap()
 }
 
-/// A frame to nobody's address, that says which one it is.
+/// A frame to an unused address, with its number in the payload.
 fn frame(number: usize) -> Vec<u8> {
     udp("192.0.2.9:4000".parse().unwrap(), &vec![number as u8; 1 + number * 7 % 1400])
 }
@@ -31,7 +31,7 @@ fn put(umem: &Umem, frame: &mut Frame, octets: &[u8]) -> Departure {
     Departure::new(frame.index(), OFFSET, octets.len()).unwrap()
 }
 
-/// The next frame that looks like one of ours and comes in, not out.
+/// The next received frame that looks like one of ours; skips transmitted frames.
 fn arrived(mut tap: &Socket) -> Vec<u8> {
     let mut octets = vec![0; 2048];
     loop {
@@ -51,10 +51,10 @@ fn live_frames_arrive_whole_and_in_order() {
         }
         let mut live = programs.live_frames(0).unwrap();
         let tap = tap();
-        // All of a call arrive before the first is read.
+        // All frames of a call arrive before the first is read.
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&tap, 8 << 20).unwrap();
         let mut number = 0;
-        // One alone, and more than the kernel makes at once.
+        // A single frame, several, and more than the kernel makes at once.
         for count in [1, 16, 200] {
             let mut frames: Vec<Frame> = (0..count).map(|_| pool.take().unwrap()).collect();
             let sent: Vec<Vec<u8>> = (number..number + count).map(frame).collect();

@@ -1,4 +1,4 @@
-//! The way of a log record from the programs to a logger.
+//! The path of a log record from the programs to a logger.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{frames::udp, *};
 
-/// A logger that sends what it gets to the test.
+/// A logger that sends its records to the test.
 struct Channel(mpsc::UnboundedSender<String>);
 
 impl log::Log for Channel {

@@ -1,5 +1,5 @@
-//! The programs in the kernel: decisions under BPF_PROG_TEST_RUN, attachment in a network namespace of its own. All need
-//! root and are skipped, with the reason printed, where it is missing.
+//! The programs in the kernel: decisions under BPF_PROG_TEST_RUN, attachment in a separate network namespace. All tests
+//! need root; without it they are skipped, with the reason printed.
 
 mod attachment;
 mod carrier;
@@ -29,7 +29,7 @@ const XDP_REDIRECT: u32 = 4;
 const TC_OK: u32 = 0;
 const TC_SHOT: u32 = 2;
 
-/// Loads the programs with small maps; `None` if not allowed to.
+/// Loads the programs with small maps; `None` without the permission.
 fn programs() -> Option<Programs> {
     programs_with(LoadOptions::default())
 }
@@ -50,7 +50,7 @@ fn xdp_socket() -> OwnedFd {
 }
 
 impl Programs {
-    /// Runs an XDP program on a frame that comes from [`DEVICE`], queue 0; returns its action.
+    /// Runs an XDP program on a frame that is received on [`DEVICE`], queue 0; returns its action.
     fn run_xdp(&mut self, program: &'static str, frame: &[u8]) -> u32 {
         self.run_xdp_from(program, frame, DEVICE, 0)
     }
@@ -62,11 +62,11 @@ impl Programs {
         action
     }
 
-    /// The same for a program that may change the frame, which is returned as well.
+    /// The same for a program that may change the frame; returns the frame as well.
     fn run_xdp_on(&mut self, program: &'static str, frame: &[u8], ifindex: u32, queue: u32) -> (u32, Vec<u8>) {
         let mut out = vec![0; frame.len()];
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex. Its data_end is
-        // that of the first buffer, which frames of several buffers do without (and then come from loopback).
+        // that of the first buffer; frames of several buffers omit it (and then come from loopback).
         let context = [0, frame.len() as u32, 0, ifindex, queue, 0].map(u32::to_ne_bytes).concat();
         let ctx_in = (ifindex != DEVICE).then_some(&context[..]);
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ctx_in, ..Default::default() };
@@ -102,7 +102,7 @@ impl Programs {
     }
 }
 
-/// Names all that are refused, not the first alone. Runs in a guest of another kernel as it is.
+/// Reports all refused programs, not only the first. Runs unchanged in a guest with another kernel.
 #[test]
 fn every_program_loads() {
     let mut ebpf = match read(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..LoadOptions::default() }) {

@@ -1,4 +1,4 @@
-//! Promises of the two private programs.
+//! Properties of the two private programs.
 
 use std::net::IpAddr;
 
@@ -13,9 +13,9 @@ use super::{
     *,
 };
 
-/// Where frames of `frames` come from.
+/// Source address of frames from `frames`.
 const SOURCE: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
-/// The hub that the tunnel's device stands on.
+/// The hub of the tunnel's device.
 const HUB: u8 = 3;
 const MSS: u32 = 1_360;
 const ACK: u8 = 0x10;
@@ -34,7 +34,7 @@ fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// The frame as it leaves the TC program, its stamp checked and put back.
+/// The frame after the TC program, with its stamp checked and replaced by the original address.
 fn stamped(programs: &mut Programs, frame: &[u8], gso_size: u16) -> Vec<u8> {
     let (action, mut out) = programs.run_tc(frame, u32::from(gso_size));
     assert_eq!(action, TC_OK);
@@ -78,7 +78,7 @@ fn superframes_are_stamped_with_the_size_of_their_segments() {
 #[test]
 fn what_the_kernel_cuts_by_itself_is_stamped_as_a_single_frame() {
     let Some(mut programs) = ready(0) else { return };
-    // Under BPF_PROG_TEST_RUN a superframe has a size and no type, as no UDP superframe has.
+    // Under BPF_PROG_TEST_RUN a superframe has a segment size but no GSO type, which a UDP superframe always has.
     let frame = udp("192.0.2.7:53".parse().unwrap(), b"question");
     let (action, out) = programs.run_tc(&frame, 1_402);
     assert_eq!(action, TC_OK);
@@ -89,7 +89,7 @@ fn what_the_kernel_cuts_by_itself_is_stamped_as_a_single_frame() {
 fn a_tunnel_s_own_datagrams_do_not_come_into_it() {
     let Some(mut programs) = programs() else { return };
     programs.set_private_address(SOURCE, TUNNEL).unwrap();
-    // IPv6 puts a fragment header of 8 octets in between: next header, offset and flags, number.
+    // IPv6 inserts a fragment header of 8 octets: next header, offset and flags, number.
     let fragmented = |mut frame: Vec<u8>, offset: u16| {
         let header = [&[17, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 7]].concat();
         frame[ETHERNET + 6] = 44;
@@ -119,7 +119,7 @@ fn a_tunnel_s_own_datagrams_do_not_come_into_it() {
             assert_eq!(programs.run_tc(&udp(other.parse().unwrap(), b"sealed"), 0).0, TC_OK, "{other}");
         }
         assert_eq!(programs.run_tc(&tcp(target.ip(), ACK, &[]), 0).0, TC_OK);
-        // Before the peer is known.
+        // The peer is not known yet.
         programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, ..Tunnel::default() }).unwrap();
         assert_eq!(programs.run_tc(&own, 0).0, TC_OK);
     }
@@ -225,7 +225,7 @@ fn the_clamp_finds_the_option_wherever_it_stands_and_keeps_the_checksum_right() 
         let to = address(if v6 { V6 } else { V4 });
         let limit = if v6 { MSS - 20 } else { MSS } as u16;
         let with = |mss: u16| tcp(to, SYN, &[&before[..], &mss_option(mss), &after[..]].concat());
-        // `tcp` computes the checksum anew, so equality covers it; 0 and 0xFFFF are the same checksum.
+        // `tcp` computes the checksum again, so equality covers it; 0 and 0xFFFF are the same checksum.
         let out = stamped(&mut programs.borrow_mut(), &with(mss), 0);
         let mut expected = with(mss.min(limit));
         let sum = tcp_at(to) + 16;

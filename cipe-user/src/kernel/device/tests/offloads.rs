@@ -1,4 +1,4 @@
-//! What arrives on the hidden end, seen by AF_PACKET.
+//! The frames that arrive on the hidden end, captured by AF_PACKET.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -14,19 +14,19 @@ use crate::kernel::testnet::{Other, in_namespace};
 const ETHERNET: usize = 14;
 const ETH_P_IP: u16 = 0x0800;
 const MTU: usize = 1442;
-/// Large enough for the stack to build superframes.
-const STREAM: usize = 300_000;
+/// Octets of the TCP stream; large enough for the stack to build superframes.
+const STREAM_OCTETS: usize = 300_000;
 
-/// A frame from the visible end, as the hidden end got it.
+/// A frame from the visible end, as received on the hidden end.
 struct Frame {
     protocol: u8,
     /// Octets of the IP packet.
     length: usize,
-    /// The TCP or UDP checksum fits.
+    /// Whether the TCP or UDP checksum is correct.
     complete: bool,
 }
 
-/// Receives the frames of IPv4 that come in by any device of the calling thread's namespace.
+/// Receives the IPv4 frames that arrive on any device of the calling thread's namespace.
 struct Capture(Socket);
 
 impl Capture {
@@ -62,7 +62,7 @@ fn parse(packet: &[u8]) -> Option<Frame> {
     matches!(protocol, 6 | 17).then_some(Frame { protocol, length: total, complete: sum == 0xFFFF })
 }
 
-/// Sends datagrams and a stream over the visible end, to a host that owns the hidden end and the peer's address.
+/// Sends datagrams and a stream through the visible end, to a host that owns the hidden end and the peer's address.
 async fn frames_with(netlink: &Netlink, offloads: Offloads) -> Vec<Frame> {
     let other = Other::new();
     let hub = hub(netlink).await;
@@ -73,14 +73,14 @@ async fn frames_with(netlink: &Netlink, offloads: Offloads) -> Vec<Frame> {
     let mac = device.mac;
     let (listener, mut capture) = other
         .run(move |netlink| async move {
-            // Frames of a device without ARP are addressed to its own address: with the same one they are for that host.
+            // A device without ARP addresses frames to its own address: the host needs the same address to accept them.
             netlink.set_attribute(&hidden, LinkAttribute::Address(mac.to_vec())).await;
             netlink.add_address(&hidden, PEER, 24).await;
             netlink.handle.link().set(LinkUnspec::new_with_name(&hidden).up().build()).execute().await.unwrap();
             (TcpListener::bind((PEER, 0)).unwrap(), Capture::open())
         })
         .await;
-    // The kernel drops what is sent before it has noticed that the other end is up.
+    // The kernel drops everything that is sent before it has noticed that the other end is up.
     while !netlink.card(device.index).await.unwrap().running {
         tokio::task::yield_now().await;
     }
@@ -95,9 +95,9 @@ async fn frames_with(netlink: &Netlink, offloads: Offloads) -> Vec<Frame> {
         received.len()
     });
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(&vec![0xA5; STREAM]).unwrap();
+    stream.write_all(&vec![0xA5; STREAM_OCTETS]).unwrap();
     drop(stream);
-    assert_eq!(reader.join().unwrap(), STREAM);
+    assert_eq!(reader.join().unwrap(), STREAM_OCTETS);
     let frames = capture.frames();
     assert_eq!(frames.iter().filter(|frame| frame.protocol == 17).count(), 5);
     assert!(frames.iter().any(|frame| frame.protocol == 6));

@@ -1,4 +1,4 @@
-//! The proof that a tunnel device whose hub is without programs lets nothing out: neither forwarded nor delivered.
+//! Shows that no packet escapes from a tunnel device whose hub has no programs: none is forwarded or delivered.
 
 use std::net::UdpSocket;
 use std::time::Instant;
@@ -12,7 +12,7 @@ const HERE: [u8; 4] = [192, 0, 2, 1];
 const THERE: [u8; 4] = [192, 0, 2, 2];
 const PACKETS: u64 = 20;
 
-/// A counter of this thread's namespace, from a file of two lines a group: names, then values.
+/// A counter of this thread's namespace, from a file with two lines for each group: names, then values.
 fn counter(file: &str, group: &str, name: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(':'));
@@ -21,7 +21,7 @@ fn counter(file: &str, group: &str, name: &str) -> u64 {
     values.split_whitespace().nth(place).unwrap().parse().unwrap()
 }
 
-/// Packets that came in by the hidden end.
+/// Packets received on the hidden end.
 async fn arrived(netlink: &Netlink, hub: &Hub) -> u64 {
     let link = link(netlink, hub.hidden_index).await;
     let stats = link.attributes.iter().find_map(|attribute| match attribute {
@@ -31,7 +31,7 @@ async fn arrived(netlink: &Netlink, hub: &Hub) -> u64 {
     stats.unwrap()
 }
 
-/// What must not change however many packets fall out of the hidden end.
+/// Counters that must not change, however many packets reach the hidden end.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     forwarded: u64,
@@ -42,19 +42,19 @@ fn outcome() -> Outcome {
     Outcome { forwarded: counter("snmp", "Ip", "ForwDatagrams"), delivered: counter("snmp", "Ip", "InDelivers") }
 }
 
-/// A gateway with a LAN, a tunnel without programs that all else is routed into, and forwarding on.
+/// A gateway with a LAN, forwarding, and a tunnel without programs that has the routes to everything else.
 async fn gateway(netlink: &Netlink, lan: &Other) -> (Hub, Device) {
     netlink.cable("lan0", HERE, lan, "host0", THERE).await;
     let hub = hub(netlink).await;
     let device = netlink.make(&hub, &wanted()).await.unwrap();
     netlink.add_route([10, 50, 0, 0], 16, [10, 9, 0, 2]).await;
-    // Written last: it turns forwarding on at the hidden end too, as an operator may at any time.
+    // Written last: it enables forwarding on the hidden end too, as an operator may do at any time.
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
     (hub, device)
 }
 
-/// Sends datagrams from the gateway itself into the tunnel and waits until the hidden end has got them all.
+/// Sends datagrams from the gateway itself into the tunnel and waits until the hidden end has received all.
 async fn send(netlink: &Netlink, hub: &Hub, to: IpAddr) {
     let before = arrived(netlink, hub).await;
     let socket = UdpSocket::bind((LOCAL, 0)).unwrap();
@@ -75,7 +75,7 @@ fn what_the_gateway_sends_into_a_tunnel_without_programs_goes_nowhere() {
     in_namespace(|netlink| async move {
         let lan = Other::new();
         let (hub, _) = gateway(&netlink, &lan).await;
-        // Somebody listens on every address of the gateway.
+        // A listener on every address of the gateway.
         let listener = UdpSocket::bind("0.0.0.0:9").unwrap();
         listener.set_nonblocking(true).unwrap();
         let before = outcome();
@@ -127,7 +127,7 @@ fn multicast_and_broadcast_into_a_tunnel_without_programs_go_nowhere() {
         }
         assert_eq!(outcome(), before);
         send(&netlink, &hub, "255.255.255.255".parse().unwrap()).await;
-        // A sender of broadcasts gets its own copy, before the device.
+        // The kernel delivers a copy of a broadcast to its sender, before the device.
         assert_eq!(outcome(), Outcome { delivered: before.delivered + PACKETS, ..before });
     });
 }
@@ -158,7 +158,7 @@ fn not_even_frames_addressed_to_the_hidden_end_get_on() {
     });
 }
 
-/// Whoever can send raw frames, root, may address them to whom he likes.
+/// Root, who can send raw frames, may use any destination address.
 #[test]
 fn a_frame_that_falls_out_of_the_visible_end_goes_nowhere() {
     in_namespace(|netlink| async move {
@@ -168,7 +168,7 @@ fn a_frame_that_falls_out_of_the_visible_end_goes_nowhere() {
         let visible = netlink.card(hub.index).await.unwrap().mac.unwrap();
         let before = outcome();
         assert_eq!(injected(&injector, &[visible, [0x1E, 9, 9, 9, 9, 9]]), 2);
-        // The same packet is delivered by the device that it is addressed to.
+        // The device that has the destination address delivers the same packet.
         assert_eq!(injected(&injector, &[device.mac]), 1);
         let start = Instant::now();
         while outcome().delivered == before.delivered {
@@ -179,7 +179,8 @@ fn a_frame_that_falls_out_of_the_visible_end_goes_nowhere() {
     });
 }
 
-/// Injects a packet from the tunnel's peer to its own address once for each destination; returns how many were taken.
+/// Injects a packet from the tunnel's peer to the own address once for each destination; returns how many were
+/// accepted.
 fn injected(injector: &crate::xsk::Injector, destinations: &[[u8; 6]]) -> usize {
     let ip = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0x66, 0xC5, 10, 9, 0, 2, 10, 9, 0, 1];
     let frame = |to: &[u8; 6]| [&to[..], &[0x1E, 8, 8, 8, 8, 8], &[0x08, 0x00], &ip].concat();

@@ -7,7 +7,7 @@ use super::*;
 const TUNNEL: u32 = 9;
 const LAN: u32 = 7;
 
-/// A unicast route of the main table; change what makes it another.
+/// A unicast route of the main table; the tests change it.
 fn route(prefix: &str, oif: u32) -> RouteMessage {
     let (address, bits) = prefix.split_once('/').unwrap();
     let address: IpAddr = address.parse().unwrap();
@@ -96,7 +96,7 @@ fn a_route_that_is_not_plain_is_left_to_the_kernel() {
         ("no device", changed(|route| route.attributes.truncate(1))),
     ] {
         assert_eq!(leads_to(&collect(std::slice::from_ref(&route)), "10.2.0.1"), None, "{what}");
-        // Nor does a plain one of a lower metric speak for a prefix with a TOS.
+        // Nor may a simple route of a lower metric decide for a prefix with a TOS.
         let beside = collect(&[route.clone(), with(plain(), RouteAttribute::Priority(0))]);
         assert!(route.header.tos == 0 || leads_to(&beside, "10.2.0.1").is_none(), "{what}");
     }
