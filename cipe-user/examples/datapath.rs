@@ -1,8 +1,8 @@
-//! What a packet costs in the datapath alone, without kernel, devices and network. `cargo xtask bench datapath` runs it for
-//! nanoseconds, and under callgrind, which counts what [`seal`] and [`open`] execute.
+//! Measures the cost of a packet in the datapath alone, without kernel, devices and network. `cargo xtask bench
+//! datapath` runs it for nanoseconds, and under callgrind, which counts the instructions of [`seal`] and [`open`].
 //!
-//! Prints lines of `DIRECTION CIPHER TRAFFIC PACKETS NANOSECONDS`: packets that were measured, and nanoseconds for each in the
-//! fastest round.
+//! Prints lines of `DIRECTION CIPHER TRAFFIC PACKETS NANOSECONDS`: the number of packets measured, and nanoseconds per
+//! packet in the fastest round.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -12,14 +12,14 @@ use cipe_user::cipher::Algorithm;
 use cipe_user::control::protocol::Protocol;
 use cipe_user::engine::pair::{Datagram, End, Pair, tcp, udp};
 
-/// Packets of a round: those of a batch.
+/// Packets of a round: one batch.
 const BATCH: usize = 128;
 /// Payload octets of a full TCP segment in a tunnel of MTU 1442.
-const SEGMENT: usize = 1402;
+const SEGMENT_OCTETS: usize = 1402;
 /// Segments of a superframe.
 const SEGMENTS: usize = 44;
 
-/// What the packets are.
+/// The kinds of packets.
 const TRAFFIC: [&str; 4] = ["udp-64", "udp-1400", "tcp-1402", "superframes"];
 const CIPHERS: [&str; 3] = ["none", "blowfish", "idea"];
 const DIRECTIONS: [&str; 2] = ["out", "in"];
@@ -27,7 +27,7 @@ const DIRECTIONS: [&str; 2] = ["out", "in"];
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let rounds = arguments.first().map_or(Ok(2000), |text| text.parse()).context("rounds")?;
-    // One case alone, for callgrind.
+    // Run a single case, for callgrind.
     let chosen = |place: usize, name: &str| arguments.get(place).is_none_or(|chosen| chosen == name);
     for direction in DIRECTIONS.into_iter().filter(|name| chosen(1, name)) {
         for cipher in CIPHERS.into_iter().filter(|name| chosen(2, name)) {
@@ -40,7 +40,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Packets in all, and nanoseconds for each in the fastest round.
+/// Total packets, and nanoseconds per packet in the fastest round.
 fn measure(direction: &str, cipher: &str, traffic: &str, rounds: usize) -> anyhow::Result<(usize, f64)> {
     let algorithm = if cipher == "idea" { Algorithm::Idea } else { Algorithm::Blowfish };
     let mut pair = Pair::new(algorithm, Protocol::Ip)?;
@@ -79,8 +79,8 @@ fn push(end: &mut End, traffic: &str) {
     let packets: Vec<(Vec<u8>, u16)> = match traffic {
         "udp-64" => vec![(udp(64 - 28), 0); BATCH],
         "udp-1400" => vec![(udp(1400 - 28), 0); BATCH],
-        "tcp-1402" => (0..BATCH).map(|n| (tcp((n * SEGMENT) as u32, n as u16, SEGMENT), 0)).collect(),
-        _ => vec![(tcp(0, 0, SEGMENTS * SEGMENT), SEGMENT as u16); 3],
+        "tcp-1402" => (0..BATCH).map(|n| (tcp((n * SEGMENT_OCTETS) as u32, n as u16, SEGMENT_OCTETS), 0)).collect(),
+        _ => vec![(tcp(0, 0, SEGMENTS * SEGMENT_OCTETS), SEGMENT_OCTETS as u16); 3],
     };
     for (packet, gso_size) in packets {
         assert!(end.push(&packet, gso_size), "a batch has its frames");

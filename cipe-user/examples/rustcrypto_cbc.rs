@@ -1,5 +1,5 @@
-//! CBC of the crates `blowfish`, `idea` and `cbc`, a packet at a time: an anchor of `cargo xtask bench cipher`. Prints as
-//! `cipe bench-cipher --json` does.
+//! CBC of the crates `blowfish`, `idea` and `cbc`, one packet at a time: a reference for `cargo xtask bench cipher`.
+//! Prints lines like `cipe bench-cipher --json`.
 
 use cbc::cipher::{Array, Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt};
 use cbc::cipher::{InnerIvInit, KeyInit, consts::U8};

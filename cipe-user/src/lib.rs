@@ -18,15 +18,20 @@
 //!
 //! # Words
 //!
-//! - **carrier**: the network between the gateways, and the card that leads there; **private side**: the tunnel's device.
-//! - **door**: a way to the carrier for datagrams: AF_XDP on a card, live frames, or the tunnel's UDP socket.
-//! - **hub**: a veth pair of the engine's; the devices of tunnels are macvlans on one end, the engine has the other, hidden end.
+//! - **carrier**: the network between the gateways, and the card that leads there; **private side**: the tunnel's
+//!   device.
+//! - **door**: a path for datagrams to and from the carrier: AF_XDP on a card, live frames, or the tunnel's UDP socket.
+//! - **hub**: a veth pair of the engine; the devices of tunnels are macvlans on its visible end, the engine uses its
+//!   hidden end.
 //! - **superframe**: one frame of up to 64 KiB that stands for many segments (TSO, USO, GRO).
-//! - **stamp**: what the TC program writes over a frame's destination address for the engine: tunnel, segment size, checksum state.
-//! - **lane**: one packet of those that a cipher kernel works on at once.
-//! - **live frames**: frames that leave by an XDP program that the kernel runs for the engine (BPF_PROG_RUN), without socket buffers.
-//! - **short cut**: packets between a tunnel and a LAN card past the kernel's forwarding (option `lan`).
-//! - **verdict**: what became of a packet; each is counted under one.
+//! - **stamp**: the data for the engine that the TC program writes over a frame's destination address: tunnel, segment
+//!   size, checksum state.
+//! - **lane**: the place of one packet among those that a cipher kernel works on at once.
+//! - **live frames**: frames that an XDP program transmits when the engine runs it (BPF_PROG_RUN), without socket
+//!   buffers.
+//! - **short cut**: the path of packets between a tunnel and a LAN card that bypasses the kernel's forwarding (option
+//!   `lan`).
+//! - **verdict**: the result for a packet; each packet is counted under one.
 //! - **original**: an implementation of 1996 to 2004, or one that behaves like it; **ours**: this program at the other end.
 
 pub mod ciped;

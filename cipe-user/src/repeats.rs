@@ -1,17 +1,17 @@
-//! Which of the log lines that say the same again are written: the 1st, 2nd, 4th, 8th ..., so that neither a dead peer nor
-//! whoever can make datagrams fills a log.
+//! Limits repeated log lines: the 1st, 2nd, 4th, 8th ... is written, so that neither a dead peer nor a sender of forged
+//! datagrams can fill a log.
 
 use std::time::Duration;
 
-/// After so long without another one, the next one is the first again.
-const QUIET: Duration = Duration::from_secs(60);
+/// If a line does not repeat for this long, the next one counts as the first again.
+const RESET_AFTER: Duration = Duration::from_secs(60);
 
-/// Whether `total` is to be told, given the total that was `told` last.
+/// Whether to log `total`, given the total that was logged last (`told`).
 pub const fn has_doubled(total: u64, told: u64) -> bool {
     total > 0 && total >= 2 * told
 }
 
-/// One thing that may happen again and again.
+/// An event that may repeat.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Repeats {
     total: u64,
@@ -20,9 +20,9 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    /// It happened once more, at `now`, on any clock. How often so far, if that is to be told.
+    /// Counts the event once more, at `now`, on any clock. Returns the number of events so far if it should be logged.
     pub fn once_more(&mut self, now: Duration) -> Option<u64> {
-        if self.last.replace(now).is_none_or(|last| now.saturating_sub(last) >= QUIET) {
+        if self.last.replace(now).is_none_or(|last| now.saturating_sub(last) >= RESET_AFTER) {
             (self.total, self.told) = (0, 0);
         }
         self.total += 1;
@@ -33,7 +33,7 @@ impl Repeats {
     }
 }
 
-/// `line`, and how often that was so far if some times before were not told.
+/// `line`, with the number of events so far if some of them were not logged.
 pub fn counted(line: &str, total: u64) -> String {
     if total <= 2 { line.to_owned() } else { format!("{line}; {total} so far") }
 }
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn what_happens_seldom_is_told_each_time() {
         let mut repeats = Repeats::default();
-        assert!((1..100).all(|n| repeats.once_more(n * QUIET) == Some(1)));
+        assert!((1..100).all(|n| repeats.once_more(n * RESET_AFTER) == Some(1)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Many daemons at once start one engine, meet it, and nothing is left when it has gone.
+//! Many daemons at once start one engine and connect to it; nothing is left when it has ended.
 //!
-//! Without the usual harness, since this program plays the engine too, which must say nothing but "ready" on stdout.
+//! Without the usual harness: this program also acts as the engine, which must write nothing but "ready" on stdout.
 
 #![expect(clippy::unwrap_used, reason = "all of this file is a test, which clippy sees by the harness only")]
 
@@ -22,7 +22,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match arguments.as_slice() {
         [role, base, mode] if role == "engine" => runtime.block_on(engine(Path::new(base), mode == "works")),
-        // Asked by tools for the list of tests.
+        // Tools ask for the list of tests.
         [first, ..] if first == "--list" => println!("start: test"),
         _ => {
             runtime.block_on(many_daemons_at_once_start_one_engine());
@@ -34,7 +34,7 @@ fn main() {
     }
 }
 
-/// Plays the engine: answers each connection's Status, and goes when all have gone.
+/// Acts as the engine: answers each connection's Status, and ends when all connections have closed.
 async fn engine(base: &Path, works: bool) {
     let readiness = Readiness::begin().unwrap();
     let mut log = std::fs::OpenOptions::new().create(true).append(true).open(base.join("engines")).unwrap();
@@ -49,7 +49,7 @@ async fn engine(base: &Path, works: bool) {
     };
     readiness.up().unwrap();
     let mut connections = tokio::task::JoinSet::new();
-    // Every daemon of the test comes; then all go.
+    // Every daemon of the test connects; then all close.
     for _ in 0..DAEMONS {
         let mut connection = server.accept().await.unwrap();
         connections.spawn(async move {
@@ -90,7 +90,7 @@ async fn many_daemons_at_once_start_one_engine() {
     assert_eq!(engines.lines().count(), 1, "{engines}");
     let mut last = clients.pop().unwrap();
     drop(clients);
-    // A second engine finds the first and says so.
+    // A second engine finds the first and reports it.
     let error = tokio::task::spawn_blocking({
         let launch = launch(base.path(), "works");
         move || cipe_user::control::launch::launch(&launch).unwrap_err().to_string()
@@ -100,7 +100,7 @@ async fn many_daemons_at_once_start_one_engine() {
     last.send(&Request::Status).unwrap();
     assert_eq!(last.receive().await.unwrap(), Some(Event::StatusEnd));
     drop(last);
-    // The engine is this process' child: it has gone, and tidied up, when its lock is free.
+    // The engine is a child of this process: it has ended and removed its files when its lock is free.
     let lock = run.engine_lock();
     let free = tokio::task::spawn_blocking(move || {
         use cipe_user::control::lock::{Lock, Wait};

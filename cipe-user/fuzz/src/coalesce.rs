@@ -1,4 +1,4 @@
-//! The coalescer: each packet is in one run, and a superframe that is cut again gives the very packets.
+//! The coalescer: each packet is in one run, and segmenting a superframe again gives the same packets.
 
 use arbitrary::Arbitrary;
 use cipe_user::inner::checksum::{Sum, transport_checksum};
@@ -14,13 +14,13 @@ struct Spec {
     is_tcp: bool,
     payload: u16,
     flags: u8,
-    /// Added to the sequence number and to the IPv4 id that are due.
+    /// Added to the expected sequence number and IPv4 id.
     skips: Option<(u8, u8)>,
-    /// An octet that changes afterwards, and how.
+    /// The position of an octet that is changed, and how.
     damage: Option<(u8, u8)>,
 }
 
-/// What a flow has sent.
+/// The state of a flow's sender.
 #[derive(Clone, Copy, Default)]
 struct State {
     sequence: u32,

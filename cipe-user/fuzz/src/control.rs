@@ -1,4 +1,4 @@
-//! The control protocol: any octets are a message or not; a message that is written again says the same.
+//! The control protocol: any octets are a message or not; a message that is written and read again is the same.
 
 use cipe_user::control::channel::{decode, encode};
 use cipe_user::control::protocol::{Event, Request};

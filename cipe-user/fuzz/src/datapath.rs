@@ -1,5 +1,5 @@
-//! Two datapaths: whatever comes, each frame of memory is back afterwards, each datagram is under one verdict, and each private
-//! frame under one for each of its packets at least.
+//! Two datapaths: after any input, all frames of memory are back, each datagram has one verdict, and each private frame
+//! has at least one for each of its packets.
 
 /// Runs one input.
 pub fn run(input: &[u8]) {

@@ -1,4 +1,4 @@
-//! Any sequence of events: keys are used only when acknowledged, taken only once, and timers go forward.
+//! Any sequence of events: a key is used only after its acknowledgement and accepted only once, and timers go forward.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::read;
 enum Op {
     Wanted(u8),
     Indication(u8),
-    /// Acknowledges what was announced last, if anything was.
+    /// Acknowledges the last announcement, if there is one.
     Acknowledgement,
     Payload(Vec<u8>),
     Wait(u16),

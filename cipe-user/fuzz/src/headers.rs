@@ -1,4 +1,4 @@
-//! Whatever looks into a packet of the private side: any octets get an answer, and what is changed stays as long as it was.
+//! Everything that reads or changes inner packets: any octets get a result, and changes keep the length.
 
 use cipe_user::inner::ethernet::Frame;
 use cipe_user::inner::fragment::Fragments;

@@ -1,5 +1,5 @@
-//! The cipher scheduler: whatever is in a batch, each job ends as if it had been alone, by every kernel, and decrypts to
-//! what it was.
+//! The cipher scheduler: in any batch, with every kernel, each job ends as if it were alone, and decrypts to its
+//! plaintext.
 
 use std::sync::{LazyLock, Mutex};
 
@@ -10,7 +10,7 @@ use crate::read;
 
 #[derive(Arbitrary, Debug)]
 struct Batch {
-    /// Each stands for [`LIKE`] keys, for some kernels tell few from many.
+    /// Each entry makes [`KEYS_PER_ENTRY`] keys, because some kernels treat few keys and many keys differently.
     keys: [(u8, [u8; 16]); 4],
     jobs: Vec<Spec>,
 }
@@ -21,14 +21,14 @@ struct Spec {
     iv: [u8; 8],
     offset: u8,
     len: u16,
-    /// Further jobs like this one: large groups of one key are what wide kernels want.
+    /// Number of further jobs like this one: wide kernels need large groups of one key.
     again: u8,
 }
 
-/// Keys that differ in an octet only.
-const LIKE: usize = 6;
+/// Number of keys made from one entry; they differ in one octet.
+const KEYS_PER_ENTRY: usize = 6;
 
-/// One engine a kernel, and first the scalar ones, whose batches of one are the measure.
+/// One engine per kernel. The scalar ones are first: their batches of one job give the expected results.
 static ENGINES: LazyLock<Mutex<Vec<Lanes>>> = LazyLock::new(|| {
     let mut engines = vec![Lanes::with(Some("scalar"), Some("scalar")), Lanes::with(None, None)];
     for report in Lanes::with(None, None).report() {
@@ -43,12 +43,12 @@ static ENGINES: LazyLock<Mutex<Vec<Lanes>>> = LazyLock::new(|| {
 /// Runs one input.
 pub fn run(input: &[u8]) {
     let Some(batch) = read::<Batch>(input) else { return };
-    let like = batch.keys.iter().flat_map(|key| [key; LIKE]).enumerate();
+    let like = batch.keys.iter().flat_map(|key| [key; KEYS_PER_ENTRY]).enumerate();
     let keys: Vec<Key> = like
         .map(|(i, (algorithm, octets))| {
             let algorithms = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
             let mut octets = *octets;
-            octets[0] ^= (i % LIKE) as u8;
+            octets[0] ^= (i % KEYS_PER_ENTRY) as u8;
             Key::new(algorithms[usize::from(*algorithm) % 3], &octets)
         })
         .collect();

@@ -1,4 +1,4 @@
-//! What each fuzz target does with an input. libFuzzer calls these functions by `fuzz_targets/`; `cargo test` replays `corpus/`.
+//! The fuzz targets. libFuzzer calls these functions by `fuzz_targets/`; `cargo test` replays `corpus/`.
 
 use arbitrary::{Arbitrary, Unstructured};
 
@@ -13,10 +13,10 @@ pub mod options;
 pub mod packet;
 pub mod segment;
 
-/// Runs one input; panics where something is wrong.
+/// Runs one input; panics if something is wrong.
 pub type Run = fn(&[u8]);
 
-/// Every target by its name, which is that of its folder of inputs.
+/// Every target by name, which is also the name of its folder of inputs.
 pub const TARGETS: [(&str, Run); 10] = [
     ("coalesce", coalesce::run),
     ("control", control::run),
@@ -30,7 +30,7 @@ pub const TARGETS: [(&str, Run); 10] = [
     ("segment", segment::run),
 ];
 
-/// What an input stands for; `None` if it is too short for it.
+/// Decodes an input; `None` if it is too short.
 fn read<'a, T: Arbitrary<'a>>(input: &'a [u8]) -> Option<T> {
     T::arbitrary_take_rest(Unstructured::new(input)).ok()
 }

@@ -1,4 +1,4 @@
-//! Any payload is a message or not; a message that is built again says the same.
+//! Any payload is a message or not; a message that is built and parsed again is the same.
 
 use cipe_user::wire::message::{Message, is_fresh, is_known};
 use rand::SeedableRng;

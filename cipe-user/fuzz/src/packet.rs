@@ -1,4 +1,4 @@
-//! Any payload comes back; any datagram gets a verdict, and what it would show can be shown.
+//! Any payload is opened as it was sealed; any datagram gets a verdict, and `cipe decode` can show it.
 
 use arbitrary::Arbitrary;
 use cipe_user::cipher::{Algorithm, Key, Lanes};

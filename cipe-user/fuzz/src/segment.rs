@@ -1,4 +1,4 @@
-//! The segmenter: any pieces are refused, or are cut into packets that have all of the payload.
+//! The segmenter: any pieces are refused, or are cut into packets that together have all of the payload.
 
 use arbitrary::Arbitrary;
 use cipe_user::inner::ip;
@@ -9,7 +9,7 @@ use crate::read;
 #[derive(Arbitrary, Debug)]
 struct Case<'a> {
     gso_size: u16,
-    /// Octets of the pieces, in turn.
+    /// Lengths of the pieces in octets, used in turn.
     pieces: [u8; 3],
     octets: &'a [u8],
 }

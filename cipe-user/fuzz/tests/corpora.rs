@@ -1,4 +1,4 @@
-//! Replays the inputs that fuzzing has found worth keeping, and those that once failed.
+//! Replays the inputs that fuzzing found useful, and those that once failed.
 
 use std::path::Path;
 
