@@ -1,5 +1,5 @@
-//! Two LANs that are one Ethernet: each gateway has a bridge with its LAN's cable, the Ethernet tunnel, and a port of the test's
-//! own, where whole frames go in and come out, tags and all.
+//! Two LANs that are one Ethernet: each gateway has a bridge with its LAN's cable, the Ethernet tunnel, and a port for the
+//! test, which sends and receives whole frames there, tags included.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -15,20 +15,20 @@ use crate::topology::{Side, Topology};
 /// The bridge in each gateway.
 pub const BRIDGE: &str = "br0";
 
-/// Address of a LAN's host in the network that both LANs are.
+/// Address of a LAN's host in the network that both LANs form.
 pub fn host(side: Side) -> Ipv4Addr {
     Ipv4Addr::new(10, 220, 0, if side == Side::A { 1 } else { 2 })
 }
 
-/// Puts the cables of both LANs into bridges, and the hosts into one network. The tunnel is still to be joined.
+/// Adds the cables of both LANs to bridges, and gives the hosts addresses of one network. Does not add the tunnel.
 ///
 /// # Errors
-/// What `ip` says.
+/// `ip` fails.
 pub fn join_lans(net: &Topology) -> Result<()> {
     for side in [Side::A, Side::B] {
         let (gateway, lan) = (net.gw(side), net.lan(side));
         gateway.ip(&["addr", "flush", "dev", "lan0"])?;
-        // Frames pass at once: there is no loop to look for.
+        // Forward frames at once: there is no loop to detect.
         gateway.ip(&["link", "add", BRIDGE, "type", "bridge", "stp_state", "0", "forward_delay", "0"])?;
         gateway.sysctl(&format!("net.ipv6.conf.{BRIDGE}.disable_ipv6"), "1")?;
         gateway.ip(&["link", "set", BRIDGE, "up"])?;
@@ -39,10 +39,10 @@ pub fn join_lans(net: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// Puts a device into the bridge of a gateway.
+/// Adds a device to the bridge of a gateway.
 ///
 /// # Errors
-/// What `ip` says.
+/// `ip` fails.
 pub fn join(gateway: &Namespace, device: &str) -> Result<()> {
     gateway.ip(&["link", "set", device, "master", BRIDGE])?;
     gateway.ip(&["link", "set", device, "up"])?;
@@ -55,10 +55,10 @@ pub struct Port {
 }
 
 impl Port {
-    /// Makes one of this name and joins it.
+    /// Makes a device of this name and adds it to the bridge.
     ///
     /// # Errors
-    /// /dev/net/tun is missing, or what `ip` says.
+    /// /dev/net/tun is missing, or `ip` fails.
     pub fn new(gateway: &Namespace, name: &str) -> Result<Self> {
         let port = Self { device: tap(gateway, name)? };
         join(gateway, name)?;
@@ -68,15 +68,15 @@ impl Port {
     /// Sends a frame into the bridge.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel reports an error.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         self.device.send(frame).map(drop)
     }
 
-    /// Waits for a frame that `wanted` accepts; `None` if none came `within` that time. Others are thrown away.
+    /// Waits for a frame that `wanted` accepts, and discards others; `None` if none came `within` that time.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel reports an error.
     pub fn wait_for(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + within;
         let mut buffer = vec![0; 65_536];
@@ -102,7 +102,7 @@ impl Port {
 /// # Errors
 /// /dev/net/tun is missing.
 pub fn tap(namespace: &Namespace, name: &str) -> Result<SyncDevice> {
-    // Without IPv6 it says nothing unasked.
+    // Without IPv6 the device sends nothing by itself.
     namespace.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
     let device = namespace
         .run(|| DeviceBuilder::new().name(name).layer(Layer::L2).build_sync())
@@ -123,10 +123,10 @@ pub fn learned_at(gateway: &Namespace, port: &str) -> Result<Vec<String>> {
     Ok(learned.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }
 
-/// Index of a device that stands in the bridge.
+/// Index of a port of the bridge.
 ///
 /// # Errors
-/// It is not there, or not in the bridge.
+/// There is no such device, or it is not in the bridge.
 pub fn index_in_bridge(gateway: &Namespace, device: &str) -> Result<u64> {
     let links: serde_json::Value = serde_json::from_str(&gateway.ip(&["-j", "link", "show", "dev", device])?)?;
     anyhow::ensure!(links[0]["master"] == BRIDGE, "{device} is not in {BRIDGE}: {links}");

@@ -1,4 +1,4 @@
-//! Frames as a packet socket sees them, kept by a thread until somebody asks.
+//! Frames from a packet socket, which a thread collects.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::namespace::Namespace;
 
-/// `ETH_P_ALL`, in network order as packet(7) wants it.
+/// `ETH_P_ALL`, in network order as packet(7) requires.
 const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
 
 /// A captured frame.
@@ -41,16 +41,16 @@ struct Shared {
 }
 
 impl Capture {
-    /// Captures on all devices of `namespace` the frames that `keep` wants, in both directions, up to `limit` frames.
+    /// Captures on all devices of `namespace` the frames that `keep` accepts, in both directions, up to `limit` frames.
     ///
     /// # Errors
-    /// A packet socket that cannot be had.
+    /// A packet socket cannot be opened.
     pub fn start(namespace: &Namespace, limit: usize, keep: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Self> {
         let socket = namespace
             .run(|| Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ALL_PROTOCOLS))))
             .context("packet socket")?;
-        // By force: what the system allows by default is full after a few superframes, and what is lost here looks as if it had
-        // been lost on the way.
+        // By force: a buffer of the default limit is full after a few superframes, and frames lost here would look as if they
+        // were lost on the link.
         setsockopt(&socket, RcvBufForce, &(64 << 20))?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let shared = Arc::new(Shared::default());
@@ -61,7 +61,7 @@ impl Capture {
         Ok(Self { shared, stop, thread: Some(thread) })
     }
 
-    /// Waits until a frame is there that `wanted` accepts, and returns it; `None` if none came `within` that time.
+    /// Waits for a frame that `wanted` accepts, and returns it; `None` if none came `within` that time.
     pub fn wait_for(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Captured> {
         let deadline = Instant::now() + within;
         let mut seen = 0;
@@ -79,7 +79,7 @@ impl Capture {
     /// Ends the capture and returns the frames in order.
     ///
     /// # Errors
-    /// What went wrong while capturing: frames may be missing.
+    /// An error while capturing: frames may be missing.
     pub fn finish(mut self) -> Result<Vec<Captured>> {
         self.end().context("capture")?;
         Ok(std::mem::take(&mut *self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner)))
@@ -110,7 +110,7 @@ fn run(socket: &Socket, stop: &OwnedFd, shared: &Shared, limit: usize, keep: imp
         };
         let (packet, ending) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
         if packet {
-            // Frames that came before the end was asked for are taken first.
+            // First read the frames that arrived before the stop.
             let (length, _) = match recv(socket, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NETDOWN) => continue,
                 result => result?,

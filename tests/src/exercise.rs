@@ -1,5 +1,5 @@
-//! What every carrier must do, whatever it stands on: pings, TCP and UDP from either side, another MTU, a link that goes down and
-//! comes up, offloads off.
+//! The tests for a carrier on any device: pings, TCP and UDP from either side, another MTU, a link that goes down and comes up,
+//! offloads off.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::{SOON, namespace::Namespace};
 /// MTU of the tunnel devices.
 const MTU: usize = 1442;
 
-/// Rounds of pings in a row, each of them answered, after which all know how large packets may be: one more than there are to
-/// learn it.
+/// Rounds of pings in a row, all of them answered, after which every party knows the largest packet size: one more than there
+/// are parties.
 const SETTLED: usize = 4;
 
 /// Octets that every path takes, with an MTU of [`SMALL`], too.
 const SMALLEST_PATH: usize = 1200;
 
-/// An MTU that carrier devices are given for a while.
+/// A temporary MTU of the carrier devices.
 const SMALL: usize = 1300;
 
-/// A carrier device at either end, as the gateways have it.
+/// A carrier device of a gateway.
 #[derive(Clone, Copy, Debug)]
 pub struct Device<'a> {
     /// Its name.
@@ -35,19 +35,19 @@ pub struct Device<'a> {
     pub mtu: usize,
 }
 
-/// Share of what is sent that may be lost.
+/// How many packets may be lost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Line {
     /// Nothing is lost.
     Sound,
-    /// Some packets are.
+    /// Some packets are lost.
     Lossy,
 }
 
-/// Pings of all sizes, 1 MB of TCP and some UDP, from either side.
+/// Sends pings of all sizes, 1 MB of TCP and some UDP, from either side.
 ///
 /// # Errors
-/// What did not pass.
+/// A packet or a stream does not pass.
 pub fn everything_passes(net: &Topology, line: Line) -> Result<()> {
     for side in [Side::A, Side::B] {
         let (from, to) = (net.lan(side), (net.lan(side.other()), side.other().host()));
@@ -72,9 +72,9 @@ pub fn everything_passes(net: &Topology, line: Line) -> Result<()> {
 
 /// Sends pings of these `sizes`, the largest first, until [`SETTLED`] times in a row each was answered.
 ///
-/// Each that knows of a smaller path only after a packet was too large for it costs one: the kernel of the gateway, which a
-/// device of its own (VXLAN) may tell, the engine, which learns it from the kernel, and the host, which learns it from the
-/// engine; for the answers the same at the other end. What a host cuts itself tells it nothing, so that one size will not do.
+/// Three parties learn the path MTU only by the loss of a packet that was too large: the kernel of the gateway (from a device
+/// such as VXLAN), the engine (from the kernel), and the host (from the engine). The same three at the other end learn it for
+/// the answers. A packet that the host itself fragments teaches it nothing, so one size is not enough.
 fn learn_path(from: &Namespace, to: Ipv4Addr, sizes: Vec<usize>, line: Line) -> Result<()> {
     let large = Plan { timeout: Duration::from_secs(1), ..Plan::sizes(sizes) };
     let mut in_a_row = 0;
@@ -88,11 +88,11 @@ fn learn_path(from: &Namespace, to: Ipv4Addr, sizes: Vec<usize>, line: Line) -> 
     Ok(())
 }
 
-/// A smaller MTU of the carrier devices and the old one again, a link that goes down and comes up, offloads off: each time
-/// everything passes.
+/// Sets a smaller MTU of the carrier devices and the old one again, sets a link down and up, and switches offloads off: each
+/// time everything must pass.
 ///
 /// # Errors
-/// What did not pass, and when.
+/// A packet or a stream does not pass; the error names the step.
 pub fn changes_are_borne(net: &Topology, pair: &Pair, device: Device<'_>) -> Result<()> {
     for mtu in [SMALL, device.mtu] {
         for side in [Side::A, Side::B] {

@@ -1,4 +1,4 @@
-//! An engine, and what stands in for the daemons of many tunnels: one connection a tunnel that speaks the control protocol.
+//! An engine, and a substitute for the daemons of many tunnels: one control connection for each tunnel.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,20 +19,20 @@ use crate::status::Status;
 use crate::topology::{Side, Topology};
 use crate::{SOON, gateway, process};
 
-/// MTU of the tunnels: a UDP payload of 1400 octets goes in one piece.
+/// MTU of the tunnels: a UDP payload of 1400 octets is not fragmented.
 const MTU: usize = 1428;
 /// Carrier port of the first tunnel; the others follow.
 const FIRST_PORT: u16 = 20_000;
-/// Descriptors that engine and bench need beside those of the tunnels.
+/// Descriptors that engine and bench need in addition to those of the tunnels.
 const OTHERS: u64 = 100;
 /// Largest message of the control protocol.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// As many tunnels as the limit of open files allows: an engine needs a connection and a UDP socket for each, and two ends
-/// two connections of ours. Raises the limit as far as it may.
+/// The number of tunnels that the limit of open files allows: an engine needs a connection and a UDP socket for each, and this
+/// process needs two connections for the two ends. Raises the limit as far as it may.
 pub fn most_tunnels() -> usize {
     let limit = getrlimit(Resource::Nofile);
-    // Refused only where it is there already.
+    // The call fails only if the limit is reached already.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(files.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX)
@@ -47,17 +47,17 @@ pub fn inner(side: Side, number: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(net + number as u32)
 }
 
-/// A generation of dynamic keys: what A sends under is what B receives under, and the other way round.
+/// A generation of dynamic keys: A's send key is B's receive key, and the other way round.
 #[derive(Clone, Copy)]
 pub struct Keys(u8);
 
 impl Keys {
-    /// The first ones.
+    /// The first generation.
     pub fn first() -> Self {
         Self(1)
     }
 
-    /// Others.
+    /// The second generation.
     pub fn next() -> Self {
         Self(2)
     }
@@ -71,22 +71,22 @@ impl Keys {
     }
 }
 
-/// What seals the tunnels.
+/// The cipher of the tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cipher {
     /// Blowfish; devices are `cipcbN`.
     Blowfish,
     /// IDEA; devices are `cipciN`.
     Idea,
-    /// Nothing; devices are `cipcbN`.
+    /// No cipher; devices are `cipcbN`.
     Nokey,
 }
 
-/// One end: an engine, and the connections that hold its tunnels.
+/// One end: an engine, and the connections that keep its tunnels alive.
 pub struct Fleet {
     side: Side,
     cipher: Cipher,
-    /// Where datagrams go and XDP runs: values of the options `carrier` and `xdp-mode`.
+    /// Values of the options `carrier` and `xdp-mode`.
     modes: (String, String),
     engine: Child,
     socket: PathBuf,
@@ -98,7 +98,7 @@ impl Fleet {
     /// Starts an engine at the gateway of a side, and waits until it listens.
     ///
     /// # Errors
-    /// What it says.
+    /// The engine does not start; the error has its log.
     pub fn start(net: &Topology, side: Side, cipher: Cipher) -> Result<Self> {
         let base = net.directory().join(format!("fleet{}", side.letter()));
         let log = net.directory().join(format!("fleet{}.log", side.letter()));
@@ -106,7 +106,7 @@ impl Fleet {
         let namespace = net.gw(side);
         let mut command = namespace.command(gateway::binary()?);
         command.args(["engine", "--stay"]).env("CIPE_RUN_DIR", &base).stdin(Stdio::null());
-        // As to systemd, the engine says to us that it listens.
+        // The engine notifies us as it notifies systemd.
         let told = net.directory().join(format!("fleet{}.up", side.letter()));
         let _ = std::fs::remove_file(&told);
         let up = UnixDatagram::bind(&told)?;
@@ -121,7 +121,7 @@ impl Fleet {
         Ok(end)
     }
 
-    /// Uses other modes for tunnels made from now on: values of the options `carrier` and `xdp-mode`.
+    /// Sets the modes of tunnels made from now on: values of the options `carrier` and `xdp-mode`.
     pub fn set_modes(&mut self, carrier: &str, xdp_mode: &str) {
         self.modes = (carrier.to_owned(), xdp_mode.to_owned());
     }
@@ -131,10 +131,10 @@ impl Fleet {
         self.engine.id()
     }
 
-    /// What the engine has said.
+    /// The log of the engine.
     pub fn log(&self) -> String {
         let mut text = String::new();
-        // What cannot be read is only missing in a message.
+        // If the log cannot be read, only a message is incomplete.
         let _ = File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text));
         text
     }
@@ -142,7 +142,7 @@ impl Fleet {
     /// Packets by verdict, over all tunnels, as the engine counts them.
     ///
     /// # Errors
-    /// An engine that has gone.
+    /// The engine has ended.
     pub fn verdicts(&self) -> Result<BTreeMap<String, u64>> {
         let mut sums = BTreeMap::new();
         for status in self.statuses()? {
@@ -156,7 +156,7 @@ impl Fleet {
     /// Whether the kernel has a feature, as [`Status::has_feature`]; with at least one tunnel.
     ///
     /// # Errors
-    /// An engine that has gone, or has no tunnel.
+    /// The engine has ended, or has no tunnel.
     pub fn has_feature(&self, name: &str) -> Result<bool> {
         Ok(self.statuses()?.first().context("there is a tunnel")?.has_feature(name))
     }
@@ -183,15 +183,15 @@ impl Fleet {
     /// Makes some tunnels, one after the other.
     ///
     /// # Errors
-    /// What the engine refuses.
+    /// The engine refuses the request.
     pub fn attach(&mut self, tunnels: Range<usize>) -> Result<()> {
         tunnels.into_iter().try_for_each(|number| self.attach_as(number, None))
     }
 
-    /// Makes a tunnel with a device of this name, or takes over one that a dead engine left.
+    /// Makes a tunnel with a device of this name, or takes over the device of a dead engine.
     ///
     /// # Errors
-    /// What the engine refuses.
+    /// The engine refuses the request.
     pub fn attach_as(&mut self, number: usize, device: Option<&str>) -> Result<()> {
         let connection = self.connect()?;
         send(&connection, &self.request(number, device))?;
@@ -201,7 +201,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Ends some tunnels, as daemons do that end: all at once.
+    /// Ends some tunnels at once, as daemons that end do.
     pub fn detach(&mut self, tunnels: Range<usize>) {
         self.connections.retain(|number, _| !tunnels.contains(number));
     }
@@ -217,7 +217,7 @@ impl Fleet {
     /// Waits for an event of a tunnel.
     ///
     /// # Errors
-    /// There is no such tunnel, or the engine has gone.
+    /// There is no such tunnel, or the engine has ended.
     pub fn wait_for(&self, number: usize, event: &str) -> Result<Value> {
         receive(&self.connections.get(&number).context("there is no such tunnel")?.0, &[event])
     }
@@ -225,14 +225,14 @@ impl Fleet {
     /// Gives every tunnel its dynamic keys.
     ///
     /// # Errors
-    /// An engine that has gone.
+    /// The engine has ended.
     pub fn set_keys(&self, keys: Keys) -> Result<()> {
         for (&number, (connection, _)) in &self.connections {
             let receive = keys.of(self.side.other(), number);
             send(connection, &json!({"request": "set-receive-key", "key": receive, "keep_ms": 1000}))?;
             send(connection, &json!({"request": "set-send-key", "key": keys.of(self.side, number)}))?;
         }
-        // Answered behind all that was asked before.
+        // The engine answers this after all earlier requests.
         let (_, (last, _)) = self.connections.last_key_value().context("there is a tunnel")?;
         let nonsense = json!({
             "request": "send-control", "payload": "no hexadecimal", "under": "live", "announces": false,
@@ -291,11 +291,11 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        // Killed, so that what it leaves goes with the namespace, at once and not device by device.
+        // Kill the engine, so that its devices are removed with the namespace at once, and not one by one.
         if let Err(error) = self.engine.kill() {
             eprintln!("engine: {error}");
         }
-        // It ends now; how does not matter.
+        // The exit status does not matter.
         let _ = self.engine.wait();
     }
 }
@@ -305,7 +305,7 @@ fn send(connection: &OwnedFd, request: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The next event of these kinds; others, such as wishes for keys, are passed over.
+/// The next event of these kinds; skips others, such as requests for keys.
 fn receive(connection: &OwnedFd, kinds: &[&str]) -> Result<Value> {
     let mut buffer = [0; MAX_MESSAGE];
     loop {

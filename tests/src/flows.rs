@@ -1,4 +1,4 @@
-//! Numbered datagrams in several flows, each of which must come out whole and in order.
+//! Numbered datagrams in several flows; each flow must arrive whole and in order.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use crate::SOON;
 use crate::topology::{Side, Topology};
 
-/// Datagrams of a flow that are on their way at once, if nothing else is said.
+/// Default number of datagrams of a flow in flight.
 const WINDOW: u32 = 4;
 
-/// Payload octets in turn, so that no two in a row can leave as segments of one superframe.
+/// Alternating payload octets, so that no two datagrams in a row can leave as segments of one superframe.
 const UNLIKE: [usize; 2] = [1200, 1100];
 
 /// Flows from one LAN to the other.
@@ -27,7 +27,7 @@ impl Flows {
     /// `count` flows whose datagrams are of one size, or of two in turn.
     ///
     /// # Errors
-    /// Sockets that cannot be had.
+    /// A socket cannot be opened.
     pub fn new(net: &Topology, from: Side, count: usize, unlike: bool) -> Result<Self> {
         let flow = |_| {
             let receiver = net.lan(from.other()).run(|| UdpSocket::bind((from.other().host(), 0)))?;
@@ -40,7 +40,7 @@ impl Flows {
         Ok(Self { pairs: (0..count).map(flow).collect::<Result<_>>()?, sizes, window: WINDOW, next: 0 })
     }
 
-    /// The same flows with so many datagrams of each on their way at once.
+    /// The same flows with this number of datagrams of each in flight.
     pub fn with_window(self, window: u32) -> Self {
         Self { window, ..self }
     }
@@ -48,7 +48,7 @@ impl Flows {
     /// Sends some datagrams in each flow, all flows in turn, and waits until they have arrived; returns how many.
     ///
     /// # Errors
-    /// One that is lost, or that another one of its flow has overtaken.
+    /// A datagram is lost or out of order in its flow.
     pub fn round(&mut self) -> Result<u64> {
         let numbers = self.next..self.next + self.window;
         self.next += self.window;
@@ -58,8 +58,8 @@ impl Flows {
             octets[..4].copy_from_slice(&number.to_be_bytes());
             octets[4..8].copy_from_slice(&(!number).to_be_bytes());
             for (sender, receiver) in &self.pairs {
-                // Number, ports and their complements: all of a size have one checksum. Of all checksums that there are, one
-                // looks unfinished to generic XDP on a LAN card, and makes a packet take the kernel's way.
+                // Number, ports and their complements: all datagrams of a size have the same checksum. One checksum value looks
+                // unfinished to generic XDP on a LAN card, and the kernel would forward a packet with it.
                 octets[8..10].copy_from_slice(&(!sender.local_addr()?.port()).to_be_bytes());
                 octets[10..12].copy_from_slice(&(!receiver.local_addr()?.port()).to_be_bytes());
                 sender.send(&octets[..sizes.next().copied().unwrap_or_default()])?;
@@ -70,7 +70,7 @@ impl Flows {
             for number in numbers.clone() {
                 arrived.push(next(receiver).with_context(|| format!("flow {flow}: {arrived:?} of {numbers:?}"))?);
                 if arrived.last() != Some(&number) {
-                    // Is it lost, or only late?
+                    // Find out whether it is lost or only late.
                     receiver.set_read_timeout(Some(Duration::from_secs(1)))?;
                     arrived.extend(std::iter::from_fn(|| next(receiver).ok()));
                     bail!("flow {flow} arrives as {arrived:?} of {numbers:?}");

@@ -1,8 +1,8 @@
-//! A carrier that misbehaves: a UDP relay between two ends that loses, doubles, damages, delays and reorders datagrams.
+//! A bad carrier: a UDP relay between two ends that loses, duplicates, damages, delays and reorders datagrams.
 //!
-//! Each end takes the relay for its peer. What happens to a datagram is drawn from its direction, its number in that
-//! direction and the seed, and from nothing else: the same datagrams in the same order meet the same fates, whatever
-//! the clock does. The relay counts and remembers, so that a scenario can hold the counters of both ends against it.
+//! Each end has the relay as its peer. The fate of a datagram depends only on its direction, its number in that direction and
+//! the seed: the same datagrams in the same order have the same fates at any speed. The relay counts and records datagrams, so
+//! that a scenario can compare them with the counters of both ends.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,51 +18,51 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
-/// Datagrams taken in a row from one side.
+/// Most datagrams read in a row from one side.
 const BURST: usize = 64;
-/// Datagrams that are remembered for [`Relay::recent`].
+/// Datagrams recorded for [`Relay::recent`].
 const REMEMBERED: usize = 256;
 
-/// What is done to datagrams; shares are from 0 to 1.
+/// Impairments of datagrams; shares are from 0 to 1.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Impairment {
     /// Share that is lost.
     pub loss: f64,
-    /// Share that comes twice.
+    /// Share that is duplicated.
     pub duplication: f64,
-    /// Share with one bit turned over.
+    /// Share with one bit inverted.
     pub corruption: f64,
     /// Share that is overtaken by later datagrams.
     pub reorder: f64,
-    /// How many overtake it, if as many come before [`Self::PATIENCE`] is over.
+    /// How many datagrams overtake it, if as many arrive within [`Self::PATIENCE`].
     pub span: usize,
-    /// Time that every datagram takes.
+    /// Delay of every datagram.
     pub delay: Duration,
-    /// How narrow the line is; `None`: it takes whatever comes.
+    /// Rate limit of the line; `None`: no limit.
     pub rate: Option<Rate>,
 }
 
-/// A narrow line, of each direction.
+/// The rate limit of a line, for each direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// IP packets, in octets a second.
+    /// Rate of IP packets, in octets a second.
     pub octets: u32,
-    /// Time that a datagram waits for those before it at most; what would wait longer is lost.
+    /// Longest time that a datagram waits in the queue; one that would wait longer is lost.
     pub queue: Duration,
 }
 
-/// Octets of the headers that a line carries beside a datagram: IPv4 and UDP.
+/// Octets of the IPv4 and UDP headers, which a line carries in addition to a datagram.
 const HEADERS: usize = 28;
 
-/// Octets of datagrams that may wait at a socket for the relay, as the kernel counts them.
+/// Receive buffer of the relay's sockets in octets, as the kernel counts them.
 const WAITING: usize = 8 << 20;
 
 impl Impairment {
-    /// How long a datagram waits for others to overtake it.
+    /// Longest time that a datagram waits for others to overtake it.
     pub const PATIENCE: Duration = Duration::from_millis(50);
 
     fn fate(&self, rng: &mut StdRng) -> Fate {
-        // As many numbers for each datagram, whatever is done to it.
+        // Draw the same number of values for each datagram, whatever its fate.
         let [loss, duplication, corruption, reorder]: [f64; 4] = std::array::from_fn(|_| rng.random());
         let bit = rng.random();
         Fate {
@@ -74,32 +74,32 @@ impl Impairment {
     }
 }
 
-/// What becomes of one datagram.
+/// The fate of one datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fate {
     lost: bool,
     doubled: bool,
-    /// A number that says which bit.
+    /// Selects the bit.
     damaged: Option<u32>,
     overtaken_by: usize,
 }
 
-/// What was done to the datagrams of one direction.
+/// Counts of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
-    /// Datagrams that came.
+    /// Datagrams received.
     pub received: u64,
-    /// Those that were lost, for want of room on a narrow line, too.
+    /// Datagrams lost, also for lack of room on a line with a rate limit.
     pub lost: u64,
-    /// Those that were sent on twice, both copies sound.
+    /// Datagrams forwarded twice, both copies undamaged.
     pub doubled: u64,
-    /// Damaged datagrams sent on, copies counted.
+    /// Damaged datagrams forwarded, copies included.
     pub damaged: u64,
-    /// Those that waited to be overtaken.
+    /// Datagrams that waited to be overtaken.
     pub overtaken: u64,
-    /// Datagrams sent on, copies counted.
+    /// Datagrams forwarded, copies included.
     pub sent: u64,
-    /// Datagrams that the kernel refused to send, for an ICMP error or want of room.
+    /// Datagrams that the kernel refused to send, because of an ICMP error or a full buffer.
     pub refused: u64,
 }
 
@@ -122,7 +122,7 @@ struct State {
     passed: [Passed; 2],
     recent: [VecDeque<Vec<u8>>; 2],
     waiting: usize,
-    /// A socket that takes the place of the one of a side.
+    /// A socket that replaces the one of a side.
     moved: Option<(usize, UdpSocket)>,
 }
 
@@ -133,21 +133,21 @@ impl Shared {
 }
 
 impl Relay {
-    /// Starts between two bound sockets. What comes to `sockets[0]` goes out by `sockets[1]` to `ends[1]`, and the other
-    /// way round; an end that sends from elsewhere is sent to there from then on.
+    /// Starts between two bound sockets. A datagram received on `sockets[0]` leaves by `sockets[1]` to `ends[1]`, and the other
+    /// way round; if an end sends from a new address, the relay sends to that address from then on.
     ///
     /// # Errors
     /// Sockets that cannot be made non-blocking, or no thread or event descriptor.
     pub fn start(sockets: [UdpSocket; 2], ends: [SocketAddr; 2], seed: u64) -> io::Result<Self> {
         for socket in &sockets {
             socket.set_nonblocking(true)?;
-            // What comes in bursts is for the line to lose, not for a busy machine.
+            // The line's limit must drop bursts, not a buffer that fills on a busy machine.
             set_socket_recv_buffer_size_force(socket, WAITING)?;
         }
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let shared = Arc::new(Shared::default());
         let lane = |side: u64| Lane {
-            // Each direction has its own numbers, so that the other one's traffic does not change them.
+            // Each direction has its own random numbers, so that the other direction's traffic does not change them.
             rng: StdRng::seed_from_u64(seed.wrapping_mul(2).wrapping_add(side)),
             held: VecDeque::new(),
             free: Instant::now(),
@@ -157,27 +157,27 @@ impl Relay {
         Ok(Self { shared, wake, thread: Some(thread) })
     }
 
-    /// Treats what comes from now on in this way.
+    /// Sets the impairments of datagrams from now on.
     pub fn impair(&self, impairment: Impairment) {
         self.shared.lock().impairment = impairment;
     }
 
-    /// What was done to the datagrams from side 0, and to those from side 1.
+    /// Counts of the datagrams from side 0, and of those from side 1.
     pub fn passed(&self) -> [Passed; 2] {
         self.shared.lock().passed
     }
 
-    /// Datagrams that wait to be sent on.
+    /// Datagrams that wait to be forwarded.
     pub fn waiting(&self) -> usize {
         self.shared.lock().waiting
     }
 
-    /// The last datagrams that came from a side, as they came, the oldest first.
+    /// The last datagrams received from a side, unchanged, the oldest first.
     pub fn recent(&self, side: usize) -> Vec<Vec<u8>> {
         self.shared.lock().recent[side].iter().cloned().collect()
     }
 
-    /// Gives the end on `side` another socket to speak with: a NAT that has forgotten its mapping.
+    /// Gives the end on `side` another socket to talk to, as a NAT that has lost its mapping.
     ///
     /// # Errors
     /// A socket that cannot be made non-blocking.
@@ -189,7 +189,7 @@ impl Relay {
     }
 
     fn rouse(&self) {
-        // Full means that it will wake up anyway.
+        // A full descriptor wakes the thread anyway.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 }
@@ -212,12 +212,12 @@ impl Drop for Relay {
 struct Lane {
     rng: StdRng,
     held: VecDeque<Held>,
-    /// When a narrow line has sent all that it has taken.
+    /// When a line with a rate limit has sent all that it has accepted.
     free: Instant,
 }
 
 impl Lane {
-    /// When a datagram of so many octets that comes now has left a narrow line; `None`: there is no room for it.
+    /// When a datagram of so many octets that arrives now will have left the line; `None`: there is no room for it.
     fn leaves(&mut self, octets: usize, rate: Option<Rate>, now: Instant) -> Option<Instant> {
         let Some(Rate { octets: a_second, queue }) = rate else { return Some(now) };
         let begins = self.free.max(now);
@@ -229,18 +229,18 @@ impl Lane {
     }
 }
 
-/// A datagram that waits.
+/// A waiting datagram.
 struct Held {
     datagram: Vec<u8>,
     damaged: bool,
-    /// Datagrams that are still to overtake it.
+    /// Number of datagrams that must still overtake it.
     overtaken_by: usize,
-    /// When it may go on.
+    /// Earliest time to forward it.
     ready: Instant,
 }
 
 impl Held {
-    /// When it goes on at the latest.
+    /// Latest time to forward it.
     fn due(&self) -> Instant {
         if self.overtaken_by > 0 { self.ready + Impairment::PATIENCE } else { self.ready }
     }
@@ -270,7 +270,7 @@ impl Worker {
                             self.take(side, buffer[..length].to_vec());
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        // What ICMP says of an end that is not there.
+                        // An ICMP error about an end that is not there.
                         Err(_) => {}
                     }
                 }
@@ -333,7 +333,7 @@ impl Worker {
         state.waiting = self.lanes.iter().map(|lane| lane.held.len()).sum();
     }
 
-    /// Sends on what is due from `side`, in the order of arrival, but for those that are to be overtaken.
+    /// Forwards datagrams from `side` that are due, in the order of arrival, except those that wait to be overtaken.
     fn release(&mut self, side: usize) {
         let now = Instant::now();
         let other = 1 - side;

@@ -1,8 +1,8 @@
 //! The test bed: network namespaces, traffic, captures and guarded gateways, for scenarios, `cargo xtask run` and benches.
 //!
 //! Everything made here has a name that is unique by process, and is removed when its guard is dropped, also on a panic.
-//! Nothing here imports `cipe-user`: the bed sees the project as an operator does, by option files, packets and status.
-//! Waits end at an event or at a deadline; nothing sleeps.
+//! Nothing here imports `cipe-user`: the bed uses the project as an operator does, by option files, packets and status. Waits
+//! end at an event or at a deadline; nothing sleeps.
 
 pub mod bridge;
 pub mod capture;
@@ -31,8 +31,8 @@ pub mod traffic;
 
 use std::time::Duration;
 
-/// Deadline of waits for something that should take well under a second; generous, since a machine may have other work and
-/// a test that is done waits no longer.
+/// Deadline for events that should take well under a second. It is long, since a machine may be busy, and it costs nothing,
+/// since a wait ends at the event.
 pub const SOON: Duration = Duration::from_secs(60);
 
 /// Whether we run as root.
@@ -40,7 +40,7 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether a test may make namespaces. Prints why it is skipped when it may not.
+/// Whether a test may make namespaces; if not, prints why the test is skipped.
 pub fn may_make_namespaces() -> bool {
     if !is_root() {
         eprintln!("skipped: network namespaces need root; run `cargo xtask test` as root");
@@ -48,14 +48,14 @@ pub fn may_make_namespaces() -> bool {
     is_root()
 }
 
-/// Removes every namespace and run directory of this process at once, for a signal that leaves no time to drop guards.
+/// Removes every namespace and run directory of this process at once, for a signal handler that cannot drop guards.
 pub fn remove_everything() {
     let own = |owner| owner == std::process::id();
     namespace::remove_all(own);
     topology::remove_run_directories(own);
 }
 
-/// Removes what processes have left that were killed: every namespace and run directory of one that is no more.
+/// Removes what killed processes have left: every namespace and run directory of a process that no longer exists.
 pub fn remove_abandoned() {
     let gone = |owner| !process::exists(owner);
     namespace::remove_all(gone);

@@ -12,17 +12,17 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 
 use crate::namespace::Namespace;
 
-/// A line; goes when dropped.
+/// A line; dropping it removes it.
 pub struct Line {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Line {
-    /// Makes a device of this name in both namespaces, up, with an address and its peer's.
+    /// Makes a device of this name in both namespaces, sets it up, and gives it its own and its peer's address.
     ///
     /// # Errors
-    /// What the kernel or `ip` says.
+    /// The kernel reports an error, or `ip` fails.
     pub fn new(name: &str, ends: [(&Namespace, Ipv4Addr); 2]) -> Result<Self> {
         let device = |end: usize| -> Result<SyncDevice> {
             let ((namespace, own), (_, other)) = (ends[end], ends[1 - end]);
@@ -68,7 +68,7 @@ fn carry(devices: &[SyncDevice; 2], stop: &OwnedFd) -> io::Result<()> {
         for from in [0, 1] {
             if fds[from].revents().contains(PollFlags::IN) {
                 let length = devices[from].recv(&mut packet)?;
-                // A device that is full or going loses it, as a line would.
+                // A device that is full or is being removed loses the packet, as a line would.
                 let _ = devices[1 - from].send(&packet[..length]);
             }
         }

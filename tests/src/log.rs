@@ -1,4 +1,4 @@
-//! Lines that a process writes, kept with the time they came, to be waited for.
+//! Lines of a process's log with their times, and waits for them.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::process::patient;
 pub struct Line {
     /// When it was read.
     pub at: Instant,
-    /// Without the line's end.
+    /// The line without its line feed.
     pub text: String,
 }
 
@@ -74,8 +74,8 @@ impl Log {
         }
     }
 
-    /// Waits until `count` lines have come that `wanted` accepts, and returns how many there are then: fewer if they did
-    /// not come `within` that time or before the end, more if they had come already.
+    /// Waits for `count` lines that `wanted` accepts, and returns how many there are then: fewer if they did not arrive
+    /// `within` that time or before the end, more if they were there already.
     pub fn wait_for_lines(&self, count: usize, within: Duration, wanted: impl Fn(&str) -> bool) -> usize {
         let matching = |state: &State| state.lines.iter().filter(|line| wanted(&line.text)).count();
         let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,7 +84,7 @@ impl Log {
         matching(&wait.unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// Waits until the source has been closed; false if it was not `within` that time.
+    /// Waits until the source is closed; false if it was not `within` that time.
     pub fn wait_for_end(&self, within: Duration) -> bool {
         let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = self.shared.1.wait_timeout_while(state, patient(within), |state| !state.ended);

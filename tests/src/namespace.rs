@@ -24,7 +24,7 @@ pub struct Namespace {
     handle: File,
 }
 
-/// Devices that modules for tunnels make in each namespace (`net.core.fb_tunnels_only_for_init_net`).
+/// Devices that kernel modules for tunnels make in each namespace (`net.core.fb_tunnels_only_for_init_net`).
 const OF_MODULES: [&str; 9] =
     ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"];
 
@@ -32,7 +32,7 @@ impl Namespace {
     /// Makes `cipe-PID-NUMBER-role` with its loopback up.
     ///
     /// # Errors
-    /// What `ip` says.
+    /// `ip` fails.
     pub fn new(role: &str) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -63,7 +63,7 @@ impl Namespace {
     /// Runs `ip -n NAME ...` and returns what it prints.
     ///
     /// # Errors
-    /// What `ip` says.
+    /// `ip` fails.
     pub fn ip(&self, arguments: &[&str]) -> Result<String> {
         let mut all = vec!["-n", self.name.as_str()];
         all.extend_from_slice(arguments);
@@ -108,11 +108,11 @@ impl Namespace {
         command
     }
 
-    /// Gives programs that [`Namespace::command`] starts from now on a file of their own under /etc, with this text. Those
-    /// that run already see a later text, too: the file is written in place.
+    /// Gives programs that [`Namespace::command`] starts from now on a separate file under /etc with this text. Programs that
+    /// run already see a later text, too: the file is written in place.
     ///
     /// # Errors
-    /// What the file system says; /etc must have a file of that name for it to be put over.
+    /// The file cannot be written. /etc must have a file of that name, over which this one is mounted.
     pub fn set_etc(&self, file: &str, text: &str) -> Result<()> {
         let folder = self.etc();
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
@@ -120,7 +120,7 @@ impl Namespace {
         fs::write(&path, text).with_context(|| format!("{}", path.display()))
     }
 
-    /// Where `ip netns exec` finds them.
+    /// The directory in which `ip netns exec` looks for them.
     fn etc(&self) -> PathBuf {
         PathBuf::from("/etc/netns").join(&self.name)
     }
@@ -128,20 +128,20 @@ impl Namespace {
     /// Names of the network devices, in the kernel's order, without those that some modules make in each new namespace.
     ///
     /// # Errors
-    /// What `ip` says.
+    /// `ip` fails.
     pub fn devices(&self) -> Result<Vec<String>> {
         let links: Vec<serde_json::Value> = serde_json::from_str(&self.ip(&["-j", "link", "show"])?)?;
         let names = links.iter().filter_map(|link| link["ifname"].as_str());
         Ok(names.filter(|name| !OF_MODULES.contains(name)).map(str::to_owned).collect())
     }
 
-    /// Waits until there are these network devices and no others.
+    /// Waits until exactly these network devices exist.
     ///
     /// # Errors
-    /// Those that there are after [`SOON`].
+    /// The devices differ after [`SOON`]; the error lists them.
     pub fn wait_for_devices(&self, wanted: &[&str]) -> Result<()> {
         let deadline = Instant::now() + SOON;
-        // Heard before the first look, so that nothing is missed between the looks.
+        // Subscribe before the first look, so that no change between two looks is missed.
         let changes = self.device_changes()?;
         loop {
             let devices = self.devices()?;
@@ -153,10 +153,10 @@ impl Namespace {
         }
     }
 
-    /// Hears from now on of network devices that come, change or go.
+    /// Subscribes to network devices that are added, changed or removed.
     ///
     /// # Errors
-    /// A netlink socket that cannot be had.
+    /// A netlink socket cannot be opened.
     pub fn device_changes(&self) -> Result<DeviceChanges> {
         self.run(|| {
             let (kind, flags) = (SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
@@ -170,7 +170,7 @@ impl Namespace {
     /// Hardware address of a device.
     ///
     /// # Errors
-    /// A device that is not there.
+    /// There is no such device.
     pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
         let links: Vec<serde_json::Value> = serde_json::from_str(&self.ip(&["-j", "link", "show", "dev", device])?)?;
         let text = links.first().and_then(|link| link["address"].as_str()).unwrap_or_default().replace(':', "");
@@ -182,7 +182,7 @@ impl Namespace {
     /// Packets and octets that a device has received and sent, from `/proc/net/dev`.
     ///
     /// # Errors
-    /// A device that is not there.
+    /// There is no such device.
     pub fn counters(&self, device: &str) -> Result<DeviceCounters> {
         let text = self.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
         for line in text.lines() {
@@ -231,13 +231,13 @@ fn path_of(name: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(name)
 }
 
-/// Readable once a network device has changed.
+/// A socket that is readable once a network device has changed.
 pub struct DeviceChanges(OwnedFd);
 
 impl DeviceChanges {
-    /// Takes out what is known; it is readable again at the next change.
+    /// Reads all pending messages; the socket is readable again at the next change.
     ///
-    /// What they say does not matter, not even that some were lost.
+    /// The content of the messages does not matter, nor does a lost message.
     pub fn forget(&self) {
         let mut news = [0; 4096];
         while matches!(recv(&self.0, &mut news, RecvFlags::empty()), Ok(_) | Err(Errno::NOBUFS)) {}
@@ -272,7 +272,7 @@ pub(crate) fn remove_all(owner: impl Fn(u32) -> bool) {
     }
 }
 
-/// Ends what lives in a namespace of our own, which was started by us or by what we started, and removes it.
+/// Ends the processes in a namespace of our own, all of which we or our processes started, and removes it.
 fn remove(name: &str) {
     if let Err(error) = fs::remove_dir_all(PathBuf::from("/etc/netns").join(name))
         && error.kind() != std::io::ErrorKind::NotFound

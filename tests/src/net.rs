@@ -1,4 +1,4 @@
-//! The little of IPv4, ICMP and UDP that the bed needs to make packets and to read captures.
+//! The parts of IPv4, ICMP and UDP that the bed needs to make packets and to read captures.
 
 use std::net::Ipv4Addr;
 
@@ -20,19 +20,19 @@ pub fn checksum(octets: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// An Ethernet frame taken apart.
+/// The parts of an Ethernet frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// Source hardware address.
     pub source: [u8; 6],
     /// EtherType.
     pub kind: u16,
-    /// What follows the Ethernet header.
+    /// Octets after the Ethernet header.
     pub payload: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// Takes a frame apart; `None` if it is shorter than an Ethernet header.
+    /// Parses a frame; `None` if it is shorter than an Ethernet header.
     pub fn parse(frame: &'a [u8]) -> Option<Self> {
         let (header, payload) = frame.split_at_checked(14)?;
         let source = header[6..12].try_into().ok()?;
@@ -45,7 +45,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// An IPv4 packet taken apart.
+/// The parts of an IPv4 packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv4<'a> {
     /// Source address.
@@ -54,12 +54,12 @@ pub struct Ipv4<'a> {
     pub destination: Ipv4Addr,
     /// Protocol number.
     pub protocol: u8,
-    /// What follows the header and its options.
+    /// Octets after the header and its options.
     pub payload: &'a [u8],
 }
 
 impl<'a> Ipv4<'a> {
-    /// Takes a packet apart; `None` if its lengths do not fit.
+    /// Parses a packet; `None` if its lengths do not fit.
     pub fn parse(packet: &'a [u8]) -> Option<Self> {
         let &first = packet.first()?;
         let header = usize::from(first & 15) * 4;
@@ -90,7 +90,7 @@ pub fn pattern(seed: u32, length: usize) -> Vec<u8> {
     MARKER.iter().copied().chain(seed.to_be_bytes()).cycle().take(length).collect()
 }
 
-/// What every payload of [`pattern`] starts with; seen on the carrier, it is a leak.
+/// The beginning of every payload of [`pattern`]; on the carrier it shows a leak.
 pub const MARKER: &[u8] = b"in clear!";
 
 /// Whether `octets` hold the [`MARKER`].

@@ -1,7 +1,7 @@
-//! Lines that delay, lose, reorder or are narrow, by the kernel's queueing disciplines at the ports of a tapped carrier.
+//! Lines that delay, lose, reorder or have a rate limit, by the kernel's queueing disciplines at the ports of a tapped carrier.
 //!
-//! At a gateway's own card they would not do: AF_XDP transmits past them. At the ports everything that either gateway sends passes
-//! them, whatever door it takes.
+//! At a gateway's own card they would not work: AF_XDP bypasses them on egress. At the ports every packet of either gateway
+//! passes them, by any door.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -10,11 +10,11 @@ use crate::topology::Topology;
 
 const PORTS: [&str; 2] = ["portA", "portB"];
 
-/// Gives both ports these disciplines, each as behind `tc qdisc add dev PORT`; says why and returns `false` where this kernel has
-/// not got the first.
+/// Gives both ports these disciplines, each as an argument of `tc qdisc add dev PORT`; prints why and returns `false` if this
+/// kernel lacks the first.
 ///
 /// # Errors
-/// What `tc` says of the others, or a carrier without a tap.
+/// `tc` fails for another one, or the carrier has no tap.
 pub fn shape(net: &Topology, disciplines: &[&str]) -> Result<bool> {
     let tap = net.tap().context("a tapped carrier has a tap")?;
     for port in PORTS {
@@ -32,10 +32,10 @@ pub fn shape(net: &Topology, disciplines: &[&str]) -> Result<bool> {
     Ok(true)
 }
 
-/// What the first discipline of a port has passed on, and dropped, in packets.
+/// Packets that the first discipline of a port has forwarded and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passed {
-    /// Passed on; a superframe counts as its segments.
+    /// Forwarded; a superframe counts as its segments.
     pub packets: u64,
     /// Dropped.
     pub dropped: u64,
@@ -44,7 +44,7 @@ pub struct Passed {
 /// The same of both ports.
 ///
 /// # Errors
-/// What `tc` says.
+/// `tc` fails.
 pub fn passed(net: &Topology) -> Result<[Passed; 2]> {
     let tap = net.tap().context("a tapped carrier has a tap")?;
     let of = |port: &str| -> Result<Passed> {

@@ -6,15 +6,15 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use crate::namespace::Namespace;
 
-/// What the devices of a topology do for the stack.
+/// Offloads of the devices of a topology.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Offload {
-    /// The defaults of veth: superframes (TSO) and unfinished checksums travel.
+    /// The defaults of veth: the links carry superframes (TSO) and unfinished checksums.
     #[default]
     On,
     /// No superframes (TSO, GSO, GRO, UDP segmentation off); checksums may be unfinished.
     Off,
-    /// Neither superframes nor unfinished checksums: what a plain network card delivers.
+    /// Neither superframes nor unfinished checksums, as a plain network card delivers packets.
     Raw,
 }
 
@@ -30,7 +30,7 @@ const SUPERFRAMES: &[&str] = &[
 const CHECKSUMS: &[&str] = &["tx-checksum-ip-generic", "rx-checksum"];
 
 impl Offload {
-    /// Puts a device into this mode.
+    /// Sets this mode of a device.
     ///
     /// # Errors
     /// A device that is not there, or a kernel without ethtool's netlink interface.
@@ -52,7 +52,7 @@ impl Offload {
     pub fn restore(namespace: &Namespace, device: &str) -> Result<()> {
         namespace.run(|| {
             for feature in SUPERFRAMES {
-                // One by one: no card has all, and each is refused by itself.
+                // One by one: no card has all features, and the kernel refuses each one separately.
                 let _ = Ethtool::open()?.switch(device, &[feature], true);
             }
             Ok(())
@@ -114,7 +114,7 @@ impl Ethtool {
         let name = attribute(ETHTOOL_A_HEADER_DEV_NAME, format!("{device}\0").as_bytes());
         let mut body = attribute(ETHTOOL_A_FEATURES_HEADER | NLA_F_NESTED, &name);
         body.extend(attribute(ETHTOOL_A_FEATURES_WANTED | NLA_F_NESTED, &bits));
-        // The reply that names refused bits comes first; the acknowledgement behind it carries the error, if any.
+        // The reply with the refused bits comes first; the acknowledgement after it has the error, if any.
         ask(&self.socket, self.family, ETHTOOL_MSG_FEATURES_SET, NLM_F_REQUEST | NLM_F_ACK, &body)?;
         Ok(())
     }

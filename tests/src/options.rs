@@ -27,7 +27,7 @@ impl Options {
         Self::default()
     }
 
-    /// What a gateway of the topology needs, in the foreground: addresses, peer, [`KEY`], a fixed outer TTL.
+    /// The options of a gateway of the topology, in the foreground: addresses, peer, [`KEY`], a fixed outer TTL.
     pub fn of(side: Side) -> Self {
         Self::new()
             .set("ipaddr", side.tunnel())
@@ -49,7 +49,7 @@ impl Options {
         self.put(name, None)
     }
 
-    /// Leaves an option out.
+    /// Removes an option.
     pub fn without(mut self, name: &str) -> Self {
         self.lines.retain(|(present, _)| present != name);
         self

@@ -1,5 +1,5 @@
-//! Ours as gateway A, the second implementation as gateway B with a TUN device of its own: hosts of both LANs speak with
-//! each other as if an original stood there.
+//! Ours as gateway A, the second implementation as gateway B with a TUN device: for the hosts of both LANs gateway B is an
+//! original.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -17,18 +17,18 @@ use crate::ping::{self, Plan};
 use crate::topology::{Carrier, Side, Topology};
 use crate::{SOON, relayed};
 
-/// Its device.
+/// The original's device.
 const DEVICE: &str = "orig0";
 /// The device MTU of the protocol (section 2).
 const MTU: u16 = 1442;
 
-/// Both ends and what lies between.
+/// Both ends and the network between them.
 pub struct Original {
     /// Gateway A.
     pub ours: Gateway,
     /// Gateway B.
     pub theirs: Peer,
-    /// What it tells.
+    /// Events of gateway B.
     pub events: Receiver<Event>,
     /// The network.
     pub net: Topology,
@@ -39,16 +39,16 @@ pub struct Original {
 }
 
 impl Original {
-    /// Starts both; `change` and `configure` are made to the options of ours and to the behaviour of the original.
+    /// Starts both; `change` sets the options of ours, `configure` the behaviour of the original.
     ///
     /// # Errors
-    /// What the network, the device or the gateway says.
+    /// The network or the device cannot be made, or the gateway does not start.
     pub fn start(
         daemon: Daemon,
         change: impl FnOnce(Options) -> Options,
         configure: impl FnOnce(&mut Config),
     ) -> Result<Self> {
-        // Tapped: the tap is where a relay or a second way can be put.
+        // Tapped, so that a test can put a relay or a second path there.
         let net = Topology::new(Carrier::Tapped, Offload::On)?;
         for side in [Side::A, Side::B] {
             net.gw(side).ip(&["route", "add", &relayed::port_of(side).ip().to_string(), "dev", "wire0"])?;
@@ -70,12 +70,12 @@ impl Original {
         Ok(Self { ours, theirs, events, net, daemon, options, config, device })
     }
 
-    /// Stops the original and starts it anew at an address of gateway B.
+    /// Stops the original and starts it again at an address of gateway B.
     ///
     /// # Errors
-    /// A port that is taken, or what had ended it before.
+    /// The port is in use, or the original had ended with an error.
     pub fn restart_theirs(&mut self, at: SocketAddr) -> Result<()> {
-        // The port has to be free before it can be taken again.
+        // The port must be free before it is bound again.
         let placeholder = UdpSocket::bind("127.0.0.1:0")?;
         let (none, _) = Peer::start(placeholder, self.config.clone())?;
         std::mem::replace(&mut self.theirs, none).stop()?;
@@ -83,18 +83,18 @@ impl Original {
         Ok(())
     }
 
-    /// Lets the original go on from another address of gateway B.
+    /// Moves the original to another address of gateway B.
     ///
     /// # Errors
-    /// A port that is taken.
+    /// The port is in use.
     pub fn move_theirs(&self, to: SocketAddr) -> Result<()> {
         Ok(self.theirs.move_to(self.net.gw(Side::B).run(|| UdpSocket::bind(to))?)?)
     }
 
-    /// Stops ours and starts it anew with options that `change` makes of those before.
+    /// Stops ours and starts it again with the previous options after `change`.
     ///
     /// # Errors
-    /// What the gateway says.
+    /// The gateway does not start or stop; the error has its log.
     pub fn restart_ours(&mut self, change: impl FnOnce(Options) -> Options) -> Result<()> {
         let options = change(self.options.clone());
         process_end(&mut self.ours)?;
@@ -144,7 +144,7 @@ fn tun_device(net: &Topology, side: Side) -> Result<SyncDevice> {
     Ok(device)
 }
 
-/// Two originals, to compare with.
+/// Two originals, for comparison.
 pub struct Originals {
     /// The network.
     pub net: Topology,
@@ -154,10 +154,10 @@ pub struct Originals {
 }
 
 impl Originals {
-    /// Starts both, of a behaviour that `configure` makes of the usual one.
+    /// Starts both with the usual behaviour after `configure`.
     ///
     /// # Errors
-    /// What the network or the devices say.
+    /// The network or a device cannot be made.
     pub fn start(cipher: Cipher, configure: impl Fn(&mut Config)) -> Result<Self> {
         let net = Topology::new(Carrier::Tapped, Offload::On)?;
         let mut key = [0; 16];
@@ -187,7 +187,7 @@ fn launch(
     Ok(Peer::start_with_device(socket, config.clone(), device)?)
 }
 
-/// Ends a gateway and waits for its end, while the value stays where it is.
+/// Ends a gateway and waits for its end; the value stays in place.
 fn process_end(gateway: &mut Gateway) -> Result<()> {
     crate::process::signal(gateway.pid(), rustix::process::Signal::TERM)?;
     crate::process::wait_gone(gateway.pid(), SOON)
@@ -196,7 +196,7 @@ fn process_end(gateway: &mut Gateway) -> Result<()> {
 /// Another address of gateway B on the carrier.
 ///
 /// # Errors
-/// What `ip` says.
+/// `ip` fails.
 pub fn another_address(net: &Topology, side: Side) -> Result<SocketAddr> {
     let mut octets = side.carrier().octets();
     octets[3] += 10;

@@ -1,4 +1,4 @@
-//! ICMP echo by a raw socket: sizes to the octet, bounded packets in flight, round-trip times.
+//! ICMP echo by a raw socket: exact sizes, limited packets in flight, round-trip times.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +20,7 @@ pub const HEADERS: usize = 28;
 pub struct Plan {
     /// Total length in octets of each IP packet, at least [`HEADERS`]; one packet each, in order.
     pub sizes: Vec<usize>,
-    /// Packets that may be unanswered before the next is held back: the bound of packets in flight.
+    /// Most unanswered packets before the next one waits: the limit of packets in flight.
     pub window: usize,
     /// Least time between two packets.
     pub interval: Duration,
@@ -34,28 +34,28 @@ impl Plan {
         Self::sizes(vec![84; count])
     }
 
-    /// One packet of each size, one after the other. The timeout is for answers that must come; a test that expects some
-    /// to be lost sets one of its own.
+    /// One packet of each size, one after the other. The timeout suits answers that must arrive; a test that expects losses
+    /// sets another one.
     pub fn sizes(sizes: Vec<usize>) -> Self {
         Self { sizes, window: 1, interval: Duration::ZERO, timeout: Duration::from_secs(10) }
     }
 }
 
-/// What came of it.
+/// The result.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Packets sent.
     pub sent: usize,
     /// Round-trip times of the answered ones, sorted.
     pub times: Vec<Duration>,
-    /// Sizes that found no answer, or an answer with other octets.
+    /// Sizes without an answer, or whose answer had other octets.
     pub lost: Vec<usize>,
-    /// Answers whose octets were not those that were sent.
+    /// Answers whose octets differ from the request's.
     pub damaged: usize,
 }
 
 impl Report {
-    /// Packets answered as they should be.
+    /// Packets with a right answer.
     pub fn received(&self) -> usize {
         self.times.len()
     }
@@ -70,12 +70,12 @@ impl Report {
 /// Sends the packets of `plan` from `namespace` to `to` and waits for the answers.
 ///
 /// # Errors
-/// A raw socket that cannot be had. A packet that the kernel refuses to send counts as lost.
+/// A raw socket cannot be opened. A packet that the kernel refuses to send counts as lost.
 pub fn run(namespace: &Namespace, to: Ipv4Addr, plan: &Plan) -> io::Result<Report> {
     run_while(namespace, to, plan, || true)
 }
 
-/// Like [`run`], but ends early, after the answers due, once `go_on` says so; it is asked before each packet.
+/// Like [`run`], but ends early, after the outstanding answers, once `go_on` returns false; it is called before each packet.
 ///
 /// # Errors
 /// As [`run`].
@@ -111,7 +111,7 @@ pub fn run_while(namespace: &Namespace, to: Ipv4Addr, plan: &Plan, go_on: impl F
     Ok(run.report)
 }
 
-/// Pings again and again, an `interval` apart, until one is answered; false if none was `within` that time.
+/// Pings at each `interval` until one is answered; false if none was `within` that time.
 ///
 /// # Errors
 /// No raw socket.
@@ -127,7 +127,7 @@ pub fn wait_for_answer(namespace: &Namespace, to: Ipv4Addr, interval: Duration, 
             return Ok(false);
         }
         if now >= next_at {
-            // Refused while there is no route.
+            // The kernel refuses it while there is no route.
             if run.socket.connect(&target).is_ok() {
                 run.send(84, now);
             }
@@ -170,7 +170,7 @@ impl Run {
             let length = match recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                // ICMP errors surface here; the packet they are about times out.
+                // ICMP errors arrive here; their packet times out.
                 Err(_) => continue,
             };
             let Some(packet) = Ipv4::parse(&buffer[..length]) else { continue };

@@ -1,4 +1,4 @@
-//! Processes: waiting with a deadline, ending what a namespace holds, and CPU time.
+//! Processes: waits with a deadline, processes of a namespace, and CPU time.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// How many times longer than usual everything may take: `CIPE_TEST_SLOWNESS`, for an emulated machine.
 ///
 /// # Panics
-/// Where the variable is no number.
+/// The variable is not a number.
 pub fn slowness() -> u32 {
     static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
         let given = std::env::var("CIPE_TEST_SLOWNESS").ok();
@@ -24,7 +24,7 @@ pub fn slowness() -> u32 {
     *SLOWNESS
 }
 
-/// A time that is left for something to happen, [`slowness`] times as long.
+/// A deadline, multiplied by [`slowness`].
 pub fn patient(time: Duration) -> Duration {
     time * slowness()
 }
@@ -50,10 +50,10 @@ fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
     }
 }
 
-/// Waits for something to read, and says whether it came; not, if `pid` ended before, or after that time.
+/// Waits for input and returns true; false if `pid` ends first, or after that time.
 ///
 /// # Errors
-/// As [`wait_readable`], or a process that was never there.
+/// As [`wait_readable`], or there was no such process.
 pub fn wait_for_either(fd: impl AsFd, pid: u32, within: Duration) -> Result<bool> {
     let gone = open(pid).with_context(|| format!("process {pid}"))?;
     let deadline = Instant::now() + patient(within);
@@ -65,7 +65,7 @@ pub fn wait_for_either(fd: impl AsFd, pid: u32, within: Duration) -> Result<bool
 /// Waits until `pid` has ended (a zombie has); true at once if there is no such process.
 ///
 /// # Errors
-/// A process that is still there after `within`.
+/// The process still runs after `within`.
 pub fn wait_gone(pid: u32, within: Duration) -> Result<()> {
     let Some(fd) = open(pid) else { return Ok(()) };
     if wait_readable(&fd, Instant::now() + patient(within))? {
@@ -96,7 +96,7 @@ pub fn exists(pid: u32) -> bool {
     open(pid).is_some()
 }
 
-/// The process that has made what is called `PREFIXPID-...`.
+/// The process that made an object named `PREFIXPID-...`.
 pub fn owner_by_name(name: &str, prefix: &str) -> Option<u32> {
     name.strip_prefix(prefix)?.split_once('-')?.0.parse().ok()
 }
@@ -104,14 +104,14 @@ pub fn owner_by_name(name: &str, prefix: &str) -> Option<u32> {
 /// Processes whose network namespace is the one that `path` (such as `/run/netns/NAME`) names, zombies left out.
 ///
 /// # Errors
-/// A path that cannot be looked at.
+/// The path cannot be read.
 pub fn in_namespace(path: &Path) -> Result<Vec<u32>> {
     use std::os::unix::fs::MetadataExt;
     let wanted = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // A process may end while we look; a zombie has no namespaces any more.
+        // A process may end meanwhile; a zombie has no namespaces any more.
         if let Ok(meta) = fs::metadata(entry.path().join("ns/net"))
             && (meta.dev(), meta.ino()) == (wanted.dev(), wanted.ino())
         {
@@ -140,7 +140,7 @@ impl CpuTime {
     /// What `pid` has used so far; `None` if it is gone.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in parentheses, may hold spaces: count fields from behind it. utime and stime are fields 14 and 15.
+        // The name, in parentheses, may contain spaces: count fields after it. utime and stime are fields 14 and 15.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
         let mut next = || Some(ticks(fields.next()?.parse().ok()?));
         Some(Self { user: next()?, system: next()? })
@@ -171,7 +171,7 @@ impl BpfObjects {
     /// Reads `/proc/PID/fdinfo`.
     ///
     /// # Errors
-    /// A process that is gone.
+    /// The process has ended.
     pub fn of(pid: u32) -> Result<Self> {
         let mut objects = Self::default();
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
@@ -179,7 +179,7 @@ impl BpfObjects {
             let field = |name: &str| {
                 text.lines().find_map(|line| line.strip_prefix(name)).and_then(|value| value.trim().parse().ok())
             };
-            // A link names its program too: the link comes first.
+            // A link also has a program's identifier: test for the link first.
             if let Some(id) = field("link_id:") {
                 objects.links.push(id);
             } else if let Some(id) = field("map_id:") {
@@ -195,7 +195,7 @@ impl BpfObjects {
 /// Detaches the XDP program that a process has attached to a device by a BPF link, as `bpftool link detach` does.
 ///
 /// # Errors
-/// There is none, or what the kernel says.
+/// There is none, or the kernel reports an error.
 pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
     const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
     const BPF_LINK_DETACH: libc::c_long = 34;

@@ -1,4 +1,4 @@
-//! Two gateways with a [`Relay`] of the bed's own between them, and the sums that must hold at their counters.
+//! Two gateways with the bed's [`Relay`] between them, and the equations that their counters must satisfy.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Instant;
@@ -13,21 +13,21 @@ use crate::options::{Options, PORT};
 use crate::status::Status;
 use crate::topology::{Carrier, Side, Topology};
 
-/// Gateways that take the relay, in the namespace of the tap, for each other.
+/// Gateways whose peer is the relay, in the namespace of the tap.
 pub struct Relayed {
     /// The gateways.
     pub pair: Pair,
-    /// What stands between them; side 0 is A.
+    /// The relay between them; side 0 is A.
     pub relay: Relay,
     /// The network.
     pub net: Topology,
 }
 
 impl Relayed {
-    /// Starts all three; `change` is made to the options of both gateways.
+    /// Starts all three; `change` sets the options of both gateways.
     ///
     /// # Errors
-    /// What the network, the sockets or the gateways say.
+    /// The network or a socket cannot be made, or a gateway does not start.
     pub fn start(daemon: Daemon, seed: u64, change: impl Fn(Options) -> Options) -> Result<Self> {
         let net = Topology::new(Carrier::Tapped, Offload::On)?;
         for side in [Side::A, Side::B] {
@@ -41,8 +41,8 @@ impl Relayed {
         Ok(Self { pair, relay, net })
     }
 
-    /// Waits until nothing is on the way any more: every datagram that the relay took was counted by the end that sent
-    /// it, and every one that it sent on by the end that got it. Returns what the ends and the relay have counted.
+    /// Waits until no datagram is in flight: its sender has counted every datagram that the relay received, and its receiver
+    /// has counted every datagram that the relay forwarded. Returns the counters of the ends and the relay.
     ///
     /// # Errors
     /// All counters, if they do not add up within [`SOON`].
@@ -54,7 +54,7 @@ impl Relayed {
             let passed = self.relay.passed();
             let [a, b] = &ends;
             let counted = [outbound(a), inbound(b), outbound(b), inbound(a)];
-            // Equal before and after: none was on its way while the ends were asked.
+            // If the counts before and after are equal, no datagram was in flight while the ends were asked.
             let relayed = [passed[0].received, passed[0].sent, passed[1].received, passed[1].sent];
             if before == passed && self.relay.waiting() == 0 && counted == relayed {
                 return Ok((ends, passed));
@@ -76,7 +76,7 @@ pub fn carrier_of(side: Side) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(side.carrier()), PORT)
 }
 
-/// The tap's own address towards a gateway: what that gateway takes for its peer.
+/// The tap's own address towards a gateway, which is that gateway's peer.
 pub fn port_of(side: Side) -> SocketAddr {
     let number = match side {
         Side::A => 1,
@@ -90,7 +90,7 @@ pub fn outbound(status: &Status) -> u64 {
     status.count("sent") + status.count("control-sent")
 }
 
-/// Datagrams that an end has received: the sum of everything that may become of one.
+/// Datagrams that an end has received: the sum of all inbound verdicts.
 pub fn inbound(status: &Status) -> u64 {
     INBOUND.iter().map(|verdict| status.count(verdict)).sum()
 }

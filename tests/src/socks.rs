@@ -1,4 +1,4 @@
-//! A SOCKS5 server of Debian's (dante-server) in a namespace: a real one, since what is to be met is what stands out there.
+//! Debian's SOCKS5 server (dante-server) in a namespace: a real one, as operators use.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -19,11 +19,11 @@ pub const USER: &str = "cipetest";
 pub const PASSWORD: &str = "secret";
 /// `crypt(3)` of the password.
 const HASH: &str = "$6$cipetest$GZ9Lc8BCALSierb05b0rhbhYeLDx29Ci453/AEImXe8Q/b7D0WJ1Tv8Yi0Zq13n8gwBgiG3cplf9jnxwU75Oi.";
-/// Where it listens.
+/// The port that it listens on.
 pub const PORT: u16 = 1080;
 const PROGRAM: &str = "danted";
 
-/// Whether the server's program is there; it is installed if it is not. Prints why a test is skipped when it cannot be had.
+/// Whether the server's program is there; installs it if it is missing. If that fails, prints why the test is skipped.
 pub fn may_have_server() -> bool {
     if program().is_some() {
         return true;
@@ -54,10 +54,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one that listens at `inside` and relays from `outside`; with `password` it takes [`USER`] only.
+    /// Starts one that listens at `inside` and relays from `outside`; with `password` it accepts [`USER`] only.
     ///
     /// # Errors
-    /// A server that does not listen within [`SOON`], with what it says.
+    /// The server does not listen within [`SOON`]; the error has its log.
     pub fn start(
         namespace: &Namespace,
         folder: &Path,
@@ -95,7 +95,7 @@ impl Server {
         Ok(server)
     }
 
-    /// What it has said.
+    /// The log so far.
     pub fn log(&self) -> String {
         self.log.text()
     }
@@ -103,7 +103,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Asked to end, it would serve the connections that it has: a relay would stay as long as its client wants it.
+        // After SIGTERM it would still serve its connections: a relay would stay as long as its client keeps it.
         let mut ended = || -> Result<()> {
             for pid in process::in_namespace(&self.namespace)? {
                 if process::arguments(pid).first().is_some_and(|name| name.contains(PROGRAM)) {

@@ -1,18 +1,18 @@
-//! What `cipe show --json` says, read without the project's own types.
+//! The output of `cipe show --json`, parsed without the project's own types.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// What one worker thread did for a tunnel, and for other workers.
+/// The work of one worker thread for a tunnel, and for other workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// Packets sent.
     pub sent: u64,
     /// Packets delivered.
     pub delivered: u64,
-    /// Packets of others, of whatever tunnel, that it sealed or opened.
+    /// Packets of other workers, of any tunnel, that it encrypted or decrypted.
     pub helped: u64,
 }
 
@@ -21,15 +21,15 @@ pub struct Share {
 pub struct Status {
     /// Interface name.
     pub device: String,
-    /// Which key slots hold a live key: `static`, `send`, `receive`, `previous`.
+    /// Key slots with a live key: `static`, `send`, `receive`, `previous`.
     pub keys: Vec<String>,
-    /// Packets by verdict, zeros left out.
+    /// Packets by verdict, without zeros.
     pub verdicts: BTreeMap<String, u64>,
-    /// Which doors and modes are in use.
+    /// Doors and modes in use.
     pub doors: Vec<String>,
-    /// What the kernel lacks, and what that costs.
+    /// Features that the kernel lacks, and the cost.
     pub lacks: Vec<String>,
-    /// What each worker thread did.
+    /// The share of each worker thread.
     pub workers: Vec<Share>,
 }
 
@@ -76,7 +76,7 @@ impl Status {
         self.verdicts.get(verdict).copied().unwrap_or_default()
     }
 
-    /// Whether the kernel has a feature, by the beginning of its name; says so if it has not.
+    /// Whether the kernel has a feature, by the beginning of its name; if not, prints that.
     pub fn has_feature(&self, name: &str) -> bool {
         let lacked = self.lacks.iter().find(|lacked| lacked.starts_with(name));
         if let Some(lacked) = lacked {
@@ -85,7 +85,7 @@ impl Status {
         lacked.is_none()
     }
 
-    /// Whether a key slot holds a live key.
+    /// Whether a key slot has a live key.
     pub fn has_key(&self, slot: &str) -> bool {
         self.keys.iter().any(|key| key == slot)
     }

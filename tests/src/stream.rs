@@ -1,4 +1,4 @@
-//! A TCP stream that runs until it is ended, each octet checked on arrival.
+//! A TCP stream that runs until it is ended; each octet is checked on arrival.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use crate::SOON;
 use crate::namespace::Namespace;
 use crate::process::patient;
 
-/// How long a stream may stand still: longer than any pause of TCP's retransmission in these scenarios.
+/// How long a stream may stall: longer than any retransmission timeout of TCP in these scenarios.
 const STANDSTILL: Duration = Duration::from_secs(60);
 /// Octets of one write; a whole number of patterns.
 const BLOCK: usize = 64 * 1024;
@@ -31,7 +31,7 @@ impl Stream {
     /// Connects and starts to send.
     ///
     /// # Errors
-    /// A connection that cannot be made within [`SOON`].
+    /// No connection within [`SOON`].
     pub fn start(from: &Namespace, (to, address): (&Namespace, Ipv4Addr)) -> Result<Self> {
         let listener = to.run(|| TcpListener::bind((address, 0)))?;
         let target = listener.local_addr()?;
@@ -92,7 +92,7 @@ impl Stream {
     /// Waits until a megabyte more has arrived.
     ///
     /// # Errors
-    /// A stream that has broken, or brings less within [`SOON`].
+    /// The stream has broken, or less arrives within [`SOON`].
     pub fn wait_for_more(&self) -> Result<()> {
         let start = self.arrived();
         let arrived = self.arrived.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,10 +104,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Ends it and returns how many octets came out, as many as went in.
+    /// Ends the stream and returns the number of octets received, which equals the number sent.
     ///
     /// # Errors
-    /// A stream that broke, stood still for a minute or lost octets.
+    /// The stream broke, stalled for a minute or lost octets.
     pub fn finish(mut self) -> Result<u64> {
         self.ending.store(true, Relaxed);
         let sent = join(self.sending.take()).context("sending")?;
@@ -122,12 +122,12 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.ending.store(true, Relaxed);
-        // Both threads end at this; a stream that is gone already is shut down, too.
+        // This ends both threads; it does no harm to a stream that has ended.
         let _ = self.sender.shutdown(Shutdown::Both);
     }
 }
 
-/// The octet at a place of the stream.
+/// The octet at a position of the stream.
 fn octet(at: usize) -> u8 {
     (at % BLOCK).wrapping_mul(0x9E37_79B1).to_le_bytes()[2]
 }

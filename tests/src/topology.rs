@@ -6,9 +6,9 @@
 //!   10.210.1.2   10.210.1.1 10.200.0.1             10.200.0.2 10.210.2.1   10.210.2.2
 //! ```
 //!
-//! A direct carrier is one veth pair. AF_XDP transmission passes no packet socket on the sender, and XDP takes packets before
-//! any packet socket on the receiver, so nothing can be captured there. The tapped carrier therefore leads through one
-//! more namespace, a router that answers ARP for the other side; there, [`Capture`] sees every carrier frame.
+//! A direct carrier is one veth pair. Packets that AF_XDP transmits pass no packet socket on the sender, and XDP redirects
+//! packets before any packet socket on the receiver, so nothing can be captured there. The tapped carrier therefore leads
+//! through one more namespace, a router that answers ARP for the other side; there, [`Capture`] sees every carrier frame.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -84,18 +84,18 @@ impl Side {
     }
 }
 
-/// How the gateways are joined.
+/// The link between the gateways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     /// One veth pair.
     Direct,
-    /// One veth pair with so many queues at either end.
+    /// One veth pair with this number of queues at either end.
     Queues(u32),
     /// Through a namespace where every frame can be captured.
     Tapped,
 }
 
-/// The network. One at a time in a process: two would only measure each other.
+/// The network. Only one at a time in a process: two would disturb each other.
 pub struct Topology {
     lan_a: Namespace,
     lan_b: Namespace,
@@ -109,20 +109,20 @@ pub struct Topology {
 static ALONE: Mutex<()> = Mutex::new(());
 
 impl Topology {
-    /// Makes the network, with routes inside each LAN but none between them: that is the tunnel's business.
+    /// Makes the network, with routes inside each LAN but none between them: the tunnel connects them.
     ///
     /// # Errors
-    /// What `ip` or the kernel says.
+    /// `ip` fails, or the kernel reports an error.
     pub fn new(carrier: Carrier, offload: Offload) -> Result<Self> {
         Self::with_lan_queues(1, carrier, offload)
     }
 
-    /// The same with so many queues at either end of the LANs' cables.
+    /// The same with this number of queues at either end of the LANs' cables.
     ///
     /// # Errors
     /// As [`Topology::new`].
     pub fn with_lan_queues(queues: u32, carrier: Carrier, offload: Offload) -> Result<Self> {
-        // A test that failed poisons the lock; the network it guarded has been removed all the same.
+        // A test that failed poisons the lock, but its network has been removed.
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let topology = Self {
             lan_a: Namespace::new("lanA")?,
@@ -182,7 +182,7 @@ impl Topology {
             tap.sysctl(&format!("net.ipv4.conf.{port}.proxy_arp"), "1")?;
             tap.sysctl(&format!("net.ipv4.neigh.{port}.proxy_delay"), "0")?;
             tap.ip(&["link", "set", &port, "up"])?;
-            // An address of its own to ask ARP from, outside every prefix in use.
+            // A source address for ARP requests, outside every prefix in use.
             tap.ip(&["addr", "add", &format!("192.0.2.{}/32", side.number()), "dev", &port])?;
             tap.ip(&["route", "add", &side.carrier().to_string(), "dev", &port])?;
         }
@@ -233,7 +233,7 @@ impl Topology {
     /// Joins the LANs by plain routes over the carrier, without any tunnel, to compare with.
     ///
     /// # Errors
-    /// What `ip` says.
+    /// `ip` fails.
     pub fn route_plainly(&self) -> Result<()> {
         for side in [Side::A, Side::B] {
             let (lan, via) = (side.other().lan(), side.other().carrier().to_string());
@@ -249,7 +249,7 @@ impl Topology {
     /// Captures what the gateways send on a tapped carrier, each frame once, up to `limit` frames.
     ///
     /// # Errors
-    /// A direct carrier, or a packet socket that cannot be had.
+    /// The carrier is direct, or a packet socket cannot be opened.
     pub fn capture_carrier(&self, limit: usize) -> Result<Capture> {
         let tap = self.tap.as_ref().context("only a tapped carrier can be captured")?;
         let senders = [self.gw_a.mac("wire0")?, self.gw_b.mac("wire0")?];
@@ -274,7 +274,7 @@ fn cable_of(queues: u32, one: (&Namespace, &str), other: (&Namespace, &str)) -> 
 }
 
 fn configure(namespace: &Namespace, device: &str, address: Ipv4Addr) -> Result<()> {
-    // Without IPv6 nothing speaks on a link unasked, so that captures hold only what a test has caused.
+    // Without IPv6 nothing sends packets by itself, so captures have only the packets of a test.
     namespace.sysctl(&format!("net.ipv6.conf.{device}.disable_ipv6"), "1")?;
     namespace.ip(&["addr", "add", &format!("{address}/24"), "dev", device])?;
     namespace.ip(&["link", "set", device, "up"])?;
@@ -303,7 +303,7 @@ impl RunDirectory {
     }
 }
 
-/// Where run directories stand: not under /tmp, since an option file's parents must not be writable by others.
+/// The parent of run directories: not /tmp, since nobody else may write to the directories above an option file.
 const RUN: &str = "/run";
 
 const RUN_PREFIX: &str = "cipe-tests-";

@@ -12,15 +12,15 @@ static BINARY: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
 /// Uses this `cipe` binary from now on; has no effect once one is in use.
 ///
 /// # Errors
-/// A path that leads nowhere.
+/// There is no file at the path.
 pub fn use_binary(path: &Path) -> Result<()> {
     let path = fs::canonicalize(path).with_context(|| format!("{}", path.display()))?;
     BINARY.get_or_init(|| Ok(path));
     Ok(())
 }
 
-/// The `cipe` binary in use: by default `CIPE_BIN`, or the one of this program's own build, brought up to date first if
-/// cargo runs us.
+/// The `cipe` binary in use: by default `CIPE_BIN`, or the one of this program's own build, which is built first if cargo runs
+/// us.
 ///
 /// # Errors
 /// A build that fails, or no binary.
@@ -34,7 +34,7 @@ fn find_binary() -> Result<PathBuf> {
         return fs::canonicalize(&path).with_context(|| format!("CIPE_BIN={}", path.display()));
     }
     let this = std::env::current_exe()?;
-    // A test stands in target/PROFILE/deps, a program in target/PROFILE.
+    // A test is in target/PROFILE/deps, a program in target/PROFILE.
     let profile =
         this.ancestors().skip(1).find(|dir| !dir.ends_with("deps")).context("a program stands in a folder")?;
     if let Some(cargo) = std::env::var_os("CARGO") {

@@ -1,4 +1,4 @@
-//! A daemon in a namespace, started from a real option file, and what can be asked of it.
+//! A daemon in a namespace, started from a real option file, with its status and log.
 
 mod binary;
 mod pair;
@@ -26,7 +26,7 @@ use crate::topology::{Side, Topology};
 pub use binary::{binary, use_binary};
 pub use pair::Pair;
 
-/// Which daemon, by the name it is called.
+/// A daemon, by the name of its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Daemon {
     /// `ciped-cb`: Blowfish, device `cipcb0`.
@@ -83,8 +83,7 @@ impl Gateway {
     /// Writes the option file, with an `ip-up` that routes the other side's LAN into the tunnel, and starts the daemon.
     ///
     /// # Errors
-    /// Files that cannot be written or a program that cannot be started. A daemon that gives up is seen by
-    /// [`Gateway::wait_up`].
+    /// Files that cannot be written or a program that cannot be started. [`Gateway::wait_up`] reports a daemon that gives up.
     pub fn start(net: &Topology, side: Side, daemon: Daemon, options: &Options) -> Result<Self> {
         let (name, routes) = (format!("{}", side.letter()), [side.other().lan()]);
         Self::start_in(net, (net.gw(side), &name), &routes, daemon, options)
@@ -105,7 +104,7 @@ impl Gateway {
         Self::start_with(net, (namespace, who), routes, daemon, options, &[])
     }
 
-    /// The same with more in the environment.
+    /// The same with additional environment variables.
     ///
     /// # Errors
     /// As [`Gateway::start`].
@@ -125,7 +124,7 @@ impl Gateway {
         let script = directory.join("ip-up");
         let path = options.clone().set("ipup", script.display()).write(&directory)?;
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-        // Open for writing too: the end of one writer is then no end of file.
+        // Open for writing too, so that there is no end of file when one writer closes it.
         let up =
             fs::File::from(rustix::fs::open(&fifo, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&script)?;
@@ -137,7 +136,7 @@ impl Gateway {
         writeln!(file, "echo \"$1\" >{}", fifo.display())?;
         drop(file);
 
-        // One engine a namespace: the run directory belongs to the place, not to the daemon.
+        // There is one engine for each namespace: the run directory belongs to the namespace, not to the daemon.
         let run_directory = net.directory().join(format!("run{who}"));
         let bin = net.directory().join("bin");
         let mut command = namespace.command(bin.join(daemon.program()));
@@ -228,8 +227,8 @@ impl Gateway {
             .with_context(|| format!("no line {what} in the log:\n{}", self.log.text()))
     }
 
-    /// Waits until the log has exactly `count` lines that `wanted` accepts. What a packet causes is logged by another
-    /// process than the one that has delivered it, so that a line may come after the packet's answer.
+    /// Waits until the log has exactly `count` lines that `wanted` accepts. One process delivers a packet and another one logs
+    /// its effect, so a line may come after the packet's answer.
     ///
     /// # Errors
     /// The whole log, if there are fewer after [`SOON`], or more.
@@ -258,10 +257,10 @@ impl Gateway {
     /// Status of this tunnel.
     ///
     /// # Errors
-    /// What `cipe show --json` says, or a tunnel that it does not know.
+    /// `cipe show --json` fails, or does not list the tunnel.
     pub fn status(&self) -> Result<Status> {
         let mut output = self.cipe(&["show", "--json"]).output()?;
-        // The program waits for some seconds, which is little where everything takes ten times as long.
+        // `cipe show` waits for some seconds, which is too short where everything takes ten times as long.
         let slow = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("does not answer");
         for _ in 1..process::slowness() {
             if output.status.success() || !slow(&output) {
@@ -279,7 +278,7 @@ impl Gateway {
         found.with_context(|| format!("cipe show --json does not know {device}: {text}\n{}", self.log.text()))
     }
 
-    /// Send keys that it has taken into use, as far as its log tells: of many it tells the 1st, 2nd, 4th, 8th and so on.
+    /// Send keys that the daemon has started to use, as far as its log shows: it logs the 1st, 2nd, 4th, 8th and so on.
     pub fn send_keys(&self) -> usize {
         let lines = self.log().lines();
         let told = lines.iter().filter(|line| line.text.contains("new send key"));
@@ -287,8 +286,8 @@ impl Gateway {
         told.enumerate().map(|(place, line)| total(&line.text).unwrap_or(place + 1)).max().unwrap_or(0)
     }
 
-    /// Waits for a status. A counter may still be behind the answer to the packet that it counts: another process is told
-    /// of the packet first.
+    /// Waits for a status. A counter may increase only after the answer to its packet has arrived: another process gets the
+    /// packet first.
     ///
     /// # Errors
     /// The last status and the log, if none that `wanted` accepts came within [`SOON`].
@@ -335,12 +334,12 @@ impl Gateway {
         Ok(status)
     }
 
-    /// Where option file and scripts stand.
+    /// The directory of option file and scripts.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Where the engine's socket stands.
+    /// The directory of the engine's socket.
     pub fn run_directory(&self) -> &Path {
         &self.run_directory
     }

@@ -20,10 +20,10 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts both from the options that `change` makes of the usual ones, and waits until both are up.
+    /// Starts both with the usual options after `change`, and waits until both are up.
     ///
     /// # Errors
-    /// What [`Gateway::start`] and [`Gateway::wait_up`] say.
+    /// Those of [`Gateway::start`] and [`Gateway::wait_up`].
     pub fn start(net: &Topology, daemon: Daemon, change: impl Fn(Side, Options) -> Options) -> Result<Self> {
         let start = |side| Gateway::start(net, side, daemon, &change(side, Options::of(side)));
         let mut pair = Self { a: start(Side::A)?, b: start(Side::B)? };
@@ -39,7 +39,7 @@ impl Pair {
     pub fn wait_for_keys(&self, net: &Topology) -> Result<()> {
         let deadline = Instant::now() + process::patient(SOON);
         loop {
-            // The exchange is driven by packets: every round sends one each way and waits for its answer.
+            // Packets drive the exchange: every round sends one each way and waits for its answer.
             for side in [Side::A, Side::B] {
                 let one = ping::Plan { timeout: Duration::from_millis(500), ..ping::Plan::count(1) };
                 ping::run(net.lan(side), side.other().host(), &one)?;
@@ -66,7 +66,7 @@ impl Pair {
     /// Stops both at the same time and returns how they ended.
     ///
     /// # Errors
-    /// What [`Gateway::stop`] says.
+    /// Those of [`Gateway::stop`].
     pub fn stop(self) -> Result<[ExitStatus; 2]> {
         process::signal(self.b.pid(), Signal::TERM)?;
         Ok([self.a.stop()?, self.b.stop()?])

@@ -32,7 +32,7 @@ impl Cipher {
 
     fn run(self, key: &[u8; KEY], mut iv: [u8; 8], data: &mut [u8], encrypt: bool) {
         let mut key = *key;
-        // Octets change places in a word on the way in and back on the way out; XOR does not mind.
+        // The octets of each word are swapped before and after the cipher; XOR works in either order.
         if self == Self::IdeaLittle {
             swap(&mut key);
             swap(&mut iv);

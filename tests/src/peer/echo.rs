@@ -1,9 +1,9 @@
-//! What a host behind the peer would answer: pings, and UDP to any port.
+//! The answers of a host behind the peer: to pings, and to UDP on any port.
 
 /// The answer to an inner packet: an echo reply, or a UDP datagram sent back. `None` for anything else.
 pub(super) fn answer(packet: &[u8]) -> Option<Vec<u8>> {
     let mut answer = packet.to_vec();
-    // Addresses and ports only change places, which no checksum notices.
+    // Swapping addresses and ports changes no checksum.
     let (protocol, header) = match packet.first()? >> 4 {
         4 if packet.len() >= 20 => {
             swap(&mut answer, 12, 16, 4);

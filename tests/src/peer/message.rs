@@ -11,8 +11,8 @@ pub(super) const CT_PING: u8 = 0x72;
 pub(super) const CT_PONG: u8 = 0x73;
 pub(super) const CT_CONFREQ: u8 = 0x75;
 
-/// The datagram in clear that an original of 1.5 starts with: how it is set up, and a question for the same. `number`: its
-/// type octet.
+/// The datagram in clear that an original of 1.5 sends at its start: its configuration, and a request for the peer's. `number`:
+/// its type octet.
 pub(super) fn configuration(number: u8, cipher: u8) -> Vec<u8> {
     let mut datagram = vec![0; 8];
     datagram.extend([number, rand::random(), rand::random(), rand::random()]);
@@ -39,10 +39,10 @@ impl Stamp {
     }
 }
 
-/// Builds a frame: type, data, and random octets behind it, with the time.
+/// Builds a frame: type, data, random octets after it, and the time.
 pub(super) fn frame(number: u8, data: &[u8], stamp: Stamp) -> Vec<u8> {
     let random = usize::from(rand::random::<u8>());
-    // A stamp at the second place has to fit.
+    // The frame must have room for a stamp at the second place.
     let len = 56 + random.max(if stamp == Stamp::Second { 4 } else { 0 });
     let mut frame: Vec<u8> = std::iter::repeat_with(rand::random).take(len).collect();
     frame[0] = number;

@@ -1,9 +1,9 @@
-//! A second implementation of the wire, to test the first against: small, slow, and written from the specification
-//! alone. It shares no line with `cipe-user`, and behaves as the original does wherever the specification knows that.
+//! A second implementation of the protocol, to test the first one with: small, slow, and written from the specification alone.
+//! It shares no code with `cipe-user`, and behaves as the original where the specification describes it.
 //!
-//! A [`Peer`] is one end of a tunnel in a thread of its own. It answers the key exchange on a socket that the caller
-//! has bound, in whichever namespace; it echoes pings and UDP inside the tunnel, so that a scenario can ping through
-//! it; it counts everything and tells events through a channel.
+//! A [`Peer`] is one end of a tunnel in a thread of its own. It answers the key exchange on a socket that the caller has bound,
+//! in whichever namespace; it echoes pings and UDP inside the tunnel, so that a scenario can ping through it; it counts
+//! everything and sends events through a channel.
 
 mod cipher;
 mod echo;
@@ -29,7 +29,7 @@ pub use self::packet::{Opened, Refused, open, seal};
 use self::session::Session;
 use self::worker::Worker;
 
-/// Where a time stamp stands in a message.
+/// Position of the time stamp in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stamp {
     /// Octet 48, as in 1.4.5.
@@ -47,12 +47,12 @@ pub enum Order {
     Little,
 }
 
-/// What becomes of the old send key when another one is announced.
+/// Use of the old send key when another one is announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldKey {
-    /// It is used no more.
+    /// It is not used any more.
     Forgotten,
-    /// The NK_IND goes under it, and nothing after that.
+    /// The NK_IND is sent under it, and nothing after that.
     Announces,
     /// It is used until the NK_ACK.
     Kept,
@@ -65,7 +65,7 @@ pub struct Config {
     pub cipher: Cipher,
     /// The static key.
     pub key: [u8; KEY],
-    /// Where to send to at first; `None`: whoever sends something valid.
+    /// First address of the other end; `None`: learn it from the first valid datagram.
     pub peer: Option<SocketAddr>,
     /// Least time between two attempts at a key.
     pub tokxc: Duration,
@@ -75,31 +75,31 @@ pub struct Config {
     pub tokxts: u32,
     /// Packets under one send key before another one is made.
     pub send_packets: u64,
-    /// Packets under one receive key before it goes deaf, forgets the key and asks for another.
+    /// Packets under one receive key before it forgets the key and asks for another.
     pub receive_packets: u64,
-    /// Shortest inner packet that is taken.
+    /// Shortest inner packet that is accepted.
     pub shortest_inner: usize,
-    /// Send an unanswered NK_IND again after this time; `None`: never.
+    /// Retransmit an unanswered NK_IND after this time; `None`: never.
     pub resend: Option<Duration>,
-    /// What becomes of the old send key at a change. An NK_IND that was asked for goes under the static key in any case.
+    /// Use of the old send key at a change. An NK_IND after an NK_REQ is always sent under the static key.
     pub old_key: OldKey,
-    /// Refuse receive keys that were taken before.
+    /// Refuse receive keys that were accepted before.
     pub refuse_old: bool,
-    /// So many NK_ACKs, from the first on, are lost.
+    /// Number of NK_ACKs, from the first on, that are lost.
     pub lose_acks: u32,
     /// Ask for the other end's configuration at the start, in clear, as 1.5 does.
     pub asks_configuration: bool,
     /// Send data under the static key while there is no dynamic one; otherwise drop it.
     pub static_data: bool,
-    /// Where it writes and looks for time stamps.
+    /// Position at which it writes and reads time stamps.
     pub stamp: Stamp,
     /// Order of the check sums it sends.
     pub order: Order,
-    /// Octets of its socket's receive buffer, as the kernel counts them; `None`: as the kernel likes.
+    /// Octets of its socket's receive buffer, as the kernel counts them; `None`: the default.
     pub receive_buffer: Option<usize>,
-    /// Echo what comes through the tunnel.
+    /// Echo packets from the tunnel.
     pub echo: bool,
-    /// Tell [`Event::Delivered`] for every packet. Off, so that a stream does not fill the channel.
+    /// Send [`Event::Delivered`] for every packet. Off by default, so that a stream does not fill the channel.
     pub tell_packets: bool,
 }
 
@@ -140,7 +140,7 @@ pub struct Counters {
     pub sent_dynamic: u64,
     /// Data packets sent under the static key.
     pub sent_static: u64,
-    /// Data packets not sent, since there was no key to send them under, or nobody to send them to.
+    /// Data packets not sent, for lack of a key or of a peer address.
     pub unsent: u64,
     /// Data packets received under a dynamic key.
     pub delivered_dynamic: u64,
@@ -158,13 +158,13 @@ pub struct Counters {
     pub bad_p: u64,
     /// Inner packets shorter than [`Config::shortest_inner`].
     pub short_inner: u64,
-    /// Messages that are none, or outside the window of time stamps.
+    /// Invalid messages, and messages outside the window of time stamps.
     pub bad_message: u64,
     /// Send keys taken into use.
     pub send_keys: u64,
     /// Receive keys taken into use.
     pub receive_keys: u64,
-    /// Receive keys refused, since they were taken before.
+    /// Receive keys refused because they were accepted before.
     pub refused_keys: u64,
     /// NK_IND received under a dynamic key.
     pub chained_keys: u64,
@@ -174,26 +174,26 @@ pub struct Counters {
     pub requests_received: u64,
     /// NK_IND sent.
     pub indications_sent: u64,
-    /// Times that the other end was found at another address.
+    /// Number of changes of the other end's address.
     pub moves: u64,
 }
 
-/// What a peer tells.
+/// Events of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Its send key was acknowledged; it sends under it from now on.
     SendKey,
-    /// It took a receive key.
+    /// It accepted a receive key.
     ReceiveKey,
-    /// It forgot its receive key, worn out or old.
+    /// It forgot its receive key, which was used up or old.
     Deaf,
-    /// A message of another kind came: CT_PING, CT_KILL and so on, by its type octet.
+    /// A message of another kind arrived: CT_PING, CT_KILL and so on, by its type octet.
     Message(u8),
-    /// A datagram in clear came, from its type octet on.
+    /// A datagram in clear arrived; its octets from the type octet on.
     Clear(Vec<u8>),
     /// The other end is now at this address.
     Moved(SocketAddr),
-    /// An inner packet came; only with [`Config::tell_packets`].
+    /// An inner packet arrived; only with [`Config::tell_packets`].
     Delivered(Vec<u8>),
 }
 
@@ -216,7 +216,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts a peer on a bound socket. Events come through the receiver; nobody needs to read them.
+    /// Starts a peer on a bound socket. The receiver gets the events; the caller need not read them.
     ///
     /// # Errors
     /// No event descriptor or thread could be made, or the socket cannot be made non-blocking.
@@ -224,9 +224,9 @@ impl Peer {
         Self::launch(socket, config, None)
     }
 
-    /// Starts a peer that stands between the tunnel and a device: a descriptor that takes and gives one bare IP packet
-    /// a call, such as a TUN device without packet information. What it delivers is written there; whatever is read
-    /// there is sent.
+    /// Starts a peer between the tunnel and a device: a descriptor that reads or writes one bare IP packet in each call, such
+    /// as a TUN device without packet information. The peer writes delivered packets to the device, and sends packets that it
+    /// reads from it.
     ///
     /// # Errors
     /// As [`Self::start`], or the device cannot be made non-blocking.
@@ -242,7 +242,7 @@ impl Peer {
     fn launch(socket: UdpSocket, config: Config, device: Option<OwnedFd>) -> io::Result<(Self, Receiver<Event>)> {
         socket.set_nonblocking(true)?;
         if let Some(octets) = config.receive_buffer {
-            // The kernel doubles what it is told (socket(7)).
+            // The kernel doubles the value (socket(7)).
             rustix::net::sockopt::set_socket_recv_buffer_size(&socket, octets / 2)?;
         }
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -278,12 +278,12 @@ impl Peer {
         self.command(Command::Clear(number));
     }
 
-    /// Deaf and mute, as a host that has lost its network, or back again.
+    /// Stops receiving and sending, as a host without network, or starts again.
     pub fn silence(&self, silent: bool) {
         self.command(Command::Silence(silent));
     }
 
-    /// Goes on with its keys on another socket, as a host that has got another address.
+    /// Continues with its keys on another socket, as a host with a new address.
     ///
     /// # Errors
     /// A socket that cannot be made non-blocking.
@@ -298,15 +298,15 @@ impl Peer {
         self.command(Command::Renew);
     }
 
-    /// What it has counted so far.
+    /// The counters so far.
     pub fn counters(&self) -> Counters {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stops it and returns what it has counted.
+    /// Stops it and returns its counters.
     ///
     /// # Errors
-    /// What ended it before: an error of its socket other than those that ICMP brings.
+    /// The peer ended before, by an error of its socket that does not come from ICMP.
     pub fn stop(mut self) -> io::Result<Counters> {
         self.halt()?;
         Ok(self.counters())
@@ -319,7 +319,7 @@ impl Peer {
     }
 
     fn command(&self, command: Command) {
-        // A thread that has ended takes no commands; stop() tells why it did.
+        // A thread that has ended accepts no commands; stop() reports why it ended.
         if self.commands.send(command).is_ok() {
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }

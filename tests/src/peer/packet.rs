@@ -3,7 +3,7 @@
 use super::Cipher;
 use super::cipher::KEY;
 
-/// What was in a packet.
+/// The content of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// A message, not data.
@@ -12,7 +12,7 @@ pub struct Opened {
     pub payload: Vec<u8>,
 }
 
-/// Why a packet was not opened.
+/// Why a packet was not decrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Not whole blocks, or fewer than two.
@@ -28,10 +28,10 @@ pub(super) fn is_dynamic(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|octet| octet & 0x80 != 0)
 }
 
-/// Makes a packet under `key`, which is a dynamic one or not; the IV and the padding are random.
+/// Makes a packet under `key`, a dynamic or the static one; the IV and the padding are random.
 pub fn seal(cipher: Cipher, key: &[u8; KEY], dynamic: bool, control: bool, payload: &[u8]) -> Vec<u8> {
     let mut iv: [u8; 8] = [0; 8];
-    // The 31 bits behind the flag may not all be zero.
+    // The 31 bits after the flag must not all be zero.
     while iv[..4] == [0; 4] {
         iv = rand::random();
         iv[0] &= 0x7F;
@@ -49,7 +49,7 @@ pub fn seal(cipher: Cipher, key: &[u8; KEY], dynamic: bool, control: bool, paylo
     [&iv[..], &plain].concat()
 }
 
-/// Opens a packet as the original does: the reserved bits of P are ignored.
+/// Decrypts a packet as the original does: it ignores the reserved bits of P.
 ///
 /// # Errors
 /// Why it would be dropped.

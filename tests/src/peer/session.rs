@@ -8,7 +8,7 @@ use super::message::{self, CT_CONFREQ, CT_PING, CT_PONG, NK_ACK, NK_IND, NK_REQ}
 use super::packet::{self, Opened, Refused};
 use super::{Cipher, Config, Counters, Event, KEY, OldKey, echo};
 
-/// A dynamic key in use, with its birth and the packets it has seen.
+/// A dynamic key in use, its time of creation and its count of packets.
 struct Dynamic {
     key: [u8; KEY],
     since: Instant,
@@ -23,10 +23,10 @@ impl Dynamic {
 
 pub(super) struct Session {
     config: Config,
-    /// Events to tell.
+    /// Events to send.
     pub events: Vec<Event>,
     pub counters: Counters,
-    /// Inner packets that came, for a device.
+    /// Received inner packets, for a device.
     pub inside: Vec<Vec<u8>>,
     /// Datagrams to send.
     pub out: Vec<(SocketAddr, Vec<u8>)>,
@@ -71,12 +71,12 @@ impl Session {
         self.out.push((to, message::configuration(number, cipher)));
     }
 
-    /// When [`Self::tick`] wants to be called.
+    /// When [`Self::tick`] must be called.
     pub fn deadline(&self) -> Option<Instant> {
         Some(self.pending.as_ref()?.since + self.config.resend?)
     }
 
-    /// Sends an unanswered NK_IND again, if it is of the kind that does.
+    /// Retransmits an unanswered NK_IND, if the configuration asks for it.
     pub fn tick(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now)
             && let Some(pending) = &mut self.pending
@@ -87,7 +87,7 @@ impl Session {
         }
     }
 
-    /// A packet comes from inside. Keys are looked at here and nowhere else, as in the original.
+    /// Handles an inner packet. Only this function checks the age of keys, as in the original.
     pub fn send(&mut self, packet: &[u8], now: Instant) {
         let config = &self.config;
         let is_worn = |key: &Dynamic| key.packets > config.send_packets || now > key.since + config.tokey;
@@ -114,7 +114,7 @@ impl Session {
         self.seal(true, &frame);
     }
 
-    /// Announces another send key, of its own accord or since it was `asked`.
+    /// Announces another send key, by itself or because the other end `asked`.
     pub fn announce(&mut self, asked: bool, now: Instant) {
         let key = rand::random();
         if asked || self.config.old_key == OldKey::Forgotten {
@@ -142,7 +142,7 @@ impl Session {
         self.out.push((to, packet::seal(self.config.cipher, key, dynamic, control, payload)));
     }
 
-    /// A datagram comes from the carrier.
+    /// Handles a datagram from the carrier.
     pub fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) {
         self.counters.datagrams += 1;
         if datagram.len() > 8 && datagram[..8] == [0; 8] {
@@ -169,7 +169,7 @@ impl Session {
         match packet::open(self.config.cipher, &key, datagram) {
             Ok(opened) => {
                 if let Some(receive) = self.receive.as_mut().filter(|_| !dynamic) {
-                    // Whatever is good counts.
+                    // Every valid packet counts.
                     receive.packets += 1;
                 }
                 if self.peer != Some(from) {
@@ -185,7 +185,7 @@ impl Session {
         }
     }
 
-    /// Counts a packet under the receive key, and forgets the key when it has had its share or its time.
+    /// Counts a packet under the receive key, and forgets the key at its limit of packets or time.
     fn wear_out(&mut self, now: Instant) {
         let Some(key) = &mut self.receive else { return };
         key.packets += 1;
@@ -231,7 +231,7 @@ impl Session {
         self.inside.push(payload);
     }
 
-    /// `None` for a message that is none.
+    /// `None` for an invalid message.
     fn message(&mut self, payload: &[u8], dynamic: bool, now: Instant) -> Option<()> {
         let config = &self.config;
         if config.tokxts > 0 && !config.stamp.is_near(payload, config.tokxts) {

@@ -13,13 +13,13 @@ use rustix::io::Errno;
 use super::session::Session;
 use super::{Command, Counters, Event};
 
-/// Datagrams taken in a row before anything else is looked at.
+/// Most datagrams read in a row before commands and timers.
 const BURST: usize = 64;
 
 /// A peer's thread: it waits on the socket and on an event descriptor that wakes it for commands.
 pub(super) struct Worker {
     pub(super) socket: UdpSocket,
-    /// Gives and takes inner packets.
+    /// The device for inner packets.
     pub(super) device: Option<OwnedFd>,
     pub(super) session: Session,
     pub(super) events: Sender<Event>,
@@ -32,7 +32,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut buffer = vec![0; 65_536];
-        // What a session begins with.
+        // Messages that a session sends at its start.
         self.finish()?;
         loop {
             self.wait()?;
@@ -58,7 +58,7 @@ impl Worker {
                 self.session.send(&buffer[..len], Instant::now());
                 self.finish()?;
             }
-            // Not for ever: under a flood, commands are to be heard too.
+            // Bounded, so that commands are handled under a flood, too.
             for _ in 0..BURST {
                 match self.socket.recv_from(&mut buffer) {
                     Ok(_) if self.silent => {}
@@ -74,14 +74,13 @@ impl Worker {
         }
     }
 
-    /// Sends what the session wants to send, and tells what it has to tell: counters first, so that they are never
-    /// behind an event.
+    /// Sends the session's datagrams, and publishes counters and then events, so that the counters always include an event.
     fn finish(&mut self) -> io::Result<()> {
         self.flush()?;
         self.write_device()?;
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = self.session.counters;
         for event in self.session.events.drain(..) {
-            // Nobody has to listen.
+            // The receiver may have been dropped.
             let _ = self.events.send(event);
         }
         Ok(())
@@ -113,7 +112,7 @@ impl Worker {
         for packet in self.session.inside.drain(..) {
             let Some(device) = &self.device else { continue };
             match rustix::io::write(device, &packet) {
-                // INVAL: what came is no IP packet. IO: the device is down. A full device loses packets, as any does.
+                // INVAL: the octets are no IP packet. IO: the device is down. A full device loses packets, as any device does.
                 Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INVAL | Errno::IO) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -137,7 +136,7 @@ impl Worker {
     }
 }
 
-/// Errors that tell of the network, not of the socket.
+/// Errors about the network, not about the socket.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | Interrupted)

@@ -15,7 +15,7 @@ use crate::namespace::Namespace;
 
 pub use udp::{Pace, udp, udp_scattered};
 
-/// What arrived in one second.
+/// The load that arrived in one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Second {
     /// Length of the interval, about a second.
@@ -38,16 +38,16 @@ impl Second {
     }
 }
 
-/// What came of a load.
+/// The result of a load.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Sum over all seconds.
     pub total: Second,
     /// UDP: datagrams sent.
     pub sent: u64,
-    /// UDP: datagrams that arrived behind a later one.
+    /// UDP: datagrams that arrived after a later one.
     pub reordered: u64,
-    /// UDP: datagrams whose octets were not those that were sent.
+    /// UDP: datagrams that arrived with wrong octets.
     pub damaged: u64,
 }
 
@@ -57,7 +57,7 @@ impl Report {
         1.0 - self.total.datagrams as f64 / self.sent.max(1) as f64
     }
 
-    /// UDP: datagrams sent a second; less than was asked for where the sender could not keep up.
+    /// UDP: datagrams sent a second; less than the requested rate if the sender was too slow.
     pub fn sent_a_second(&self) -> f64 {
         self.sent as f64 / self.total.length.as_secs_f64().max(1e-9)
     }
@@ -80,7 +80,7 @@ impl Arrived {
 
 /// Calls `on_second` about once a second until `duration` has passed; returns the sum.
 fn watch(arrived: &Arrived, duration: Duration, mut on_second: impl FnMut(usize, Second)) -> Second {
-    // Nothing is ever sent here: the channel is a timer that does not drift.
+    // Nothing is sent on this channel: it is a timer that does not drift.
     let (_keep, timer) = mpsc::channel::<()>();
     let (start, first) = (Instant::now(), arrived.second(Duration::ZERO));
     let mut last = first;
@@ -111,10 +111,10 @@ fn tick(timer: &Receiver<()>, until: Instant) -> bool {
     timer.recv_timeout(left) == Err(RecvTimeoutError::Disconnected)
 }
 
-/// Sends over `streams` TCP connections for `duration`, as fast as they take it.
+/// Sends over `streams` TCP connections for `duration`, as fast as possible.
 ///
 /// # Errors
-/// A connection that cannot be made within [`SOON`].
+/// No connection within [`SOON`].
 pub fn tcp(
     from: &Namespace,
     (to, address): (&Namespace, Ipv4Addr),
@@ -149,7 +149,7 @@ pub fn tcp(
         }
         let total = watch(arrived, duration, on_second);
         for (sender, receiver) in &pairs {
-            // One that the peer has reset already is shut down, too.
+            // This does no harm to a connection that the peer has reset.
             let _ = sender.shutdown(Shutdown::Both);
             let _ = receiver.shutdown(Shutdown::Both);
         }
@@ -158,10 +158,10 @@ pub fn tcp(
     Ok(Report { total, ..Report::default() })
 }
 
-/// Sends a number of octets over one TCP connection and returns what came out at the other end.
+/// Sends a number of octets over one TCP connection and returns the octets that arrived.
 ///
 /// # Errors
-/// A connection that cannot be made, or that stands still, for [`SOON`].
+/// The connection cannot be made within [`SOON`], or stalls for that time.
 pub fn tcp_transfer(from: &Namespace, (to, address): (&Namespace, Ipv4Addr), octets: &[u8]) -> Result<Vec<u8>> {
     let listener = to.run(|| TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;

@@ -1,4 +1,4 @@
-//! UDP load: datagrams in batches, one system call for up to 64 of them at either end, and no segmentation offload.
+//! UDP load: datagrams in batches, up to 64 of them in a system call at either end, without segmentation offload.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -19,20 +19,20 @@ use super::{Arrived, Report, Second, tick, watch};
 use crate::namespace::Namespace;
 use crate::net::pattern;
 
-/// How fast UDP is offered.
+/// The rate of the sender.
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
-    /// So many datagrams a second, in bursts of at most a millisecond's worth and at most 64.
+    /// This number of datagrams a second, in bursts of at most 64 and at most a millisecond's share.
     Fixed(u64),
-    /// As many as arrive: from this rate up in great steps until something is lost; then up in small steps while under one
-    /// in 200 is lost, and down while more.
+    /// As many as arrive: the rate starts here and grows in large steps until a datagram is lost; then it grows in small steps
+    /// while fewer than one in 200 are lost, and falls while more are.
     Found(u64),
-    /// As many as the sender's socket takes.
+    /// As many as the sender's socket accepts.
     Flood,
 }
 
 impl Pace {
-    /// The rate to begin with; `None`: without any bound.
+    /// The initial rate; `None`: no limit.
     fn rate(self) -> Option<f64> {
         match self {
             Self::Fixed(rate) | Self::Found(rate) => Some(rate.max(1) as f64),
@@ -41,17 +41,17 @@ impl Pace {
     }
 }
 
-/// Most datagrams that leave, or are fetched, together.
+/// Most datagrams that are sent or received in one call.
 const BATCH: usize = 64;
-/// A late sender makes up for no more than this at once: bursts would measure queues, not the rate.
+/// A late sender catches up with at most this number at once: bursts would measure queues, not the rate.
 const MAKE_UP: Duration = Duration::from_millis(1);
-/// How long the receiver listens for stragglers.
+/// How long the receiver waits for late datagrams.
 const STRAGGLERS: Duration = Duration::from_millis(300);
 
-/// Sends datagrams of `length` payload octets (at least 8) for `duration`; loss is read off sequence numbers.
+/// Sends datagrams of `length` payload octets (at least 8) for `duration`; sequence numbers show the loss.
 ///
 /// # Errors
-/// Sockets that cannot be had.
+/// A socket cannot be opened.
 pub fn udp(
     from: &Namespace,
     (to, address): (&Namespace, Ipv4Addr),
@@ -85,7 +85,7 @@ pub fn udp_scattered(
 
 fn receiver(to: &Namespace, address: Ipv4Addr) -> Result<Socket> {
     let receiver = to.run(|| Socket::new(Domain::IPV4, Type::DGRAM, None))?;
-    // By force: what the system allows by default is full after two milliseconds.
+    // By force: a buffer of the default limit is full after two milliseconds.
     setsockopt(&receiver, RcvBufForce, &(8 << 20))?;
     receiver.bind(&SocketAddr::from((address, 0)).into())?;
     receiver.set_read_timeout(Some(STRAGGLERS))?;
@@ -117,7 +117,7 @@ fn load(
         });
         let total = watch(arrived, duration, on_second);
         drop(stop);
-        // The receiver ends by itself once nothing comes any more.
+        // The receiver ends by itself when no more datagrams arrive.
         let _ = sending.join();
         total
     });
@@ -132,7 +132,7 @@ fn load(
 }
 
 fn receive(socket: &Socket, length: usize, arrived: &Arrived, done: &AtomicBool) {
-    // One octet more than is sent: a longer datagram is then seen to be one.
+    // One octet more than the sender uses, to detect a longer datagram.
     let mut buffers = vec![vec![0; length + 1]; BATCH];
     let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
     let mut lengths = Vec::with_capacity(BATCH);
@@ -173,7 +173,8 @@ fn offer(
     sent: &AtomicU64,
     stopped: &Receiver<()>,
 ) {
-    // The default slack of 50 microseconds is half a batch's time at a high rate; without the finer one we are only late.
+    // The default slack of 50 microseconds is half a batch's time at a high rate; if the smaller one cannot be set, the sender
+    // is only late.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     let mut packets: Vec<Vec<u8>> = vec![[vec![0; 8], pattern(0, length - 8)].concat(); BATCH];
     let mut rate = pace.rate();
@@ -204,7 +205,7 @@ fn offer(
             if missing * 200 > new || new == 0 {
                 (*rate, step) = ((*rate * 0.9).max(1000.0), 1.02);
             } else {
-                // A sender that cannot keep its rate must not run away from it.
+                // A sender that is too slow must not accumulate its delay.
                 *rate = rate.min(offered * 1.1) * step;
             }
             looked = (now, number, got, lost);
@@ -212,7 +213,7 @@ fn offer(
     }
 }
 
-/// Sends the packets and returns how many of them are gone. Those that the kernel refuses count as gone, and so as lost: the
+/// Sends the packets and returns how many of them were sent. Packets that the kernel refuses count as sent, and so as lost: the
 /// rate is then too high.
 fn send(socket: &Socket, targets: &[SocketAddrAny], random: &mut u64, packets: &[Vec<u8>]) -> usize {
     let vectors: Vec<_> = packets.iter().map(|packet| [io::IoSlice::new(packet)]).collect();
@@ -222,7 +223,7 @@ fn send(socket: &Socket, targets: &[SocketAddrAny], random: &mut u64, packets: &
         messages.push(match targets.len() as u64 {
             0 => MMsgHdr::new(vector, more),
             n => {
-                // Xorshift: nobody is to guess it, it only must not follow the order of the tunnels.
+                // Xorshift: the numbers need not be secret, they only must not follow the order of the tunnels.
                 *random ^= *random << 13;
                 *random ^= *random >> 7;
                 *random ^= *random << 17;

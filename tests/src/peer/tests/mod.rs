@@ -1,4 +1,4 @@
-//! The peer against itself, against the known answers, and against `cipe-user`.
+//! Tests of the peer with itself, with the known answers, and with `cipe-user`.
 
 mod ours;
 
@@ -61,7 +61,7 @@ fn delivered(event: Event) -> Option<Vec<u8>> {
     }
 }
 
-/// One end that tells every packet and echoes none, and one that echoes as well. `change` is asked about both.
+/// One end that reports every packet and echoes none, and one that also echoes. `change` sets up both.
 fn pair(change: impl Fn(&mut Config)) -> (Peer, Receiver<Event>, Peer, Receiver<Event>) {
     let (a, b) = (socket(), socket());
     let mut config = Config { tell_packets: true, echo: false, ..Config::original(Cipher::Blowfish, SECRET) };
@@ -227,7 +227,7 @@ fn its_messages_are_understood_in_every_variant() {
     }
 }
 
-/// Ours and a peer that is the original in every detail: pings without a single loss through 20 changes of each key.
+/// Ours and a peer that behaves as the original in every detail: no ping is lost in 20 changes of each key.
 #[test]
 fn ours_and_an_original_change_keys_twenty_times_without_loss() {
     for (cipher, algorithm) in CIPHERS {

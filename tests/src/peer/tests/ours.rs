@@ -11,9 +11,9 @@ use cipe_user::wire::packet::{self, IV, KeyKind, Type};
 
 pub struct Ours {
     socket: UdpSocket,
-    /// Where to send to.
+    /// The peer's address.
     pub peer: SocketAddr,
-    /// Packets under one send key before another is wanted.
+    /// Packets under one send key before another is made.
     pub send_packets: u64,
     /// Send keys taken into use so far.
     pub send_keys: u32,
@@ -60,7 +60,7 @@ impl Ours {
         }
     }
 
-    /// The same, but sends again every 100 ms: for peers that have lost a key.
+    /// The same, but retransmits every 100 ms: for peers that have lost a key.
     pub fn ping_until_answered(&mut self, packet: &[u8]) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
@@ -126,7 +126,7 @@ impl Ours {
         }
     }
 
-    /// Takes one datagram, or lets the exchange's deadline or `until` pass. Returns an inner packet.
+    /// Receives one datagram, or waits for the exchange's deadline or `until`. Returns an inner packet.
     fn step(&mut self, until: Instant) -> Option<Vec<u8>> {
         let due = self.exchange.deadline().map_or(until, |at| until.min(self.start + at));
         let wait = due.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
