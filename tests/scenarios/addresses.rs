@@ -1,4 +1,4 @@
-//! Carrier addresses that change: our own, the way to the peer, and where the peer's name leads.
+//! Changes of carrier addresses: our own address, the route to the peer, and the address of the peer's name.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
@@ -19,7 +19,7 @@ fn another(side: Side) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, d + 20)
 }
 
-/// Takes the address away that a gateway has and gives it another one.
+/// Replaces the address of a gateway by another one.
 fn change_address(net: &Topology, side: Side, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
     let gateway = net.gw(side);
     gateway.ip(&["addr", "del", &format!("{from}/24"), "dev", "wire0"])?;
@@ -37,8 +37,8 @@ fn wait_for_ping(net: &Topology, from: Side, gateways: [&Gateway; 2]) -> Result<
     Ok(())
 }
 
-/// The line of the classic daemon, at us; the address for the scripts; and the peer's pings find us although we have
-/// nothing to send.
+/// The log has the classic daemon's line, scripts get the address, and the peer's pings arrive although our end has nothing to
+/// send.
 #[test]
 fn with_dynip_the_own_address_is_followed_and_the_peer_hears_of_it() -> Result<()> {
     if !may_make_namespaces() {
@@ -73,7 +73,7 @@ fn with_dynip_the_own_address_is_followed_and_the_peer_hears_of_it() -> Result<(
     Ok(())
 }
 
-/// It is not ours to send from then: nothing leaves until it is back, and the log says why.
+/// Without the address nothing leaves until it is back, and the log reports why.
 #[test]
 fn without_dynip_a_lost_address_is_waited_for() -> Result<()> {
     if !may_make_namespaces() {
@@ -97,9 +97,9 @@ fn without_dynip_a_lost_address_is_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// The way to the peer goes over another card: the datagrams do, too, and none is sent by the old one.
-/// A standby gateway has the address that it shares with another one only when it takes over. It is not ours to bind then,
-/// unless the kernel was told so, or a service manager waits for the daemon.
+/// When the route to the peer changes to another card, datagrams follow, and none leaves by the old one. A standby gateway gets
+/// the address that it shares with another one only when it takes over. Before that the address cannot be bound, unless the
+/// kernel is set to allow it; or a service manager waits for the daemon.
 #[test]
 fn an_address_that_comes_later_is_waited_for() -> Result<()> {
     if !may_make_namespaces() {
@@ -153,7 +153,7 @@ fn a_carrier_route_that_changes_is_followed_to_another_card() -> Result<()> {
     for (gateway, other) in [(a, Side::B), (b, Side::A)] {
         gateway.ip(&["link", "set", "wire1", "up"])?;
         gateway.sysctl("net.ipv4.conf.wire1.rp_filter", "0")?;
-        // The far card answers for its host's address whichever card has it.
+        // A host answers ARP for an address on any of its cards.
         gateway.ip(&["route", "add", &other.carrier().to_string(), "dev", "wire0", "metric", "10"])?;
     }
     let pair = Pair::start(&net, Daemon::Idea, |_, options| options)?;
@@ -178,8 +178,8 @@ fn a_carrier_route_that_changes_is_followed_to_another_card() -> Result<()> {
     Ok(())
 }
 
-/// It does not know where its peer is, and what the peer sends is under a key that is gone: it asks there, and learns from the
-/// answer.
+/// The restarted end knows neither the peer's address nor the key of its packets: it asks at their source address, and learns
+/// from the answer.
 #[test]
 fn a_gateway_that_learns_its_peer_is_restarted_and_finds_it_again() -> Result<()> {
     if !may_make_namespaces() {
@@ -193,7 +193,7 @@ fn a_gateway_that_learns_its_peer_is_restarted_and_finds_it_again() -> Result<()
     })?;
     for _ in 0..3 {
         pair.wait_for_keys(&net)?;
-        // Without a word to the peer, as after a loss of power.
+        // Without a message to the peer, as after a power failure.
         let engine = pair.b.engine_pid().context("B has an engine")?;
         pair.b.kill()?;
         process::signal(engine, Signal::KILL)?;
@@ -205,13 +205,13 @@ fn a_gateway_that_learns_its_peer_is_restarted_and_finds_it_again() -> Result<()
     Ok(())
 }
 
-/// A peer behind a line that gets another address now and then, found by its name.
+/// A peer on a line whose address changes now and then, found by its name.
 #[test]
 fn a_peer_given_by_name_is_looked_up_again_when_it_does_not_answer() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
-    // What finds out: an unanswered key exchange, or an unanswered ping.
+    // The trigger: an unanswered key exchange, or an unanswered ping.
     for options_of_a in [&[("tokey", "1")][..], &[("ping", "1"), ("toping", "1")]] {
         let net = Topology::new(Carrier::Direct, Offload::On)?;
         let hosts = |address: Ipv4Addr| {
@@ -225,7 +225,7 @@ fn a_peer_given_by_name_is_looked_up_again_when_it_does_not_answer() -> Result<(
                 .set("peer", format!("gw-b.test:{PORT}"))
                 .set("tokxc", 1)
                 .set("maxerr", -1),
-            // It never says where it is.
+            // The peer itself never sends from its new address.
             Side::B => options.set("peer", "0.0.0.0:0"),
         })?;
         pair.wait_for_keys(&net)?;
@@ -243,7 +243,7 @@ fn a_peer_given_by_name_is_looked_up_again_when_it_does_not_answer() -> Result<(
     Ok(())
 }
 
-/// The peer's host has lost its IPv6 address, or has got one: another socket and another own address are needed.
+/// The peer's host loses its IPv6 address, or gets one: the tunnel needs another socket and another own address.
 #[test]
 fn a_name_that_leads_to_the_other_ip_version_is_followed() -> Result<()> {
     if !may_make_namespaces() {
@@ -285,7 +285,7 @@ fn a_name_that_leads_to_the_other_ip_version_is_followed() -> Result<()> {
     Ok(())
 }
 
-/// At boot: the daemon is there before the network.
+/// At boot: the daemon starts before the network is up.
 #[test]
 fn a_network_that_comes_later_is_taken_up() -> Result<()> {
     if !may_make_namespaces() {

@@ -15,7 +15,7 @@ use cipe_tests::options::{Options, PORT};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, process};
 
-/// Runs a daemon that should give up, and returns its one line.
+/// Runs a daemon that should fail, and returns its one line.
 fn refusal(mut command: Command) -> Result<String> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let log = Log::follow(child.stderr.take().context("stderr is a pipe")?);
@@ -28,7 +28,7 @@ fn refusal(mut command: Command) -> Result<String> {
     if !log.wait_for_end(SOON) {
         bail!("something that it started still holds its standard error:\n{}", log.text());
     }
-    // The greeting is no complaint.
+    // The line of the start is no error.
     let lines: Vec<String> =
         log.lines().into_iter().map(|line| line.text).filter(|line| !line.contains("CIPE daemon vers")).collect();
     match &lines[..] {
@@ -37,7 +37,7 @@ fn refusal(mut command: Command) -> Result<String> {
     }
 }
 
-/// A gateway to make mistakes on. Goes through a whole table before it complains.
+/// A gateway for mistakes. It tries a whole table before it fails.
 struct Desk {
     net: Topology,
     number: usize,
@@ -61,7 +61,7 @@ impl Desk {
         command
     }
 
-    /// Checks that the daemon refuses with a line that holds all of `words`, and that it leaves nothing.
+    /// Checks that the daemon refuses with a line that contains all of `words`, and that it leaves nothing behind.
     fn expect(&mut self, case: &str, command: Command, words: &[&str]) -> Result<()> {
         match refusal(command) {
             Err(error) => self.complaints.push(format!("{case}: {error:#}")),
@@ -214,7 +214,7 @@ fn only_root_may_start_it() -> Result<()> {
         return Ok(());
     }
     let mut desk = Desk::new()?;
-    // A copy that everybody can execute, wherever the build stands.
+    // A copy that every user can execute, wherever the build directory is.
     let program = desk.net.directory().join("ciped-cb");
     fs::copy(gateway::binary()?, &program)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;

@@ -1,4 +1,4 @@
-//! The bed itself: without any tunnel, over plain routes. What these checks find is no fault of the project's.
+//! The bed itself: without any tunnel, over plain routes. A failure here is a fault of the bed, not of the project.
 
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ fn a_namespace_goes_with_the_processes_in_it() -> Result<()> {
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     let path = net.lan(Side::A).path();
     let mut child = net.lan(Side::A).command("cat").stdin(std::process::Stdio::piped()).spawn()?;
-    // `ip netns exec` enters the namespace and becomes the program: wait until it has.
+    // `ip netns exec` enters the namespace and then executes the program: wait for that.
     let inside = net.lan(Side::A);
     while !inside.processes()?.contains(&child.id()) {
         std::thread::yield_now();

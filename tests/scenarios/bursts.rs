@@ -1,5 +1,5 @@
-//! An original has a receive buffer of 64 KiB, which what one superframe becomes does not fit into: ours spaces it, and loses no
-//! more than an original that sends datagram by datagram.
+//! The datagrams of one superframe do not fit into an original's receive buffer of 64 KiB: ours spaces them, and loses no more
+//! than an original that sends datagram by datagram.
 
 use std::io::{ErrorKind, IoSlice};
 use std::net::UdpSocket;
@@ -22,18 +22,18 @@ const SUPERFRAMES: usize = 100;
 const SEGMENTS: usize = 45;
 const SIZE: u16 = 1300;
 
-/// What is lost at the least of superframes that come at once: the buffer has room for 30 of the 45.
+/// Least loss of superframes that arrive at once: the buffer has room for 30 of the 45.
 const UNSPACED_LOSS: f64 = 0.25;
 
-/// Without a datagram for so long, the others of its superframe are lost.
+/// If no datagram arrives for this time, the others of its superframe are lost.
 const LOST: Duration = Duration::from_millis(100);
 
 fn configure(config: &mut Config) {
     config.receive_buffer = Some(BUFFER);
 }
 
-/// Part of the datagrams of superframes from lanA to lanB that is lost, 0 to 1; the next superframe leaves when all of one have
-/// arrived, or no more come.
+/// Share of the datagrams of superframes from lanA to lanB that is lost, 0 to 1; the next superframe leaves when all datagrams
+/// of the previous one have arrived, or no more arrive.
 fn loss(net: &Topology) -> Result<f64> {
     let server = net.lan(Side::B).run(|| UdpSocket::bind((Side::B.host(), 0)))?;
     let client = net.lan(Side::A).run(|| UdpSocket::bind((Side::A.host(), 0)))?;
@@ -72,7 +72,7 @@ fn from_an_original() -> Result<f64> {
 
 #[test]
 fn an_original_loses_no_more_of_ours_than_of_an_original() -> Result<()> {
-    /// Other work on the machine may keep either receiver off the CPU for longer than its buffer lasts.
+    /// Other processes may keep either receiver off the CPU until its buffer is full.
     const ROUNDS: usize = 5;
     if !may_make_namespaces() {
         return Ok(());
@@ -81,7 +81,7 @@ fn an_original_loses_no_more_of_ours_than_of_an_original() -> Result<()> {
     for _ in 0..ROUNDS {
         let (ours, theirs) = (from_ours()?, from_an_original()?);
         eprintln!("lost of ours {:.1} %, of an original {:.1} %", 100.0 * ours, 100.0 * theirs);
-        // An original that finds all of a superframe in its own queue sends in bursts, too.
+        // An original that has all datagrams of a superframe in its queue sends in bursts, too.
         if ours <= theirs + 0.01 && ours < UNSPACED_LOSS {
             return Ok(());
         }

@@ -1,6 +1,6 @@
-//! Cards that are not veth: two of this machine's, which are joined by a cable or a hub, carry the tunnel. For guests; a machine
-//! that has no two such cards to spare skips it. CIPE_CARDS="eth1 eth2" names them; otherwise those are taken that are down and
-//! have no address.
+//! Cards that are not veth: two cards of this machine, joined by a cable or a hub, carry the tunnel. This is for guests; a
+//! machine without two such spare cards skips it. CIPE_CARDS="eth1 eth2" names the cards; otherwise the test takes cards that
+//! are down and have no address.
 
 use std::fs;
 use std::path::Path;
@@ -37,14 +37,14 @@ fn cards() -> Result<Option<([String; 2], String)>> {
     Ok(Some(([one.clone(), other.clone()], driver)))
 }
 
-/// A topology whose carrier is the two cards in place of a veth pair.
+/// A topology with the two cards as its carrier, in place of a veth pair.
 struct BetweenCards {
     net: Topology,
     names: [String; 2],
     driver: String,
 }
 
-/// Gives the cards back, for the next test: the kernel would do that some time after the namespaces have gone.
+/// Returns the cards for the next test: the kernel would do it only some time after the namespaces are removed.
 impl Drop for BetweenCards {
     fn drop(&mut self) {
         for (side, name) in [Side::A, Side::B].into_iter().zip(&self.names) {
@@ -73,7 +73,7 @@ fn between_cards() -> Result<Option<BetweenCards>> {
         gateway.sysctl("net.ipv6.conf.wire0.disable_ipv6", "1")?;
         gateway.ip(&["addr", "add", &format!("{}/24", side.carrier()), "dev", "wire0"])?;
         gateway.ip(&["link", "set", "wire0", "up"])?;
-        // The test before has turned them off.
+        // The previous test has switched them off.
         Offload::restore(gateway, "wire0")?;
     }
     Ok(Some(between))

@@ -1,5 +1,5 @@
-//! Packets that are joined on their way in are cut again into the very same ones: what leaves one LAN is what reaches the other,
-//! octet for octet but for the two hops.
+//! Packets that are joined on ingress are segmented again into the same packets: a packet arrives at the other LAN with the
+//! octets that it had, except for the changes of the two hops.
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -42,7 +42,7 @@ fn capture(namespace: &Namespace, protocol: u8, least: usize) -> Result<Capture>
     })
 }
 
-/// The packets of a capture as they would be `hops` hops later: TTL and header checksum are left out of them.
+/// The packets of a capture as they would be `hops` hops later, without TTL and header checksum.
 fn packets(capture: Capture, protocol: u8, hops: u8) -> Result<Vec<Vec<u8>>> {
     let later = |frame: &[u8]| {
         let mut packet = from_a_to_b(frame, protocol)?.to_vec();
@@ -53,7 +53,7 @@ fn packets(capture: Capture, protocol: u8, hops: u8) -> Result<Vec<Vec<u8>>> {
     Ok(capture.finish()?.iter().filter_map(|captured| later(&captured.octets)).collect())
 }
 
-/// Captures of one protocol on both LANs, and of what the tunnel's device at B takes in joined.
+/// Captures of one protocol on both LANs, and of the joined packets at the tunnel's device at B.
 struct Captures {
     sent: Capture,
     joined: Capture,
@@ -74,7 +74,7 @@ impl Captures {
     }
 }
 
-/// Holds B's engine while `send` sends, so that it finds all of it at once.
+/// Stops B's engine while `send` sends, so that the engine finds all packets at once.
 fn at_once(gateway: &Gateway, send: impl FnOnce() -> Result<()>) -> Result<()> {
     let engine = gateway.engine_pid().context("an engine")?;
     process::signal(engine, Signal::STOP)?;
@@ -94,15 +94,15 @@ struct Flow {
 
 const PLAIN: Flow = Flow { port: 0, payload: |_| 900, tos: |_| 0, id: |n| 1000 + n as u16, has_checksum: true };
 
-/// What may and what may not be joined.
+/// Kinds of packets that may and may not be joined.
 const FLOWS: [Flow; 9] = [
     PLAIN,
     // Odd, so that checksums end in half a word.
     Flow { payload: |_| 333, tos: |_| 0xB9, ..PLAIN },
-    // As packets of one message that was cut: the last is shorter.
+    // As the packets of one segmented message: the last is shorter.
     Flow { payload: |n| if n % 5 == 4 { 77 } else { 1200 }, ..PLAIN },
     Flow { payload: |n| (n.wrapping_mul(0x9E37_79B1) >> 16) as usize % 1400, ..PLAIN },
-    // A router on the way marks some as having met congestion.
+    // A router on the path marks some of them (CE).
     Flow { tos: |n| if n % 4 == 2 { 0x03 } else { 0x02 }, ..PLAIN },
     Flow { has_checksum: false, ..PLAIN },
     Flow { id: |n| 60_000 - n as u16, ..PLAIN },
@@ -111,7 +111,7 @@ const FLOWS: [Flow; 9] = [
 ];
 
 impl Flow {
-    /// Packet number `n`, whose payload tells the number as far as there is room.
+    /// Packet number `n`, with the number in the payload as far as there is room.
     fn packet(&self, n: u32) -> Vec<u8> {
         let payload = [&n.to_be_bytes()[..], &pattern(n, 1500)].concat();
         let payload = &payload[..(self.payload)(n)];
@@ -130,7 +130,7 @@ impl Flow {
         packet.extend(payload);
         if self.has_checksum {
             let sum = checksum(&[&addresses, &[0, UDP][..], &udp.to_be_bytes(), &packet[20..]].concat());
-            // Zero would say that there is none.
+            // Zero would mean that there is no checksum.
             packet[26..28].copy_from_slice(&if sum == 0 { 0xFFFF } else { sum }.to_be_bytes());
         }
         packet
@@ -142,12 +142,12 @@ fn ports(packet: &[u8]) -> [u8; 4] {
 }
 
 fn udp_by(door: &str) -> Result<()> {
-    /// Packets of each flow that are on their way at once.
+    /// Packets of each flow in flight.
     const BURST: u32 = 16;
     let net = Topology::new(Carrier::Direct, Offload::Raw)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("carrier", door))?;
     pair.wait_for_keys(&net)?;
-    // Somebody listens: no errors go back.
+    // A socket listens, so that no ICMP errors go back.
     let listener = net.lan(Side::B).run(|| UdpSocket::bind((Side::B.host(), 0)))?;
     let base = listener.local_addr()?.port();
     let flows: Vec<Flow> = (0..).zip(FLOWS).map(|(n, flow)| Flow { port: base ^ n, ..flow }).collect();
@@ -162,7 +162,7 @@ fn udp_by(door: &str) -> Result<()> {
     for burst in 0.. {
         let numbers = burst * BURST..(burst + 1) * BURST;
         at_once(&pair.b, || {
-            // In two turns: runs of one flow, and then flows mixed packet by packet.
+            // In two turns: first runs of one flow, then flows mixed packet by packet.
             for flow in &flows {
                 for n in numbers.clone().take(BURST as usize / 2) {
                     raw.send_to(&flow.packet(n), &to)?;
@@ -229,7 +229,7 @@ fn tcp_by(door: &str) -> Result<()> {
     receiver.set_read_timeout(Some(SOON))?;
     let deadline = Instant::now() + process::patient(SOON);
     for round in 0.. {
-        // Each write ends in PSH: single segments, some that fill, and runs of both.
+        // Each write ends in PSH: single segments, full ones among them, and runs of both.
         for size in [1, 100, 1390, 1391, 3000, 40_000, 7, 60_000] {
             let octets = pattern(round, size);
             sender.write_all(&octets)?;
@@ -245,7 +245,7 @@ fn tcp_by(door: &str) -> Result<()> {
     sender.shutdown(Shutdown::Write)?;
     assert_eq!(receiver.read(&mut [0])?, 0);
     let (sent, received) = (packets(captures.sent, TCP, 2)?, packets(captures.received, TCP, 0)?);
-    // SYNs have another MSS. What was lost was sent again, and is no fault.
+    // SYNs have another MSS. Lost segments were retransmitted, which is no fault.
     let mut sent = sent.iter().filter(|packet| packet[33] & SYN == 0);
     for (n, received) in received.iter().filter(|packet| packet[33] & SYN == 0).enumerate() {
         ensure!(sent.any(|sent| sent == received), "{door}: packet {n} was never sent so: {}", hex::encode(received));
@@ -262,7 +262,7 @@ fn a_tcp_flow_is_the_same_on_both_lans() -> Result<()> {
     tcp_by("udp")
 }
 
-/// What a host hands over as one is cut at one gateway and joined at the other: the receiver gets the datagrams.
+/// A superframe of a host is segmented at one gateway and joined at the other: the receiver gets the datagrams.
 #[test]
 fn datagrams_of_a_superframe_arrive_each_for_itself() -> Result<()> {
     if !may_make_namespaces() {
@@ -279,12 +279,12 @@ fn datagrams_of_a_superframe_arrive_each_for_itself() -> Result<()> {
         let mut buffer = [0; 2000];
         for size in [1_u16, 100, 537, 1200, 1414] {
             for segments in [2, 9, 40] {
-                // The last is shorter where it can be.
+                // The last is shorter if the size allows it.
                 let payload = pattern(size.into(), segments * usize::from(size) - usize::from(size) / 3);
                 let pieces = [IoSlice::new(&payload)];
                 let cut = [ControlMessage::UdpGsoSegments(&size)];
                 match sendmsg::<()>(client.as_raw_fd(), &pieces, &cut, MsgFlags::empty(), None) {
-                    // Not all kernels cut datagrams for a card that leaves checksums to the CPU.
+                    // Not all kernels segment datagrams for a card without checksum offload.
                     Err(Errno::EIO) if offload == Offload::Raw => {
                         eprintln!("skipped: superframes of UDP over raw links: this kernel refuses them");
                         continue 'links;

@@ -1,4 +1,4 @@
-//! Each of two ends restarted, moved, silent for a while: a TCP stream goes on in the end.
+//! Each of two ends is restarted, moved, or silent for a while: a TCP stream continues afterwards.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces, process};
 use rustix::process::Signal;
 
-/// Runs `change` under a stream from each side, one after the other: it has to go on, and pings have to pass afterwards.
+/// Runs `change` under a stream from each side, one after the other: the stream must continue, and pings must pass afterwards.
 fn survives(daemon: Daemon, change: impl Fn(&mut Original) -> Result<()>) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
@@ -32,7 +32,7 @@ fn survives(daemon: Daemon, change: impl Fn(&mut Original) -> Result<()>) -> Res
         let stream = Stream::start(link.net.lan(sender), (link.net.lan(receiver), receiver.host()))?;
         stream.wait_for_more()?;
         change(&mut link)?;
-        // What a host would send by itself: an end that has moved is found by what it sends.
+        // Packets that a host would send by itself: a moved end is found by its packets.
         link.wait_for_pings()?;
         let more = stream.wait_for_more();
         more.with_context(|| {
@@ -43,7 +43,7 @@ fn survives(daemon: Daemon, change: impl Fn(&mut Original) -> Result<()>) -> Res
     Ok(())
 }
 
-/// Sends pings from a LAN, answered or not, until something has come true.
+/// Sends pings from a LAN, answered or not, until a condition is true.
 fn until(link: &Original, side: Side, is_true: impl Fn(&Original) -> bool) -> Result<()> {
     let deadline = Instant::now() + SOON;
     let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(1) };
@@ -104,7 +104,7 @@ fn ours_is_silent_for_a_while() -> Result<()> {
         let engine = link.ours.engine_pid().context("ours has an engine")?;
         let start = link.theirs.counters().indications_sent;
         process::signal(engine, Signal::STOP)?;
-        // Each new key that it offers in vain takes it a tokxc.
+        // Each new key that it offers without an answer takes a tokxc.
         let offered = until(link, Side::B, |link| link.theirs.counters().indications_sent >= start + 3);
         process::signal(engine, Signal::CONT)?;
         offered
@@ -138,7 +138,7 @@ fn a_nat_between_them_forgets_its_mapping() -> Result<()> {
     Ok(())
 }
 
-/// Without `ping` nobody would hear of it before ours has something to send.
+/// Without `ping` the other end would not learn the new address until ours has a packet to send.
 #[test]
 fn pings_tell_the_peer_of_a_nat_s_new_mapping() -> Result<()> {
     if !may_make_namespaces() {

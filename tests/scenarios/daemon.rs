@@ -1,4 +1,4 @@
-//! The daemon as a program: where it logs, how it ends, what it takes up while it runs, how it configures its interface.
+//! The daemon as a program: its log, its end, changes of options while it runs, and the configuration of its interface.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -17,8 +17,8 @@ use cipe_tests::{SOON, may_make_namespaces, process};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// A syslog socket, and the shell lines that make it the /dev/log of one mount namespace: /dev is another file system there,
-/// with what programs need bound into it.
+/// A syslog socket, and the shell commands that make it the /dev/log of one mount namespace: /dev is another file system there,
+/// into which the devices that programs need are bind-mounted.
 struct Syslog {
     socket: UnixDatagram,
     lines: Vec<String>,
@@ -32,7 +32,7 @@ impl Syslog {
         Ok(Self { socket, lines: Vec::new(), path })
     }
 
-    /// A command that sees it.
+    /// A command in that mount namespace.
     fn command(&self, namespace: &Namespace, folder: &Path, program: &Path, arguments: &[&str]) -> Command {
         let script = format!(
             "set -e; mount --make-rprivate /; mkdir -p {old}; mount --rbind /dev {old}; mount -t tmpfs none /dev\n\
@@ -47,7 +47,7 @@ impl Syslog {
         command
     }
 
-    /// Whether a message with this text has come.
+    /// Whether a message with this text has arrived.
     fn has(&mut self, what: &str) -> Result<bool> {
         self.socket.set_nonblocking(true)?;
         let mut message = [0; 2048];
@@ -108,7 +108,7 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
     let pid: u32 =
         tag.strip_prefix("<30>ciped-cb[").and_then(|rest| rest.strip_suffix("]: ")).context(first.clone())?.parse()?;
     assert!(process::arguments(pid).iter().any(|argument| argument == path.to_str().unwrap_or_default()));
-    // What `pgrep -x ciped-cb` and `killall ciped-cb` look for, in the daemon and in nothing else.
+    // The process name that `pgrep -x ciped-cb` and `killall ciped-cb` match; only the daemon has it.
     let name_of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned());
     assert_eq!(name_of(pid)?, "ciped-cb");
     let others = gateway.processes()?.into_iter().filter(|other| *other != pid);
@@ -135,7 +135,7 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
 
     let peer = Side::B.carrier().to_string();
     gateway.ip(&["route", "add", &peer, "dev", "cipcb0"])?;
-    // It is told when a datagram has gone round.
+    // It is logged when a datagram has looped.
     let deadline = Instant::now() + SOON;
     while !log.has("cipcb0: looped route")? && Instant::now() < deadline {
         let one = Plan { timeout: Duration::from_millis(50), ..Plan::count(1) };
@@ -176,7 +176,7 @@ fn a_hang_up_takes_up_what_it_can_and_says_what_it_cannot() -> Result<()> {
     hang_up(&format!("{before}maxerr 3\nmtu 1300\narg more\n"))?;
     let line = pair.a.wait_for_line("of the options", |line| line.contains("options read again"))?;
     assert!(line.text.ends_with("applied: maxerr, arg; needs a restart: mtu"), "{}", line.text);
-    // Compared with what runs by now.
+    // Compared with the options in effect by now.
     hang_up(&format!("{before}maxerr 3\nmtu 1300\narg other\n"))?;
     pair.a.wait_for_line("of the second time", |line| line.ends_with("applied: arg; needs a restart: mtu"))?;
     hang_up(&format!("{before}maxerror 3\n"))?;
@@ -196,7 +196,7 @@ fn it_ends_well_when_asked_and_badly_when_the_network_is_gone() -> Result<()> {
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, Offload::On)?;
-    // The interface is taken down, or goes.
+    // The interface is set down, or deleted.
     for verb in [&["link", "set", "cipcb0", "down"][..], &["link", "del", "cipcb0"]] {
         let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
         pair.wait_for_keys(&net)?;
@@ -205,7 +205,7 @@ fn it_ends_well_when_asked_and_badly_when_the_network_is_gone() -> Result<()> {
         assert!(pair.a.stop()?.success(), "{verb:?}");
         pair.b.wait_for_line("of the good-bye", |line| line.contains("the peer goes away (CT_KILL): the interface"))?;
     }
-    // Nobody listens at the peer's port: its host says so.
+    // Nothing listens at the peer's port: its host answers with an ICMP error.
     let options = Options::of(Side::A).set("maxerr", 2).set("ping", 1);
     let mut alone = Gateway::start(&net, Side::A, Daemon::Blowfish, &options)?;
     alone.wait_up()?;
@@ -225,7 +225,7 @@ fn it_ends_well_when_asked_and_badly_when_the_network_is_gone() -> Result<()> {
     Ok(())
 }
 
-/// What the other end sends under the key of before can be opened by nobody.
+/// Nobody can decrypt packets that the other end sends under its old key.
 #[test]
 fn not_one_packet_is_lost_after_a_peer_was_restarted() -> Result<()> {
     if !may_make_namespaces() {
@@ -301,7 +301,7 @@ fn the_interface_is_what_its_options_say() -> Result<()> {
     );
     drop(pair);
 
-    // As the classic device is by default, and left to ip-up.
+    // As the classic device is by default, and as ip-up configures it.
     for (options, addresses) in [(Options::of(Side::A), 1), (Options::of(Side::A).flag("ifconfig"), 0)] {
         let mut alone = Gateway::start_in(&net, (gateway, "A"), &[], Daemon::Idea, &options)?;
         alone.wait_up()?;
@@ -316,7 +316,7 @@ fn the_interface_is_what_its_options_say() -> Result<()> {
     Ok(())
 }
 
-/// The scripts that are shipped, as an operator would copy them: "pid device" while the tunnel is up.
+/// The sample scripts, as an operator would copy them: "pid device" while the tunnel is up.
 #[test]
 fn the_sample_scripts_keep_a_pid_file() -> Result<()> {
     if !may_make_namespaces() {

@@ -1,4 +1,4 @@
-//! Tunnel devices that an operator renames, or moves to another network namespace, as is done with those of other tunnels.
+//! An operator renames tunnel devices, or moves them to another network namespace, as with other kinds of tunnels.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ fn wait_for_ping(from: &Namespace, to: Ipv4Addr, gateway: &Gateway) -> Result<()
 /// Each protocol has devices of its own kind.
 const DAEMONS: [Daemon; 2] = [Daemon::Blowfish, Daemon::EthernetBlowfish];
 
-/// The carrier stays where it is; whoever is in the other namespace has the tunnel and nothing else.
+/// The carrier stays in its namespace; processes in the other namespace have the tunnel and nothing else.
 #[test]
 fn a_device_in_another_namespace_goes_on_and_its_end_is_the_tunnel_s() -> Result<()> {
     if !may_make_namespaces() {
@@ -85,7 +85,7 @@ fn a_renamed_device_is_called_by_its_new_name() -> Result<()> {
         let pair = Pair::start(&net, daemon, |_, options| options)?;
         wait_for_ping(net.gw(Side::A), Side::B.tunnel(), &pair.a)?;
         if let Err(error) = net.gw(Side::A).ip(&["link", "set", device, "name", "vpn7"]) {
-            // Before Linux 6.2 no device is renamed that is up, and a tunnel ends when its device goes down.
+            // Before Linux 6.2 a device cannot be renamed while it is up, and a tunnel ends when its device goes down.
             let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
             ensure!(release.starts_with("6.1."), "{error:#}");
             eprintln!("skipped: Linux {} renames no device that is up", release.trim());

@@ -1,5 +1,5 @@
-//! `carrier auto` on a device that may deliver superframes: to AF_XDP when single frames come, back to the UDP socket when
-//! it is calm, under traffic that must not notice.
+//! `carrier auto` on a device that may deliver superframes: it changes to AF_XDP when single frames arrive, and back to the UDP
+//! socket when the device is calm, without an effect on traffic.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -18,14 +18,14 @@ const BY_SOCKET: &str = "UDP socket, until single frames";
 const BY_XDP: &str = "native XDP, copy mode";
 const LIVE: &str = "sends live frames";
 
-/// Time between two rounds of a flow that leaves the door calm.
+/// Time between two rounds of a flow that keeps the door calm.
 const CALM: Duration = Duration::from_millis(50);
 
 fn has_door(status: &Status, words: &str) -> bool {
     status.doors.iter().any(|door| door.starts_with("wire0") && door.contains(words))
 }
 
-/// Runs flows both ways while `meanwhile` does, each with `pause` between its rounds; returns the datagrams of A and of B.
+/// Runs flows both ways while `meanwhile` runs, each with `pause` between its rounds; returns the datagrams of A and of B.
 fn under_flows(
     net: &Topology,
     flows: usize,
@@ -37,7 +37,7 @@ fn under_flows(
         let mut datagrams = 0;
         loop {
             datagrams += flows.round().with_context(|| format!("from {from:?}"))?;
-            // The channel is a clock that the end of `meanwhile` stops.
+            // The channel is a timer; the end of `meanwhile` stops it.
             if stop.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
                 return Ok(datagrams);
             }
@@ -94,7 +94,7 @@ fn the_door_follows_what_comes_and_no_flow_notices() -> Result<()> {
         anyhow::Ok(())
     };
 
-    // Superframes, and nothing else in numbers.
+    // Superframes, and few other packets.
     stream(Side::A)?;
     stream(Side::B)?;
     both(&pair, BY_SOCKET)?;
@@ -134,10 +134,10 @@ fn who_sends_much_sends_live_frames_while_the_peer_runs_native_xdp() -> Result<(
     };
     pair.a.wait_for_status(LIVE, |status| stream() && has_door(status, LIVE))?;
     assert!(stream());
-    // What a veth loses when a program comes, TCP sends again; all else is as it should be.
+    // TCP retransmits packets that a veth loses when a program is attached; everything else is right.
     let fine = ["sent", "delivered", "control-sent", "control-received"];
     assert!(pair.a.status()?.verdicts.iter().all(|(name, _)| fine.contains(&name.as_str())));
-    // Asked for is AF_XDP, also for what is sent.
+    // The option asks for AF_XDP, also for sending.
     let asked = pair.b.status()?;
     assert!(has_door(&asked, BY_XDP) && !has_door(&asked, LIVE), "{asked:?}");
     pair.b.stop()?;
@@ -161,7 +161,7 @@ fn superframes_that_generic_xdp_cannot_read_are_counted_and_warned_of() -> Resul
     let sender = net.lan(Side::B).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
     sender.connect((Side::A.host(), 9))?;
     pair.a.wait_for_status("a superframe", |status| {
-        // All of one size, so that what B reads in one go leaves in one call. Nobody listens: an error is none of ours.
+        // All of one size, so that the packets of one read at B leave in one call. Nothing listens: ignore the errors.
         (0..200).for_each(|_| drop(sender.send(&[0; 1200])));
         status.count("bad-length") > 0
     })?;

@@ -1,4 +1,4 @@
-//! Carriers that AF_XDP cannot serve: the UDP socket is chosen by itself, and the status says so.
+//! Carriers that AF_XDP cannot serve: the engine chooses the UDP socket, and the status reports it.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -101,7 +101,8 @@ fn the_status_says_which_door_was_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// A router on the way cuts what is too large for its next link and may be cut. The kernel joins it before the tunnel sees it.
+/// A router on the path fragments datagrams without DF that are too large for its next link. The kernel reassembles them before
+/// the tunnel gets them.
 #[test]
 fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
     const LARGE: usize = 20;
@@ -115,7 +116,7 @@ fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
         }
         let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("carrier", carrier))?;
         pair.wait_for_keys(&net)?;
-        // Towards A only: a device that takes no more would not let A's own datagrams in.
+        // Towards A only: a device with this MTU would not receive A's own datagrams.
         let (tap, to) = (net.tap().expect("a tapped carrier has a tap"), Side::A.carrier().to_string());
         tap.ip(&["route", "replace", &to, "dev", "portA", "mtu", "lock", "1000"])?;
         let report = ping::run(net.lan(Side::B), Side::A.host(), &Plan::sizes(vec![1400; LARGE]))?;
@@ -127,7 +128,7 @@ fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
     Ok(())
 }
 
-/// A device that stands on the carrier's cable, of a kind as `ip link add link wire0 type ...` has it.
+/// A device on top of the carrier's cable, of a kind of `ip link add link wire0 type ...`.
 fn a_device_on_another_carries(kind: &[&str]) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
@@ -137,7 +138,7 @@ fn a_device_on_another_carries(kind: &[&str]) -> Result<()> {
         Side::B => Ipv4Addr::new(10, 202, 0, 2),
     };
     let address = |side| SocketAddr::from((end(side), PORT));
-    // Such drivers have no native XDP, and what `auto` would change to is not to be had.
+    // Such drivers have no native XDP, so `auto` cannot change to it.
     for (offload, carrier, words) in [
         (Offload::Raw, "xdp", "upper0: generic (native refused"),
         (Offload::On, "xdp", "upper0: generic (native refused"),
@@ -164,7 +165,7 @@ fn a_device_on_another_carries(kind: &[&str]) -> Result<()> {
         pair.wait_for_keys(&net)?;
         everything_passes(&net)?;
         pair.a.wait_for_status(words, |status| has_door(status, &[words]))?;
-        // It stays so, and carries on.
+        // The door stays the same, and the tunnel works.
         everything_passes(&net)?;
         for gateway in [&pair.a, &pair.b] {
             let status = gateway.status()?;
@@ -184,7 +185,7 @@ fn a_macvlan_carries_a_tunnel_by_each_door() -> Result<()> {
     a_device_on_another_carries(&["macvlan", "mode", "bridge"])
 }
 
-/// Somebody else's XDP program on a gateway's carrier device; it passes everything.
+/// Another owner's XDP program on a gateway's carrier device; it passes everything.
 fn foreign_program(net: &Topology, side: Side) -> Result<(Programs, u32)> {
     net.gw(side).run(|| {
         let mut programs = Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..LoadOptions::default() })?;
@@ -212,14 +213,14 @@ fn af_xdp_is_taken_again_when_another_program_has_gone() -> Result<()> {
     pair.a.wait_for_status("AF_XDP", |status| has_door(status, &own) && !has_door(status, &other))?;
     everything_passes(&net)?;
 
-    // Its own program is detached behind its back, with nobody else's in its place, and with one.
+    // The engine's own program is detached from outside, without another one in its place, and with one.
     let engine = pair.a.engine_pid().context("an engine")?;
     process::detach_xdp(engine, ifindex)?;
     pair.a.wait_for_line("of the loss", |line| line.contains("somebody has detached"))?;
     pair.a.wait_for_status("AF_XDP again", |status| has_door(status, &own))?;
     everything_passes(&net)?;
     process::detach_xdp(engine, ifindex)?;
-    // Whoever is first has the device.
+    // The first owner keeps the device.
     if let Ok((foreign, _)) = foreign_program(&net, Side::A) {
         pair.a.wait_for_status("the other program", |status| has_door(status, &other))?;
         everything_passes(&net)?;

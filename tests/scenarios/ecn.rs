@@ -1,5 +1,5 @@
-//! Congestion that a router on the carrier marks in place of dropping (CE) is told to the hosts behind the tunnel, by every
-//! door, as RFC 6040 has it; where nobody could be told the packet is dropped and counted.
+//! By every door, the congestion mark (CE) of a router on the carrier is copied to the inner packet, as RFC 6040 requires; a
+//! packet without ECN is dropped and counted.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// By inner and outer field what comes out, and `None` where nothing does: figure 4 of RFC 6040.
+/// The delivered field for each inner and outer field, `None` for a drop: figure 4 of RFC 6040.
 const TABLE: [(u8, u8, Option<u8>); 16] = [
     (0, 0, Some(0)),
     (0, 2, Some(0)),
@@ -34,10 +34,10 @@ const TABLE: [(u8, u8, Option<u8>); 16] = [
     (3, 3, Some(3)),
 ];
 
-/// Bits of the TOS beside those of congestion.
+/// Bits of the TOS other than the congestion bits.
 const DSCP: u8 = 0xB8;
 
-/// A UDP packet of lanB to lanA that is told by its length.
+/// A UDP packet of lanB to lanA, which its length identifies.
 fn packet(length: usize, ecn: u8) -> Vec<u8> {
     let mut packet = vec![0x45, DSCP | ecn];
     packet.extend((length as u16).to_be_bytes());
@@ -53,7 +53,7 @@ fn packet(length: usize, ecn: u8) -> Vec<u8> {
     packet
 }
 
-/// TOS of a packet of this length on lanA, whose header must be right.
+/// TOS of a packet of this length on lanA; checks the packet's header.
 fn tos(frame: &[u8], length: usize) -> Option<u8> {
     let frame = Frame::parse(frame)?;
     let ip = frame.ipv4().filter(|ip| ip.source == Side::B.host() && ip.payload.len() + 20 == length)?;

@@ -1,5 +1,6 @@
-//! Tunnels of the kernel's (VXLAN, Geneve, GRE, IP in IP and the rest) through the tunnel: what they carry, in superframes too,
-//! comes out octet for octet, both ways, and no checksum is wrong. A kind that this kernel does not have is skipped and says so.
+//! The kernel's tunnels (VXLAN, Geneve, GRE, IP in IP and the rest) through the tunnel: their traffic, also in superframes,
+//! arrives unchanged, both ways, and no checksum is wrong. A kind that this kernel does not have is skipped, with its name
+//! printed.
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -18,13 +19,13 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 /// A kind of tunnel.
 struct Kind {
     name: &'static str,
-    /// What `ip link add DEVICE` gets; LOCAL and REMOTE stand for addresses.
+    /// Arguments of `ip link add DEVICE`; LOCAL and REMOTE stand for addresses.
     link: &'static str,
-    /// What `ip fou add` gets before it, if anything.
+    /// Arguments of an `ip fou add` before it, if any.
     fou: Option<&'static str>,
     /// Its own packets are IPv6.
     outer6: bool,
-    /// Of what it carries, IPv4 and IPv6.
+    /// Which inner IP versions it carries, IPv4 and IPv6.
     inner: [bool; 2],
 }
 
@@ -93,7 +94,7 @@ const KINDS: [Kind; 25] = [
     ),
 ];
 
-/// Device of the tunnel under test, and what fits through it and ours.
+/// Device of the tunnel under test, and the largest packet for it and ours together.
 const DEVICE: &str = "inner0";
 const MTU: &str = "1280";
 
@@ -115,14 +116,14 @@ struct Ends<'a> {
 const SIDES: [Side; 2] = [Side::A, Side::B];
 
 impl Kind {
-    /// Makes both ends, unless this kernel cannot.
+    /// Makes both ends, if this kernel can.
     fn make(&self, ends: &Ends<'_>) -> Result<Option<()>> {
         for (index, side) in SIDES.into_iter().enumerate() {
             let host = ends.hosts[index];
             let addresses = if self.outer6 { ends.v6 } else { ends.v4 };
             let (local, remote) = (addresses[index].to_string(), addresses[1 - index].to_string());
             if let Some(fou) = self.fou {
-                // Nothing but `modprobe` loads it: its netlink family has no alias that the kernel would ask for.
+                // Only `modprobe` loads it: its netlink family has no alias for the kernel to load it by.
                 let _ = Command::new("modprobe").args(["-q", "-a", "fou", "fou6"]).status();
                 let arguments: Vec<&str> = ["fou", "add"].into_iter().chain(fou.split(' ')).collect();
                 if self.is_missing(host.ip(&arguments))? {
@@ -143,7 +144,7 @@ impl Kind {
         Ok(Some(()))
     }
 
-    /// Whether this kernel does not have it; says so.
+    /// Whether this kernel lacks it; prints that.
     fn is_missing(&self, made: Result<String>) -> Result<bool> {
         const MISSING: [&str; 4] =
             ["Unknown device type", "Operation not supported", "Protocol not supported", "Error talking to the kernel"];
@@ -158,7 +159,7 @@ impl Kind {
 
     fn remove(&self, ends: &Ends<'_>) {
         for host in ends.hosts {
-            // What was not made needs no removal.
+            // If it was not made, the removal fails, which is no error.
             let _ = host.ip(&["link", "del", DEVICE]);
             if let Some(fou) = self.fou {
                 let _ = host.ip(&["fou", "del", "port", fou.split(' ').nth(1).unwrap_or_default()]);
@@ -214,7 +215,7 @@ fn datagrams(from: &Namespace, to: &Namespace, address: IpAddr, source: IpAddr) 
     let mut buffer = [0; 2000];
     for size in [1_u16, 333, 1200] {
         for segments in [1, 2, 7, 24] {
-            // The last is shorter where it can be.
+            // The last is shorter if the size allows it.
             let payload = pattern(size.into(), segments * usize::from(size) - usize::from(size) / 3);
             let pieces = [IoSlice::new(&payload)];
             let cut = [ControlMessage::UdpGsoSegments(&size)];
@@ -309,7 +310,7 @@ fn what_a_gateway_encapsulates_arrives_octet_for_octet() -> Result<()> {
     Ok(())
 }
 
-/// The superframes of hosts arrive at the gateway as such, and are forwarded.
+/// The superframes of hosts arrive at the gateway whole, and it forwards them.
 #[test]
 fn what_hosts_of_the_lans_encapsulate_arrives_octet_for_octet() -> Result<()> {
     if !may_make_namespaces() {

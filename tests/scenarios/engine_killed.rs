@@ -1,4 +1,4 @@
-//! An engine killed with SIGKILL: private traffic is dropped, never sent in clear, and the tunnel comes back.
+//! An engine killed with SIGKILL: private traffic is dropped, never sent in clear, and the tunnel returns.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 use rustix::process::Signal;
 
-/// The gateways' default route leads over the carrier, as that of a gateway on the Internet does: whatever loses its way
-/// into the tunnel would leave in clear.
+/// The gateways' default route leads over the carrier, as that of a gateway on the Internet does: a packet that does not enter
+/// the tunnel would leave in clear.
 fn tempting(net: &Topology) -> Result<()> {
     for side in [Side::A, Side::B] {
         net.gw(side).ip(&["route", "add", "default", "via", &side.other().carrier().to_string()])?;
@@ -59,7 +59,7 @@ fn traffic_is_dropped_while_the_engine_is_dead() -> Result<()> {
     pair.wait_for_keys(&net)?;
     let engine = pair.a.engine_pid().context("an engine runs")?;
 
-    // A daemon that is stopped cannot start another engine: the state between lasts as long as we look.
+    // A stopped daemon cannot start another engine, so the state without an engine lasts as long as the test needs.
     process::signal(pair.a.pid(), Signal::STOP)?;
     let capture = net.capture_carrier(10_000)?;
     process::signal(engine, Signal::KILL)?;
@@ -92,7 +92,7 @@ fn the_tunnel_comes_back_and_nothing_leaks_on_the_way() -> Result<()> {
     pair.wait_for_keys(&net)?;
     let capture = net.capture_carrier(1_000_000)?;
 
-    // Pings go on without a break through death and return, so that no moment goes unseen.
+    // Pings continue from before the kill until after the return, so that they cover every moment.
     let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| -> Result<()> {
         let pinging = scope.spawn(|| {

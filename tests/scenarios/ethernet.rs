@@ -21,7 +21,7 @@ use rustix::process::Signal;
 const MTU: usize = 1428;
 /// Octets of an Ethernet header.
 const ETHERNET: usize = 14;
-/// Nothing that must not come has come after this time, where something else has come before.
+/// Time to wait for frames that must not arrive, after another one has arrived.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 /// Two LANs joined by bridges and a tunnel between them.
@@ -31,7 +31,7 @@ struct Joined {
     net: Topology,
 }
 
-/// As an operator writes it for a device in a bridge: without addresses on the tunnel.
+/// The options for a device in a bridge, as an operator writes them: without addresses on the tunnel.
 fn addressless(options: Options) -> Options {
     options.without("ipaddr").without("ptpaddr")
 }
@@ -80,7 +80,7 @@ impl Joined {
         lans_reach_each_other(&self.net)
     }
 
-    /// Sends a frame into the bridge of each side and waits for it at the other, octet for octet.
+    /// Sends a frame into the bridge of each side and waits for the same octets at the other.
     fn passes(&self, frame: &[u8], what: &str) -> Result<()> {
         for side in [Side::A, Side::B] {
             self.port(side).send(frame)?;
@@ -130,7 +130,7 @@ fn bridged_lans_are_one_ethernet() -> Result<()> {
             for verdict in refused {
                 assert_eq!(status.count(verdict), 0, "{daemon:?} {offload:?} {verdict}: {status:?}");
             }
-            // The other side's host was found by ARP, and its address learned at the tunnel's port.
+            // ARP found the other side's host, and the bridge learned its address at the tunnel's port.
             let mac = joined.net.lan(side.other()).mac("eth0")?.map(|octet| format!("{octet:02x}")).join(":");
             let learned = bridge::learned_at(joined.net.gw(side), daemon.device())?;
             assert!(learned.contains(&mac), "{mac} is not among {learned:?}");
@@ -209,7 +209,7 @@ fn the_second_implementation_and_ours_carry_each_others_frames() -> Result<()> {
         let socket = net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), PORT)))?;
         let mut ours = Gateway::start(&net, Side::A, daemon, &addressless(Options::of(Side::A)))?;
         bridge::join(net.gw(Side::A), &ours.wait_up()?)?;
-        // Not before ours: its first frame announces a key, and it does not do so again within tokxc.
+        // Start it after ours: its first frame announces a key, and it announces no other within tokxc.
         let (theirs, _events) = Peer::start_with_device(socket, config, tap.as_fd().try_clone_to_owned()?)?;
         let ports = [Port::new(net.gw(Side::A), "port0")?, Port::new(net.gw(Side::B), "port0")?];
         for side in [Side::A, Side::B] {
@@ -278,7 +278,7 @@ fn what_is_larger_than_the_path_is_cut_outside_or_told() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
-    // Bridges take hosts' full frames, the carrier does not.
+    // Bridges forward full frames of hosts, the carrier does not.
     let change = |_, options: Options| options.set("mtu", 1500);
     let joined = Joined::new(Daemon::EthernetBlowfish, Offload::Off, change)?;
     for (what, frame) in [
@@ -333,7 +333,7 @@ fn an_mtu_that_an_operator_sets_is_followed() -> Result<()> {
     joined.gateway(Side::B).wait_for_status("it is too large", |status| status.count("private-full") == 1)?;
     set(Side::B, "1500")?;
     joined.passes(&large, "a larger frame")?;
-    // Pings fill it where nothing forbids the carrier to cut.
+    // Pings may fill the MTU if the carrier is allowed to fragment.
     let plan = Plan::sizes(vec![HEADERS, MTU]);
     assert_eq!(ping::run(joined.net.lan(Side::A), host(Side::B), &plan)?.received(), 2);
     set(Side::B, "1000")?;
@@ -364,7 +364,7 @@ fn the_device_stays_in_its_bridge_while_the_engine_is_dead_and_drops() -> Result
     );
     assert_eq!(bridge::index_in_bridge(gateway, "cipdb0")?, index, "the same device");
     joined.everything_passes()?;
-    // A daemon that dies with its engine leaves the device to the next one.
+    // If a daemon dies with its engine, the next one takes over the device.
     let Joined { pair, net, .. } = joined;
     let engine = pair.a.engine_pid().context("an engine runs")?;
     process::signal(engine, Signal::KILL)?;
@@ -434,7 +434,7 @@ fn the_interface_is_as_its_options_say() -> Result<()> {
     assert!(text.contains("4, Ethernet frames"), "{text}");
     assert!(gateway.stop()?.success());
 
-    // Without `bcast` the network's own; without `mask` the peer alone.
+    // Without `bcast` the broadcast address of the network; without `mask` a route to the peer alone.
     let mut gateway = Gateway::start(&net, Side::A, Daemon::EthernetIdea, &options.clone())?;
     gateway.wait_up()?;
     assert_eq!(shown()?[0]["addr_info"][0]["broadcast"], "10.201.0.255");

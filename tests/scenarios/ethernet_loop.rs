@@ -1,5 +1,5 @@
-//! Carriers that a bridge leads into Ethernet tunnels (protocol 4): nothing goes round, to the packet, whatever tags it has, nor
-//! through several tunnels; each packet is counted, one line says so. A tunnel inside an Ethernet tunnel is no loop.
+//! Carriers that a bridge leads into Ethernet tunnels (protocol 4): no packet loops, with any tags, nor through several
+//! tunnels; each packet is counted, and the log has one line. A tunnel inside an Ethernet tunnel is no loop.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use cipe_tests::{SOON, may_make_namespaces, process, traffic};
 
 const PINGS: usize = 20;
 
-/// Makes a route in `table` by which a bridge sends to the other end of the tunnel whose device stands in it.
+/// Makes a route in `table` by which a bridge sends to the other end of the tunnel that is its port.
 fn lead_through(net: &Topology, bridge: &str, device: &str, table: &str) -> Result<()> {
     let gw = net.gw(Side::A);
     // Each bridge has its own network, whose router is that other end.
@@ -43,7 +43,7 @@ fn wait_for_ping(from: &Namespace, to: Ipv4Addr, gateways: &[&Gateway]) -> Resul
     Ok(())
 }
 
-/// Packets that a tunnel has sealed.
+/// Packets that a tunnel has encrypted.
 fn sealed(status: &Status) -> u64 {
     ["sent", "control-sent"].iter().map(|verdict| status.count(verdict)).sum()
 }
@@ -52,7 +52,7 @@ fn told(gateway: &Gateway) -> usize {
     gateway.log().text().lines().filter(|line| line.contains("looped route")).count()
 }
 
-/// No unasked ARP: each host knows the other for good.
+/// No ARP: each host has a permanent entry for the other.
 fn introduce(net: &Topology) -> Result<()> {
     for side in [Side::A, Side::B] {
         let mac = net.lan(side.other()).mac("eth0")?.map(|octet| format!("{octet:02x}")).join(":");
@@ -92,12 +92,12 @@ fn nothing_goes_round_through_a_bridge() -> Result<()> {
             ping::run(lan, host(Side::B), &one)?;
             pings += 1;
         }
-        // From here on every packet comes back: what is sealed ends in the program, data and control.
+        // From here on every packet returns: the TC program drops all encrypted datagrams, data and control.
         let due = status.count("route-loop") + 1;
         let before = pair.a.wait_for_status("the first loops", |now| now.count("route-loop") >= due)?;
         let plan = Plan { window: PINGS, timeout: Duration::from_millis(500), ..Plan::count(PINGS) };
         ensure!(ping::run(lan, host(Side::B), &plan)?.received() == 0, "{door}: an answer");
-        // Each frame that was taken in is sealed once, and each datagram ends in the program.
+        // Each received frame is encrypted once, and the program drops each datagram.
         let once = |now: &Status| -> Result<bool> {
             let taken = gw.counters("cipdb0")?.tx_packets - device.tx_packets;
             let looped = now.count("route-loop") - before.count("route-loop");
@@ -151,7 +151,7 @@ fn its_own_datagram_is_known_behind_tags() -> Result<()> {
         pair.a.wait_for_status("the loop", |status| status.count("route-loop") == due)?;
         let other = datagram(tags, PORT + 1);
         ports[0].send(&other)?;
-        // The own one was before it and would have come before it.
+        // The own one was sent before and would have arrived before.
         let came = ports[1].wait_for(SOON, |came| came == other || came == datagram(tags, PORT))?;
         ensure!(came.as_ref() == Some(&other), "{came:?}");
         pair.a.wait_for_status("no more", |status| status.count("route-loop") == due)?;
@@ -178,7 +178,7 @@ fn second(net: &Topology, daemon: Daemon) -> Result<[Gateway; 2]> {
     Ok(both)
 }
 
-/// Each of two tunnels is led through the other, the first through a bridge.
+/// Each of two tunnels leads through the other, the first through a bridge.
 #[test]
 fn nothing_goes_round_through_two_tunnels() -> Result<()> {
     if !may_make_namespaces() {
@@ -200,7 +200,7 @@ fn nothing_goes_round_through_two_tunnels() -> Result<()> {
                 gw.sysctl(&format!("net.ipv6.conf.{bridge}.disable_ipv6"), "1")?;
                 gw.ip(&["link", "set", &bridge, "up"])?;
                 gw.ip(&["link", "set", device, "master", &bridge])?;
-                // The address is the bridge's now.
+                // The bridge has the address now.
                 let addresses: serde_json::Value =
                     serde_json::from_str(&gw.ip(&["-j", "addr", "show", "dev", device])?)?;
                 let local = addresses[0]["addr_info"][0]["local"].as_str().context("it has an address")?.to_owned();
@@ -228,7 +228,8 @@ fn nothing_goes_round_through_two_tunnels() -> Result<()> {
         }
         let (taken, statuses) = (count()? - start, [pair.a.status()?, a.status()?]);
         let sent = statuses.iter().map(sealed).sum::<u64>() - sealed_at_start;
-        // Each of the pings is sealed by both, and comes back once; beside them a few messages of the tunnels' own, and what hosts say.
+        // Both tunnels encrypt each ping, and it returns once; in addition there are a few messages of the tunnels and of the
+        // hosts.
         let pings = 2 * PINGS as u64;
         ensure!(taken < 3 * pings + 100 && sent < 2 * pings + 100, "{taken} taken, {sent} sealed: {statuses:?}");
         for status in &statuses {

@@ -1,5 +1,4 @@
-//! Datagrams of any content at the carrier port: each is counted under a verdict, and the tunnel goes on as if nothing
-//! had come.
+//! Datagrams of any content at the carrier port: each is counted under a verdict, and the tunnel is not affected.
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -20,13 +19,13 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Datagrams on their way at a time: fewer than any buffer between here and the engine holds.
+/// Datagrams in flight: fewer than any buffer between here and the engine holds.
 const BATCH: usize = 48;
 
-/// Octets of the largest datagram that one packet of the carrier holds.
+/// Octets of the largest datagram that fits one packet of the carrier.
 const LARGEST: usize = 1500 - 28;
 
-/// What is thrown at gateway B, from an address that is not its peer's.
+/// Packets that the test sends to gateway B, from an address that is not its peer's.
 struct Thrower<'a> {
     link: &'a Relayed,
     socket: UdpSocket,
@@ -43,8 +42,8 @@ impl<'a> Thrower<'a> {
         })
     }
 
-    /// Sends everything, and waits after each batch until the engine has counted it. Returns what was counted in
-    /// between, by verdict, zeros left out.
+    /// Sends everything, and waits after each batch until the engine has counted it. Returns the increase of the counters, by
+    /// verdict, without zeros.
     fn throw(&self, mut send: impl FnMut(&Self, usize) -> Result<()>, count: usize) -> Result<BTreeMap<String, u64>> {
         let start = self.link.pair.b.status()?;
         for first in (0..count).step_by(BATCH) {
@@ -79,13 +78,14 @@ impl<'a> Thrower<'a> {
     }
 }
 
-/// Datagrams that an end has received but for control messages, with which the ends may exchange keys meanwhile: an idle
-/// tunnel under which nothing can be opened renews them. A thrown one that were taken for such would be missed here.
+/// Datagrams that an end has received, without control messages: the ends may exchange keys meanwhile, because an idle tunnel
+/// renews them if no datagram decrypts. If the engine took one of the test's datagrams for a control message, the count would
+/// be too low.
 fn thrown(status: &Status) -> u64 {
     inbound(status) - status.count("control-received")
 }
 
-/// The keys of an end; the one before the receive key comes and goes with a renewal.
+/// The keys of an end, without the previous receive key, which comes and goes with a renewal.
 fn keys(status: &Status) -> Vec<&String> {
     status.keys.iter().filter(|key| *key != "previous").collect()
 }
@@ -97,7 +97,7 @@ fn counts<const N: usize>(expected: [(&str, u64); N]) -> BTreeMap<String, u64> {
 /// Octets that a datagram may have in an engine for usual MTUs.
 const ROOM: usize = 1792;
 
-/// Verdicts on datagrams that no key has made: by their length alone.
+/// Verdicts on datagrams made without a key, by their length alone.
 fn refused(datagrams: &[Vec<u8>]) -> BTreeMap<String, u64> {
     let whole = |datagram: &&Vec<u8>| (16..=ROOM).contains(&datagram.len()) && datagram.len().is_multiple_of(8);
     let whole = datagrams.iter().filter(whole).count() as u64;
@@ -109,19 +109,19 @@ fn is_dynamic(datagram: &[u8]) -> bool {
     datagram[0] & 0x80 != 0
 }
 
-/// Runs `attack` on gateway B of a link with keys, and looks whether the tunnel has taken any harm.
-/// `carrier`: the door; what comes through a UDP socket the kernel has looked at before.
+/// Runs `attack` on gateway B of a link with keys, and checks that the tunnel is not affected. `carrier`: the door; before a
+/// UDP socket the kernel checks datagrams itself.
 fn survives(daemon: Daemon, carrier: &str, attack: impl FnOnce(&Thrower<'_>, &mut StdRng) -> Result<()>) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
-    // Keys are renewed once meanwhile at most, and the one before is kept.
+    // Keys are renewed at most once meanwhile, and the previous one is kept.
     let link = Relayed::start(daemon, 1, |options| options.set("carrier", carrier).set("tokxc", 60))?;
     link.pair.wait_for_keys(&link.net)?;
     let engine = link.pair.b.engine_pid().context("B has an engine")?;
     let [_, before] = link.settle()?.0;
     attack(&Thrower::new(&link)?, &mut StdRng::seed_from_u64(2026))?;
-    // Nothing was delivered that a gateway had not sent, and the peer is where it was: pings go on under dynamic keys.
+    // Only packets of a gateway were delivered, and the peer's address is the same: pings continue under dynamic keys.
     let plan = Plan { timeout: Duration::from_secs(5), ..Plan::count(50) };
     for side in [Side::A, Side::B] {
         let report = ping::run(link.net.lan(side), side.other().host(), &plan)?;
@@ -214,14 +214,14 @@ fn what_a_holder_of_the_key_forges_is_checked_inside() -> Result<()> {
 #[test]
 fn lengths_that_contradict_each_other_are_counted() -> Result<()> {
     survives(Daemon::Blowfish, "xdp", |thrower, _| {
-        // The length field of UDP against the 48 octets that are there behind its header.
+        // The length field of UDP, compared with the 48 octets after its header.
         let lies: Vec<u16> = (0..8).chain(57..=700).chain(65_000..=65_535).collect();
         let to = carrier_of(Side::B);
         let counted =
             thrower.throw(|this, number| Ok(_ = this.raw.send_to(&packet(lies[number]), &to.into())?), lies.len())?;
         assert_eq!(counted, counts([("bad-length", lies.len() as u64)]));
 
-        // Fewer than there are: the rest does not belong to the datagram.
+        // Fewer than there are: the other octets do not belong to the datagram.
         let short: Vec<u16> = (8..=55).collect();
         let counted =
             thrower.throw(|this, number| Ok(_ = this.raw.send_to(&packet(short[number]), &to.into())?), short.len())?;
@@ -231,7 +231,7 @@ fn lengths_that_contradict_each_other_are_counted() -> Result<()> {
     })
 }
 
-/// An IP packet to gateway B with 48 octets of UDP payload that says that its datagram has `length` octets.
+/// An IP packet to gateway B with 48 octets of UDP payload and `length` in the length field of UDP.
 fn packet(length: u16) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 76, 0, 1, 0, 0, 64, UDP, 0, 0, 192, 0, 2, 2];
     packet.extend(Side::B.carrier().octets());

@@ -1,5 +1,5 @@
-//! The examples of the classic HOWTO under our names: two Ethernets joined, a mobile host, every station of an Ethernet
-//! tunnelled to a gateway, several tunnels on one gateway.
+//! The examples of the classic HOWTO under our names: two joined Ethernets, a mobile host, a tunnel from every station of an
+//! Ethernet to a gateway, several tunnels on one gateway.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ fn two_ethernets_are_joined() -> Result<()> {
     Ok(())
 }
 
-/// The gateway learns where its mobile host is; the host dials in anew from another address.
+/// The gateway learns the address of its mobile host, which dials in again from another address.
 #[test]
 fn a_mobile_host_dials_in_from_anywhere() -> Result<()> {
     if !may_make_namespaces() {
@@ -64,7 +64,7 @@ fn a_mobile_host_dials_in_from_anywhere() -> Result<()> {
         host.wait_up()?;
         wait_for_ping(net.lan(Side::B), Side::A.host(), &[&gateway, &host])?;
         wait_for_ping(net.lan(Side::A), Side::B.host(), &[&gateway, &host])?;
-        // The log tells of the first two moves of a minute.
+        // The log has the first two moves of a minute.
         if dials < 2 {
             let line = format!("new peer {me}");
             gateway.wait_for_lines(1, &format!("with {line:?}"), |told| told.contains(&line))?;
@@ -80,7 +80,7 @@ fn a_mobile_host_dials_in_from_anywhere() -> Result<()> {
 struct Station {
     here: Gateway,
     there: Gateway,
-    /// Behind the daemons: it goes last.
+    /// Declared after the daemons, so that it is dropped last.
     host: Namespace,
     number: u8,
 }
@@ -126,7 +126,7 @@ fn tunnel(net: &Topology, host: Namespace, number: u8, [hub, station]: [Ipv4Addr
     Ok(Station { host, here, there, number })
 }
 
-/// Every station reaches every other one through the gateway; a tunnel that goes takes none with it.
+/// Every station reaches every other one through the gateway; a tunnel that ends does not end another.
 fn all_reach_each_other(mut stations: Vec<Station>) -> Result<()> {
     for station in &stations {
         wait_for_ping(&station.host, HUB, &[&station.here, &station.there])?;

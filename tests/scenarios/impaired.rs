@@ -1,5 +1,5 @@
-//! A carrier that loses, doubles, damages and reorders datagrams: keys are always agreed in the end, packets get through,
-//! and the counters of both ends tell exactly what happened on the way.
+//! A carrier that loses, duplicates, damages and reorders datagrams: the ends always agree on keys, packets arrive, and the
+//! counters of both ends match the relay's exactly.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ fn exchanges(gateway: &Gateway) -> Vec<u64> {
     gateway.log().lines().iter().filter_map(|line| after(&line.text)).collect()
 }
 
-/// Changes keys again and again while pings go both ways, and holds the counters against what the relay did.
+/// Changes keys again and again while pings go both ways, and compares the counters with the relay's.
 fn recovers(daemon: Daemon, impairment: Impairment) -> Result<Option<([Status; 2], [Passed; 2])>> {
     /// Key changes of each end.
     const CHANGES: usize = 4;
@@ -32,7 +32,7 @@ fn recovers(daemon: Daemon, impairment: Impairment) -> Result<Option<([Status; 2
     let link = Relayed::start(daemon, 2026, |options| options.set("tokey", 1).set("tokxc", TOKXC))?;
     link.relay.impair(impairment);
     let deadline = Instant::now() + SOON + Duration::from_secs(3 * TOKXC * 2 * CHANGES as u64);
-    // All may be in flight, so that those that are lost are waited for together.
+    // All may be in flight, so that the test waits for the lost ones together.
     let timeout = Duration::from_secs(1);
     let plan = Plan { window: 100, interval: Duration::from_millis(2), timeout, ..Plan::count(100) };
     let (mut sent, mut received) = (0, 0);
@@ -52,7 +52,7 @@ fn recovers(daemon: Daemon, impairment: Impairment) -> Result<Option<([Status; 2
         assert!(slowest <= 3 * TOKXC * 1000, "{side:?} needed {slowest} ms for a key");
         assert!(!gateway.log().text().contains("no answer to NK_"), "{side:?}:\n{}", gateway.log().text());
     }
-    // Both ways, and some more for what is lost at the changes.
+    // Both ways, and some more for losses at the changes.
     let both_arrive = (1.0 - impairment.loss) * (1.0 - impairment.corruption);
     let expected = sent as f64 * both_arrive * both_arrive * 0.7;
     assert!(received as f64 > expected, "{received} of {sent} pings were answered");
@@ -107,7 +107,7 @@ fn a_damaged_datagram_is_dropped_and_counted_as_bad_crc() -> Result<()> {
     let Some((ends, passed)) = recovers(Daemon::Idea, impairment)? else { return Ok(()) };
     for (to, from) in [(0, 1), (1, 0)] {
         assert!(passed[from].damaged > 0, "{passed:?}");
-        // A turned key flag asks for another key, which may not be there.
+        // An inverted key flag selects another key, which may not exist.
         let refused = ends[to].count("bad-crc") + ends[to].count("no-receive-key");
         assert_eq!(refused, passed[from].damaged, "{:?}", ends[to]);
         assert_eq!(ends[to].count("replayed"), 0, "{:?}", ends[to]);

@@ -16,7 +16,7 @@ use cipe_tests::{SOON, may_make_namespaces, traffic};
 
 /// The device MTU that the protocol sets (section 2).
 const MTU: usize = 1442;
-/// What a carrier of 1500 octets leaves inside where its own header is IPv6's: 20 octets fewer.
+/// The MTU inside, over an IPv6 carrier of 1500 octets: 20 octets fewer than over IPv4.
 const MTU_OVER_IPV6: usize = MTU - 20;
 /// Octets of the IPv6 and UDP headers.
 const HEADERS: usize = 48;
@@ -36,7 +36,7 @@ fn carrier(side: Side) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x200, 0, 0, 0, 0, 0, number(side))
 }
 
-/// A network whose gateways speak IPv6 on the carrier.
+/// A network whose gateways use IPv6 on the carrier.
 fn network() -> Result<Topology> {
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     for side in [Side::A, Side::B] {
@@ -86,10 +86,10 @@ fn inner_traffic(net: &Topology, mtu: usize) -> Result<()> {
     Ok(())
 }
 
-/// What is sent, as often as it takes, before sizes are.
+/// A packet that is sent until one arrives, before the test of sizes.
 const FIRST: &[u8] = b"first";
 
-/// Sends until something comes through: keys may not be there yet. More of it may come later.
+/// Sends until a packet arrives: the keys may not be there yet. Copies of it may arrive later.
 fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
     let deadline = Instant::now() + SOON;
     let mut buffer = [0; 64];
@@ -174,7 +174,7 @@ fn the_carrier_is_ipv6() -> Result<()> {
     Ok(())
 }
 
-/// The sender is told by ICMPv6 what a smaller carrier path leaves, and then cuts by itself.
+/// ICMPv6 informs the sender of the MTU that a smaller carrier path leaves, and the sender then fragments.
 #[test]
 fn a_sender_inside_is_told_what_a_smaller_carrier_path_leaves() -> Result<()> {
     const PATH: usize = 1400;
@@ -198,13 +198,13 @@ fn a_sender_inside_is_told_what_a_smaller_carrier_path_leaves() -> Result<()> {
     let learned = || a.ip(&["-6", "route", "get", &inside(Side::B).to_string()]);
     let expected = format!("mtu {}", PATH - 48);
     while !learned()?.contains(&expected) {
-        // Refused once the kernel knows.
+        // The kernel refuses it once it knows.
         let _ = client.send(&payload);
         if Instant::now() > deadline {
             bail!("{}\n{:?}\n{}", learned()?, pair.a.status()?, pair.a.log().text());
         }
     }
-    // What was refused is told once more.
+    // The refused size is reported once more.
     while let Err(error) = client.send(&payload) {
         if Instant::now() > deadline {
             return Err(error.into());
@@ -245,7 +245,8 @@ fn fragments_over_ipv6_are_joined_and_counted() -> Result<()> {
         let net = network()?;
         let pair = Pair::start(&net, Daemon::Blowfish, |side, options| over_ipv6(side, options).set("carrier", door))?;
         pair.wait_for_keys(&net)?;
-        // Noise, for nothing of ours is larger than the link; the kernel cuts it in two. Zeros were a message in clear.
+        // Noise, because none of our datagrams is larger than the link; the kernel fragments it. Zeros would be a message in
+        // clear.
         let socket = net.gw(Side::B).run(|| UdpSocket::bind((carrier(Side::B), 0)))?;
         for _ in 0..LARGE {
             socket.send_to(&[0x55; 1600], (carrier(Side::A), PORT))?;

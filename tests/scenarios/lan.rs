@@ -1,4 +1,4 @@
-//! The short cut of gateways (`lan`): what goes past the kernel, what must not, and that nothing gets lost between the two.
+//! The short cut of gateways (`lan`): which packets bypass the kernel, which must not, and that none is lost between the two.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -53,7 +53,7 @@ fn both_forwarded(net: &Topology) -> Result<[u64; 2]> {
     Ok([forwarded(net.gw(Side::A), false)?, forwarded(net.gw(Side::B), false)?])
 }
 
-/// Pings from A to B until the gateways' kernels have no part in it.
+/// Pings from A to B until the gateways' kernels no longer forward them.
 fn wait_for_short_cut(net: &Topology, pair: &Pair) -> Result<()> {
     wait(pair, "the kernel still forwards", || {
         let before = both_forwarded(net)?;
@@ -72,13 +72,13 @@ fn wait(pair: &Pair, what: &str, mut done: impl FnMut() -> Result<bool>) -> Resu
     Ok(())
 }
 
-/// Whether a ping is answered soon: for those who ask again if not.
+/// Whether a ping is answered soon: for callers that try again.
 fn one_ping(net: &Topology) -> Result<bool> {
     let one = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
     Ok(ping::run(net.lan(Side::A), Side::B.host(), &one)?.received() == 1)
 }
 
-/// A ping that must be answered, however slow this machine is.
+/// A ping that must be answered, also on a slow machine.
 fn surely_one_ping(net: &Topology) -> Result<()> {
     assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &Plan::count(1))?.received(), 1);
     Ok(())
@@ -130,7 +130,7 @@ fn everything_passes(offload: Offload, mode: &str, short: bool) -> Result<()> {
     if short {
         let after = both_forwarded(&net)?;
         for (before, after) in before.into_iter().zip(after) {
-            // A SYN and its answer of each connection.
+            // The SYN and its answer of each connection.
             assert_eq!(after - before, 4, "only openings went through the kernel");
         }
     }
@@ -138,7 +138,7 @@ fn everything_passes(offload: Offload, mode: &str, short: bool) -> Result<()> {
     Ok(())
 }
 
-/// Segments of one UDP_SEGMENT call, small enough to pass for one packet where nobody sees that they are several.
+/// Segments of one UDP_SEGMENT call, small enough that the frame looks like one packet if its segment size is ignored.
 fn datagrams_stay_apart(net: &Topology) -> Result<()> {
     const SEGMENTS: usize = 4;
     const OCTETS: u16 = 100;
@@ -177,7 +177,7 @@ fn superframes_and_unfinished_checksums_take_the_kernels_way_under_generic_xdp()
     everything_passes(Offload::On, "generic", false)
 }
 
-/// An echo request with a TTL, and who answers how: address, ICMP type.
+/// Sends an echo request with a TTL; returns the address and the ICMP type of the answer.
 fn probe(from: &Namespace, to: Ipv4Addr, ttl: u32) -> Result<(Ipv4Addr, u8)> {
     let socket = from.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
     socket.set_ttl_v4(ttl)?;
@@ -274,7 +274,7 @@ fn routes_and_rules_are_followed() -> Result<()> {
     gateway.ip(&["route", "del", &far, "dev", device])?;
     wait_for_short_cut(&net, &pair)?;
 
-    // All that a rule says is that prefixes of destinations do not tell the way any more.
+    // With any rule, the prefix of the destination alone no longer decides the route.
     gateway.ip(&["rule", "add", "fwmark", "7", "lookup", "100"])?;
     pair.a.wait_for_status("a rule", |status| has_door(&status.doors, "routing rules decide"))?;
     let before = forwarded(gateway, false)?;
@@ -302,7 +302,7 @@ fn neighbours_are_followed_and_nothing_is_lost_while_they_are_asked_for() -> Res
         assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &Plan::count(3))?.received(), 3);
         wait_for_short_cut(&net, &pair)?;
     }
-    // The host gets another card: the kernel hears of it, and so do we.
+    // The host gets another card: the kernel learns it, and so does the engine.
     let lan = net.lan(Side::B);
     lan.ip(&["link", "set", "eth0", "down"])?;
     lan.ip(&["link", "set", "eth0", "address", "02:00:00:00:00:77"])?;
@@ -310,7 +310,7 @@ fn neighbours_are_followed_and_nothing_is_lost_while_they_are_asked_for() -> Res
     lan.ip(&["route", "replace", "default", "via", &Side::B.gateway().to_string()])?;
     gateway.ip(&["neigh", "replace", &host, "lladdr", "02:00:00:00:00:77", "dev", "lan0", "nud", "reachable"])?;
     wait_for_short_cut(&net, &pair)?;
-    // One that does not answer any more is the kernel's to complain about.
+    // If the host does not answer any more, the kernel reports it to senders.
     let before = forwarded(gateway, false)?;
     gateway.ip(&["neigh", "replace", &host, "dev", "lan0", "nud", "failed"])?;
     wait(&pair, "the kernel never gets to ask", || {
@@ -367,7 +367,7 @@ fn a_carrier_card_is_refused_and_one_without_xdp_taken() -> Result<()> {
         let pair = Pair::start(&net, Daemon::Idea, |_, options| options.set("lan", "wire0").set("carrier", carrier))?;
         pair.wait_for_keys(&net)?;
         let status = pair.a.wait_for_status(words, |status| {
-            // The card of the carrier is opened when the way to the peer is known, which may be after the short cut.
+            // The engine opens the carrier's card when the route to the peer is known, which may be after the short cut.
             has_door(&status.doors, words) || has_door(&status.doors, "wire0: UDP socket, the short cut (`lan`)")
         })?;
         assert!(carrier == "xdp" || has_door(&status.doors, words), "{status:?}");
@@ -403,7 +403,7 @@ fn two_tunnels_share_a_card() -> Result<()> {
         Ok::<_, anyhow::Error>(gateway)
     };
     let others = [second(Side::A, &[format!("{far}/32")])?, second(Side::B, &[])?];
-    // Answers go by the first tunnel, whose other end finds them where it does not expect them: the kernel's way.
+    // Answers go by the first tunnel, where the other end's short cut does not expect their source: the kernel forwards them.
     wait(&pair, "requests never go past the kernel", || {
         let before = forwarded(net.gw(Side::A), false)?;
         let one = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
@@ -459,7 +459,7 @@ fn ipv6_goes_past_the_kernel_too() -> Result<()> {
     let mut buffer = [0; 2000];
     let mut echo = |octets: &[u8]| -> Result<bool> {
         client.send(octets)?;
-        // One of the first may be late.
+        // One of the first packets may be late.
         let late = |got: &[u8]| got == FIRST && got != octets;
         loop {
             let Ok((length, from)) = server.recv_from(&mut buffer) else { return Ok(false) };

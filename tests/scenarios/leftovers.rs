@@ -1,4 +1,4 @@
-//! Started and stopped again and again, a gateway leaves nothing behind.
+//! A gateway that is started and stopped many times leaves nothing behind.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,7 +14,7 @@ use cipe_tests::process::{self, BpfObjects};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// What a daemon could leave in its namespace and in the run directory.
+/// Traces that a daemon could leave in its namespace and in the run directory.
 #[derive(Debug, PartialEq)]
 struct Traces {
     links: Vec<String>,
@@ -44,7 +44,7 @@ impl Traces {
     }
 }
 
-/// Waits until the traces are those of `before`: the engine may need a moment longer than its last daemon.
+/// Waits until the traces equal `before`: the engine may end a moment after its last daemon.
 fn wait_for_none(before: &Traces, namespace: &Namespace, run_directory: &Path) -> Result<()> {
     let deadline = Instant::now() + SOON;
     loop {
@@ -105,7 +105,7 @@ fn fifty_starts_and_stops_leave_nothing() -> Result<()> {
         let status = gateway.stop()?;
         assert!(status.success(), "round {round}: {status}");
         match &before {
-            // The first round may leave what a first start makes for good, such as an empty run directory.
+            // The first start may make permanent objects, such as an empty run directory.
             None => {
                 for pid in namespace.processes()? {
                     process::wait_gone(pid, SOON)?;

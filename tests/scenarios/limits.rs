@@ -1,4 +1,4 @@
-//! Few rights, little memory, and the file systems of containers: a tunnel works, or what is missing is named.
+//! Few rights, little memory, and the file systems of containers: a tunnel works, or an error names what is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,12 +14,12 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, process};
 use rustix::process::Signal;
 
-/// Says which capabilities an engine needs.
+/// Lists the capabilities that an engine needs.
 const README: &str = include_str!("../../README.md");
 /// Limit of locked memory that systemd gives to services.
 const MEMLOCK: &str = "--memlock=8388608:8388608";
 
-/// Gateway A's daemon behind a program that takes something away.
+/// Gateway A's daemon, started by a program that removes rights or limits resources.
 struct Confined {
     child: Child,
     log: Log,
@@ -33,7 +33,7 @@ impl Confined {
         Self::spawn(net, path, command)
     }
 
-    /// In a memory cgroup, which has to be entered first: `ip netns exec` hides its folder.
+    /// In a memory cgroup, which the process must enter first, since `ip netns exec` hides its directory.
     fn start_in(net: &Topology, path: &Path, group: &Cgroup) -> Result<Self> {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("echo $$ >{}; exec \"$0\" \"$@\"", group.0.join("cgroup.procs").display())]);
@@ -63,7 +63,7 @@ impl Confined {
         Ok(())
     }
 
-    /// Ends it, and waits until the namespace is empty.
+    /// Ends the daemon, and waits until the namespace is empty.
     fn stop(mut self, net: &Topology) -> Result<()> {
         process::signal(self.child.id(), Signal::TERM)?;
         process::wait_gone(self.child.id(), SOON)?;
@@ -74,7 +74,7 @@ impl Confined {
         Ok(())
     }
 
-    /// Waits for its end, and checks that its last line holds `words`.
+    /// Waits for its end, and checks that its last line contains `words`.
     fn expect_refusal(mut self, net: &Topology, words: &[&str]) -> Result<()> {
         if process::wait_gone(self.child.id(), SOON).is_err() {
             let text = self.log.text();
@@ -108,7 +108,7 @@ fn without_all_but(capabilities: &[String]) -> String {
     capabilities.iter().fold("--bounding-set=-all".to_owned(), |set, capability| format!("{set},+{capability}"))
 }
 
-/// With what a service has by default beside them: little memory that may be locked.
+/// With the capabilities and the default limit of locked memory of a service.
 #[test]
 fn the_capabilities_of_the_readme_suffice() -> Result<()> {
     if !may_make_namespaces() {
@@ -128,7 +128,7 @@ fn the_capabilities_of_the_readme_suffice() -> Result<()> {
         told.with_context(|| confined.log.text())?;
     }
     confined.stop(&net)?;
-    // What is missing is named.
+    // The error names what is missing.
     for (missing, name) in
         [(&["net_admin"][..], "CAP_NET_ADMIN"), (&["bpf", "sys_admin"], "CAP_BPF"), (&["net_raw"], "CAP_NET_RAW")]
     {
@@ -143,7 +143,7 @@ fn the_capabilities_of_the_readme_suffice() -> Result<()> {
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// `None`: there is no memory controller to be had here.
+    /// `None`: this machine has no memory controller for us.
     fn new(limit: &str) -> Option<Self> {
         let name = format!("cipe-test-{}", std::process::id());
         for (root, file) in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")] {
@@ -180,7 +180,7 @@ fn a_memory_limit_is_named_as_such() -> Result<()> {
     Confined::start_in(&net, &path, &group)?.expect_refusal(&net, &["memory.max", "MemoryMax="])
 }
 
-/// In containers /proc/sys is read-only; whether the kernel's switches are right already is another matter.
+/// In containers /proc/sys is read-only; the kernel's settings may or may not be right already.
 #[test]
 fn proc_may_be_read_only_and_an_empty_sys_is_named() -> Result<()> {
     if !may_make_namespaces() {

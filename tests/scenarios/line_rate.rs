@@ -1,8 +1,8 @@
-//! A line of a certain rate and 50 ms round trip is filled by a TCP stream, and stays so while keys change: each 32,767 packets
-//! towards an original and from it, each second between two of ours.
+//! A TCP stream fills a line of a fixed rate and 50 ms round trip, also while keys change: each 32,767 packets to and from an
+//! original, each second between two of ours.
 //!
-//! The line is a relay of the bed's own: it needs no netem, which some kernels lack, and keeps its rate on a busy machine. One of
-//! netem is beside it, by each door, where the kernel has it.
+//! The line is the bed's relay: it needs no netem, which some kernels lack, and keeps its rate on a busy machine. Other tests
+//! use a line of netem, by each door, where the kernel has it.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -20,23 +20,23 @@ use cipe_tests::stream::Stream;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// 64 Mbit/s of IP packets, far below what either end can do; less where a machine is emulated. In octets a second.
+/// Rate in octets a second: 64 Mbit/s of IP packets, far below the limit of either end; less on an emulated machine.
 fn rate() -> u32 {
     8_000_000 / patient(Duration::from_secs(1)).as_secs() as u32
 }
 
-/// A line of that rate, 25 ms each way, with room for as much as is on the way.
+/// A line of that rate, 25 ms each way, with a queue as large as its bandwidth-delay product.
 fn line() -> Impairment {
     let (delay, queue) = (Duration::from_millis(25), Duration::from_millis(50));
     Impairment { delay, rate: Some(Rate { octets: rate(), queue }), ..Impairment::default() }
 }
 
-/// Least share of the line that the stream's octets make up. Headers take 7 %, the key exchange next to nothing; where a key change
-/// stopped the stream for a round trip and TCP began anew, less than half would be left.
+/// Least share of the stream's octets in the line. Headers take 7 %, the key exchange very little; if a key change stopped the
+/// stream for a round trip and TCP restarted, less than half would be left.
 const SHARE: f64 = 0.7;
 
-/// Streams from a side's LAN until the key has changed `count` times, by `changes`; holds the rate since the first megabytes against
-/// that of the line.
+/// Streams from a side's LAN until the key has changed `count` times, by `changes`; compares the rate after the first megabytes
+/// with the line's.
 fn fills_line(net: &Topology, sender: Side, count: u64, changes: impl Fn() -> Result<u64>) -> Result<()> {
     let receiver = sender.other();
     let stream = Stream::start(net.lan(sender), (net.lan(receiver), receiver.host()))?;
@@ -58,7 +58,7 @@ fn fills_line(net: &Topology, sender: Side, count: u64, changes: impl Fn() -> Re
     Ok(())
 }
 
-/// Key changes that are to be seen, of the direction that data takes.
+/// Required key changes of the data's direction.
 const CHANGES: u64 = 3;
 
 fn with_an_original(sender: Side) -> Result<()> {

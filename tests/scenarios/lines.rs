@@ -1,5 +1,5 @@
-//! What a carrier may stand on beside a cable: VLAN, QinQ, bond, bridge, macvlan, ipvlan, VXLAN, VRF, WireGuard. What this kernel
-//! has no module for is skipped, with the reason printed.
+//! Carriers other than a cable: VLAN, QinQ, bond, bridge, macvlan, ipvlan, VXLAN, VRF, WireGuard. A kind that this kernel has
+//! no module for is skipped, with the reason printed.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -14,7 +14,7 @@ use cipe_tests::options::{Options, PORT};
 use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 
-/// The device that carries, on `wire0`.
+/// The carrier device, on top of `wire0`.
 const UPPER: &str = "upper0";
 
 /// Its address.
@@ -34,7 +34,7 @@ fn ip(namespace: &Namespace, words: &str) -> Result<()> {
     namespace.ip(&words.split_whitespace().collect::<Vec<_>>()).map(drop)
 }
 
-/// Makes `upper0` by these commands of `ip`, the first of which this kernel may not know; then it is `false`.
+/// Makes `upper0` by these commands of `ip`; `false` if this kernel does not support the first.
 fn make(namespace: &Namespace, side: Side, commands: &[&str]) -> Result<bool> {
     for (number, words) in commands.iter().enumerate() {
         let words =
@@ -58,7 +58,7 @@ fn mtu_of(namespace: &Namespace, device: &str) -> Result<usize> {
     links.first().and_then(|link| link["mtu"].as_u64()).map(|mtu| mtu as usize).context("a device has an MTU")
 }
 
-/// A carrier of a kind, by each door that it may have.
+/// Tests a carrier of a kind, by each door that it supports.
 fn carries(kind: &str, commands: &[&str]) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
@@ -72,7 +72,7 @@ fn carries(kind: &str, commands: &[&str]) -> Result<()> {
         }
         let offload = if carrier == "xdp" { Offload::Off } else { Offload::On };
         for side in [Side::A, Side::B] {
-            // What AF_XDP in the stack makes nothing of is not to come.
+            // Superframes must not arrive, since generic XDP cannot read them.
             if let Err(error) = offload.apply(net.gw(side), UPPER).and_then(|()| offload.apply(net.gw(side), "wire0")) {
                 eprintln!("{kind}: offloads stay as they are: {error:#}");
             }
@@ -183,7 +183,7 @@ fn a_wireguard_carries() -> Result<()> {
     Ok(())
 }
 
-/// The carrier's card is in a VRF: its routes are in a table of its own, which sockets see that are bound to the device.
+/// The carrier's card is in a VRF: its routes are in a separate table, which only sockets bound to the device use.
 #[test]
 fn a_vrf_carries_with_carrier_device() -> Result<()> {
     if !may_make_namespaces() {
@@ -212,7 +212,7 @@ fn a_vrf_carries_with_carrier_device() -> Result<()> {
     Ok(())
 }
 
-/// Two ways to the peer: the routes lead over one card, and `carrier-device` over the other.
+/// Two paths to the peer: the routes lead over one card, and `carrier-device` over the other.
 #[test]
 fn carrier_device_takes_the_card_that_it_names() -> Result<()> {
     if !may_make_namespaces() {
@@ -227,7 +227,7 @@ fn carrier_device_takes_the_card_that_it_names() -> Result<()> {
             ip(net.gw(side), &format!("addr add {address}/24 dev wire1"))?;
             ip(net.gw(side), "link set wire1 up")?;
             offload.apply(net.gw(side), "wire1")?;
-            // The peer's address is reached by either; the plain route is the one over wire0.
+            // Both cards reach the peer's address; the plain route leads over wire0.
             let (peer, via) = (side.other().carrier(), if side == Side::A { "10.203.0.2" } else { "10.203.0.1" });
             ip(net.gw(side), &format!("route add {peer}/32 via {via} dev wire1 metric 9"))?;
             ip(net.gw(side), &format!("route add {peer}/32 dev wire0 metric 1"))?;
@@ -241,7 +241,7 @@ fn carrier_device_takes_the_card_that_it_names() -> Result<()> {
             everything_passes(&net, Line::Sound).with_context(|| format!("{device}, carrier {carrier}"))?;
             let of_device = |status: &Status| status.doors.iter().any(|door| door.starts_with(&format!("{device}:")));
             pair.a.wait_for_status(device, of_device)?;
-            // A datagram that comes by the other card is not ours.
+            // A datagram by the other card is not for the tunnel.
             if carrier == "udp" {
                 let other = if device == "wire0" { "wire1" } else { "wire0" };
                 let before = net.gw(Side::B).counters(other)?;

@@ -1,4 +1,4 @@
-//! Carriers between link-local addresses, which say nothing without the device that they belong to.
+//! Carriers between link-local addresses, which have no meaning without their device.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -15,7 +15,7 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, process, traffic};
 use rustix::process::Signal;
 
-/// What a carrier of 1500 octets leaves inside.
+/// The MTU inside, over a carrier of 1500 octets.
 const MTU: usize = 1422;
 
 /// fe80::1 and fe80::2, as people number their routers; the same on each of their devices.
@@ -23,7 +23,7 @@ fn host(side: Side) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, if side == Side::A { 1 } else { 2 })
 }
 
-/// As operators write it, the zone by name.
+/// The address as operators write it, with the zone by name.
 fn at(host: Ipv6Addr, device: &str) -> String {
     format!("[{host}%{device}]:{PORT}")
 }
@@ -97,7 +97,7 @@ fn traffic_passes_by_each_door_and_every_word_names_the_zone() -> Result<()> {
             let options = over("wire0", side, options).set("carrier", door).set("ipdown", script.display());
             match side {
                 Side::A => options,
-                // By number, which means the same.
+                // The zone by number has the same meaning.
                 Side::B => options.set("me", format!("[{}%{number}]:{PORT}", host(side))),
             }
         };
@@ -117,13 +117,13 @@ fn traffic_passes_by_each_door_and_every_word_names_the_zone() -> Result<()> {
         for side in [Side::A, Side::B] {
             let expected = [at(host(side), "wire0"), at(host(side.other()), "wire0")];
             assert_eq!(shown(pair.of(side))?, [expected.clone(), expected].concat()[..], "{door}");
-            // An address without its zone would be another peer.
+            // An address without the zone would count as another peer.
             assert!(!pair.of(side).log().text().contains("new peer"), "{door}: {}", pair.of(side).log().text());
             let status = pair.of(side).status()?;
             let by_xdp = status.doors.iter().any(|note| note.starts_with("wire0: native XDP"));
             assert_eq!(by_xdp, door == "xdp", "{:?}", status.doors);
         }
-        // An engine that dies comes back to the same addresses, and a daemon to the same peer.
+        // After a restart an engine has the same addresses, and a daemon the same peer.
         let engine = pair.b.engine_pid().context("an engine")?;
         process::signal(engine, Signal::KILL)?;
         pair.b.wait_for_line("of the next engine", |line| line.contains("the engine is back"))?;
@@ -159,12 +159,12 @@ fn a_peer_that_is_learned_or_moves_keeps_its_zone() -> Result<()> {
         b.wait_for_line("of the peer", |line| line.ends_with(&format!("new peer {first}")))?;
         assert_eq!(shown(&b)?[1], first, "{door}");
         assert!(a.stop()?.success());
-        // The system picks its address, of those that the device has.
+        // The system picks one of the device's addresses.
         net.gw(Side::A).ip(&["-6", "addr", "del", &format!("{}/64", host(Side::A)), "dev", "wire0"])?;
         net.gw(Side::A).ip(&["-6", "addr", "flush", "dev", "wire0"])?;
         add_address(net.gw(Side::A), ELSEWHERE, "wire0")?;
         let options = change(Side::A, Options::of(Side::A)).without("me");
-        // Then its socket is at no device, and its datagrams are all the same.
+        // Then its socket is not bound to a device, and the datagrams are the same.
         let options = if door == "xdp" { options.flag("dynip") } else { options };
         let mut a = Gateway::start(&net, Side::A, Daemon::Blowfish, &options)?;
         a.wait_up()?;
@@ -223,7 +223,7 @@ fn tunnels_of_two_devices_share_address_and_port() -> Result<()> {
     Ok(())
 }
 
-/// A PPP line or a card on USB comes back under its name as another device.
+/// A PPP line or a card on USB returns under its name as another device.
 #[test]
 fn a_device_that_comes_back_under_its_name_is_the_zone_again() -> Result<()> {
     if !may_make_namespaces() {
@@ -246,7 +246,7 @@ fn a_device_that_comes_back_under_its_name_is_the_zone_again() -> Result<()> {
             let expected = [at(host(side), "wire1"), at(host(side.other()), "wire1")];
             assert_eq!(shown(pair.of(side))?, [expected.clone(), expected].concat()[..], "{door}");
         }
-        // A new name is as good.
+        // The tunnel also works under a new name of the device.
         for side in [Side::A, Side::B] {
             net.gw(side).ip(&["link", "set", "wire1", "down"])?;
             net.gw(side).ip(&["link", "set", "wire1", "name", "wire2"])?;

@@ -1,5 +1,5 @@
-//! Carrier routes that lead into tunnels: nothing goes round, whatever routes and rules say, each packet is counted, one line
-//! says so; and what is no loop is none, by rules on ports, users and marks, and through another tunnel.
+//! Carrier routes that lead into tunnels: no packet loops, with any routes and rules, each packet is counted, and the log has
+//! one line. Rules on ports, users and marks, and a route through another tunnel, are no loop and must work.
 
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// Packets for the peer that have had their verdict.
+/// Packets for the peer that have been counted.
 fn outward(status: &Status) -> u64 {
     ["sent", "route-loop", "no-route", "no-send-key"].iter().map(|verdict| status.count(verdict)).sum()
 }
@@ -45,7 +45,7 @@ fn a_carrier_route_into_the_tunnel_is_dropped_counted_and_told_once() -> Result<
             let one = Plan { timeout: Duration::from_millis(50), ..Plan::count(1) };
             ping::run(net.lan(Side::A), Side::B.host(), &one)?;
         }
-        // The last of these pings may be on its way yet.
+        // The last of these pings may still be in flight.
         let device = net.gw(Side::A).counters("cipcb0")?;
         let due = outward(&start) + device.tx_packets - device_at_start.tx_packets;
         let before = pair.a.wait_for_status("all of these counted", |status| outward(status) >= due)?;
@@ -56,7 +56,7 @@ fn a_carrier_route_into_the_tunnel_is_dropped_counted_and_told_once() -> Result<
         let device_after = net.gw(Side::A).counters("cipcb0")?;
         assert_eq!(after.count("route-loop"), due, "{after:?}");
         assert_eq!(after.count("sent"), before.count("sent"), "{after:?}");
-        // Nothing but the pings went into the tunnel device.
+        // Only the pings entered the tunnel device.
         assert_eq!(device_after.tx_packets - device.tx_packets, PINGS as u64);
         assert_eq!(told(&pair.a), round, "{}", pair.a.log().text());
         assert!(after.count("route-loop") > start.count("route-loop"));
@@ -126,7 +126,7 @@ fn a_tunnel_inside_a_tunnel_is_no_loop() -> Result<()> {
     Ok(())
 }
 
-/// Whether nftables is there to mark packets; says so if not.
+/// Whether nftables can mark packets here; if not, prints that.
 fn has_nft() -> bool {
     let found =
         Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
@@ -136,7 +136,7 @@ fn has_nft() -> bool {
     found
 }
 
-/// Marks the carrier's datagrams behind the look-up of their route.
+/// Marks the carrier's datagrams after the look-up of their route.
 const MARKING: &str = "add table ip m; add chain ip m o { type route hook output priority mangle; }; \
                        add rule ip m o udp sport 6789 meta mark set 7";
 
@@ -193,7 +193,7 @@ fn everything_goes_into_the_tunnel_but_what_a_rule_excepts() -> Result<()> {
     Ok(())
 }
 
-/// Rules on ports lead the carrier in: of a storm that a look-up without ports does not see.
+/// Rules on ports lead the carrier into the tunnel: a look-up without ports would not show the loop.
 #[test]
 fn nothing_goes_round_by_a_rule_on_ports() -> Result<()> {
     const PINGS: usize = 20;
@@ -232,7 +232,7 @@ fn nothing_goes_round_by_a_rule_on_ports() -> Result<()> {
     Ok(())
 }
 
-/// Each of two tunnels is led through the other.
+/// Each of two tunnels leads through the other.
 #[test]
 fn nothing_goes_round_through_two_tunnels() -> Result<()> {
     const PINGS: usize = 20;

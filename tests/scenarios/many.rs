@@ -1,4 +1,4 @@
-//! Many tunnels in one engine: none gets in another's way, and what they share goes with the last.
+//! Many tunnels in one engine: no tunnel affects another, and shared objects are removed with the last one.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 /// Devices of a gateway without tunnels.
 const NONE: [&str; 3] = ["lo", "lan0", "wire0"];
 
-/// A socket that gets what comes in by one device only.
+/// A socket that receives packets of one device only.
 fn receiver(namespace: &Namespace, device: &str) -> Result<UdpSocket> {
     let socket = namespace.run(|| Socket::new(Domain::IPV4, Type::DGRAM, None))?;
     socket.bind_device(Some(device.as_bytes()))?;
@@ -41,7 +41,7 @@ fn no_tunnel_gets_a_packet_of_another() -> Result<()> {
             end.set_modes(carrier, if native { "native" } else { "auto" });
             end.attach(0..TUNNELS)?;
         }
-        // Twice: what goes under the static key, and under keys of each tunnel's own.
+        // Twice: under the static key, and under each tunnel's own keys.
         for round in 0..2 {
             for (from, to) in [(0, 1), (1, 0)] {
                 let sides = [Side::A, Side::B];
@@ -101,12 +101,12 @@ fn tunnels_come_and_go_and_leave_nothing() -> Result<()> {
         fleet.attach(20..30)?;
         fleet.set_modes("auto", "auto");
         let hubs: Vec<String> = namespace.devices()?.into_iter().filter(|name| name.starts_with("cipehub")).collect();
-        // Without, hubs take single frames by native XDP in any case.
+        // Without it, hubs always take single frames by native XDP.
         let pairs = if fleet.has_feature("AF_XDP multi-buffer")? { 2 } else { 1 };
         assert_eq!(hubs.len(), 2 * pairs, "one pair for superframes, one for native XDP: {hubs:?}");
         fleet.detach(0..10);
         fleet.detach(20..30);
-        // Those in between go on while their neighbours go.
+        // The other tunnels work while these end.
         fleet.attach(0..10)?;
         fleet.detach(0..20);
         namespace.wait_for_devices(&NONE).with_context(|| format!("round {round}"))?;

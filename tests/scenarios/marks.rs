@@ -1,4 +1,4 @@
-//! What the outer header takes from the inner one, by either door: TOS, TTL and DF, and what options change about that.
+//! Fields that the outer header copies from the inner one, by either door: TOS, TTL and DF, and the effect of options.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Octets of a sealed datagram with a payload of `n` (protocol section 2): IV, payload, padding, P, CRC.
+/// Octets of an encrypted datagram with a payload of `n` (protocol section 2): IV, payload, padding, P, CRC.
 fn sealed(n: usize) -> usize {
     8 + n + (8 - (n + 5) % 8) % 8 + 5
 }
@@ -41,7 +41,7 @@ struct Outer {
     has_checksum: bool,
 }
 
-/// Reads the header of A's datagram with `n` inner octets; `None` for every other frame. A checksum must be right.
+/// Reads the header of A's datagram with `n` inner octets and verifies its checksum; `None` for every other frame.
 fn outer(frame: &[u8], n: usize) -> Option<Outer> {
     let packet = Frame::parse(frame)?.payload;
     let ip = Frame::parse(frame)?.ipv4()?;
@@ -58,9 +58,9 @@ fn outer(frame: &[u8], n: usize) -> Option<Outer> {
     Some(Outer { tos: packet[1], ttl: packet[8], dont_fragment: packet[6] & 0x40 != 0, has_checksum })
 }
 
-/// Sends packets with all marks through A and returns what their outer headers must be but are not.
+/// Sends packets with all marks through A and returns the expected outer headers that differ from the real ones.
 fn check(door: &str, change: impl Fn(Options) -> Options, expect: impl Fn(u8, u8, bool) -> Outer) -> Result<()> {
-    // No offloads: the tap sees checksums as the wire would.
+    // No offloads: the tap sees complete checksums, as on a real link.
     let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |side, options| match side {
         Side::A => change(options.without("cttl").set("carrier", door)),
@@ -73,7 +73,7 @@ fn check(door: &str, change: impl Fn(Options) -> Options, expect: impl Fn(u8, u8
     let mut n = 200;
     for tos in [0, 0x10, 0xB8, 0xB9, 0x03, 0xFF] {
         for (ttl, dont_fragment) in [(2, true), (64, false), (255, true)] {
-            // A length of its own, by which it is found.
+            // A unique length identifies the packet.
             n += 8;
             raw.send_to(&inner(n, tos, ttl, dont_fragment), &to)?;
             let frame = capture.wait_for(SOON, |frame| outer(frame, n).is_some());

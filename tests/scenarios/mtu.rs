@@ -1,4 +1,5 @@
-//! Packets that are too large for the carrier path: who is told, what is cut, and that streams go on.
+//! Packets that are too large for the carrier path: which senders get ICMP messages, which packets are fragmented, and that
+//! streams continue.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -17,11 +18,11 @@ use socket2::SockRef;
 
 /// The device MTU that the protocol sets (section 2).
 const MTU: usize = 1442;
-/// A carrier path that takes less, and what that leaves to the tunnel (section 4).
+/// A smaller path MTU of the carrier, and the MTU that it leaves to the tunnel (section 4).
 const PATH: usize = 1400;
 const LEFT: usize = PATH - 48;
 
-/// Makes the carrier's last hop before B take only [`PATH`] octets: B sees it, A must be told by the router.
+/// Limits the carrier's last hop before B to [`PATH`] octets: B's device has this MTU, A learns it from the router.
 fn shrink_hop(net: &Topology) -> Result<()> {
     let tap = net.tap().context("a tapped carrier has a router")?;
     for (namespace, device) in [(tap, "portB"), (net.gw(Side::B), "wire0")] {
@@ -30,7 +31,7 @@ fn shrink_hop(net: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// What a LAN's host has learned about the way to the other LAN's.
+/// The path MTU that a LAN's host has learned towards the other LAN's host.
 fn learned(net: &Topology, side: Side) -> Result<String> {
     net.lan(side).ip(&["route", "get", &side.other().host().to_string()])
 }
@@ -53,17 +54,17 @@ fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
             bail!("{}{}\n{}", learned(&net, Side::A)?, learned(&net, Side::B)?, pair.a.log().text());
         }
     }
-    // What B sends are answers, which have no DF.
+    // B sends answers, which have no DF.
     let learned = learned(&net, Side::A)?;
     assert!(learned.contains(&format!("mtu {LEFT}")), "{learned}");
     assert!(pair.a.status()?.count("too-big") > 0);
-    // Neither is a fault of the network that ends a daemon.
+    // Neither is a network error that counts against `maxerr`.
     let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes((28..=MTU).step_by(13).collect()))?;
     assert_eq!(report.lost, [0; 0]);
     Ok(())
 }
 
-/// Lets the kernel of gateway A learn of the smaller hop by a socket of somebody else's: no router tells the tunnel then.
+/// Makes the kernel of gateway A learn the smaller hop by another socket: no router informs the tunnel then.
 fn let_the_kernel_learn(net: &Topology) -> Result<()> {
     let gateway = net.gw(Side::A);
     let other = gateway.run(|| UdpSocket::bind((Side::A.carrier(), 0)))?;
@@ -72,7 +73,7 @@ fn let_the_kernel_learn(net: &Topology) -> Result<()> {
     let deadline = Instant::now() + SOON;
     let knows = || gateway.ip(&["route", "get", &Side::B.carrier().to_string()]);
     while !knows()?.contains(&format!("mtu {PATH}")) {
-        // Refused once the kernel knows.
+        // The kernel refuses it once it knows.
         let _ = other.send(&[0; MTU]);
         ensure!(Instant::now() < deadline, "{}", knows()?);
     }
@@ -113,7 +114,7 @@ fn a_stream_goes_on(offload: Offload, known_before: bool) -> Result<()> {
     if known_before {
         let_the_kernel_learn(&net)?;
     }
-    // What does not fit goes in fragments until the senders have been told, which may take longer than one turn.
+    // Packets that do not fit are fragmented until the senders know the MTU, which may take longer than one turn.
     let told = |side| -> Result<bool> { Ok(learned(&net, side)?.contains(&format!("mtu {LEFT}"))) };
     for _ in 0..100 {
         both_ways("the smaller hop")?;
@@ -189,7 +190,7 @@ fn the_mss_follows_the_carrier_path() -> Result<()> {
     pair.wait_for_keys(&net)?;
     let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
     let stream = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
-    // Less IPv4 and TCP headers, and the time stamps that the kernel takes off by itself.
+    // Less IPv4 and TCP headers, and the time stamps, which the kernel subtracts by itself.
     assert_eq!(SockRef::from(&stream).tcp_mss()?, (LEFT - 40 - 12) as u32);
     Ok(())
 }
@@ -260,7 +261,7 @@ fn an_mtu_that_an_operator_sets_is_followed() -> Result<()> {
             let line = format!("the interface's MTU is {mtu} now");
             pair.of(side).wait_for_line("of the MTU", |text| text.contains(&line))?;
         }
-        // The host has learned what the tunnel took before.
+        // The host has learned the tunnel's MTU of before.
         net.lan(Side::A).ip(&["route", "flush", "cache"])?;
         let plan = Plan::sizes(vec![mtu]);
         let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
@@ -313,7 +314,7 @@ fn a_tunnel_with_a_large_mtu_needs_an_engine_started_for_it() -> Result<()> {
     Ok(())
 }
 
-/// An option file that came from a line with larger packets.
+/// An option file from a line with larger packets.
 #[test]
 fn an_mtu_above_the_carrier_s_is_taken_with_a_warning() -> Result<()> {
     if !may_make_namespaces() {

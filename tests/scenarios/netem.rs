@@ -1,5 +1,5 @@
-//! Lines that are long, lossy, out of order or narrow, by each door: traffic of all kinds both ways, also while keys change. A kernel
-//! without netem skips them, with the reason printed.
+//! Lines that are long, lossy, out of order or slow, by each door: traffic of all kinds both ways, also while keys change. A
+//! kernel without netem skips them, with the reason printed.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use cipe_tests::process::{patient, slowness};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// Key changes of either end to see.
+/// Required key changes of either end.
 const CHANGES: usize = 3;
 
 /// A line with these queueing disciplines, each way.
@@ -22,9 +22,9 @@ struct Shape<'a> {
     name: &'a str,
     disciplines: &'a [&'a str],
     line: Line,
-    /// No round trip is shorter.
+    /// Least round-trip time.
     least: Duration,
-    /// Whether it drops some of all that pass.
+    /// Whether the line drops some packets.
     drops: bool,
 }
 
@@ -51,7 +51,7 @@ fn carries(shape: Shape<'_>) -> Result<()> {
         })?;
         pair.wait_for_keys(&net)?;
         let (start, before) = (Instant::now(), [pair.a.send_keys(), pair.b.send_keys()]);
-        // What is on its way when a key changes may be lost.
+        // Packets in flight may be lost when a key changes.
         while pair.a.send_keys() < before[0] + CHANGES || pair.b.send_keys() < before[1] + CHANGES {
             everything_passes(&net, Line::Lossy).with_context(|| tell("while keys change"))?;
             ensure!(start.elapsed() < patient(SOON), "{}", tell("too few key changes"));
@@ -87,7 +87,7 @@ fn a_lossy_line_carries() -> Result<()> {
     })
 }
 
-/// A quarter of the packets overtakes those before it.
+/// A quarter of the packets overtakes earlier ones.
 #[test]
 fn a_line_out_of_order_carries() -> Result<()> {
     carries(Shape {
@@ -99,7 +99,7 @@ fn a_line_out_of_order_carries() -> Result<()> {
     })
 }
 
-/// 100 Mbit/s and a queue of 50 ms; a tenth of it and less where a machine is emulated.
+/// 100 Mbit/s and a queue of 50 ms; a tenth of the rate or less on an emulated machine.
 #[test]
 fn a_narrow_line_carries() -> Result<()> {
     let rate = 100_000 / slowness();

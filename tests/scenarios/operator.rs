@@ -1,4 +1,4 @@
-//! What an operator has beside the daemon itself: `cipe top`, `cipe doctor`, systemd, manual pages and completions.
+//! The operator's tools besides the daemon: `cipe top`, `cipe doctor`, systemd, manual pages and completions.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use cipe_tests::options::{Options, PORT};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, process};
 
-/// As text where nobody looks, and on a terminal until somebody types `q`.
+/// Prints text if the output is no terminal, and runs on a terminal until `q` is typed.
 #[test]
 fn top_shows_what_a_tunnel_does() -> Result<()> {
     if !may_make_namespaces() {
@@ -54,7 +54,7 @@ fn top_shows_what_a_tunnel_does() -> Result<()> {
     Ok(())
 }
 
-/// As a service of systemd's `Type=notify` it stays in the foreground and says when the tunnel is up.
+/// As a systemd service of `Type=notify` the daemon stays in the foreground and notifies when the tunnel is up.
 #[test]
 fn in_the_foreground_it_tells_systemd_that_it_is_up() -> Result<()> {
     if !may_make_namespaces() {
@@ -101,7 +101,7 @@ fn what_a_kernel_lacks_is_said_alike() -> Result<()> {
     Ok(())
 }
 
-/// One a command, readable by man(1); and scripts that the shell takes.
+/// A page for each command, readable by man(1); and scripts that the shell accepts.
 #[test]
 fn manual_pages_and_completions_are_what_their_readers_expect() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -118,7 +118,7 @@ fn manual_pages_and_completions_are_what_their_readers_expect() -> Result<()> {
         let script = cipe()?.arg("completions").args(choice).arg("bash").output()?.stdout;
         let path = folder.path().join("script");
         fs::write(&path, script)?;
-        // What it completes is told to bash as a function for the program's name.
+        // The script registers with bash a function for the program's name.
         let ask = format!("source {} && complete -p {program}", path.display());
         let told = Command::new("bash").args(["--norc", "-c", &ask]).output()?;
         let told = String::from_utf8_lossy(&told.stdout).into_owned();

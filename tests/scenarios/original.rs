@@ -1,5 +1,6 @@
-//! A TCP stream keeps running between ours and a peer that behaves as the original does, while keys change faster than
-//! once a second: it goes deaf, asks, takes keys at once, never resends, and sends under the static key in between.
+//! A TCP stream continues between ours and a peer that behaves as the original does, while keys change faster than once a
+//! second: that peer forgets keys, asks for new ones, uses them at once, never retransmits messages, and sends under the static
+//! key in between.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,13 @@ use cipe_tests::stream::Stream;
 use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// Key changes of the direction that data takes.
+/// Key changes of the data's direction.
 const CHANGES: u64 = 20;
 
-/// Changes in a row whose time is taken.
+/// Number of changes in a row that are timed.
 const RUN: usize = 5;
 
-/// Keys that the sender of the stream has taken into use, as the original knows them.
+/// Keys that the sender of the stream has used, as the original counts them.
 fn changes(sender: Side, counters: &Counters) -> u64 {
     match sender {
         // Ours sends under the keys that the original receives.
@@ -27,8 +28,8 @@ fn changes(sender: Side, counters: &Counters) -> u64 {
     }
 }
 
-/// Streams from `sender`'s LAN until its key has changed often enough; returns what the original has counted.
-/// Beside them, how long its fastest [`RUN`] changes took: a machine that is busy for a while does not slow them all.
+/// Streams from `sender`'s LAN until its key has changed often enough; returns the original's counters, and how long its
+/// fastest [`RUN`] changes took: a machine that is busy for a while does not slow down all of them.
 fn stream(sender: Side, count: u64, link: &Original) -> Result<(Counters, Option<Duration>)> {
     link.wait_for_pings()?;
     let (net, receiver) = (&link.net, sender.other());
@@ -39,7 +40,7 @@ fn stream(sender: Side, count: u64, link: &Original) -> Result<(Counters, Option
     let mut times = vec![start];
     loop {
         let changed = changes(sender, &link.theirs.counters()) - before;
-        // Several that were seen at once count as late as the last of them.
+        // Several changes seen at once have the time of the last one.
         times.resize(changed as usize + 1, Instant::now());
         if changed >= count {
             break;
@@ -59,7 +60,7 @@ fn stream(sender: Side, count: u64, link: &Original) -> Result<(Counters, Option
     Ok((counters, fastest))
 }
 
-/// Limits that bring an original to a new key several times a second.
+/// Limits that make an original change keys several times a second.
 fn hasty(config: &mut Config) {
     (config.send_packets, config.receive_packets) = (1_000, 2_000);
     config.tokxc = Duration::from_millis(100);
@@ -81,7 +82,7 @@ fn outlives_hasty_keys(daemon: Daemon, sender: Side, stamp: Stamp, order: Order)
     assert!(fastest.is_some_and(|took| took < Duration::from_secs(RUN as u64)), "{RUN} key changes took {fastest:?}");
     assert_eq!((counters.bad_message, counters.bad_p, counters.bad_length), (0, 0, 0), "{counters:?}");
     match sender {
-        // It went deaf again and again, and asked.
+        // It lost its receive key again and again, and asked for another.
         Side::A => assert!(counters.requests_sent > 0 && counters.no_receive_key > 0, "{counters:?}"),
         Side::B => assert!(counters.sent_static > 0, "{counters:?}"),
     }
@@ -112,7 +113,7 @@ fn ours_receives_with_idea() -> Result<()> {
     outlives_hasty_keys(Daemon::Idea, Side::B, Stamp::First, Order::Little)
 }
 
-/// An original forgets a receive key after twice tokey; what goes under it then is lost, and with it the NK_ACK that would
+/// An original forgets a receive key after twice tokey; later packets under it are lost, and with them the NK_ACK that would
 /// have given the original a key again.
 #[test]
 fn the_first_packet_after_a_long_pause_arrives() -> Result<()> {
@@ -141,7 +142,7 @@ fn the_first_packet_after_a_long_pause_arrives() -> Result<()> {
     Ok(())
 }
 
-/// With the limits of 1.4.5 as they are: ours renews in time, so the original is never deaf.
+/// With the limits of 1.4.5: ours renews in time, so the original can always decrypt.
 fn keeps_the_limits(sender: Side) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());

@@ -1,5 +1,6 @@
-//! What the host's network stack does with the carrier's datagrams, and AF_XDP would pass by: `carrier auto` takes the UDP socket,
-//! says why, and goes back when it is over; `carrier xdp` warns. And what the kernel refuses to a group of datagrams (EIO).
+//! Policies of the host's network stack for the carrier's datagrams, which AF_XDP would bypass: `carrier auto` uses the UDP
+//! socket, reports why, and returns to AF_XDP when the policy is removed; `carrier xdp` warns. And groups of datagrams that the
+//! kernel refuses (EIO).
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -30,9 +31,9 @@ fn has_door(status: &Status, words: &str) -> bool {
     status.doors.iter().any(|door| door.starts_with("wire0") && door.contains(words))
 }
 
-/// Sends single datagrams from A to B until both take AF_XDP.
+/// Sends single datagrams from A to B until both use AF_XDP.
 fn until_xdp(net: &Topology, pair: &Pair) -> Result<()> {
-    // In bursts, so that an emulated machine gets them in numbers, too.
+    // In bursts, so that the rate is high enough on an emulated machine, too.
     let mut flows = Flows::new(net, Side::A, 8, true)?.with_window(32);
     let deadline = Instant::now() + patient(SOON);
     while !(has_door(&pair.a.status()?, BY_XDP) && has_door(&pair.b.status()?, BY_XDP)) {
@@ -171,7 +172,7 @@ fn what_ipsec_is_to_protect_leaves_as_esp() -> Result<()> {
         }
     }
     ensure!(protected > 1_000, "{protected} packets of ESP");
-    // What leaves through IPsec cannot leave in groups: the kernel says so, and its datagrams leave by themselves.
+    // The kernel refuses groups that must pass IPsec, and their datagrams leave one by one.
     pair.a.wait_for_line("the refusal", |line| line.contains(REFUSED))?;
     protect(&net, "del")?;
     for side in SIDES {
@@ -181,7 +182,7 @@ fn what_ipsec_is_to_protect_leaves_as_esp() -> Result<()> {
     everything_passes(&net, Line::Sound)
 }
 
-/// Whether the kernel takes a group for A's carrier device.
+/// Whether the kernel accepts a group for A's carrier device.
 fn takes_groups(net: &Topology) -> Result<bool> {
     let socket = net.gw(Side::A).run(|| UdpSocket::bind((Side::A.carrier(), 0)))?;
     let to = SockaddrIn::from(std::net::SocketAddrV4::new(Side::B.carrier(), 9));
@@ -195,7 +196,7 @@ fn takes_groups(net: &Topology) -> Result<bool> {
     }
 }
 
-/// Before 6.11 the kernel cuts no groups for a device that cannot complete checksums.
+/// Before 6.11 the kernel segments no groups for a device without checksum offload.
 #[test]
 fn groups_that_a_device_without_checksums_is_refused_leave_as_single_datagrams() -> Result<()> {
     if !may_make_namespaces() {

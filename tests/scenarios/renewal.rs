@@ -10,9 +10,9 @@ use cipe_tests::ping::{self, Plan};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
 
-/// Changes of one direction's key to see.
+/// Required changes of one direction's key.
 const CHANGES: usize = 4;
-/// Pings that may be in flight.
+/// Limit of pings in flight.
 const WINDOW: usize = 4;
 
 /// Whether a frame of the carrier is a datagram under a static key (protocol section 2).

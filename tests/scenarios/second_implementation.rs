@@ -1,4 +1,4 @@
-//! Ours at one end, the small second implementation of the wire at the other, behaving as an original does.
+//! Ours at one end; at the other the small second implementation of the protocol, which behaves as an original.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::mpsc::Receiver;
@@ -14,7 +14,7 @@ use cipe_tests::ping::{self, Plan};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// Shortest inner packet that an original takes (protocol section 1).
+/// Shortest inner packet that an original accepts (protocol section 1).
 const SHORTEST: usize = 31;
 const MTU: usize = 1442;
 
@@ -26,7 +26,7 @@ struct Link {
     config: Config,
 }
 
-/// Ours is gateway A; the other implementation stands for gateway B and for every host behind it.
+/// Ours is gateway A; the other implementation plays gateway B and every host behind it.
 fn link(daemon: Daemon, change: impl Fn(Options) -> Options, configure: impl Fn(&mut Config)) -> Result<Link> {
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     let mut key = [0; 16];
@@ -68,13 +68,12 @@ impl Link {
         Ok(self.net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), PORT)))?)
     }
 
-    /// A third one stands in for the other implementation and exchanges keys with ours; then the first comes back, with
-    /// the keys that it had.
+    /// A third end replaces the other implementation and exchanges keys with ours; then the first returns, with its old keys.
     fn stand_in(&mut self) -> Result<()> {
         let elsewhere = self.net.gw(Side::B).run(|| UdpSocket::bind("127.0.0.1:0"))?;
         self.theirs.move_to(elsewhere)?;
         let deadline = Instant::now() + SOON;
-        // Its thread closes the old socket when it hears of the new one.
+        // Its thread closes the old socket when it gets the new one.
         let port = loop {
             match self.bind() {
                 Ok(port) => break port,
@@ -85,7 +84,7 @@ impl Link {
         let (stand_in, events) = Peer::start(port, self.config.clone())?;
         let away = (std::mem::replace(&mut self.theirs, stand_in), std::mem::replace(&mut self.events, events));
         self.wait_for_keys()?;
-        // A key that it has not used would not end the one before.
+        // A key that it has not used would not replace the previous one.
         self.ping_back(1)?;
         let (stand_in, events) =
             (std::mem::replace(&mut self.theirs, away.0), std::mem::replace(&mut self.events, away.1));
@@ -94,7 +93,7 @@ impl Link {
         Ok(self.theirs.move_to(self.bind()?)?)
     }
 
-    /// Lets the other implementation ping lanA, and waits for the answer to come out at its end.
+    /// Lets the other implementation ping lanA, and waits for the answer at its end.
     fn ping_back(&self, number: u32) -> Result<()> {
         while self.events.try_recv().is_ok() {}
         let payload = pattern(number, 100);
@@ -176,7 +175,7 @@ fn either_end_may_speak_first() -> Result<()> {
     link.wait_for_keys()
 }
 
-/// It announces several keys before it has heard of the first, and goes on under its old one meanwhile.
+/// It announces several keys before the first is acknowledged, and uses its old one meanwhile.
 #[test]
 fn keys_that_were_never_used_do_not_push_out_the_one_in_use() -> Result<()> {
     if !may_make_namespaces() {
@@ -196,7 +195,7 @@ fn keys_that_were_never_used_do_not_push_out_the_one_in_use() -> Result<()> {
     Ok(())
 }
 
-/// Its NK_ACK is lost, and it does not take the same key again, so it does not acknowledge it again either.
+/// Its NK_ACK is lost; it does not accept the same key again, so it does not acknowledge it again either.
 #[test]
 fn one_that_takes_no_key_twice_gets_another() -> Result<()> {
     if !may_make_namespaces() {
@@ -214,7 +213,7 @@ fn one_that_takes_no_key_twice_gets_another() -> Result<()> {
     Ok(())
 }
 
-/// What it sends cannot be opened, and it cannot open what ours sends, which it does not say.
+/// Neither end can decrypt the other's packets, and the other implementation does not report it.
 #[test]
 fn one_that_another_stood_in_for_is_heard_again_when_it_comes_back() -> Result<()> {
     if !may_make_namespaces() {
@@ -222,7 +221,8 @@ fn one_that_another_stood_in_for_is_heard_again_when_it_comes_back() -> Result<(
     }
     let mut link = link(Daemon::Blowfish, |options| options.set("tokxc", 1), |_| {})?;
     link.wait_for_keys()?;
-    // Sooner, ours would take the key for one that an earlier announcement may have overtaken, and announce it again unasked.
+    // If it came sooner, ours would assume that an earlier announcement may have overtaken the key's, and announce the key
+    // again by itself.
     let old_enough = Instant::now() + Duration::from_secs(3);
     while Instant::now() < old_enough {
         link.ping_back(1)?;
@@ -235,14 +235,14 @@ fn one_that_another_stood_in_for_is_heard_again_when_it_comes_back() -> Result<(
         if Instant::now() > deadline {
             bail!("{:?}\n{:?}\n{}", link.theirs.counters(), link.ours.status()?, link.ours.log().text());
         }
-        // Answered when ours has a key again; until then, a packet every now and then.
+        // Ours answers when it has a key again; until then, send a packet now and then.
         let _ = link.events.recv_timeout(Duration::from_millis(200));
     }
     assert!(link.ours.status()?.count("bad-crc") > 0);
     link.ping_back(4)
 }
 
-/// Nobody behind it sends anything: only its CT_PONGs are missed.
+/// No host behind it sends anything: only its CT_PONGs are missing.
 #[test]
 fn pings_that_stay_unanswered_bring_another_key() -> Result<()> {
     if !may_make_namespaces() {
@@ -265,7 +265,7 @@ fn pings_that_stay_unanswered_bring_another_key() -> Result<()> {
     Ok(())
 }
 
-/// As 1.5 starts: a question in clear, of a length that no packet has, answered at once. By either door.
+/// As 1.5 at its start: a CT_CONFREQ in clear, of a length that no packet has, is answered at once, by either door.
 #[test]
 fn a_question_about_the_configuration_in_clear_is_answered() -> Result<()> {
     if !may_make_namespaces() {
@@ -276,7 +276,7 @@ fn a_question_about_the_configuration_in_clear_is_answered() -> Result<()> {
         link.wait_for_keys()?;
         let deadline = Instant::now() + SOON;
         let answer = loop {
-            // The first one may have come before ours was there.
+            // The first one may have arrived before ours was up.
             link.theirs.send_clear(0x75);
             match link.events.recv_timeout(Duration::from_secs(1)) {
                 Ok(Event::Clear(message)) => break message,
@@ -292,7 +292,7 @@ fn a_question_about_the_configuration_in_clear_is_answered() -> Result<()> {
     Ok(())
 }
 
-/// Whoever can reach the port can send them.
+/// Anybody who can reach the port can send them.
 #[test]
 fn nothing_in_clear_stops_ours_or_changes_its_keys() -> Result<()> {
     if !may_make_namespaces() {
@@ -301,7 +301,7 @@ fn nothing_in_clear_stops_ours_or_changes_its_keys() -> Result<()> {
     let link = link(Daemon::Blowfish, |options| options, |_| {})?;
     link.wait_for_keys()?;
     let before = link.theirs.counters();
-    // One after the other: of many at once, some are passed on.
+    // One after the other: of many at once, only some are forwarded to the daemon.
     for (count, number) in [1, 2, 3, 0x74].into_iter().enumerate() {
         link.theirs.send_clear(number);
         let deadline = Instant::now() + SOON;
@@ -318,7 +318,7 @@ fn nothing_in_clear_stops_ours_or_changes_its_keys() -> Result<()> {
     Ok(())
 }
 
-/// Each key is announced under the one before it, both ways; the static key is for the first ones.
+/// Each key is announced under the previous one, both ways; only the first ones under the static key.
 #[test]
 fn keys_are_chained() -> Result<()> {
     if !may_make_namespaces() {
@@ -372,7 +372,7 @@ fn keys_change_while_another_implementation_listens() -> Result<()> {
             bail!("{now:?}\n{}", link.ours.log().text());
         }
     };
-    // An original forgets the old receive key at once: what is in flight then is lost.
+    // An original forgets the old receive key at once: packets in flight are lost.
     assert!(lost <= changes * WINDOW, "{lost} of {sent} pings lost in {changes} key changes");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! A card that takes groups of datagrams (UDP_SEGMENT) and loses them: single datagrams go on, and groups are tried again later.
+//! A card that accepts groups of datagrams (UDP_SEGMENT) and loses them: the engine sends single datagrams, and tries groups
+//! again later.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::traffic::{self, Pace};
 use cipe_tests::{SOON, may_make_namespaces};
 
-/// The table that loses superframes: on a veth they arrive uncut, as large as they were sent.
+/// The table that drops superframes: on a veth they arrive unsegmented, as large as they were sent.
 const TABLE: &str = "broken-card";
 
 fn nft(namespace: &Namespace, words: &str) -> Result<bool> {
@@ -32,7 +33,7 @@ fn transfer(net: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// A second of datagrams from A to B, so many that they leave in groups.
+/// A second of datagrams from A to B, at a rate at which they leave in groups.
 fn flood(net: &Topology) -> Result<()> {
     let to = (net.lan(Side::B), Side::B.host());
     traffic::udp(net.lan(Side::A), to, 1200, Pace::Flood, Duration::from_secs(1), |_, _| {}).map(drop)
@@ -55,14 +56,14 @@ fn a_card_that_loses_groups_is_sent_single_datagrams_until_groups_arrive_again()
     ensure!(!is_given_up(&pair.a.status()?), "groups arrive");
     ensure!(nft(card, &format!("add chain ip {TABLE} in {{ type filter hook prerouting priority -300 ; }}"))?);
     ensure!(nft(card, &format!("add rule ip {TABLE} in iifname wire0 ip length > 1600 counter drop"))?);
-    // What is asked now and then while groups leave shows it in its time.
+    // The periodic test of groups detects it after some time.
     let start = Instant::now();
     while !is_given_up(&pair.a.status()?) {
         ensure!(start.elapsed() < 3 * SOON, "not noticed: {:?}", pair.a.status()?);
         flood(&net)?;
     }
     pair.a.wait_for_line("the reason", |line| line.contains("does not arrive, and single datagrams do"))?;
-    // Nothing is lost any more, and the other way was never touched.
+    // No datagram is lost any more, and the other direction was never affected.
     transfer(&net)?;
     ensure!(!is_given_up(&pair.b.status()?), "B's groups arrive");
     ensure!(nft(card, &format!("delete table ip {TABLE}"))?);

@@ -14,7 +14,7 @@ use cipe_tests::socks::{self, Server};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
 
-/// What fits through the tunnel beside the header of 10 octets, for which room is always left (protocol section 2).
+/// The tunnel's MTU with room for the header of 10 octets, which is always reserved (protocol section 2).
 const MTU: usize = 1442;
 
 /// The server's address towards a gateway.
@@ -25,7 +25,7 @@ fn port(side: Side) -> Ipv4Addr {
     }
 }
 
-/// Gateways that have no way to each other but the server.
+/// Gateways that reach each other only through the server.
 fn network() -> Result<Topology> {
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
     let tap = net.tap().context("a tapped carrier has a tap")?;
@@ -53,7 +53,7 @@ fn pair(net: &Topology) -> Result<Pair> {
     })
 }
 
-/// Lines of a gateway's log that tell where the relay, or the peer, is.
+/// Lines of a gateway's log with the address of the relay or the peer.
 fn places(gateway: &Gateway, what: &str) -> Vec<SocketAddr> {
     let place = |line: &str| line.split_once(what)?.1.trim().parse().ok();
     gateway.log().lines().iter().filter_map(|line| place(&line.text)).collect()
@@ -86,7 +86,8 @@ fn everything_passes_through_a_socks_server() -> Result<()> {
     Ok(())
 }
 
-/// The TCP connection is the relay's life: when the server goes, so does the way, and nothing takes another one.
+/// The relay exists as long as its TCP connection: when the server ends, nothing reaches the peer, and nothing takes another
+/// path.
 #[test]
 fn a_server_that_is_started_again_relays_again() -> Result<()> {
     if !may_make_namespaces() || !socks::may_have_server() {
@@ -120,8 +121,8 @@ fn a_server_that_is_started_again_relays_again() -> Result<()> {
     Ok(())
 }
 
-/// A server relays for a client what comes from where the client has sent to. So a peer that has moved is found by its name,
-/// and a client that has moved by what it sends.
+/// A server relays to a client only datagrams from addresses that the client has sent to. So a peer that has moved is found by
+/// its name, and a client that has moved by its packets.
 #[test]
 fn either_end_may_move_while_a_server_stands_between() -> Result<()> {
     if !may_make_namespaces() || !socks::may_have_server() {

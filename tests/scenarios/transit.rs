@@ -1,4 +1,4 @@
-//! A gateway is a router for others, too: what it forwards is none of a tunnel's, whatever its port.
+//! A gateway also routes for other hosts: a tunnel must not take datagrams that it forwards, whatever their port.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -12,7 +12,7 @@ use cipe_tests::{SOON, may_make_namespaces};
 /// Another address of A's host, which B's gateway reaches past the tunnel.
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 240, 1, 2);
 
-/// How many are sent, each of a length that packets of the protocol have.
+/// Number of datagrams sent, each with a length of the protocol's packets.
 const DATAGRAMS: u8 = 10;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Hosts of two LANs reach each other through the tunnel, and the carrier sees nothing but CIPE.
+//! Hosts of two LANs reach each other through the tunnel, and the carrier sees only CIPE.
 
 use anyhow::{Context, Result};
 use cipe_tests::gateway::{Daemon, Pair};
@@ -14,7 +14,7 @@ const MTU: usize = 1442;
 /// Octets of the IPv4 and UDP headers.
 const UDP_HEADERS: usize = 28;
 
-/// `extra` options at both ends beside those that every tunnel has.
+/// `extra`: options at both ends in addition to those of every tunnel.
 fn ping_and_tcp(daemon: Daemon, offload: Offload, extra: &[(&str, &str)]) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
@@ -95,7 +95,7 @@ fn every_size(daemon: Daemon) -> Result<()> {
     assert_eq!(report.lost, [0; 0], "ICMP sizes lost");
     assert_eq!(report.received(), MTU - HEADERS + 1);
 
-    // An echo over UDP, size by size.
+    // UDP echo, one size after the other.
     let (from, to) = (net.lan(Side::A), net.lan(Side::B));
     let server = to.run(|| std::net::UdpSocket::bind((Side::B.host(), 0)))?;
     let client = from.run(|| std::net::UdpSocket::bind((Side::A.host(), 0)))?;

@@ -1,4 +1,4 @@
-//! Several workers: the flows of one tunnel on all of them, each flow in order.
+//! Several workers: the flows of one tunnel are spread over all of them, each flow in order.
 
 use std::path::Path;
 use std::time::Instant;
@@ -41,7 +41,7 @@ fn cpus_of_workers(engine: u32) -> Result<Vec<String>> {
     Ok(cpus)
 }
 
-/// Two gateways with `workers` worker threads each, or as many as they start by themselves; keys exchanged.
+/// Two gateways with `workers` worker threads each, or with the default number; keys exchanged.
 fn start(net: &Topology, options: &[(&str, &str)], workers: Option<usize>) -> Result<Pair> {
     let count = workers.map(|count| count.to_string());
     let environment: Vec<(&str, &str)> = count.iter().map(|count| ("CIPE_WORKERS", count.as_str())).collect();
@@ -62,7 +62,7 @@ fn carries_in_order(carrier: Carrier, options: &[(&str, &str)], workers: Option<
     let pair = start(&net, options, workers)?;
     let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     for from in [Side::A, Side::B] {
-        // Single frames make `carrier auto` change doors, with the first of them under way.
+        // Single frames make `carrier auto` change doors while the first of them are in flight.
         in_order(&net, from).with_context(|| format!("{:?}, {:?}", pair.a.status(), pair.b.status()))?;
         let waits = |door: &String| door.contains("until single frames");
         let receiver = pair.of(from.other());
@@ -76,7 +76,7 @@ fn carries_in_order(carrier: Carrier, options: &[(&str, &str)], workers: Option<
     for gateway in [&pair.a, &pair.b] {
         let status = gateway.status()?;
         assert_eq!(status.workers.len(), expected);
-        // 32 flows on one of several: a chance of one in a thousand million.
+        // The chance that all 32 flows use one of several workers is one in a thousand million.
         assert!(status.workers.iter().all(|share| share.sent > 0), "not all sent: {status:?}");
         assert_eq!(status.workers.iter().map(|share| share.sent).sum::<u64>(), status.count("sent"));
         assert_eq!(status.workers.iter().map(|share| share.delivered).sum::<u64>(), status.count("delivered"));
@@ -125,9 +125,9 @@ fn more_workers_than_queues_and_cpus_carry_all_the_same() -> Result<()> {
     Ok(())
 }
 
-/// A worker with more datagrams at hand than the ciphers take at once lends some to others, and all come out in order.
+/// Work sharing: a worker with more datagrams than the ciphers take at once lends some to others, and all arrive in order.
 fn lends(door: &str, offload: Offload) -> Result<()> {
-    /// Datagrams of each flow on their way at once: 512 in all, four times what the ciphers take.
+    /// Datagrams of each flow in flight: 512 in all, four times as many as the ciphers take at once.
     const MANY: u32 = 16;
     let net = Topology::new(Carrier::Direct, offload)?;
     let pair = start(&net, &[("carrier", door)], Some(3))?;
@@ -136,7 +136,7 @@ fn lends(door: &str, offload: Offload) -> Result<()> {
         |gateway: &Gateway| -> Result<u64> { Ok(gateway.status()?.workers.iter().map(|share| share.helped).sum()) };
     let (before, deadline) = (lent(&pair.b)?, Instant::now() + SOON);
     loop {
-        // B only receives, but for a message now and then: what its workers help each other with has come from the carrier.
+        // B only receives, except for a few messages: its workers share packets from the carrier only.
         flows.round()?;
         if lent(&pair.b)? > before {
             break;
@@ -145,7 +145,7 @@ fn lends(door: &str, offload: Offload) -> Result<()> {
     }
     let status = pair.b.status()?;
     let share = |count: fn(&Share) -> u64| status.workers.iter().map(count).collect::<Vec<_>>();
-    // All came to one worker; the others have opened, not delivered.
+    // One worker received all of them; the others have decrypted, not delivered.
     assert_eq!(share(|worker| worker.delivered).iter().filter(|delivered| **delivered > 0).count(), 1, "{status:?}");
     Ok(())
 }

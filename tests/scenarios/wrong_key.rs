@@ -1,4 +1,4 @@
-//! Two gateways with different static keys: nothing passes, and the counters say why.
+//! Two gateways with different static keys: nothing passes, and the counters show why.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ fn nothing_passes(daemon: Daemon) -> Result<()> {
     let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
     assert_eq!((report.sent, report.received()), (PINGS, 0));
 
-    // A goes on offering keys while we look: what it has sent before and after brackets what B had refused in between.
+    // A keeps offering keys during the check: its counts before and after are the bounds of what B has refused in between.
     let before = pair.a.wait_for_status("all pings sent", |a| a.count("sent") >= PINGS as u64)?;
     let b = pair.b.wait_for_status("what A had sent refused", |b| b.count("bad-crc") >= sent(&before))?;
     let after = pair.a.status()?;
