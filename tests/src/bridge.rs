@@ -114,7 +114,7 @@ pub fn tap(namespace: &Namespace, name: &str) -> Result<SyncDevice> {
 /// Hardware addresses that the bridge of a gateway has learned at a port.
 ///
 /// # Errors
-/// What `bridge` (iproute2) says.
+/// `bridge` (iproute2) fails.
 pub fn learned_at(gateway: &Namespace, port: &str) -> Result<Vec<String>> {
     let output = gateway.command("bridge").args(["fdb", "show", "brport", port]).output()?;
     anyhow::ensure!(output.status.success(), "bridge fdb: {}", String::from_utf8_lossy(&output.stderr).trim());

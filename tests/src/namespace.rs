@@ -60,7 +60,7 @@ impl Namespace {
         path_of(&self.name)
     }
 
-    /// Runs `ip -n NAME ...` and returns what it prints.
+    /// Runs `ip -n NAME ...` and returns its output.
     ///
     /// # Errors
     /// `ip` fails.
@@ -250,10 +250,10 @@ impl AsFd for DeviceChanges {
     }
 }
 
-/// Runs `ip` (iproute2) and returns what it prints.
+/// Runs `ip` (iproute2) and returns its output.
 ///
 /// # Errors
-/// The command line and what `ip` says.
+/// `ip` fails; the error has the command line and its output.
 pub fn ip(arguments: &[&str]) -> Result<String> {
     let output = Command::new("ip").args(arguments).output().context("ip (Debian package iproute2)")?;
     if !output.status.success() {

@@ -15,7 +15,7 @@ use crate::process::{patient, wait_readable};
 /// Octets of the IPv4 and ICMP headers, the smallest ping.
 pub const HEADERS: usize = 28;
 
-/// What to send.
+/// The packets to send.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Total length in octets of each IP packet, at least [`HEADERS`]; one packet each, in order.

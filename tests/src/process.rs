@@ -32,7 +32,7 @@ pub fn patient(time: Duration) -> Duration {
 /// Polls one descriptor for input until `deadline`; false if the deadline came first.
 ///
 /// # Errors
-/// What poll(2) reports, interruptions aside.
+/// poll(2) fails, other than by an interruption.
 pub fn wait_readable(fd: impl AsFd, deadline: Instant) -> io::Result<bool> {
     poll_until(&mut [PollFd::new(&fd, PollFlags::IN)], deadline)
 }
@@ -77,7 +77,7 @@ pub fn wait_gone(pid: u32, within: Duration) -> Result<()> {
 /// Sends `signal` to `pid`; a process that is gone is no error.
 ///
 /// # Errors
-/// What pidfd_send_signal(2) reports otherwise.
+/// pidfd_send_signal(2) fails for another reason.
 pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     let Some(fd) = open(pid) else { return Ok(()) };
     match pidfd_send_signal(fd, signal) {
@@ -132,12 +132,12 @@ pub fn arguments(pid: u32) -> Vec<String> {
 pub struct CpuTime {
     /// In user mode.
     pub user: Duration,
-    /// In the kernel on the process's behalf, with the softirq work done on the back of its system calls.
+    /// In the kernel on the process's behalf, including softirq work during its system calls.
     pub system: Duration,
 }
 
 impl CpuTime {
-    /// What `pid` has used so far; `None` if it is gone.
+    /// CPU time of `pid` so far; `None` if it has ended.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name, in parentheses, may contain spaces: count fields after it. utime and stime are fields 14 and 15.

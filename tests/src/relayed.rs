@@ -95,7 +95,7 @@ pub fn inbound(status: &Status) -> u64 {
     INBOUND.iter().map(|verdict| status.count(verdict)).sum()
 }
 
-/// Verdicts on what comes from the carrier.
+/// Verdicts on datagrams from the carrier.
 const INBOUND: &[&str] = &[
     "delivered",
     "control-received",

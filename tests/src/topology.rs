@@ -246,7 +246,7 @@ impl Topology {
         Ok(())
     }
 
-    /// Captures what the gateways send on a tapped carrier, each frame once, up to `limit` frames.
+    /// Captures frames of the gateways on a tapped carrier, each once, up to `limit` frames.
     ///
     /// # Errors
     /// The carrier is direct, or a packet socket cannot be opened.

@@ -1,4 +1,4 @@
-//! `cargo xtask bench cipher`: every cipher kernel of this CPU beside the libraries that people have, in one run.
+//! `cargo xtask bench cipher`: every cipher kernel of this CPU beside the usual libraries, in one run.
 
 mod inspect;
 mod plot;
@@ -47,10 +47,10 @@ struct Row {
     cycles_per_byte: Option<f64>,
 }
 
-/// Builds what is to be measured, measures it in turn, prints table and ratios, and writes the plot.
+/// Builds the programs, measures them in turn, prints table and ratios, and writes the plot.
 ///
 /// # Errors
-/// If something of ours does not build or run. A library that is missing is left out, with a line that says so.
+/// A program of ours does not build or run. A missing library is left out, with a line about it.
 pub fn run(args: &BenchCipher) -> Result<()> {
     if args.install {
         shell(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(PACKAGES))?;
@@ -92,7 +92,7 @@ pub fn run(args: &BenchCipher) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the programs that measure the libraries, as far as those are installed.
+/// Compiles the programs that measure the libraries, for each installed library.
 fn build_anchors(into: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(into)?;
     let mut built = Vec::new();
@@ -115,7 +115,7 @@ fn build_anchors(into: &Path) -> Result<Vec<PathBuf>> {
     Ok(built)
 }
 
-/// What the compiler needs for a library; none, said aloud, if it is not installed.
+/// The compiler's flags for a library; none, with a printed line, if it is not installed.
 fn package_flags(library: &str) -> Option<Vec<String>> {
     let found = Command::new("pkg-config").args(["--cflags", "--libs", library]).output().ok();
     let Some(found) = found.filter(|found| found.status.success()) else {
@@ -162,7 +162,7 @@ fn print_table(rows: &[Row]) {
     }
 }
 
-/// Ours against each library, for 1440-octet packets.
+/// Ratios of ours to each library, for 1440-octet packets.
 fn print_ratios(rows: &[Row]) {
     println!("\ntimes as fast as the library, packets of 1440 octets");
     for cipher in ["blowfish", "idea"] {

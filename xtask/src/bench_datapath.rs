@@ -1,4 +1,4 @@
-//! `cargo xtask bench datapath`: what a packet costs in the datapath alone, in nanoseconds and instructions.
+//! `cargo xtask bench datapath`: the cost of a packet in the datapath alone, in nanoseconds and instructions.
 
 use std::process::Command;
 
@@ -12,21 +12,21 @@ pub struct BenchDatapath {
     /// Rounds of a batch for each figure of nanoseconds; the fastest counts
     #[arg(long, default_value_t = 2000)]
     rounds: usize,
-    /// Leave the instructions out, which need valgrind and take a minute
+    /// Do not count instructions, which needs valgrind and takes a minute
     #[arg(long)]
     no_instructions: bool,
 }
 
-/// Rounds under callgrind, which counts the same each time.
+/// Rounds under callgrind, whose count is the same in each.
 const COUNTED_ROUNDS: &str = "4";
 
-/// Kernels that valgrind can run, which knows no AVX-512; elsewhere the scalar ones are taken.
+/// Kernels that valgrind can run, since it does not support AVX-512; on other CPUs the scalar ones.
 const KERNELS: [(&str, &str); 2] = [("CIPE_BLOWFISH", "gather"), ("CIPE_IDEA", "avx2")];
 
 /// Builds the example, runs it, and prints a table.
 ///
 /// # Errors
-/// What does not build, or run, and what is missing.
+/// The example does not build or run, or a program is missing.
 pub fn run(args: &BenchDatapath) -> Result<()> {
     let build = ["build", "--release", "--package", "cipe-user", "--features", "harness", "--example", "datapath"];
     tools::check(&mut tools::cargo(&build))?;
@@ -67,7 +67,7 @@ fn cases(lines: &str) -> Result<Vec<Case>> {
     lines.lines().map(case).collect()
 }
 
-/// Instructions a packet that one case executes in the functions that are measured.
+/// Instructions a packet of one case, in the measured functions.
 fn instructions(example: &std::path::Path, case: &Case) -> Result<f64> {
     let function = if case.direction == "out" { "datapath::seal" } else { "datapath::open" };
     let mut valgrind = Command::new("valgrind");

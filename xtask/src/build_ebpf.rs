@@ -1,7 +1,7 @@
 //! `cargo xtask build-ebpf`: the eBPF object from `cipe-ebpf`, with one of two toolchains.
 //!
-//! The object is committed (`cipe-ebpf/prebuilt/cipe.bpf.o`), so that building the project needs nothing of this;
-//! `SOURCES.sha256` beside it, in the format of sha256sum(1), says which sources made it.
+//! The object is committed (`cipe-ebpf/prebuilt/cipe.bpf.o`), so that building the project does not need this command;
+//! `SOURCES.sha256` beside it, in the format of sha256sum(1), lists its sources.
 
 mod sources;
 mod toolchain;
@@ -27,9 +27,9 @@ const TARGET: &str = "bpfel-unknown-none";
 const BINARY: &str = "cipe-bpf";
 /// The committed object, from the root of the repository.
 const OBJECT: &str = "cipe-ebpf/prebuilt/cipe.bpf.o";
-/// Hashes of what made it.
+/// Hashes of its sources.
 const SOURCES: &str = "cipe-ebpf/prebuilt/SOURCES.sha256";
-/// Where `--check` leaves its object.
+/// The object of `--check`.
 pub const FRESH: &str = "target/ebpf/cipe.bpf.o";
 
 /// Arguments of `cargo xtask build-ebpf`.
@@ -43,10 +43,10 @@ pub struct Args {
     pub check: bool,
 }
 
-/// Builds the object; with `check`, compares instead of writing and says how to run the tests against the fresh one.
+/// Builds the object; with `check`, compares instead of writing and prints how to run the tests with the fresh one.
 ///
 /// # Errors
-/// A missing toolchain (with what to type), a stale object (with the file that changed), a failed build.
+/// The toolchain is missing (with the command to type), the object is stale (with the changed file), or the build fails.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let root = tools::workspace();
     if args.check {
@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn build(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<u8>> {
     let manifest = root.join("cipe-ebpf/Cargo.toml");
     let target_dir = root.join("target/ebpf");
-    // First, so that all sources are unpacked where the flags below say that they are.
+    // First, so that all sources are unpacked in the places that the flags below name.
     succeed(toolchain.cargo().arg("fetch").arg("--locked").arg("--manifest-path").arg(&manifest))?;
     let paths = machine_paths(root, toolchain)?;
     let mut flags = vec![
@@ -109,7 +109,7 @@ fn build(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<u8>> {
     Ok(object)
 }
 
-/// Paths of this machine that compilers write into objects, and what is to stand there instead.
+/// Paths of this machine that compilers write into objects, and their replacements.
 fn machine_paths(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<(PathBuf, &'static str)>> {
     let mut paths = vec![(root.to_owned(), ".")];
     for sources in [toolchain.sources.clone(), toolchain.sources.canonicalize()?] {
@@ -126,14 +126,14 @@ fn machine_paths(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<(Path
     Ok(paths)
 }
 
-/// Drops DWARF, of which the BTF has been made; nothing reads it, and it is ten times the programs.
+/// Removes DWARF, from which the BTF was made: nothing reads it, and it is ten times as large as the programs.
 fn strip(object: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut builder = Builder::read64(object).context("the linker's output is no 64-bit ELF file")?;
     for section in &mut builder.sections {
         let name = section.name.as_slice();
         section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
     }
-    // LLVM keeps the names of sections in the symbols' string table; the builder wants a table for each.
+    // LLVM stores the names of sections in the symbols' string table; the builder requires separate tables.
     let names = builder.sections.add();
     names.name = b".shstrtab"[..].into();
     names.sh_type = SHT_STRTAB;
@@ -145,7 +145,7 @@ fn strip(object: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(stripped)
 }
 
-/// Runs a command to a successful end; its output is the user's.
+/// Runs a command, which must succeed; its output goes to the user.
 fn succeed(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let status = command.status().with_context(|| format!("starting {program}"))?;

@@ -1,5 +1,5 @@
-//! What the workspace depends on: only what it uses, under licences that fit, from the registry. cipe-ebpf has a lock file of its own and
-//! is not looked at.
+//! Checks the dependencies of the workspace: all are used, have suitable licences, and are from the registry. It does not check
+//! cipe-ebpf, which has its own lock file.
 
 use std::process::Command;
 
@@ -11,15 +11,15 @@ use crate::tools;
 #[derive(clap::Args)]
 pub struct Args {}
 
-/// Runs cargo-machete over all crates, and cargo-deny by deny.toml. Its list of advisories is not in a registry of packages, and is
-/// not asked.
+/// Runs cargo-machete over all crates, and cargo-deny by deny.toml. It does not check advisories, since their list is not in a
+/// registry of packages.
 ///
 /// # Errors
-/// What they found, or a tool that cannot be installed.
+/// The tools found a fault, or a tool cannot be installed.
 pub fn run(_: &Args) -> Result<()> {
     let machete = tools::MACHETE.get()?;
     let deny = tools::DENY.get()?;
-    // Not by `cargo machete`, which takes its own name for a folder where a cargo command runs above it.
+    // Not by `cargo machete`: under another cargo command it takes its own name for a folder.
     tools::check(Command::new(machete).current_dir(tools::workspace()))?;
     let mut deny = Command::new(deny);
     deny.args(["--all-features", "check", "bans", "licenses", "sources"]).current_dir(tools::workspace());

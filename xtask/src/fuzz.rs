@@ -13,18 +13,18 @@ pub struct Args {
     /// Seconds for each target
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Add to cipe-user/fuzz/corpus the inputs that reach what those there do not
+    /// Add to cipe-user/fuzz/corpus the inputs that reach new code
     #[arg(long)]
     keep: bool,
 }
 
-/// Octets of an input at most: a few packets, and short enough to be looked at.
+/// Most octets of an input: a few packets, and short enough to read.
 const LARGEST_INPUT: &str = "-max_len=4096";
 
-/// Runs each target from the inputs in the tree on; what it finds worth keeping goes to `target/fuzz`. Stops at the first finding.
+/// Runs each target, starting with the inputs in the tree; useful new inputs go to `target/fuzz`. Stops at the first finding.
 ///
 /// # Errors
-/// What is missing and how to get it, or the target that found something.
+/// A program is missing (with how to get it), or a target found a fault.
 pub fn run(args: &Args) -> Result<()> {
     let crate_folder = tools::workspace().join("cipe-user/fuzz");
     let mut targets = args.targets.clone();
@@ -58,7 +58,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// `cargo fuzz run TARGET`. Not `cargo +nightly`: it is the cargo of a toolchain that runs this, which does not know the others.
+/// `cargo fuzz run TARGET`. Not `cargo +nightly`: the cargo that runs this program belongs to one toolchain and does not know
+/// the others.
 fn fuzz(target: &str) -> Command {
     let mut command = Command::new("rustup");
     command.args(["run", "nightly", "cargo", "fuzz", "run", "--features", "link", target]);

@@ -24,7 +24,7 @@ use clap::Parser;
 enum Command {
     /// Make two LANs and two gateways in network namespaces, and show the tunnel at work
     Run(run::Args),
-    /// Run every check: format, lints, eBPF build, unit tests, scenarios, documentation
+    /// Run every check: format, eBPF build, lints, dependencies, unit tests, scenarios, other kernels, documentation
     Test(test::Args),
     /// Build the eBPF object (cipe-ebpf/prebuilt) from its sources
     BuildEbpf(build_ebpf::Args),
@@ -34,13 +34,13 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Measure tunnels side by side: ours, other ones, the plain wire
     Bench(Box<bench::Args>),
-    /// Draw where the time of a tunnel under load goes, as a flame graph
+    /// Draw the CPU time of a tunnel under load by function, as a flame graph
     Profile(bench::profile::Args),
     /// Run a command on another kernel, in qemu
     Guest(guest::command::Args),
     #[command(hide = true)]
     GuestInside(guest::inside::Args),
-    /// Put what a gateway needs into one folder
+    /// Put the files for a gateway into one folder
     Package(package::Args),
 }
 

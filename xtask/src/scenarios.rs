@@ -1,4 +1,4 @@
-//! `cargo xtask scenarios`: the scenarios beside each other, each in a process of its own.
+//! `cargo xtask scenarios`: several scenarios at the same time, each in a process of its own.
 
 use anyhow::Result;
 
@@ -16,11 +16,11 @@ pub struct Args {
     filters: Vec<String>,
 }
 
-/// Builds the program and the scenarios, and runs those that are asked for by cargo-nextest: .config/nextest.toml says how many at
-/// once, and which ones alone.
+/// Builds the program and the scenarios, and runs the requested ones by cargo-nextest; .config/nextest.toml sets how many run
+/// at the same time, and which ones run alone.
 ///
 /// # Errors
-/// Scenarios that failed, or what cannot be built.
+/// A scenario fails, or the program cannot be built.
 pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     let nextest = tools::NEXTEST.get()?;
@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> Result<()> {
         run.args(["--filterset", filter]);
     }
     let result = tools::check(&mut run);
-    // Of scenarios that were interrupted, or took too long.
+    // Remove the leftovers of scenarios that were interrupted or took too long.
     cipe_tests::remove_abandoned();
     result
 }

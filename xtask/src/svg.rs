@@ -1,8 +1,8 @@
-//! The little of SVG that plots and flame graphs need.
+//! The parts of SVG that plots and flame graphs need.
 
 use std::fmt::Write;
 
-/// A picture that grows by shapes.
+/// A picture to which shapes are added.
 pub struct Svg {
     body: String,
     width: f64,

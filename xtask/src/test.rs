@@ -20,10 +20,10 @@ pub struct Args {
     /// Run the scenarios on another kernel, in qemu: the latest of a line, such as 6.12; newest; all
     #[arg(long)]
     kernel: Option<Kernels>,
-    /// With --kernel: only that each program of the eBPF object loads, and that the kernel lacks what came after it
+    /// With --kernel: only test that each program of the eBPF object loads, and that the kernel lacks later features
     #[arg(long, requires = "kernel", conflicts_with = "only")]
     loads: bool,
-    /// With --kernel: kernels that run beside each other; with more than one, give each guest one CPU (--cpus 1)
+    /// With --kernel: number of kernels that run at the same time; with more than one, give each guest one CPU (--cpus 1)
     #[arg(long, requires = "kernel", default_value_t = 1)]
     at_once: usize,
     #[command(flatten)]
@@ -32,7 +32,7 @@ pub struct Args {
 
 const EBPF: &str = "ebpf";
 
-/// With the fuzz targets, which nothing else builds.
+/// Includes the fuzz targets, which no other step builds.
 const LINTS: &[&str] = &[
     "clippy",
     "--locked",
@@ -45,17 +45,19 @@ const LINTS: &[&str] = &[
     "warnings",
 ];
 
-/// The kernels that the object has to load on. The oldest and the newest are not enough: what both take, one between may refuse.
+/// The kernels on which the object must load. The oldest and the newest are not enough: a kernel between them may refuse a
+/// program that both accept.
 const OTHER_KERNELS: &str = "all";
 
 /// The oldest and the newest kernel, on which the checks run [`SHORT_LIST`].
 const ENDS: &str = "6.1,newest";
 
-/// Scenarios that say whether a kernel carries tunnels at all, chosen so that they take five minutes at most by emulation.
+/// Scenarios that show whether tunnels work on a kernel at all; together they take at most five minutes by emulation.
 const SHORT_LIST: &str = "bed::superframes,bed::without,tunnel::by_udp_sockets,tunnel::native_xdp,tunnel::sees_nothing,wrong_key::blowfish,\
                           bad_input,renewal::outlives,coalesced::tcp";
 
-/// Guests at once, with a CPU each: emulated CPUs of one guest wait for each other, and meet code that one of them changes.
+/// Two guests at the same time, with one CPU each: emulated CPUs of one guest wait for each other, and may run stale code that
+/// another CPU changes.
 const GUESTS: &[&str] = &["--at-once", "2", "--cpus", "1", "--memory", "2048"];
 
 struct Step {
@@ -100,7 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
         };
         if passed && step.name == EBPF {
-            // The committed object must be what its sources give; all else runs against the fresh one.
+            // The committed object must match its sources; all later steps use the fresh one.
             fresh = Some(tools::workspace().join(build_ebpf::FRESH));
         }
         results.push((step.name, passed, start.elapsed()));

@@ -1,4 +1,4 @@
-//! Cargo, the workspace's folders, and the one tool of the system that we need.
+//! Cargo, the workspace's folders, and tools that the checks need.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,8 +12,8 @@ pub const UNIT_TESTS: &[&str] = &["--workspace", "--exclude", "cipe-tests"];
 /// See [`UNIT_TESTS`].
 pub const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
 
-/// The workspace's root folder: that of the cargo command that runs this program, else the one that the program stands in, else
-/// the one that it was started in. It may have been compiled elsewhere: checkouts are copied with what they have built.
+/// The workspace's root folder: the one of the cargo command that runs this program, else the one that contains the program,
+/// else the current one. The program may have been compiled elsewhere, since people copy checkouts with their build.
 pub fn workspace() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
@@ -21,17 +21,17 @@ pub fn workspace() -> &'static Path {
         let here = std::env::current_dir().unwrap_or_default();
         let starts = [manifest, std::env::current_exe().ok(), Some(here.clone())];
         let root = starts.iter().flatten().find_map(|start| root_above(start));
-        // Then cargo says what it misses here.
+        // If none is found, cargo reports what is missing here.
         root.unwrap_or(here)
     })
 }
 
-/// The innermost folder at or above `start` that this program's sources stand in.
+/// The innermost folder at or above `start` that contains this program's sources.
 fn root_above(start: &Path) -> Option<PathBuf> {
     start.ancestors().find(|folder| folder.join("xtask/Cargo.toml").is_file()).map(Path::to_owned)
 }
 
-/// Where cargo builds.
+/// Cargo's target folder.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
 }
@@ -46,7 +46,7 @@ pub fn cargo(arguments: &[&str]) -> Command {
 /// Runs a command to its end.
 ///
 /// # Errors
-/// The command line, if it fails.
+/// The command fails; the error has the command line.
 pub fn check(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| text(command))?;
     if !status.success() {
@@ -61,11 +61,12 @@ pub fn text(command: &Command) -> String {
     command.get_args().fold(name, |line, argument| line + " " + &argument.to_string_lossy())
 }
 
-/// A program that the checks run, from the registry of packages: a newer version may find more, in a commit of its own.
+/// A program that the checks run, from the registry of packages, in a fixed version: a newer one may find more faults, and is a
+/// commit of its own.
 pub struct Tool {
     package: &'static str,
     version: &'static str,
-    /// As to `cargo install`.
+    /// Further options of `cargo install`.
     options: &'static [&'static str],
 }
 
@@ -73,14 +74,14 @@ pub struct Tool {
 pub const MACHETE: Tool = Tool { package: "cargo-machete", version: "0.9.2", options: &[] };
 /// Checks licences and sources of dependencies.
 pub const DENY: Tool = Tool { package: "cargo-deny", version: "0.20.2", options: &[] };
-/// Runs tests beside each other, each in a process of its own, and tells the time of each.
+/// Runs several tests at the same time, each in a process of its own, and prints the time of each.
 pub const NEXTEST: Tool = Tool { package: "cargo-nextest", version: "0.9.151", options: &["--no-default-features"] };
 
 impl Tool {
     /// Its program, which is installed under the target folder unless this version is there.
     ///
     /// # Errors
-    /// What cargo says.
+    /// cargo fails.
     pub fn get(&self) -> Result<PathBuf> {
         let root = target().join("tools");
         let program = root.join("bin").join(self.package);
@@ -88,9 +89,9 @@ impl Tool {
             return Ok(program);
         }
         println!("installing {} {}", self.package, self.version);
-        // Without optimisation: they work for seconds, and are built for minutes.
+        // Without optimisation: the tools run for seconds, but their build takes minutes.
         let mut install = cargo(&["install", "--locked", "--quiet", "--debug", "--version", self.version, "--root"]);
-        // A target folder of its own: a build folder in the environment would be filled with what nobody needs again.
+        // A separate target folder: these files would only fill a build folder that the environment names.
         install.arg(&root).args(self.options).arg(self.package).env_remove("CARGO_TARGET_DIR");
         check(&mut install)?;
         Ok(program)
@@ -105,7 +106,7 @@ impl Tool {
 /// Builds the `cipe` binary and returns its path.
 ///
 /// # Errors
-/// What cargo says.
+/// cargo fails.
 pub fn build_cipe(release: bool) -> Result<PathBuf> {
     let mut build = cargo(&["build", "--locked", "--package", "cipe-user", "--bin", "cipe"]);
     if release {
@@ -115,10 +116,10 @@ pub fn build_cipe(release: bool) -> Result<PathBuf> {
     Ok(target().join(if release { "release" } else { "debug" }).join("cipe"))
 }
 
-/// Sees to it that network namespaces can be made: root, and `ip`, which is installed on Debian if it is missing.
+/// Makes sure that network namespaces can be made: this needs root, and `ip`, which it installs on Debian if it is missing.
 ///
 /// # Errors
-/// What to do about it.
+/// They cannot be made; the error says what to do.
 pub fn need_namespaces() -> Result<()> {
     if !cipe_tests::is_root() {
         bail!(
@@ -135,7 +136,7 @@ pub fn need_namespaces() -> Result<()> {
 /// Installs Debian packages; none is no work.
 ///
 /// # Errors
-/// What apt-get says, or that it is missing.
+/// apt-get fails or is missing.
 pub fn apt_install(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -155,16 +156,16 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
 
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Whether a signal has come: what fails from now on fails since it is being removed, and nothing new may be made.
+/// Whether a signal has arrived: later failures come from the removal of the networks, and nothing new may be made.
 pub fn ending() -> bool {
     ENDING.load(Ordering::Relaxed)
 }
 
-/// Ctrl-C and SIGTERM end the process where it stands, with no guard dropped: what the bed has made, and what `more` is
-/// about, is removed first.
+/// Makes Ctrl-C and SIGTERM end the process at once, without dropping guards: it first removes everything that the bed has
+/// made, and calls `more`.
 ///
 /// # Errors
-/// Signal handlers that cannot be had.
+/// The signal handlers cannot be set.
 pub fn clean_up_on_signals(more: fn()) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -187,14 +188,14 @@ pub fn clean_up_on_signals(more: fn()) -> Result<()> {
     Ok(())
 }
 
-/// Ctrl-C no longer ends this process, only what it has started: a child that cleans up gets the time for it.
+/// Makes Ctrl-C end only the child processes, not this one, so that a child has time to clean up.
 ///
 /// # Errors
-/// A signal handler that cannot be had.
+/// The signal handler cannot be set.
 pub fn outlive_interrupts() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let _entered = runtime.enter();
-    // The handler stays when the stream goes.
+    // The handler stays when the stream is dropped.
     drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?);
     Ok(())
 }

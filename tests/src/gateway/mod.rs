@@ -315,7 +315,7 @@ impl Gateway {
     /// Sends SIGKILL and waits for the end; the engine is left alone.
     ///
     /// # Errors
-    /// What wait(2) reports.
+    /// wait(2) fails.
     pub fn kill(mut self) -> Result<ExitStatus> {
         self.end(Signal::KILL)
     }

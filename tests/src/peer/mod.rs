@@ -131,10 +131,10 @@ impl Config {
     }
 }
 
-/// What a peer has counted since its start.
+/// Counters of a peer since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Datagrams received, of whatever kind.
+    /// Datagrams received, of any kind.
     pub datagrams: u64,
     /// Data packets sent under a dynamic key.
     pub sent_dynamic: u64,

@@ -1,4 +1,4 @@
-//! Files that every measurement of tunnels knows: the program that is measured, and records.
+//! File arguments of every measurement of tunnels: the measured program, and records.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::tools;
 
-/// What is measured, and where the figures go.
+/// The measured program, and the destinations of the figures.
 #[derive(clap::Args)]
 pub struct Files {
     /// Measure this `cipe` binary instead of building one
@@ -16,7 +16,7 @@ pub struct Files {
     /// Append each measurement to this file, one JSON object a line
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Measure nothing: report what --json wrote, from one or more files
+    /// Measure nothing: report the measurements in one or more files of --json
     #[arg(long, value_name = "FILE,...", value_delimiter = ',', conflicts_with = "json")]
     pub from: Vec<PathBuf>,
     /// Write the report into docs/BENCHMARKS.md
@@ -33,10 +33,10 @@ impl Files {
         binary(self.cipe.as_deref())
     }
 
-    /// The file for records, if one is wanted.
+    /// The file for records, if one is given.
     ///
     /// # Errors
-    /// A file that cannot be opened.
+    /// The file cannot be opened.
     pub fn journal(&self) -> Result<Option<File>> {
         let open = |path: &PathBuf| {
             let file = File::options().create(true).append(true).open(path);
@@ -46,10 +46,10 @@ impl Files {
     }
 }
 
-/// The absolute path of the `cipe` binary that was named, else of one that is built.
+/// The absolute path of the given `cipe` binary, else of one that this builds.
 ///
 /// # Errors
-/// What cargo says.
+/// cargo fails.
 pub fn binary(named: Option<&Path>) -> Result<PathBuf> {
     match named {
         Some(path) => Ok(std::path::absolute(path)?),

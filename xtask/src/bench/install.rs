@@ -8,12 +8,12 @@ use super::program::{Need, Source, find, root};
 use super::tunnel::Tunnel;
 use crate::tools;
 
-/// Programs of a tunnel that are not there.
+/// Missing programs of a tunnel.
 pub fn missing(tunnel: Tunnel) -> Vec<&'static Need> {
     tunnel.needs().iter().filter(|need| find(need.program).is_none()).collect()
 }
 
-/// The version of what a tunnel runs; of the kernel for those that are in it.
+/// The version of a tunnel's program; of the kernel for the kernel's tunnels.
 pub fn version(tunnel: Tunnel) -> String {
     let first = |text: &str| text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit())).map(short);
     let Some(need) = tunnel.needs().first() else { return String::new() };
@@ -29,10 +29,10 @@ fn short(line: &str) -> String {
     line.split_whitespace().find(is_version).unwrap_or(line).trim_start_matches('v').to_owned()
 }
 
-/// Installs what the tunnels miss: Debian packages by apt-get, crates by `cargo install` under the target folder.
+/// Installs missing programs of the tunnels: Debian packages by apt-get, crates by `cargo install` under the target folder.
 ///
 /// # Errors
-/// What apt-get or cargo says.
+/// apt-get or cargo fails.
 pub fn install(tunnels: &[Tunnel]) -> Result<()> {
     let mut packages = Vec::new();
     for need in tunnels.iter().flat_map(|&tunnel| missing(tunnel)) {
@@ -50,10 +50,11 @@ pub fn install(tunnels: &[Tunnel]) -> Result<()> {
     tools::apt_install(&packages)
 }
 
-/// Leaves out tunnels whose programs are missing, or that the kernel does not have, and says so; refuses where such a one was asked for by name.
+/// Leaves out tunnels whose programs are missing, or that the kernel does not have, and prints them; fails if such a tunnel was
+/// asked for by name.
 ///
 /// # Errors
-/// The program that is missing and how to get it, or what the kernel says.
+/// A program is missing (with how to get it), or the kernel lacks the tunnel.
 pub fn runnable(tunnels: &[Tunnel], by_name: bool) -> Result<Vec<Tunnel>> {
     let mut found = Vec::new();
     for &tunnel in tunnels {

@@ -1,8 +1,8 @@
-//! `cargo xtask bench instructions`: what a packet costs in a guest whose clock counts instructions.
+//! `cargo xtask bench instructions`: the cost of a packet in a guest whose clock counts instructions.
 //!
-//! Emulation says nothing of time, and what else the host does changes each of its figures. The count of instructions that the
-//! guest executes is exact and the same on each host, so that tunnels of a kernel that this machine does not run can be set
-//! beside ours.
+//! Times of an emulated guest have no meaning, and other load of the host changes them. The count of instructions that the
+//! guest executes is exact and the same on each host, so we can compare ours with tunnels of a kernel that this machine does
+//! not run.
 
 use std::io::Write;
 use std::path::Path;
@@ -16,13 +16,13 @@ use super::tunnel::{INNER_MTU, Tunnel};
 use crate::guest::plan::Step;
 use crate::guest::{Shape, Wanted, command};
 
-/// What to measure.
+/// Arguments of the measurement.
 #[derive(clap::Args)]
 pub struct Args {
     /// The kernel: the latest of a line, such as 6.12, or newest
     #[arg(long, default_value = "6.12")]
     kernel: Wanted,
-    /// Only these tunnels; veth, the plain wire, says what the load itself costs
+    /// Only these tunnels; veth, the plain wire, shows the cost of the load itself
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TUNNEL,...",
         default_values_t = [Tunnel::CipeBlowfish, Tunnel::CipeIdea, Tunnel::Wireguard, Tunnel::Esp, Tunnel::Veth])]
     only: Vec<Tunnel>,
@@ -38,10 +38,10 @@ pub struct Args {
 /// TCP payload of a full packet: IP, TCP and its timestamps take the rest.
 const PAYLOAD: f64 = (INNER_MTU - 20 - 20 - 12) as f64;
 
-/// Seconds of the guest's clock after which a round is ended.
+/// Time limit of a round, in seconds of the guest's clock.
 const DEADLINE: u64 = 3600;
 
-/// Loads what udev would: the modules for this CPU, with its instructions for AES. Says which AES-GCM the kernel has then.
+/// Loads the modules for this CPU that udev would load, with its instructions for AES. Prints the kernel's AES-GCM.
 const CPU_MODULES: &str = "modprobe -qa $(cat /sys/devices/system/cpu/modalias); modprobe -q esp4; modprobe -q 'crypto-rfc4106(gcm(aes))'; \
                            echo \"AES-GCM: $(grep -o '^driver.*rfc4106-gcm-[a-z0-9-]*' /proc/crypto | sort -u | tr '\\n' ' ')\"";
 
@@ -54,7 +54,7 @@ const NOTE: &str = "In an emulated guest with one CPU, whose clock counts instru
 /// Measures and reports.
 ///
 /// # Errors
-/// A guest that does not run, or a tunnel that carries nothing in it; what was measured before is reported all the same.
+/// A guest does not run, or a tunnel carries nothing in it; earlier measurements are reported all the same.
 pub fn run(args: &Args) -> Result<()> {
     let mut results = Results::default();
     for file in &args.files.from {
@@ -75,14 +75,14 @@ pub fn run(args: &Args) -> Result<()> {
 fn measure(args: &Args, results: &mut Results) -> Result<()> {
     let cipe = args.files.binary()?;
     let mut json = args.files.journal()?;
-    // Doctor says which of our cipher kernels are taken.
+    // `cipe doctor` prints which of our cipher kernels are used.
     let mut steps =
         vec![step("modules", Path::new("/bin/sh"), &["-c", CPU_MODULES])?, step("doctor", &cipe, &["doctor"])?];
     let this = std::env::current_exe()?;
     let only: Vec<String> = args.only.iter().map(|tunnel| tunnel.name()).collect();
     let (only, cipe) = (only.join(","), cipe.display().to_string());
     for round in 1..=args.rounds {
-        // Standard output is a pipe to the host, and files that a guest writes are gone when it ends.
+        // Standard output is a pipe to the host, and files that a guest writes are lost when it ends.
         let bench = [
             "bench",
             "--quick",
@@ -157,7 +157,7 @@ fn table(results: &Results) -> String {
 mod tests {
     use super::*;
 
-    /// A second a GB is one instruction an octet.
+    /// One second for a GB is one instruction for an octet.
     #[test]
     fn cpu_seconds_become_instructions_a_packet() {
         let mut results = Results::default();

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: tunnels side by side, in one run on one machine.
 //!
-//! Rounds are the outermost loop, so that tunnels take turns and a slow minute of the machine hits all of them alike.
+//! Rounds are the outermost loop, so that tunnels take turns and a slow minute of the machine affects all of them alike.
 
 mod files;
 mod install;
@@ -31,7 +31,7 @@ use measure::{Bench, Effort, Test};
 use record::{Metric, Offloads, Record, Results, Topology};
 use tunnel::Tunnel;
 
-/// What to measure.
+/// Arguments of the measurement.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -57,7 +57,7 @@ enum Part {
     Datapath(bench_datapath::BenchDatapath),
 }
 
-/// What to measure of tunnels.
+/// Arguments of the measurement of tunnels.
 #[derive(clap::Args)]
 struct TunnelArgs {
     /// Only these tunnels [default: every one that is installed; with --quick those that the goals name]
@@ -91,7 +91,7 @@ struct TunnelArgs {
     files: Files,
 }
 
-/// With --quick: ours, and what the goals compare them with.
+/// With --quick: ours, and the tunnels that the goals compare them with.
 const QUICK: [Tunnel; 7] = [
     Tunnel::CipeBlowfish,
     Tunnel::CipeIdea,
@@ -105,7 +105,7 @@ const QUICK: [Tunnel; 7] = [
 /// Measures and reports.
 ///
 /// # Errors
-/// What is missing, and tunnels that did not start or carry a load; the others are reported all the same.
+/// A program is missing, or a tunnel did not start or carry a load; the others are reported all the same.
 pub fn run(args: &Args) -> Result<()> {
     match &args.part {
         None => tunnels(&args.tunnels),
@@ -139,7 +139,7 @@ fn read(files: &[PathBuf]) -> Result<Results> {
     Ok(results)
 }
 
-/// What goes wrong, by tunnel; the first of each.
+/// The first error of each tunnel.
 type Failures = BTreeMap<Tunnel, String>;
 
 fn measure(args: &TunnelArgs) -> Result<(Results, Failures)> {
@@ -162,7 +162,7 @@ fn measure(args: &TunnelArgs) -> Result<(Results, Failures)> {
     Ok((run.results, run.failures))
 }
 
-/// What is measured, and for how long.
+/// The tests of a run, and their durations.
 struct Plan {
     tunnels: Vec<Tunnel>,
     topologies: Vec<Topology>,
@@ -198,7 +198,7 @@ impl Plan {
         })
     }
 
-    /// Tests in all.
+    /// Total number of tests.
     fn count(&self) -> usize {
         self.rounds * self.offloads.len() * self.tunnels.len() * self.topologies.len() * self.tests.len()
     }
@@ -228,7 +228,7 @@ impl Run {
                 for tunnel in self.plan.tunnels.clone() {
                     if let Err(error) = self.one(round, offloads, tunnel) {
                         if tools::ending() {
-                            // What has failed is being removed; the process ends in a moment.
+                            // A signal removes the networks, and tests fail therefore; the process ends in a moment.
                             std::thread::park();
                         }
                         println!("{} failed: {error:#}", tunnel.name());
@@ -267,7 +267,7 @@ impl Run {
     fn keep(&mut self, record: &Record) -> Result<()> {
         self.results.add(record);
         if let Some(file) = &mut self.json {
-            // A line in one write: a run that is ended leaves whole lines.
+            // A line in one write, so that an interrupted run leaves whole lines.
             file.write_all(format!("{}\n", serde_json::to_string(record)?).as_bytes())?;
         }
         Ok(())

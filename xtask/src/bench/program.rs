@@ -1,10 +1,10 @@
-//! Programs of other tunnels, and where they are found.
+//! Programs of other tunnels, and their paths.
 
 use std::path::PathBuf;
 
 use crate::tools;
 
-/// Where a program comes from if it is not there.
+/// The source of a missing program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A Debian package.
@@ -18,18 +18,18 @@ pub enum Source {
 pub struct Need {
     /// Its file name.
     pub program: &'static str,
-    /// Where it comes from.
+    /// Its source.
     pub source: Source,
     /// Arguments that make it print its version, in the first line that has a digit.
     pub version: &'static [&'static str],
 }
 
-/// Where crates are installed: not in anybody's home.
+/// The directory in which crates are installed, outside any home directory.
 pub fn root() -> PathBuf {
     tools::target().join("peers")
 }
 
-/// Path of a program: installed by us, or anywhere in PATH and root's folders.
+/// Path of a program: installed by us, or in PATH or root's directories.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let ours = root().join("bin");

@@ -1,4 +1,4 @@
-//! One measurement, and many of them by what they measure.
+//! One measurement, and a collection of measurements.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tunnel::Tunnel;
 
-/// Between which hosts the load runs.
+/// The hosts at both ends of the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Topology {
@@ -29,7 +29,7 @@ impl Topology {
         }
     }
 
-    /// What it is, for headings.
+    /// Description for headings.
     pub fn title(self) -> &'static str {
         match self {
             Self::P2p => "gateway to gateway",
@@ -38,13 +38,13 @@ impl Topology {
     }
 }
 
-/// What the network devices do for the stack.
+/// Offloads of the network devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Offloads {
     /// None: every packet on every wire is whole and finished, as a plain network card delivers it
     Raw,
-    /// The defaults of veth: superframes and unfinished checksums travel
+    /// The defaults of veth: links carry superframes and unfinished checksums
     On,
 }
 
@@ -68,7 +68,7 @@ impl Offloads {
 
 macro_rules! metrics {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $unit:literal;)*) => {
-        /// What is measured, by its name in results.
+        /// A measured quantity, by its name in results.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum Metric {
             $($(#[$doc])* #[serde(rename = $name)] $variant,)*
@@ -99,11 +99,11 @@ metrics! {
     Tcp4 = "tcp-4", "Mbit/s";
     /// Highest rate of datagrams of 64 octets that loses at most one in 1000.
     Udp64 = "udp-64", "packets/s";
-    /// What arrives of a flood of them.
+    /// Rate that arrives when they flood the tunnel.
     Udp64Flood = "udp-64-flood", "packets/s";
     /// Highest rate of datagrams of 1400 octets that loses at most one in 1000.
     Udp1400 = "udp-1400", "packets/s";
-    /// What arrives of a flood of them.
+    /// Rate that arrives when they flood the tunnel.
     Udp1400Flood = "udp-1400-flood", "packets/s";
     /// Median round trip on an idle tunnel.
     PingIdle = "ping-idle-median", "us";
@@ -115,7 +115,7 @@ metrics! {
     PingLoadP99 = "ping-load-p99", "us";
     /// CPU time of the tunnel's processes in user mode, a GB of one TCP stream.
     CpuUser = "cpu-user", "s/GB";
-    /// The same in the kernel, with the softirq work done on the back of their system calls.
+    /// The same in the kernel, including softirq work during their system calls.
     CpuSystem = "cpu-system", "s/GB";
     /// Both together.
     CpuTunnel = "cpu-tunnel", "s/GB";
@@ -127,7 +127,7 @@ metrics! {
     CpuIdle = "cpu-idle", "% of a core";
     /// Peak resident memory of the larger end, after all tests.
     Memory = "memory", "MiB";
-    /// CPU time of processes that have nothing to do with the bench, while it measured.
+    /// CPU time of unrelated processes during a test.
     Foreign = "foreign-cpu", "% of the machine";
 }
 
@@ -136,21 +136,21 @@ metrics! {
 pub struct Record {
     /// The tunnel.
     pub tunnel: Tunnel,
-    /// Between which hosts.
+    /// The hosts at both ends of the load.
     pub topology: Topology,
-    /// With which offloads.
+    /// The offloads.
     pub offloads: Offloads,
-    /// What was measured.
+    /// The quantity.
     pub test: Metric,
-    /// In which round, from 1.
+    /// Number of the round, from 1.
     pub round: usize,
     /// The value, in `unit`.
     pub value: f64,
-    /// Its unit.
+    /// Unit of the value.
     pub unit: String,
 }
 
-/// Measurements of several rounds of the same, sorted.
+/// Values of one quantity in several rounds, sorted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series(Vec<f64>);
 
@@ -161,7 +161,7 @@ impl Series {
         Self(values)
     }
 
-    /// The middle one, or the mean of the two in the middle.
+    /// The median: the middle value, or the mean of the two in the middle.
     pub fn median(&self) -> f64 {
         let values = &self.0;
         (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
@@ -182,7 +182,7 @@ impl Series {
         Self(self.0.iter().map(|value| value * factor).collect())
     }
 
-    /// How many rounds.
+    /// Number of rounds.
     pub fn rounds(&self) -> usize {
         self.0.len()
     }
@@ -202,10 +202,10 @@ impl Results {
         self.series.entry(key).or_default().push(record.value);
     }
 
-    /// Adds what `--json` wrote: one object a line.
+    /// Adds the records of a `--json` file: one object on each line.
     ///
     /// # Errors
-    /// A line that is no measurement.
+    /// A line is not a measurement.
     pub fn read(&mut self, path: &Path) -> Result<()> {
         let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
         for (number, line) in text.lines().enumerate() {
@@ -215,25 +215,25 @@ impl Results {
         Ok(())
     }
 
-    /// What was measured of a tunnel.
+    /// Values of a quantity of a tunnel.
     pub fn get(&self, offloads: Offloads, topology: Topology, metric: Metric, tunnel: Tunnel) -> Option<Series> {
         let values = self.series.get(&(offloads, topology, metric, tunnel))?;
         Some(Series::new(values.clone()))
     }
 
-    /// Tunnels of which something was measured, in the order of the tables.
+    /// Measured tunnels, in the order of the tables.
     pub fn tunnels(&self) -> Vec<Tunnel> {
         let is_there = |tunnel: &Tunnel| self.series.keys().any(|(.., measured)| measured == tunnel);
         Tunnel::all().iter().copied().filter(is_there).collect()
     }
 
-    /// Offloads that were measured with.
+    /// Measured offload modes.
     pub fn offloads(&self) -> Vec<Offloads> {
         let is_there = |wanted: &Offloads| self.series.keys().any(|(offloads, ..)| offloads == wanted);
         [Offloads::Raw, Offloads::On].into_iter().filter(is_there).collect()
     }
 
-    /// Topologies that were measured.
+    /// Measured topologies.
     pub fn topologies(&self) -> Vec<Topology> {
         let is_there = |wanted: &Topology| self.series.keys().any(|(_, topology, ..)| topology == wanted);
         [Topology::P2p, Topology::Gw].into_iter().filter(is_there).collect()
@@ -241,12 +241,12 @@ impl Results {
 
     /// Most rounds of any series.
     pub fn rounds(&self) -> usize {
-        // What strangers used is noted with every test.
+        // Every test records the CPU time of unrelated processes.
         let series = self.series.iter().filter(|((_, _, metric, _), _)| *metric != Metric::Foreign);
         series.map(|(_, values)| values.len()).max().unwrap_or_default()
     }
 
-    /// Whether nothing was measured.
+    /// Whether there are no measurements.
     pub fn is_empty(&self) -> bool {
         self.series.is_empty()
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask bench small-buffer`: what one TCP stream achieves into the 64 KiB that the socket of an original buffers, from
-//! ours and from another original.
+//! `cargo xtask bench small-buffer`: one TCP stream from ours, and from another original, to an original with a socket buffer
+//! of 64 KiB.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use super::record::Series;
 use super::tunnel;
 use crate::tools;
 
-/// What to measure.
+/// Arguments of the measurement.
 #[derive(clap::Args)]
 pub struct Args {
-    /// How many times each of the two is measured, in turn
+    /// Number of measurements of each of the two, in turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Measure this `cipe` binary instead of building one
@@ -33,7 +33,7 @@ const BUFFER: usize = 64 * 1024;
 const WARM_UP: Duration = Duration::from_secs(1);
 const TIME: Duration = Duration::from_secs(4);
 
-/// What one TCP stream from lanA to lanB achieves.
+/// The result of one TCP stream from lanA to lanB.
 struct Stream {
     /// Octets that arrived, in Mbit/s.
     rate: f64,
@@ -44,7 +44,7 @@ struct Stream {
 /// Measures and prints each round, and the medians.
 ///
 /// # Errors
-/// A tunnel that does not start or carries nothing.
+/// A tunnel does not start or carries nothing.
 pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     gateway::use_binary(&binary(args.cipe.as_deref())?)?;
@@ -91,7 +91,7 @@ fn stream(net: &Topology) -> Result<Stream> {
     Ok(Stream { rate: report.total.mbit(), retransmitted: 100.0 * again as f64 / sent as f64 })
 }
 
-/// Segments that lanA has sent, and those among them that it had sent before.
+/// Segments that lanA has sent, and how many of them were retransmissions.
 fn segments(net: &Topology) -> Result<(u64, u64)> {
     let text = net.lan(Side::A).run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));

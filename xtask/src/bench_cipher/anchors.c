@@ -31,7 +31,7 @@ static double now(void) {
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
-/* The best of five parts: what disturbs only ever adds. */
+/* The best of five parts: other load can only make a part slower. */
 static void measure(const char *cipher, const char *kernel, const char *direction, void (*run)(void *, int), void *what) {
     static const int sizes[] = {64, 576, 1440};
     for (int s = 0; s < 3; s++) {

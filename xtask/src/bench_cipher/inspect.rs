@@ -1,23 +1,23 @@
-//! Whether the compiler kept the constant-time kernels constant in time, by their machine code.
+//! Checks in machine code that the compiler kept the constant-time kernels constant in time.
 //!
-//! Plaintext, ciphertext and all that is derived from keys stand in vector and mask registers there. An address or a
-//! branch can depend on them only if they get out: by a gather or scatter, or by a move to a general register or to the
-//! flags. So none of those may occur.
+//! Plaintext, ciphertext and all data derived from keys are in vector and mask registers there. An address or a branch can
+//! depend on them only by a gather or scatter, or by a move to a general register or to the flags. So none of these
+//! instructions may occur.
 
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
 
-/// The functions that do the work, as their demangled names begin; all are compiled for more than the plain CPU, so that
-/// they are not inlined where such code may not be.
+/// Beginnings of the demangled names of the kernels' functions; all are compiled for more than the base CPU, so the compiler
+/// does not inline them into code for the base CPU.
 const KERNELS: [&str; 3] =
     ["cipe_user::cipher::blowfish::planes::", "cipe_user::cipher::idea::avx2::", "cipe_user::cipher::idea::avx512::"];
 const WORKERS: [&str; 4] = ["encrypt", "encrypt_uniform", "encrypt_mixed", "decrypt"];
 
-/// Looks at every constant-time kernel in `program`. Says so and does nothing where there is no objdump.
+/// Inspects every constant-time kernel in `program`. Without objdump it prints that and does nothing.
 ///
 /// # Errors
-/// If an instruction is found that must not be, or a kernel is not found.
+/// A forbidden instruction is found, or a kernel is not found.
 pub(super) fn run(program: &Path) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         println!("constant time: not inspected; the vector kernels are for x86-64");
@@ -38,7 +38,7 @@ pub(super) fn run(program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The functions looked at.
+/// The inspected functions.
 fn inspect(listing: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut inside = false;
@@ -59,8 +59,8 @@ fn inspect(listing: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Whether an instruction, in AT&T syntax, takes an address from vectors, or takes something out of vector or mask
-/// registers to where addresses and branches can come from.
+/// Whether an instruction, in AT&T syntax, takes an address from vectors, or moves data from vector or mask registers to
+/// registers or flags that addresses and branches depend on.
 fn leaks(instruction: &str) -> bool {
     let (mnemonic, operands) = instruction.split_once(char::is_whitespace).unwrap_or((instruction, ""));
     let operands: Vec<&str> = operands.trim().split(',').collect();

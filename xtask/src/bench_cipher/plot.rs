@@ -3,7 +3,7 @@
 use super::Row;
 use std::fmt::Write;
 
-/// A panel's axes, and the room around them for labels.
+/// Size of a panel's axes, and margins for labels.
 const WIDTH: f64 = 380.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 50.0;
@@ -11,7 +11,7 @@ const RIGHT: f64 = 110.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 40.0;
 
-/// Where the axes end: packets a batch, cycles a byte.
+/// Limits of the axes: packets a batch, cycles a byte.
 const BATCHES: [f64; 2] = [1.0, 128.0];
 const CYCLES: [f64; 2] = [0.5, 64.0];
 
@@ -28,7 +28,7 @@ const COLOURS: [(&str, &str); 9] = [
     ("", "#888888"),
 ];
 
-/// Whether a row is a library's rather than a kernel's.
+/// Whether a row is of a library, not of a kernel.
 pub(super) fn is_library(kernel: &str) -> bool {
     LIBRARIES.contains(&kernel)
 }

@@ -1,4 +1,4 @@
-//! Which sources made the committed object.
+//! The sources of the committed object.
 
 use std::{
     collections::BTreeMap,
@@ -12,11 +12,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::{OBJECT, SOURCES};
 
-/// What the object is made of, from the root; of folders, every file below.
+/// Sources of the object, relative to the root; for a folder, every file below it.
 const INPUTS: [&str; 5] =
     ["cipe-common/Cargo.toml", "cipe-common/src", "cipe-ebpf/Cargo.lock", "cipe-ebpf/Cargo.toml", "cipe-ebpf/src"];
 
-/// The list of hashes as it is to be committed: sources and the object, by path, as `sha256sum -c` reads it.
+/// The list of hashes to commit: sources and the object, by path, as `sha256sum -c` reads it.
 pub fn listing(root: &Path) -> anyhow::Result<String> {
     let mut text = String::new();
     for (path, hash) in hashes(root)? {
@@ -25,7 +25,7 @@ pub fn listing(root: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Fails, naming the first file that differs, unless the committed list is that of the files as they are.
+/// Fails if the committed list does not match the files, with the first file that differs.
 pub fn check(root: &Path) -> anyhow::Result<()> {
     let committed = fs::read_to_string(root.join(SOURCES)).with_context(|| format!("reading {SOURCES}"))?;
     let committed: BTreeMap<&str, &str> =

@@ -1,7 +1,7 @@
 //! The toolchains that can build for BPF: a compiler with its library's sources, and a bpf-linker of the same LLVM.
 //!
 //! - rustup: a nightly with rust-src;
-//! - Debian: `rustc-web` with `rust-web-src` (RUSTC_BOOTSTRAP makes it take `-Zbuild-std`).
+//! - Debian: `rustc-web` with `rust-web-src` (RUSTC_BOOTSTRAP makes it accept `-Zbuild-std`).
 //!
 //! The linker is looked for where `--install` puts it, under `target/`, then in the PATH. It does not tell which LLVM it
 //! was built for; one of another LLVM fails with "unable to parse bitcode".
@@ -30,7 +30,7 @@ const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "rust-web-src", "llvm-22-dev", 
 
 /// A complete toolchain.
 pub struct Toolchain {
-    /// As people know it.
+    /// Name for people.
     name: String,
     /// Absolute, so that no rustup proxy chooses another.
     rustc: PathBuf,
@@ -41,7 +41,7 @@ pub struct Toolchain {
     pub sources: PathBuf,
 }
 
-/// A compiler that could do, with or without a linker.
+/// A suitable compiler, with or without a linker.
 struct Compiler {
     name: String,
     rustc: PathBuf,
@@ -57,7 +57,7 @@ impl fmt::Display for Toolchain {
 }
 
 impl Toolchain {
-    /// A cargo command that uses this toolchain, whatever called us.
+    /// A cargo command that uses this toolchain, whichever toolchain started this program.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(&self.cargo);
         command.env("RUSTC", &self.rustc).env("RUSTC_BOOTSTRAP", "1");
@@ -70,7 +70,7 @@ impl Toolchain {
     }
 }
 
-/// The first complete toolchain; installs what Debian's lacks if `install`.
+/// The first complete toolchain; with `install`, installs the missing parts of Debian's.
 pub fn find_or_install(root: &Path, install: bool) -> anyhow::Result<Toolchain> {
     if let Some(found) = find(root) {
         return Ok(found);
@@ -99,7 +99,7 @@ fn find(root: &Path) -> Option<Toolchain> {
     })
 }
 
-/// Compilers with their library's sources, Debian's first: its versions are the tried ones.
+/// Compilers with their library's sources, Debian's first, since its versions are tested.
 fn compilers() -> Vec<Compiler> {
     let cargo = env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
     let debian = compiler("Debian's rustc".to_owned(), PathBuf::from(DEBIAN_RUSTC), cargo);
@@ -124,7 +124,7 @@ fn compiler(name: String, rustc: PathBuf, cargo: PathBuf) -> Option<Compiler> {
     usable.then_some(Compiler { name, rustc, cargo, sources, llvm })
 }
 
-/// Where `--install` puts the linker for an LLVM.
+/// The directory in which `--install` installs the linker for an LLVM.
 fn own_linker_root(root: &Path, llvm: u32) -> PathBuf {
     root.join(format!("target/ebpf-tools/bpf-linker-{LINKER_VERSION}-llvm-{llvm}"))
 }
@@ -136,7 +136,7 @@ fn linker(root: &Path, llvm: u32) -> Option<PathBuf> {
     std::iter::once(own).chain(in_path).find(|file| file.is_file())
 }
 
-/// Installs Debian's packages where they are missing, and builds the linker.
+/// Installs missing Debian packages, and builds the linker.
 fn install_debian(root: &Path) -> anyhow::Result<()> {
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{DEBIAN_LLVM}"));
     if !is_installed() {
@@ -173,7 +173,7 @@ fn is_installed() -> bool {
     })
 }
 
-/// What a command prints, if it can be started and succeeds.
+/// The output of a command, if it starts and succeeds.
 fn output(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8(output.stdout).ok()).flatten()

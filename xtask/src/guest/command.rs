@@ -26,10 +26,10 @@ pub struct Args {
     command: Vec<String>,
 }
 
-/// Boots the kernel and runs the command in the folder that this one runs in.
+/// Boots the kernel and runs the command in the current directory.
 ///
 /// # Errors
-/// A guest that did not come so far, or a command that failed.
+/// The guest did not start or ended early, or the command failed.
 pub fn run(args: &Args) -> Result<()> {
     let [program, arguments @ ..] = &args.command[..] else { bail!("there is no command") };
     let step = Step {
@@ -43,10 +43,10 @@ pub fn run(args: &Args) -> Result<()> {
     run_steps(args.kernel, &args.shape, vec![step], |line| println!("{line}"))
 }
 
-/// Boots a kernel, runs programs on it one after the other, and hands each line that they print to `listen`.
+/// Boots a kernel, runs programs on it one after the other, and calls `listen` with each line that they print.
 ///
 /// # Errors
-/// A guest that did not come so far, or the first program that failed, when all have run.
+/// The guest did not start or ended early; or, when all have run, the first program that failed.
 pub fn run_steps(wanted: Wanted, shape: &Shape, steps: Vec<Step>, mut listen: impl FnMut(&str)) -> Result<()> {
     need_guests()?;
     tools::clean_up_on_signals(machine::end_all)?;

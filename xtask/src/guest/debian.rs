@@ -1,5 +1,5 @@
-//! Debian packages of suites that the machine itself does not use: found, fetched and unpacked by the machine's own package
-//! client, with a source list, package lists and a cache of our own. Nothing is installed.
+//! Debian packages of suites that the machine itself does not use: the machine's package client finds, fetches and unpacks
+//! them, with a separate source list, package lists and cache. Nothing is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::tools;
 /// Suites that have the kernels: Debian 12, Debian 13, the backports of Debian 13, and unstable.
 const SUITES: &[&str] = &["bookworm", "trixie", "trixie-backports", "sid"];
 
-/// The package client with a configuration of its own.
+/// The package client with a separate configuration.
 pub struct Client {
     folder: PathBuf,
 }
@@ -22,7 +22,7 @@ impl Client {
     /// The client; the first call sets it up and fetches the lists of packages.
     ///
     /// # Errors
-    /// No Debian, or what apt-get says.
+    /// The machine is not Debian, or apt-get fails.
     pub fn get() -> Result<&'static Self> {
         static CLIENT: OnceLock<std::result::Result<Client, String>> = OnceLock::new();
         let client = CLIENT.get_or_init(|| Self::new().map_err(|error| format!("{error:#}")));
@@ -39,7 +39,7 @@ impl Client {
         fs::write(folder.join("sources.list"), sources)?;
         let client = Self { folder };
         println!("Fetching the package lists of {} ...", SUITES.join(", "));
-        // A suite that is gone is an error; what can be had of the others is all that is wanted.
+        // A suite that no longer exists is an error; the packages of the others are enough.
         if !client.command("apt-get").args(["update", "-qq"]).status()?.success() {
             println!("not all of them could be had");
         }
@@ -56,12 +56,12 @@ impl Client {
             "Dir::Etc::SourceParts=-".to_owned(),
             "Dir::Etc::Preferences=/dev/null".to_owned(),
             "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
-            // Descriptions and the like are of no use.
+            // Descriptions and the like are not needed.
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "APT::Architecture=amd64".to_owned(),
             "APT::Architectures=amd64".to_owned(),
-            // Its own user may not read a folder of ours.
+            // The client's own user may not be allowed to read our folder.
             "APT::Sandbox::User=root".to_owned(),
         ] {
             command.args(["-o", &option]);
@@ -73,7 +73,7 @@ impl Client {
     /// Names of all packages that begin with `prefix`.
     ///
     /// # Errors
-    /// What apt-cache says.
+    /// apt-cache fails.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let text = output(self.command("apt-cache").args(["pkgnames", prefix]))?;
         Ok(text.lines().map(str::to_owned).collect())
@@ -82,7 +82,7 @@ impl Client {
     /// Names of the packages that `package` needs.
     ///
     /// # Errors
-    /// What apt-cache says.
+    /// apt-cache fails.
     pub fn needs(&self, package: &str) -> Result<Vec<String>> {
         let text = output(self.command("apt-cache").args(["show", "--no-all-versions", package]))?;
         let line = text.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
@@ -93,7 +93,7 @@ impl Client {
     /// Fetches packages and unpacks them into `to`.
     ///
     /// # Errors
-    /// What apt-get or dpkg says.
+    /// apt-get or dpkg fails.
     pub fn unpack(&self, packages: &[&str], to: &Path) -> Result<()> {
         println!("Fetching {} ...", packages.join(", "));
         let archives = self.folder.join("cache/archives");
@@ -110,7 +110,7 @@ impl Client {
     }
 }
 
-/// The address of the archive that this machine has its own packages from.
+/// The address of the archive of this machine's own packages.
 fn archive() -> Result<String> {
     if !tools::has("apt-get") {
         bail!("kernels come from Debian's packages, and this machine has no apt-get");
@@ -124,7 +124,7 @@ fn archive() -> Result<String> {
     if let Some(archive) = ours(&targets()?) {
         return Ok(archive);
     }
-    // Who a source is stands in its lists, which a new machine has not fetched.
+    // A source's origin is in its lists, which a new machine has not fetched.
     tools::check(Command::new("apt-get").args(["update", "-qq"]).stdin(Stdio::null()))?;
     ours(&targets()?).context("the package client of this machine knows no archive of Debian's")
 }

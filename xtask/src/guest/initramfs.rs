@@ -1,4 +1,5 @@
-//! What a guest's kernel starts from: a shell, the modules for the host's file system, and a script that goes on there.
+//! The initramfs of a guest: a shell, the modules for the host's file system, and a script that starts the guest's program
+//! there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use super::debian::Client;
 use super::folder;
 use super::kernel::Kernel;
 
-/// Modules for a root file system: the host's over 9p, memory over it.
+/// Modules for the root file system: the host's by 9p, with an overlay in memory.
 const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Mount tag of the host's file system.
@@ -20,7 +21,7 @@ pub const HOST: &str = "host";
 /// Writes the initramfs of a guest that runs `plan` to `path`.
 ///
 /// # Errors
-/// A module that is missing, or files that cannot be read or written.
+/// A module is missing, or a file cannot be read or written.
 pub fn write(kernel: &Kernel, plan: &Path, path: &Path) -> Result<()> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "host", "memory", "root"] {
@@ -40,9 +41,9 @@ pub fn write(kernel: &Kernel, plan: &Path, path: &Path) -> Result<()> {
     fs::write(path, &archive.octets).with_context(|| path.display().to_string())
 }
 
-/// The script that the kernel starts. It runs as process 1 until the end, so that it gets orphans, and changes its own root,
-/// which is that of the kernel's threads as well: the kernel loads modules by the `modprobe` that it finds there. Drivers of
-/// network cards, which udev would load, are loaded by the script.
+/// The script that the kernel starts. It runs as process 1 until the end, so that it inherits orphans. It changes its own root,
+/// which is also the root of the kernel's threads: the kernel loads modules by the `modprobe` there. The script loads the
+/// drivers of network cards, which udev would load.
 fn script(kernel: &Kernel, plan: &Path, load: &str) -> Result<String> {
     let this = std::env::current_exe()?;
     let (this, plan, modules) = (this.display(), plan.display(), kernel.modules.display());
@@ -89,7 +90,7 @@ $busybox poweroff -f
 
 /// A busybox that needs no libraries, unpacked from Debian's package.
 fn busybox() -> Result<PathBuf> {
-    // Guests start beside each other, and one fetches it for all.
+    // Guests may start at the same time; one of them fetches it for all.
     static FETCHING: Mutex<()> = Mutex::new(());
     let _fetching = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
     let home = folder().join("busybox");
@@ -102,7 +103,7 @@ fn busybox() -> Result<PathBuf> {
     places.into_iter().find(|path| path.is_file()).with_context(|| format!("{}: no busybox in it", home.display()))
 }
 
-/// A module as the kernel takes it.
+/// A module in the form that the kernel accepts.
 fn module(file: &Path) -> Result<Vec<u8>> {
     if file.extension().is_some_and(|extension| extension == "xz") {
         let output = Command::new("xz").args(["--decompress", "--stdout"]).arg(file).output()?;
@@ -125,7 +126,7 @@ struct Archive {
 }
 
 impl Archive {
-    /// Adds a file, a folder or, with its aim as content, a symbolic link.
+    /// Adds a file, a folder or, with its target as content, a symbolic link.
     fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
         let (number, length, name_length) = (self.entries, content.len(), name.len() + 1);

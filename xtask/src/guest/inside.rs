@@ -12,10 +12,10 @@ use cipe_tests::process::wait_gone;
 
 use super::plan::{MARK, Plan, Record, Step};
 
-/// How often a guest says that it is alive.
+/// Time between two signs of life of a guest.
 const ALIVE: Duration = Duration::from_secs(10);
 
-/// How long the output of a program that has ended may stay open, by a process that it has left behind.
+/// How long a process that a program left behind may keep the program's output open after its end.
 const REST: Duration = Duration::from_secs(10);
 
 /// Runs a plan.
@@ -25,10 +25,10 @@ pub struct Args {
     plan: PathBuf,
 }
 
-/// Runs the plan's steps and tells of each.
+/// Runs the plan's steps and reports each one.
 ///
 /// # Errors
-/// A plan that cannot be read.
+/// The plan cannot be read.
 pub fn run(args: &Args) -> Result<()> {
     let plan: Plan = serde_json::from_reader(File::open(&args.plan)?)?;
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn run_step(step: &Step) -> Result<Option<i32>> {
-    // One pipe for both: a step's lines stay in their order, and whole.
+    // One pipe for both outputs, so that a step's lines stay whole and in order.
     let (output, input) = std::io::pipe()?;
     let mut command = Command::new(&step.program);
     command
@@ -83,7 +83,7 @@ fn run_step(step: &Step) -> Result<Option<i32>> {
         child.kill()?;
     }
     let status = child.wait()?;
-    // An error either way: the end of the output, or that it does not end.
+    // An error in both cases: the output ended, or it does not end in time.
     let _ = ended.recv_timeout(REST);
     Ok(status.code())
 }
@@ -91,6 +91,6 @@ fn run_step(step: &Step) -> Result<Option<i32>> {
 fn tell(record: &Record) {
     let text = serde_json::to_string(record).unwrap_or_default();
     let mut out = std::io::stdout().lock();
-    // A line that cannot be written is missed by the host, which has a deadline.
+    // If a line cannot be written, the host misses it and ends the guest at a deadline.
     drop(writeln!(out, "{MARK}{text}").and_then(|()| out.flush()));
 }

@@ -1,4 +1,4 @@
-//! Kernels: which one is wanted, where it is unpacked, and its modules.
+//! Kernels: their selection, the directory in which they are unpacked, and their modules.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -13,16 +13,16 @@ use super::debian::Client;
 use super::folder;
 use crate::tools;
 
-/// Folders of modules that a guest loads from again and again: unpacked here, since xz takes long under emulation.
+/// Folders of modules that guests often load: decompressed on the host, since xz is slow under emulation.
 const UNPACKED: &[&str] =
     &["arch", "crypto", "drivers/net", "drivers/virtio", "fs/9p", "fs/netfs", "fs/overlayfs", "lib", "net"];
 
-/// A kernel that somebody asks for: the latest of a line, such as `6.12`, or the newest of all.
+/// A requested kernel: the latest of a line, such as `6.12`, or the newest of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// The latest of this line.
     Line(u32, u32),
-    /// The newest that there is.
+    /// The newest kernel.
     Newest,
 }
 
@@ -51,19 +51,19 @@ impl fmt::Display for Wanted {
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// What `uname -r` says in it.
+    /// Its release, as `uname -r` prints it.
     pub release: String,
-    /// The image that qemu starts.
+    /// The image for qemu.
     pub image: PathBuf,
-    /// The folder that is to be `/lib/modules/RELEASE`.
+    /// The folder for `/lib/modules/RELEASE`.
     pub modules: PathBuf,
 }
 
 impl Kernel {
-    /// Finds it where it was unpacked before, or fetches and unpacks it.
+    /// Finds a kernel that was unpacked before, or fetches and unpacks it.
     ///
     /// # Errors
-    /// No such kernel, or what the package client says.
+    /// There is no such kernel, or the package client fails.
     pub fn get(wanted: Wanted) -> Result<Self> {
         let home = folder().join(wanted.to_string());
         if !home.is_dir() {
@@ -71,8 +71,8 @@ impl Kernel {
             let package = newest(&client.names("linux-image-")?, wanted)
                 .with_context(|| format!("Debian's archive has no kernel {wanted}"))?;
             let release = package.trim_start_matches("linux-image-");
-            // Since 6.19 the image, the modules and the lists of them (7.3) are packages of their own. Some of those names are no
-            // packages but something that another one provides.
+            // Since 6.19 the image, the modules and the lists of them (7.3) are separate packages. Some of those names are
+            // virtual: another package provides them.
             let needs = client.needs(&package)?;
             let mut packages = Vec::new();
             for part in ["base", "binary", "modules"] {
@@ -102,10 +102,10 @@ impl Kernel {
         Ok(Self { release, image, modules })
     }
 
-    /// Files of the modules that `names` need, in the order in which they can be loaded; what is built in is left out.
+    /// Files of the modules that `names` need, in the order in which they can be loaded, without built-in ones.
     ///
     /// # Errors
-    /// A module that the kernel does not have.
+    /// The kernel does not have a module.
     pub fn in_order(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let dependencies = fs::read_to_string(self.modules.join("modules.dep"))?;
         let built_in = fs::read_to_string(self.modules.join("modules.builtin"))?;
@@ -114,11 +114,11 @@ impl Kernel {
     }
 }
 
-/// The package with the newest kernel of those wanted: the usual flavour only.
+/// The package with the newest matching kernel, of the usual flavour only.
 fn newest(packages: &[String], wanted: Wanted) -> Option<String> {
     let parsed = packages.iter().filter_map(|package| {
         let release = package.strip_prefix("linux-image-")?.strip_suffix("-amd64")?;
-        // Such as 6.1.0-50 and 6.12.117+deb13; other flavours have a word behind it.
+        // Such as 6.1.0-50 and 6.12.117+deb13; other flavours have a word after it.
         if !release.starts_with(|c: char| c.is_ascii_digit()) || release.contains(['c', 'r']) {
             return None;
         }
@@ -141,7 +141,7 @@ fn modules_folder(home: &Path) -> Result<PathBuf> {
     Ok(entry?.path())
 }
 
-/// Unpacks the modules that guests use, and writes down what needs what.
+/// Decompresses the modules that guests use, and writes their dependencies.
 fn prepare(home: &Path) -> Result<()> {
     let modules = modules_folder(home)?;
     let mut packed = Vec::new();
@@ -171,7 +171,7 @@ fn collect_packed(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// See [`Kernel::in_order`]; `modules.dep` names behind each module what it needs, what is loaded first last.
+/// See [`Kernel::in_order`]; `modules.dep` lists after each module its dependencies, the first one to load last.
 fn in_order(names: &[&str], dependencies: &str, built_in: &str) -> Result<Vec<String>> {
     let name = |file: &str| {
         let file = file.rsplit('/').next().unwrap_or(file);

@@ -1,4 +1,4 @@
-//! The machine that a guest runs in: qemu, by KVM where that works, by emulation else.
+//! The machine that a guest runs in: qemu, by KVM where that works, else by emulation.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -16,32 +16,33 @@ use super::kernel::Kernel;
 use super::plan::{MARK, Plan, Record};
 use crate::tools;
 
-/// A guest that says nothing for so long hangs: it says each ten seconds that it is alive. Emulation on a busy host takes
-/// its time to boot.
+/// A guest that is silent for this time hangs, since it sends a sign of life every ten seconds. The time is long because
+/// emulation on a busy host boots slowly.
 const SILENCE: Duration = Duration::from_secs(240);
 
-/// The same where its seconds are instructions: emulation takes a minute for one of them on a busy host.
+/// The same if the guest's clock counts instructions: emulation takes a minute for one such second on a busy host.
 const LONG_SILENCE: Duration = Duration::from_secs(1200);
 
-/// Lines of the console that are shown where a guest ends early.
+/// Lines of the console that are shown if a guest ends early.
 const LAST_WORDS: usize = 40;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// What is emulated: all that can be but page tables of five levels, which are of no use here and a step more of each walk.
+/// The emulated CPU: all possible features except page tables of five levels, which are not needed here and cost a step in each
+/// walk.
 const CPU: &str = "max,la57=off";
 
-/// Machines that run.
+/// Running machines.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
-/// Ends every machine at once, for a signal.
+/// Ends every machine at once, for a signal handler.
 pub fn end_all() {
     for pid in RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..) {
         drop(process::signal(pid, Signal::KILL));
     }
 }
 
-/// What kind of machine, beside what each has.
+/// Arguments that describe the machine.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Shape {
     /// CPUs of the guest
@@ -50,8 +51,8 @@ pub struct Shape {
     /// Memory of the guest, MiB
     #[arg(long, default_value_t = 4096)]
     memory: u32,
-    /// Let the guest's clock count instructions, one a nanosecond, whatever else the host does: a second of CPU time is a thousand
-    /// million instructions then, and where it has nothing to do, its clock goes on to the next timer. By emulation, with one CPU
+    /// Let the guest's clock count instructions, one a nanosecond, also on a busy host: a second of CPU time is then a thousand
+    /// million instructions, and an idle guest's clock skips to the next timer. By emulation, with one CPU
     #[arg(long)]
     instructions: bool,
     /// Further arguments for qemu, such as `--qemu=-device --qemu=e1000e,netdev=n`; once for each
@@ -71,7 +72,7 @@ impl Shape {
     }
 }
 
-/// Whether guests run by KVM: the host lets us make a virtual CPU, which not each that has /dev/kvm does.
+/// Whether guests run by KVM: the host must let us make a virtual CPU, which not every host with /dev/kvm does.
 pub fn has_kvm() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -79,29 +80,29 @@ pub fn has_kvm() -> bool {
         command.args(["-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-S", "-monitor", "stdio"]);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let Ok(mut child) = command.spawn() else { return false };
-        // If it is gone already, the write fails, and its exit code says the rest.
+        // If it has ended already, the write fails, and its exit code is reported.
         drop(child.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n")));
         child.wait().is_ok_and(|status| status.success())
     })
 }
 
-/// What the console says where emulation has run code that the kernel had changed already: a virtual CPU meets the breakpoint
-/// that stands in such a place while it is changed, and the kernel no longer expects it there.
+/// Text of the console after emulation has run stale code: the kernel puts a breakpoint into code while it changes it, and a
+/// virtual CPU hits the breakpoint after the kernel has removed it.
 const STALE_CODE: &str = "int3: 0000 ";
 
-/// How a guest came to its end.
+/// The end of a guest.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
     /// The plan is done.
     Done,
-    /// Emulation itself went wrong, [`STALE_CODE`]: another guest may take what is left.
+    /// Emulation itself failed, [`STALE_CODE`]: another guest may run the rest.
     StaleCode,
 }
 
-/// Boots `kernel`, lets it run `plan`, and hands each record and each line of output to `listen`. Logs stay in `home`.
+/// Boots `kernel`, runs `plan` in it, and calls `listen` with each record and each line of output. Logs stay in `home`.
 ///
 /// # Errors
-/// A guest that ends before its plan is done, or hangs, with the end of its console.
+/// The guest ends before its plan is done, or hangs; the error has the end of its console.
 pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen: impl FnMut(Told<'_>)) -> Result<End> {
     fs::create_dir_all(home)?;
     let [plan_file, image, console] = ["plan.json", "initramfs", "console.log"].map(|name| home.join(name));
@@ -143,9 +144,9 @@ pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen:
     )
 }
 
-/// What a guest tells.
+/// Messages of a guest.
 pub enum Told<'a> {
-    /// A record of ours, and the CPU time that the machine has had of the host so far.
+    /// A record, and the CPU time that the machine has used on the host so far.
     Record(Record, Duration),
     /// A line that a program has printed.
     Line(&'a str),
@@ -194,7 +195,7 @@ impl Drop for Machine {
 }
 
 fn command(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Command {
-    // However this process ends, so does the guest.
+    // The guest ends when this process ends, for whatever reason.
     let mut command = Command::new("setpriv");
     command.args([
         "--pdeathsig",
@@ -219,7 +220,8 @@ fn command(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Comm
     }
     command.args(["-machine", "q35", "-smp", &cpus.to_string(), "-m", &shape.memory.to_string()]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
-    // Mitigations are for hosts: emulation pays for each. A busy host delays ticks, of which the kernel wants to see some in time.
+    // Mitigations are for hosts, and each costs time under emulation. A busy host delays ticks, so the kernel's check of its
+    // timer could fail.
     command.args(["-append", "console=ttyS0 panic=-1 mitigations=off nokaslr no_timer_check quiet"]);
     let share = format!("local,path=/,mount_tag={},security_model=none,readonly=on,multidevs=remap", initramfs::HOST);
     command.args(["-virtfs", &share, "-serial", &format!("file:{}", console.display()), "-serial", "stdio"]);
@@ -227,7 +229,7 @@ fn command(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Comm
     command
 }
 
-/// Where the logs of a guest go.
+/// The directory of a guest's logs.
 pub fn home(name: &str) -> PathBuf {
     tools::target().join("guests").join(name)
 }

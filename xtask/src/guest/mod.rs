@@ -1,18 +1,18 @@
-//! Guests: other kernels, booted in qemu on the tree as it stands.
+//! Guests: other kernels, booted in qemu on this tree.
 //!
-//! A kernel comes from Debian's packages and is unpacked under `target/kernels`, never installed. A small initramfs of our
-//! own mounts the host's file system (9p, read only) under an overlay of memory, and starts this program in it, which runs a
-//! [`plan::Plan`] and tells over a serial line what came out. The guest can write nothing on the host and has no network.
+//! A kernel comes from Debian's packages and is unpacked under `target/kernels`, never installed. A small initramfs mounts the
+//! host's file system (9p, read-only) under an overlay in memory, and starts this program in it, which runs a [`plan::Plan`]
+//! and reports the results over a serial line. The guest can write nothing on the host and has no network.
 //!
 //! | module | is |
 //! | --- | --- |
 //! | `debian` | finds, fetches and unpacks Debian packages by a private configuration of the package client |
 //! | `kernel` | an unpacked kernel and its modules |
-//! | `initramfs` | what the kernel starts from |
+//! | `initramfs` | the kernel's first file system |
 //! | `machine` | qemu: its options, its deadline, its end |
-//! | `plan` | what a guest shall run, and what it tells |
+//! | `plan` | the programs for a guest, and its reports |
 //! | `inside` | the part that runs in the guest |
-//! | `programs`, `table` | test programs as cargo builds them, and what came out of them |
+//! | `programs`, `table` | test programs as cargo builds them, and their results |
 //! | `command`, `scenarios` | `cargo xtask guest`, `cargo xtask test --kernel` |
 
 pub mod command;
@@ -44,10 +44,10 @@ fn folder() -> PathBuf {
     tools::target().join("kernels")
 }
 
-/// Sees to it that guests can run: installs on Debian what is missing, and says so.
+/// Makes sure that guests can run: on Debian it installs missing packages, and prints them.
 ///
 /// # Errors
-/// What apt-get says.
+/// apt-get fails.
 fn need_guests() -> Result<()> {
     let missing: Vec<_> =
         NEEDS.iter().filter(|(program, _)| !tools::has(program)).map(|(_, package)| *package).collect();

@@ -1,4 +1,4 @@
-//! What a guest shall run, in a file that it reads; and what it tells, in lines of a serial port.
+//! The programs for a guest, in a file that it reads; and its reports, in lines of a serial port.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Begins a line that is a [`Record`]; all other lines are output of the programs.
 pub const MARK: char = '\u{1e}';
 
-/// What a guest shall run, one after the other.
+/// Programs for a guest to run, one after the other.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// The programs.
@@ -17,31 +17,31 @@ pub struct Plan {
 /// A program to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Step {
-    /// What it is called in tables.
+    /// Its name in tables.
     pub name: String,
-    /// The program, as the host and the guest see it.
+    /// Path of the program, the same on the host and in the guest.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// Where it runs.
+    /// Its working directory.
     pub folder: PathBuf,
-    /// Variables of its environment.
+    /// Its environment variables.
     pub environment: Vec<(String, String)>,
-    /// Seconds after which it is ended.
+    /// Time limit in seconds.
     pub deadline: u64,
 }
 
-/// What a guest tells.
+/// A report of a guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Record {
-    /// It is up; the kernel's release.
+    /// The guest is up; the kernel's release.
     Up(String),
     /// A step begins.
     Begin(String),
-    /// A step is over: its exit code (`None`: a signal, or its deadline), and the seconds that it took.
+    /// A step has ended: its exit code (`None`: a signal, or its deadline), and its duration in seconds.
     End(Option<i32>, f64),
     /// It is alive.
     Alive,
-    /// All is done.
+    /// The plan is done.
     Done,
 }

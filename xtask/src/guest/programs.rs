@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::tools;
 
-/// What cargo says of a program that it has built.
+/// Cargo's message about a program that it has built.
 #[derive(Deserialize)]
 struct Artifact {
     executable: Option<PathBuf>,
@@ -30,10 +30,10 @@ struct Target {
 /// Builds the tests of the packages that `selection` names as to cargo, and returns the name and the path of those in libraries
 /// (`kind` "lib") or in files of their own ("test").
 ///
-/// The selection decides which features packages get: the one of the ordinary checks finds what they have built.
+/// The selection decides the features of packages: with the selection of the ordinary checks cargo uses their build.
 ///
 /// # Errors
-/// A build that fails.
+/// The build fails.
 pub fn build(selection: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut build = tools::cargo(&["test", "--no-run", "--message-format=json-render-diagnostics"]);
     let output = build.args(selection).stderr(Stdio::inherit()).output()?;

@@ -14,31 +14,31 @@ use super::table::{Outcome, Reader};
 use super::{need_guests, programs};
 use crate::tools::{self, SCENARIOS, UNIT_TESTS};
 
-/// Seconds after which the tests of a file are ended.
+/// Time limit of the tests of a file, in seconds.
 const DEADLINE: u64 = 3600;
 
-/// How much longer than a machine by itself a guest may take, where it is emulated and its clock is the host's.
+/// Factor by which deadlines are longer in an emulated guest with the host's clock.
 const SLOWNESS: &str = "10";
 
-/// Names another factor, for a busy host.
+/// Environment variable with another factor, for a busy host.
 const SLOWNESS_VARIABLE: &str = "CIPE_TEST_SLOWNESS";
 
-/// Guests that are begun on a kernel, where emulation itself goes wrong.
+/// Most guests that are started for a kernel if emulation itself fails.
 const MOST_GUESTS: u32 = 4;
 
-/// Names the eBPF object to take in place of the committed one.
+/// Environment variable with the eBPF object to use in place of the committed one.
 const OBJECT: &str = "CIPE_BPF_OBJECT";
 
 /// The unit tests of cipe-user, as `--only` names them.
 const LIBRARY: &str = "cipe_user";
 
-/// The unit tests that load each program of the eBPF object, and ask the kernel what it lacks.
+/// The unit tests that load each program of the eBPF object, and probe the kernel for missing features.
 const LOADS: &[&str] = &["every_program_loads", "a_kernel_lacks_only_what_came_after_it"];
 
 /// The kernels of `--kernel all`: Debian 12's, Debian 13's, the last long-term line, the newest.
 const ALL: &[Wanted] = &[Wanted::Line(6, 1), Wanted::Line(6, 12), Wanted::Line(6, 18), Wanted::Newest];
 
-/// Which kernels somebody asks for.
+/// The requested kernels.
 #[derive(Clone, Debug)]
 pub struct Kernels(Vec<Wanted>);
 
@@ -52,21 +52,21 @@ impl std::str::FromStr for Kernels {
     }
 }
 
-/// Which tests shall run.
+/// The requested tests.
 #[derive(Clone, Copy, Debug)]
 pub enum Which<'a> {
     /// All scenarios.
     All,
     /// Those of the files named, or `FILE::PART` for the tests of that file whose names contain PART.
     Only(&'a [String]),
-    /// That each program of the eBPF object loads, as it is committed and as `CIPE_BPF_OBJECT` names it, and that the kernel lacks
-    /// what came after it.
+    /// Only tests that each program of the eBPF object loads, both of the committed object and of the one in `CIPE_BPF_OBJECT`,
+    /// and that the kernel lacks the features of later kernels.
     Loads,
 }
 
-/// The tests of one program that shall run.
+/// The requested tests of one program.
 struct Choice {
-    /// What it is called in the table.
+    /// Its name in the table.
     name: String,
     program: PathBuf,
     /// Parts of the names of tests; none for all.
@@ -75,16 +75,16 @@ struct Choice {
     object: Option<String>,
 }
 
-/// Runs tests on each kernel, on so many of them at once, and prints a table.
+/// Runs tests on each kernel, on `at_once` of them at the same time, and prints a table.
 ///
 /// # Errors
-/// The files that failed, or a guest that did not come so far.
+/// Files that failed, or a guest that did not start or ended early.
 pub fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape, at_once: usize) -> Result<()> {
     need_guests()?;
     tools::clean_up_on_signals(machine::end_all)?;
     let cipe = match which {
         Which::Loads => None,
-        // Emulation pays for each instruction, and the program has deadlines of its own: a guest gets it optimised.
+        // Emulation is slow, and the program has deadlines of its own, so a guest gets an optimised build.
         Which::All | Which::Only(_) => Some(tools::build_cipe(true)?),
     };
     let choices = choices(which)?;
@@ -142,7 +142,7 @@ fn choices(which: Which<'_>) -> Result<Vec<Choice>> {
     Ok(choices)
 }
 
-/// The test that the committed object loads, and the fresh one, if there is one.
+/// The tests that the committed object loads, and the fresh one, if there is one.
 fn objects(fresh: Option<&str>) -> Result<Vec<Choice>> {
     let programs = programs::build(UNIT_TESTS, "lib")?;
     let (_, program) = programs.into_iter().find(|(name, _)| name == LIBRARY).context("cipe-user has unit tests")?;
@@ -156,7 +156,7 @@ fn objects(fresh: Option<&str>) -> Result<Vec<Choice>> {
     Ok(std::iter::once(choice("committed object", None)).chain(fresh).collect())
 }
 
-/// Which tests of a file are wanted: `None` for none, else parts of names, none for all.
+/// The requested tests of a file: `None` for none, else parts of names; an empty list means all.
 fn wanted(file: &str, only: &[String]) -> Option<Vec<String>> {
     if only.is_empty() {
         return Some(Vec::new());
@@ -166,12 +166,12 @@ fn wanted(file: &str, only: &[String]) -> Option<Vec<String>> {
     if parts.is_empty() {
         return None;
     }
-    // The whole file, if it is named without a part.
+    // The whole file if it is given without a part.
     let parts: Option<Vec<String>> = parts.into_iter().map(|part| part.strip_prefix("::").map(str::to_owned)).collect();
     Some(parts.unwrap_or_default())
 }
 
-/// What came out on one kernel, as far as it came.
+/// The results on one kernel, as far as it got.
 fn on_kernel(kernel: &Kernel, cipe: Option<&Path>, choices: &[Choice], shape: &Shape) -> (Vec<Outcome>, Result<()>) {
     let mut reader = Reader::new(&kernel.release);
     let result = run_guests(kernel, cipe, choices, shape, &mut reader);
@@ -188,7 +188,7 @@ fn run_guests(
     let home = machine::home(&format!("{}-{}", kernel.release, std::process::id()));
     let kept = home.join("programs");
     fs::create_dir_all(&kept)?;
-    // A build that comes in between must not change what the guest runs.
+    // A build meanwhile must not change the programs that the guest runs.
     let cipe = cipe.map(|cipe| keep(cipe, &kept)).transpose()?;
     let slowness = if machine::has_kvm() || shape.counts_instructions() { "1" } else { SLOWNESS };
     let steps: Result<Vec<Step>> =
@@ -219,7 +219,7 @@ fn run_guests(
     result
 }
 
-/// How the guest runs the tests of one program.
+/// The step in which the guest runs the tests of one program.
 fn step(choice: &Choice, cipe: Option<&Path>, kept: &Path, slowness: &str) -> Result<Step> {
     let arguments = ["--test-threads=1", "--show-output", "--color=never"].into_iter();
     let variables = [
@@ -238,7 +238,7 @@ fn step(choice: &Choice, cipe: Option<&Path>, kept: &Path, slowness: &str) -> Re
     })
 }
 
-/// A second name for a program, which stays what it is.
+/// A hard link to a program, which a later build does not change.
 fn keep(program: &Path, folder: &Path) -> Result<PathBuf> {
     let name = program.file_name().with_context(|| program.display().to_string())?;
     let kept = folder.join(name);

@@ -1,11 +1,11 @@
-//! What came out of the tests in guests: read from what they print, and told in a table.
+//! The results of the tests in guests, parsed from their output, and shown as a table.
 
 use std::time::{Duration, Instant};
 
 use super::machine::Told;
 use super::plan::Record;
 
-/// What came out of the tests of one file on one kernel.
+/// Results of the tests of one file on one kernel.
 pub struct Outcome {
     /// The kernel's release.
     pub kernel: String,
@@ -49,26 +49,26 @@ impl Outcome {
     }
 }
 
-/// Reads what test programs print.
+/// Parses the output of test programs.
 pub struct Reader {
     kernel: String,
-    /// What came out so far.
+    /// The results so far.
     pub outcomes: Vec<Outcome>,
     failures: bool,
 }
 
 impl Reader {
-    /// Of tests on this kernel.
+    /// Starts with no results on this kernel.
     pub fn new(kernel: &str) -> Self {
         Self { kernel: kernel.to_owned(), outcomes: Vec::new(), failures: false }
     }
 
-    /// Forgets a file whose tests had not ended when their guest did.
+    /// Removes a file whose tests had not ended when their guest ended.
     pub fn forget_unfinished(&mut self) {
         self.outcomes.pop_if(|outcome| !outcome.ended);
     }
 
-    /// Takes what the guest tells, and prints what a person wants to see at once.
+    /// Handles a report of the guest, and prints the parts for people at once.
     pub fn take(&mut self, told: Told<'_>, start: Instant) {
         match told {
             Told::Record(Record::Up(release), used) => {

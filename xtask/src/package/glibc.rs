@@ -1,11 +1,11 @@
-//! The least C library that a program starts with.
+//! The oldest C library that a program starts with.
 
 use anyhow::{Context, Result};
 use object::elf::FileHeader64;
 use object::endian::Endianness;
 use object::read::elf::FileHeader;
 
-/// The C library of the oldest Debian that a gateway may run (12).
+/// The C library of Debian 12, the oldest supported Debian.
 pub const OLDEST: Version = Version(2, 36);
 
 /// A version of glibc.
@@ -18,10 +18,10 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// The newest version of glibc that a program (a 64-bit ELF file) has a symbol of; `None`: it takes none from there.
+/// The newest glibc version of a program's symbols (a 64-bit ELF file); `None`: it uses no glibc symbol.
 ///
 /// # Errors
-/// A file of another format.
+/// The file has another format.
 pub fn least(program: &[u8]) -> Result<Option<Version>> {
     let header = FileHeader64::<Endianness>::parse(program).context("no 64-bit ELF file")?;
     let endian = header.endian()?;
@@ -38,7 +38,7 @@ pub fn least(program: &[u8]) -> Result<Option<Version>> {
     Ok(least)
 }
 
-/// `GLIBC_2.34`, or `GLIBC_2.2.5`, whose last number no newer one has.
+/// `GLIBC_2.34`, or `GLIBC_2.2.5`, whose third number newer versions do not have.
 fn parse(name: &str) -> Option<Version> {
     let mut numbers = name.strip_prefix("GLIBC_")?.split('.').map(str::parse);
     Some(Version(numbers.next()?.ok()?, numbers.next()?.ok()?))

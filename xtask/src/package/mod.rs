@@ -22,11 +22,11 @@ pub struct Args {
     to: PathBuf,
 }
 
-/// Builds the binary and puts it there under its names, with what belongs to it: systemd units, sample scripts, manual
-/// pages, completions for shells, the README and the daemons' manual.
+/// Builds the binary and copies it there, with links of its names, systemd units, sample scripts, manual pages, completions for
+/// shells, the README and the daemons' manual.
 ///
 /// # Errors
-/// What cargo says, a folder that is there already, or a program that needs a newer C library than the oldest Debian has.
+/// cargo fails, the folder exists already, or the program needs a newer C library than the oldest Debian has.
 pub fn run(args: &Args) -> Result<()> {
     let binary = tools::build_cipe(true)?;
     if let Some(least) = glibc::least(&fs::read(&binary)?)? {

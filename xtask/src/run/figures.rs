@@ -17,7 +17,7 @@ use super::paint::{self, Table, grouped};
 const UDP_PAYLOAD: usize = 1400;
 const PINGS: usize = 500;
 
-/// What one network was measured to do.
+/// The measurements of one network.
 pub struct Figures {
     ping: ping::Report,
     tcp: traffic::Report,
@@ -28,7 +28,7 @@ pub struct Figures {
     udp_cpu: Option<[CpuTime; 2]>,
 }
 
-/// Pings and loads the network from lanA to lanB; says more of a tunnel than of plain routes.
+/// Pings and loads the network from lanA to lanB; prints more for a tunnel than for plain routes.
 pub fn measure(net: &Topology, pair: Option<&Pair>, duration: Duration) -> Result<Figures> {
     let (from, to) = (net.lan(Side::A), (net.lan(Side::B), Side::B.host()));
     let way = if pair.is_some() { "through the tunnel" } else { "plain veth, no tunnel" };
@@ -68,7 +68,7 @@ fn micros(report: &ping::Report, p: f64) -> String {
     report.quantile(p).map_or("-".to_owned(), |time| time.as_micros().to_string())
 }
 
-/// Prints a row a second; knows what the counters said the second before.
+/// Prints a row every second; keeps the counters of the previous second.
 struct Rows<'a> {
     receiver: &'a Namespace,
     before: DeviceCounters,
@@ -142,7 +142,7 @@ pub fn verdicts(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// The median of the seconds behind the first, in which a load finds its rate.
+/// The median of all seconds but the first, in which a load finds its rate.
 fn middle(seconds: &[Second], figure: fn(&Second) -> f64) -> f64 {
     let mut figures: Vec<f64> = seconds.iter().skip(usize::from(seconds.len() > 1)).map(figure).collect();
     figures.sort_by(f64::total_cmp);

@@ -14,19 +14,19 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 
 use crate::tools;
 
-/// What to show.
+/// Arguments of the demonstration.
 #[derive(clap::Args)]
 pub struct Args {
     /// Cipher of the tunnel
     #[arg(long, value_enum, default_value_t = Cipher::Blowfish)]
     cipher: Cipher,
-    /// Doors to the carrier: `xdp` is AF_XDP both ways, `auto` what is fastest for the device
+    /// Doors to the carrier: `xdp` is AF_XDP both ways, `auto` the fastest for the device
     #[arg(long, default_value = "xdp", value_parser = ["auto", "xdp", "udp"])]
     carrier: String,
     /// Seconds of TCP, and of UDP
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Leaves everything running afterwards and says what can be tried
+    /// Leave everything running afterwards and print commands to try
     #[arg(long)]
     hold: bool,
 }
@@ -49,7 +49,7 @@ impl Cipher {
 /// Builds, makes the network, shows the tunnel at work, and removes everything again.
 ///
 /// # Errors
-/// Whatever keeps the tunnel from working.
+/// The first failure that keeps the tunnel from working.
 pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     println!("Building cipe (release) ...");
@@ -97,7 +97,7 @@ fn hold(net: &Topology, pair: &Pair) -> Result<()> {
     }
     println!("\nEnter, or Ctrl-C, ends it and removes everything.");
     if std::io::stdin().read(&mut [0])? == 0 {
-        // Nobody can press Enter: wait for the signal.
+        // There is no terminal for Enter: wait for the signal.
         loop {
             std::thread::park();
         }

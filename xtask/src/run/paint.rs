@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-/// Width that everything fits in.
+/// Width of the output in columns.
 pub const WIDTH: usize = 100;
 
 fn style(code: &str, text: &str) -> String {
@@ -13,12 +13,12 @@ fn style(code: &str, text: &str) -> String {
     }
 }
 
-/// Text that stands out.
+/// Bold text.
 pub fn bold(text: &str) -> String {
     style("1", text)
 }
 
-/// Text that stands back.
+/// Dim text.
 pub fn faint(text: &str) -> String {
     style("2", text)
 }
@@ -28,7 +28,7 @@ pub fn heading(text: &str) {
     println!("\n{}\n{}", bold(text), faint(&"─".repeat(WIDTH)));
 }
 
-/// Rows under a head; the first column stands left, the others right.
+/// Rows under a head; the first column is left-aligned, the others right-aligned.
 pub struct Table {
     widths: Vec<usize>,
     rows: Vec<Vec<String>>,
@@ -68,7 +68,7 @@ pub fn line(row: &[String], widths: &[usize]) -> String {
     text.trim_end().to_owned()
 }
 
-/// A number with its thousands apart.
+/// A number with separated thousands.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The first part: the network, the key exchange as it happens, and one packet as the carrier sees it.
+//! The first part: the network, the key exchange as it happens, and one packet on the carrier.
 
 use std::time::Duration;
 
@@ -97,7 +97,7 @@ fn is_static(datagram: &[u8]) -> bool {
     datagram[0] & 0x80 == 0
 }
 
-/// A datagram of the carrier and what it is.
+/// A datagram of the carrier and its kind.
 struct Found {
     what: &'static str,
     datagram: Vec<u8>,
@@ -106,8 +106,8 @@ struct Found {
 fn show_packet(pair: &Pair, daemon: Daemon, frames: &[Captured]) -> Result<()> {
     let leaks = frames.iter().filter(|frame| in_clear(&frame.octets)).count();
     let datagrams: Vec<&[u8]> = frames.iter().filter_map(|frame| datagram(&frame.octets)).collect();
-    // Only the static key is known to us here, so a packet from before the end of the exchange is shown: the first ping if
-    // it went under the static key, else the first message of the exchange.
+    // This program knows only the static key, so it shows a packet from before the end of the exchange: the first ping if it
+    // was sent under the static key, else the first message of the exchange.
     let under_static: Vec<&[u8]> = datagrams.iter().copied().filter(|datagram| is_static(datagram)).collect();
     let chosen = under_static.iter().find(|datagram| datagram.len() == SEALED_PING);
     let found = match (chosen, under_static.first()) {
@@ -135,7 +135,7 @@ fn datagram(frame: &[u8]) -> Option<&[u8]> {
     (payload.len() >= 16).then_some(payload)
 }
 
-/// What `cipe decode` says of a datagram under the static key.
+/// The output of `cipe decode` for a datagram under the static key.
 fn decode(pair: &Pair, daemon: Daemon, datagram: &[u8]) -> Result<String> {
     let file = pair.a.directory().join("key");
     std::fs::write(&file, KEY)?;

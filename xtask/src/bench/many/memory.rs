@@ -1,4 +1,4 @@
-//! Memory that engines have, and that the kernel has for them.
+//! Memory of engines, and memory of the kernel for them.
 
 use std::fs;
 
@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 pub struct Memory {
     /// Resident memory of the engines.
     pub engine: f64,
-    /// What the kernel has taken for itself: slabs, per-CPU areas, page tables and large allocations. That of the sockets at
-    /// the bench's side is in it.
+    /// Memory that the kernel uses: slabs, per-CPU areas, page tables and large allocations, including sockets of the bench.
     pub kernel: f64,
 }
 
@@ -18,20 +17,20 @@ impl Memory {
     /// Now.
     ///
     /// # Errors
-    /// A `/proc` that cannot be read.
+    /// `/proc` cannot be read.
     pub fn now(engines: &[u32]) -> Result<Self> {
         let mut engine = 0.0;
         for pid in engines {
             engine += field(&fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS").context("VmRSS")?;
         }
         let text = fs::read_to_string("/proc/meminfo")?;
-        // What is reclaimed when it is wanted does not count: file names and inodes of past builds come and go.
+        // Reclaimable memory does not count: file names and inodes of past builds come and go.
         let kernel = ["SUnreclaim", "Percpu", "PageTables", "KernelStack", "VmallocUsed"];
         let kernel = kernel.into_iter().filter_map(|name| field(&text, name)).sum();
         Ok(Self { engine, kernel })
     }
 
-    /// What came since `before`.
+    /// The increase since `before`.
     pub fn since(self, before: Self) -> Self {
         Self { engine: self.engine - before.engine, kernel: self.kernel - before.kernel }
     }

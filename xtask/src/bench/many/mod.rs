@@ -1,7 +1,7 @@
 //! `cargo xtask bench many`: one engine with many tunnels, hub and spokes.
 //!
-//! Both ends are engines, each in a namespace of its own, joined by one veth pair. No daemon runs: a [`Fleet`] speaks the
-//! control protocol for all of them, as so many connections, and gives both ends the same dynamic keys.
+//! Both ends are engines, each in its own namespace, joined by one veth pair. No daemon runs: a [`Fleet`] opens a control
+//! connection for each of them, and gives both ends the same dynamic keys.
 
 mod memory;
 mod report;
@@ -26,7 +26,7 @@ use super::report::number;
 use super::tunnel::Tunnel;
 use crate::tools;
 
-/// What to measure.
+/// Arguments of the measurement.
 #[derive(clap::Args)]
 pub struct Args {
     /// How many tunnels, one after the other
@@ -45,12 +45,12 @@ pub struct Args {
     files: Files,
 }
 
-/// What is measured, of one tunnel of many at one end where nothing else is said.
+/// Quantities, of one tunnel of many at one end unless noted otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
-    /// Time to make one.
+    /// Time to make a tunnel.
     Setup,
-    /// Resident memory of the engine, beside key state.
+    /// Resident memory of the engine, without key state.
     Engine,
     /// Memory of the kernel.
     Kernel,
@@ -60,9 +60,9 @@ pub enum Metric {
     KeyChange,
     /// Highest rate of datagrams of 1400 octets to all tunnels at random that loses at most one in 1000.
     Rate,
-    /// What arrives of a flood of them.
+    /// Rate that arrives when they flood the tunnel.
     Flood,
-    /// The same as payload.
+    /// The same as a payload rate.
     Goodput,
 }
 
@@ -102,13 +102,13 @@ pub struct Record {
     pub topology: Topology,
     /// Of the carrier.
     pub offloads: Offloads,
-    /// `many-`, how many tunnels, and what was measured.
+    /// `many-`, the number of tunnels, and the quantity.
     pub test: String,
-    /// In which round, from 1.
+    /// Number of the round, from 1.
     pub round: usize,
     /// The value, in `unit`.
     pub value: f64,
-    /// Its unit.
+    /// Unit of the value.
     pub unit: String,
 }
 
@@ -118,7 +118,7 @@ impl Record {
         Self { tunnel, topology, offloads, test: format!("many-{tunnels}-{}", metric.name()), round, value, unit }
     }
 
-    /// How many tunnels, and what was measured; `None` if it is no record of this bench.
+    /// The number of tunnels and the quantity; `None` if the record is not of this bench.
     fn parse(&self) -> Option<(usize, Metric)> {
         let (tunnels, name) = self.test.strip_prefix("many-")?.split_once('-')?;
         Some((tunnels.parse().ok()?, Metric::ALL.into_iter().find(|metric| metric.name() == name)?))
@@ -127,21 +127,21 @@ impl Record {
 
 /// Payload of the load's datagrams, in octets.
 const PAYLOAD: usize = 1400;
-/// How long one trial of a rate takes.
+/// Duration of one trial of a rate.
 const TRIAL: Duration = Duration::from_millis(1000);
-/// Trials of rates beside the flood.
+/// Trials of rates, without the flood.
 const STEPS: usize = 6;
-/// Datagrams that are on their way at once when each tunnel is used once.
+/// Datagrams in flight when each tunnel is used once.
 const VISITS: usize = 20;
-/// How long the last of them may be on their way; longer, and one has got lost.
+/// Longest time that the last of them may be in flight; after that, one is lost.
 const LOST: Duration = Duration::from_millis(100);
-/// Times that all keys are changed.
+/// Number of changes of all keys.
 const CHANGES: usize = 5;
 
 /// Measures and reports.
 ///
 /// # Errors
-/// An engine that did not start or refused a tunnel, or a load of which nothing arrives.
+/// An engine does not start or refuses a tunnel, or nothing of a load arrives.
 pub fn run(args: &Args) -> Result<()> {
     let records = if args.files.from.is_empty() { measure(args)? } else { read(&args.files.from)? };
     report::report(&records, args.files.write)
@@ -210,7 +210,7 @@ fn one(tunnel: Tunnel, tunnels: usize, carrier: &str) -> Result<Vec<(Metric, f64
     let start = Instant::now();
     ends.iter_mut().try_for_each(|end| end.attach(0..1))?;
     if tunnels > 1 {
-        // What all share came with the first.
+        // The first tunnel made the shared objects.
         before = memory::Memory::now(&engines)?;
         others = count - 1.0;
         ends.iter_mut().try_for_each(|end| end.attach(1..tunnels))?;
@@ -262,14 +262,14 @@ fn one(tunnel: Tunnel, tunnels: usize, carrier: &str) -> Result<Vec<(Metric, f64
     ])
 }
 
-/// CPU time of processes while `work` is done.
+/// CPU time of processes while `work` runs.
 fn used_by(pids: &[u32], work: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let before = account::run_time(pids)?;
     work()?;
     Ok(account::run_time(pids)?.saturating_sub(before))
 }
 
-/// Sends one datagram through each tunnel, so that it has seen traffic under its present keys.
+/// Sends one datagram through each tunnel, so that each has traffic under its present keys.
 fn visit(from: &Namespace, (to, addresses): (&Namespace, &[Ipv4Addr])) -> Result<()> {
     let receiver = to.run(|| UdpSocket::bind("0.0.0.0:0"))?;
     receiver.set_read_timeout(Some(LOST))?;
@@ -279,14 +279,14 @@ fn visit(from: &Namespace, (to, addresses): (&Namespace, &[Ipv4Addr])) -> Result
         for address in some {
             sender.send_to(b"visit", (*address, port))?;
         }
-        // The next go when these are there; one that got lost has been through its tunnel's near end, which must do.
+        // Send the next ones when these have arrived. A lost one has passed its tunnel's near end, which is enough.
         let mut waiting = some.iter();
         while waiting.next().is_some() && receiver.recv(&mut [0; 16]).is_ok() {}
     }
     Ok(())
 }
 
-/// The middle one.
+/// The median.
 fn median(mut values: Vec<Duration>) -> Duration {
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or_default()

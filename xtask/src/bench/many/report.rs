@@ -1,4 +1,4 @@
-//! What the measurements of many tunnels say.
+//! The report on the measurements of many tunnels.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use super::{Metric, Record};
 use crate::bench::report::{Table, number, replace_section};
 use crate::bench::tunnel::Tunnel;
 
-/// Columns: metric, title, and by what values are divided.
+/// Columns: metric, title, and divisor of the values.
 const COLUMNS: [(Metric, &str, f64); 8] = [
     (Metric::Setup, "set-up, ms", 1000.0),
     (Metric::Engine, "engine, KiB", 1.0),
@@ -31,7 +31,7 @@ const NOTE: &str = "Set-up, memory and key changes are those of one tunnel at on
 /// Prints the report and, if asked to, writes it into the document.
 ///
 /// # Errors
-/// A document that cannot be written.
+/// The document cannot be written.
 pub fn report(records: &[Record], write: bool) -> Result<()> {
     let text = format!("## Many tunnels in one engine (`cargo xtask bench many`)\n\n{NOTE}\n\n{}", table(records));
     println!("\n{text}");
@@ -41,7 +41,7 @@ pub fn report(records: &[Record], write: bool) -> Result<()> {
     Ok(())
 }
 
-/// Medians as a table, and what the goals say.
+/// Medians as a table, and the verdicts on the goals.
 fn table(records: &[Record]) -> String {
     let mut series: BTreeMap<(Tunnel, usize, Metric), Vec<f64>> = BTreeMap::new();
     for record in records {

@@ -1,4 +1,4 @@
-//! Who has used the CPUs between two moments, and how much memory the tunnel has.
+//! CPU time by user between two moments, and memory of the tunnel.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ impl Machine {
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         let seconds: Vec<f64> =
             line.split_whitespace().skip(1).filter_map(|field| Some(field.parse::<f64>().ok()? / ticks)).collect();
-        // user nice system idle iowait irq softirq steal, then guest time that is in the first two already.
+        // user nice system idle iowait irq softirq steal, then guest time, which the first two include.
         let [user, nice, system, idle, iowait, irq, softirq, ..] = seconds[..] else {
             anyhow::bail!("/proc/stat begins with {line:?}")
         };
@@ -57,16 +57,16 @@ impl Moment {
     /// Now.
     ///
     /// # Errors
-    /// A `/proc` that cannot be read.
+    /// `/proc` cannot be read.
     pub fn now() -> Result<Self> {
         let processes = pids()?.into_iter().filter_map(|pid| Some((pid, CpuTime::of(pid)?))).collect();
         Ok(Self { at: Instant::now(), machine: Machine::now()?, processes })
     }
 
-    /// What was used since this moment; `tunnel` are the tunnel's processes.
+    /// CPU time used since this moment; `tunnel`: the tunnel's processes.
     ///
     /// # Errors
-    /// A `/proc` that cannot be read.
+    /// `/proc` cannot be read.
     pub fn used(&self, tunnel: &[u32]) -> Result<Used> {
         let now = Self::now()?;
         let mut used = Used {
@@ -105,10 +105,10 @@ fn is_kernel_thread(pid: u32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
 }
 
-/// The tunnel's processes at a side: everything that lives in the gateway's namespace.
+/// The tunnel's processes at a side: all processes in the gateway's namespace.
 ///
 /// # Errors
-/// A `/proc` that cannot be read.
+/// `/proc` cannot be read.
 pub fn tunnel(net: &Topology, side: Side) -> Result<Vec<u32>> {
     net.gw(side).processes()
 }
@@ -122,7 +122,7 @@ pub fn peak_memory(pids: &[u32]) -> f64 {
     pids.iter().filter_map(kib).sum::<f64>() / 1024.0
 }
 
-/// CPU time that processes and their threads have had, by the scheduler's own count, which is finer than clock ticks.
+/// CPU time of processes and their threads, by the scheduler's own count, which is finer than clock ticks.
 ///
 /// # Errors
 /// A kernel without scheduler statistics.
@@ -140,7 +140,7 @@ pub fn run_time(pids: &[u32]) -> Result<Duration> {
 /// Waits until the CPUs are 93 % idle for a while, or `within` is over.
 ///
 /// # Errors
-/// A `/proc` that cannot be read.
+/// `/proc` cannot be read.
 pub fn wait_until_quiet(within: Duration) -> Result<()> {
     let deadline = Instant::now() + within;
     while Instant::now() < deadline {

@@ -1,4 +1,4 @@
-//! The tests: what each loads, for how long, and what it reads off.
+//! The tests: the load of each, its duration, and its measurements.
 
 pub mod account;
 pub mod search;
@@ -39,14 +39,14 @@ impl Test {
     }
 }
 
-/// How long everything takes.
+/// Durations of the tests.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     /// A TCP test.
     pub tcp: Duration,
     /// A trial of a UDP rate.
     pub trial: Duration,
-    /// Trials of UDP rates beside the flood.
+    /// Trials of UDP rates, without the flood.
     pub steps: usize,
     /// Round trips on an idle tunnel.
     pub pings: usize,
@@ -76,9 +76,9 @@ impl Effort {
         quiet: Duration::from_millis(300),
     };
 
-    /// About how long a test takes.
+    /// Approximate duration of a test.
     pub fn of(&self, test: Test) -> Duration {
-        // A search ends early more often than not; each trial waits for stragglers.
+        // A search mostly ends early; each trial waits for late datagrams.
         let search = (self.trial + Duration::from_millis(330)) * (self.steps as u32);
         let own = match test {
             Test::Ping => PING_INTERVAL * self.pings as u32,
@@ -90,21 +90,21 @@ impl Effort {
     }
 }
 
-/// Between two pings of an idle tunnel, so that it is idle indeed.
+/// Time between two pings of an idle tunnel, long enough that it is really idle.
 const PING_INTERVAL: Duration = Duration::from_millis(5);
-/// Between two pings beside a load.
+/// Time between two pings under load.
 const LOAD_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a test says: values and CPU time.
+/// The result of a test: values and CPU time.
 pub type Values = Vec<(Metric, f64)>;
 
 /// A network with a started tunnel.
 pub struct Bench<'a> {
     /// The network.
     pub net: &'a Net,
-    /// Between which hosts.
+    /// The hosts at both ends of the load.
     pub topology: Topology,
-    /// How long.
+    /// The durations.
     pub effort: Effort,
 }
 
@@ -112,7 +112,7 @@ impl Bench<'_> {
     /// Runs a test.
     ///
     /// # Errors
-    /// A load that cannot be had, or one of which nothing arrives.
+    /// A load cannot be started, or nothing of it arrives.
     pub fn run(&self, test: Test) -> Result<Values> {
         account::wait_until_quiet(self.effort.quiet)?;
         let start = Moment::now()?;
@@ -148,7 +148,7 @@ impl Bench<'_> {
     /// Processes of both ends.
     ///
     /// # Errors
-    /// A `/proc` that cannot be read.
+    /// `/proc` cannot be read.
     pub fn tunnel(&self) -> Result<Vec<u32>> {
         Ok([account::tunnel(self.net, Side::A)?, account::tunnel(self.net, Side::B)?].concat())
     }
@@ -163,7 +163,7 @@ impl Bench<'_> {
         let ended = AtomicBool::new(false);
         let ((rate, octets, used), report) = std::thread::scope(|scope| -> Result<_> {
             let pings = scope.spawn(|| {
-                // More than fit into the test; a ping that waits in a queue must not hold back the next one.
+                // More than the test has time for; a ping that waits in a queue must not delay the next one.
                 let plan = Plan { interval: LOAD_INTERVAL, window: 64, ..Plan::count(100_000) };
                 ping::run_while(self.from(), self.to().1, &plan, || !ended.load(Ordering::Relaxed))
             });

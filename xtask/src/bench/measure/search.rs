@@ -1,21 +1,21 @@
-//! The highest rate that gets through: a flood says where to begin, then up in steps, then between what passed and what did
-//! not.
+//! The search for the highest rate without loss: a flood gives the first rate; then the rate rises in steps, and then it is
+//! bisected between a rate that passed and one that failed.
 
 use anyhow::Result;
 use cipe_tests::traffic::{Pace, Report};
 
 /// Share of datagrams that may be lost.
 const LOSS: f64 = 0.001;
-/// The search ends when what failed is this close to what passed.
+/// The search ends when the failed rate is this close to the passed one.
 const CLOSE: f64 = 1.05;
-/// A step up while nothing has failed yet.
+/// Factor of a step up while no rate has failed yet.
 const UP: f64 = 1.35;
-/// A step down while nothing has passed yet.
+/// Factor of a step down while no rate has passed yet.
 const DOWN: f64 = 1.5;
-/// Below this share of the rate asked for, the sender is at its end.
+/// Below this share of the requested rate, the sender is at its limit.
 const KEEPS_UP: f64 = 0.85;
 
-/// What a trial says.
+/// The result of a trial.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial {
     /// Datagrams a second that were really sent.
@@ -32,19 +32,19 @@ impl From<&Report> for Trial {
     }
 }
 
-/// What the search found.
+/// The result of the search.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Found {
     /// The highest rate really sent that lost at most [`LOSS`]; 0 if none did.
     pub rate: f64,
-    /// What arrived of the flood.
+    /// Rate of the flood that arrived.
     pub flood: f64,
 }
 
-/// Searches with at most `steps` trials beside the flood.
+/// Searches with at most `steps` trials in addition to the flood.
 ///
 /// # Errors
-/// What a trial says.
+/// A trial fails.
 pub fn loss_free(steps: usize, mut trial: impl FnMut(Pace) -> Result<Trial>) -> Result<Found> {
     let flood = trial(Pace::Flood)?.arrived;
     let mut found = Found { rate: 0.0, flood };
@@ -75,7 +75,7 @@ pub fn loss_free(steps: usize, mut trial: impl FnMut(Pace) -> Result<Trial>) -> 
 mod tests {
     use super::*;
 
-    /// A tunnel that loses whatever is beyond `capacity`, and a sender that reaches `sender`.
+    /// A tunnel that loses every datagram above `capacity`, and a sender that reaches the rate `sender`.
     fn search(capacity: f64, sender: f64, collapse: f64) -> Found {
         loss_free(12, |pace| {
             let sent = if let Pace::Fixed(rate) = pace { sender.min(rate as f64) } else { sender };

@@ -1,4 +1,4 @@
-//! A flame graph: each function as wide as the time it was on the stack, standing on its caller; the thread at the bottom.
+//! A flame graph: the width of a function is its time on the stack, and it is above its caller; the thread is at the bottom.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ const WIDTH: f64 = 1400.0;
 const MARGIN: f64 = 12.0;
 const ROW: f64 = 17.0;
 const TOP: f64 = 62.0;
-/// Narrower functions are left out, in pixels.
+/// Least width of a drawn function, in pixels.
 const NARROW: f64 = 0.4;
-/// Width of a letter, about.
+/// Approximate width of a letter, in pixels.
 const LETTER: f64 = 6.1;
 
-/// A function and what it calls.
+/// A function and its callees.
 #[derive(Default)]
 struct Node {
     count: u64,
@@ -29,7 +29,7 @@ impl Node {
         }
     }
 
-    /// Rows of this and what stands on it, as far as it is drawn.
+    /// Drawn rows of this function and its callees.
     fn depth(&self, least: u64) -> usize {
         let deepest = self.calls.values().filter(|node| node.count >= least).map(|node| node.depth(least)).max();
         1 + deepest.unwrap_or_default()
@@ -92,7 +92,7 @@ impl Canvas {
     }
 }
 
-/// The name in at most so many letters; `None` if that would say nothing.
+/// The name, shortened to this number of letters; `None` if it would be too short to read.
 pub fn shortened(name: &str, letters: usize) -> Option<String> {
     if name.chars().count() <= letters {
         return Some(name.to_owned());
@@ -100,7 +100,7 @@ pub fn shortened(name: &str, letters: usize) -> Option<String> {
     (letters >= 4).then(|| name.chars().take(letters - 1).chain(['…']).collect())
 }
 
-/// A shade by the name, so that neighbours differ and the same function is the same everywhere.
+/// A colour by the name, so that neighbours differ and a function has the same colour everywhere.
 fn color_of(frame: &Frame) -> String {
     let shade = frame.name.bytes().fold(7_u32, |sum, octet| sum.wrapping_mul(31).wrapping_add(octet.into())) % 16;
     let (hue, lightness) = if frame.kernel { (30, 62 + shade) } else { (215, 66 + shade) };

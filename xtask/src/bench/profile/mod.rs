@@ -1,4 +1,4 @@
-//! `cargo xtask profile`: where the time of a run goes, as a flame graph and as a table.
+//! `cargo xtask profile`: the CPU time of a run by function, as a flame graph and as a table.
 
 mod flame;
 mod stacks;
@@ -20,7 +20,7 @@ use super::{install, program};
 use crate::tools;
 use stacks::Stacks;
 
-/// What to profile.
+/// Arguments of the profile.
 #[derive(clap::Args)]
 pub struct Args {
     /// The tunnel
@@ -29,10 +29,10 @@ pub struct Args {
     /// The load
     #[arg(long, value_enum, default_value_t = Test::Tcp1)]
     test: Test,
-    /// Between which hosts
+    /// The hosts at both ends of the load
     #[arg(long, value_enum, default_value_t = Topology::Gw)]
     topology: Topology,
-    /// What the network devices do for the stack
+    /// Offloads of the network devices
     #[arg(long, value_enum, default_value_t = Offloads::Raw)]
     offloads: Offloads,
     /// Seconds of load
@@ -52,17 +52,17 @@ pub struct Args {
     install: bool,
 }
 
-/// Samples a second and CPU. No multiple of the kernel's tick, so as not to run in step with it.
+/// Samples a second on each CPU. Not a multiple of the kernel's tick rate, so that samples are not in step with it.
 const FREQUENCY: &str = "1997";
 /// Letters of a function's name in the table.
 const LETTERS: usize = 72;
 /// Rows of the table.
 const ROWS: usize = 20;
 
-/// Runs the load under perf and draws what it says.
+/// Runs the load under perf and draws the samples.
 ///
 /// # Errors
-/// What is missing, or what perf says.
+/// A program is missing, or perf fails.
 pub fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     if program::find("perf").is_none() && args.install {
@@ -95,7 +95,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A release build with frame pointers, in a target folder of its own: other flags would rebuild everything each time.
+/// A release build with frame pointers, in a separate target folder, since a change of flags would rebuild everything each
+/// time.
 fn binary(args: &Args) -> Result<PathBuf> {
     if let Some(path) = &args.cipe {
         return Ok(path.clone());
@@ -112,7 +113,7 @@ fn binary(args: &Args) -> Result<PathBuf> {
 fn record(args: &Args, perf: &Path, samples: &Path) -> Result<Vec<u32>> {
     let seconds = args.seconds.max(1);
     let time = Duration::from_secs(seconds);
-    // The wait for a quiet machine comes before the samples.
+    // Wait for a quiet machine before the first sample.
     let effort = Effort { tcp: time + Duration::from_secs(1), idle: time, quiet: Duration::ZERO, ..Effort::FULL };
     let net = Net::new(Carrier::Direct, args.offloads.of_bed())?;
     let running = args.tunnel.start(&net)?;
@@ -134,7 +135,7 @@ fn record(args: &Args, perf: &Path, samples: &Path) -> Result<Vec<u32>> {
     bench.tunnel()
 }
 
-/// Whether this is the idle task, on whose back interrupts run, or a thread of the kernel's that runs softirqs.
+/// Whether this is the idle task, on whose stack interrupts run, or a kernel thread that runs softirqs.
 fn moves_packets(pid: u32) -> bool {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     pid == 0 || name.starts_with("ksoftirqd/") || name.starts_with("napi/")
@@ -142,7 +143,7 @@ fn moves_packets(pid: u32) -> bool {
 
 /// The stacks of the tunnel, the load and the kernel.
 fn read(perf: &Path, samples: &Path, tunnel: &[u32]) -> Result<Stacks> {
-    // Inlined frames would need addr2line for each address: minutes.
+    // Inlined frames would need addr2line for each address, which takes minutes.
     let mut command = Command::new(perf);
     command.args(["script", "--no-inline", "--fields", "comm,pid,ip,sym", "--input"]).arg(samples);
     let output = command.stdin(Stdio::null()).output()?;

@@ -1,4 +1,4 @@
-//! Call stacks as `perf script` prints them, folded: equal ones counted.
+//! Call stacks from `perf script`, folded: equal stacks are counted together.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ pub struct Frame {
     pub kernel: bool,
 }
 
-/// Threads with the stacks they were seen in, from the outermost function to the innermost.
+/// Threads with their sampled stacks, from the outermost function to the innermost.
 #[derive(Clone, Debug, Default)]
 pub struct Stacks {
     counts: BTreeMap<(String, Vec<Frame>), u64>,
-    /// Samples of processes that were not asked for.
+    /// Samples of other processes.
     pub foreign: u64,
 }
 
-/// Innermost functions of a CPU that has nothing to do.
+/// Innermost functions of an idle CPU.
 const IDLE: [&str; 5] = ["pv_native_safe_halt", "native_safe_halt", "default_idle", "mwait_idle", "acpi_safe_halt"];
 
 impl Stacks {
@@ -84,7 +84,7 @@ impl Frame {
     }
 }
 
-/// Rust's older mangling ends in a hash.
+/// Names by Rust's older mangling end in a hash.
 fn without_hash(symbol: &str) -> &str {
     match symbol.rsplit_once("::h") {
         Some((name, hash)) if hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit()) => name,

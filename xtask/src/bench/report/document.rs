@@ -1,14 +1,14 @@
-//! A section of a document that a program keeps, between marks; people keep the rest.
+//! A generated section of a document, between marks; people write the rest.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Puts `text` in the place of the section `name` of a document, or at its end if there is none yet.
+/// Replaces the section `name` of a document by `text`, or appends it if there is none yet.
 ///
 /// # Errors
-/// A document that cannot be read or written.
+/// The document cannot be read or written.
 pub fn replace(path: &Path, name: &str, text: &str) -> Result<()> {
     let old = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
     fs::write(path, replaced(&old, name, text)).with_context(|| format!("{}", path.display()))

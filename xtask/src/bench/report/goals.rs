@@ -1,11 +1,11 @@
-//! The figures to reach, and how far the measurements are from them.
+//! The goals, and the distance of the measurements from them.
 
 use super::number;
 use super::table::Table;
 use crate::bench::record::{Metric, Offloads, Results, Topology};
 use crate::bench::tunnel::{Kind, Tunnel};
 
-/// What is asked.
+/// A goal.
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     AtLeast(f64),
@@ -14,7 +14,7 @@ enum Asked {
 
 struct Goal {
     what: String,
-    /// Unit of what was measured and asked, "x" for a ratio.
+    /// Unit of the measured value and the goal, "x" for a ratio.
     unit: &'static str,
     measured: f64,
     asked: Asked,
@@ -34,7 +34,7 @@ impl Goal {
     }
 }
 
-/// Every goal of which all that it compares was measured, as a table; `None` if there is none.
+/// A table of every goal whose quantities were all measured; `None` if there is none.
 pub fn table(results: &Results) -> Option<String> {
     let goals = goals(results);
     if goals.is_empty() {
@@ -109,7 +109,7 @@ impl Against<'_> {
 
     fn ratio(&self, ours: Tunnel, other: Tunnel, asked: Asked) -> Option<Goal> {
         let measured = self.median(ours)? / self.median(other)?;
-        // A peer that lost whatever it was given has a rate of 0; no ratio says anything then.
+        // A peer that lost every datagram has a rate of 0, and a ratio to it has no meaning.
         if !measured.is_finite() {
             return None;
         }

@@ -1,4 +1,4 @@
-//! What the measurements say: tables and goals for the terminal, and the same with plots for docs/BENCHMARKS.md.
+//! The report: tables and goals for the terminal, and the same with plots for docs/BENCHMARKS.md.
 
 mod document;
 mod goals;
@@ -17,14 +17,14 @@ use crate::tools;
 use plot::{Best, Panel, Plot};
 pub use table::Table;
 
-/// The document, and the folder of its plots beside it.
+/// The document, and the folder of its plots.
 const DOCUMENT: &str = "docs/BENCHMARKS.md";
 const PLOTS: &str = "docs/bench";
 
-/// What other processes may have of the machine, in percent, before the report warns of it.
+/// Share of CPU time of other processes, in percent, above which the report warns.
 const QUIET: f64 = 5.0;
 
-/// A number with at least three digits that say something.
+/// A number with at least three significant digits.
 pub fn number(value: f64) -> String {
     match value.abs() {
         0.0..10.0 => format!("{value:.2}"),
@@ -36,7 +36,7 @@ pub fn number(value: f64) -> String {
 /// Prints the report and, if asked to, writes it into the document, with plots.
 ///
 /// # Errors
-/// Files that cannot be written.
+/// A file cannot be written.
 pub fn report(results: &Results, compare: Tunnel, write: bool) -> Result<()> {
     let report = Report { results, compare };
     println!("\n{}", report.text(false)?);
@@ -52,10 +52,10 @@ pub fn report(results: &Results, compare: Tunnel, write: bool) -> Result<()> {
     Ok(())
 }
 
-/// Puts `text` into the document, as the section that `command` writes.
+/// Writes `text` into the document, as the section of `command`.
 ///
 /// # Errors
-/// A document that cannot be written.
+/// The document cannot be written.
 pub fn replace_section(command: &str, text: &str) -> Result<()> {
     document::replace(&tools::workspace().join(DOCUMENT), command, text)?;
     println!("written: {DOCUMENT}");
@@ -72,21 +72,21 @@ struct Column {
     topology: Topology,
     metric: Metric,
     title: &'static str,
-    /// Whether the ratio to the tunnel compared with stands behind it.
+    /// Whether the ratio to the reference tunnel follows in the next column.
     ratio: bool,
 }
 
 /// A table of one offload mode.
 struct Section {
     title: &'static str,
-    /// What the table says beside its columns.
+    /// Text above the table.
     note: &'static str,
     /// Part of the plot's file name.
     plot: &'static str,
-    /// By what values are divided.
+    /// Divisor of the values.
     scale: f64,
     columns: &'static [(Metric, &'static str, bool)],
-    /// Metric of the plot, what it is, and which values are good.
+    /// Metric of the plot, its title, and which values are good.
     plotted: (Metric, &'static str, Best),
 }
 
@@ -132,9 +132,9 @@ const SECTIONS: &[Section] = &[
     },
     Section {
         title: "CPU seconds per GB of one TCP stream",
-        note: "User and system are those of the tunnel's processes at both ends (`/proc/PID/stat`), with the softirq work that \
-               the kernel does on the back of their system calls. Softirq and machine are of the whole machine \
-               (`/proc/stat`): the load and both kernels are in it.",
+        note: "User and system are those of the tunnel's processes at both ends (`/proc/PID/stat`), including softirq work during \
+               their system calls. Softirq and machine are of the whole machine (`/proc/stat`), including the load and \
+               both kernels.",
         plot: "cpu",
         scale: 1.0,
         columns: &[
@@ -164,7 +164,7 @@ impl Report<'_> {
                 Offloads::Raw => {
                     "### Offloads raw: every packet whole and finished, as a plain network card has it\n\n"
                 }
-                Offloads::On => "### Offloads on: superframes travel, as between virtual machines\n\n",
+                Offloads::On => "### Offloads on: links carry superframes, as between virtual machines\n\n",
             };
             for section in SECTIONS {
                 let Some(table) = self.table(offloads, section) else { continue };

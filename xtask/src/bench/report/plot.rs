@@ -1,4 +1,4 @@
-//! Bars: one row a tunnel, panels side by side, a whisker from the least to the greatest round.
+//! Bar plots: a row for each tunnel, panels side by side, a whisker from the least to the greatest round.
 
 use super::number;
 use crate::bench::record::Series;
@@ -7,11 +7,11 @@ use crate::svg::Svg;
 
 /// A plot.
 pub struct Plot {
-    /// What it shows.
+    /// Title.
     pub title: String,
     /// Unit, and which direction is good.
     pub subtitle: String,
-    /// What the rows are sorted by: the best stands on top.
+    /// Sort order of the rows: the best is on top.
     pub best: Best,
     /// Panels side by side.
     pub panels: Vec<Panel>,
@@ -30,7 +30,7 @@ pub enum Best {
 
 /// One panel.
 pub struct Panel {
-    /// What is different in this one.
+    /// Title of this panel.
     pub title: String,
     /// Its rows.
     pub bars: Vec<(Tunnel, Series)>,
@@ -132,7 +132,7 @@ fn color(kind: Kind) -> &'static str {
     }
 }
 
-/// From values to a place in the panel, 0 to 1.
+/// Maps values to positions in the panel, 0 to 1.
 struct Scale {
     logarithmic: bool,
     low: f64,
@@ -144,7 +144,7 @@ impl Scale {
         let greatest = panel.bars.iter().map(|(_, series)| series.max()).fold(f64::MIN_POSITIVE, f64::max);
         if best == Best::LowestLogarithmic {
             let least = panel.bars.iter().map(|(_, series)| series.min()).fold(greatest, f64::min).max(1e-3);
-            // A whole decade below, so that the least has a bar, too.
+            // Start a whole decade lower, so that the least value has a bar, too.
             return Self { logarithmic: true, low: 10_f64.powf((least / 1.5).log10().floor()), high: greatest };
         }
         Self { logarithmic: false, low: 0.0, high: greatest }

@@ -1,13 +1,13 @@
 //! Tables in markdown whose columns also line up in a terminal.
 
-/// Rows under a head; the first columns stand left, the others right.
+/// Rows under a head; the first columns are left-aligned, the others right-aligned.
 pub struct Table {
     left: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table with these column heads, of which the first `left` hold text, the others figures.
+    /// A table with these column heads; the first `left` columns have text, the others figures.
     pub fn new(left: usize, head: &[&str]) -> Self {
         Self { left, rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()] }
     }
@@ -17,7 +17,7 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// As markdown, with an empty line behind it.
+    /// As markdown, with an empty line after it.
     pub fn markdown(&self) -> String {
         let columns = self.rows[0].len();
         let width = |column: usize| {

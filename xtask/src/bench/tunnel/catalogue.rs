@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Inner MTU of every tunnel, so that a UDP payload of 1400 octets goes in one piece; only the plain wire keeps its 1500.
+/// Inner MTU of every tunnel, so that a UDP payload of 1400 octets is not fragmented; only the plain wire keeps its 1500.
 pub const INNER_MTU: usize = 1428;
 
 /// A tunnel, by the name it has on the command line and in results.
@@ -43,7 +43,7 @@ pub enum Tunnel {
     Veth,
 }
 
-/// What kind of tunnel it is; the report sets them apart.
+/// The kind of a tunnel; the report separates kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// This project's.
@@ -67,7 +67,7 @@ impl Tunnel {
         clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// What it is, in a line.
+    /// A description in one line.
     pub fn what(self) -> String {
         let value = clap::ValueEnum::to_possible_value(&self);
         value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What every tunnel's device gets.
+//! Settings of every tunnel's device.
 
 use anyhow::Result;
 use cipe_tests::topology::{Side, Topology};

@@ -9,7 +9,7 @@ use super::catalogue::INNER_MTU;
 use super::process::{Process, device, output, start_both};
 use crate::bench::program::{Need, Source};
 
-/// What it needs.
+/// Programs that it needs.
 pub const NEEDS: &[Need] = &[Need { program: "fastd", source: Source::Debian("fastd"), version: &["--version"] }];
 
 const PORT: u16 = 10000;

@@ -1,4 +1,4 @@
-//! What the kernel does by itself, to compare with: VXLAN, plain routes, WireGuard, ESP.
+//! The kernel's own tunnels, for comparison: VXLAN, plain routes, WireGuard, ESP.
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -14,7 +14,7 @@ use crate::bench::program;
 use crate::bench::program::{Need, Source};
 use crate::tools;
 
-/// What configures the kernel's WireGuard.
+/// The program that configures the kernel's WireGuard.
 pub const NEEDS_WIREGUARD: &[Need] =
     &[Need { program: "wg", source: Source::Debian("wireguard-tools"), version: &["--version"] }];
 
@@ -71,12 +71,12 @@ pub fn wireguard(net: &Topology) -> Result<()> {
 }
 
 const XFRM: &str = "ipsec0";
-/// Ties states and policies to the device.
+/// Binds states and policies to the device.
 const XFRM_ID: &str = "1";
 /// RFC 3948, section 2.
 const ESP_PORT: u16 = 4500;
 
-/// Has the kernel take ESP out of the datagrams of a socket (udp(7), RFC 3948).
+/// Makes the kernel decapsulate ESP from the datagrams of a socket (udp(7), RFC 3948).
 #[derive(Clone, Copy)]
 struct EspInUdp;
 

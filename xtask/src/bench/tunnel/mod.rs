@@ -1,7 +1,7 @@
-//! The tunnels that can be measured, and how each is started at both gateways of the bed.
+//! The tunnels that can be measured, and their start at both gateways of the bed.
 //!
-//! However it is started, a tunnel ends up the same: the gateways reach each other by the inner addresses, the LANs by routes
-//! over them, and every inner packet of [`INNER_MTU`] octets goes in one piece.
+//! Every started tunnel has the same properties: the gateways reach each other by the inner addresses, the LANs by routes over
+//! them, and an inner packet of [`INNER_MTU`] octets is not fragmented.
 
 mod catalogue;
 mod device;
@@ -45,7 +45,7 @@ impl Tunnel {
         }
     }
 
-    /// Why this kernel does not have it; `None`: it does, or the tunnel is none of the kernel's.
+    /// Why this kernel does not have it; `None`: it has it, or the tunnel is not the kernel's.
     pub fn lacking(self) -> Option<String> {
         match self {
             Self::Wireguard => kernel::lacks("wireguard"),
@@ -57,7 +57,7 @@ impl Tunnel {
     /// Starts it at both gateways and waits until it carries pings between the gateways and between the LANs.
     ///
     /// # Errors
-    /// What it says, and the ends of its logs.
+    /// The tunnel does not start; the error has the ends of its logs.
     pub fn start(self, net: &Topology) -> Result<Running> {
         let running = match self {
             Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => {
@@ -84,7 +84,7 @@ pub enum Running {
     Ours(Box<Pair>),
     /// Both ends of another one.
     Peer([Process; 2]),
-    /// Only the kernel is at work; the sockets through which it receives.
+    /// The kernel alone does the work; the sockets by which it receives.
     Kernel(#[expect(dead_code, reason = "kept open")] Vec<UdpSocket>),
 }
 

@@ -1,4 +1,4 @@
-//! OpenVPN over UDP, point to point, without its kernel module: Blowfish-CBC as it once was the default, and AES-256-GCM.
+//! OpenVPN over UDP, point to point, without its kernel module: Blowfish-CBC, a former default, and AES-256-GCM.
 
 use std::process::Command;
 
@@ -10,9 +10,9 @@ use super::process::{Process, device, output, start_both};
 use crate::bench::program::{Need, Source};
 
 const OPENVPN: Need = Need { program: "openvpn", source: Source::Debian("openvpn"), version: &["--version"] };
-/// What it needs with a static key.
+/// Programs that it needs with a static key.
 pub const NEEDS_BF: &[Need] = &[OPENVPN];
-/// What it needs with TLS.
+/// Programs that it needs with TLS.
 pub const NEEDS_AES: &[Need] =
     &[OPENVPN, Need { program: "openssl", source: Source::Debian("openssl"), version: &["version"] }];
 

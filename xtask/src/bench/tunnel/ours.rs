@@ -10,7 +10,8 @@ use super::catalogue::{INNER_MTU, Tunnel};
 
 static OPTIONS: OnceLock<Vec<String>> = OnceLock::new();
 
-/// Gives every tunnel of ours these options from now on, each `NAME=VALUE` or, for a boolean, `NAME`; has an effect once.
+/// Gives every tunnel of ours these options from now on, each `NAME=VALUE` or, for a boolean, `NAME`; only the first call has
+/// an effect.
 pub fn use_options(options: &[String]) {
     OPTIONS.get_or_init(|| options.to_vec());
 }

@@ -1,4 +1,4 @@
-//! One end of a foreign tunnel: a process in a gateway's namespace, its log, and waiting for what it makes.
+//! One end of another tunnel: a process in a gateway's namespace, its log, and waits for its device.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ use crate::bench::program;
 
 /// How long a program may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
-/// Time between two looks at what nothing tells of.
+/// Time between two checks of a condition without events.
 const LOOK: Duration = Duration::from_millis(20);
-/// Where WireGuard programs put their sockets, whatever their network namespace.
+/// The directory of WireGuard programs' sockets, in any network namespace.
 const SOCKETS: &str = "/var/run/wireguard";
 
 /// A running program. Dropping it ends it.
@@ -28,7 +28,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` at the gateway of `side`, with what `arguments` adds, its output in a file.
+    /// Starts `program` at the gateway of `side`, with its output in a file; `arguments` adds arguments.
     ///
     /// # Errors
     /// A program that is not there.
@@ -65,19 +65,19 @@ impl Process {
         )
     }
 
-    /// Waits until `there` is, of which nothing tells but a look now and then.
+    /// Waits until `there` is true, by a check now and then, since there is no event for it.
     ///
     /// # Errors
     /// As [`Process::wait_for_device`].
     pub fn wait_by_looking(&mut self, what: &str, there: impl FnMut() -> bool) -> Result<()> {
         self.wait_until(what, there, |pid, left| {
-            // Over when the program has ended, or when it is time for the next look.
+            // Returns when the program has ended, or when the next check is due.
             let _ = wait_gone(pid, LOOK.min(left));
             Ok(())
         })
     }
 
-    /// `pause` gets the process number and the time that is left, and returns when it is worth to look again.
+    /// `pause` gets the process number and the remaining time, and returns when the next check is useful.
     fn wait_until(
         &mut self,
         what: &str,
@@ -116,12 +116,13 @@ impl Drop for Process {
         {
             eprintln!("{}: {error}", self.log.display());
         }
-        // Already ended or killed: collecting it cannot block.
+        // The process has ended or was killed, so waiting for it cannot block.
         let _ = self.child.wait();
     }
 }
 
-/// Name of a tunnel's device. WireGuard programs name a socket after it that is seen by the whole machine, so it is unique.
+/// Name of a tunnel's device. WireGuard programs name a socket after it, in a directory of the whole machine, so the name is
+/// unique.
 pub fn device(side: Side) -> String {
     format!("{}{}", device_prefix(), side.letter())
 }
@@ -138,7 +139,7 @@ pub fn socket(side: Side) -> PathBuf {
 /// Removes the sockets that killed WireGuard programs of ours have left.
 pub fn remove_sockets() {
     for side in [Side::A, Side::B] {
-        // Mostly there is none.
+        // Usually there is none.
         let _ = fs::remove_file(socket(side));
     }
 }
@@ -151,7 +152,7 @@ pub fn has_device(net: &Topology, side: Side) -> bool {
 /// Runs a helper such as a key generator to its end and returns what it prints.
 ///
 /// # Errors
-/// A program that is not there or fails.
+/// The program is missing or fails.
 pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let path = program::find(program).with_context(|| format!("{program} is not installed"))?;
     let output = Command::new(path).args(arguments).stdin(Stdio::null()).output()?;
@@ -164,7 +165,7 @@ pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
 /// Starts both ends, waits for their devices and configures them.
 ///
 /// # Errors
-/// What [`Process::start`] and [`Process::wait_for_device`] say.
+/// Those of [`Process::start`] and [`Process::wait_for_device`].
 pub fn start_both(
     net: &Topology,
     program: &str,

@@ -1,4 +1,4 @@
-//! tinc 1.0 in router mode with Blowfish-CBC, which was its default, and SHA-1 cut to four octets, which still is.
+//! tinc 1.0 in router mode with Blowfish-CBC, its former default, and SHA-1 truncated to four octets, its default.
 
 use std::fs;
 
@@ -8,14 +8,14 @@ use cipe_tests::topology::{Side, Topology};
 use super::process::{Process, device, output, start_both};
 use crate::bench::program::{Need, Source};
 
-/// What it needs.
+/// Programs that it needs.
 pub const NEEDS: &[Need] = &[Need { program: "tincd", source: Source::Debian("tinc"), version: &["--version"] }];
 
 /// OpenSSL 3 keeps Blowfish in its legacy provider.
 const OPENSSL: &str = "openssl_conf = init\n[init]\nproviders = both\n[both]\ndefault = on\nlegacy = on\n\
                        [on]\nactivate = 1\n";
 
-/// Starts both ends with keys that each makes.
+/// Starts both ends; each makes its own keys.
 pub fn start(net: &Topology) -> Result<[Process; 2]> {
     let folder = |side: Side| net.directory().join(format!("tinc{}", side.letter()));
     let host = |at: Side, of: Side| folder(at).join(format!("hosts/n{}", of.letter()));

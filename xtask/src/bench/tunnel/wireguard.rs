@@ -12,13 +12,13 @@ use super::catalogue::Tunnel;
 use super::process::{Process, device, socket, start_both};
 use crate::bench::program::{Need, Source};
 
-/// What wireguard-go needs.
+/// Programs that wireguard-go needs.
 pub const NEEDS_GO: &[Need] =
     &[Need { program: "wireguard-go", source: Source::Debian("wireguard-go"), version: &["--version"] }];
-/// What boringtun needs.
+/// Programs that boringtun needs.
 pub const NEEDS_BORINGTUN: &[Need] =
     &[Need { program: "boringtun-cli", source: Source::Crate("boringtun-cli"), version: &["--version"] }];
-/// What gotatun needs.
+/// Programs that gotatun needs.
 pub const NEEDS_GOTATUN: &[Need] =
     &[Need { program: "gotatun", source: Source::Crate("gotatun-cli"), version: &["--version"] }];
 
