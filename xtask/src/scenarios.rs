@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::tools::{self, SCENARIOS};
 
-/// Run scenarios beside each other, and print the time of each
+/// Run several scenarios at the same time, and print the time of each
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask scenarios                          all of them

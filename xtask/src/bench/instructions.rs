@@ -45,9 +45,9 @@ const DEADLINE: u64 = 3600;
 const CPU_MODULES: &str = "modprobe -qa $(cat /sys/devices/system/cpu/modalias); modprobe -q esp4; modprobe -q 'crypto-rfc4106(gcm(aes))'; \
                            echo \"AES-GCM: $(grep -o '^driver.*rfc4106-gcm-[a-z0-9-]*' /proc/crypto | sort -u | tr '\\n' ' ')\"";
 
-const NOTE: &str = "In an emulated guest with one CPU, whose clock counts instructions (qemu's `-icount`): what else the host does changes nothing. \
+const NOTE: &str = "In an emulated guest with one CPU, whose clock counts instructions (qemu's `-icount`): other load of the host changes nothing. \
      Thousand instructions of the whole guest for each full packet of one TCP stream, medians of the rounds, in brackets the least and the \
-     greatest: both ends, both kernels and the load. `above` is what is left without the median of `veth`, which is the load itself. \
+     greatest: both ends, both kernels and the load. `above` is the value less the median of `veth`, which is the load itself. \
      **Instructions are not cycles.** One instruction of AES or of a vector counts as one, as a plain addition does; waiting for memory \
      or for the result before counts nothing.";
 

@@ -93,7 +93,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Goodput of one TCP stream, with a ping every 10 ms beside it.
+    /// Goodput of one TCP stream, with a ping every 10 ms at the same time.
     Tcp1 = "tcp-1", "Mbit/s";
     /// Goodput of four TCP streams.
     Tcp4 = "tcp-4", "Mbit/s";
@@ -109,7 +109,7 @@ metrics! {
     PingIdle = "ping-idle-median", "us";
     /// 99th percentile of the same.
     PingIdleP99 = "ping-idle-p99", "us";
-    /// Median round trip beside one TCP stream.
+    /// Median round trip during one TCP stream.
     PingLoad = "ping-load-median", "us";
     /// 99th percentile of the same.
     PingLoadP99 = "ping-load-p99", "us";

@@ -25,7 +25,7 @@ const THROUGHPUT: f64 = 0.85;
 const MEMORY: f64 = 64.0;
 
 const NOTE: &str = "Set-up, memory and key changes are those of one tunnel at one end, on average. `engine` is resident memory \
-                    beside key state, `kernel` what the kernel has for device and sockets. A key change is CPU time of an \
+                    without key state, `kernel` the kernel's memory for device and sockets. A key change is CPU time of an \
                     engine for two new keys and the first packet under each. The load goes to all tunnels at random.";
 
 /// Prints the report and, if asked to, writes it into the document.
@@ -69,7 +69,7 @@ fn table(records: &[Record]) -> String {
         {
             let kept = if engine + kernel <= MEMORY { "reached" } else { "missed" };
             verdicts += &format!(
-                "- {}, {tunnels} tunnels: {} KiB each beside key state, asked at most {MEMORY:.0}: {kept}\n",
+                "- {}, {tunnels} tunnels: {} KiB each without key state, asked at most {MEMORY:.0}: {kept}\n",
                 tunnel.name(),
                 number(engine + kernel)
             );

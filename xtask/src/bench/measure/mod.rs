@@ -20,7 +20,7 @@ use account::{Moment, Used};
 pub enum Test {
     /// Round trips on an idle tunnel
     Ping,
-    /// One TCP stream with round trips beside it, and CPU time
+    /// One TCP stream with round trips during it, and CPU time
     Tcp1,
     /// Four TCP streams
     Tcp4,

@@ -102,7 +102,7 @@ const SECTIONS: &[Section] = &[
     Section {
         title: "UDP, thousand packets/s",
         note: "The highest rate that loses at most one datagram in 1000 (payload of 64 and of 1400 octets, one datagram a \
-               packet), and what arrives of a flood.",
+               packet), and the rate that arrives of a flood.",
         plot: "udp",
         scale: 1000.0,
         columns: &[
@@ -115,7 +115,7 @@ const SECTIONS: &[Section] = &[
     },
     Section {
         title: "Round trip, µs",
-        note: "`load` is beside one TCP stream in the same direction.",
+        note: "`load`: during one TCP stream in the same direction.",
         plot: "ping",
         scale: 1.0,
         columns: &[
