@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use cipe_common::verdict::Verdict;
 use cipe_tests::fleet::{Cipher, Fleet};
 use cipe_tests::gateway::{self, Daemon, Gateway, Pair};
 use cipe_tests::namespace::Namespace;
@@ -125,4 +126,16 @@ fn manual_pages_and_completions_are_what_their_readers_expect() -> Result<()> {
         assert!(told.contains("-F _cipe") && told.trim_end().ends_with(program), "{told}");
     }
     Ok(())
+}
+
+/// The table of verdicts in the manual of the daemons has each one that `cipe show` may print.
+#[test]
+fn the_manual_explains_each_verdict() {
+    let manual = include_str!("../../docs/ciped.md");
+    let table = manual.split("\n## ").find(|section| section.starts_with("Verdicts\n")).expect("a section on verdicts");
+    let first_columns = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let explained: Vec<&str> = first_columns.flat_map(|names| names.split(", ")).collect();
+    for verdict in Verdict::ALL {
+        assert!(explained.contains(&verdict.name()), "{}: {explained:?}", verdict.name());
+    }
 }
