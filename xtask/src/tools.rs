@@ -142,7 +142,7 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     if !has("apt-get") {
-        bail!("this is no Debian: install {} by its own means", packages.join(", "));
+        bail!("this is not Debian: install {} by the system's package manager", packages.join(", "));
     }
     println!("Installing {} ...", packages.join(", "));
     let apt = |arguments: &[&str]| {

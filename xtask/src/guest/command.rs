@@ -61,7 +61,7 @@ pub fn run_steps(wanted: Wanted, shape: &Shape, steps: Vec<Step>, mut listen: im
     });
     drop(std::fs::remove_dir_all(&home));
     if result? == End::StaleCode {
-        bail!("qemu has emulated code that the kernel had changed already, and the kernel ended; run it again");
+        bail!("qemu has run stale code, which the kernel had changed, and the kernel crashed; run it again");
     }
     match names.iter().zip(codes).find(|(_, code)| *code != Some(0)) {
         None => Ok(()),

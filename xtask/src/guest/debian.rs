@@ -41,7 +41,7 @@ impl Client {
         println!("Fetching the package lists of {} ...", SUITES.join(", "));
         // A suite that no longer exists is an error; the packages of the others are enough.
         if !client.command("apt-get").args(["update", "-qq"]).status()?.success() {
-            println!("not all of them could be had");
+            println!("some lists could not be fetched");
         }
         Ok(client)
     }
@@ -126,7 +126,7 @@ fn archive() -> Result<String> {
     }
     // A source's origin is in its lists, which a new machine has not fetched.
     tools::check(Command::new("apt-get").args(["update", "-qq"]).stdin(Stdio::null()))?;
-    ours(&targets()?).context("the package client of this machine knows no archive of Debian's")
+    ours(&targets()?).context("the package client of this machine has no source of Debian's")
 }
 
 fn output(command: &mut Command) -> Result<String> {

@@ -139,7 +139,7 @@ pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen:
     }
     let lines: Vec<&str> = console.lines().collect();
     bail!(
-        "the guest was not done: {why}; the end of its console:\n{}",
+        "the guest did not finish its plan: {why}; the end of its console:\n{}",
         lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
     )
 }

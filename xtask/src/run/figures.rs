@@ -185,6 +185,6 @@ pub fn compare(daemon: Daemon, tunnel: &Figures, plain: &Figures) {
         }
     }
     println!(
-        "\n  TCP and UDP are medians of the seconds behind the first. Hosts, gateways and load share this machine's CPUs."
+        "\n  TCP and UDP are medians of all seconds but the first. Hosts, gateways and load share this machine's CPUs."
     );
 }

@@ -92,7 +92,7 @@ fn hold(net: &Topology, pair: &Pair) -> Result<()> {
         let engine = pair.of(side).engine_pid().context("an engine runs")?;
         println!(
             "  kill -9 {engine}   {}",
-            paint::faint(&format!("# the engine of gw{}: it comes back", side.letter()))
+            paint::faint(&format!("# the engine of gw{}: the daemon starts it again", side.letter()))
         );
     }
     println!("\nEnter, or Ctrl-C, ends it and removes everything.");

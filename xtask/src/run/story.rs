@@ -30,7 +30,7 @@ pub fn introduce(daemon: Daemon) -> Result<()> {
                     └────────────────────┘  UDP port 6789  └────────────────────┘
 "
     );
-    println!("Option file of gwA ({} -o FILE), and of gwB with the addresses the other way round:\n", daemon.program());
+    println!("Option file of gwA ({} -o FILE), and of gwB with the addresses swapped:\n", daemon.program());
     for line in Options::of(Side::A).to_string().lines() {
         println!("    {line}");
     }
@@ -47,12 +47,12 @@ pub fn exchange_and_packet(daemon: Daemon) -> Result<()> {
     ping::run(net.lan(Side::A), Side::B.host(), &first)?;
     pair.wait_for_keys(&net)?;
     let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::count(3))?;
-    capture.wait_for(SOON, |frame| datagram(frame).is_some()).context("no CIPE packet came to the carrier")?;
+    capture.wait_for(SOON, |frame| datagram(frame).is_some()).context("no CIPE packet arrived at the carrier")?;
     let frames = capture.finish()?;
     print_exchange(&pair, daemon, &frames)?;
     println!("\n  Ping from lanA to lanB, through both: {} of {} answered.", report.received(), report.sent);
 
-    paint::heading("A packet as the carrier sees it, and what is in it");
+    paint::heading("A packet on the carrier, and its content");
     show_packet(&pair, daemon, &frames)?;
     for status in pair.stop()? {
         anyhow::ensure!(status.success(), "a daemon ended with {status}");
