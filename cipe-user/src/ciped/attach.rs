@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::daemon::Setup;
 use super::options::Options;
 use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
+use super::setup::Setup;
 use crate::control::channel::SendError;
 use crate::control::client::{Client, ConnectError};
 use crate::control::protocol::{Attach, Event, Request, VERSION};

@@ -24,15 +24,14 @@ use zeroize::Zeroizing;
 
 use super::attach::{AttachError, Attached, Place, attach};
 use super::exchange::Now;
-use super::options::{self, Draft, Options, Sources};
+use super::options::{self, Options};
 use super::peer_name::PeerName;
 use super::scripts::{self, Facts};
 use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
+use super::setup::Setup;
 use super::socks;
 use crate::control::client::Client;
-use crate::control::launch::Launch;
 use crate::control::protocol::{Event, Request};
-use crate::control::run_dir::RunDir;
 use crate::kernel::zone::Shown;
 use waiting::Woken;
 use whereabouts::first_relay;
@@ -50,21 +49,6 @@ pub enum Wish {
     Stop,
     /// SIGHUP: read the option files again.
     Reload,
-}
-
-/// What a daemon runs by.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Where the options came from, to be read again on SIGHUP.
-    pub sources: Sources,
-    /// As read at the start.
-    pub draft: Draft,
-    /// What they come to.
-    pub options: Options,
-    /// Where the engine is.
-    pub run_dir: RunDir,
-    /// How to start it.
-    pub engine: Launch,
 }
 
 /// Runs a tunnel until it is asked to stop; calls `up` once the tunnel is up and `ip-up` has ended.

@@ -10,4 +10,5 @@ pub mod options;
 mod peer_name;
 pub mod scripts;
 pub mod session;
+pub mod setup;
 pub mod socks;

@@ -15,8 +15,9 @@ use tokio::sync::mpsc;
 
 use super::logging::{self, Destination, SYSLOG_ONLY};
 use super::{engine, process};
-use crate::ciped::daemon::{self, Setup, Wish};
+use crate::ciped::daemon::{self, Wish};
 use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Severity, Sources};
+use crate::ciped::setup::Setup;
 use crate::control::launch::{Launch, Readiness, launch, report_failure};
 use crate::control::run_dir::RunDir;
 

@@ -10,8 +10,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::ciped::options::{self, Program};
+use crate::ciped::options::{self, Draft, Program, Sources};
+use crate::control::launch::Launch;
 use crate::control::protocol::{Attach, Event, KeyOctets, Request, VERSION, Wanted};
+use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 
 /// A directory for sockets and scripts, and an engine that listens in it.

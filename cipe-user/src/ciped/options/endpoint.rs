@@ -1,10 +1,12 @@
 //! Carrier addresses as written: host and port, resolved by [`super::resolve`].
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::problem::Mistake;
-use super::value::{Parsed, clip, word};
+use super::secret::masked;
+use super::value::{Parsed, Show, clip, word};
 
 /// `host:port` or `[IPv6]:port`, not yet resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,16 @@ impl fmt::Display for EndpointName {
         } else {
             write!(f, "{}:{}", self.host, self.port)
         }
+    }
+}
+
+impl Show for EndpointName {
+    fn show(&self) -> String {
+        masked(&self.to_string()).into_owned()
+    }
+
+    fn plain(&self) -> OsString {
+        self.to_string().into()
     }
 }
 

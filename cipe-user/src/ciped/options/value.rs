@@ -6,7 +6,6 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use super::endpoint::EndpointName;
 use super::problem::Mistake;
 use super::secret::masked;
 use crate::control::protocol::{Carrier, XdpMode};
@@ -41,7 +40,7 @@ macro_rules! show_masked {
         }
     })* };
 }
-show_masked!(String, HostName, EndpointName);
+show_masked!(String, HostName);
 
 impl Show for bool {
     fn show(&self) -> String {

@@ -1,0 +1,20 @@
+//! What a daemon runs by.
+
+use super::options::{Draft, Options, Sources};
+use crate::control::launch::Launch;
+use crate::control::run_dir::RunDir;
+
+/// What a daemon runs by.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Where the options came from, to be read again on SIGHUP.
+    pub sources: Sources,
+    /// As read at the start.
+    pub draft: Draft,
+    /// What they come to.
+    pub options: Options,
+    /// Where the engine is.
+    pub run_dir: RunDir,
+    /// How to start it.
+    pub engine: Launch,
+}
