@@ -10,6 +10,7 @@
 //! Then only messages under the static key reach the other end, so the answer to a message under the static key is
 //! under the static key, too.
 
+mod announcements;
 mod receiver;
 mod retry;
 mod sender;

@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use rand::CryptoRng;
 
+use super::announcements::Announcements;
 use super::retry::{Due, FirstWait, Retry, Timing};
 use super::{Action, Note, Out};
 use crate::control::protocol::{KeyOctets, Under};
 use crate::wire::message::{DynamicKey, Message};
-
-/// How much later than the next key's NK_IND one may arrive.
-const REORDERED: Duration = Duration::from_secs(2);
 
 pub(super) struct Sender {
     timing: Timing,
@@ -19,16 +17,7 @@ pub(super) struct Sender {
     /// The key that waits for its NK_ACK.
     pending: Option<Pending>,
     first_wait: FirstWait,
-    /// When a key was renewed last because the peer might lack the one in use.
-    diverged: Option<Duration>,
-    /// When the last NK_IND left for the key that is announced, or in use.
-    announced: Option<Duration>,
-    /// When the last one left for any key before that.
-    overtaken: Option<Duration>,
-    /// When the key in use is announced again: an original takes whatever NK_IND comes last, perhaps that of an earlier key.
-    doubted: Option<Duration>,
-    /// When that was done last.
-    repeated: Option<Duration>,
+    announcements: Announcements,
 }
 
 struct Pending {
@@ -54,22 +43,19 @@ impl Sender {
             in_use: None,
             pending: None,
             first_wait: FirstWait::new(timing),
-            diverged: None,
-            announced: None,
-            overtaken: None,
-            doubted: None,
-            repeated: None,
+            announcements: Announcements::new(timing),
         }
     }
 
     pub fn start_over(&mut self) {
-        (self.in_use, self.pending, self.diverged, self.doubted) = (None, None, None, None);
+        (self.in_use, self.pending) = (None, None);
+        self.announcements.start_over();
     }
 
     pub fn deadline(&self) -> Option<Duration> {
         match &self.pending {
             Some(pending) => Some(pending.retry.next.min(pending.since + self.timing.tokxc)),
-            None => self.doubted,
+            None => self.announcements.due(),
         }
     }
 
@@ -106,11 +92,9 @@ impl Sender {
             pending.under_static = true;
             return;
         }
-        let too_soon = self.diverged.is_some_and(|last| out.now.at < last + self.timing.tokxc);
-        if self.in_use.is_none() || too_soon {
+        if self.in_use.is_none() || !self.announcements.may_diverge(out.now.at) {
             return;
         }
-        self.diverged = Some(out.now.at);
         if !peer_keeps_keys {
             self.drop_key(out);
         }
@@ -129,7 +113,7 @@ impl Sender {
         match &mut self.pending {
             Some(pending) if dropped || pending.retry.is_old(out.now.at) => {
                 pending.retry.again(out.now.at);
-                self.announced = Some(out.now.at);
+                self.announcements.again(out.now.at);
                 announce(&pending.key, Under::Static, false, out);
             }
             // It crossed the NK_IND that answers it.
@@ -146,11 +130,10 @@ impl Sender {
                 let after = now.saturating_sub(retry.started);
                 self.first_wait.learn(after, retry.repeated);
                 if self.is_in_use(&key) {
-                    self.doubted = self.doubted.map(|_| self.not_too_often(now));
+                    self.announcements.taken_again(now);
                     return;
                 }
-                let overtaken = self.overtaken.filter(|at| !peer_keeps_keys && now < *at + REORDERED);
-                self.doubted = overtaken.map(|_| self.not_too_often(now + REORDERED));
+                self.announcements.taken(now, peer_keeps_keys);
                 self.in_use = Some(KeyOctets(key.0));
                 out.actions.push(Action::SetSendKey(KeyOctets(key.0)));
                 out.log(Note::NewSendKey { after });
@@ -159,7 +142,7 @@ impl Sender {
                 // Of another key than the one in use: the peer may have taken that one last.
                 let of_another = self.in_use.as_ref().is_some_and(|key| !DynamicKey(key.0).has_sum(sum));
                 if of_another && !peer_keeps_keys {
-                    self.doubted = Some(self.not_too_often(now));
+                    self.announcements.doubt(now);
                 }
                 out.log(Note::StrayAcknowledgement);
             }
@@ -169,7 +152,7 @@ impl Sender {
     pub fn tick<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         let now = out.now.at;
         let Some(pending) = &mut self.pending else {
-            if self.doubted.is_some_and(|due| due <= now) {
+            if self.announcements.take_due(now) {
                 self.announce_again(out);
             }
             return;
@@ -189,14 +172,16 @@ impl Sender {
                 }
                 if another {
                     (pending.key, pending.since) = (DynamicKey::random(out.rng), now);
-                    self.overtaken = self.announced;
+                    self.announcements.another(now);
+                } else {
+                    self.announcements.again(now);
                 }
-                self.announced = Some(now);
                 announce(&pending.key, pending.under(), another, out);
             }
             Due::GiveUp => {
                 // The next packet starts again.
-                (self.pending, self.doubted) = (None, None);
+                self.pending = None;
+                self.announcements.give_up();
                 out.log(Note::NoAcknowledgement { after });
             }
         }
@@ -208,24 +193,18 @@ impl Sender {
         announce(&key, under, true, out);
         let retry = Retry::new(self.timing, now, self.first_wait.get());
         self.pending = Some(Pending { key, since: now, under_static, retry });
-        (self.overtaken, self.announced, self.doubted) = (self.announced, Some(now), None);
+        self.announcements.begin(now);
     }
 
     /// Announces the key in use once more, so that it is the one that the peer takes last. Packets go on under it, and count on:
     /// the peer counts from here on.
     fn announce_again<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        self.doubted = None;
         let Some(key) = self.in_use.as_ref().map(|key| DynamicKey(key.0)) else { return };
         let now = out.now.at;
-        (self.repeated, self.announced) = (Some(now), Some(now));
+        self.announcements.once_more(now);
         announce(&key, Under::Static, false, out);
         let retry = Retry::new(self.timing, now, self.first_wait.get());
         self.pending = Some(Pending { key, since: now, under_static: true, retry });
-    }
-
-    /// `at`, or later, so that the key in use is announced again once per tokxc at most.
-    fn not_too_often(&self, at: Duration) -> Duration {
-        self.repeated.map_or(at, |last| at.max(last + self.timing.tokxc))
     }
 
     fn is_in_use(&self, key: &DynamicKey) -> bool {
