@@ -1,13 +1,16 @@
 //! Frames that a zero-copy driver still holds when their socket is closed. The kernel releases the driver's rings
 //! later, from a work queue (`xp_release_deferred`), and reports this to nobody. Until then, no socket can bind to the
-//! queue.
+//! queue. The same holds for the frames of a socket that another thread still has when it is closed.
 
+use std::os::fd::OwnedFd;
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::io::Errno;
 
-use super::bind::{self, Mode, MultiBuffer, SocketConfig};
+use super::bind;
+use super::config::{Mode, MultiBuffer, SocketConfig};
 use super::{Frame, Umem, UmemConfig};
 
 /// How long to wait for a driver to release its frames; after that, they are given up as lost.
@@ -17,14 +20,16 @@ const DRIVER_RELEASE_DEADLINE: Duration = Duration::from_secs(30);
 #[must_use = "dropped frames are lost to their UMEM"]
 pub struct Held {
     frames: Vec<Frame>,
+    /// The socket, as long as a bind has it that shares its memory.
+    others: Weak<OwnedFd>,
     /// The device and the queue that the socket had.
     place: (u32, u32),
     umem: Umem,
 }
 
 impl Held {
-    pub(super) fn new(frames: Vec<Frame>, place: (u32, u32), umem: Umem) -> Self {
-        Self { frames, place, umem }
+    pub(super) fn new(frames: Vec<Frame>, others: Weak<OwnedFd>, place: (u32, u32), umem: Umem) -> Self {
+        Self { frames, others, place, umem }
     }
 
     /// Waits until the driver has released the frames, and returns them; returns none if it does not. May take seconds.
@@ -46,6 +51,9 @@ impl Held {
 
     /// Whether another socket of this process has the queue, or one could bind to it.
     fn is_free(&self) -> bool {
+        if self.others.strong_count() > 0 {
+            return false;
+        }
         if bind::has_live_socket(&self.umem, self.place) {
             return true;
         }

@@ -19,6 +19,7 @@
 //! of its UMEM), 1 ms to bind, and 14 ms to close, most of it an RCU grace period.
 
 mod bind;
+mod config;
 mod error;
 mod frames;
 mod held;
@@ -26,12 +27,13 @@ mod injector;
 mod map;
 mod probe;
 mod queue;
+mod registration;
 mod ring;
 mod rings;
 mod socket;
 mod umem;
 
-pub use bind::{Mode, MultiBuffer, SocketConfig};
+pub use config::{Mode, MultiBuffer, SocketConfig};
 pub use error::Error;
 pub use frames::{Frame, Packet, Pool};
 pub use held::Held;

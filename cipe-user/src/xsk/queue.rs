@@ -207,23 +207,21 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
         self.sending.len()
     }
 
-    /// Takes the rings down, with `release` as in [`Self::dismantle`], and returns all frames: a zero-copy driver may
-    /// still use any of them.
-    pub(super) fn abandon(mut self, release: impl FnOnce()) -> Vec<Frame> {
+    /// Takes the rings down and returns all frames: a zero-copy driver, or whoever still has the socket, may use each.
+    pub(super) fn abandon(mut self) -> Vec<Frame> {
         drop((self.receive, self.transmit, self.fill, self.completion));
-        release();
         self.stray.into_iter().chain(self.filled.take_all()).chain(self.sending.take_all()).collect()
     }
 
     /// Takes the rings down and returns the frames that the kernel may still use: the transmit frames that it has
     /// picked up and not completed. A released socket receives no more, so no receive frame is among them.
     ///
-    /// `release` gives the socket up; it runs after the last look at the rings and before the reuse of their frames.
-    pub(super) fn dismantle(mut self, pool: &mut Pool, release: impl FnOnce()) -> FrameSet {
+    /// `socket` is the only descriptor of it; it is closed between the last look at the rings and the reuse of their frames.
+    pub(super) fn dismantle(mut self, pool: &mut Pool, socket: impl Sized) -> FrameSet {
         let unsent: Vec<u64> =
             self.transmit.iter_mut().flat_map(|ring| ring.unconsumed().map(|d| d.addr).collect::<Vec<_>>()).collect();
         drop((self.receive, self.transmit, self.fill, self.completion));
-        release();
+        drop(socket);
         for address in unsent {
             if let Some((frame, _)) = self.sending.take(address) {
                 pool.put(frame);

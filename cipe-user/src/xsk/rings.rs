@@ -8,8 +8,11 @@ use rustix::net::xdp::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::bind::{Refusal, SocketConfig};
+use super::config::SocketConfig;
 use super::map::Ring;
+
+/// The system call that the kernel refused, and its reason.
+pub(super) type Refusal = (&'static str, Errno);
 
 /// A socket's four rings.
 pub(super) struct Rings {

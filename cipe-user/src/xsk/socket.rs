@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use rustix::net::xdp::{SocketAddrXdpFlags, XdpDesc, XdpOptionsFlags};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netdevice, sockopt};
 
-use super::bind::{self, SocketConfig};
+use super::bind;
+use super::config::SocketConfig;
 use super::frames::{Packet, Pool};
 use super::held::Held;
 use super::map::Ring;
@@ -235,7 +236,8 @@ impl Socket {
     /// packets in flight.
     ///
     /// In copy mode only transmit frames that were picked up and never completed stay lost. A zero-copy driver lets go
-    /// of its frames some time after the close, without telling; [`Held::wait`] for those.
+    /// of its frames some time after the close, without telling, and a bind on another thread may have the socket for a moment;
+    /// [`Held::wait`] for those.
     ///
     /// # Panics
     /// If the pool is of another UMEM.
@@ -253,12 +255,20 @@ impl Socket {
         self.queue.recv(&mut received, usize::MAX);
         received.into_iter().for_each(|packet| pool.put(packet.frame));
         let Self { queue, socket, zero_copy, place, _umem: umem, .. } = self;
-        if zero_copy {
-            let held = Held::new(queue.abandon(|| drop(socket)), place, umem);
-            return Closed { returned: pool.free() - before, lost: 0, held: Some(held) };
+        let others = Arc::downgrade(&socket);
+        // Whoever binds at this moment may still have it, to share its memory.
+        let only = Arc::into_inner(socket);
+        match only {
+            Some(socket) if !zero_copy => {
+                let lost = queue.dismantle(pool, socket).len();
+                Closed { returned: pool.free() - before, lost, held: None }
+            }
+            shared => {
+                let frames = queue.abandon();
+                drop(shared);
+                Closed { returned: pool.free() - before, lost: 0, held: Some(Held::new(frames, others, place, umem)) }
+            }
         }
-        let lost = queue.dismantle(pool, || drop(socket)).len();
-        Closed { returned: pool.free() - before, lost, held: None }
     }
 }
 
@@ -267,7 +277,15 @@ impl Socket {
     /// Closes it as if a zero-copy driver had all its frames.
     pub(super) fn close_held(self) -> Held {
         let Self { queue, socket, place, _umem: umem, .. } = self;
-        Held::new(queue.abandon(|| drop(socket)), place, umem)
+        let others = Arc::downgrade(&socket);
+        let frames = queue.abandon();
+        drop(socket);
+        Held::new(frames, others, place, umem)
+    }
+
+    /// What a bind has that shares its memory.
+    pub(super) fn shared(&self) -> Arc<OwnedFd> {
+        self.socket.clone()
     }
 }
 

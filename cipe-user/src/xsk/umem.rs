@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::bind::Registration;
 use super::map::Region;
+use super::registration::Registration;
 use super::{Error, Frame, Pool};
 
 /// `XDP_PACKET_HEADROOM`: octets that the kernel leaves in front of a received packet, before the UMEM's own headroom.

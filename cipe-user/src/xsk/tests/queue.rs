@@ -174,7 +174,7 @@ proptest! {
             prop_assert!(packets.iter().all(|p| p.offset + p.len <= LAYOUT.frame_size));
         }
         packets.into_iter().for_each(|packet| pool.put(packet.frame));
-        let lost = queue.dismantle(&mut pool, || ());
+        let lost = queue.dismantle(&mut pool, ());
         prop_assert_eq!(pool.free() + lost.len(), pool.total());
         let mut seen: Vec<u32> = std::iter::from_fn(|| pool.take()).map(|frame| frame.index()).collect();
         seen.sort_unstable();
@@ -298,7 +298,7 @@ fn what_was_picked_up_and_never_completed_stays_countable() {
     kernel.complete(1);
     queue.reclaim(&mut pool);
     assert_eq!(queue.in_kernel(), 2 + 2 + 8);
-    let lost = queue.dismantle(&mut pool, || ());
+    let lost = queue.dismantle(&mut pool, ());
     assert_eq!((lost.len(), pool.free()), (2, pool.total() - 2));
 }
 

@@ -371,6 +371,28 @@ fn frames_of_a_closed_socket_come_back_when_its_queue_is_free() {
     });
 }
 
+/// The kernel goes on with a socket for as long as anybody has it.
+#[test]
+fn frames_of_a_socket_that_a_bind_still_has_come_back_when_that_has_ended() {
+    in_namespace(|| {
+        let (_, two) = veth("one", "two");
+        let (umem, mut pool) = umem(64);
+        let mut socket = Socket::bind(&umem, two, 0, small()).unwrap();
+        socket.fill(&mut pool, 32);
+        let shared = socket.shared();
+        let closed = socket.close(&mut pool);
+        assert_eq!((pool.free(), closed.returned, closed.lost), (32, 0, 0));
+        let waiting = std::thread::spawn(|| closed.held.expect("frames that come later").wait());
+        // Its queue is nobody's before that.
+        let one_more = SocketConfig { rx: 0, ..small() };
+        assert!(matches!(Socket::bind(&umem, two, 0, one_more), Err(Error::Socket { .. })));
+        assert!(!waiting.is_finished());
+        drop(shared);
+        waiting.join().unwrap().into_iter().for_each(|frame| pool.put(frame));
+        assert_eq!(pool.free(), pool.total());
+    });
+}
+
 /// The loopback device of a new network namespace is down, and no packet can be sent on it.
 #[test]
 fn a_kernel_is_asked_for_superframes_where_the_loopback_device_is_down() {
