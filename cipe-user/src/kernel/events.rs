@@ -61,12 +61,34 @@ impl Events {
     }
 }
 
-/// Reads and discards the notifications that wait. Call it after [`Event::Lost`] and before everything is read again:
-/// older notifications must not be applied after that.
-pub(super) async fn drain(events: &mut (impl Stream<Item = Event> + Unpin)) {
-    let all = async { while let Ok(Some(_)) = tokio::time::timeout(DRAINED_AFTER, events.next()).await {} };
-    // If they never end, all that are older than a second have been read.
-    let _ = tokio::time::timeout(DRAIN_DEADLINE, all).await;
+/// The notifications that a copy of the kernel tables is kept by. [`Event::Lost`] comes when all older ones were read and
+/// discarded: they must not be applied after everything is read again.
+pub(super) struct Changes<E> {
+    events: E,
+    /// Some are lost, and not all older ones are read yet.
+    lost: bool,
+}
+
+impl<E: Stream<Item = Event> + Unpin> Changes<E> {
+    /// Those of a subscription.
+    pub(super) fn new(events: E) -> Self {
+        Self { events, lost: false }
+    }
+
+    /// Waits for the next one; `None`: there are no more, and nothing can be followed any longer. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        if !self.lost {
+            match self.events.next().await {
+                Some(Event::Lost) => self.lost = true,
+                event => return event,
+            }
+        }
+        let all = async { while let Ok(Some(_)) = tokio::time::timeout(DRAINED_AFTER, self.events.next()).await {} };
+        // Where they never end, what is older than the last second is read.
+        let _ = tokio::time::timeout(DRAIN_DEADLINE, all).await;
+        self.lost = false;
+        Some(Event::Lost)
+    }
 }
 
 impl Stream for Events {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::Stream;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -13,7 +13,7 @@ use rtnetlink::packet_core::NLM_F_DUMP;
 use tokio::sync::mpsc;
 
 use super::ethtool;
-use super::events::{Event, Events, drain};
+use super::events::{Changes, Event, Events};
 use super::netlink::{Error, Netlink, Result};
 
 /// What a device's frames begin with.
@@ -202,22 +202,27 @@ impl Netlink {
     /// # Errors
     /// No netlink socket can be opened, or devices cannot be listed.
     pub async fn watch_links(&self) -> Result<mpsc::UnboundedReceiver<LinkEvent>> {
-        let mut events = Events::open(&[MulticastGroup::Link])?;
+        self.watch_links_by(Events::open(&[MulticastGroup::Link])?).await
+    }
+
+    async fn watch_links_by<E>(&self, events: E) -> Result<mpsc::UnboundedReceiver<LinkEvent>>
+    where
+        E: Stream<Item = Event> + Send + Unpin + 'static,
+    {
         let mut table = LinkTable::default();
         table.reload(self).await?;
         let (sender, receiver) = mpsc::unbounded_channel();
-        let netlink = self.clone();
+        let (netlink, mut notifications) = (self.clone(), Changes::new(events));
         tokio::spawn(async move {
             loop {
                 let event = tokio::select! {
-                    event = events.next() => event,
+                    event = notifications.next() => event,
                     () = sender.closed() => return,
                 };
                 let changes = match event {
                     Some(Event::Message(message)) => table.apply(&message),
                     // Missed messages: what changed shows when all devices are read again.
                     Some(Event::Lost) => loop {
-                        drain(&mut events).await;
                         match table.reload(&netlink).await {
                             Ok(changes) => break changes,
                             Err(error) => tracing::warn!("{error}; read again in {} s", RELOAD_INTERVAL.as_secs()),
@@ -400,6 +405,28 @@ mod tests {
             let index = netlink.route(Ipv4Addr::LOCALHOST.into(), None).await.unwrap().oif;
             let loopback = netlink.card(index).await.unwrap();
             assert_eq!((loopback.kind, loopback.mac), (CardKind::Other, None));
+        });
+    }
+
+    /// B7 of the review: what had waited before an overrun was applied over what was read after it.
+    #[test]
+    fn what_is_older_than_a_new_reading_is_not_applied_over_it() {
+        in_namespace(|netlink| async move {
+            let other = Other::new();
+            netlink.cable("wire0", [192, 0, 2, 1], &other, "far0", [192, 0, 2, 2]).await;
+            let (tell, mut told) = mpsc::unbounded_channel();
+            let events = futures_util::stream::poll_fn(move |context| told.poll_recv(context));
+            let mut changes = netlink.watch_links_by(events).await.unwrap();
+            netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
+            let mut old = LinkMessage::default();
+            old.header.index = netlink.index("wire0").await;
+            for event in [Event::Lost, Event::Message(Box::new(RouteNetlinkMessage::DelLink(old)))] {
+                tell.send(event).unwrap();
+            }
+            drop(tell);
+            let change = changes.recv().await.unwrap();
+            assert_eq!((change.name.as_str(), change.mtu, change.change), ("wire0", 1400, LinkChange::Changed));
+            assert_eq!(changes.recv().await, None, "it is still there, and nothing else has changed");
         });
     }
 

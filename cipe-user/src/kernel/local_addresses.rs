@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -13,12 +12,25 @@ use tokio::sync::watch;
 
 use super::events::Events;
 use super::netlink::{Netlink, Result};
+use super::whole::{self, Table};
 
-/// From the first change to the reading of all that came with it.
-const SETTLE: Duration = Duration::from_millis(10);
+struct Addresses {
+    netlink: Netlink,
+    events: Events,
+}
 
-/// Pause before addresses that could not be read are read again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+impl Table for Addresses {
+    type Content = HashSet<IpAddr>;
+    const HOLDS: &'static str = "addresses";
+
+    async fn changed(&mut self) -> Option<()> {
+        self.events.next().await.map(drop)
+    }
+
+    async fn read(&mut self) -> Result<HashSet<IpAddr>> {
+        self.netlink.addresses().await
+    }
+}
 
 impl Netlink {
     /// Follows the addresses of all devices of the network namespace from now on. The task behind it ends when the receiver is
@@ -27,34 +39,8 @@ impl Netlink {
     /// # Errors
     /// No netlink socket can be opened, or addresses cannot be listed.
     pub async fn watch_addresses(&self) -> Result<watch::Receiver<HashSet<IpAddr>>> {
-        let mut events = Events::open(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
-        let (sender, receiver) = watch::channel(self.addresses().await?);
-        let netlink = self.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    event = events.next() => if event.is_none() {
-                        tracing::error!("netlink notifications ended: addresses are not followed any longer");
-                        return;
-                    },
-                    () = sender.closed() => return,
-                }
-                // What comes together is read together.
-                tokio::time::sleep(SETTLE).await;
-                let addresses = loop {
-                    match netlink.addresses().await {
-                        Ok(addresses) => break addresses,
-                        Err(error) => tracing::warn!("{error}; read again in {} s", RETRY_INTERVAL.as_secs()),
-                    }
-                    tokio::time::sleep(RETRY_INTERVAL).await;
-                    if sender.is_closed() {
-                        return;
-                    }
-                };
-                sender.send_if_modified(|old| std::mem::replace(old, addresses.clone()) != addresses);
-            }
-        });
-        Ok(receiver)
+        let events = Events::open(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
+        whole::follow(Addresses { netlink: self.clone(), events }).await
     }
 
     async fn addresses(&self) -> Result<HashSet<IpAddr>> {

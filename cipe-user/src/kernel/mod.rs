@@ -33,4 +33,5 @@ mod shared;
 mod sysctl;
 #[cfg(test)]
 pub(crate) mod testnet;
+mod whole;
 pub mod zone;

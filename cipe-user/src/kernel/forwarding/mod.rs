@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::events::{Event, Events, FORWARDING};
+use super::events::{Changes, Event, Events, FORWARDING};
 use super::neighbours::Neighbour;
 use super::netlink::{Netlink, Result};
 use super::sysctl::{self, Family};
@@ -91,16 +91,17 @@ struct Changed {
 }
 
 impl Follower {
-    async fn run<E>(mut self, mut events: E, pictures: watch::Sender<Picture>)
+    async fn run<E>(mut self, events: E, pictures: watch::Sender<Picture>)
     where
         E: Stream<Item = Event> + Unpin,
     {
+        let mut notifications = Changes::new(events);
         let mut changed = Changed::default();
         let mut due = Instant::now();
         loop {
             let waits = changed != Changed::default();
             tokio::select! {
-                event = events.next() => {
+                event = notifications.next() => {
                     match event {
                         Some(Event::Message(message)) => self.take_in(&message, &mut changed),
                         Some(Event::Lost) => changed.all = true,

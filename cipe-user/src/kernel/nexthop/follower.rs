@@ -4,13 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::super::events::{Event, drain};
+use super::super::events::{Changes, Event};
 use super::super::links::{CardKind, LinkTable};
 use super::super::local_addresses::local_of;
 use super::super::neighbours::Neighbour;
@@ -46,6 +46,8 @@ struct Via {
 pub(super) struct Follower {
     netlink: Netlink,
     links: LinkTable,
+    /// They could not be read when notifications were lost.
+    links_are_old: bool,
     peers: HashMap<Peer, Entry>,
     hops: HashMap<Hop, Via>,
     /// Peers whose route is to be asked for.
@@ -62,6 +64,7 @@ impl Follower {
         Ok(Self {
             netlink: netlink.clone(),
             links,
+            links_are_old: false,
             peers: HashMap::new(),
             hops: HashMap::new(),
             marked: HashSet::new(),
@@ -70,10 +73,11 @@ impl Follower {
     }
 
     /// Serves until the last sender of commands is dropped.
-    pub(super) async fn run<E>(mut self, mut events: E, mut commands: mpsc::UnboundedReceiver<Command>, timing: Timing)
+    pub(super) async fn run<E>(mut self, events: E, mut commands: mpsc::UnboundedReceiver<Command>, timing: Timing)
     where
         E: Stream<Item = Event> + Unpin,
     {
+        let mut notifications = Changes::new(events);
         let mut refresh = tokio::time::interval(timing.refresh);
         let mut retry = tokio::time::interval(timing.retry);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -81,12 +85,9 @@ impl Follower {
         loop {
             let marked = self.marked.iter().next().copied();
             tokio::select! {
-                event = events.next() => match event {
+                event = notifications.next() => match event {
                     Some(Event::Message(message)) => self.take_in(*message),
-                    Some(Event::Lost) => {
-                        drain(&mut events).await;
-                        self.start_over().await;
-                    }
+                    Some(Event::Lost) => self.start_over().await,
                     None => {
                         tracing::error!("netlink notifications ended: carrier routes are not followed any longer");
                         return;
@@ -258,8 +259,11 @@ impl Follower {
         }
     }
 
-    /// Asks again for neighbours that do not answer.
+    /// Asks again for neighbours that do not answer, and for what could not be read.
     async fn retry(&mut self) {
+        if self.links_are_old {
+            self.start_over().await;
+        }
         let silent = self.hops.iter().filter(|(_, via)| via.neighbour.is_none_or(|neighbour| neighbour.mac.is_none()));
         for hop in silent.map(|(hop, _)| *hop).collect::<Vec<_>>() {
             self.use_neighbour(hop).await;
@@ -269,9 +273,11 @@ impl Follower {
     /// Notifications were lost: reads everything again.
     async fn start_over(&mut self) {
         tracing::debug!("netlink notifications were lost; reading everything again");
-        if let Err(error) = self.links.reload(&self.netlink).await {
-            tracing::warn!("{error}");
+        let read = self.links.reload(&self.netlink).await;
+        if let Err(error) = &read {
+            tracing::warn!("{error}; read again soon");
         }
+        self.links_are_old = read.is_err();
         self.refresh().await;
     }
 

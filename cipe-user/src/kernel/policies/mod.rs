@@ -7,7 +7,6 @@ mod xfrm;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
@@ -16,14 +15,11 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NLM_F_DUMP;
 use rustix::io::Errno;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::events::Events;
 use super::netlink::{Netlink, Result};
+use super::whole::{self, Table};
 use xfrm::{Direction, Ipsec};
-
-/// From the first change to the reading of all that came with it.
-const SETTLE: Duration = Duration::from_millis(10);
 
 /// Datagrams between two ends, as this host sends them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,40 +61,44 @@ impl Policies {
 /// # Errors
 /// No netlink socket can be opened.
 pub async fn follow(netlink: &Netlink) -> Result<watch::Receiver<Policies>> {
-    let mut rule_events = Events::open(&[MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule])?;
+    let rules = Events::open(&[MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule])?;
     // A kernel without xfrm has no policies, and none will come.
-    let mut ipsec_events = xfrm::Events::open();
-    if let Err(error) = &ipsec_events {
-        tracing::debug!("xfrm: {error}; this kernel has no IPsec");
-    }
-    let netlink = netlink.clone();
-    let (sender, receiver) = watch::channel(read(&netlink, ipsec_events.is_ok()).await);
-    tokio::spawn(async move {
-        loop {
-            let ipsec = async {
-                match &mut ipsec_events {
-                    Ok(events) => events.next().await,
-                    Err(_) => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                event = rule_events.next() => if event.is_none() {
-                    tracing::error!("netlink notifications ended: routing rules are not followed any longer");
-                    return;
-                },
-                result = ipsec => if let Err(error) = result {
-                    tracing::error!("xfrm notifications: {error}; IPsec policies are not followed any longer");
-                    ipsec_events = Err(error);
-                },
-                () = sender.closed() => return,
+    let ipsec = xfrm::Events::open().inspect_err(|error| tracing::debug!("xfrm: {error}; this kernel has no IPsec"));
+    whole::follow(Followed { netlink: netlink.clone(), rules, ipsec: ipsec.ok() }).await
+}
+
+struct Followed {
+    netlink: Netlink,
+    rules: Events,
+    ipsec: Option<xfrm::Events>,
+}
+
+impl Table for Followed {
+    type Content = Policies;
+    const HOLDS: &'static str = "IPsec policies and routing rules";
+
+    async fn changed(&mut self) -> Option<()> {
+        let ipsec = async {
+            match &mut self.ipsec {
+                Some(events) => events.next().await,
+                None => std::future::pending().await,
             }
-            // What comes together is read together.
-            tokio::time::sleep_until(Instant::now() + SETTLE).await;
-            let policies = read(&netlink, ipsec_events.is_ok()).await;
-            sender.send_if_modified(|old| std::mem::replace(old, policies.clone()) != policies);
+        };
+        tokio::select! {
+            event = self.rules.next() => event.map(drop),
+            result = ipsec => {
+                if let Err(error) = result {
+                    tracing::error!("xfrm notifications: {error}; IPsec policies are not followed any longer");
+                    return None;
+                }
+                Some(())
+            }
         }
-    });
-    Ok(receiver)
+    }
+
+    async fn read(&mut self) -> Result<Policies> {
+        Ok(read(&self.netlink, self.ipsec.is_some()).await)
+    }
 }
 
 /// What cannot be read is not there: a carrier that works is worth more than a guess.

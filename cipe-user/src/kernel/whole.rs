@@ -1,0 +1,106 @@
+//! Tables of the kernel that are small enough to be read whole whenever something of them changes.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::netlink::Result;
+
+/// From the first change to the reading of all that came with it.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// Pause before a table that could not be read is read again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Such a table.
+pub(super) trait Table: Send + 'static {
+    /// What is in it.
+    type Content: Clone + PartialEq + Send + Sync + 'static;
+
+    /// What it holds, for the log.
+    const HOLDS: &'static str;
+
+    /// Waits for a change, which may be one of many; `None`: there will be no word of any. Cancel safe.
+    fn changed(&mut self) -> impl Future<Output = Option<()>> + Send;
+
+    /// Reads it.
+    fn read(&mut self) -> impl Future<Output = Result<Self::Content>> + Send;
+}
+
+/// Follows a table from now on. The task behind it ends when the receiver is dropped.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) async fn follow<T: Table>(mut table: T) -> Result<watch::Receiver<T::Content>> {
+    let (sender, receiver) = watch::channel(table.read().await?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                changed = table.changed() => if changed.is_none() {
+                    tracing::error!("netlink notifications ended: {} are not followed any longer", T::HOLDS);
+                    return;
+                },
+                () = sender.closed() => return,
+            }
+            // What comes together is read together.
+            tokio::time::sleep(SETTLE).await;
+            let content = loop {
+                match table.read().await {
+                    Ok(content) => break content,
+                    Err(error) => tracing::warn!("{error}; read again in {} s", RETRY_INTERVAL.as_secs()),
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                if sender.is_closed() {
+                    return;
+                }
+            };
+            sender.send_if_modified(|old| std::mem::replace(old, content.clone()) != content);
+        }
+    });
+    Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::kernel::netlink::Error;
+
+    /// What is read, one after the other; an empty one cannot be read.
+    struct Played {
+        changes: mpsc::UnboundedReceiver<()>,
+        contents: Vec<Option<u32>>,
+    }
+
+    impl Table for Played {
+        type Content = u32;
+        const HOLDS: &'static str = "numbers";
+
+        async fn changed(&mut self) -> Option<()> {
+            self.changes.recv().await
+        }
+
+        async fn read(&mut self) -> Result<u32> {
+            self.contents.pop().flatten().ok_or_else(|| Error::Answer("numbers".to_owned()))
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_change_is_read_until_it_can_be_and_the_end_is_told() {
+        let (change, changes) = mpsc::unbounded_channel();
+        let mut numbers = follow(Played { changes, contents: vec![Some(2), None, Some(1)] }).await.unwrap();
+        assert_eq!(*numbers.borrow_and_update(), 1);
+        change.send(()).unwrap();
+        numbers.changed().await.unwrap();
+        assert_eq!(*numbers.borrow_and_update(), 2);
+        drop(change);
+        assert!(numbers.changed().await.is_err());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_table_that_cannot_be_read_at_the_start_is_an_error() {
+        let (_change, changes) = mpsc::unbounded_channel();
+        assert!(follow(Played { changes, contents: vec![] }).await.is_err());
+    }
+}
