@@ -3,12 +3,14 @@
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cipe_tests::fleet::{Cipher, Fleet, Keys, inner};
 use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
+use cipe_tests::process::StoppedThread;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
+use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Socket, Type};
 
 /// Devices of a gateway without tunnels.
@@ -158,4 +160,39 @@ fn an_engine_keeps_the_devices_that_a_dead_one_left_for_daemons_that_live() -> R
     second.attach_as(2, Some("cipcb2"))?;
     second.detach(0..4);
     namespace.wait_for_devices(&NONE)
+}
+
+/// A worker that does not run answers nothing. Whoever needs it waits; whoever does not is served.
+#[test]
+fn a_worker_that_hangs_stops_no_command_of_the_other_tunnels() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let mut end = Fleet::start(&net, Side::A, Cipher::Blowfish)?;
+    end.attach(0..2)?;
+
+    // One is made meanwhile: the keys of the others are set, and only it waits.
+    let mut devices = net.gw(end.side()).devices()?;
+    devices.push("cipcb2".to_owned());
+    let stopped = StoppedThread::named(end.engine(), "cipe-worker")?;
+    let attempt = end.begin(2, None)?;
+    net.gw(end.side()).wait_for_devices(&devices.iter().map(String::as_str).collect::<Vec<_>>())?;
+    end.set_keys(Keys::first())?;
+    ensure!(!attempt.is_answered()?, "a tunnel is there that a worker has not taken");
+    drop(stopped);
+    end.finish(attempt).context("the worker goes on in time")?;
+
+    // One goes meanwhile: its device is there until the worker has let go of it, and whoever attaches then waits for that.
+    let going = end.device(1)?.to_owned();
+    let is_there = |end: &Fleet| net.gw(end.side()).run(|| if_nametoindex(going.as_str()).is_ok());
+    let stopped = StoppedThread::named(end.engine(), "cipe-worker")?;
+    end.detach(1..2);
+    let attempt = end.begin(1, Some(&going))?;
+    end.set_keys(Keys::next())?;
+    ensure!(is_there(&end) && !attempt.is_answered()?, "a device went that a worker has not let go of");
+    drop(stopped);
+    end.finish(attempt).context("the name and the port are free in time")?;
+    ensure!(is_there(&end) && end.device(1)? == going);
+    Ok(())
 }

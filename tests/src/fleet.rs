@@ -126,6 +126,11 @@ impl Fleet {
         self.modes = (carrier.to_owned(), xdp_mode.to_owned());
     }
 
+    /// Where it is.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
     /// Its engine.
     pub fn engine(&self) -> u32 {
         self.engine.id()
@@ -193,8 +198,25 @@ impl Fleet {
     /// # Errors
     /// The engine refuses the request.
     pub fn attach_as(&mut self, number: usize, device: Option<&str>) -> Result<()> {
+        let attempt = self.begin(number, device)?;
+        self.finish(attempt)
+    }
+
+    /// Asks for a tunnel, and does not wait for the answer.
+    ///
+    /// # Errors
+    /// An engine that has gone.
+    pub fn begin(&self, number: usize, device: Option<&str>) -> Result<Attempt> {
         let connection = self.connect()?;
         send(&connection, &self.request(number, device))?;
+        Ok(Attempt { number, connection })
+    }
+
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// What the engine refuses.
+    pub fn finish(&mut self, Attempt { number, connection }: Attempt) -> Result<()> {
         let answer = receive(&connection, &["attached", "failed"])?;
         let Some(device) = answer["device"].as_str() else { bail!("tunnel {number}: {answer}\n{}", self.log()) };
         self.connections.insert(number, (connection, device.to_owned()));
@@ -286,6 +308,26 @@ impl Fleet {
             "send_seconds": 1_000_000,
             "retry_seconds": 1_000_000,
         })
+    }
+}
+
+/// A tunnel that was asked for.
+pub struct Attempt {
+    number: usize,
+    connection: OwnedFd,
+}
+
+impl Attempt {
+    /// Whether the engine has said something to it already.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn is_answered(&self) -> Result<bool> {
+        match rustix::net::recv(&self.connection, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok(_) => Ok(true),
+            Err(rustix::io::Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -221,3 +221,47 @@ pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
     }
     bail!("process {pid} has no XDP link on device {ifindex}")
 }
+
+/// A thread of another process that does not run, until this is dropped: as one that hangs, or gets no CPU.
+pub struct StoppedThread(libc::pid_t);
+
+impl StoppedThread {
+    /// Stops the first thread of a process whose name begins so.
+    ///
+    /// # Errors
+    /// There is none, or what the kernel says.
+    pub fn named(pid: u32, name: &str) -> Result<Self> {
+        for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            if fs::read_to_string(task.path().join("comm"))?.starts_with(name) {
+                let number = task.file_name().to_str().and_then(|number| number.parse().ok());
+                return Self::of(number.context("a thread has a number")?);
+            }
+        }
+        bail!("process {pid} has no thread {name}")
+    }
+
+    fn of(thread: libc::pid_t) -> Result<Self> {
+        let failed = || Err(io::Error::last_os_error().into());
+        // SAFETY: without options the call takes no pointer.
+        if unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread, 0, 0) } < 0 {
+            return failed();
+        }
+        let stopped = Self(thread);
+        // SAFETY: as above.
+        if unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, thread, 0, 0) } < 0 {
+            return failed();
+        }
+        // SAFETY: the kernel writes no status where there is none to write to.
+        if unsafe { libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL) } < 0 {
+            return failed();
+        }
+        Ok(stopped)
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        // SAFETY: without a signal to deliver the call takes no pointer. It fails only for a thread that has ended.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) };
+    }
+}

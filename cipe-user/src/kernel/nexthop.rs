@@ -114,6 +114,17 @@ impl NextHops {
         receiver
     }
 
+    /// Waits until nothing is followed any more, which the log has said why.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
+    /// One whose task has ended.
+    #[cfg(test)]
+    pub fn that_has_ended() -> Self {
+        Self { commands: mpsc::unbounded_channel().0 }
+    }
+
     /// Looks up the way to `peer` now: it may have changed without a notification, as a path MTU does that the kernel
     /// has learned. The watchers hear of it if it has.
     pub fn look_again(&self, peer: IpAddr) {

@@ -1,66 +1,100 @@
-//! Making and removing tunnels.
+//! How a tunnel is made: everything that can be refused first, then the workers take it, and it is alive when all of them have.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use cipe_common::maps::{EthernetDevice, MAX_TUNNELS, Slot};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
 
+use super::departure::Begun;
+use super::hubs::Refused;
+use super::loops::{Leads, Loops};
 use super::sizes::Sizes;
-use super::{Leads, Loops, Manager, Socks, Tenant};
+use super::tunnels::{Socks, Tenant};
+use super::workers::Answers;
+use super::{Manager, Outcome};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Carrier, Cipher, MAX_MTU, MIN_MTU, Protocol, VERSION, XdpMode};
+use crate::control::protocol::{Attach, Carrier, Cipher, Event, MAX_MTU, MIN_MTU, Protocol, VERSION, XdpMode};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::carrier::outer::Hop;
-use crate::engine::frames;
 use crate::engine::tunnel::counters::Tally;
 use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::{IpIds, Limits, Tunnel, Way};
 use crate::engine::worker::Command;
 use crate::kernel::addresses::Configuration;
 use crate::kernel::bpf::XdpPreference;
-use crate::kernel::device::{Device, TunnelDevice};
-use crate::kernel::features::Feature;
+use crate::kernel::device::TunnelDevice;
 use crate::kernel::netlink;
 use crate::kernel::routes::Flow;
 use crate::kernel::zone;
-use crate::xsk::{MultiBuffer, Socket, SocketConfig};
 
 impl Manager {
-    /// Makes the tunnel that a daemon asked for and returns its number; on an error nothing of it stays.
-    ///
-    /// # Errors
-    /// What was refused, where, and how to go on.
-    pub(super) async fn attach(&mut self, connection: u64, attach: &Attach) -> anyhow::Result<u16> {
-        let owner = self.connections.get(&connection).context("the daemon has gone")?.pid;
-        if attach.version != VERSION {
-            bail!("the engine speaks control protocol {VERSION}, the daemon {}; restart the older one", attach.version);
+    /// Begins to make the tunnel that a daemon asked for; [`Self::taken`] ends it. On an error nothing of it stays, and the daemon
+    /// is told what was refused, where, and how to go on.
+    pub(super) async fn attach(&mut self, connection: u64, attach: &Attach) {
+        let begun = self.begin_tunnel(connection, attach).await;
+        match begun {
+            Ok((number, taken)) => {
+                self.jobs.start(async move { Outcome::Taken { number, connection, in_time: taken.in_time().await } });
+            }
+            Err(Refused { error, begun: Some(begun) }) => self.take_back(begun, connection, error),
+            Err(Refused { error, begun: None }) => {
+                self.daemons.say(connection, Event::Failed { message: format!("{error:#}") });
+            }
         }
-        if self.tunnel_of(connection).is_some() {
-            bail!("this daemon has a tunnel already; start another daemon for another tunnel");
-        }
-        if !(MIN_MTU..=MAX_MTU).contains(&attach.mtu) {
-            bail!("mtu {}: must be between {MIN_MTU} and {MAX_MTU}", attach.mtu);
-        }
-        if attach.protocol == Protocol::Ethernet && attach.lan.is_some() {
-            bail!("lan: protocol 4 has no short cut, frames are not routed; remove `lan`, or use protocol 3");
-        }
-        let largest = frames::largest_mtu(self.umem.frame_size()) - attach.protocol.header() as u32;
-        if attach.mtu > largest {
-            bail!(
-                "mtu {}: this engine was started for up to {largest}; end its daemons, and start this one first or all \
-                 of them with CIPE_LARGEST_MTU={} in the environment",
-                attach.mtu,
-                attach.mtu as usize + attach.protocol.header()
-            );
-        }
-        let number = free_number(self.last_number, |number| self.tenants.contains_key(&number));
-        let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;
-        self.last_number = number;
+    }
 
+    /// The workers have taken a tunnel, or not in time: now it is alive, or goes again.
+    pub(super) async fn taken(&mut self, number: u16, connection: u64, in_time: bool) {
+        let is_it = |tenant: &&mut Tenant| tenant.connection == connection;
+        // Its daemon may have gone meanwhile, and the tunnel with it.
+        let Some(tenant) = self.tunnels.get_mut(number).filter(is_it) else { return };
+        tenant.is_open = in_time;
+        let early = std::mem::take(&mut tenant.early);
+        if let Err(error) = self.bring_up(number, in_time) {
+            return self.take_back(Begun::Tunnel(number), connection, error);
+        }
+        self.enter_lan(number).await;
+        let event = self.attached(number);
+        self.daemons.say(connection, event);
+        for report in early {
+            self.hear_worker(number, report).await;
+        }
+    }
+
+    fn bring_up(&mut self, number: u16, in_time: bool) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            in_time,
+            "the workers do not take the tunnel: the machine is too busy, or one hangs; try again"
+        );
+        let tenant = self.tunnels.get(number).context("it has gone")?;
+        self.platform.programs().set_tunnel(number.into(), tenant.entry())?;
+        if let Some(peer) = tenant.peer {
+            self.follow(number, peer);
+        }
+        Ok(())
+    }
+
+    fn attached(&self, number: u16) -> Event {
+        match self.tunnels.get(number) {
+            Some(tenant) => {
+                let mut notes = tenant.notes.clone();
+                notes.extend(self.carrier_note(tenant));
+                Event::Attached { device: tenant.device.name.clone(), me: tenant.me, notes }
+            }
+            None => Event::Failed { message: "the tunnel went while it was made".into() },
+        }
+    }
+
+    /// Makes what a tunnel needs, and has the workers take it; returns its number and what the workers answer.
+    async fn begin_tunnel(&mut self, connection: u64, attach: &Attach) -> Result<(u16, Answers), Refused> {
+        let owner = self.daemons.pid(connection).context("the daemon has gone")?;
+        self.check(connection, attach)?;
+        let number = self.tunnels.new_number();
+        let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;
         let (udp, listens, me) = self.bind(attach).await?;
         let device = TunnelDevice {
             name: attach.device.clone(),
@@ -72,7 +106,7 @@ impl Manager {
                 (Protocol::Ethernet, Some(_)) => Ipv4Addr::UNSPECIFIED.into(),
                 _ => attach.ptpaddr,
             },
-            mac: attach.interface.mac.unwrap_or_else(|| self.private_mac(number)),
+            mac: attach.interface.mac.unwrap_or_else(|| self.hubs.private_mac(number)),
             mtu: attach.mtu,
             owner,
             configuration: Configuration {
@@ -82,11 +116,13 @@ impl Manager {
                 broadcast: attach.interface.broadcast,
             },
         };
-        let (hub, device) = self.device(device, attach.xdp_mode).await?;
+        let (hub, device) = self.hubs.device(device, attach.xdp_mode).await?;
         let mut tenant = Tenant {
             connection,
+            is_open: false,
+            early: Vec::new(),
             hub,
-            device: device.clone(),
+            device,
             cipher: attach.cipher,
             protocol: attach.protocol,
             carrier_door: if attach.socks.is_some() { Carrier::Udp } else { attach.carrier },
@@ -95,7 +131,7 @@ impl Manager {
             listens,
             peer: known(attach.peer),
             socks: attach.socks.map(|server| Socks { server, relay: None }),
-            counters: Tally::new(self.workers.count()),
+            counters: Tally::new(self.platform.workers.count()),
             sizes: Sizes::new(attach),
             hop: None,
             lan: attach.lan.clone(),
@@ -107,7 +143,6 @@ impl Manager {
             leads: Leads::default(),
             loops: Loops::default(),
             rounds: Loops::default(),
-            previous: None,
             notes: Vec::new(),
             bogus: (0, 0),
             door: None,
@@ -117,49 +152,65 @@ impl Manager {
             follower: None,
         };
         tenant.name_zone();
-        self.tenants.insert(number, tenant);
+        self.tunnels.insert(number, tenant);
         self.set_busy_poll();
-        self.devices.insert(device.index, number);
-        if let Some(daemon) = self.connections.get_mut(&connection) {
-            daemon.tunnel = Some(number);
-        }
-        match self.open(number, attach, udp, &device).await {
-            Ok(()) => {
-                self.enter_lan(number).await;
-                Ok(number)
-            }
-            Err(error) => {
-                self.detach(number).await;
-                Err(error)
-            }
+        self.daemons.join(connection, number);
+        match self.hand_over(number, attach, udp) {
+            Ok(taken) => Ok((number, taken)),
+            Err(error) => Err(Refused { error, begun: Some(Begun::Tunnel(number)) }),
         }
     }
 
-    /// Everything of a new tunnel that [`Self::detach`] can take back.
-    async fn open(&mut self, number: u16, attach: &Attach, udp: UdpCarrier, device: &Device) -> anyhow::Result<()> {
-        let tunnel = u32::from(number);
-        self.programs.reset_verdicts(tunnel)?;
-        self.keys.clear_tunnel(tunnel);
-        if let Some(key) = &attach.key {
-            self.keys.set(tunnel, Slot::Static, &key.0);
+    /// Whether a tunnel can be as it is asked for.
+    fn check(&self, connection: u64, attach: &Attach) -> anyhow::Result<()> {
+        if attach.version != VERSION {
+            bail!("the engine speaks control protocol {VERSION}, the daemon {}; restart the older one", attach.version);
         }
-        let tenant = self.tenants.get_mut(&number).expect("the caller has just put it there");
+        if self.daemons.tunnel_of(connection).is_some() {
+            bail!("this daemon has a tunnel already; start another daemon for another tunnel");
+        }
+        if !(MIN_MTU..=MAX_MTU).contains(&attach.mtu) {
+            bail!("mtu {}: must be between {MIN_MTU} and {MAX_MTU}", attach.mtu);
+        }
+        if attach.protocol == Protocol::Ethernet && attach.lan.is_some() {
+            bail!("lan: protocol 4 has no short cut, frames are not routed; remove `lan`, or use protocol 3");
+        }
+        let largest = self.platform.largest_mtu(attach.protocol);
+        if attach.mtu as usize > largest {
+            bail!(
+                "mtu {}: this engine was started for up to {largest}; end its daemons, and start this one first or all \
+                 of them with CIPE_LARGEST_MTU={} in the environment",
+                attach.mtu,
+                attach.mtu as usize + attach.protocol.header()
+            );
+        }
+        Ok(())
+    }
+
+    /// Tells the programs and the workers of a new tunnel; returns what the workers answer. [`Self::take_back`] takes all of it back.
+    fn hand_over(&mut self, number: u16, attach: &Attach, udp: UdpCarrier) -> anyhow::Result<Answers> {
+        let tunnel = u32::from(number);
+        let mut programs = self.platform.programs();
+        programs.reset_verdicts(tunnel)?;
+        self.keys.clear_tunnel(number);
+        if let Some(key) = &attach.key {
+            self.keys.set(number, Slot::Static, &key.0);
+        }
+        let tenant = self.tunnels.get_mut(number).context("it has gone")?;
         let (hub, peer, sizes) = (tenant.hub, tenant.peer, tenant.sizes);
         let (listens, socks) = (tenant.listens, tenant.socks.is_some());
         tenant.notes.extend(self.hubs.note(hub).map(str::to_owned));
         let pair = self.hubs.get(hub).context("its hub has gone")?;
-        let hidden_mac = pair.hidden_mac;
         match attach.protocol {
-            Protocol::Ip => self.programs.set_private_address(device.mac, tunnel)?,
+            Protocol::Ip => programs.set_private_address(tenant.device.mac, tunnel)?,
             Protocol::Ethernet => {
                 let ends = [pair.index, pair.hidden_index];
-                self.programs.set_ethernet_device(ends, EthernetDevice { tunnel, hub: hub as u32 })?;
+                programs.set_ethernet_device(ends, EthernetDevice { tunnel, hub: hub as u32 })?;
             }
         }
         if !socks {
-            self.programs.add_carrier_address(listens, tunnel)?;
+            programs.add_carrier_address(listens, tunnel)?;
         }
-
         let algorithm = match attach.cipher {
             Cipher::Blowfish => Algorithm::Blowfish,
             Cipher::Idea => Algorithm::Idea,
@@ -185,7 +236,7 @@ impl Manager {
             protocol: attach.protocol,
             device_mtu: attach.mtu as usize,
             clamp_mss: attach.mss_clamp,
-            private_hop: Hop { source: hidden_mac, destination: device.mac },
+            private_hop: Hop { source: pair.hidden_mac, destination: tenant.device.mac },
             mtu: sizes.mtu(),
             cttl: attach.cttl,
             checksum: attach.checksum,
@@ -203,28 +254,17 @@ impl Manager {
             ip_ids: IpIds::of_worker(0, 1),
         };
         let tally = &tenant.counters;
-        let take = self.workers.ask_all(|worker, done| {
+        Ok(self.platform.workers.ask_all(|worker, done| {
             let state = Box::new(state.for_worker(worker, tally));
             Command::AddTunnel(state, udp.for_another_worker(), vec![listens], done)
-        });
-        // Not alive before the workers know whose packets these are.
-        ensure!(
-            take.in_time().await,
-            "the workers do not take the tunnel: the machine is too busy, or one hangs; try again"
-        );
-        if let Some(peer) = peer {
-            self.follow(number, peer);
-        }
-        let tenant = self.tenants.get(&number).context("it has gone")?;
-        self.programs.set_tunnel(tunnel, tenant.entry())?;
-        Ok(())
+        }))
     }
 
     /// Lets the workers stay awake as long as the tunnel that wants most.
-    fn set_busy_poll(&mut self) {
-        let most = self.tenants.values().map(|tenant| tenant.busy_poll).max().unwrap_or_default();
+    pub(super) fn set_busy_poll(&mut self) {
+        let most = self.tunnels.busy_poll();
         if std::mem::replace(&mut self.busy_poll, most) != most {
-            self.workers.tell_all(|_| Command::BusyPoll(most));
+            self.platform.workers.tell_all(|_| Command::BusyPoll(most));
         }
     }
 
@@ -237,16 +277,16 @@ impl Manager {
         let port = |target: SocketAddr| if attach.socks.is_some() { 0 } else { target.port() };
         let any = if is_ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
         let device = match &attach.carrier_device {
-            Some(name) => {
-                Some(self.netlink.card_named(name).await.with_context(|| format!("carrier-device {name}"))?.ifindex)
-            }
+            Some(name) => Some(
+                self.platform.netlink.card_named(name).await.with_context(|| format!("carrier-device {name}"))?.ifindex,
+            ),
             None => None,
         };
         let route = |from: SocketAddr, target: SocketAddr| {
             let mut to = target;
             to.set_port(port(target));
             let flow = Flow::of_socket(from, to, attach.mark);
-            self.netlink.route_of(Flow { device: device.or(flow.device), ..flow })
+            self.platform.netlink.route_of(Flow { device: device.or(flow.device), ..flow })
         };
         let mut me = attach.me;
         // That this host does not have the address is an error only if it cannot be bound to either.
@@ -271,7 +311,7 @@ impl Manager {
             }
         }
         let listens = if attach.dynip { SocketAddr::new(any, me.port()) } else { me };
-        if !listens.ip().is_unspecified() && self.tenants.values().any(|tenant| tenant.listens == listens) {
+        if !listens.ip().is_unspecified() && self.tunnels.iter().any(|(_, tenant)| tenant.listens == listens) {
             bail!("me {}: another tunnel has this address and port; choose another port with `me`", zone::Shown(me));
         }
         let shown = zone::Shown(me);
@@ -304,76 +344,6 @@ impl Manager {
         let udp = UdpCarrier::new(udp).with_context(|| format!("me {shown}"))?;
         Ok((udp, listens, me))
     }
-
-    /// Binds an AF_XDP socket on a thread of its own: it may wait 2 s for a queue that is busy, and the control sockets
-    /// and netlink must not.
-    pub(super) async fn bind_queue(
-        &self,
-        ifindex: u32,
-        queue: u32,
-        mut config: SocketConfig,
-    ) -> anyhow::Result<Socket> {
-        if self.lacks.contains(&Feature::MultiBuffer) {
-            config.multi_buffer = MultiBuffer::No;
-        }
-        let umem = self.umem.clone();
-        let bound = tokio::task::spawn_blocking(move || Socket::bind(&umem, ifindex, queue, config));
-        Ok(bound.await.context("binding an AF_XDP socket was broken off")??)
-    }
-
-    /// Removes a tunnel and everything that it had, in the order that lets no packet out unsealed.
-    pub(super) async fn detach(&mut self, number: u16) {
-        self.detach_all(&[number]).await;
-    }
-
-    /// The same for several tunnels.
-    pub(super) async fn detach_all(&mut self, numbers: &[u16]) {
-        let mut gone = Vec::new();
-        for number in numbers {
-            gone.extend(self.disconnect(*number).await);
-        }
-        let devices: Vec<&Device> = gone.iter().map(|tenant| &tenant.device).collect();
-        log_failure(self.netlink.remove_all(&devices).await);
-        for tenant in gone {
-            match (tenant.protocol, self.hubs.ends(tenant.hub)) {
-                (Protocol::Ip, _) => log_failure(self.programs.remove_private_address(tenant.device.mac)),
-                (Protocol::Ethernet, Some(ends)) => log_failure(self.programs.remove_ethernet_device(ends)),
-                (Protocol::Ethernet, None) => {}
-            }
-            self.leave_hub(tenant.hub).await;
-            if tenant.protocol == Protocol::Ethernet {
-                self.set_ethernet_devices();
-            }
-        }
-    }
-
-    /// Takes a tunnel out of service; its device stays and drops everything.
-    pub(super) async fn disconnect(&mut self, number: u16) -> Option<Tenant> {
-        let tenant = self.tenants.remove(&number)?;
-        if tenant.lan.is_some() {
-            self.leave_lan(number).await;
-        }
-        self.set_busy_poll();
-        let tunnel = u32::from(number);
-        self.devices.remove(&tenant.device.index);
-        self.aging.remove(&number);
-        if let Some(daemon) = self.connections.get_mut(&tenant.connection) {
-            daemon.tunnel = None;
-        }
-        log_failure(self.programs.clear_tunnel(tunnel));
-        if let Some(follower) = &tenant.follower {
-            follower.abort();
-        }
-        self.workers.ask_all(|_, done| Command::RemoveTunnel(number, done)).in_time().await;
-        if tenant.socks.is_none() {
-            log_failure(self.programs.remove_carrier_address(tenant.listens));
-        }
-        self.keys.clear_tunnel(tunnel);
-        if let Some(carrier) = tenant.carrier {
-            self.release_carrier(carrier, number).await;
-        }
-        Some(tenant)
-    }
 }
 
 /// Binds a UDP socket, also to the device of this name if one is given; to an address that this host does not have, if it `may_come`. Where ip_nonlocal_bind is set, the
@@ -391,21 +361,13 @@ fn bind(address: SocketAddr, may_come: bool, device: Option<&str>) -> std::io::R
     Ok(socket.into())
 }
 
-/// The next free tunnel number after `last`. Freed ones are used again as late as possible: news of the tunnel before
-/// may still be on its way.
-pub(super) fn free_number(last: u16, in_use: impl Fn(u16) -> bool) -> Option<u16> {
-    let max = MAX_TUNNELS as u16;
-    let next = if last < max { last + 1 } else { 0 };
-    (next..max).chain(0..next).find(|number| !in_use(*number))
-}
-
 /// The peer's address if it is not to be learned: 0.0.0.0 or 127.0.0.1:9 say that it is (protocol section 4).
-pub(super) fn known(peer: SocketAddr) -> Option<SocketAddr> {
+fn known(peer: SocketAddr) -> Option<SocketAddr> {
     let learn = peer.ip().is_unspecified() || peer == SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     (!learn).then_some(peer)
 }
 
-pub(super) fn preference(mode: XdpMode) -> XdpPreference {
+fn preference(mode: XdpMode) -> XdpPreference {
     match mode {
         XdpMode::Auto => XdpPreference::Auto,
         XdpMode::Native => XdpPreference::Native,
@@ -413,8 +375,22 @@ pub(super) fn preference(mode: XdpMode) -> XdpPreference {
     }
 }
 
-pub(super) fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
-    if let Err(error) = result {
-        tracing::warn!("while removing a tunnel: {error}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_without_an_address_is_learned() {
+        for (text, is_known) in [
+            ("0.0.0.0:0", false),
+            ("0.0.0.0:6789", false),
+            ("[::]:0", false),
+            ("127.0.0.1:9", false),
+            ("127.0.0.1:6789", true),
+            ("192.0.2.1:9", true),
+        ] {
+            let peer: SocketAddr = text.parse().unwrap();
+            assert_eq!(known(peer), is_known.then_some(peer), "{text}");
+        }
     }
 }

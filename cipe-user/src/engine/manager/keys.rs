@@ -1,16 +1,16 @@
 //! Keys as the control thread keeps them: a receive key stays for a while beside its successor.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cipe_common::maps::{Slot, key_index};
 
-use super::Manager;
-use crate::kernel::keys::{KEY, KeyWriter};
+use crate::kernel::keys::{KEY, KeyReader, KeyWriter};
 
 /// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
 /// until then the peer may still use it, and perhaps for good.
 #[derive(Debug)]
-pub(super) struct Previous {
+struct Previous {
     /// Generation of the receive slot that holds the successor.
     successor: u64,
     /// Whether the peer has ever used it.
@@ -31,36 +31,67 @@ impl Previous {
     }
 }
 
-impl Manager {
-    /// Makes `key` the receive key; the one before it becomes the previous one. A peer may announce several keys before it
-    /// uses one, and go on under its old key until then: so a key that it has not used never takes the place of one that it
-    /// has.
-    pub(super) fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration) {
-        let Some(tenant) = self.tenants.get_mut(&number) else { return };
-        let used = tenant.counters.receive_key_used();
-        let previous = set_receive_key(&mut self.keys, number.into(), key, keep, used, tenant.previous.take());
-        if previous.is_some() {
-            self.aging.insert(number);
-        }
-        tenant.previous = previous;
+/// The keys of all tunnels.
+pub struct Keyring {
+    writer: KeyWriter,
+    /// The receive keys before the present ones, while they are kept.
+    previous: BTreeMap<u16, Previous>,
+}
+
+impl Keyring {
+    /// None yet.
+    pub fn new(writer: KeyWriter) -> Self {
+        Self { writer, previous: BTreeMap::new() }
     }
 
-    /// Empties the slots of previous keys whose time is over at `now`.
-    pub(super) fn forget_previous_keys(&mut self, now: Instant) {
-        self.aging.retain(|number| {
-            let Some(tenant) = self.tenants.get_mut(number) else { return false };
-            let used = tenant.counters.receive_key_used();
-            let over = tenant.previous.as_mut().is_none_or(|previous| previous.is_over(used, now));
+    /// Reads the keys, as workers do.
+    pub fn reader(&self) -> KeyReader {
+        self.writer.reader()
+    }
+
+    /// Puts a key into a slot of a tunnel.
+    pub fn set(&mut self, number: u16, slot: Slot, key: &[u8; KEY]) {
+        self.writer.set(number.into(), slot, key);
+    }
+
+    /// Empties a slot of a tunnel.
+    pub fn clear(&mut self, number: u16, slot: Slot) {
+        self.writer.clear(number.into(), slot);
+    }
+
+    /// Empties all slots of a tunnel.
+    pub fn clear_tunnel(&mut self, number: u16) {
+        self.previous.remove(&number);
+        self.writer.clear_tunnel(number.into());
+    }
+
+    /// How long ago a key was put into a slot.
+    pub fn age(&self, number: u16, slot: Slot) -> Option<Duration> {
+        self.writer.age(number.into(), slot)
+    }
+
+    /// Makes `key` the receive key; the one before it becomes the previous one. A peer may announce several keys before it
+    /// uses one, and go on under its old key until then: so a key that it has not used never takes the place of one that it
+    /// has. `used`: generation of the receive key that the peer began with last.
+    pub fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration, used: u64) {
+        let previous = self.previous.remove(&number);
+        let previous = set_receive_key(&mut self.writer, number.into(), key, keep, used, previous);
+        self.previous.extend(previous.map(|previous| (number, previous)));
+    }
+
+    /// Empties the slots of previous keys whose time is over at `now`; `used`: as above, by tunnel.
+    pub fn forget_previous(&mut self, used: impl Fn(u16) -> u64, now: Instant) {
+        self.previous.retain(|number, previous| {
+            let over = previous.is_over(used(*number), now);
             if over {
-                tenant.previous = None;
-                self.keys.clear((*number).into(), Slot::Previous);
+                self.writer.clear((*number).into(), Slot::Previous);
             }
             !over
         });
     }
 }
 
-/// [`Manager::set_receive_key`] on the slots of one tunnel; returns what becomes of its previous key. `used`: generation of
+/// [`Keyring::set_receive_key`] on the slots of one tunnel; returns what becomes of its previous key. `used`: generation of
 /// the receive key that the peer began with last.
 fn set_receive_key(
     keys: &mut KeyWriter,

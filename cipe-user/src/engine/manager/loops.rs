@@ -3,11 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use cipe_common::Verdict;
-
-use super::Manager;
 use crate::control::protocol::Protocol;
-use crate::kernel::nexthop::NextHop;
 use crate::kernel::zone::Shown;
 
 /// Where the route to a tunnel's peer leads.
@@ -70,51 +66,6 @@ pub fn line_of_round(target: SocketAddr) -> String {
     format!(
         "looped route: datagrams to {target} go round through other tunnels; add a route to {ip} over the carrier device"
     )
-}
-
-impl Manager {
-    /// Where a tunnel leads whose datagrams leave by the device of this ifindex.
-    pub(super) fn leads(&self, number: u16, ifindex: u32) -> Leads {
-        let mut device = ifindex;
-        // More steps than there are tunnels have met one twice: others go round, and end there.
-        for step in 0..=self.tenants.len() {
-            match self.devices.get(&device) {
-                None => return Leads::Out,
-                Some(through) if *through == number => return if step == 0 { Leads::Inward } else { Leads::Round },
-                Some(through) => match self.tenants.get(through).and_then(|tenant| tenant.looked_up) {
-                    Some(hop) => device = hop.ifindex,
-                    None => return Leads::Out,
-                },
-            }
-        }
-        Leads::Out
-    }
-
-    /// Tunnels whose way leads elsewhere since that of another tunnel has changed: number, target and next hop.
-    pub(super) fn changed_by_others(&self) -> Vec<(u16, SocketAddr, NextHop)> {
-        let mut changed = Vec::new();
-        for (number, tenant) in &self.tenants {
-            let Some(hop) = tenant.looked_up.filter(|hop| self.devices.contains_key(&hop.ifindex)) else { continue };
-            if let Some(target) = tenant.target().filter(|_| self.leads(*number, hop.ifindex) != tenant.leads) {
-                changed.push((*number, target, hop));
-            }
-        }
-        changed
-    }
-
-    /// Takes up where a tunnel leads; returns what is to be said of it. Of a way into the tunnel itself nothing, until a
-    /// datagram has come in by it.
-    pub(super) fn set_leads(&mut self, number: u16, leads: Leads) -> Option<String> {
-        let counted = self.programs.verdicts(number.into()).map_or(0, |all| all[Verdict::RouteLoop as usize]);
-        let tenant = self.tenants.get_mut(&number)?;
-        let before = std::mem::replace(&mut tenant.leads, leads);
-        if before != leads {
-            tenant.loops.forget(counted);
-            tenant.rounds.forget(tenant.counters.of(Verdict::RouteLoop));
-        }
-        let target = tenant.target()?;
-        (leads == Leads::Round && before != leads).then(|| line_of_round(target))
-    }
 }
 
 #[cfg(test)]

@@ -1,64 +1,66 @@
 //! The control thread: connections, devices, maps and routes. No packet passes through it but key exchange.
 
+//!
+//! It is an event loop over rooms, each a struct of its own. What is to be waited for is a job, whose end is an event ([`jobs`]):
+//! no worker that hangs stops the other tunnels' commands.
+
 mod attach;
 mod carriers;
 mod connections;
 mod copying;
+mod departure;
+mod doors;
+mod followers;
 mod habit;
 mod hubs;
+mod jobs;
 mod keys;
 mod lan;
+mod leads;
 mod loops;
 mod moved;
+mod platform;
 mod rivals;
 mod sizes;
+mod start;
 mod status;
 mod trial;
+mod tunnels;
 mod ways;
 mod workers;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use cipe_common::maps::{CHUNK, Slot, Tunnel as TunnelEntry};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use cipe_common::maps::Slot;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use super::carrier::UdpCarrier;
 use super::datapath::Message;
-use super::random::Random;
 use super::report::Report;
 use super::worker::Command;
-use super::{frames, locked};
 use crate::control::launch::Readiness;
-use crate::control::protocol::{Carrier, Cipher, Event, Protocol, Request};
+use crate::control::protocol::{Event, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::Server;
-use crate::engine::tunnel::counters::Tally;
-use crate::kernel::bpf::{LoadOptions, Programs, XdpPreference, remove_leftovers};
-use crate::kernel::device::Device;
-use crate::kernel::features::{self, Feature};
-use crate::kernel::hub::Inheritance;
-use crate::kernel::keys::KeyWriter;
-use crate::kernel::known_bad;
 use crate::kernel::links::{LinkChange, LinkEvent};
-use crate::kernel::netlink::Netlink;
-use crate::kernel::nexthop::{NextHop, NextHops, State, Timing};
-use crate::kernel::policies::{self, Policies};
-use crate::kernel::zone;
-use crate::xsk::{Umem, UmemConfig};
+use crate::kernel::policies::Policies;
 use carriers::Carriers;
-use connections::{Daemon, EVENTS, Said, converse};
+use connections::{Daemons, EVENTS, Said};
+use departure::Departure;
+use followers::Change;
 use hubs::Hubs;
-use keys::Previous;
+use jobs::Jobs;
+use keys::Keyring;
 use lan::Lans;
-use loops::{Leads, Loops};
+use moved::Moved;
+use platform::Platform;
 use rivals::Rivals;
-use sizes::Sizes;
-use workers::Workers;
+use start::Started;
+use tunnels::Tunnels;
+use ways::Ways;
 
 /// How the engine was asked to run.
 #[derive(Debug)]
@@ -75,10 +77,6 @@ pub struct EngineOptions {
     pub readiness: Readiness,
 }
 
-/// Octets of UMEM that a worker needs, and that the engine has at least; memory is used as its frames are.
-const UMEM_OF_WORKER: u32 = 32 << 20;
-const UMEM: u32 = 64 << 20;
-
 /// How long an engine without any tunnel waits for its first one.
 const FIRST_TUNNEL: Duration = Duration::from_secs(10);
 
@@ -88,145 +86,59 @@ const LAST_TUNNEL: Duration = Duration::from_secs(1);
 /// How often the manager looks at the clock.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// One tunnel as the control thread sees it.
-struct Tenant {
-    connection: u64,
-    /// Slot of the hub that its device stands on.
-    hub: usize,
-    device: Device,
-    cipher: Cipher,
-    protocol: Protocol,
-    carrier_door: Carrier,
-    xdp_mode: XdpPreference,
-    /// As the peer sees it.
-    me: SocketAddr,
-    /// As bound: the same, or any address of this host.
-    listens: SocketAddr,
-    peer: Option<SocketAddr>,
-    /// The peer is reached through a SOCKS5 server.
-    socks: Option<Socks>,
-    counters: Tally,
-    sizes: Sizes,
-    /// LAN card that it wants a short cut with, by name.
-    lan: Option<String>,
-    /// How long the worker may stay awake for it.
-    busy_poll: Duration,
-    /// Next hop to the peer, as it was last known.
-    hop: Option<NextHop>,
-    /// Carrier device that AF_XDP sockets are open on for it, by ifindex.
-    carrier: Option<u32>,
-    /// Carrier device that could not be opened for it, until something changes about that.
-    refused: Option<u32>,
-    /// Mark of its datagrams; 0: none.
-    mark: u32,
-    /// Next hop to the peer as the kernel tells it, also where that is none to use.
-    looked_up: Option<NextHop>,
-    /// Where that leads.
-    leads: Leads,
-    /// Its datagrams that came into the tunnel itself.
-    loops: Loops,
-    /// Its packets that came back to it through other tunnels.
-    rounds: Loops,
-    /// The receive key before the present one, while it is kept.
-    previous: Option<Previous>,
-    notes: Vec<String>,
-    /// Datagrams of impossible lengths that were told of: by the programs, by the worker.
-    bogus: (u64, u64),
-    /// What the way out is, where it is not by AF_XDP.
-    door: Option<String>,
-    /// Device that its UDP socket is bound to, by name.
-    carrier_device: Option<String>,
-    /// That socket.
-    carrier_socket: UdpCarrier,
-    /// Name of the device that its link-local carrier addresses belong to, if it has such.
-    zone_name: Option<String>,
-    /// Forwards news of the way to the peer.
-    follower: Option<tokio::task::AbortHandle>,
+/// How a job of the manager has ended.
+enum Outcome {
+    /// The workers have taken the tunnel that this connection attaches, or not in time.
+    Taken { number: u16, connection: u64, in_time: bool },
+    /// What went with some tunnels is taken down.
+    Departed(Departure),
+    /// A carrier device has passed between the UDP sockets and AF_XDP, or not.
+    Carrier(carriers::Ended),
+    /// A LAN card has a short cut, or does not get one.
+    Lan(lan::Opened),
+    /// The losses of these tunnels are counted, for the status that this connection asked for.
+    Counted { connection: u64, numbers: Vec<u16> },
 }
 
-/// The SOCKS5 server of a tunnel, whose TCP connection is the daemon's.
-#[derive(Clone, Copy, Debug)]
-struct Socks {
-    server: SocketAddr,
-    /// Where it relays datagrams, while it does.
-    relay: Option<SocketAddr>,
+impl From<carriers::Ended> for Outcome {
+    fn from(ended: carriers::Ended) -> Self {
+        Self::Carrier(ended)
+    }
 }
 
-impl Tenant {
-    /// Where datagrams are sent.
-    fn target(&self) -> Option<SocketAddr> {
-        self.socks.map_or(self.peer, |socks| socks.relay)
-    }
-
-    /// What the programs must know of it.
-    fn entry(&self) -> TunnelEntry {
-        // A link-local address of another device may be there inside, too.
-        let may_go_round = |target: &SocketAddr| zone::of(*target).is_none_or(|zone| zone == self.device.index);
-        self.sizes.entry(self.hub, self.device.mac, self.target().filter(may_go_round))
-    }
-
-    /// Index of the device that its link-local carrier addresses belong to.
-    fn zone(&self) -> Option<u32> {
-        zone::of(self.listens).or(self.target().and_then(zone::of))
-    }
-
-    /// Notes what that device is called.
-    fn name_zone(&mut self) {
-        self.zone_name = self.zone().map(zone::name);
+impl From<lan::Opened> for Outcome {
+    fn from(opened: lan::Opened) -> Self {
+        Self::Lan(opened)
     }
 }
 
 struct Manager {
     stay: bool,
-    programs: Programs,
-    keys: KeyWriter,
-    netlink: Netlink,
-    next_hops: NextHops,
-    umem: Umem,
-    /// Live frames can be sent from that memory.
-    sends_live: bool,
-    /// What the kernel lacks.
-    lacks: Vec<Feature>,
-    workers: Workers,
+    platform: Arc<Platform>,
+    jobs: Jobs<Outcome>,
+    keys: Keyring,
     carriers: Carriers,
     lans: Lans,
     hubs: Hubs,
-    tenants: HashMap<u16, Tenant>,
-    /// Tunnels by the ifindex of their devices.
-    devices: HashMap<u32, u16>,
-    /// Tunnels with a previous receive key.
-    aging: BTreeSet<u16>,
-    /// Carrier devices that were refused to some tunnel.
-    refused: BTreeSet<u32>,
-    /// What of those was refused for another program.
+    tunnels: Tunnels,
+    daemons: Daemons,
+    ways: Ways,
+    /// XDP programs of others on carrier devices.
     rivals: Rivals,
     /// What AF_XDP would pass by.
     policies: watch::Receiver<Policies>,
-    /// Part of the devices' addresses that no engine before had.
-    salt: [u8; 3],
-    connections: HashMap<u64, Daemon>,
-    /// Where the connections' tasks speak to it.
-    say: mpsc::Sender<Said>,
-    /// Where followers tell of new ways.
-    ways: mpsc::Sender<News>,
-    /// Number of the last tunnel made.
-    last_number: u16,
+    /// Tunnel devices in other network namespaces.
+    moved: Moved,
+    /// How many departures are under way.
+    departing: usize,
+    /// Requests that wait for them: whoever attaches may want the name or the port of one that goes.
+    waiting: VecDeque<(u64, Request)>,
     /// Whether a daemon ever asked for a tunnel.
     was_asked: bool,
     /// What the workers were told last.
     busy_poll: Duration,
     /// Which part of very many tunnels is looked at next.
     turn: usize,
-    /// When devices in other network namespaces are looked for next.
-    next_look: Instant,
-}
-
-/// The way to a tunnel's peer has changed.
-struct News {
-    tunnel: u16,
-    /// The peer that was followed; the tunnel may have another by now.
-    peer: SocketAddr,
-    state: State,
 }
 
 /// Runs the engine until its last tunnel has gone, or SIGTERM or SIGINT; a second one of these ends it at once.
@@ -243,98 +155,32 @@ pub fn run(options: EngineOptions) -> anyhow::Result<()> {
 
 async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let server = Server::bind(options.run_dir)?;
-    let netlink = Netlink::new()?;
-    raise_descriptor_limit();
-    let Inheritance { swept, hubs } = netlink.inherit().await?;
-    for name in swept {
-        tracing::info!("{name}: left by an engine that died; removed");
-    }
-    let count = match options.workers {
-        Some(count) => count,
-        None => workers::suitable_count(netlink.most_receive_queues(&hubs).await?),
-    };
-    let lacks = features::missing();
-    for lack in &lacks {
-        tracing::info!("this kernel lacks {lack}");
-    }
-    for fault in known_bad::of_running() {
-        tracing::warn!("{fault}");
-    }
-    let debug = tracing::enabled!(tracing::Level::DEBUG);
-    let frame_size = frames::frame_size(options.largest_mtu);
-    let frames = UMEM.max(count as u32 * UMEM_OF_WORKER) / frame_size;
-    let (wanted, limit) = (frames, locked::limit());
-    let frames = locked::frames(wanted, frame_size, limit);
-    if frames < wanted {
-        tracing::warn!(
-            "locked memory is limited to {} KiB, which is room for {frames} frames of {wanted}: bursts may be lost; grant \
-             CAP_IPC_LOCK, or raise RLIMIT_MEMLOCK (LimitMEMLOCK= of the service)",
-            limit.unwrap_or_default() >> 10
-        );
-    }
-    let umem = UmemConfig { frames, frame_size, ..UmemConfig::default() };
-    // Live frames are sent from the memory of a map; larger ones than its values are not.
-    let sends_live = frame_size as usize == CHUNK;
-    let chunks = if sends_live { frames } else { 1 };
-    // What does not fit into one descriptor goes the kernel's way.
-    let largest_frame =
-        if lacks.contains(&Feature::MultiBuffer) { frames::largest_received(frame_size) } else { u32::MAX };
-    let load = LoadOptions { debug, workers: count as u32, chunks, largest_frame, ..LoadOptions::default() };
-    let mut programs = Programs::load(&load)?;
-    for hub in &hubs {
-        remove_leftovers(hub.index);
-    }
-    if let Some(logs) = programs.logs() {
-        tokio::spawn(async {
-            let error = logs.await;
-            tracing::warn!("the eBPF programs' log: {error}; what they say is lost from now on");
-        });
-    }
-    let keys = programs.take_keys().context("the key map has another writer")?;
-    let (umem, pool) = if sends_live { Umem::over(programs.chunks(), umem)? } else { Umem::new(umem)? };
-    let (to_manager, mut reports) = mpsc::channel(1024);
-    let next_hops = NextHops::new(&netlink, Timing::default()).await?;
-    let (workers, mut ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
-    let mut links = netlink.watch_links().await?;
-    let mut addresses = netlink.watch_addresses().await?;
-    programs.set_local_addresses(&addresses.borrow_and_update())?;
-    let policies = policies::follow(&netlink).await?;
-    let mut new_policies = policies.clone();
     let (say, mut said) = mpsc::channel(64);
     let (ways, mut new_ways) = mpsc::channel(256);
-    let (pictures, mut new_pictures) = mpsc::channel(1);
+    let Started { platform, keys, hubs, salt, next_hops, mut followers, mut reports, mut ends } =
+        start::start(options.workers, options.largest_mtu).await?;
     let mut manager = Manager {
         stay: options.stay,
-        programs,
-        keys,
-        netlink,
-        next_hops,
-        umem,
-        sends_live,
-        lacks,
-        workers,
-        carriers: Carriers::default(),
-        lans: Lans::new(pictures),
-        hubs: Hubs::inherited(hubs),
-        tenants: HashMap::new(),
-        devices: HashMap::new(),
-        aging: BTreeSet::new(),
-        refused: BTreeSet::new(),
-        rivals: Rivals::default(),
-        policies,
-        salt: Random::new()?.octets(),
-        connections: HashMap::new(),
-        say,
-        ways,
-        last_number: u16::MAX,
+        jobs: Jobs::new(),
+        keys: Keyring::new(keys),
+        carriers: Carriers::new(platform.clone()),
+        lans: Lans::new(platform.clone()),
+        hubs: Hubs::inherited(platform.clone(), hubs, salt),
+        tunnels: Tunnels::default(),
+        daemons: Daemons::new(say),
+        ways: Ways::new(next_hops, ways),
+        rivals: Rivals::new(platform.clone()),
+        policies: followers.policies(),
+        moved: Moved::default(),
+        departing: 0,
+        waiting: VecDeque::new(),
         was_asked: false,
         busy_poll: Duration::ZERO,
         turn: 0,
-        next_look: Instant::now(),
+        platform,
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut connections = 0;
     let started = Instant::now();
     let mut look = tokio::time::interval(LOOK);
     // Set after a failed accept: the next one waits for a look at the clock, or for a connection to go.
@@ -343,56 +189,35 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     options.readiness.up()?;
     let ended = loop {
         tokio::select! {
-            connection = server.accept(), if !accept_later => match connection {
-                Ok(connection) => {
-                    connections += 1;
-                    let (sender, events) = mpsc::channel(EVENTS);
-                    let pid = connection.peer().map_or(0, |peer| peer.pid.unsigned_abs());
-                    manager.connections.insert(connections, Daemon { pid, tunnel: None, events: sender });
-                    tokio::spawn(converse(connections, connection, events, manager.say.clone()));
-                }
+            connection = server.accept(), if !accept_later && !manager.is_ending() => match connection {
+                Ok(connection) => manager.daemons.enter(connection),
                 Err(error) => {
                     tracing::warn!("control socket: {error}");
                     accept_later = true;
                 }
             },
             Some(first) = said.recv() => manager.hear_all(first, &mut said).await,
-            Some((number, report)) = reports.recv() => match report {
-                Report::Event(event) => manager.tell(number, event),
-                Report::NewPeer { peer, worker } => {
-                    manager.workers.tell_others(worker, || Command::SetPeer(number, peer));
-                    manager.new_peer(number, peer);
-                }
-                Report::SingleFrames => manager.saw_single_frames(number).await,
-                Report::ManySent => manager.saw_many_sent(number).await,
-            },
+            Some((number, report)) = reports.recv() => manager.hear_worker(number, report).await,
             Some(worker) = ends.recv() => {
                 break Err(anyhow::anyhow!("worker thread {worker} has ended; the system log says why"));
             }
             Some(news) = new_ways.recv() => manager.take_in(news).await,
-            event = links.recv() => match event {
-                Some(event) => manager.link_changed(&event).await,
-                None => break Err(anyhow::anyhow!("network devices cannot be followed any longer; the system log says why")),
+            change = followers.next() => match change {
+                Ok(change) => manager.take_up(change).await,
+                Err(error) => break Err(error),
             },
-            changed = addresses.changed() => match changed {
-                Ok(()) => manager.set_local_addresses(&addresses.borrow_and_update()),
-                Err(_) => break Err(anyhow::anyhow!("addresses cannot be followed any longer; the system log says why")),
+            picture = manager.lans.next_picture() => match picture {
+                Ok(()) => manager.renew_lans(),
+                Err(error) => break Err(error),
             },
-            changed = new_policies.changed() => match changed {
-                Ok(()) => manager.choose_all_doors().await,
-                Err(_) => break Err(anyhow::anyhow!("IPsec policies cannot be followed any longer; the system log says why")),
+            outcome = manager.jobs.next() => match outcome {
+                Ok(outcome) => manager.finish(outcome).await,
+                Err(error) => break Err(error),
             },
-            Some(picture) = new_pictures.recv() => manager.take_picture(picture),
             _ = terminate.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = interrupt.recv() => if last_moment.replace(Instant::now() + LAST_TUNNEL).is_some() { break Ok(()) },
             _ = look.tick() => {
-                manager.forget_previous_keys(Instant::now());
-                manager.tell_of_drops(Instant::now());
-                manager.tend_lans(Instant::now()).await;
-                manager.tend_rivals(Instant::now()).await;
-                manager.tend_carriers(Instant::now()).await;
-                manager.tend_zero_copy(Instant::now()).await;
-                manager.tend_moved(Instant::now()).await;
+                manager.tend(Instant::now()).await;
                 accept_later = false;
             }
         }
@@ -408,9 +233,71 @@ impl Manager {
     /// Whether nothing is left to do.
     fn is_done(&self, last_moment: Option<Instant>, started: Instant) -> bool {
         match last_moment {
-            Some(last_moment) => self.tenants.is_empty() || last_moment <= Instant::now(),
-            None if self.stay || !self.tenants.is_empty() || !self.connections.is_empty() => false,
-            None => self.was_asked || started.elapsed() > FIRST_TUNNEL,
+            Some(last_moment) => (self.tunnels.is_empty() && self.departing == 0) || last_moment <= Instant::now(),
+            None if self.is_ending() => self.departing == 0,
+            None if self.stay || !self.tunnels.is_empty() || !self.daemons.is_empty() => false,
+            None => started.elapsed() > FIRST_TUNNEL,
+        }
+    }
+
+    /// Whether the last tunnel has gone, or is about to: who comes now gets another engine.
+    fn is_ending(&self) -> bool {
+        self.was_asked && !self.stay && self.tunnels.is_empty() && self.daemons.is_empty()
+    }
+
+    /// Looks at what nothing tells of.
+    async fn tend(&mut self, now: Instant) {
+        let tunnels = &self.tunnels;
+        let used = |number| tunnels.get(number).map_or(0, |tenant| tenant.counters.receive_key_used());
+        self.keys.forget_previous(used, now);
+        self.tell_of_drops(now);
+        self.tend_lans(now).await;
+        self.tend_rivals(now).await;
+        self.tend_carriers(now).await;
+        self.tend_zero_copy(now);
+        self.tend_moved(now).await;
+    }
+
+    /// Takes up how a job has ended.
+    async fn finish(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Taken { number, connection, in_time } => self.taken(number, connection, in_time).await,
+            Outcome::Departed(departure) => self.departed(departure).await,
+            Outcome::Carrier(carriers::Ended::Opened { ifindex, asker, unlikely, carrier }) => {
+                self.carrier_opened(ifindex, asker, unlikely, carrier).await;
+            }
+            Outcome::Carrier(carriers::Ended::Closed { ifindex }) => self.carrier_closed(ifindex).await,
+            Outcome::Lan(lan::Opened { ifindex, asker, lan }) => self.lan_opened(ifindex, asker, lan).await,
+            Outcome::Counted { connection, numbers } => self.tell_counted(connection, numbers),
+        }
+    }
+
+    /// Takes up what a worker reports of a tunnel. A daemon hears of its tunnel that it has it, and then of what comes through it.
+    async fn hear_worker(&mut self, number: u16, report: Report) {
+        if let Some(tenant) = self.tunnels.get_mut(number).filter(|tenant| !tenant.is_open) {
+            match tenant.early.len() < EVENTS {
+                true => tenant.early.push(report),
+                false => tracing::debug!("{}: too much comes before it is made", tenant.device.name),
+            }
+            return;
+        }
+        match report {
+            Report::Event(event) => self.daemons.tell(number, event),
+            Report::NewPeer { peer, worker } => {
+                self.platform.workers.tell_others(worker, || Command::SetPeer(number, peer));
+                self.new_peer(number, peer);
+            }
+            Report::SingleFrames => self.saw_single_frames(number).await,
+            Report::ManySent => self.saw_many_sent(number).await,
+        }
+    }
+
+    /// Takes up what has changed in the kernel.
+    async fn take_up(&mut self, change: Change) {
+        match change {
+            Change::Link(event) => self.link_changed(&event).await,
+            Change::Addresses(addresses) => self.set_local_addresses(&addresses),
+            Change::Policies => self.choose_all_doors().await,
         }
     }
 
@@ -422,105 +309,79 @@ impl Manager {
         let mut going = Vec::new();
         for said in waiting {
             match said {
-                Said::Closed(connection) => {
-                    going.extend(self.connections.remove(&connection).and_then(|daemon| daemon.tunnel));
-                }
-                Said::Counted(connection, numbers) => self.tell_counted(connection, numbers),
+                Said::Closed(connection) => going.extend(self.daemons.leave(connection)),
                 Said::Request(connection, request) => {
-                    // Whoever attaches may want the name or the port of one that has gone.
                     if matches!(request, Request::Attach(_)) {
-                        self.detach_all(&std::mem::take(&mut going)).await;
+                        self.detach_all(&std::mem::take(&mut going));
                     }
-                    self.carry_out(connection, request).await;
+                    self.hear(connection, request).await;
                 }
             }
         }
-        self.detach_all(&going).await;
+        self.detach_all(&going);
+    }
+
+    /// Carries out a request in its turn: a tunnel is made when no other goes, and nobody overtakes himself.
+    async fn hear(&mut self, connection: u64, request: Request) {
+        let waits = self.waiting.iter().any(|(other, _)| *other == connection);
+        match waits || (self.departing > 0 && matches!(request, Request::Attach(_))) {
+            true => self.waiting.push_back((connection, request)),
+            false => self.carry_out(connection, request).await,
+        }
     }
 
     async fn carry_out(&mut self, connection: u64, request: Request) {
-        let number = self.tunnel_of(connection);
+        let number = self.daemons.tunnel_of(connection);
         match (request, number) {
             (Request::Attach(attach), _) => {
                 self.was_asked = true;
-                let event = match self.attach(connection, &attach).await {
-                    Ok(number) => self.attached(number),
-                    Err(error) => Event::Failed { message: format!("{error:#}") },
-                };
-                self.say(connection, event);
+                self.attach(connection, &attach).await;
             }
             (Request::Status, _) => self.tell_status(connection),
-            (_, None) => {
-                self.say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() });
-            }
+            (_, None) => self
+                .daemons
+                .say(connection, Event::Failed { message: "no tunnel is attached; attach one first".into() }),
             (Request::OwnStatus, Some(number)) => self.tell_status_of(connection, vec![number]),
-            (Request::SetSendKey { key }, Some(number)) => self.keys.set(number.into(), Slot::Send, &key.0),
+            (Request::SetSendKey { key }, Some(number)) => self.keys.set(number, Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => {
-                self.keys.clear(number.into(), Slot::Send);
-                self.workers.tell_home(number, Command::SendKeyDropped(number));
+                self.keys.clear(number, Slot::Send);
+                self.platform.workers.tell_home(number, Command::SendKeyDropped(number));
             }
             (Request::SetSendLimits { packets, octets, paced }, Some(number)) => {
-                self.workers.tell_all(|_| Command::SetSendLimits(number, packets, octets, paced));
+                self.platform.workers.tell_all(|_| Command::SetSendLimits(number, packets, octets, paced));
             }
             (Request::SetPeer { peer }, Some(number)) => {
-                self.workers.tell_all(|_| Command::SetPeer(number, peer));
+                self.platform.workers.tell_all(|_| Command::SetPeer(number, peer));
                 self.new_peer(number, peer);
             }
             (Request::SetRelay { relay }, Some(number)) => self.set_relay(number, relay),
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
-                self.set_receive_key(number, &key.0, Duration::from_millis(keep_ms));
+                let used = self.tunnels.get(number).map_or(0, |tenant| tenant.counters.receive_key_used());
+                self.keys.set_receive_key(number, &key.0, Duration::from_millis(keep_ms), used);
             }
             (Request::SendClear { datagram, to }, Some(number)) => match hex::decode(&datagram) {
-                Ok(datagram) => self.workers.tell_home(number, Command::SendClear(number, to, datagram)),
+                Ok(datagram) => self.platform.workers.tell_home(number, Command::SendClear(number, to, datagram)),
                 Err(error) => {
-                    self.say(connection, Event::Failed { message: format!("datagram: {error}; send hexadecimal") });
+                    self.daemons
+                        .say(connection, Event::Failed { message: format!("datagram: {error}; send hexadecimal") });
                 }
             },
             (Request::SendControl { payload, under, announces }, Some(number)) => match hex::decode(&payload) {
                 Ok(message) => {
-                    self.workers
+                    self.platform
+                        .workers
                         .tell_home(number, Command::SendControl(number, Message { octets: message, under, announces }));
                 }
                 Err(error) => {
-                    self.say(connection, Event::Failed { message: format!("payload: {error}; send hexadecimal") });
+                    self.daemons
+                        .say(connection, Event::Failed { message: format!("payload: {error}; send hexadecimal") });
                 }
             },
         }
     }
 
-    fn tunnel_of(&self, connection: u64) -> Option<u16> {
-        self.connections.get(&connection)?.tunnel
-    }
-
-    fn attached(&self, number: u16) -> Event {
-        match self.tenants.get(&number) {
-            Some(tenant) => {
-                let mut notes = tenant.notes.clone();
-                notes.extend(self.carrier_note(tenant));
-                Event::Attached { device: tenant.device.name.clone(), me: tenant.me, notes }
-            }
-            None => Event::Failed { message: "the tunnel went while it was made".into() },
-        }
-    }
-
-    /// Says something to a daemon. One that does not listen loses it; what matters comes again.
-    fn say(&self, connection: u64, event: Event) {
-        if let Some(daemon) = self.connections.get(&connection)
-            && daemon.events.try_send(event).is_err()
-        {
-            tracing::debug!("control connection {connection} does not listen");
-        }
-    }
-
-    /// Says something to the daemon of a tunnel.
-    fn tell(&self, number: u16, event: Event) {
-        if let Some(connection) = self.tenants.get(&number).map(|tenant| tenant.connection) {
-            self.say(connection, event);
-        }
-    }
-
     fn set_local_addresses(&mut self, addresses: &HashSet<IpAddr>) {
-        if let Err(error) = self.programs.set_local_addresses(addresses) {
+        if let Err(error) = self.platform.programs().set_local_addresses(addresses) {
             tracing::warn!("{error}; datagrams for some of this host's addresses go by UDP sockets");
         }
     }
@@ -528,66 +389,49 @@ impl Manager {
     /// Takes up that a tunnel has another peer, and tells its daemon.
     fn new_peer(&mut self, number: u16, peer: SocketAddr) {
         self.follow(number, peer);
-        self.tell(number, Event::NewPeer { peer });
+        self.daemons.tell(number, Event::NewPeer { peer });
     }
 
     async fn link_changed(&mut self, event: &LinkEvent) {
         self.lan_changed(event).await;
+        let number = self.tunnels.of_device(event.ifindex);
         match event.change {
             LinkChange::Down | LinkChange::Deleted => {
                 let deleted = event.change == LinkChange::Deleted;
                 // The visible end of an Ethernet tunnel's pair is its device.
-                let tunnels = match (self.devices.get(&event.ifindex), self.hubs.of_device(event.ifindex)) {
-                    (Some(number), _) => vec![*number],
-                    (None, Some(hub)) => self.lose_hub(hub, deleted),
+                let tunnels = match (number, self.hubs.of_device(event.ifindex)) {
+                    (Some(number), _) => vec![number],
+                    (None, Some(hub)) => {
+                        let numbers = self.tunnels.numbers(|tenant| tenant.hub == hub);
+                        self.hubs.lose(hub, deleted, !numbers.is_empty());
+                        numbers
+                    }
                     (None, None) => Vec::new(),
                 };
                 for number in tunnels {
                     self.device_left(number, deleted).await;
                 }
                 if deleted {
-                    self.close_carrier(event.ifindex).await;
+                    self.close_carrier(event.ifindex);
                 }
             }
             LinkChange::Changed => {
-                if let Some((number, mac)) = self.devices.get(&event.ifindex).copied().zip(event.mac) {
+                if let Some((number, mac)) = number.zip(event.mac) {
                     self.set_private_address(number, mac);
                     self.set_device_mtu(number, event.mtu as usize);
                 }
             }
             LinkChange::Renamed => {
                 self.renamed(event.ifindex, &event.name);
-                self.tenants
-                    .values_mut()
-                    .filter(|tenant| tenant.zone() == Some(event.ifindex))
-                    .for_each(Tenant::name_zone);
+                for (_, tenant) in self.tunnels.iter_mut().filter(|(_, tenant)| tenant.zone() == Some(event.ifindex)) {
+                    tenant.name_zone();
+                }
                 self.carrier_device_came(&event.name, event.ifindex);
             }
             LinkChange::Added => self.carrier_device_came(&event.name, event.ifindex),
             LinkChange::Up => {}
         }
-        if self.refused.remove(&event.ifindex) {
-            for tenant in self.tenants.values_mut() {
-                tenant.refused.take_if(|refused| *refused == event.ifindex);
-            }
-        }
-    }
-
-    /// Ends all tunnels. Their daemons live on, or they would have gone before, and so do their devices.
-    async fn close(mut self) {
-        for number in self.tenants.keys().copied().collect::<Vec<_>>() {
-            if let Some(tenant) = self.disconnect(number).await {
-                tracing::info!("{}: drops all traffic until another engine takes it over", tenant.device.name);
-            }
-        }
-    }
-}
-
-/// A tunnel takes two descriptors: its UDP socket, and its daemon's connection.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        tracing::debug!("RLIMIT_NOFILE stays as it is: {error}");
+        self.tunnels.forget_refusal(event.ifindex);
     }
 }
 

@@ -6,10 +6,9 @@ use std::time::Instant;
 use cipe_common::maps::{CarrierAddress, PrivateAddress, Tunnel as TunnelEntry};
 
 use super::Manager;
-use super::attach::log_failure;
+use super::platform::log_failure;
 use crate::control::protocol::{Attach, Protocol};
 use crate::engine::carrier::socks;
-use crate::engine::frames;
 use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::engine::worker::Command;
 use crate::inner::headers::Version;
@@ -85,8 +84,8 @@ impl Manager {
     /// Takes up the MTU that an operator has given to a tunnel's device, in octets. What the engine's frames have no room for stays
     /// too big.
     pub(super) fn set_device_mtu(&mut self, number: u16, device: usize) {
-        let Some(tenant) = self.tenants.get_mut(&number).filter(|tenant| tenant.sizes.device != device) else { return };
-        let largest = frames::largest_mtu(self.umem.frame_size()) as usize - tenant.protocol.header();
+        let Some(tenant) = self.tunnels.get_mut(number).filter(|tenant| tenant.sizes.device != device) else { return };
+        let largest = self.platform.largest_mtu(tenant.protocol);
         tenant.sizes.device = device;
         tenant.sizes.told = false;
         tenant.sizes.mtu = TunnelMtu::of_device(device.min(largest));
@@ -94,27 +93,27 @@ impl Manager {
         if let Some((path, target)) = path {
             self.set_path_mtu(number, path, target.ip());
         }
-        let Some(tenant) = self.tenants.get(&number) else { return };
+        let Some(tenant) = self.tunnels.get(number) else { return };
         let mtu = tenant.sizes.mtu;
-        log_failure(self.programs.set_tunnel(number.into(), tenant.entry()));
-        self.workers.tell_all(|_| Command::SetDeviceMtu(number, device, mtu));
+        log_failure(self.platform.programs().set_tunnel(number.into(), tenant.entry()));
+        self.platform.workers.tell_all(|_| Command::SetDeviceMtu(number, device, mtu));
         match device > largest {
-            true => self.notice(
+            true => self.daemons.notice(
                 number,
                 format!(
                     "the interface's MTU is {device} now, and this engine was started for up to {largest}; larger packets are refused \
                      or cut"
                 ),
             ),
-            false => self.news(number, format!("the interface's MTU is {device} now")),
+            false => self.daemons.news(number, format!("the interface's MTU is {device} now")),
         }
     }
 
     /// Takes up the MTU of a tunnel's carrier path to `peer`, in octets; the worker must be told, too. Returns whether it has
     /// just become too small for anything.
     pub(super) fn set_path_mtu(&mut self, number: u16, path: usize, peer: IpAddr) -> bool {
-        let Some(tenant) = self.tenants.get_mut(&number) else { return false };
-        let largest = frames::largest_mtu(self.umem.frame_size()) as usize - tenant.protocol.header();
+        let Some(tenant) = self.tunnels.get_mut(number) else { return false };
+        let largest = self.platform.largest_mtu(tenant.protocol);
         let sizes = &mut tenant.sizes;
         if sizes.forced {
             return false;
@@ -132,15 +131,15 @@ impl Manager {
             let line = format!("{}: takes {octets} octets, the carrier path {path}", tenant.device.name);
             tracing::info!("{}", counted(&line, total));
         }
-        if let Err(error) = self.programs.set_tunnel(number.into(), entry) {
-            self.notice(number, format!("the MSS stays as it was: {error}"));
+        if let Err(error) = self.platform.programs().set_tunnel(number.into(), entry) {
+            self.daemons.notice(number, format!("the MSS stays as it was: {error}"));
         }
         if is_above {
             let text = format!(
                 "mtu {device} is above what the carrier's MTU of {path} leaves, {octets}; larger packets are refused or cut; set \
                  `mtu {octets}`"
             );
-            self.notice(number, text);
+            self.daemons.notice(number, text);
         }
         mtu == TunnelMtu::NONE
     }

@@ -5,9 +5,10 @@ use std::time::Instant;
 use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
 
-use super::connections::{Said, report};
-use super::{Leads, Manager, Tenant, loops};
-use crate::control::protocol::{Event, Status, WorkerShare};
+use super::loops::{self, Leads};
+use super::tunnels::Tenant;
+use super::{Manager, Outcome};
+use crate::control::protocol::{Status, WorkerShare};
 use crate::engine::worker::Command;
 use crate::repeats::has_doubled;
 
@@ -19,31 +20,26 @@ const LEAST_TURNS: usize = 4;
 
 impl Manager {
     /// Tells a connection the status of every tunnel.
-    pub(super) fn tell_status(&self, connection: u64) {
-        let mut numbers: Vec<u16> = self.tenants.keys().copied().collect();
+    pub(super) fn tell_status(&mut self, connection: u64) {
+        let mut numbers = self.tunnels.numbers(|_| true);
         numbers.sort_unstable();
         self.tell_status_of(connection, numbers);
     }
 
     /// Tells a connection the status of these tunnels.
-    pub(super) fn tell_status_of(&self, connection: u64, numbers: Vec<u16>) {
+    pub(super) fn tell_status_of(&mut self, connection: u64, numbers: Vec<u16>) {
         // They answer when they are done with the batch at hand: what has left this host before the question is counted in the
         // answer. One that does not get the CPU for so long leaves it for the next status.
-        let counted = self.workers.ask_all(|_, done| Command::CountLosses(done));
-        let say = self.say.clone();
-        tokio::spawn(async move {
+        let counted = self.platform.workers.ask_all(|_, done| Command::CountLosses(done));
+        self.jobs.start(async move {
             counted.in_time().await;
-            let _ = say.send(Said::Counted(connection, numbers)).await;
+            Outcome::Counted { connection, numbers }
         });
     }
 
     /// Tells a connection the status of these tunnels, whose losses are counted.
     pub(super) fn tell_counted(&self, connection: u64, numbers: Vec<u16>) {
-        let all = numbers.into_iter().filter_map(|number| self.status(number));
-        let all: Vec<Event> = all.map(|status| Event::Status(Box::new(status))).collect();
-        if let Some(daemon) = self.connections.get(&connection) {
-            tokio::spawn(report(daemon.events.clone(), all));
-        }
+        self.daemons.report(connection, numbers.into_iter().filter_map(|number| self.status(number)).collect());
     }
 
     /// Tells of datagrams that came into their own tunnel, and of datagrams of impossible lengths when there are twice as many
@@ -51,24 +47,24 @@ impl Manager {
     pub(super) fn tell_of_drops(&mut self, at: Instant) {
         let mut lines = Vec::new();
         // Some each time, and each every two seconds at most: a look costs system calls, and an idle engine should cost nothing.
-        let turns = self.tenants.len().div_ceil(LOOKS).max(LEAST_TURNS);
+        let turns = self.tunnels.len().div_ceil(LOOKS).max(LEAST_TURNS);
         self.turn = (self.turn + 1) % turns;
-        for (number, tenant) in &mut self.tenants {
-            if usize::from(*number) % turns != self.turn {
+        for (number, tenant) in self.tunnels.iter_mut() {
+            if usize::from(number) % turns != self.turn {
                 continue;
             }
-            let Ok(in_programs) = self.programs.verdicts((*number).into()) else { continue };
+            let Some(in_programs) = self.platform.verdicts(number) else { continue };
             if tenant.loops.see(in_programs[Verdict::RouteLoop as usize], at)
                 && let Some(target) = tenant.target()
             {
-                lines.push((*number, loops::line(target, tenant.protocol)));
+                lines.push((number, loops::line(target, tenant.protocol)));
             }
             // Where the look-up shows that the way goes round, that has been said.
             if tenant.rounds.see(tenant.counters.of(Verdict::RouteLoop), at)
                 && tenant.leads != Leads::Round
                 && let Some(target) = tenant.target()
             {
-                lines.push((*number, loops::line_of_round(target)));
+                lines.push((number, loops::line_of_round(target)));
             }
             let now = (in_programs[Verdict::BadLength as usize], tenant.counters.of(Verdict::BadLength));
             let (total, told) = (now.0 + now.1, tenant.bogus.0 + tenant.bogus.1);
@@ -76,19 +72,19 @@ impl Manager {
                 continue;
             }
             lines.push(match now.1 > tenant.bogus.1 {
-                true => (*number, format!("got bogus length={}; {total} so far", tenant.counters.bogus_length())),
-                false => (*number, format!("got bogus length, dropped by XDP; {total} so far")),
+                true => (number, format!("got bogus length={}; {total} so far", tenant.counters.bogus_length())),
+                false => (number, format!("got bogus length, dropped by XDP; {total} so far")),
             });
             tenant.bogus = now;
         }
         for (number, line) in lines {
-            self.notice(number, line);
+            self.daemons.notice(number, line);
         }
     }
 
     fn status(&self, number: u16) -> Option<Status> {
-        let tenant = self.tenants.get(&number)?;
-        let in_programs = self.programs.verdicts(number.into()).ok()?;
+        let tenant = self.tunnels.get(number)?;
+        let in_programs = self.platform.verdicts(number)?;
         let verdicts = Verdict::ALL
             .iter()
             .map(|verdict| (verdict.name().to_owned(), in_programs[*verdict as usize] + tenant.counters.of(*verdict)))
@@ -98,7 +94,7 @@ impl Manager {
         let slots =
             [(Slot::Static, "static"), (Slot::Send, "send"), (Slot::Receive, "receive"), (Slot::Previous, "previous")];
         let live = |slot| reader.read(key_index(number.into(), slot)).is_some();
-        let age = |slot| self.keys.age(number.into(), slot).map(|age| age.as_secs());
+        let age = |slot| self.keys.age(number, slot).map(|age| age.as_secs());
         let mut doors = tenant.notes.clone();
         doors.extend(self.carrier_note(tenant));
         doors.extend(tenant.door.clone());
@@ -115,14 +111,14 @@ impl Manager {
             verdicts,
             octets: tenant.counters.octets(),
             doors,
-            lacks: self.lacks.iter().map(ToString::to_string).collect(),
-            workers: (0..self.workers.count()).map(|worker| self.share(tenant, worker)).collect(),
+            lacks: self.platform.lacks.iter().map(ToString::to_string).collect(),
+            workers: (0..self.platform.workers.count()).map(|worker| self.share(tenant, worker)).collect(),
         })
     }
 
     fn share(&self, tenant: &Tenant, worker: usize) -> WorkerShare {
         let counters = tenant.counters.of_worker(worker);
         let (sent, delivered) = (counters.of(Verdict::Sent), counters.of(Verdict::Delivered));
-        WorkerShare { sent, delivered, helped: self.workers.helped(worker) }
+        WorkerShare { sent, delivered, helped: self.platform.workers.helped(worker) }
     }
 }

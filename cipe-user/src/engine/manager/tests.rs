@@ -1,34 +1,6 @@
-use super::attach::{free_number, known};
-use super::connections::report;
+use super::connections::{converse, report};
 use super::*;
-use crate::control::protocol::Status;
-use cipe_common::maps::MAX_TUNNELS;
-
-#[test]
-fn a_peer_without_an_address_is_learned() {
-    for (text, is_known) in [
-        ("0.0.0.0:0", false),
-        ("0.0.0.0:6789", false),
-        ("[::]:0", false),
-        ("127.0.0.1:9", false),
-        ("127.0.0.1:6789", true),
-        ("192.0.2.1:9", true),
-    ] {
-        let peer: SocketAddr = text.parse().unwrap();
-        assert_eq!(known(peer), is_known.then_some(peer), "{text}");
-    }
-}
-
-#[test]
-fn a_freed_number_is_used_again_as_late_as_possible() {
-    let last = MAX_TUNNELS as u16 - 1;
-    assert_eq!(free_number(u16::MAX, |_| false), Some(0));
-    assert_eq!(free_number(0, |_| false), Some(1));
-    assert_eq!(free_number(5, |number| number == 6), Some(7));
-    assert_eq!(free_number(last, |number| number == 0), Some(1));
-    assert_eq!(free_number(7, |number| number != 7), Some(7));
-    assert_eq!(free_number(7, |_| true), None);
-}
+use crate::control::protocol::{Cipher, Protocol, Status};
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_status_of_any_number_of_tunnels_arrives_whole() {
@@ -40,7 +12,7 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
     let connection = server.accept().await.unwrap();
     let (sender, events) = mpsc::channel(EVENTS);
     let (say, _said) = mpsc::channel(1);
-    tokio::spawn(converse(1, connection, events, say));
+    tokio::spawn(converse(1, connection, events, Default::default(), say));
     let status = |number| Status {
         device: format!("cipcb{number}"),
         protocol: Protocol::Ip,
@@ -55,7 +27,7 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
         lacks: Vec::new(),
         workers: Vec::new(),
     };
-    let all = (0..TUNNELS).map(|number| Event::Status(Box::new(status(number)))).collect();
+    let all = (0..TUNNELS).map(status).collect();
     tokio::spawn(report(sender, all));
     // A slow reader: everything that can wait somewhere does.
     for _ in 0..10_000 {
@@ -86,8 +58,26 @@ async fn what_a_daemon_said_before_it_went_is_heard() {
         let farewell = Request::SendControl { payload: "71".to_owned(), under: Default::default(), announces: false };
         client.send(&farewell).unwrap();
         drop(client);
-        tokio::spawn(converse(1, connection, events, say));
+        tokio::spawn(converse(1, connection, events, Default::default(), say));
         assert!(matches!(said.recv().await, Some(Said::Request(1, Request::SendControl { .. }))));
         assert!(matches!(said.recv().await, Some(Said::Closed(1))));
     }
+}
+
+/// A daemon that does not read would wait for ever for what it was told once.
+#[tokio::test(flavor = "current_thread")]
+async fn a_connection_that_loses_what_does_not_come_again_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::new(directory.path(), 1);
+    let server = Server::bind(run_dir.clone()).unwrap();
+    let _client = crate::control::client::Client::connect(&run_dir).unwrap();
+    let (say, mut said) = mpsc::channel(4);
+    let mut daemons = Daemons::new(say);
+    daemons.enter(server.accept().await.unwrap());
+    daemons.join(1, 7);
+    // Its task has no turn meanwhile.
+    (0..=EVENTS).for_each(|_| daemons.news(7, "what comes again".to_owned()));
+    daemons.tell(7, Event::DeviceDown);
+    assert!(matches!(said.recv().await, Some(Said::Closed(1))));
+    assert_eq!(daemons.leave(1), Some(7));
 }

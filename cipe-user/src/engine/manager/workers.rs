@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use cipe_common::maps::PRIVATE_QUEUES;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::engine::datapath::Crew;
 use crate::engine::report::Reports;
@@ -77,9 +78,9 @@ impl Workers {
 
     /// Tells all of them; what is returned tells when each has done it.
     pub fn ask_all(&self, mut command: impl FnMut(usize, Done) -> Command) -> Answers {
-        let (done, all_done) = mpsc::channel(1);
+        let (done, answers) = Answers::to_come();
         self.tell_all(|worker| command(worker, done.clone()));
-        Answers(all_done)
+        answers
     }
 
     /// Tells all but one.
@@ -95,13 +96,23 @@ impl Workers {
     }
 }
 
-/// What workers owe that were told to do something.
-pub struct Answers(mpsc::Receiver<()>);
+/// What workers owe that were told to do something. Only jobs wait for it, never the manager's loop: one that hangs would stop
+/// all tunnels.
+pub struct Answers {
+    all_done: mpsc::Receiver<()>,
+    deadline: Instant,
+}
 
 impl Answers {
+    /// Those to commands that carry a clone of what is returned beside them, from now on.
+    pub fn to_come() -> (Done, Self) {
+        let (done, all_done) = mpsc::channel(1);
+        (done, Self { all_done, deadline: Instant::now() + COMMAND_DEADLINE })
+    }
+
     /// Waits until each has done it; `false` if one has not within [`COMMAND_DEADLINE`].
     pub async fn in_time(mut self) -> bool {
-        let in_time = tokio::time::timeout(COMMAND_DEADLINE, self.0.recv()).await.is_ok();
+        let in_time = tokio::time::timeout_at(self.deadline, self.all_done.recv()).await.is_ok();
         if !in_time {
             let seconds = COMMAND_DEADLINE.as_secs();
             tracing::warn!("a worker has not done what it was told in {seconds} s: it gets no CPU, or hangs");

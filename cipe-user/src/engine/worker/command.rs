@@ -31,15 +31,15 @@ pub enum Command {
     /// Let what comes to the UDP sockets wait there, or no longer; the sender is dropped when it is so.
     HoldSockets(bool, Done),
     /// A hub, or an Ethernet tunnel's own pair, was opened: its slot, its hidden end's sockets, the way back in for superframes,
-    /// and which of both it is; the sender is dropped when frames can come.
-    AddHub(usize, Vec<Socket>, Injector, Ends, Done),
+    /// and which of both it is.
+    AddHub(usize, Vec<Socket>, Injector, Ends),
     /// The hub in this slot goes; the sender is dropped when its sockets are closed.
     RemoveHub(usize, Done),
     /// A LAN card was opened: its slot, its sockets, another way out, and whether that should take superframes; the sender is
     /// dropped when frames can come.
     AddLan(usize, Vec<Socket>, Injector, bool, Done),
-    /// The LAN card in this slot is no longer used; the sender is dropped when its sockets are closed.
-    RemoveLan(usize, Done),
+    /// The LAN card in this slot is no longer used.
+    RemoveLan(usize),
     /// What goes straight out of LAN cards.
     SetExits(Arc<LanTable>),
     /// A tunnel was made: its UDP socket, and the carrier addresses that are its own; the sender is dropped when frames can

@@ -299,7 +299,7 @@ impl Worker {
             Command::RemoveCarrier(slot, _done) => self.remove_carrier(slot),
             Command::EmptySockets(_done) => self.empty_sockets(),
             Command::HoldSockets(hold, _done) => self.sockets_held = hold,
-            Command::AddHub(slot, sockets, injector, ends, _done) => {
+            Command::AddHub(slot, sockets, injector, ends) => {
                 let fill = self.fill(8, self.hubs.iter().flatten().count(), sockets.len()).clamp(256, PRIVATE_FILL);
                 let ports = self.open_ports(sockets, Source::Hub(slot), fill);
                 if self.hubs.len() <= slot {
@@ -320,7 +320,7 @@ impl Worker {
                 }
                 self.lans[slot] = Some(PrivateDevice::lan(ports, injector, superframes));
             }
-            Command::RemoveLan(slot, _done) => {
+            Command::RemoveLan(slot) => {
                 let ports = self.lans.get_mut(slot).and_then(Option::take).map(PrivateDevice::into_ports);
                 self.close_ports(ports.unwrap_or_default());
             }

@@ -1,5 +1,6 @@
 //! LAN cards with a short cut (`lan`): opened with the first tunnel that wants one, closed after the last.
 
+mod card;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -7,30 +8,32 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cipe_common::maps::{LAN_QUEUES, Lan as LanEntry, LanRoute, MAX_LANS};
-use tokio::sync::mpsc;
+use anyhow::Context as _;
+use cipe_common::maps::{LanRoute, MAX_LANS};
+use tokio::sync::watch;
 
 use super::Manager;
-use super::attach::log_failure;
-use super::copying::{Copying, Got};
-use super::workers::share_of;
+use super::jobs::Jobs;
+use super::platform::Platform;
+use super::platform::log_failure;
 use crate::engine::lan::Table;
-use crate::engine::worker::Command;
-use crate::kernel::bpf::{XdpMode, XdpPreference};
+use crate::kernel::bpf::XdpPreference;
 use crate::kernel::forwarding::{self, Picture, Prefix};
 use crate::kernel::links::{Card, CardKind, LinkChange, LinkEvent};
-use crate::xsk::{Injector, MultiBuffer, SocketConfig};
+use card::Lan;
 
 /// Between two looks at what the kernel does not tell: neighbours in use, and whether it forwards at all.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The short cuts of an engine.
 pub struct Lans {
+    platform: Arc<Platform>,
     /// Cards in use, by ifindex.
     open: HashMap<u32, Lan>,
-    /// Where the follower of routes and neighbours tells.
-    pictures: mpsc::Sender<Picture>,
-    follows: bool,
+    /// Cards that are being opened, with their slots and the tunnels that wait for them.
+    opening: HashMap<u32, (usize, BTreeSet<u16>)>,
+    /// What the kernel forwards by, followed from the first wish for a short cut on.
+    pictures: Option<watch::Receiver<Picture>>,
     picture: Picture,
     /// What the programs have.
     installed: HashMap<Prefix, LanRoute>,
@@ -56,35 +59,21 @@ struct Taker {
     forwards: [bool; 2],
 }
 
-/// A LAN card with a short cut.
-struct Lan {
-    card: Card,
-    /// Index in the worker's table, and of its first socket in the map when multiplied by [`LAN_QUEUES`].
-    slot: usize,
-    flags: u32,
-    tunnels: BTreeSet<u16>,
-    /// Modes got, for people.
-    note: String,
-}
-
-impl Lan {
-    fn entry(&self) -> LanEntry {
-        LanEntry {
-            sockets: self.slot as u32 * LAN_QUEUES,
-            flags: self.flags,
-            mac: self.card.mac.unwrap_or_default(),
-            ..LanEntry::default()
-        }
-    }
+/// What has come of opening a card for this tunnel.
+pub struct Opened {
+    pub ifindex: u32,
+    pub asker: u16,
+    pub lan: anyhow::Result<Box<Lan>>,
 }
 
 impl Lans {
-    /// None yet; pictures of what the kernel forwards by are to be sent there, for [`Manager::take_picture`].
-    pub fn new(pictures: mpsc::Sender<Picture>) -> Self {
+    /// None yet.
+    pub fn new(platform: Arc<Platform>) -> Self {
         Self {
+            platform,
             open: HashMap::new(),
-            pictures,
-            follows: false,
+            opening: HashMap::new(),
+            pictures: None,
             picture: Picture::default(),
             installed: HashMap::new(),
             table: Arc::default(),
@@ -94,9 +83,9 @@ impl Lans {
         }
     }
 
-    /// Whether the device is a card with a short cut.
+    /// Whether the device is a card with a short cut, or about to be.
     pub fn has(&self, ifindex: u32) -> bool {
-        self.open.contains_key(&ifindex)
+        self.open.contains_key(&ifindex) || self.opening.contains_key(&ifindex)
     }
 
     fn of_tunnel(&self, number: u16) -> Option<&Lan> {
@@ -111,205 +100,216 @@ impl Lans {
             (None, hindrance) => hindrance.cloned(),
         }
     }
+
+    /// Waits until the kernel forwards by something else; for ever if nobody ever wanted a short cut. Cancel safe.
+    ///
+    /// # Errors
+    /// It cannot be followed any longer.
+    pub async fn next_picture(&mut self) -> anyhow::Result<()> {
+        let Some(pictures) = &mut self.pictures else { return std::future::pending().await };
+        pictures
+            .changed()
+            .await
+            .context("routes of short cuts cannot be followed any longer; the system log says why")?;
+        self.picture = pictures.borrow_and_update().clone();
+        Ok(())
+    }
+
+    /// Follows what the kernel forwards by, from the first call on.
+    async fn follow(&mut self) -> anyhow::Result<()> {
+        if self.pictures.is_none() {
+            let mut pictures = forwarding::follow(&self.platform.netlink).await?;
+            self.picture = pictures.borrow_and_update().clone();
+            self.pictures = Some(pictures);
+        }
+        Ok(())
+    }
+
+    /// Has a tunnel use the card if that is open, or wait for it if it is being opened; what it has then.
+    fn join(&mut self, ifindex: u32, number: u16) -> Option<Joined> {
+        if let Some(lan) = self.open.get_mut(&ifindex) {
+            lan.tunnels.insert(number);
+            return Some(Joined::Open(lan.note.clone()));
+        }
+        self.opening.get_mut(&ifindex)?.1.insert(number);
+        Some(Joined::Opening)
+    }
+
+    /// Begins to open a card for a tunnel.
+    fn begin(
+        &mut self,
+        card: Card,
+        mode: XdpPreference,
+        asker: u16,
+        jobs: &mut Jobs<impl From<Opened> + Send + 'static>,
+    ) -> anyhow::Result<()> {
+        let ifindex = card.ifindex;
+        let opening = self.opening.values().map(|(slot, _)| *slot);
+        let used: HashSet<usize> = self.open.values().map(|lan| lan.slot).chain(opening).collect();
+        let slot = (0..MAX_LANS as usize).find(|slot| !used.contains(slot));
+        let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_LANS} short cuts of the engine are in use"))?;
+        self.opening.insert(ifindex, (slot, BTreeSet::from([asker])));
+        let platform = self.platform.clone();
+        jobs.start(async move {
+            let lan = card::open(&platform, card, slot, mode).await.map(Box::new);
+            Opened { ifindex, asker, lan }
+        });
+        Ok(())
+    }
+
+    /// Closes a card; everything goes the kernel's way. Returns the tunnels that used it.
+    fn close(&mut self, ifindex: u32) -> BTreeSet<u16> {
+        let Some(lan) = self.open.remove(&ifindex) else { return BTreeSet::new() };
+        card::shut(&self.platform, ifindex, lan.slot);
+        lan.tunnels
+    }
+}
+
+/// What a tunnel has of a card.
+enum Joined {
+    /// A short cut, and what there is to say of it.
+    Open(String),
+    /// It waits for one.
+    Opening,
 }
 
 impl Manager {
     /// Opens the short cut of a tunnel that wants one, if that can be. What hinders it is said once; its packets take the
     /// kernel's way then.
     pub(super) async fn enter_lan(&mut self, number: u16) {
-        let Some(tenant) = self.tenants.get(&number) else { return };
+        let Some(tenant) = self.tunnels.get(number) else { return };
         let (Some(name), mode) = (tenant.lan.clone(), tenant.xdp_mode) else { return };
         if self.lans.of_tunnel(number).is_some() {
             return;
         }
         match self.use_lan(&name, number, mode).await {
-            Ok(note) => {
-                self.lans.hindrances.remove(&number);
-                self.news(number, note);
-            }
-            Err(error) => {
-                let text = format!("no short cut: {error:#}");
-                if self.lans.hindrances.insert(number, text.clone()).as_ref() != Some(&text) {
-                    self.notice(number, format!("{text}; packets take the kernel's way"));
-                }
-            }
+            Ok(Joined::Open(note)) => self.entered_lan(number, note),
+            Ok(Joined::Opening) => return,
+            Err(error) => self.hinder(number, &error),
         }
         self.renew_lans();
     }
 
-    async fn use_lan(&mut self, name: &str, number: u16, mode: XdpPreference) -> anyhow::Result<String> {
-        if !self.lans.follows {
-            let mut pictures = forwarding::follow(&self.netlink).await?;
-            self.lans.picture = pictures.borrow_and_update().clone();
-            self.lans.follows = true;
-            let sender = self.lans.pictures.clone();
-            tokio::spawn(async move {
-                while pictures.changed().await.is_ok() {
-                    let picture = pictures.borrow_and_update().clone();
-                    if sender.send(picture).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        let card = self.netlink.card_named(name).await?;
-        let ifindex = card.ifindex;
-        if !self.lans.open.contains_key(&ifindex) {
-            let lan = self.open_lan(card, mode).await?;
-            tracing::info!("{}", lan.note);
-            self.lans.open.insert(ifindex, lan);
-        }
-        let lan = self.lans.open.get_mut(&ifindex).ok_or_else(|| anyhow::anyhow!("{name}: it has gone"))?;
-        lan.tunnels.insert(number);
-        Ok(lan.note.clone())
+    fn entered_lan(&mut self, number: u16, note: String) {
+        self.lans.hindrances.remove(&number);
+        self.daemons.news(number, note);
     }
 
-    async fn open_lan(&mut self, card: Card, mode: XdpPreference) -> anyhow::Result<Lan> {
-        let (ifindex, name) = (card.ifindex, card.name.clone());
+    fn hinder(&mut self, number: u16, error: &anyhow::Error) {
+        let text = format!("no short cut: {error:#}");
+        if self.lans.hindrances.insert(number, text.clone()).as_ref() != Some(&text) {
+            self.daemons.notice(number, format!("{text}; packets take the kernel's way"));
+        }
+    }
+
+    async fn use_lan(&mut self, name: &str, number: u16, mode: XdpPreference) -> anyhow::Result<Joined> {
+        self.lans.follow().await?;
+        let card = self.platform.netlink.card_named(name).await?;
+        let ifindex = card.ifindex;
+        if let Some(joined) = self.lans.join(ifindex, number) {
+            return Ok(joined);
+        }
         if card.kind != CardKind::Ethernet || card.mac.is_none() {
             anyhow::bail!("{name}: no Ethernet device, so AF_XDP cannot send on it");
         }
         if card.enslaved {
             anyhow::bail!("{name}: part of another device (bridge, bond or VRF); name that one");
         }
-        if self.devices.contains_key(&ifindex) || self.hubs.of_device(ifindex).is_some() {
+        if self.tunnels.of_device(ifindex).is_some() || self.hubs.of_device(ifindex).is_some() {
             anyhow::bail!("{name}: a tunnel's own device; name the card of the LAN");
         }
         if self.carriers.has(ifindex) {
             anyhow::bail!("{name}: AF_XDP serves it as a carrier already; set `carrier udp` for the tunnels over it");
         }
-        let used: HashSet<usize> = self.lans.open.values().map(|lan| lan.slot).collect();
-        let slot = (0..MAX_LANS as usize).find(|slot| !used.contains(slot));
-        let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_LANS} short cuts of the engine are in use"))?;
-        let mode = self.programs.attach_lan(ifindex, mode)?;
-        let flags = if matches!(mode, XdpMode::Generic { .. }) { LanEntry::GENERIC } else { 0 };
-        let queues = card.receive_queues.clamp(1, LAN_QUEUES);
-        let copying = Copying::of(&card, flags == LanEntry::GENERIC, self.umem.frame_size(), false);
-        match self.open_lan_queues(&card, slot, queues, copying).await {
-            Ok(copying) => {
-                let note = format!("{name}: short cut, {mode} XDP, {copying}, {queues} queue(s)");
-                let lan = Lan { card, slot, flags, tunnels: BTreeSet::new(), note };
-                match self.programs.set_lan_device(ifindex, lan.entry()) {
-                    Ok(()) => Ok(lan),
-                    Err(error) => {
-                        self.shut_lan(ifindex, slot).await;
-                        Err(error.into())
-                    }
-                }
-            }
-            Err(error) => {
-                self.programs.detach_lan(ifindex);
-                Err(error)
-            }
-        }
+        self.lans.begin(card, mode, number, &mut self.jobs)?;
+        Ok(Joined::Opening)
     }
 
-    /// Opens the queues of a LAN card; how packets pass between it and us.
-    async fn open_lan_queues(
-        &mut self,
-        card: &Card,
-        slot: usize,
-        queues: u32,
-        copying: Copying,
-    ) -> anyhow::Result<String> {
-        let mut sockets = Vec::new();
-        // What needs several frames is larger than a tunnel takes, and not redirected.
-        let multi_buffer = MultiBuffer::Wanted;
-        let config = SocketConfig { mode: copying.mode, multi_buffer, ..SocketConfig::default() };
-        for queue in 0..queues {
-            let socket = self.bind_queue(card.ifindex, queue, config).await?;
-            self.programs.set_lan_socket(slot as u32 * LAN_QUEUES + queue, &socket)?;
-            sockets.push(socket);
+    /// Takes up that a card was opened for a tunnel, or could not be: each tunnel that waits for it then is served by it, or tries
+    /// for itself.
+    pub(super) async fn lan_opened(&mut self, ifindex: u32, asker: u16, lan: anyhow::Result<Box<Lan>>) {
+        let waiting = self.lans.opening.remove(&ifindex).map(|(_, tunnels)| tunnels).unwrap_or_default();
+        let lan = match (lan, self.platform.netlink.card(ifindex).await) {
+            // Its name may have changed while it was opened, or it has gone.
+            (Ok(lan), Ok(card)) if card.name == lan.card.name => Ok(lan),
+            (Ok(lan), _) => {
+                card::shut(&self.platform, ifindex, lan.slot);
+                Err(anyhow::anyhow!("{}: it has gone, or has another name", lan.card.name))
+            }
+            (Err(error), _) => Err(error),
+        };
+        match lan {
+            Ok(lan) => {
+                tracing::info!("{}", lan.note);
+                self.lans.open.insert(ifindex, *lan);
+            }
+            Err(error) if self.tunnels.get(asker).is_some() => self.hinder(asker, &error),
+            Err(_) => {}
         }
-        let got = Got::of(&sockets);
-        let zero_copy = got.zero_copy == got.queues;
-        let count = self.workers.count();
-        let injectors = (0..count).map(|_| Injector::open(card.ifindex)).collect::<Result<Vec<_>, _>>()?;
-        let mut shares = share_of(sockets, count).into_iter().zip(injectors);
-        // Until then nothing is redirected; a ring without frames would lose it.
-        let listen = self.workers.ask_all(|_, done| {
-            let (sockets, injector) = shares.next().expect("a share for each worker");
-            Command::AddLan(slot, sockets, injector, !zero_copy, done)
-        });
-        if !listen.in_time().await {
-            // They hear it behind the other command.
-            self.shut_lan(card.ifindex, slot).await;
-            anyhow::bail!("the workers do not take the card: the machine is too busy, or one hangs");
+        let failed = !self.lans.open.contains_key(&ifindex);
+        for number in waiting.into_iter().filter(|number| !failed || *number != asker) {
+            self.enter_lan(number).await;
         }
-        Ok(copying.note(got))
-    }
-
-    /// Takes a tunnel off its short cut, and closes the card after the last.
-    pub(super) async fn leave_lan(&mut self, number: u16) {
-        self.lans.hindrances.remove(&number);
-        let found = self.lans.open.iter_mut().find(|(_, lan)| lan.tunnels.contains(&number));
-        let Some((&ifindex, lan)) = found else { return };
-        lan.tunnels.remove(&number);
-        if lan.tunnels.is_empty() {
-            self.close_lan(ifindex).await;
+        if self.lans.open.get(&ifindex).is_some_and(|lan| lan.tunnels.is_empty()) {
+            self.lans.close(ifindex);
         }
         self.renew_lans();
     }
 
-    /// Closes a card; everything goes the kernel's way. Returns the tunnels that used it.
-    async fn close_lan(&mut self, ifindex: u32) -> BTreeSet<u16> {
-        let Some(lan) = self.lans.open.remove(&ifindex) else { return BTreeSet::new() };
-        self.shut_lan(ifindex, lan.slot).await;
-        lan.tunnels
-    }
-
-    async fn shut_lan(&mut self, ifindex: u32, slot: usize) {
-        log_failure(self.programs.remove_lan_device(ifindex));
-        self.programs.detach_lan(ifindex);
-        self.workers.ask_all(|_, done| Command::RemoveLan(slot, done)).in_time().await;
+    /// Takes a tunnel off its short cut, and closes the card after the last.
+    pub(super) fn leave_lan(&mut self, number: u16) {
+        self.lans.hindrances.remove(&number);
+        for (_, waiting) in self.lans.opening.values_mut() {
+            waiting.remove(&number);
+        }
+        let found = self.lans.open.iter_mut().find(|(_, lan)| lan.tunnels.contains(&number));
+        let Some((&ifindex, lan)) = found else { return };
+        lan.tunnels.remove(&number);
+        if lan.tunnels.is_empty() {
+            self.lans.close(ifindex);
+        }
+        self.renew_lans();
     }
 
     /// Takes up what has happened to a device.
     pub(super) async fn lan_changed(&mut self, event: &LinkEvent) {
         // Nobody ever wanted a short cut: thousands of tunnel devices may come and go at no cost.
-        if !self.lans.follows {
+        if self.lans.pictures.is_none() {
             return;
         }
         let ifindex = event.ifindex;
         let known = self.lans.open.get(&ifindex).map(|lan| lan.card.name.clone());
         match (event.change, known) {
-            (LinkChange::Deleted, Some(name)) => self.lose_lan(ifindex, &format!("{name}: it has gone")).await,
+            (LinkChange::Deleted, Some(name)) => self.lose_lan(ifindex, &format!("{name}: it has gone")),
             (LinkChange::Renamed, Some(name)) if name != event.name => {
-                self.lose_lan(ifindex, &format!("{name}: it is called {} now", event.name)).await;
+                self.lose_lan(ifindex, &format!("{name}: it is called {} now", event.name));
             }
             (LinkChange::Changed, Some(name)) => {
                 // One that has another name by now is lost by the event that tells it, which is to come.
-                if let Ok(card) = self.netlink.card(ifindex).await
+                if let Ok(card) = self.platform.netlink.card(ifindex).await
                     && card.name == name
                     && let Some(lan) = self.lans.open.get_mut(&ifindex)
                 {
                     lan.card = card;
-                    log_failure(self.programs.set_lan_device(ifindex, lan.entry()));
+                    log_failure(self.platform.programs().set_lan_device(ifindex, lan.entry()));
                     self.renew_lans();
                 }
             }
             _ => {}
         }
         if matches!(event.change, LinkChange::Added | LinkChange::Up | LinkChange::Renamed) {
-            let wanting = self.tenants.iter().filter(|(_, tenant)| tenant.lan.as_ref() == Some(&event.name));
-            for number in wanting.map(|(number, _)| *number).collect::<Vec<_>>() {
+            for number in self.tunnels.numbers(|tenant| tenant.is_open && tenant.lan.as_ref() == Some(&event.name)) {
                 self.enter_lan(number).await;
             }
         }
     }
 
-    async fn lose_lan(&mut self, ifindex: u32, reason: &str) {
-        for number in self.close_lan(ifindex).await {
+    fn lose_lan(&mut self, ifindex: u32, reason: &str) {
+        for number in self.lans.close(ifindex) {
             let text = format!("no short cut: {reason}");
-            self.notice(number, format!("{text}; packets take the kernel's way"));
+            self.daemons.notice(number, format!("{text}; packets take the kernel's way"));
             self.lans.hindrances.insert(number, text);
         }
-        self.renew_lans();
-    }
-
-    /// Takes up what the kernel forwards by now.
-    pub(super) fn take_picture(&mut self, picture: Picture) {
-        self.lans.picture = picture;
         self.renew_lans();
     }
 
@@ -323,12 +323,12 @@ impl Manager {
         for (ifindex, address) in used {
             let near = self.lans.picture.neighbours.get(&(ifindex, address));
             if near.is_some_and(|near| !near.fixed)
-                && let Err(error) = self.netlink.use_neighbour(ifindex, address).await
+                && let Err(error) = self.platform.netlink.use_neighbour(ifindex, address).await
             {
                 tracing::debug!("{error}");
             }
         }
-        if self.takers() != self.lans.takers {
+        if self.lans.takers_now(&self.tunnels) != self.lans.takers {
             self.renew_lans();
         }
     }

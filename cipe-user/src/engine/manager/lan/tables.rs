@@ -5,21 +5,29 @@ use std::sync::Arc;
 
 use cipe_common::maps::{LanRoute, MAX_LAN_ROUTES, NO_TUNNEL};
 
-use super::super::Manager;
-use super::super::attach::log_failure;
-use super::{Lan, Taker, Takers};
+use super::super::platform::log_failure;
+use super::super::tunnels::Tunnels;
+use super::super::{Daemons, Manager};
+use super::card::Lan;
+use super::{Lans, Taker, Takers};
 use crate::engine::lan::{Port, Table, Way};
 use crate::engine::worker::Command;
 use crate::kernel::forwarding::{self, Leads, Prefix, PrefixMap};
 
 impl Manager {
+    /// Makes the tables of short cuts anew and hands out what has changed.
+    pub(in crate::engine::manager) fn renew_lans(&mut self) {
+        self.lans.renew(&self.tunnels, &self.daemons);
+    }
+}
+
+impl Lans {
     /// Who may take short cuts now.
-    pub(super) fn takers(&self) -> Takers {
-        let ruled = self.lans.picture.ruled;
-        let members =
-            self.lans.open.iter().flat_map(|(ifindex, lan)| lan.tunnels.iter().map(move |n| (*ifindex, lan, *n)));
+    pub(super) fn takers_now(&self, tunnels: &Tunnels) -> Takers {
+        let ruled = self.picture.ruled;
+        let members = self.open.iter().flat_map(|(ifindex, lan)| lan.tunnels.iter().map(move |n| (*ifindex, lan, *n)));
         let taker = |(ifindex, lan, number): (u32, &Lan, u16)| {
-            let device = &self.tenants.get(&number)?.device;
+            let device = &tunnels.get(number)?.device;
             // By name: that is how /proc knows them.
             let is_on = |v6| forwarding::is_on(&lan.card.name, v6) && forwarding::is_on(&device.name, v6);
             let forwards = [false, true].map(|v6| !ruled[usize::from(v6)] && is_on(v6));
@@ -29,47 +37,47 @@ impl Manager {
     }
 
     /// Makes the tables anew and hands out what has changed.
-    pub(super) fn renew_lans(&mut self) {
-        if !self.lans.follows {
+    fn renew(&mut self, tunnels: &Tunnels, daemons: &Daemons) {
+        if self.pictures.is_none() {
             return;
         }
-        let takers = self.takers();
+        let takers = self.takers_now(tunnels);
         let way = |prefix: &Prefix, leads: &Leads| match leads {
             Leads::Out(out) => match takers.get(&out.ifindex) {
                 Some(taker) if taker.forwards[usize::from(prefix.address.is_ipv6())] => {
                     Way::Tunnel { tunnel: taker.number, lan: taker.lan }
                 }
-                None if self.lans.open.contains_key(&out.ifindex) => {
+                None if self.open.contains_key(&out.ifindex) => {
                     Way::Lan { lan: out.ifindex, gateway: out.gateway, mtu: out.mtu.map(|mtu| mtu as usize) }
                 }
                 _ => Way::Kernel,
             },
             Leads::Elsewhere => Way::Kernel,
         };
-        let routes = self.lans.picture.routes.clone();
+        let routes = self.picture.routes.clone();
         let ways: PrefixMap<Way> = routes.iter().map(|(prefix, leads)| (*prefix, way(prefix, leads))).collect();
         let ways = without_idle(&ways);
         let wanted: HashMap<Prefix, LanRoute> = ways.iter().map(|(prefix, way)| (*prefix, entry(way))).collect();
         let fits = wanted.len() <= MAX_LAN_ROUTES as usize;
         let (ways, wanted) = if fits { (ways, wanted) } else { (PrefixMap::default(), HashMap::new()) };
         self.install(wanted);
-        self.tell_hindrances(&takers, fits);
-        self.lans.takers = takers;
+        self.tell_hindrances(&takers, fits, daemons);
+        self.takers = takers;
 
-        let ports = self.lans.open.iter().map(|(ifindex, lan)| {
+        let ports = self.open.iter().map(|(ifindex, lan)| {
             let port = Port { slot: lan.slot, mac: lan.card.mac.unwrap_or_default(), mtu: lan.card.mtu as usize };
             (*ifindex, port)
         });
-        let near = self.lans.picture.neighbours.iter().filter(|((ifindex, _), _)| self.lans.open.contains_key(ifindex));
+        let near = self.picture.neighbours.iter().filter(|((ifindex, _), _)| self.open.contains_key(ifindex));
         let table = Table::new(ways, ports.collect(), near.map(|(key, near)| (*key, near.mac)));
-        table.keep_used(&self.lans.table);
-        self.lans.table = Arc::new(table);
-        self.workers.tell_all(|_| Command::SetExits(self.lans.table.clone()));
+        table.keep_used(&self.table);
+        self.table = Arc::new(table);
+        self.platform.workers.tell_all(|_| Command::SetExits(self.table.clone()));
     }
 
     /// Brings the programs' table up to date: first what keeps packets off the short cut, then what leads onto it.
     fn install(&mut self, wanted: HashMap<Prefix, LanRoute>) {
-        let installed = &mut self.lans.installed;
+        let installed = &mut self.installed;
         let mut news: Vec<_> = wanted
             .iter()
             .filter(|(prefix, route)| installed.get(*prefix) != Some(*route))
@@ -77,18 +85,19 @@ impl Manager {
             .collect();
         news.sort_unstable_by_key(|(_, route)| route.lan != 0);
         let gone: Vec<Prefix> = installed.keys().filter(|prefix| !wanted.contains_key(*prefix)).copied().collect();
+        let mut programs = self.platform.programs();
         for (prefix, route) in news {
-            log_failure(self.programs.set_lan_route(prefix, route));
+            log_failure(programs.set_lan_route(prefix, route));
         }
         for prefix in gone {
-            log_failure(self.programs.remove_lan_route(prefix));
+            log_failure(programs.remove_lan_route(prefix));
         }
         *installed = wanted;
     }
 
     /// Tells daemons what hinders their short cuts, when that changes.
-    fn tell_hindrances(&mut self, takers: &Takers, fits: bool) {
-        let ruled = self.lans.picture.ruled;
+    fn tell_hindrances(&mut self, takers: &Takers, fits: bool, daemons: &Daemons) {
+        let ruled = self.picture.ruled;
         let mut news = Vec::new();
         for Taker { number, forwards, .. } in takers.values() {
             let text = match (fits, forwards, ruled) {
@@ -98,15 +107,15 @@ impl Manager {
                 _ => Some("not taken: forwarding is off (net.ipv4.ip_forward)".to_owned()),
             };
             let before = match &text {
-                Some(text) => self.lans.hindrances.insert(*number, text.clone()),
-                None => self.lans.hindrances.remove(number),
+                Some(text) => self.hindrances.insert(*number, text.clone()),
+                None => self.hindrances.remove(number),
             };
             if before != text {
                 news.push((*number, text.unwrap_or_else(|| "taken".to_owned())));
             }
         }
         for (number, text) in news {
-            self.notice(number, format!("short cut: {text}"));
+            daemons.notice(number, format!("short cut: {text}"));
         }
     }
 }

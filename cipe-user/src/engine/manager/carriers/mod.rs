@@ -1,0 +1,294 @@
+//! Carrier devices: opened when the first tunnel's way leads over them, closed after the last, or when what comes by them
+//! goes better by the UDP sockets. Both take a while, since workers and the kernel are waited for; the UDP sockets serve meanwhile.
+
+mod carrier;
+mod door;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use cipe_common::maps::MAX_CARRIERS;
+
+use super::habit::Habit;
+use super::jobs::Jobs;
+use super::platform::Platform;
+use super::trial::{Change, Trial};
+use crate::kernel::bpf::XdpPreference;
+use crate::kernel::links::{Card, CardKind};
+use crate::kernel::netdev;
+pub use carrier::Carrier;
+use door::Doors;
+
+/// The carrier devices in use.
+pub struct Carriers {
+    doors: Arc<Doors>,
+    /// By ifindex.
+    devices: HashMap<u32, Device>,
+    /// What was seen on devices that might deliver superframes.
+    habits: HashMap<u32, Habit>,
+    /// What came of zero copy on devices whose drivers have it; it stays when a device is closed.
+    trials: HashMap<u32, Trial>,
+}
+
+/// A carrier device and where it stands between the UDP sockets and AF_XDP.
+enum Device {
+    /// It gets its AF_XDP sockets; `gone`: they are not wanted any more.
+    Opening { slot: usize, gone: bool },
+    /// AF_XDP serves it.
+    Open(Carrier),
+    /// The UDP sockets get it back; `choose`: some tunnel may want it again then.
+    Closing { slot: usize, choose: bool },
+}
+
+/// What has come of opening or closing a device.
+pub enum Ended {
+    /// AF_XDP has it, which this tunnel asked for, or does not get it; `unlikely`: as was to be expected of it.
+    Opened { ifindex: u32, asker: u16, unlikely: bool, carrier: anyhow::Result<Carrier> },
+    /// It has gone back to the UDP sockets.
+    Closed { ifindex: u32 },
+}
+
+/// Whether AF_XDP serves a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It does.
+    Open,
+    /// It is on its way in or out: which of both it is to be is chosen anew then.
+    Changing,
+    /// It does not.
+    No,
+}
+
+impl Carriers {
+    /// None yet.
+    pub fn new(platform: Arc<Platform>) -> Self {
+        Self {
+            doors: Arc::new(Doors::new(platform)),
+            devices: HashMap::new(),
+            habits: HashMap::new(),
+            trials: HashMap::new(),
+        }
+    }
+
+    /// Whether AF_XDP serves a device as a carrier, or is about to, or still does.
+    pub fn has(&self, ifindex: u32) -> bool {
+        self.devices.contains_key(&ifindex)
+    }
+
+    /// A device that AF_XDP serves.
+    pub fn get(&self, ifindex: u32) -> Option<&Carrier> {
+        match self.devices.get(&ifindex) {
+            Some(Device::Open(carrier)) => Some(carrier),
+            _ => None,
+        }
+    }
+
+    fn open(&self) -> impl Iterator<Item = (u32, &Carrier)> {
+        self.devices.iter().filter_map(|(ifindex, device)| match device {
+            Device::Open(carrier) => Some((*ifindex, carrier)),
+            _ => None,
+        })
+    }
+
+    /// The devices that AF_XDP serves, with the numbers of the programs that were attached.
+    pub fn programs(&self) -> Vec<(u32, u32)> {
+        self.open().filter_map(|(ifindex, carrier)| Some((ifindex, carrier.program?))).collect()
+    }
+
+    /// Adds a tunnel to those of a device, if AF_XDP serves that. A device that is changing is one to choose for anew after that.
+    pub fn join(&mut self, ifindex: u32, number: u16) -> Served {
+        match self.devices.get_mut(&ifindex) {
+            Some(Device::Open(carrier)) => {
+                carrier.tunnels.insert(number);
+                Served::Open
+            }
+            Some(Device::Opening { gone, .. }) => {
+                *gone = false;
+                Served::Changing
+            }
+            Some(Device::Closing { choose, .. }) => {
+                *choose = true;
+                Served::Changing
+            }
+            None => Served::No,
+        }
+    }
+
+    /// Begins to open a device for a tunnel.
+    ///
+    /// # Errors
+    /// There is no slot for it.
+    pub fn begin(
+        &mut self,
+        card: Card,
+        mode: XdpPreference,
+        by_sight: bool,
+        asker: u16,
+        jobs: &mut Jobs<impl From<Ended> + Send + 'static>,
+    ) -> anyhow::Result<()> {
+        let ifindex = card.ifindex;
+        let is_used = |slot: usize| self.devices.values().any(|device| device.slot() == slot);
+        let slot = (0..MAX_CARRIERS as usize).find(|slot| !is_used(*slot));
+        let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_CARRIERS} carrier slots are in use"))?;
+        let given_up = self.trials.get(&ifindex).is_some_and(Trial::is_given_up);
+        let (doors, unlikely) = (self.doors.clone(), is_unlikely(&card));
+        self.devices.insert(ifindex, Device::Opening { slot, gone: false });
+        jobs.start(async move {
+            let mut carrier = doors.open(card, slot, mode, given_up).await;
+            if let Ok(carrier) = &mut carrier
+                && by_sight
+            {
+                carrier.note.push_str(", until it is calm");
+            }
+            Ended::Opened { ifindex, asker, unlikely, carrier }
+        });
+        Ok(())
+    }
+
+    /// Takes up a device that is open, or was refused. One that went meanwhile is closed again.
+    pub fn opened(
+        &mut self,
+        ifindex: u32,
+        carrier: Option<Carrier>,
+        jobs: &mut Jobs<impl From<Ended> + Send + 'static>,
+    ) {
+        let is_gone = matches!(self.devices.remove(&ifindex), Some(Device::Opening { gone: true, .. }));
+        let Some(carrier) = carrier else { return };
+        if carrier.some_zero_copy {
+            self.trials.entry(ifindex).or_default();
+        }
+        self.devices.insert(ifindex, Device::Open(carrier));
+        if is_gone {
+            self.close(ifindex, jobs);
+        }
+    }
+
+    /// Closes a device that is open for nobody: all who wanted it have gone meanwhile.
+    pub fn close_unused(&mut self, ifindex: u32, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) {
+        if self.get(ifindex).is_some_and(|carrier| carrier.tunnels.is_empty()) {
+            self.close(ifindex, jobs);
+        }
+    }
+
+    /// Takes a tunnel off a device, and closes that after its last.
+    pub fn release(&mut self, ifindex: u32, number: u16, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) {
+        if let Some(Device::Open(carrier)) = self.devices.get_mut(&ifindex) {
+            carrier.tunnels.remove(&number);
+            self.close_unused(ifindex, jobs);
+        }
+    }
+
+    /// Closes a device and forgets what was seen on it; returns the tunnels that used it, which send by their UDP sockets.
+    pub fn close(&mut self, ifindex: u32, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) -> BTreeSet<u16> {
+        self.habits.remove(&ifindex);
+        self.shut(ifindex, false, jobs)
+    }
+
+    /// Closes a device; what its sockets have got is read before anything else. `choose`: doors are chosen anew after that.
+    /// Returns the tunnels that used it.
+    pub fn shut(
+        &mut self,
+        ifindex: u32,
+        choose: bool,
+        jobs: &mut Jobs<impl From<Ended> + Send + 'static>,
+    ) -> BTreeSet<u16> {
+        let (slot, tunnels) = match self.devices.get_mut(&ifindex) {
+            Some(Device::Open(carrier)) => (carrier.slot, std::mem::take(&mut carrier.tunnels)),
+            Some(Device::Opening { gone, .. }) => {
+                *gone = true;
+                return BTreeSet::new();
+            }
+            Some(Device::Closing { .. }) | None => return BTreeSet::new(),
+        };
+        self.devices.insert(ifindex, Device::Closing { slot, choose });
+        let (doors, is_used) = (self.doors.clone(), !tunnels.is_empty());
+        jobs.start(async move {
+            doors.close(ifindex, slot, is_used).await;
+            Ended::Closed { ifindex }
+        });
+        tunnels
+    }
+
+    /// Takes up that a device is closed; whether its doors are to be chosen anew.
+    pub fn closed(&mut self, ifindex: u32) -> bool {
+        matches!(self.devices.remove(&ifindex), Some(Device::Closing { choose: true, .. }))
+    }
+
+    /// Whether a device that might deliver superframes was seen not to.
+    pub fn has_single_frames(&self, ifindex: u32) -> bool {
+        self.habits.get(&ifindex).is_some_and(Habit::has_single_frames)
+    }
+
+    /// Takes up that a device delivers single frames; whether that is new.
+    pub fn see_single_frames(&mut self, ifindex: u32) -> bool {
+        self.habits.entry(ifindex).or_default().see_single_frames(Instant::now())
+    }
+
+    /// Whether a device can be sent live frames.
+    pub fn may_send_live(&self, card: &Card) -> bool {
+        self.doors.may_send_live(card)
+    }
+
+    /// Follows which devices take live frames; returns those where that has changed.
+    pub fn follow_live_frames(&mut self) -> Vec<u32> {
+        let mut changed = Vec::new();
+        for (ifindex, device) in &mut self.devices {
+            let Device::Open(carrier) = device else { continue };
+            if !carrier.can_live {
+                continue;
+            }
+            let takes_live = netdev::takes_xdp_frames(*ifindex);
+            if std::mem::replace(&mut carrier.takes_live, takes_live) != takes_live {
+                changed.push(*ifindex);
+            }
+        }
+        changed
+    }
+
+    /// Devices that might deliver superframes and are calm.
+    pub fn calm(&mut self, now: Instant) -> Vec<u32> {
+        let mut calm = Vec::new();
+        for (ifindex, device) in &self.devices {
+            let Device::Open(carrier) = device else { continue };
+            if carrier.superframes && self.habits.entry(*ifindex).or_default().is_calm(carrier.traffic.total(), now) {
+                calm.push(*ifindex);
+            }
+        }
+        calm
+    }
+
+    /// A calm device goes back to the UDP sockets; returns for how many seconds it was calm.
+    pub fn leave_calm(&mut self, ifindex: u32, now: Instant) -> u64 {
+        self.habits.entry(ifindex).or_default().leave(now).as_secs()
+    }
+
+    /// Devices that zero copy is to be given up on, or to be tried on again.
+    pub fn look_at_zero_copy(&mut self, now: Instant) -> Vec<(u32, Change)> {
+        let mut changed = Vec::new();
+        for (ifindex, device) in &self.devices {
+            let Device::Open(carrier) = device else { continue };
+            let Some(trial) = self.trials.get_mut(ifindex) else { continue };
+            let (opened, received) = (carrier.opened, carrier.traffic.received());
+            if let Some(change) = trial.look(carrier.some_zero_copy, opened, received, now) {
+                changed.push((*ifindex, change));
+            }
+        }
+        changed
+    }
+}
+
+impl Device {
+    fn slot(&self) -> usize {
+        match self {
+            Self::Opening { slot, .. } | Self::Closing { slot, .. } => *slot,
+            Self::Open(carrier) => carrier.slot,
+        }
+    }
+}
+
+/// Whether a device is one that AF_XDP was never made for, or of which it is only to be tried whether it has native XDP: a VLAN has
+/// not.
+pub fn is_unlikely(card: &Card) -> bool {
+    card.kind != CardKind::Ethernet || card.superframes
+}

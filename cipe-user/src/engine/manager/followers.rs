@@ -1,0 +1,114 @@
+//! What of the kernel is followed for as long as the engine runs. A follower that ends ends the engine: without it the engine would
+//! go on by what is no longer true.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, watch};
+
+use crate::kernel::links::LinkEvent;
+use crate::kernel::netlink::Netlink;
+use crate::kernel::nexthop::NextHops;
+use crate::kernel::policies::{self, Policies};
+
+/// What has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A network device.
+    Link(LinkEvent),
+    /// The host's addresses: these are all of them now.
+    Addresses(HashSet<IpAddr>),
+    /// Policies that AF_XDP would pass by.
+    Policies,
+}
+
+/// The followers.
+pub struct Followers {
+    links: mpsc::UnboundedReceiver<LinkEvent>,
+    addresses: watch::Receiver<HashSet<IpAddr>>,
+    policies: watch::Receiver<Policies>,
+    next_hops: NextHops,
+}
+
+impl Followers {
+    /// Follows devices, addresses and policies from now on; `next_hops` are followed already.
+    ///
+    /// # Errors
+    /// No netlink socket can be opened, or something cannot be listed.
+    pub async fn start(netlink: &Netlink, next_hops: NextHops) -> anyhow::Result<Self> {
+        let addresses = netlink.watch_addresses().await?;
+        let links = netlink.watch_links().await?;
+        Ok(Self { links, addresses, policies: policies::follow(netlink).await?, next_hops })
+    }
+
+    /// The host's addresses, as they are now.
+    pub fn local_addresses(&mut self) -> HashSet<IpAddr> {
+        self.addresses.borrow_and_update().clone()
+    }
+
+    /// The policies, as they are at any time.
+    pub fn policies(&self) -> watch::Receiver<Policies> {
+        self.policies.clone()
+    }
+
+    /// Waits for the next change. Cancel safe.
+    ///
+    /// # Errors
+    /// One of them has ended.
+    pub async fn next(&mut self) -> anyhow::Result<Change> {
+        let ended = |what| format!("{what} cannot be followed any longer; the system log says why");
+        tokio::select! {
+            event = self.links.recv() => event.map(Change::Link).with_context(|| ended("network devices")),
+            changed = self.addresses.changed() => {
+                changed.with_context(|| ended("addresses"))?;
+                Ok(Change::Addresses(self.local_addresses()))
+            }
+            changed = self.policies.changed() => {
+                changed.with_context(|| ended("IPsec policies"))?;
+                self.policies.mark_unchanged();
+                Ok(Change::Policies)
+            }
+            () = self.next_hops.ended() => anyhow::bail!(ended("carrier routes")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::testnet::in_namespace;
+
+    /// B10 of the review: without a word, nothing was followed any longer.
+    #[test]
+    fn a_follower_that_ends_says_which_one_it_was() {
+        in_namespace(|netlink| async move {
+            let next_hops = NextHops::new(&netlink, Default::default()).await.unwrap();
+            let mut followers = Followers::start(&netlink, next_hops.clone()).await.unwrap();
+            let error = |followers: Followers| async move {
+                let mut followers = followers;
+                // What the kernel still had to tell comes first.
+                loop {
+                    if let Err(error) = followers.next().await {
+                        return format!("{error:#}");
+                    }
+                }
+            };
+            let (_, links) = mpsc::unbounded_channel();
+            followers.links = links;
+            assert!(error(followers).await.starts_with("network devices cannot be followed"));
+
+            let mut followers = Followers::start(&netlink, next_hops.clone()).await.unwrap();
+            followers.addresses = watch::channel(HashSet::new()).1;
+            assert!(error(followers).await.starts_with("addresses cannot be followed"));
+
+            let mut followers = Followers::start(&netlink, next_hops.clone()).await.unwrap();
+            followers.policies = watch::channel(Policies::default()).1;
+            assert!(error(followers).await.starts_with("IPsec policies cannot be followed"));
+
+            let ended = NextHops::that_has_ended();
+            let followers = Followers::start(&netlink, ended).await.unwrap();
+            assert!(error(followers).await.starts_with("carrier routes cannot be followed"));
+        });
+    }
+}

@@ -1,0 +1,53 @@
+//! Where the tunnels' carrier routes lead, also through other tunnels.
+
+use std::net::SocketAddr;
+
+use cipe_common::Verdict;
+
+use super::loops::{Leads, line_of_round};
+use super::tunnels::Tunnels;
+use crate::kernel::nexthop::NextHop;
+
+impl Tunnels {
+    /// Where a tunnel leads whose datagrams leave by the device of this ifindex.
+    pub fn leads(&self, number: u16, ifindex: u32) -> Leads {
+        let mut device = ifindex;
+        // More steps than there are tunnels have met one twice: others go round, and end there.
+        for step in 0..=self.len() {
+            match self.of_device(device) {
+                None => return Leads::Out,
+                Some(through) if through == number => return if step == 0 { Leads::Inward } else { Leads::Round },
+                Some(through) => match self.get(through).and_then(|tenant| tenant.looked_up) {
+                    Some(hop) => device = hop.ifindex,
+                    None => return Leads::Out,
+                },
+            }
+        }
+        Leads::Out
+    }
+
+    /// Tunnels whose way leads elsewhere since that of another tunnel has changed: number, target and next hop.
+    pub fn changed_by_others(&self) -> Vec<(u16, SocketAddr, NextHop)> {
+        let mut changed = Vec::new();
+        for (number, tenant) in self.iter() {
+            let Some(hop) = tenant.looked_up.filter(|hop| self.of_device(hop.ifindex).is_some()) else { continue };
+            if let Some(target) = tenant.target().filter(|_| self.leads(number, hop.ifindex) != tenant.leads) {
+                changed.push((number, target, hop));
+            }
+        }
+        changed
+    }
+
+    /// Takes up where a tunnel leads; returns what is to be said of it. Of a way into the tunnel itself nothing, until a
+    /// datagram has come in by it. `counted`: its own datagrams that the programs have dropped so far.
+    pub fn set_leads(&mut self, number: u16, leads: Leads, counted: u64) -> Option<String> {
+        let tenant = self.get_mut(number)?;
+        let before = std::mem::replace(&mut tenant.leads, leads);
+        if before != leads {
+            tenant.loops.forget(counted);
+            tenant.rounds.forget(tenant.counters.of(Verdict::RouteLoop));
+        }
+        let target = tenant.target()?;
+        (leads == Leads::Round && before != leads).then(|| line_of_round(target))
+    }
+}

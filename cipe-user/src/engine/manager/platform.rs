@@ -1,0 +1,80 @@
+//! What every room of the manager works with: netlink, the eBPF programs, the workers and the memory of their frames.
+
+use std::sync::{Mutex, MutexGuard};
+
+use anyhow::Context as _;
+use cipe_common::Verdict;
+
+use super::workers::Workers;
+use crate::control::protocol::Protocol;
+use crate::engine::{frames, locked};
+use crate::kernel::bpf::Programs;
+use crate::kernel::features::Feature;
+use crate::kernel::netlink::Netlink;
+use crate::xsk::{MultiBuffer, Socket, SocketConfig, Umem};
+
+/// Shared by the rooms and by the jobs that they start.
+pub struct Platform {
+    // The order in which they go: no program hands a packet to a worker that has ended.
+    programs: Mutex<Programs>,
+    pub netlink: Netlink,
+    pub workers: Workers,
+    umem: Umem,
+    /// Live frames can be sent from that memory.
+    pub sends_live: bool,
+    /// What the kernel lacks.
+    pub lacks: Vec<Feature>,
+}
+
+impl Platform {
+    /// All of it; `sends_live`: the memory is a map's.
+    pub fn new(
+        programs: Programs,
+        netlink: Netlink,
+        workers: Workers,
+        (umem, sends_live): (Umem, bool),
+        lacks: Vec<Feature>,
+    ) -> Self {
+        Self { programs: Mutex::new(programs), netlink, workers, umem, sends_live, lacks }
+    }
+
+    /// The programs and their maps; never held while something is waited for.
+    pub fn programs(&self) -> MutexGuard<'_, Programs> {
+        locked(&self.programs)
+    }
+
+    /// What the programs have dropped of a tunnel's packets so far, by verdict; `None` if that cannot be read.
+    pub fn verdicts(&self, number: u16) -> Option<[u64; Verdict::COUNT]> {
+        self.programs().verdicts(number.into()).inspect_err(|error| tracing::warn!("{error}")).ok()
+    }
+
+    /// Octets of a frame.
+    pub fn frame_size(&self) -> u32 {
+        self.umem.frame_size()
+    }
+
+    /// The largest MTU of a tunnel of this protocol that the frames have room for, in octets.
+    pub fn largest_mtu(&self, protocol: Protocol) -> usize {
+        frames::largest_mtu(self.frame_size()) as usize - protocol.header()
+    }
+
+    /// Binds an AF_XDP socket on a thread of its own: it may wait 2 s for a queue that is busy.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub async fn bind_queue(&self, ifindex: u32, queue: u32, mut config: SocketConfig) -> anyhow::Result<Socket> {
+        if self.lacks.contains(&Feature::MultiBuffer) {
+            config.multi_buffer = MultiBuffer::No;
+        }
+        let umem = self.umem.clone();
+        let bound = tokio::task::spawn_blocking(move || Socket::bind(&umem, ifindex, queue, config));
+        Ok(bound.await.context("binding an AF_XDP socket was broken off")??)
+    }
+}
+
+/// Logs what does not keep a tunnel from going.
+pub fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::warn!("while removing a tunnel: {error}");
+    }
+}

@@ -1,0 +1,247 @@
+//! The tunnels as the control thread sees them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cipe_common::maps::{MAX_TUNNELS, Tunnel as TunnelEntry};
+
+use super::loops::{Leads, Loops};
+use super::sizes::Sizes;
+use crate::control::protocol::{Carrier, Cipher, Protocol};
+use crate::engine::carrier::UdpCarrier;
+use crate::engine::report::Report;
+use crate::engine::tunnel::counters::Tally;
+use crate::kernel::bpf::XdpPreference;
+use crate::kernel::device::Device;
+use crate::kernel::nexthop::NextHop;
+use crate::kernel::zone;
+
+/// One tunnel as the control thread sees it.
+pub struct Tenant {
+    pub connection: u64,
+    /// The workers have taken it: the programs may hand packets to them.
+    pub is_open: bool,
+    /// What workers have reported of it before that, to be told behind the answer to the daemon.
+    pub early: Vec<Report>,
+    /// Slot of the hub that its device stands on.
+    pub hub: usize,
+    pub device: Device,
+    pub cipher: Cipher,
+    pub protocol: Protocol,
+    pub carrier_door: Carrier,
+    pub xdp_mode: XdpPreference,
+    /// As the peer sees it.
+    pub me: SocketAddr,
+    /// As bound: the same, or any address of this host.
+    pub listens: SocketAddr,
+    pub peer: Option<SocketAddr>,
+    /// The peer is reached through a SOCKS5 server.
+    pub socks: Option<Socks>,
+    pub counters: Tally,
+    pub sizes: Sizes,
+    /// LAN card that it wants a short cut with, by name.
+    pub lan: Option<String>,
+    /// How long the worker may stay awake for it.
+    pub busy_poll: Duration,
+    /// Next hop to the peer, as it was last known.
+    pub hop: Option<NextHop>,
+    /// Carrier device that AF_XDP sockets are open on for it, by ifindex.
+    pub carrier: Option<u32>,
+    /// Carrier device that could not be opened for it, until something changes about that.
+    pub refused: Option<u32>,
+    /// Mark of its datagrams; 0: none.
+    pub mark: u32,
+    /// Next hop to the peer as the kernel tells it, also where that is none to use.
+    pub looked_up: Option<NextHop>,
+    /// Where that leads.
+    pub leads: Leads,
+    /// Its datagrams that came into the tunnel itself.
+    pub loops: Loops,
+    /// Its packets that came back to it through other tunnels.
+    pub rounds: Loops,
+    pub notes: Vec<String>,
+    /// Datagrams of impossible lengths that were told of: by the programs, by the worker.
+    pub bogus: (u64, u64),
+    /// What the way out is, where it is not by AF_XDP.
+    pub door: Option<String>,
+    /// Device that its UDP socket is bound to, by name.
+    pub carrier_device: Option<String>,
+    /// That socket.
+    pub carrier_socket: UdpCarrier,
+    /// Name of the device that its link-local carrier addresses belong to, if it has such.
+    pub zone_name: Option<String>,
+    /// Forwards news of the way to the peer.
+    pub follower: Option<tokio::task::AbortHandle>,
+}
+
+/// The SOCKS5 server of a tunnel, whose TCP connection is the daemon's.
+#[derive(Clone, Copy, Debug)]
+pub struct Socks {
+    pub server: SocketAddr,
+    /// Where it relays datagrams, while it does.
+    pub relay: Option<SocketAddr>,
+}
+
+impl Tenant {
+    /// Where datagrams are sent.
+    pub fn target(&self) -> Option<SocketAddr> {
+        self.socks.map_or(self.peer, |socks| socks.relay)
+    }
+
+    /// What the programs must know of it. Before the workers have taken it, it is not alive to them.
+    pub fn entry(&self) -> TunnelEntry {
+        if !self.is_open {
+            return TunnelEntry::default();
+        }
+        // A link-local address of another device may be there inside, too.
+        let may_go_round = |target: &SocketAddr| zone::of(*target).is_none_or(|zone| zone == self.device.index);
+        self.sizes.entry(self.hub, self.device.mac, self.target().filter(may_go_round))
+    }
+
+    /// Index of the device that its link-local carrier addresses belong to.
+    pub fn zone(&self) -> Option<u32> {
+        zone::of(self.listens).or(self.target().and_then(zone::of))
+    }
+
+    /// Notes what that device is called.
+    pub fn name_zone(&mut self) {
+        self.zone_name = self.zone().map(zone::name);
+    }
+}
+
+/// All tunnels, by number.
+pub struct Tunnels {
+    all: HashMap<u16, Tenant>,
+    /// By the ifindex of their devices.
+    devices: HashMap<u32, u16>,
+    /// Carrier devices that were refused to some tunnel.
+    refused: BTreeSet<u32>,
+    /// Number of the last tunnel made.
+    last_number: u16,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self {
+            all: HashMap::new(),
+            devices: HashMap::new(),
+            refused: BTreeSet::new(),
+            // The next one is 0.
+            last_number: u16::MAX,
+        }
+    }
+}
+
+impl Tunnels {
+    /// A number for one more; `None` if all are in use.
+    pub fn new_number(&mut self) -> Option<u16> {
+        let number = free_number(self.last_number, |number| self.all.contains_key(&number))?;
+        self.last_number = number;
+        Some(number)
+    }
+
+    /// Takes up a new tunnel.
+    pub fn insert(&mut self, number: u16, tenant: Tenant) {
+        self.devices.insert(tenant.device.index, number);
+        self.all.insert(number, tenant);
+    }
+
+    /// Takes a tunnel out.
+    pub fn remove(&mut self, number: u16) -> Option<Tenant> {
+        let tenant = self.all.remove(&number)?;
+        self.devices.remove(&tenant.device.index);
+        Some(tenant)
+    }
+
+    /// One tunnel.
+    pub fn get(&self, number: u16) -> Option<&Tenant> {
+        self.all.get(&number)
+    }
+
+    /// The same to change it.
+    pub fn get_mut(&mut self, number: u16) -> Option<&mut Tenant> {
+        self.all.get_mut(&number)
+    }
+
+    /// All of them with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, &Tenant)> {
+        self.all.iter().map(|(number, tenant)| (*number, tenant))
+    }
+
+    /// The same to change them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u16, &mut Tenant)> {
+        self.all.iter_mut().map(|(number, tenant)| (*number, tenant))
+    }
+
+    /// The numbers of those that something is true of.
+    pub fn numbers(&self, which: impl Fn(&Tenant) -> bool) -> Vec<u16> {
+        self.iter().filter(|(_, tenant)| which(tenant)).map(|(number, _)| number).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The tunnel whose device has this ifindex.
+    pub fn of_device(&self, ifindex: u32) -> Option<u16> {
+        self.devices.get(&ifindex).copied()
+    }
+
+    /// A tunnel's device has left this network namespace: nobody here has an index of it.
+    pub fn forget_device(&mut self, ifindex: u32) {
+        self.devices.remove(&ifindex);
+    }
+
+    /// A carrier device could not be opened for a tunnel.
+    pub fn refuse(&mut self, number: u16, ifindex: u32) {
+        if let Some(tenant) = self.all.get_mut(&number) {
+            tenant.refused = Some(ifindex);
+            self.refused.insert(ifindex);
+        }
+    }
+
+    /// Something has changed about a carrier device: it may be tried again.
+    pub fn forget_refusal(&mut self, ifindex: u32) {
+        if self.refused.remove(&ifindex) {
+            for tenant in self.all.values_mut() {
+                tenant.refused.take_if(|refused| *refused == ifindex);
+            }
+        }
+    }
+
+    /// How long a worker may stay awake: as long as the tunnel that wants most.
+    pub fn busy_poll(&self) -> Duration {
+        self.all.values().map(|tenant| tenant.busy_poll).max().unwrap_or_default()
+    }
+}
+
+/// The next free tunnel number after `last`. Freed ones are used again as late as possible: news of the tunnel before
+/// may still be on its way.
+fn free_number(last: u16, in_use: impl Fn(u16) -> bool) -> Option<u16> {
+    let max = MAX_TUNNELS as u16;
+    let next = if last < max { last + 1 } else { 0 };
+    (next..max).chain(0..next).find(|number| !in_use(*number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_number_is_used_again_as_late_as_possible() {
+        let last = MAX_TUNNELS as u16 - 1;
+        assert_eq!(free_number(u16::MAX, |_| false), Some(0));
+        assert_eq!(free_number(0, |_| false), Some(1));
+        assert_eq!(free_number(5, |number| number == 6), Some(7));
+        assert_eq!(free_number(last, |number| number == 0), Some(1));
+        assert_eq!(free_number(7, |number| number != 7), Some(7));
+        assert_eq!(free_number(7, |_| true), None);
+    }
+}
