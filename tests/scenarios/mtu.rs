@@ -222,6 +222,10 @@ fn a_path_too_small_for_a_link_is_said_and_carries_nothing() -> Result<()> {
     let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(3) };
     assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received(), 0);
     pair.a.wait_for_status("each ping counted", |status| status.count("too-big") >= 3)?;
+    // Another MTU of the interface leaves as little, which is said again.
+    net.gw(Side::A).ip(&["link", "set", "cipcb0", "mtu", "1000"])?;
+    pair.a.wait_for_line("the MTU of the interface", |line| line.contains("the interface's MTU is 1000 now"))?;
+    pair.a.wait_for_lines(2, "MTU too small", |line| line.contains("MTU too small"))?;
     Ok(())
 }
 

@@ -18,6 +18,9 @@ use crate::repeats::{Repeats, counted};
 /// Octets of IPv4 and TCP headers without options; the program that clamps takes 20 more off for IPv6.
 const TCP_HEADERS: usize = 40;
 
+/// What is said where the carrier path leaves nothing for packets.
+pub const TOO_SMALL: &str = "MTU too small";
+
 /// The sizes of one tunnel.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
@@ -90,9 +93,7 @@ impl Manager {
         tenant.sizes.told = false;
         tenant.sizes.mtu = TunnelMtu::of_device(device.min(largest));
         let path = tenant.looked_up.map(|hop| hop.mtu as usize).zip(tenant.target());
-        if let Some((path, target)) = path {
-            self.set_path_mtu(number, path, target.ip());
-        }
+        let too_small = path.is_some_and(|(path, target)| self.set_path_mtu(number, path, target.ip()));
         let Some(tenant) = self.tunnels.get(number) else { return };
         let mtu = tenant.sizes.mtu;
         log_failure(self.platform.programs().set_tunnel(number.into(), tenant.entry()));
@@ -106,6 +107,9 @@ impl Manager {
                 ),
             ),
             false => self.daemons.news(number, format!("the interface's MTU is {device} now")),
+        }
+        if too_small {
+            self.daemons.notice(number, TOO_SMALL.to_owned());
         }
     }
 

@@ -10,6 +10,7 @@ use super::Manager;
 use super::carriers::{Carrier, Served, is_unlikely};
 use super::loops::Leads;
 use super::platform::log_failure;
+use super::sizes::TOO_SMALL;
 use super::tunnels::{Socks, Tenant};
 use crate::control::protocol::{Carrier as Door, Event};
 use crate::engine::carrier::outer::Hop;
@@ -180,7 +181,7 @@ impl Manager {
             Ok(hop) => {
                 self.set_source(number, hop);
                 let too_small = self.set_path_mtu(number, hop.mtu as usize, peer.ip());
-                (self.way_over(hop, number).await, too_small.then(|| "MTU too small".to_owned()))
+                (self.way_over(hop, number).await, too_small.then(|| TOO_SMALL.to_owned()))
             }
         };
         if let Some(tenant) = self.tunnels.get(number) {
