@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use cipe_tests::fleet::{Cipher, Fleet, Keys, inner};
 use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
-use cipe_tests::process::StoppedThread;
+use cipe_tests::process::{StoppedThread, detach_xdp};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 use nix::net::if_::if_nametoindex;
@@ -194,5 +194,30 @@ fn a_worker_that_hangs_stops_no_command_of_the_other_tunnels() -> Result<()> {
     drop(stopped);
     end.finish(attempt).context("the name and the port are free in time")?;
     ensure!(is_there(&end) && end.device(1)? == going);
+    Ok(())
+}
+
+/// A card changes between AF_XDP and UDP sockets when all workers have let go of it, and nobody else waits for that.
+#[test]
+fn a_worker_that_hangs_stops_no_command_while_a_card_changes_its_door() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let mut end = Fleet::start(&net, Side::A, Cipher::Blowfish)?;
+    end.set_modes("xdp", "auto");
+    end.attach(0..1)?;
+    let told = |end: &Fleet| -> Result<String> {
+        Ok(end.wait_for(0, "notice")?["message"].as_str().unwrap_or_default().to_owned())
+    };
+    while !told(&end)?.contains("native XDP") {}
+    let carrier = net.gw(end.side()).run(|| if_nametoindex("wire0"))?;
+    let stopped = StoppedThread::named(end.engine(), "cipe-worker")?;
+    detach_xdp(end.engine(), carrier)?;
+    while !told(&end)?.contains("attaching it again") {}
+    end.set_keys(Keys::first())?;
+    drop(stopped);
+    let next = told(&end)?;
+    ensure!(next.contains("native XDP"), "the worker goes on in time, and takes the card: {next}");
     Ok(())
 }
