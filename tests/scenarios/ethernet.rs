@@ -4,9 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cipe_tests::bridge::{self, Port, host};
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
+use cipe_tests::joined::{Joined, MTU, addressless, lans_reach_each_other};
 use cipe_tests::net::pattern;
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{KEY, Options, PORT};
@@ -17,92 +18,10 @@ use cipe_tests::{SOON, may_make_namespaces, process, traffic};
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use rustix::process::Signal;
 
-/// The device MTU by default: 1442 less an Ethernet header.
-const MTU: usize = 1428;
 /// Octets of an Ethernet header.
 const ETHERNET: usize = 14;
 /// Time to wait for frames that must not arrive, after another one has arrived.
 const A_WHILE: Duration = Duration::from_millis(300);
-
-/// Two LANs joined by bridges and a tunnel between them.
-struct Joined {
-    pair: Pair,
-    ports: [Port; 2],
-    net: Topology,
-}
-
-/// The options for a device in a bridge, as an operator writes them: without addresses on the tunnel.
-fn addressless(options: Options) -> Options {
-    options.without("ipaddr").without("ptpaddr")
-}
-
-impl Joined {
-    fn new(daemon: Daemon, offload: Offload, change: impl Fn(Side, Options) -> Options) -> Result<Self> {
-        let net = Topology::new(Carrier::Direct, offload)?;
-        bridge::join_lans(&net)?;
-        let pair = Pair::start(&net, daemon, |side, options| change(side, addressless(options)))?;
-        for side in [Side::A, Side::B] {
-            bridge::join(net.gw(side), daemon.device())?;
-        }
-        let ports = [Port::new(net.gw(Side::A), "port0")?, Port::new(net.gw(Side::B), "port0")?];
-        let joined = Self { pair, ports, net };
-        joined.wait_for_keys()?;
-        Ok(joined)
-    }
-
-    /// Pings from both sides until both have dynamic keys for both directions.
-    fn wait_for_keys(&self) -> Result<()> {
-        let deadline = Instant::now() + SOON;
-        let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
-        loop {
-            for side in [Side::A, Side::B] {
-                ping::run(self.net.lan(side), host(side.other()), &one)?;
-            }
-            let both = [self.pair.a.status()?, self.pair.b.status()?];
-            if both.iter().all(|status| status.has_key("send") && status.has_key("receive")) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("no keys\n{both:?}\n{}\n{}", self.pair.a.log().text(), self.pair.b.log().text());
-            }
-        }
-    }
-
-    fn gateway(&self, side: Side) -> &Gateway {
-        self.pair.of(side)
-    }
-
-    fn port(&self, side: Side) -> &Port {
-        &self.ports[usize::from(side == Side::B)]
-    }
-
-    fn everything_passes(&self) -> Result<()> {
-        lans_reach_each_other(&self.net)
-    }
-
-    /// Sends a frame into the bridge of each side and waits for the same octets at the other.
-    fn passes(&self, frame: &[u8], what: &str) -> Result<()> {
-        for side in [Side::A, Side::B] {
-            self.port(side).send(frame)?;
-            let came = self.port(side.other()).wait_for(SOON, |came| came == frame)?;
-            came.with_context(|| format!("{what} from {side:?}\n{:?}", self.gateway(side).status()))?;
-        }
-        Ok(())
-    }
-}
-
-/// Pings of many sizes up to the MTU, and 2 MB of TCP, from either side.
-fn lans_reach_each_other(net: &Topology) -> Result<()> {
-    for side in [Side::A, Side::B] {
-        let plan = Plan::sizes((HEADERS..=MTU).step_by(17).chain([MTU]).collect());
-        let report = ping::run(net.lan(side), host(side.other()), &plan)?;
-        assert_eq!((report.received(), report.damaged), (report.sent, 0), "from {side:?}, lost: {:?}", report.lost);
-        let octets: Vec<u8> = (0..500_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
-        let to = (net.lan(side.other()), host(side.other()));
-        assert!(traffic::tcp_transfer(net.lan(side), to, &octets)? == octets, "2 MB from {side:?}");
-    }
-    Ok(())
-}
 
 /// A frame from an address that no device has.
 fn frame(to: [u8; 6], header: &[u8], content: &[u8]) -> Vec<u8> {
@@ -179,6 +98,8 @@ fn frames_of_every_kind_arrive_octet_for_octet() -> Result<()> {
         ("a VLAN tag", frame(unicast, &[0x81, 0x00, 0x60, 0x05, 0x88, 0xB5], &pattern(7, 200))),
         ("a VLAN tag of the largest size", frame(unicast, &[0x81, 0, 0, 5, 0x88, 0xB5], &pattern(8, MTU))),
         ("two tags", frame(unicast, &[0x88, 0xA8, 0, 9, 0x81, 0, 0, 5, 0x88, 0xB5], &pattern(9, 200))),
+        ("a tag like the stamp's", frame(unicast, &[0x88, 0xA8, 0x05, 0x78, 0x88, 0xB5], &pattern(12, 200))),
+        ("two such", frame(unicast, &[0x88, 0xA8, 0, 0, 0x88, 0xA8, 0xFF, 0xFF, 0x88, 0xB5], &pattern(13, 200))),
         ("an address like an IPv6 header", frame([0x60, 0, 0, 0, 0, 74], &[0x88, 0xB5], &pattern(10, 100))),
         ("an address like a stamp", frame([0xC2, 0, 0, 0, 0, 0], &[0x88, 0xB5], &pattern(11, 100))),
     ] {

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod flows;
 pub mod gateway;
 pub mod impair;
+pub mod joined;
 pub mod line;
 pub mod log;
 pub mod namespace;
