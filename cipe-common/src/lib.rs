@@ -8,5 +8,5 @@ pub mod maps;
 pub mod stamp;
 pub mod verdict;
 
-pub use stamp::Stamp;
+pub use stamp::{EthernetStamp, Stamp};
 pub use verdict::Verdict;

@@ -55,6 +55,52 @@ impl Stamp {
     }
 }
 
+/// TPID of the VLAN tag that says an [`EthernetStamp`], in the order of the wire: IEEE 802.1ad.
+pub const STAMP_TPID: [u8; 2] = [0x88, 0xA8];
+
+/// What TC knows of a frame of an Ethernet tunnel (protocol 4), whose every octet means something. It is the TCI of one more VLAN
+/// tag in front of the frame, which has none if there is nothing to say, unless its own first tag could be taken for this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EthernetStamp {
+    /// Nothing: one packet, whose checksum is where its headers say, finished or not.
+    #[default]
+    Plain,
+    /// TCP or UDP to be cut into segments of so many payload octets, unless the kernel has cut it.
+    Superframe(u16),
+    /// [`Stamp::encapsulated`].
+    Encapsulated,
+    /// A checksum was left unfinished, behind headers of which the program knows nothing.
+    Hidden,
+}
+
+impl EthernetStamp {
+    /// No payload of an IP packet has so many octets.
+    const ENCAPSULATED: u16 = 0xFFFF;
+    const HIDDEN: u16 = 0xFFFE;
+
+    /// The TCI that says this.
+    #[inline(always)]
+    pub const fn to_tci(self) -> u16 {
+        match self {
+            Self::Plain => 0,
+            Self::Superframe(gso_size) => gso_size,
+            Self::Encapsulated => Self::ENCAPSULATED,
+            Self::Hidden => Self::HIDDEN,
+        }
+    }
+
+    /// Reads a TCI. Each says something.
+    #[inline(always)]
+    pub const fn from_tci(tci: u16) -> Self {
+        match tci {
+            0 => Self::Plain,
+            Self::ENCAPSULATED => Self::Encapsulated,
+            Self::HIDDEN => Self::Hidden,
+            gso_size => Self::Superframe(gso_size),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +110,14 @@ mod tests {
         for encapsulated in [false, true] {
             let stamp = Stamp { hub: 9, encapsulated, gso_size: 1402, tunnel: 9_999 };
             assert_eq!(Stamp::from_mac(stamp.to_mac()), Some(stamp));
+        }
+    }
+
+    #[test]
+    fn a_stamp_survives_the_way_through_a_tag() {
+        use EthernetStamp::{Encapsulated, Hidden, Plain, Superframe};
+        for stamp in [Plain, Superframe(1), Superframe(1402), Superframe(65_495), Encapsulated, Hidden] {
+            assert_eq!(EthernetStamp::from_tci(stamp.to_tci()), stamp);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Private side of Ethernet tunnels (protocol 4): each has a veth pair of its own, so that the pair says whose a frame is, and no
-//! octet of the frame is touched. Fails closed.
+//! octet of the frame is touched. What else the engine must know stands in front of it ([`crate::tag`]). Fails closed.
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_DROP,
@@ -14,21 +14,26 @@ use crate::{
     loops::{is_own_tagged, looped},
     maps::{ETHERNET_DEVICES, PRIVATE_SOCKETS, TUNNELS},
     private::spread,
+    tag,
     verdicts::Drop,
 };
 
-/// Checks a frame that leaves by the device. The kernel cuts superframes, completes checksums and writes the VLAN tag
-/// into the frame behind this program: the device has none of these offloads.
+/// Checks and stamps a frame that leaves by the device. The kernel writes the tag beside it, the stamp at last, into the frame behind
+/// this program: the device has no VLAN offload.
 #[inline(always)]
 pub fn check(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
-    let (ifindex, segments) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_segs) };
+    let (ifindex, segments, gso_size) = unsafe {
+        let skb = ctx.skb.skb;
+        ((*skb).ifindex, (*skb).gso_segs, (*skb).gso_size)
+    };
     let (device, state) = alive(ifindex)?;
     if is_own_tagged(ctx, &state.target) {
         return Err(looped(device.tunnel, segments));
     }
     spread(ctx);
-    Ok(())
+    // No header, or no memory for one more tag.
+    tag::stamp(ctx, gso_size as u16).map_err(|_| Drop { tunnel: device.tunnel, verdict: Verdict::PrivateMalformed })
 }
 
 /// Hands a frame to the engine's socket for the pair and the queue.

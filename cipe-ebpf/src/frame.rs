@@ -162,6 +162,24 @@ pub fn is_tag(ethertype: [u8; 2]) -> bool {
     matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ)
 }
 
+/// Offsets of what follows one VLAN tag, and two.
+pub const BEHIND_ONE: usize = ETHERNET + size_of::<Vlan>();
+pub const BEHIND_TWO: usize = BEHIND_ONE + size_of::<Vlan>();
+
+/// VLAN tags in a frame, two at most, and the ethertype behind them.
+#[inline(always)]
+pub fn behind_tags(front: Front<'_>) -> Option<(usize, [u8; 2])> {
+    let ethernet = front.at::<Ethernet>(0)?;
+    if !is_tag(ethernet.ethertype) {
+        return Some((0, ethernet.ethertype));
+    }
+    let tag = front.at::<Vlan>(ETHERNET)?;
+    if !is_tag(tag.ethertype) {
+        return Some((1, tag.ethertype));
+    }
+    Some((2, front.at::<Vlan>(BEHIND_ONE)?.ethertype))
+}
+
 /// Whether it is this IPv4 address.
 #[inline(always)]
 pub fn is_v4(address: &CarrierAddress, [a, b, c, d]: [u8; 4]) -> bool {

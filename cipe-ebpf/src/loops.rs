@@ -4,7 +4,10 @@ use aya_ebpf::programs::TcContext;
 use cipe_common::{Verdict, maps::CarrierAddress};
 
 use crate::{
-    frame::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Fragment, Front, IPV6_FRAGMENT, Ipv4, Ipv6, PROTOCOL_UDP, Vlan, is_tag, is_v4, is_v6},
+    frame::{
+        BEHIND_ONE, BEHIND_TWO, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Fragment, Front, IPV6_FRAGMENT, Ipv4, Ipv6, PROTOCOL_UDP,
+        behind_tags, is_v4, is_v6,
+    },
     verdicts::Drop,
 };
 
@@ -20,19 +23,12 @@ pub fn looped(tunnel: u32, segments: u32) -> Drop {
 /// frame does not count.
 #[inline(always)]
 pub fn is_own_tagged(ctx: &TcContext, target: &CarrierAddress) -> bool {
-    const ONE: usize = ETHERNET + size_of::<Vlan>();
-    const TWO: usize = ONE + size_of::<Vlan>();
-    let front = Front::of_tc(ctx);
-    let Some(ethernet) = front.at::<Ethernet>(0) else { return false };
-    if !is_tag(ethernet.ethertype) {
-        return is_own::<ETHERNET>(ctx, ethernet.ethertype, target);
+    match behind_tags(Front::of_tc(ctx)) {
+        Some((0, ethertype)) => is_own::<ETHERNET>(ctx, ethertype, target),
+        Some((1, ethertype)) => is_own::<BEHIND_ONE>(ctx, ethertype, target),
+        Some((_, ethertype)) => is_own::<BEHIND_TWO>(ctx, ethertype, target),
+        None => false,
     }
-    let Some(tag) = front.at::<Vlan>(ETHERNET) else { return false };
-    if !is_tag(tag.ethertype) {
-        return is_own::<ONE>(ctx, tag.ethertype, target);
-    }
-    let Some(tag) = front.at::<Vlan>(ONE) else { return false };
-    is_own::<TWO>(ctx, tag.ethertype, target)
 }
 
 /// Whether the IP packet at offset `IP` is a datagram to `target`, or the first piece of one.

@@ -9,6 +9,7 @@
 
 mod bounds;
 mod carrier;
+mod contents;
 mod ethernet;
 mod frame;
 mod lan;
@@ -17,6 +18,7 @@ mod loops;
 mod maps;
 mod mss;
 mod private;
+mod tag;
 mod verdicts;
 
 use aya_ebpf::{
@@ -49,7 +51,7 @@ pub fn private_xdp(ctx: XdpContext) -> u32 {
     private::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
-/// Egress of an Ethernet tunnel's device: drops what may not leave.
+/// Egress of an Ethernet tunnel's device: stamps what the hidden end cannot see, drops what may not leave.
 #[classifier]
 pub fn ethernet_tc(ctx: TcContext) -> i32 {
     match ethernet::check(&ctx) {

@@ -2,10 +2,8 @@
 //! closed.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action::XDP_DROP,
-    },
-    helpers::generated::{bpf_get_hash_recalc, bpf_skb_adjust_room},
+    bindings::xdp_action::XDP_DROP,
+    helpers::generated::bpf_get_hash_recalc,
     programs::{TcContext, XdpContext},
 };
 use cipe_common::{
@@ -14,7 +12,8 @@ use cipe_common::{
 };
 
 use crate::{
-    frame::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front, Ipv4, Ipv6, PROTOCOL_TCP},
+    contents::{Contents, contents, is_tcp},
+    frame::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front},
     loops::{is_own, looped},
     maps::{PRIVATE_ADDRESSES, PRIVATE_SOCKETS, TUNNELS},
     mss,
@@ -53,7 +52,7 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     spread(ctx);
     let mut stamp =
         Stamp { hub: state.hub as u8, encapsulated: false, gso_size: gso_size as u16, tunnel: tunnel as u16 };
-    if !is_tcp(Front::of_tc(ctx), ethertype) {
+    if !is_tcp::<ETHERNET>(Front::of_tc(ctx), ethertype) {
         match contents(ctx) {
             Contents::Plain => {}
             Contents::Encapsulated => (stamp.encapsulated, stamp.gso_size) = (true, 0),
@@ -64,48 +63,6 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     let mac = stamp.to_mac();
     // Not even room for an Ethernet header: nothing that a network device hands us.
     ctx.store(0, &mac, 0).map_err(|_| Drop { tunnel, verdict: Verdict::PrivateMalformed })
-}
-
-/// Whether a TCP header follows the IP header. The kernel puts nothing into TCP.
-#[inline(always)]
-fn is_tcp(front: Front<'_>, ethertype: [u8; 2]) -> bool {
-    match ethertype {
-        ETHERTYPE_IPV4 => front.at::<Ipv4>(ETHERNET).is_some_and(|ip| ip.protocol == PROTOCOL_TCP),
-        _ => front.at::<Ipv6>(ETHERNET).is_some_and(|ip| ip.next_header == PROTOCOL_TCP),
-    }
-}
-
-/// What a packet is to the kernel, as far as cutting it goes.
-enum Contents {
-    /// TCP or UDP, which the engine cuts, or nothing to cut.
-    Plain,
-    /// Put into another packet by the kernel.
-    Encapsulated,
-    /// Anything else that is to be cut.
-    Other,
-}
-
-/// Octets that are asked for, and octets of an inner Ethernet header that they have no room for.
-const ASKED: i32 = 1;
-const NO_ROOM_FOR: u64 = 0xFF << 56;
-
-/// Errors of `bpf_skb_adjust_room`.
-const EINVAL: i64 = -22;
-const EALREADY: i64 = -114;
-
-/// Asks the kernel, which tells programs nothing of `skb->encapsulation` and the type of a superframe: a request for an outer
-/// header is refused with an error of its own where there is one already, and for superframes that are neither TCP nor UDP.
-/// Anywhere else the request is refused since it contradicts itself, so that the packet never changes (net/core/filter.c,
-/// bpf_skb_net_grow).
-#[inline(always)]
-fn contents(ctx: &TcContext) -> Contents {
-    let flags = NO_ROOM_FOR | u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4) | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
-    // SAFETY: the context is the one the kernel called us with; no reference into the packet is kept.
-    match unsafe { bpf_skb_adjust_room(ctx.skb.skb, ASKED, BPF_ADJ_ROOM_MAC, flags) } {
-        EINVAL => Contents::Plain,
-        EALREADY => Contents::Encapsulated,
-        _ => Contents::Other,
-    }
 }
 
 /// How many workers serve a hub.

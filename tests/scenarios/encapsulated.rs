@@ -6,6 +6,7 @@ use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use cipe_tests::gateway::{Daemon, Pair};
@@ -13,7 +14,7 @@ use cipe_tests::namespace::Namespace;
 use cipe_tests::net::pattern;
 use cipe_tests::offload::Offload;
 use cipe_tests::topology::{Carrier, Side, Topology};
-use cipe_tests::{SOON, may_make_namespaces};
+use cipe_tests::{SOON, may_make_namespaces, ping};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// A kind of tunnel.
@@ -307,6 +308,27 @@ fn what_a_gateway_encapsulates_arrives_octet_for_octet() -> Result<()> {
         let checked = check_all(&ends, &pair).with_context(|| format!("xdp-mode {mode}"))?;
         ensure!(checked > 0, "this kernel has no tunnels at all");
     }
+    Ok(())
+}
+
+/// Frames of protocol 4, whose device the kernel's tunnels stand on like on a card.
+#[test]
+fn what_a_gateway_encapsulates_arrives_by_an_ethernet_tunnel() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = Pair::start(&net, Daemon::EthernetBlowfish, |_, options| options.set("mask", "255.255.255.0"))?;
+    let v6 = [1, 2].map(|number| IpAddr::from(Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, number)));
+    for (side, address) in SIDES.into_iter().zip(v6) {
+        net.gw(side).sysctl("net.ipv6.conf.cipdb0.disable_ipv6", "0")?;
+        net.gw(side).ip(&["addr", "add", &format!("{address}/64"), "dev", "cipdb0", "nodad"])?;
+        let to = side.other().tunnel();
+        ensure!(ping::wait_for_answer(net.gw(side), to, Duration::from_millis(100), SOON)?, "{:?}", pair.a.status());
+    }
+    let ends = Ends { hosts: SIDES.map(|side| net.gw(side)), v4: SIDES.map(|side| side.tunnel().into()), v6 };
+    let checked = check_all(&ends, &pair)?;
+    ensure!(checked > 0, "this kernel has no tunnels at all");
     Ok(())
 }
 

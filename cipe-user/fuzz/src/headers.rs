@@ -30,7 +30,8 @@ pub fn run(input: &[u8]) {
         }
         assert!(octets >= packet.len());
     }
-    for change in [checksum::complete_partial, nested::complete_inside] {
+    assert!(ethernet::link_header(packet).is_none_or(|header| header <= packet.len()));
+    for change in [checksum::complete_partial, nested::complete_inside, nested::complete_hidden] {
         change(&mut packet.to_vec());
     }
     mss::clamp(&mut packet.to_vec(), mtu);

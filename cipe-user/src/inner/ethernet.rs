@@ -19,6 +19,15 @@ const TAG: usize = 4;
 /// Tags that are looked behind.
 const MOST_TAGS: usize = 2;
 
+/// Tags that the kernel looks behind (VLAN_MAX_DEPTH).
+const KERNEL_TAGS: usize = 8;
+/// Ethertypes of MPLS, unicast and multicast.
+const MPLS: [[u8; 2]; 2] = [[0x88, 0x47], [0x88, 0x48]];
+/// Octets of an entry of the label stack.
+const LABEL: usize = 4;
+/// Of its third octet, the bit of the last entry.
+const BOTTOM_OF_STACK: u8 = 0x01;
+
 /// A frame, from its destination address on, without its FCS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
@@ -77,6 +86,33 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// Octets before the IP packet that is in a frame behind tags of the kernel's most and MPLS labels (RFC 3032), which segments of a
+/// superframe repeat as they are; `None` behind anything else.
+pub fn link_header(frame: &[u8]) -> Option<usize> {
+    let mut header = ETHERNET;
+    let mut ethertype = *frame.get(header - 2..)?.first_chunk()?;
+    for _ in 0..KERNEL_TAGS {
+        if !TAGS.contains(&ethertype) {
+            break;
+        }
+        header += TAG;
+        ethertype = *frame.get(header - 2..)?.first_chunk()?;
+    }
+    if [IPV4, IPV6].contains(&ethertype) {
+        return Some(header);
+    }
+    if !MPLS.contains(&ethertype) {
+        return None;
+    }
+    loop {
+        let label: &[u8; LABEL] = frame.get(header..)?.first_chunk()?;
+        header += LABEL;
+        if label[2] & BOTTOM_OF_STACK != 0 {
+            return Some(header);
+        }
+    }
+}
+
 /// What a frame carries, if that is an IP packet; else nothing.
 pub fn ip_of(octets: &mut [u8]) -> &mut [u8] {
     let header = Frame::parse(octets).filter(|frame| frame.ip().is_some()).map(|frame| frame.header());
@@ -125,6 +161,26 @@ mod tests {
                 assert_eq!((padded.ip(), padded.plain_ip()), (read.ip(), None));
             }
         }
+    }
+
+    #[test]
+    fn a_packet_is_found_behind_tags_and_labels_and_nothing_else() {
+        let vlan = [0x81, 0, 0, 5];
+        for (header, before) in [
+            (vec![], Some(14)),
+            (vlan.to_vec(), Some(18)),
+            (vlan.repeat(8), Some(46)),
+            (vlan.repeat(9), None),
+            ([&vlan[..], &[0x88, 0x47, 0, 1, 0x20, 64, 0, 1, 0x31, 64]].concat(), Some(26)),
+            (vec![0x88, 0x48, 0, 1, 0x21, 64], Some(18)),
+            // PPPoE, whose header has a length.
+            (vec![0x88, 0x64, 0x11, 0, 0, 1, 0, 50, 0, 0x21], None),
+        ] {
+            let ethertype: &[u8] = if header.contains(&0x88) { &[] } else { &IPV4 };
+            let octets = frame(&[&header[..], ethertype].concat(), &[0x45; 40]);
+            assert_eq!(link_header(&octets), before, "{header:X?}");
+        }
+        assert_eq!(link_header(&frame(&[0x88, 0x47, 0, 1, 0x20, 64], &[])), None, "no last label");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! to be encapsulated ([`cipe_common::Stamp::encapsulated`]) are searched: the payload of anybody else is not ours to mend.
 
 use crate::inner::checksum::{Sum, complete};
+use crate::inner::ethernet::ETHERNET;
 use crate::inner::headers::{Headers, Version};
 use crate::inner::ip::IPV4;
 
@@ -26,6 +27,13 @@ pub fn complete_inside(packet: &mut [u8]) -> bool {
     let end = outer.ip.total.min(packet.len());
     let last = end.min(outer.transport + WINDOW);
     (outer.transport..last).step_by(STEP).any(|at| complete_at(&mut packet[at..end]))
+}
+
+/// The same somewhere in an Ethernet frame, behind its header and headers of no matter what kind: MPLS, PPPoE, many tags. Only for
+/// frames that the TC program knows to have one ([`cipe_common::EthernetStamp::Hidden`]).
+pub fn complete_hidden(frame: &mut [u8]) -> bool {
+    let last = frame.len().min(ETHERNET + WINDOW);
+    (ETHERNET..last).step_by(STEP).any(|at| complete_at(&mut frame[at..]))
 }
 
 /// The same where an IP packet may begin.
@@ -111,6 +119,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_checksum_is_completed_behind_headers_of_any_kind() {
+        for before in [
+            &[0x88, 0x47, 0, 1, 0x21, 64][..],
+            // PPPoE, NSH and HSR.
+            &[0x88, 0x64, 0x11, 0, 0, 1, 0, 50, 0, 0x21],
+            &[0x89, 0x4F, 0x0F, 0xC2, 1, 1, 0, 0, 0, 255],
+            &[0x89, 0x2F, 0, 60, 0, 1, 0x08, 0x00],
+            &[0x81, 0, 0, 1, 0x81, 0, 0, 2, 0x81, 0, 0, 3, 0x08, 0x00],
+        ] {
+            for flow in [Flow::tcp4(), Flow::udp4(), Flow::tcp6(), Flow::udp6()] {
+                let frame = |packet: &[u8]| [&ETHERNET4[..12], before, packet].concat();
+                let mut octets = frame(&flow.with_partial_checksum(b"payload"));
+                assert!(complete_hidden(&mut octets), "{before:X?} {flow:?}");
+                assert_eq!(octets, frame(&flow.packet(b"payload")), "{before:X?} {flow:?}");
+            }
+        }
+        let mut none = vec![0x45; 13];
+        assert!(!complete_hidden(&mut none));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! bridge. The engine uses the hidden end (`cipdb0x`) like a [`Hub`]'s, and receives there every frame that enters the
 //! pair, with any destination address.
 //!
-//! The device has no offloads: the kernel segments superframes, completes checksums of every kind, and writes VLAN tags
-//! into the frames before they arrive at the hidden end.
+//! The device is made without offloads: the kernel segments superframes, completes checksums of every kind, and writes
+//! VLAN tags into the frames before they arrive at the hidden end. An engine that takes superframes switches on all
+//! offloads but that of tags.
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rustix::io::Errno;

@@ -50,7 +50,8 @@ pub enum Framing {
     Superframes,
     /// Single frames with complete checksums, for native XDP.
     SingleFrames,
-    /// A pair of one Ethernet tunnel, whose device is the visible end: single frames as on a wire.
+    /// A pair of one Ethernet tunnel, whose device is the visible end: single frames as on a wire, until the engine
+    /// takes superframes.
     Ethernet,
 }
 

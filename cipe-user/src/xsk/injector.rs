@@ -22,18 +22,23 @@ impl Injector {
     /// # Errors
     /// Any error of the kernel, with the device.
     pub fn open(ifindex: u32) -> Result<Self, Error> {
-        let object = format!("device {ifindex}: superframe injection");
-        let failed = |call, errno| Error::socket(&object, call, errno);
+        let injector = Self::before_tc(ifindex)?;
+        set(&injector.socket, libc::PACKET_QDISC_BYPASS)
+            .map_err(|errno| failed(ifindex, "PACKET_QDISC_BYPASS", errno))?;
+        Ok(injector)
+    }
+
+    /// One whose frames leave by the device's TC programs.
+    ///
+    /// # Errors
+    /// Whatever the kernel refuses, with the device.
+    pub fn before_tc(ifindex: u32) -> Result<Self, Error> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // A socket of protocol 0 receives nothing.
         let socket = rustix::net::socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)
-            .map_err(|errno| failed("socket", errno))?;
-        bind(&socket, ifindex).map_err(|errno| failed("bind", errno))?;
-        for (option, name) in
-            [(libc::PACKET_VNET_HDR, "PACKET_VNET_HDR"), (libc::PACKET_QDISC_BYPASS, "PACKET_QDISC_BYPASS")]
-        {
-            set(&socket, option).map_err(|errno| failed(name, errno))?;
-        }
+            .map_err(|errno| failed(ifindex, "socket", errno))?;
+        bind(&socket, ifindex).map_err(|errno| failed(ifindex, "bind", errno))?;
+        set(&socket, libc::PACKET_VNET_HDR).map_err(|errno| failed(ifindex, "PACKET_VNET_HDR", errno))?;
         Ok(Self { socket, ifindex })
     }
 
@@ -51,6 +56,10 @@ impl std::fmt::Display for Injector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&super::socket::device_name(self.ifindex))
     }
+}
+
+fn failed(ifindex: u32, call: &'static str, errno: Errno) -> Error {
+    Error::socket(&format!("device {ifindex}: superframe injection"), call, errno)
 }
 
 fn bind(socket: &OwnedFd, ifindex: u32) -> Result<(), Errno> {

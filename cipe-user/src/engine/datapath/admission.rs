@@ -1,4 +1,5 @@
-//! What may go out: checks on frames from the private side, and the cutting of superframes.
+//! What may go out: checks on packets from the private side, and the cutting of superframes. Those of Ethernet tunnels:
+//! [`super::frames`].
 
 use std::time::Instant;
 
@@ -10,25 +11,17 @@ use super::TooBig;
 use super::packets::Outgoing;
 use crate::engine::carrier::outer::{self, FRESH, Marks};
 use crate::engine::tunnel::Tunnel;
-use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::inner::checksum::complete_partial;
-use crate::inner::ethernet::Frame;
 use crate::inner::fragment::Fragments;
 use crate::inner::headers::Version;
 use crate::inner::ip::{self, Inner};
-use crate::inner::mss;
 use crate::inner::nested::complete_inside;
 use crate::inner::segment::Superframe;
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Frame as Chunk, Packet, Pool, Umem};
 
 /// The most descriptors of one private frame: 64 KiB need 37 of them, in frames of 2048 octets with the kernel's 256 in front.
-const MOST_PIECES: usize = 40;
-
-/// Outer TTL of frames, unless `cttl` says another.
-const FRAME_TTL: u8 = 64;
-/// The bits of a TOS that are the DSCP (RFC 2474).
-const DSCP: u8 = 0xFC;
+pub const MOST_PIECES: usize = 40;
 
 /// The descriptors of one private frame.
 pub type Pieces = ArrayVec<Packet, MOST_PIECES>;
@@ -88,22 +81,6 @@ impl Admission<'_> {
             let inner = ip::check(payload).map_err(|_| malformed(payload))?;
             complete_checksum(stamp?, payload);
             way_out(self.tunnel, &inner)
-        });
-        self.queue_in_place(packet.frame, at, end, checked)
-    }
-
-    /// Checks an Ethernet frame (protocol 4), and queues it where it stands.
-    ///
-    /// A frame has no TTL of its own, and TTLs of 1 are usual on a link: without `cttl` the outer packet has [`FRAME_TTL`]. Of a
-    /// TOS the outer packet has the DSCP; its ECN field says that it takes no part (RFC 6040, compatibility mode). DF is copied
-    /// where the frame fits the carrier path; with DF, what does not fit is dropped, and its sender told if this host has a way
-    /// there. All else the carrier's IP cuts.
-    pub fn frame(&mut self, mut packet: Packet) -> Result<(), Dropped> {
-        let (at, end) = (packet.offset as usize, packet.offset as usize + packet.len as usize);
-        let octets = self.umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed);
-        let checked = octets.and_then(|octets| {
-            let marks = self.marks_of_frame(octets)?;
-            Ok((data_slot(self.tunnel)?, marks))
         });
         self.queue_in_place(packet.frame, at, end, checked)
     }
@@ -186,7 +163,7 @@ impl Admission<'_> {
     }
 
     /// Queues what stands at `at..end` of a frame, if it was found right and has room to be sealed there.
-    fn queue_in_place(
+    pub fn queue_in_place(
         &mut self,
         frame: Chunk,
         at: usize,
@@ -206,36 +183,6 @@ impl Admission<'_> {
             }
         }
     }
-
-    /// What the outer header of a frame says; [`Verdict::TooBig`] if the carrier path does not take it.
-    fn marks_of_frame(&mut self, octets: &mut [u8]) -> Result<Marks, Verdict> {
-        let tunnel = self.tunnel;
-        let frame = Frame::parse(octets).ok_or(Verdict::PrivateMalformed)?;
-        let (header, is_tagged, inner) = (frame.header(), frame.is_tagged(), frame.ip());
-        if tunnel.mtu == TunnelMtu::NONE {
-            return Err(Verdict::TooBig);
-        }
-        let ttl = if tunnel.cttl == 0 { FRAME_TTL } else { tunnel.cttl };
-        let mut marks = Marks { tos: 0, ttl, dont_fragment: false };
-        let Some(inner) = inner else { return Ok(marks) };
-        let largest = tunnel.mtu.of(version(&inner));
-        // Nobody has completed it where an operator has switched the offload on.
-        complete_partial(&mut octets[header..]);
-        if tunnel.clamp_mss {
-            mss::clamp(&mut octets[header..], tunnel.mtu.of(Version::V4));
-        }
-        let dont_fragment = inner.dont_fragment && !tunnel.ignore_df;
-        if dont_fragment && inner.total > largest {
-            if !is_tagged {
-                self.too_big.tell(&octets[header..header + inner.total], largest, self.now);
-            }
-            return Err(Verdict::TooBig);
-        }
-        marks.tos = inner.tos & DSCP;
-        // Tags are more than the MTU counts.
-        marks.dont_fragment = dont_fragment && octets.len() <= outer::ETHERNET + largest;
-        Ok(marks)
-    }
 }
 
 /// What TC knows of a frame, by its first piece.
@@ -253,7 +200,8 @@ fn complete_checksum(stamp: Stamp, packet: &mut [u8]) {
     }
 }
 
-fn version(inner: &Inner) -> Version {
+/// The IP version of a packet.
+pub fn version(inner: &Inner) -> Version {
     if inner.source.is_ipv4() { Version::V4 } else { Version::V6 }
 }
 
@@ -265,7 +213,7 @@ fn way_out(tunnel: &Tunnel, inner: &Inner) -> Result<(Option<Slot>, Marks), Verd
 }
 
 /// The key to seal data under; `None`: bare (`nokey`).
-fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
+pub fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
     if tunnel.peer.is_none() {
         return Err(Verdict::NoPeer);
     }

@@ -20,6 +20,7 @@ mod control;
 mod crew;
 mod delivery;
 mod ethernet;
+mod frames;
 mod inbound;
 mod looped;
 mod opener;

@@ -41,7 +41,7 @@ impl Datapath {
         self.seal_from(first, outgoing);
     }
 
-    /// Seals whole frames of the pair of Ethernet tunnel `number`, and appends them to `outgoing`; they end here if it has gone.
+    /// Seals the frames of the pair of Ethernet tunnel `number`, and appends them to `outgoing`; they end here if it has gone.
     pub fn seal_frames(&mut self, number: Option<u16>, received: &mut Vec<Packet>, outgoing: &mut Vec<Outgoing>) {
         let Some(tunnel) = number.and_then(|number| self.tunnels.get_mut(&number)) else {
             return received.drain(..).for_each(|piece| self.pool.put(piece.frame));
@@ -49,24 +49,23 @@ impl Datapath {
         tunnel.prefetch(Slot::Send);
         tunnel.keys.refresh(self.now);
         let first = outgoing.len();
-        // A frame in several pieces is larger than any that is taken; it counts at its last piece.
-        let mut is_cut = false;
+        let mut pieces = Pieces::new();
         for piece in received.drain(..) {
-            let was_cut = std::mem::replace(&mut is_cut, piece.more);
-            let admitted = match (was_cut, piece.more) {
-                (false, false) => {
-                    let (umem, pool, too_big) = (&self.umem, &mut self.pool, &mut self.too_big);
-                    Admission { tunnel, umem, pool, outgoing, too_big, now: self.now }.frame(piece)
-                }
-                (_, more) => {
-                    self.pool.put(piece.frame);
-                    if more { Ok(()) } else { Err(Verdict::TooBig.into()) }
-                }
-            };
+            let last = !piece.more;
+            if let Err(full) = pieces.try_push(piece) {
+                self.pool.put(full.element().frame);
+            }
+            if !last {
+                continue;
+            }
+            let (umem, pool, too_big) = (&self.umem, &mut self.pool, &mut self.too_big);
+            let admitted = Admission { tunnel, umem, pool, outgoing, too_big, now: self.now }.ethernet(&mut pieces);
+            pieces.drain(..).for_each(|piece| self.pool.put(piece.frame));
             if let Err(dropped) = admitted {
                 drop_admitted(&self.reports, tunnel, dropped, self.now);
             }
         }
+        pieces.drain(..).for_each(|piece| self.pool.put(piece.frame));
         self.seal_from(first, outgoing);
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cipe_common::maps::Slot;
+use cipe_common::stamp::STAMP_TPID;
 use cipe_common::{Stamp, Verdict, stamp};
 use tokio::sync::mpsc;
 
@@ -388,34 +389,34 @@ pub fn run(input: &[u8]) {
     pair.change_key(&key, None);
     while let Some(op) = input.octet() {
         let Pair { a, b } = &mut pair;
-        let before = (a.accounted(), b.accounted());
-        match op % 11 {
+        let accounted = (a.accounted(), b.accounted());
+        match op % 12 {
             0 => {
                 let (gso_size, len) = (input.number(), input.number());
                 if a.push(input.octets(len.into()), gso_size) {
                     line = a.seal();
-                    assert!(a.accounted() > before.0, "a private frame is under no verdict");
+                    assert!(a.accounted() > accounted.0, "a private frame is under no verdict");
                 }
             }
             1 => {
                 let (gso_size, len) = (input.number(), input.number() % 9000);
                 if a.push(&udp(len.into()), gso_size) {
                     line = a.seal();
-                    assert!(a.accounted() > before.0, "a private packet is under no verdict");
+                    assert!(a.accounted() > accounted.0, "a private packet is under no verdict");
                 }
             }
             2 | 3 => {
-                let (flip, at) = (if op % 11 == 2 { 0 } else { input.octet().unwrap_or(1) }, input.number());
+                let (flip, at) = (if op % 12 == 2 { 0 } else { input.octet().unwrap_or(1) }, input.number());
                 let Some(mut datagram) = line.pop() else { continue };
                 let at = usize::from(at) % datagram.octets.len().max(1);
                 datagram.octets.get_mut(at).into_iter().for_each(|octet| *octet ^= flip);
                 b.receive(a, &[datagram]);
-                assert_eq!(b.accounted() - before.1, 1, "a datagram is under one verdict");
+                assert_eq!(b.accounted() - accounted.1, 1, "a datagram is under one verdict");
             }
             4 => {
                 let (len, tos) = (input.number(), input.octet().unwrap_or(0));
                 b.receive(a, &[Datagram { octets: input.octets(len.into()).to_vec(), tos }]);
-                assert_eq!(b.accounted() - before.1, 1, "noise is under one verdict");
+                assert_eq!(b.accounted() - accounted.1, 1, "noise is under one verdict");
             }
             5 => {
                 let before = key;
@@ -439,10 +440,22 @@ pub fn run(input: &[u8]) {
                 let (gso_size, len) = (input.number(), input.number() % 9000);
                 if a.push(&tcp(0, 0, len.into()), gso_size) {
                     line = a.seal();
-                    assert!(a.accounted() > before.0, "a private segment is under no verdict");
+                    assert!(a.accounted() > accounted.0, "a private segment is under no verdict");
                 }
             }
-            _ => while a.reports.try_recv().is_ok() {},
+            10 => while a.reports.try_recv().is_ok() {},
+            _ => {
+                let (tci, len) = (input.number(), input.number() % 9000);
+                let before = input.octet().unwrap_or(0);
+                let before = input.octets(before.into());
+                let content = if len & 1 == 0 { tcp(0, 0, len.into()) } else { udp(len.into()) };
+                let stamp = [&STAMP_TPID, &tci.to_be_bytes()[..]].concat();
+                a.tunnel().protocol = Protocol::Ethernet;
+                if a.push_frame(&[&[2; 12][..], &stamp, before, &content].concat()) {
+                    line = a.seal();
+                    assert!(a.accounted() > accounted.0, "a private frame is under no verdict");
+                }
+            }
         }
         pair.assert_frames_are_back();
     }

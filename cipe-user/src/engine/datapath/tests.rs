@@ -280,53 +280,7 @@ mod delivery {
     }
 }
 
-mod ethernet {
-    use super::*;
-
-    const HEADER: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
-
-    fn pair() -> Pair {
-        let mut pair = Pair::new(Algorithm::Idea, Protocol::Ethernet).unwrap();
-        pair.change_key(&KEYS[0], None);
-        pair
-    }
-
-    #[test]
-    fn frames_arrive_octet_for_octet_and_runs_as_superframes() {
-        let mut pair = pair();
-        let segments = Flow { dont_fragment: false, ..Flow::tcp4() }.segments(&[7; 10_000], 1000);
-        let mut frames: Vec<Vec<u8>> = segments.iter().map(|segment| [&HEADER[..], segment].concat()).collect();
-        frames.push([&[0xFF; 12][..], &[0x88, 0xB5], &[9; 60]].concat());
-        frames.iter().for_each(|frame| assert!(pair.a.push_frame(frame)));
-        let sealed = pair.a.seal();
-        sealed.iter().for_each(|datagram| pair.b.push_datagram(pair.a.me(), datagram));
-        pair.b.open();
-        assert!(pair.b.device.frames == frames);
-        assert_eq!((pair.b.device.superframes, counted(&pair.b, Verdict::Delivered)), (1, 11));
-        pair.assert_frames_are_back();
-    }
-
-    #[test]
-    fn a_frame_that_the_device_would_lose_is_counted() {
-        let mut pair = pair();
-        let frame = [&HEADER[..], &Flow { dont_fragment: false, ..Flow::udp4() }.packet(&[7; 1500])].concat();
-        pair.a.push_frame(&frame);
-        let sealed = pair.a.seal();
-        let (a, b) = (&pair.a, &mut pair.b);
-        assert!(sealed.len() == 1 && b.receive(a, &sealed).is_empty());
-        assert_eq!((counted(b, Verdict::PrivateFull), b.accounted()), (1, 1));
-        pair.assert_frames_are_back();
-    }
-
-    #[test]
-    fn a_frame_of_several_pieces_is_too_big() {
-        let mut pair = pair();
-        pair.a.push_frame(&[2; 4000]);
-        assert!(pair.a.seal().is_empty());
-        assert_eq!((counted(&pair.a, Verdict::TooBig), pair.a.accounted()), (1, 1));
-        pair.assert_frames_are_back();
-    }
-}
+mod ethernet;
 
 /// What happens to a datagram on the line.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use crate::control::protocol::XdpMode;
 use crate::engine::worker::Command;
 use crate::kernel::bpf::{Ends, XdpPreference};
 use crate::kernel::device::{Device, TunnelDevice};
+use crate::kernel::ethtool::{self, Offloads};
 use crate::kernel::features::Feature;
 use crate::kernel::hub::{Framing, Hub};
 use crate::xsk::{Injector, Mode, SocketConfig};
@@ -150,7 +151,12 @@ impl Hubs {
             (Framing::Ethernet, XdpMode::Native) => (Ends::Ethernet, XdpPreference::Native),
             (Framing::Ethernet, XdpMode::Auto | XdpMode::Generic) => (Ends::Ethernet, XdpPreference::Generic),
         };
+        // The program stamps what the engine is to segment, so it is attached first.
+        let takes_superframes = self.framing(mode) == Framing::Superframes;
         let mode = platform.programs().attach_private(ends, hub.index, hub.hidden_index, preference)?;
+        if ends == Ends::Ethernet && takes_superframes {
+            ethtool::set_offloads(&hub.name, hub.index, Offloads::SUPERFRAMES)?;
+        }
         let mut sockets = Vec::new();
         // One that another engine made may have more or fewer queues than there are workers now.
         let queues = platform.netlink.card(hub.hidden_index).await?.receive_queues.clamp(1, PRIVATE_QUEUES);

@@ -1,0 +1,159 @@
+//! What may go out of an Ethernet tunnel (protocol 4): checks on frames, and the cutting of superframes in them.
+
+use arrayvec::ArrayVec;
+use cipe_common::stamp::STAMP_TPID;
+use cipe_common::{EthernetStamp, Verdict};
+
+use super::admission::{Admission, Dropped, MOST_PIECES, Pieces, data_slot, version};
+use super::packets::Outgoing;
+use crate::engine::carrier::outer::{ETHERNET, FRESH, Marks};
+use crate::engine::tunnel::mtu::TunnelMtu;
+use crate::inner::checksum::complete_partial;
+use crate::inner::ethernet::{Frame, link_header};
+use crate::inner::headers::Version;
+use crate::inner::mss;
+use crate::inner::nested::{complete_hidden, complete_inside};
+use crate::inner::segment::Superframe;
+use crate::wire::packet::{self, Type};
+use crate::xsk::{Packet, Umem};
+
+/// Outer TTL of frames, unless `cttl` says another.
+const FRAME_TTL: u8 = 64;
+/// The bits of a TOS that are the DSCP (RFC 2474).
+const DSCP: u8 = 0xFC;
+/// Octets of both addresses, which stand before a tag, and of the tag.
+const ADDRESSES: usize = 12;
+const TAG: usize = 4;
+
+impl Admission<'_> {
+    /// Takes in a frame of one or more pieces: one to seal, or several to cut it into. Pieces that are left go back to the pool.
+    ///
+    /// A frame has no TTL of its own, and TTLs of 1 are usual on a link: without `cttl` the outer packet has [`FRAME_TTL`]. Of a
+    /// TOS the outer packet has the DSCP; its ECN field says that it takes no part (RFC 6040, compatibility mode). DF is copied
+    /// where the frame fits the carrier path; with DF, what does not fit is dropped, and its sender told if this host has a way
+    /// there. All else the carrier's IP cuts.
+    pub fn ethernet(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
+        let stamp = take_stamp(self.umem, pieces.first_mut().ok_or(Verdict::PrivateMalformed)?)?;
+        if let EthernetStamp::Superframe(gso_size) = stamp
+            && self.cut_frame(pieces, gso_size)?
+        {
+            return Ok(());
+        }
+        let [_] = pieces.as_slice() else { return Err(Verdict::TooBig.into()) };
+        pieces.pop().map_or(Ok(()), |packet| self.frame(packet, stamp))
+    }
+
+    /// Checks a frame, and queues it where it stands.
+    fn frame(&mut self, mut packet: Packet, stamp: EthernetStamp) -> Result<(), Dropped> {
+        let (at, end) = (packet.offset as usize, packet.offset as usize + packet.len as usize);
+        let octets = self.umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed);
+        let checked = octets.and_then(|octets| {
+            complete_checksum(octets, stamp);
+            let marks = self.marks_of_frame(octets)?;
+            Ok((data_slot(self.tunnel)?, marks))
+        });
+        self.queue_in_place(packet.frame, at, end, checked)
+    }
+
+    /// Cuts a superframe, and queues its segments, each with the headers before the IP packet and in a frame of its own. `false`: the
+    /// kernel has cut it, and it may go as it is.
+    fn cut_frame(&mut self, pieces: &Pieces, gso_size: u16) -> Result<bool, Dropped> {
+        let umem = self.umem;
+        let link = pieces.first().map(|first| first.data(umem)).unwrap_or_default();
+        let header = link_header(link).ok_or(Verdict::PrivateMalformed)?;
+        let (link, content) = link.split_at_checked(header).ok_or(Verdict::PrivateMalformed)?;
+        let rest = pieces.iter().skip(1).map(|piece| piece.data(umem));
+        let octets: ArrayVec<&[u8], MOST_PIECES> = [content].into_iter().chain(rest).collect();
+        let mut superframe = Superframe::parse(&octets, gso_size)?;
+        let segments = superframe.segments();
+        if let (1, [_]) = (segments, pieces.as_slice()) {
+            return Ok(false);
+        }
+        let all = |verdict| Dropped { verdict, packets: segments as u64 };
+        if FRESH + packet::sealed_len(header + superframe.longest()) > umem.frame_size() as usize {
+            return Err(all(Verdict::TooBig));
+        }
+        let slot = data_slot(self.tunnel).map_err(all)?;
+        // Those of the first segment, than which none is longer, are those of all.
+        let mut marks = None;
+        for index in 0..segments {
+            let left = |verdict| Dropped { verdict, packets: (segments - index) as u64 };
+            let mut frame = self.pool.take().ok_or(left(Verdict::NoFrame))?;
+            let place = &mut umem.chunk_mut(&mut frame)[FRESH..];
+            place[..header].copy_from_slice(link);
+            let octets = header + superframe.cut(&mut place[header..]).unwrap_or_default();
+            let known = marks.map_or_else(|| self.marks_of_frame(&mut place[..octets]), Ok);
+            match known {
+                Ok(known) => {
+                    marks = Some(known);
+                    let out = Outgoing::new(self.tunnel.number, frame, FRESH, octets, Type::Data, slot, known);
+                    self.outgoing.push(out);
+                }
+                Err(verdict) => {
+                    self.pool.put(frame);
+                    return Err(left(verdict));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the outer header of a frame says; [`Verdict::TooBig`] if the carrier path does not take it.
+    fn marks_of_frame(&mut self, octets: &mut [u8]) -> Result<Marks, Verdict> {
+        let tunnel = self.tunnel;
+        let frame = Frame::parse(octets).ok_or(Verdict::PrivateMalformed)?;
+        let (header, is_tagged, inner) = (frame.header(), frame.is_tagged(), frame.ip());
+        if tunnel.mtu == TunnelMtu::NONE {
+            return Err(Verdict::TooBig);
+        }
+        let ttl = if tunnel.cttl == 0 { FRAME_TTL } else { tunnel.cttl };
+        let mut marks = Marks { tos: 0, ttl, dont_fragment: false };
+        let Some(inner) = inner else { return Ok(marks) };
+        let largest = tunnel.mtu.of(version(&inner));
+        if tunnel.clamp_mss {
+            mss::clamp(&mut octets[header..], tunnel.mtu.of(Version::V4));
+        }
+        let dont_fragment = inner.dont_fragment && !tunnel.ignore_df;
+        if dont_fragment && inner.total > largest {
+            if !is_tagged {
+                self.too_big.tell(&octets[header..header + inner.total], largest, self.now);
+            }
+            return Err(Verdict::TooBig);
+        }
+        marks.tos = inner.tos & DSCP;
+        // Tags are more than the MTU counts.
+        marks.dont_fragment = dont_fragment && octets.len() <= ETHERNET + largest;
+        Ok(marks)
+    }
+}
+
+/// Takes the stamp off the first piece of a frame, if there is one.
+fn take_stamp(umem: &Umem, first: &mut Packet) -> Result<EthernetStamp, Verdict> {
+    let (at, end) = (first.offset as usize, first.offset as usize + first.len as usize);
+    let octets = umem.chunk_mut(&mut first.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed)?;
+    let Some(tag) = octets.get(ADDRESSES..).and_then(<[u8]>::first_chunk::<TAG>) else {
+        return Ok(EthernetStamp::Plain);
+    };
+    let [tpid @ .., high, low] = *tag;
+    if tpid != STAMP_TPID {
+        return Ok(EthernetStamp::Plain);
+    }
+    octets.copy_within(..ADDRESSES, TAG);
+    first.offset += TAG as u32;
+    first.len -= TAG as u32;
+    Ok(EthernetStamp::from_tci(u16::from_be_bytes([high, low])))
+}
+
+/// Completes the checksum that the local stack left to the device, if it did.
+fn complete_checksum(frame: &mut [u8], stamp: EthernetStamp) {
+    let header = match stamp {
+        EthernetStamp::Superframe(_) => link_header(frame),
+        _ => Frame::parse(frame).map(|frame| frame.header()),
+    };
+    let content = header.and_then(|header| frame.get_mut(header..)).unwrap_or_default();
+    match stamp {
+        EthernetStamp::Plain | EthernetStamp::Superframe(_) => complete_partial(content),
+        EthernetStamp::Encapsulated => complete_inside(content),
+        EthernetStamp::Hidden => complete_hidden(frame),
+    };
+}
