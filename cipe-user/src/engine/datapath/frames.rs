@@ -148,7 +148,7 @@ fn take_stamp(umem: &Umem, first: &mut Packet) -> Result<EthernetStamp, Verdict>
 fn complete_checksum(frame: &mut [u8], stamp: EthernetStamp) {
     let header = match stamp {
         EthernetStamp::Superframe(_) => link_header(frame),
-        _ => Frame::parse(frame).map(|frame| frame.header()),
+        _ => Frame::parse(frame).filter(|frame| frame.ip().is_some()).map(|frame| frame.header()),
     };
     let content = header.and_then(|header| frame.get_mut(header..)).unwrap_or_default();
     match stamp {
