@@ -13,6 +13,8 @@ pub enum Tunnel {
     CipeBlowfish,
     /// Ours, IDEA
     CipeIdea,
+    /// Ours, IDEA, Ethernet frames (protocol 4), routed
+    CipeIdeaEthernet,
     /// Ours without a cipher
     CipeNokey,
     /// Ours, Blowfish, with the short cut past the gateways' stack (`lan`)
@@ -76,9 +78,12 @@ impl Tunnel {
     /// Its kind.
     pub fn kind(self) -> Kind {
         match self {
-            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => {
-                Kind::Ours
-            }
+            Self::CipeBlowfish
+            | Self::CipeIdea
+            | Self::CipeIdeaEthernet
+            | Self::CipeNokey
+            | Self::CipeBlowfishLan
+            | Self::CipeIdeaLan => Kind::Ours,
             Self::Wireguard | Self::Esp => Kind::Kernel,
             Self::Vxlan | Self::Veth => Kind::Clear,
             _ => Kind::Peer,

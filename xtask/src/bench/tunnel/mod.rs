@@ -32,7 +32,12 @@ impl Tunnel {
     /// Programs it needs, the one that gives its version first.
     pub fn needs(self) -> &'static [Need] {
         match self {
-            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => &[],
+            Self::CipeBlowfish
+            | Self::CipeIdea
+            | Self::CipeIdeaEthernet
+            | Self::CipeNokey
+            | Self::CipeBlowfishLan
+            | Self::CipeIdeaLan => &[],
             Self::Esp | Self::Vxlan | Self::Veth => &[],
             Self::Wireguard => kernel::NEEDS_WIREGUARD,
             Self::OpenvpnBf => openvpn::NEEDS_BF,
@@ -60,9 +65,12 @@ impl Tunnel {
     /// The tunnel does not start; the error has the ends of its logs.
     pub fn start(self, net: &Topology) -> Result<Running> {
         let running = match self {
-            Self::CipeBlowfish | Self::CipeIdea | Self::CipeNokey | Self::CipeBlowfishLan | Self::CipeIdeaLan => {
-                Running::Ours(Box::new(ours::start(self, net)?))
-            }
+            Self::CipeBlowfish
+            | Self::CipeIdea
+            | Self::CipeIdeaEthernet
+            | Self::CipeNokey
+            | Self::CipeBlowfishLan
+            | Self::CipeIdeaLan => Running::Ours(Box::new(ours::start(self, net)?)),
             Self::OpenvpnBf => Running::Peer(openvpn::start_bf(net)?),
             Self::OpenvpnAesGcm => Running::Peer(openvpn::start_aes(net)?),
             Self::WireguardGo | Self::Boringtun | Self::Gotatun => Running::Peer(wireguard::start(self, net)?),
