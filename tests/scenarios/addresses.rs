@@ -28,7 +28,8 @@ fn change_address(net: &Topology, side: Side, from: Ipv4Addr, to: Ipv4Addr) -> R
 }
 
 fn wait_for_ping(net: &Topology, from: Side, gateways: [&Gateway; 2]) -> Result<()> {
-    let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+    let (deadline, one) =
+        (Instant::now() + process::patient(SOON), Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
     while ping::run(net.lan(from), from.other().host(), &one)?.received() == 0 {
         if Instant::now() > deadline {
             bail!("no answer\n{}\n{}", gateways[0].log().text(), gateways[1].log().text());

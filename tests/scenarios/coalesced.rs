@@ -222,11 +222,11 @@ fn tcp_by(door: &str) -> Result<()> {
     let captures = Captures::start(&net, TCP)?;
     let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
     let target = listener.local_addr()?;
-    let mut sender = net.lan(Side::A).run(|| TcpStream::connect_timeout(&target, SOON))?;
+    let mut sender = net.lan(Side::A).run(|| TcpStream::connect_timeout(&target, process::patient(SOON)))?;
     let (mut receiver, _) = listener.accept()?;
     sender.set_nodelay(true)?;
-    sender.set_write_timeout(Some(SOON))?;
-    receiver.set_read_timeout(Some(SOON))?;
+    sender.set_write_timeout(Some(process::patient(SOON)))?;
+    receiver.set_read_timeout(Some(process::patient(SOON)))?;
     let deadline = Instant::now() + process::patient(SOON);
     for round in 0.. {
         // Each write ends in PSH: single segments, full ones among them, and runs of both.
@@ -274,7 +274,7 @@ fn datagrams_of_a_superframe_arrive_each_for_itself() -> Result<()> {
         pair.wait_for_keys(&net)?;
         let server = net.lan(Side::B).run(|| UdpSocket::bind((Side::B.host(), 0)))?;
         let client = net.lan(Side::A).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
-        server.set_read_timeout(Some(SOON))?;
+        server.set_read_timeout(Some(process::patient(SOON)))?;
         client.connect(server.local_addr()?)?;
         let mut buffer = [0; 2000];
         for size in [1_u16, 100, 537, 1200, 1414] {

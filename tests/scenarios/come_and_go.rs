@@ -45,7 +45,7 @@ fn survives(daemon: Daemon, change: impl Fn(&mut Original) -> Result<()>) -> Res
 
 /// Sends pings from a LAN, answered or not, until a condition is true.
 fn until(link: &Original, side: Side, is_true: impl Fn(&Original) -> bool) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + process::patient(SOON);
     let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(1) };
     while !is_true(link) {
         ping::run(link.net.lan(side), side.other().host(), &plan)?;
@@ -157,7 +157,7 @@ fn pings_tell_the_peer_of_a_nat_s_new_mapping() -> Result<()> {
     for number in 1..=3 {
         let new = SocketAddr::new(port_of(Side::B).ip(), PORT + 200 + number);
         relay.rebind(1, bind(new)?)?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + process::patient(SOON);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let event = link.events.recv_timeout(left).with_context(|| link.ours.log().text())?;

@@ -60,7 +60,7 @@ impl Syslog {
 
     /// Waits for a message with this text; returns it whole.
     fn wait_for(&mut self, what: &str) -> Result<String> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + process::patient(SOON);
         loop {
             if let Some(line) = self.lines.iter().find(|line| line.contains(what)) {
                 return Ok(line.clone());
@@ -119,7 +119,8 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
     gateway.ip(&["route", "add", &Side::B.lan(), "dev", "cipcb0"])?;
     let mut other = Gateway::start(&net, Side::B, Daemon::Blowfish, &Options::of(Side::B).set("tokxc", 1))?;
     other.wait_up()?;
-    let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+    let (deadline, one) =
+        (Instant::now() + process::patient(SOON), Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
     while ping::run(net.lan(Side::B), Side::A.host(), &one)?.received() == 0 && Instant::now() < deadline {}
     log.wait_for(&format!("{tag}cipcb0: new peer {}:{PORT}", Side::B.carrier()))?;
     log.wait_for(&format!("{tag}cipcb0: new send key"))?;
@@ -136,7 +137,7 @@ fn in_the_background_the_classic_lines_go_to_the_system_log() -> Result<()> {
     let peer = Side::B.carrier().to_string();
     gateway.ip(&["route", "add", &peer, "dev", "cipcb0"])?;
     // It is logged when a datagram has looped.
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + process::patient(SOON);
     while !log.has("cipcb0: looped route")? && Instant::now() < deadline {
         let one = Plan { timeout: Duration::from_millis(50), ..Plan::count(1) };
         ping::run(net.lan(Side::A), Side::B.host(), &one)?;

@@ -12,7 +12,8 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, process};
 
 fn wait_for_ping(from: &Namespace, to: Ipv4Addr, gateway: &Gateway) -> Result<()> {
-    let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+    let (deadline, one) =
+        (Instant::now() + process::patient(SOON), Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
     while ping::run(from, to, &one)?.received() == 0 {
         if Instant::now() > deadline {
             bail!("no answer\n{}", gateway.log().text());

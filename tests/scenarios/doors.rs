@@ -74,7 +74,8 @@ fn the_loopback_carries_a_tunnel_by_the_udp_socket() -> Result<()> {
     let options = Options::of(Side::A).set("me", ours).set("peer", theirs);
     let mut gateway = Gateway::start(&net, Side::A, Daemon::Idea, &options)?;
     gateway.wait_up()?;
-    let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+    let (deadline, one) =
+        (Instant::now() + process::patient(SOON), Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
     while ping::run(net.lan(Side::A), Side::B.host(), &one)?.received() == 0 {
         if Instant::now() > deadline {
             bail!("{:?}\n{:?}\n{}", peer.counters(), gateway.status()?, gateway.log().text());

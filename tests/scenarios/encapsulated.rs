@@ -13,6 +13,7 @@ use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::namespace::Namespace;
 use cipe_tests::net::pattern;
 use cipe_tests::offload::Offload;
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, ping};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -191,10 +192,10 @@ fn stream(from: &Namespace, to: &Namespace, address: IpAddr) -> Result<()> {
     let listener = to.run(|| TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
     let mut sender =
-        from.run(|| TcpStream::connect_timeout(&target, SOON)).with_context(|| format!("TCP to {target}"))?;
+        from.run(|| TcpStream::connect_timeout(&target, patient(SOON))).with_context(|| format!("TCP to {target}"))?;
     let mut receiver = listener.accept()?.0;
-    sender.set_write_timeout(Some(SOON))?;
-    receiver.set_read_timeout(Some(SOON))?;
+    sender.set_write_timeout(Some(patient(SOON)))?;
+    receiver.set_read_timeout(Some(patient(SOON)))?;
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| {
             sender.write_all(&octets)?;
@@ -211,7 +212,7 @@ fn stream(from: &Namespace, to: &Namespace, address: IpAddr) -> Result<()> {
 fn datagrams(from: &Namespace, to: &Namespace, address: IpAddr, source: IpAddr) -> Result<()> {
     let server = to.run(|| UdpSocket::bind((address, 0)))?;
     let client = from.run(|| UdpSocket::bind((source, 0)))?;
-    server.set_read_timeout(Some(SOON))?;
+    server.set_read_timeout(Some(patient(SOON)))?;
     client.connect(server.local_addr()?)?;
     let mut buffer = [0; 2000];
     for size in [1_u16, 333, 1200] {

@@ -130,7 +130,7 @@ fn kill_and_wait(net: &Topology, pair: &Pair) -> Result<()> {
     let engine = pair.a.engine_pid().context("an engine runs")?;
     process::signal(engine, Signal::KILL)?;
     process::wait_gone(engine, SOON)?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + process::patient(SOON);
     let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(5) };
     while ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received() < 5 {
         if Instant::now() > deadline {

@@ -181,7 +181,8 @@ fn ipv6_neighbours_are_found_through_the_tunnel() -> Result<()> {
     }
     let server = joined.net.lan(Side::B).run(|| std::net::TcpListener::bind("[fd00:220::2]:0"))?;
     let address = server.local_addr()?;
-    let mut client = joined.net.lan(Side::A).run(|| std::net::TcpStream::connect_timeout(&address, SOON))?;
+    let mut client =
+        joined.net.lan(Side::A).run(|| std::net::TcpStream::connect_timeout(&address, process::patient(SOON)))?;
     let (mut accepted, _) = server.accept()?;
     let octets = pattern(1, 100_000);
     std::thread::scope(|scope| -> Result<()> {
@@ -313,7 +314,7 @@ fn two_protocols_do_not_meet_and_both_ends_say_so_once() -> Result<()> {
     frames.wait_up()?;
     let plan = Plan { timeout: A_WHILE, ..Plan::count(3) };
     let count = |gateway: &Gateway| gateway.status().map(|status| status.count("bad-inner"));
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + process::patient(SOON);
     while count(&packets)? < 3 || count(&frames)? < 3 {
         for side in [Side::A, Side::B] {
             assert_eq!(ping::run(net.gw(side), side.other().tunnel(), &plan)?.received(), 0);

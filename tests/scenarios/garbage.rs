@@ -10,6 +10,7 @@ use cipe_tests::net::{UDP, checksum};
 use cipe_tests::options::KEY;
 use cipe_tests::peer::{Cipher, seal};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::relayed::{Relayed, carrier_of, inbound};
 use cipe_tests::status::Status;
 use cipe_tests::topology::Side;
@@ -64,7 +65,7 @@ impl<'a> Thrower<'a> {
     }
 
     fn wait_for(&self, count: u64) -> Result<Status> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         loop {
             let status = self.link.pair.b.status()?;
             match thrown(&status) {

@@ -11,12 +11,13 @@ use cipe_tests::offload::Offload;
 use cipe_tests::options::{KEY, Options, PORT};
 use cipe_tests::original::another_address;
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
 
 /// Pings until an answer comes.
 fn wait_for_ping(from: &Namespace, to: Ipv4Addr, logs: &[&Gateway]) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
     while ping::run(from, to, &one)?.received() == 0 {
         if Instant::now() > deadline {

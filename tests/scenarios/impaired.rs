@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use cipe_tests::gateway::{Daemon, Gateway};
 use cipe_tests::impair::{Impairment, Passed};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::relayed::Relayed;
 use cipe_tests::status::Status;
 use cipe_tests::topology::Side;
@@ -31,7 +32,7 @@ fn recovers(daemon: Daemon, impairment: Impairment) -> Result<Option<([Status; 2
     }
     let link = Relayed::start(daemon, 2026, |options| options.set("tokey", 1).set("tokxc", TOKXC))?;
     link.relay.impair(impairment);
-    let deadline = Instant::now() + SOON + Duration::from_secs(3 * TOKXC * 2 * CHANGES as u64);
+    let deadline = Instant::now() + patient(SOON + Duration::from_secs(3 * TOKXC * 2 * CHANGES as u64));
     // All may be in flight, so that the test waits for the lost ones together.
     let timeout = Duration::from_secs(1);
     let plan = Plan { window: 100, interval: Duration::from_millis(2), timeout, ..Plan::count(100) };

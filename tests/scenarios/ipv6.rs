@@ -11,6 +11,7 @@ use cipe_tests::net::pattern;
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{Options, PORT};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
 
@@ -62,7 +63,7 @@ fn inner_traffic(net: &Topology, mtu: usize) -> Result<()> {
     let client = a.run(|| UdpSocket::bind((inside(Side::A), 0)))?;
     client.connect(server.local_addr()?)?;
     for socket in [&server, &client] {
-        socket.set_read_timeout(Some(SOON))?;
+        socket.set_read_timeout(Some(patient(SOON)))?;
     }
     first_answer(&client, &server)?;
     let mut buffer = vec![0; 2000];
@@ -91,7 +92,7 @@ const FIRST: &[u8] = b"first";
 
 /// Sends until a packet arrives: the keys may not be there yet. Copies of it may arrive later.
 fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     let mut buffer = [0; 64];
     server.set_read_timeout(Some(Duration::from_millis(100)))?;
     loop {
@@ -103,7 +104,7 @@ fn first_answer(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
             bail!("nothing comes through");
         }
     }
-    server.set_read_timeout(Some(SOON))?;
+    server.set_read_timeout(Some(patient(SOON)))?;
     Ok(())
 }
 
@@ -111,10 +112,10 @@ fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr) -> Result<()> {
     let octets: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     let listener = to.run(|| TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
-    let mut sender = from.run(|| TcpStream::connect_timeout(&target, SOON))?;
+    let mut sender = from.run(|| TcpStream::connect_timeout(&target, patient(SOON)))?;
     let (mut receiver, _) = listener.accept()?;
-    sender.set_write_timeout(Some(SOON))?;
-    receiver.set_read_timeout(Some(SOON))?;
+    sender.set_write_timeout(Some(patient(SOON)))?;
+    receiver.set_read_timeout(Some(patient(SOON)))?;
     std::thread::scope(|scope| {
         let octets = &octets;
         scope.spawn(move || sender.write_all(octets));
@@ -193,7 +194,7 @@ fn a_sender_inside_is_told_what_a_smaller_carrier_path_leaves() -> Result<()> {
     let client = a.run(|| UdpSocket::bind((inside(Side::A), 0)))?;
     client.connect(server.local_addr()?)?;
     first_answer(&client, &server)?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     let payload = pattern(1, MTU - HEADERS);
     let learned = || a.ip(&["-6", "route", "get", &inside(Side::B).to_string()]);
     let expected = format!("mtu {}", PATH - 48);
@@ -211,7 +212,7 @@ fn a_sender_inside_is_told_what_a_smaller_carrier_path_leaves() -> Result<()> {
         }
     }
     let mut buffer = vec![0; 2000];
-    server.set_read_timeout(Some(SOON))?;
+    server.set_read_timeout(Some(patient(SOON)))?;
     let length = loop {
         let length = server.recv(&mut buffer).context("the fragments arrive")?;
         if buffer[..length] != *FIRST {

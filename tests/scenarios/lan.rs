@@ -12,6 +12,7 @@ use cipe_tests::net::{Frame, ICMP, Ipv4, checksum, pattern};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{Options, PORT};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -62,7 +63,7 @@ fn wait_for_short_cut(net: &Topology, pair: &Pair) -> Result<()> {
 }
 
 fn wait(pair: &Pair, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     while !done()? {
         if Instant::now() > deadline {
             let (a, b) = (pair.a.status()?, pair.b.status()?);
@@ -144,7 +145,7 @@ fn datagrams_stay_apart(net: &Topology) -> Result<()> {
     const OCTETS: u16 = 100;
     let server = net.lan(Side::B).run(|| UdpSocket::bind((Side::B.host(), 0)))?;
     let client = net.lan(Side::A).run(|| UdpSocket::bind((Side::A.host(), 0)))?;
-    server.set_read_timeout(Some(SOON))?;
+    server.set_read_timeout(Some(patient(SOON)))?;
     client.connect(server.local_addr()?)?;
     let payload = pattern(7, SEGMENTS * usize::from(OCTETS));
     let (pieces, segments) = ([std::io::IoSlice::new(&payload)], [ControlMessage::UdpGsoSegments(&OCTETS)]);
@@ -181,7 +182,7 @@ fn superframes_and_unfinished_checksums_take_the_kernels_way_under_generic_xdp()
 fn probe(from: &Namespace, to: Ipv4Addr, ttl: u32) -> Result<(Ipv4Addr, u8)> {
     let socket = from.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
     socket.set_ttl_v4(ttl)?;
-    socket.set_read_timeout(Some(SOON))?;
+    socket.set_read_timeout(Some(patient(SOON)))?;
     let mut request = [8, 0, 0, 0, 0x7A, ttl as u8, 0, 1];
     let sum = checksum(&request);
     request[2..4].copy_from_slice(&sum.to_be_bytes());
@@ -482,7 +483,7 @@ fn ipv6_goes_past_the_kernel_too() -> Result<()> {
     })?;
     // None may be lost from here on.
     for socket in [&server, &client] {
-        socket.set_read_timeout(Some(SOON))?;
+        socket.set_read_timeout(Some(patient(SOON)))?;
     }
     let before = kernels()?;
     for size in (1..=MTU - 48).step_by(31) {

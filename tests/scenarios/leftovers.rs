@@ -10,7 +10,7 @@ use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
 use cipe_tests::options::Options;
 use cipe_tests::ping::{self, Plan};
-use cipe_tests::process::{self, BpfObjects};
+use cipe_tests::process::{self, BpfObjects, patient};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
@@ -46,7 +46,7 @@ impl Traces {
 
 /// Waits until the traces equal `before`: the engine may end a moment after its last daemon.
 fn wait_for_none(before: &Traces, namespace: &Namespace, run_directory: &Path) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     loop {
         for pid in namespace.processes()? {
             process::wait_gone(pid, SOON)?;
@@ -63,7 +63,7 @@ fn wait_for_none(before: &Traces, namespace: &Namespace, run_directory: &Path) -
 
 /// Waits until the kernel has freed `objects`, which it does some time after the last descriptor was closed.
 fn wait_until_freed(objects: &BpfObjects) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     loop {
         let programs: BTreeSet<u32> = aya::programs::loaded_programs().filter_map(|p| p.ok().map(|p| p.id())).collect();
         let maps: BTreeSet<u32> = aya::maps::loaded_maps().filter_map(|m| m.ok().map(|m| m.id())).collect();

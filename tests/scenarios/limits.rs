@@ -54,7 +54,8 @@ impl Confined {
     fn wait_for_tunnel(&self, net: &Topology) -> Result<()> {
         let found = self.log.wait_for_line(0, SOON, |line| line.contains("cipcb0: up, "));
         found.with_context(|| format!("it does not come up:\n{}", self.log.text()))?;
-        let (deadline, one) = (Instant::now() + SOON, Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
+        let (deadline, one) =
+            (Instant::now() + process::patient(SOON), Plan { timeout: Duration::from_millis(500), ..Plan::count(1) });
         while ping::run(net.gw(Side::A), Side::B.tunnel(), &one)?.received() == 0 {
             if Instant::now() > deadline {
                 bail!("no answer:\n{}", self.log.text());

@@ -210,7 +210,7 @@ fn tunnels_of_two_devices_share_address_and_port() -> Result<()> {
         }
         pair.wait_for_keys(&net)?;
         let to = "10.202.0.2".parse()?;
-        let answers = ping::wait_for_answer(net.gw(Side::A), to, Duration::from_millis(200), process::patient(SOON))?;
+        let answers = ping::wait_for_answer(net.gw(Side::A), to, Duration::from_millis(200), SOON)?;
         ensure!(answers, "{door}: {}", others[0].log().text());
         let plan = Plan::count(50);
         assert_eq!(ping::run(net.gw(Side::A), to, &plan)?.received(), 50, "{door}");

@@ -11,6 +11,7 @@ use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{KEY, Options};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
@@ -37,7 +38,7 @@ fn a_carrier_route_into_the_tunnel_is_dropped_counted_and_told_once() -> Result<
     for round in 1..=2 {
         let (start, device_at_start) = (pair.a.status()?, net.gw(Side::A).counters("cipcb0")?);
         net.gw(Side::A).ip(&["route", "add", &peer, "dev", "cipcb0"])?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         while told(&pair.a) < round {
             if Instant::now() > deadline {
                 bail!("the loop was not noticed:\n{}", pair.a.log().text());
@@ -63,7 +64,7 @@ fn a_carrier_route_into_the_tunnel_is_dropped_counted_and_told_once() -> Result<
 
         net.gw(Side::A).ip(&["route", "del", &peer, "dev", "cipcb0"])?;
         pair.wait_for_keys(&net)?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
         while ping::run(net.lan(Side::A), Side::B.host(), &one)?.received() == 0 {
             if Instant::now() > deadline {
@@ -76,7 +77,7 @@ fn a_carrier_route_into_the_tunnel_is_dropped_counted_and_told_once() -> Result<
 
 /// Pings until an answer comes.
 fn wait_for_ping(from: &Namespace, to: Ipv4Addr, gateways: &[&Gateway]) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
     while ping::run(from, to, &one)?.received() == 0 {
         let logs = || gateways.iter().map(|gateway| format!("{:?}\n{}", gateway.status(), gateway.log().text()));
@@ -209,7 +210,7 @@ fn nothing_goes_round_by_a_rule_on_ports() -> Result<()> {
         let before = gw.counters("cipcb0")?;
         let rule = ["ipproto", "udp", "dport", "5000-30000", "lookup", "100"];
         gw.ip(&[&["rule", "add", "pref", "100"][..], &rule].concat())?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         let mut pings = 0;
         while told(&pair.a) == 0 {
             ensure!(Instant::now() < deadline, "{door}: the loop was not noticed:\n{}", pair.a.log().text());

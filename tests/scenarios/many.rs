@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use cipe_tests::fleet::{Cipher, Fleet, Keys, inner};
 use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
-use cipe_tests::process::{StoppedThread, detach_xdp};
+use cipe_tests::process::{StoppedThread, detach_xdp, patient};
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 use nix::net::if_::if_nametoindex;
@@ -23,7 +23,7 @@ fn receiver(namespace: &Namespace, device: &str) -> Result<UdpSocket> {
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from(([0, 0, 0, 0], 9999)).into())?;
     let socket = UdpSocket::from(socket);
-    socket.set_read_timeout(Some(SOON))?;
+    socket.set_read_timeout(Some(patient(SOON)))?;
     Ok(socket)
 }
 

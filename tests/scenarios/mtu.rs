@@ -11,6 +11,7 @@ use cipe_tests::net::{ETHERTYPE_IPV4, Frame};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{Options, PORT};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 use rustix::net::sockopt::Ipv4PathMtuDiscovery;
@@ -48,7 +49,7 @@ fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
     assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes(vec![MTU]))?.received(), 1);
     shrink_hop(&net)?;
 
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     while ping::run(net.lan(Side::A), Side::B.host(), &large)?.received() == 0 {
         if Instant::now() > deadline {
             bail!("{}{}\n{}", learned(&net, Side::A)?, learned(&net, Side::B)?, pair.a.log().text());
@@ -70,7 +71,7 @@ fn let_the_kernel_learn(net: &Topology) -> Result<()> {
     let other = gateway.run(|| UdpSocket::bind((Side::A.carrier(), 0)))?;
     rustix::net::sockopt::set_ip_mtu_discover(&other, Ipv4PathMtuDiscovery::DO)?;
     other.connect((Side::B.carrier(), 9))?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     let knows = || gateway.ip(&["route", "get", &Side::B.carrier().to_string()]);
     while !knows()?.contains(&format!("mtu {PATH}")) {
         // The kernel refuses it once it knows.
@@ -91,8 +92,8 @@ fn a_stream_goes_on(offload: Offload, known_before: bool) -> Result<()> {
     let mut here = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
     let (mut there, _) = listener.accept()?;
     for stream in [&here, &there] {
-        stream.set_read_timeout(Some(SOON))?;
-        stream.set_write_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(patient(SOON)))?;
+        stream.set_write_timeout(Some(patient(SOON)))?;
     }
     let octets: Vec<u8> = (0..500_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
     let mut both_ways = |hop: &str| -> Result<()> {

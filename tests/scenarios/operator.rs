@@ -36,7 +36,7 @@ fn top_shows_what_a_tunnel_does() -> Result<()> {
     script.args(["--quiet", "--return", "--command", &pair.a.cipe_text("top"), "/dev/null"]);
     let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
     let mut terminal = script.stdout.take().context("a pipe")?;
-    let (deadline, mut seen) = (Instant::now() + SOON, Vec::new());
+    let (deadline, mut seen) = (Instant::now() + process::patient(SOON), Vec::new());
     let mut is_told = false;
     while process::wait_readable(&terminal, deadline)? {
         let mut octets = [0; 4096];
@@ -64,7 +64,7 @@ fn in_the_foreground_it_tells_systemd_that_it_is_up() -> Result<()> {
     let net = Topology::new(Carrier::Direct, Offload::On)?;
     let notified = net.directory().join("notified");
     let systemd = UnixDatagram::bind(&notified)?;
-    systemd.set_read_timeout(Some(SOON))?;
+    systemd.set_read_timeout(Some(process::patient(SOON)))?;
     let notified = notified.to_str().context("ASCII")?;
     let (gateway, routes) = ((net.gw(Side::A), "A"), [Side::B.lan()]);
     let environment = [("NOTIFY_SOCKET", notified)];

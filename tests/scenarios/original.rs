@@ -9,6 +9,7 @@ use cipe_tests::gateway::Daemon;
 use cipe_tests::original::Original;
 use cipe_tests::peer::{Config, Counters, Order, Stamp};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::stream::Stream;
 use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
@@ -36,7 +37,7 @@ fn stream(sender: Side, count: u64, link: &Original) -> Result<(Counters, Option
     let stream = Stream::start(net.lan(sender), (net.lan(receiver), receiver.host()))?;
     stream.wait_for_more()?;
     let (start, before) = (Instant::now(), changes(sender, &link.theirs.counters()));
-    let deadline = start + SOON + Duration::from_secs(10 * count);
+    let deadline = start + patient(SOON + Duration::from_secs(10 * count));
     let mut times = vec![start];
     loop {
         let changed = changes(sender, &link.theirs.counters()) - before;
@@ -128,7 +129,7 @@ fn the_first_packet_after_a_long_pause_arrives() -> Result<()> {
     )?;
     for from in [Side::A, Side::B] {
         link.wait_for_pings()?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         while link.ours.status()?.has_key("send") {
             if Instant::now() > deadline {
                 bail!("the old key is still there: {:?}\n{}", link.ours.status()?, link.ours.log().text());

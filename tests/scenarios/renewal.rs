@@ -7,6 +7,7 @@ use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::net::Frame;
 use cipe_tests::offload::Offload;
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
 
@@ -35,7 +36,7 @@ fn renewal(daemon: Daemon) -> Result<()> {
     let capture = net.capture_carrier(1_000_000)?;
     let start = [pair.a.send_keys(), pair.b.send_keys()];
     let (mut sent, mut changes) = (0, 0);
-    let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES as u64);
+    let deadline = Instant::now() + patient(SOON + Duration::from_secs(2 * CHANGES as u64));
     let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), ..Plan::count(250) };
     while changes < CHANGES {
         let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
@@ -78,7 +79,7 @@ fn a_stream_outlives_key_changes_whole() -> Result<()> {
     pair.wait_for_keys(&net)?;
     let start = pair.a.send_keys();
     let octets: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect();
-    let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES as u64);
+    let deadline = Instant::now() + patient(SOON + Duration::from_secs(2 * CHANGES as u64));
     let to = (net.lan(Side::B), Side::B.host());
     while pair.a.send_keys() < start + CHANGES {
         assert!(traffic::tcp_transfer(net.lan(Side::A), to, &octets)? == octets);

@@ -11,6 +11,7 @@ use cipe_tests::offload::Offload;
 use cipe_tests::options::{KEY, Options, PORT};
 use cipe_tests::peer::{Cipher, Config, Event, OldKey, Peer};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
@@ -49,7 +50,7 @@ fn link(daemon: Daemon, change: impl Fn(Options) -> Options, configure: impl Fn(
 impl Link {
     /// Pings from lanA until both ends have dynamic keys.
     fn wait_for_keys(&self) -> Result<()> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
         loop {
             ping::run(self.net.lan(Side::A), Side::B.host(), &plan)?;
@@ -72,7 +73,7 @@ impl Link {
     fn stand_in(&mut self) -> Result<()> {
         let elsewhere = self.net.gw(Side::B).run(|| UdpSocket::bind("127.0.0.1:0"))?;
         self.theirs.move_to(elsewhere)?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         // Its thread closes the old socket when it gets the new one.
         let port = loop {
             match self.bind() {
@@ -98,7 +99,7 @@ impl Link {
         while self.events.try_recv().is_ok() {}
         let payload = pattern(number, 100);
         self.theirs.send(echo_request(&payload));
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let event = self.events.recv_timeout(left).context("no answer came to the other implementation")?;
@@ -228,7 +229,7 @@ fn one_that_another_stood_in_for_is_heard_again_when_it_comes_back() -> Result<(
         link.ping_back(1)?;
     }
     link.stand_in()?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     let before = link.theirs.counters().delivered_dynamic;
     while link.theirs.counters().delivered_dynamic == before {
         link.theirs.send(echo_request(&pattern(3, 100)));
@@ -256,7 +257,7 @@ fn pings_that_stay_unanswered_bring_another_key() -> Result<()> {
     link.wait_for_keys()?;
     link.stand_in()?;
     let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     while ping::run(link.net.lan(Side::A), Side::B.host(), &plan)?.received() == 0 {
         if Instant::now() > deadline {
             bail!("{:?}\n{:?}\n{}", link.theirs.counters(), link.ours.status()?, link.ours.log().text());
@@ -274,7 +275,7 @@ fn a_question_about_the_configuration_in_clear_is_answered() -> Result<()> {
     for (carrier, daemon, cipher) in [("udp", Daemon::Blowfish, b'b'), ("xdp", Daemon::Idea, b'i')] {
         let link = link(daemon, |options| options.set("carrier", carrier), |config| config.asks_configuration = true)?;
         link.wait_for_keys()?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         let answer = loop {
             // The first one may have arrived before ours was up.
             link.theirs.send_clear(0x75);
@@ -304,7 +305,7 @@ fn nothing_in_clear_stops_ours_or_changes_its_keys() -> Result<()> {
     // One after the other: of many at once, only some are forwarded to the daemon.
     for (count, number) in [1, 2, 3, 0x74].into_iter().enumerate() {
         link.theirs.send_clear(number);
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         while link.ours.status()?.count("clear-control") <= count as u64 {
             if Instant::now() > deadline {
                 bail!("{:?}", link.ours.status()?);
@@ -327,7 +328,7 @@ fn keys_are_chained() -> Result<()> {
     let renew = |config: &mut Config| (config.tokey, config.tokxc) = (Duration::from_secs(1), Duration::from_secs(1));
     let link = link(Daemon::Blowfish, |options| options.set("tokey", 1).set("tokxc", 1), renew)?;
     link.wait_for_keys()?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     loop {
         let counters = link.theirs.counters();
         if counters.chained_keys >= 3 && counters.send_keys >= 4 {
@@ -357,7 +358,7 @@ fn keys_change_while_another_implementation_listens() -> Result<()> {
     let link = link(Daemon::Blowfish, |options| options.set("tokey", 1).set("tokxc", 1), renew)?;
     link.wait_for_keys()?;
     let start = link.theirs.counters();
-    let deadline = Instant::now() + SOON + Duration::from_secs(2 * CHANGES);
+    let deadline = Instant::now() + patient(SOON + Duration::from_secs(2 * CHANGES));
     let (mut lost, mut sent) = (0, 0);
     let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), timeout: PATIENCE, ..Plan::count(250) };
     let changes = loop {

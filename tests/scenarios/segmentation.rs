@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::namespace::Namespace;
 use cipe_tests::offload::Offload;
+use cipe_tests::process::patient;
 use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::traffic::{self, Pace};
@@ -59,7 +60,7 @@ fn a_card_that_loses_groups_is_sent_single_datagrams_until_groups_arrive_again()
     // The periodic test of groups detects it after some time.
     let start = Instant::now();
     while !is_given_up(&pair.a.status()?) {
-        ensure!(start.elapsed() < 3 * SOON, "not noticed: {:?}", pair.a.status()?);
+        ensure!(start.elapsed() < patient(3 * SOON), "not noticed: {:?}", pair.a.status()?);
         flood(&net)?;
     }
     pair.a.wait_for_line("the reason", |line| line.contains("does not arrive, and single datagrams do"))?;
@@ -68,7 +69,7 @@ fn a_card_that_loses_groups_is_sent_single_datagrams_until_groups_arrive_again()
     ensure!(!is_given_up(&pair.b.status()?), "B's groups arrive");
     ensure!(nft(card, &format!("delete table ip {TABLE}"))?);
     while is_given_up(&pair.a.status()?) {
-        ensure!(start.elapsed() < 6 * SOON, "not tried again: {:?}", pair.a.status()?);
+        ensure!(start.elapsed() < patient(6 * SOON), "not tried again: {:?}", pair.a.status()?);
         flood(&net)?;
     }
     pair.a.wait_for_line("the end", |line| line.contains("arrives again"))?;

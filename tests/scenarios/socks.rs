@@ -9,6 +9,7 @@ use cipe_tests::offload::Offload;
 use cipe_tests::options::{Options, PORT};
 use cipe_tests::original::another_address;
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::relayed::port_of;
 use cipe_tests::socks::{self, Server};
 use cipe_tests::topology::{Carrier, Side, Topology};
@@ -110,7 +111,7 @@ fn a_server_that_is_started_again_relays_again() -> Result<()> {
         assert!(line.text.contains("network error"), "{}", line.text);
 
         server = serve(&net, false)?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         while ping::run(net.lan(Side::A), Side::B.host(), &one)?.received() == 0 {
             if Instant::now() > deadline {
                 bail!("restart {restart}: {}\n{}\n{}", server.log(), pair.a.log().text(), pair.b.log().text());

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::PORT;
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 
@@ -26,7 +27,7 @@ fn datagrams_in_transit_pass_a_tunnel_that_listens_on_their_port_at_any_address(
     net.gw(Side::A).ip(&["route", "add", &TARGET.to_string(), "via", &via_host])?;
     net.gw(Side::B).ip(&["route", "add", &TARGET.to_string(), "via", &via_gateway])?;
     let receiver = net.lan(Side::A).run(|| UdpSocket::bind((TARGET, PORT)))?;
-    receiver.set_read_timeout(Some(SOON))?;
+    receiver.set_read_timeout(Some(patient(SOON)))?;
     let sender = net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), 0)))?;
     // With `dynip` a tunnel listens at any address.
     for dynip in [true, false] {

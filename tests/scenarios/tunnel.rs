@@ -6,6 +6,7 @@ use cipe_tests::net::{ETHERTYPE_ARP, Frame, in_clear, pattern};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{Options, PORT};
 use cipe_tests::ping::{self, HEADERS, Plan};
+use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{may_make_namespaces, traffic};
 
@@ -101,7 +102,7 @@ fn every_size(daemon: Daemon) -> Result<()> {
     let client = from.run(|| std::net::UdpSocket::bind((Side::A.host(), 0)))?;
     client.connect(server.local_addr()?)?;
     for socket in [&server, &client] {
-        socket.set_read_timeout(Some(cipe_tests::SOON))?;
+        socket.set_read_timeout(Some(patient(cipe_tests::SOON)))?;
     }
     let mut buffer = vec![0; 2000];
     for size in UDP_HEADERS..=MTU {

@@ -8,6 +8,7 @@ use cipe_tests::flows::Flows;
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::Options;
+use cipe_tests::process::patient;
 use cipe_tests::status::Share;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, ping, traffic};
@@ -134,7 +135,7 @@ fn lends(door: &str, offload: Offload) -> Result<()> {
     let mut flows = Flows::new(&net, Side::A, FLOWS, false)?.with_window(MANY);
     let lent =
         |gateway: &Gateway| -> Result<u64> { Ok(gateway.status()?.workers.iter().map(|share| share.helped).sum()) };
-    let (before, deadline) = (lent(&pair.b)?, Instant::now() + SOON);
+    let (before, deadline) = (lent(&pair.b)?, Instant::now() + patient(SOON));
     loop {
         // B only receives, except for a few messages: its workers share packets from the carrier only.
         flows.round()?;
@@ -176,7 +177,7 @@ fn flows_on_several_queues_of_a_short_cut_stay_in_order() -> Result<()> {
             let (a, b) = (of(Side::A)?, of(Side::B)?);
             Ok(a.rx_packets + a.tx_packets + b.rx_packets + b.tx_packets)
         };
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         loop {
             let before = on_devices()?;
             let report = ping::run(net.lan(Side::A), Side::B.host(), &ping::Plan::count(1))?;

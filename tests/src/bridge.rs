@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use crate::namespace::Namespace;
+use crate::process::patient;
 use crate::topology::{Side, Topology};
 
 /// The bridge in each gateway.
@@ -78,7 +79,7 @@ impl Port {
     /// # Errors
     /// The kernel reports an error.
     pub fn wait_for(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + patient(within);
         let mut buffer = vec![0; 65_536];
         loop {
             match self.device.recv(&mut buffer) {

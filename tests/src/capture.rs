@@ -14,6 +14,7 @@ use rustix::net::{RecvFlags, recv};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::namespace::Namespace;
+use crate::process::patient;
 
 /// `ETH_P_ALL`, in network order as packet(7) requires.
 const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
@@ -63,7 +64,7 @@ impl Capture {
 
     /// Waits for a frame that `wanted` accepts, and returns it; `None` if none came `within` that time.
     pub fn wait_for(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Captured> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + patient(within);
         let mut seen = 0;
         let mut frames = self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::SOON;
+use crate::process::patient;
 use crate::topology::{Side, Topology};
 
 /// Default number of datagrams of a flow in flight.
@@ -31,7 +32,7 @@ impl Flows {
     pub fn new(net: &Topology, from: Side, count: usize, unlike: bool) -> Result<Self> {
         let flow = |_| {
             let receiver = net.lan(from.other()).run(|| UdpSocket::bind((from.other().host(), 0)))?;
-            receiver.set_read_timeout(Some(SOON))?;
+            receiver.set_read_timeout(Some(patient(SOON)))?;
             let sender = net.lan(from).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
             sender.connect(receiver.local_addr()?)?;
             Ok((sender, receiver))

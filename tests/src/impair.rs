@@ -374,7 +374,7 @@ mod tests {
         let (ends, inside) = ([socket(), socket()], [socket(), socket()]);
         let address = |socket: &UdpSocket| socket.local_addr().expect("a bound socket has an address");
         for end in &ends {
-            end.set_read_timeout(Some(crate::SOON)).expect("a wait is not zero");
+            end.set_read_timeout(Some(crate::process::patient(crate::SOON))).expect("a wait is not zero");
         }
         let inner = [address(&inside[0]), address(&inside[1])];
         let relay = Relay::start(inside, [address(&ends[0]), address(&ends[1])], seed).expect("a relay");

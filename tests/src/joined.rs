@@ -10,7 +10,7 @@ use crate::offload::Offload;
 use crate::options::Options;
 use crate::ping::{self, HEADERS, Plan};
 use crate::topology::{Carrier, Side, Topology};
-use crate::{SOON, traffic};
+use crate::{SOON, process, traffic};
 
 /// The device MTU by default: 1442 less an Ethernet header.
 pub const MTU: usize = 1428;
@@ -63,7 +63,7 @@ impl Joined {
 
     /// Pings from both sides until both have dynamic keys for both directions.
     fn wait_for_keys(&self) -> Result<()> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + process::patient(SOON);
         let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
         loop {
             for side in [Side::A, Side::B] {

@@ -140,7 +140,7 @@ impl Namespace {
     /// # Errors
     /// The devices differ after [`SOON`]; the error lists them.
     pub fn wait_for_devices(&self, wanted: &[&str]) -> Result<()> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + process::patient(SOON);
         // Subscribe before the first look, so that no change between two looks is missed.
         let changes = self.device_changes()?;
         loop {

@@ -14,6 +14,7 @@ use crate::offload::Offload;
 use crate::options::{KEY, Options, PORT};
 use crate::peer::{Cipher, Config, Event, Peer};
 use crate::ping::{self, Plan};
+use crate::process::patient;
 use crate::topology::{Carrier, Side, Topology};
 use crate::{SOON, relayed};
 
@@ -109,7 +110,7 @@ impl Original {
     /// # Errors
     /// Counters and logs, if that takes longer than [`SOON`].
     pub fn wait_for_pings(&self) -> Result<()> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         let plan = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
         loop {
             let mut answered = 0;

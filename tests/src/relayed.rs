@@ -10,6 +10,7 @@ use crate::gateway::{Daemon, Pair};
 use crate::impair::{Passed, Relay};
 use crate::offload::Offload;
 use crate::options::{Options, PORT};
+use crate::process::patient;
 use crate::status::Status;
 use crate::topology::{Carrier, Side, Topology};
 
@@ -47,7 +48,7 @@ impl Relayed {
     /// # Errors
     /// All counters, if they do not add up within [`SOON`].
     pub fn settle(&self) -> Result<([Status; 2], [Passed; 2])> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         loop {
             let before = self.relay.passed();
             let ends = [self.pair.a.status()?, self.pair.b.status()?];

@@ -83,7 +83,7 @@ impl Server {
         let mut child = command.spawn()?;
         let log = Log::follow(child.stderr.take().context("stderr is a pipe")?);
         let mut server = Self { child, namespace: namespace.path(), log };
-        let (deadline, address) = (Instant::now() + SOON, SocketAddr::from((inside, PORT)));
+        let (deadline, address) = (Instant::now() + process::patient(SOON), SocketAddr::from((inside, PORT)));
         while namespace.run(|| TcpStream::connect(address)).is_err() {
             if let Some(status) = server.child.try_wait()? {
                 bail!("danted ended with {status}:\n{}", server.log.text());

@@ -35,8 +35,9 @@ impl Stream {
     pub fn start(from: &Namespace, (to, address): (&Namespace, Ipv4Addr)) -> Result<Self> {
         let listener = to.run(|| TcpListener::bind((address, 0)))?;
         let target = listener.local_addr()?;
-        let sender =
-            from.run(|| TcpStream::connect_timeout(&target, SOON)).with_context(|| format!("TCP to {target}"))?;
+        let sender = from
+            .run(|| TcpStream::connect_timeout(&target, patient(SOON)))
+            .with_context(|| format!("TCP to {target}"))?;
         let mut receiver = listener.accept()?.0;
         receiver.set_read_timeout(Some(STANDSTILL))?;
         sender.set_write_timeout(Some(STANDSTILL))?;

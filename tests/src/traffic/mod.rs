@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::SOON;
 use crate::namespace::Namespace;
+use crate::process::patient;
 
 pub use udp::{Pace, udp, udp_scattered};
 
@@ -127,8 +128,9 @@ pub fn tcp(
     let mut pairs = Vec::new();
     for _ in 0..streams {
         // Accepting cannot block: the kernel has finished the handshake before connect returns.
-        let sender =
-            from.run(|| TcpStream::connect_timeout(&target, SOON)).with_context(|| format!("TCP to {target}"))?;
+        let sender = from
+            .run(|| TcpStream::connect_timeout(&target, patient(SOON)))
+            .with_context(|| format!("TCP to {target}"))?;
         pairs.push((sender, listener.accept()?.0));
     }
     let arrived = Arrived::default();
@@ -166,10 +168,10 @@ pub fn tcp_transfer(from: &Namespace, (to, address): (&Namespace, Ipv4Addr), oct
     let listener = to.run(|| TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
     let mut sender =
-        from.run(|| TcpStream::connect_timeout(&target, SOON)).with_context(|| format!("TCP to {target}"))?;
+        from.run(|| TcpStream::connect_timeout(&target, patient(SOON))).with_context(|| format!("TCP to {target}"))?;
     let (mut receiver, _) = listener.accept()?;
-    sender.set_write_timeout(Some(SOON))?;
-    receiver.set_read_timeout(Some(SOON))?;
+    sender.set_write_timeout(Some(patient(SOON)))?;
+    receiver.set_read_timeout(Some(patient(SOON)))?;
     std::thread::scope(|scope| {
         let sending = scope.spawn(move || -> io::Result<()> {
             sender.write_all(octets)?;
