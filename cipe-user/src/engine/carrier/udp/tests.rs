@@ -123,6 +123,16 @@ fn a_group_leaves_as_datagrams_of_its_sizes_and_gives_its_frames_back() {
 }
 
 #[test]
+fn a_batch_that_leaves_datagram_by_datagram_has_room_in_the_kernel() {
+    /// Octets that the kernel counts for a full datagram, its own bookkeeping included.
+    const COUNTED: usize = 2304;
+    in_namespace(|_| async {
+        let room = rustix::net::sockopt::socket_send_buffer_size(&Bench::new().carrier).unwrap();
+        assert!(room >= 2 * BATCH * COUNTED, "{room} octets");
+    });
+}
+
+#[test]
 fn what_the_kernel_drops_is_told_once() {
     let mut bench = Bench::new();
     assert_eq!(bench.carrier.new_losses(&losses::of_all_sockets()), 0);
