@@ -15,6 +15,7 @@ use cipe_tests::ping::{self, Plan};
 use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -149,7 +150,13 @@ fn datagrams_stay_apart(net: &Topology) -> Result<()> {
     client.connect(server.local_addr()?)?;
     let payload = pattern(7, SEGMENTS * usize::from(OCTETS));
     let (pieces, segments) = ([std::io::IoSlice::new(&payload)], [ControlMessage::UdpGsoSegments(&OCTETS)]);
-    sendmsg::<()>(client.as_raw_fd(), &pieces, &segments, MsgFlags::empty(), None)?;
+    match sendmsg::<()>(client.as_raw_fd(), &pieces, &segments, MsgFlags::empty(), None) {
+        Err(Errno::EIO) => {
+            eprintln!("skipped: superframes of UDP, which Linux refuses for a card without checksums before 6.11");
+            return Ok(());
+        }
+        sent => sent?,
+    };
     let mut buffer = [0; 2000];
     for expected in payload.chunks(OCTETS.into()) {
         let length = server.recv(&mut buffer)?;
