@@ -3,7 +3,7 @@
 use arbitrary::Arbitrary;
 use cipe_user::inner::checksum::{Sum, transport_checksum};
 use cipe_user::inner::coalesce::Coalescer;
-use cipe_user::inner::headers::{TCP, UDP, Version};
+use cipe_user::inner::headers::{IpVersion, TCP, UDP};
 use cipe_user::inner::segment::Superframe;
 
 use crate::read;
@@ -84,7 +84,7 @@ fn packet(spec: &Spec, states: &mut [State; 4]) -> Vec<u8> {
         packet.extend([0, 0]);
     }
     packet.extend((0..payload).map(|at| (at * 7) as u8));
-    let mut sum = Sum::pseudo_header(Version::V4, &packet[..20], protocol, header + payload);
+    let mut sum = Sum::pseudo_header(IpVersion::V4, &packet[..20], protocol, header + payload);
     sum.add(&packet[20..]);
     let field = if spec.is_tcp { 36 } else { 26 };
     packet[field..field + 2].copy_from_slice(&transport_checksum(sum, protocol));

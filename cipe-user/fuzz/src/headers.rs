@@ -1,9 +1,9 @@
 //! Everything that reads or changes inner packets: any octets get a result, and changes keep the length.
 
-use cipe_user::inner::ethernet::Frame;
+use cipe_user::inner::ethernet::EthernetFrame;
 use cipe_user::inner::fragment::Fragments;
 use cipe_user::inner::headers::Headers;
-use cipe_user::inner::too_big::Message;
+use cipe_user::inner::too_big::TooBigMessage;
 use cipe_user::inner::{checksum, ecn, ethernet, ip, mss, nested};
 
 /// Runs one input: TOS and MTU, then the packet.
@@ -16,11 +16,11 @@ pub fn run(input: &[u8]) {
     if let Ok(inner) = ip::check(packet) {
         assert_eq!(inner.total, packet.len());
     }
-    if let Some(frame) = Frame::parse(packet) {
+    if let Some(frame) = EthernetFrame::parse(packet) {
         assert!(frame.header() <= packet.len() && frame.content().len() <= packet.len());
         let _ = (frame.is_tagged(), frame.ip(), frame.plain_ip().map(<[u8]>::len));
     }
-    let _ = (ethernet::is_surely_frame(packet), ethernet::is_bare_ip(packet), Message::too_big(packet, mtu));
+    let _ = (ethernet::is_surely_frame(packet), ethernet::is_bare_ip(packet), TooBigMessage::too_big(packet, mtu));
     if let Ok(mut fragments) = Fragments::parse(packet, mtu) {
         let mut buffer = vec![0; packet.len() + 64];
         let mut octets = 0;

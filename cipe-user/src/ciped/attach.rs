@@ -38,7 +38,7 @@ impl From<SendError> for AttachError {
 }
 
 /// What of a tunnel may differ from its options.
-pub(super) struct Place {
+pub(super) struct Placement {
     /// Interface; `None`: the next free.
     pub device: Option<String>,
     /// Own carrier address.
@@ -60,7 +60,7 @@ pub(super) struct Attached {
 }
 
 /// Connects to the engine, which is started if need be, and has it make the tunnel; logs the modes it got.
-pub(super) async fn attach(setup: &Setup, place: Place) -> Result<Attached, AttachError> {
+pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
     let request = Request::Attach(Box::new(attach_request(&setup.options, place)));
     engine.send(&request)?;
@@ -90,7 +90,7 @@ fn is_service() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-fn attach_request(options: &Options, place: Place) -> Attach {
+fn attach_request(options: &Options, place: Placement) -> Attach {
     Attach {
         version: VERSION,
         device: place.device,

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::attach::{AttachError, Attached, Place, attach};
+use super::attach::{AttachError, Attached, Placement, attach};
 use super::exchange::Now;
 use super::options::{self, Options};
 use super::peer_name::PeerName;
@@ -136,7 +136,7 @@ impl Daemon {
         let (relay, relay_at) = first_relay(&setup.options).await?.unzip();
         let mut attempt = 1;
         let Attached { engine, device, me } = loop {
-            let place = Place {
+            let place = Placement {
                 device: setup.options.device.clone(),
                 me: setup.options.me.address,
                 peer: setup.options.peer.address,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Intervals and limits, as in the options of the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct HealthOptions {
     /// Between two CT_PINGs; zero: none are sent.
     pub ping: Duration,
     /// How long to wait for the CT_PONG; zero: no wait.
@@ -29,7 +29,7 @@ pub struct Due {
 
 /// The result of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ErrorAction {
     /// Tolerated: the number of errors since the last message of the peer's.
     Bear(u32),
     /// Too many: the number of errors.
@@ -39,7 +39,7 @@ pub enum Verdict {
 /// State of one tunnel.
 #[derive(Clone, Debug)]
 pub struct Health {
-    limits: Limits,
+    limits: HealthOptions,
     next_ping: Option<Duration>,
     answer_due: Option<Duration>,
     errors: u32,
@@ -57,7 +57,7 @@ const MIN_UNANSWERED_PINGS: u32 = 2;
 impl Health {
     /// Starts at `now`; the first CT_PING comes one interval later. Keys are in doubt after `min_silence` (tokxc) of
     /// silence, and each further time after twice the wait before.
-    pub fn new(limits: Limits, min_silence: Duration, now: Duration) -> Self {
+    pub fn new(limits: HealthOptions, min_silence: Duration, now: Duration) -> Self {
         let doubt = (now + min_silence, min_silence);
         let mut health =
             Self { limits, next_ping: None, answer_due: None, errors: 0, unanswered: 0, min_silence, doubt };
@@ -66,7 +66,7 @@ impl Health {
     }
 
     /// Replaces the limits; the count of errors continues.
-    pub fn set_limits(&mut self, limits: Limits, now: Duration) {
+    pub fn set_limits(&mut self, limits: HealthOptions, now: Duration) {
         self.limits = limits;
         self.next_ping = (!limits.ping.is_zero()).then(|| now + limits.ping);
         self.answer_due = None;
@@ -113,11 +113,11 @@ impl Health {
     }
 
     /// A network error, or an unanswered CT_PING.
-    pub fn error(&mut self) -> Verdict {
+    pub fn error(&mut self) -> ErrorAction {
         self.errors = self.errors.saturating_add(1);
         match self.limits.maxerr {
-            Some(most) if self.errors > most => Verdict::GiveUp(self.errors),
-            _ => Verdict::Bear(self.errors),
+            Some(most) if self.errors > most => ErrorAction::GiveUp(self.errors),
+            _ => ErrorAction::Bear(self.errors),
         }
     }
 }
@@ -129,7 +129,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn health(ping: u32, toping: u32, maxerr: Option<u32>) -> Health {
-        Health::new(Limits { ping: ping * SECOND, toping: toping * SECOND, maxerr }, 10 * SECOND, Duration::ZERO)
+        Health::new(HealthOptions { ping: ping * SECOND, toping: toping * SECOND, maxerr }, 10 * SECOND, Duration::ZERO)
     }
 
     #[test]
@@ -169,16 +169,16 @@ mod tests {
     #[test]
     fn errors_are_borne_up_to_maxerr_while_the_peer_is_not_heard() {
         let mut strict = health(0, 0, Some(0));
-        assert_eq!(strict.error(), Verdict::GiveUp(1));
+        assert_eq!(strict.error(), ErrorAction::GiveUp(1));
         let mut usual = health(0, 0, Some(2));
-        assert_eq!(usual.error(), Verdict::Bear(1));
-        assert_eq!(usual.error(), Verdict::Bear(2));
+        assert_eq!(usual.error(), ErrorAction::Bear(1));
+        assert_eq!(usual.error(), ErrorAction::Bear(2));
         usual.heard(SECOND);
-        assert_eq!(usual.error(), Verdict::Bear(1));
-        assert_eq!(usual.error(), Verdict::Bear(2));
-        assert_eq!(usual.error(), Verdict::GiveUp(3));
+        assert_eq!(usual.error(), ErrorAction::Bear(1));
+        assert_eq!(usual.error(), ErrorAction::Bear(2));
+        assert_eq!(usual.error(), ErrorAction::GiveUp(3));
         let mut patient = health(0, 0, None);
-        assert!((0..1000).all(|_| matches!(patient.error(), Verdict::Bear(_))));
+        assert!((0..1000).all(|_| matches!(patient.error(), ErrorAction::Bear(_))));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand::CryptoRng;
 
 use super::exchange::{Action, Exchange, Input, Note, Now};
-use super::health::{Health, Limits, Verdict};
+use super::health::{ErrorAction, Health, HealthOptions};
 use super::options::Options;
 use crate::control::protocol::{Event, Request, Under};
 use crate::kernel::zone::Shown;
@@ -299,13 +299,13 @@ impl<R: CryptoRng> Session<R> {
     fn error(&mut self, what: &str, now: Now, steps: &mut Vec<Step>) {
         steps.push(Step::LookUpPeer);
         match self.health.error() {
-            Verdict::Bear(count) => {
+            ErrorAction::Bear(count) => {
                 let text = format!("{what}; network error {count} since the peer was heard");
                 if self.repeats.entry(Topic::NetworkError).or_default().once_more(now.at).is_some() {
                     steps.push(Step::Log(Level::Warning, text));
                 }
             }
-            Verdict::GiveUp(count) => {
+            ErrorAction::GiveUp(count) => {
                 let text = format!(
                     "{what}; {count} network errors since the peer was heard; raise maxerr, or set it to -1 to stay"
                 );
@@ -324,9 +324,9 @@ fn control(message: &Message<'_>, now: Now, rng: &mut impl CryptoRng) -> Request
     Request::SendControl { payload, under: Under::Live, announces: false }
 }
 
-fn limits(options: &Options) -> Limits {
+fn limits(options: &Options) -> HealthOptions {
     let seconds = |value: u32| Duration::from_secs(value.into());
-    Limits { ping: seconds(options.ping), toping: seconds(options.toping), maxerr: options.maxerr }
+    HealthOptions { ping: seconds(options.ping), toping: seconds(options.toping), maxerr: options.maxerr }
 }
 
 #[cfg(test)]

@@ -100,8 +100,8 @@ impl<S> Ladder<S> {
     }
 
     /// The figures of each kernel, for `cipe doctor` and tables.
-    pub(super) fn report(&self, cipher: &'static str) -> impl Iterator<Item = Report> {
-        self.kernels.iter().enumerate().map(move |(index, kernel)| Report {
+    pub(super) fn report(&self, cipher: &'static str) -> impl Iterator<Item = KernelReport> {
+        self.kernels.iter().enumerate().map(move |(index, kernel)| KernelReport {
             cipher,
             kernel: kernel.name(),
             lanes: kernel.lanes(),
@@ -120,7 +120,7 @@ impl<S> Ladder<S> {
 
 /// A kernel, as measured at start.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct KernelReport {
     /// `blowfish` or `idea`.
     pub cipher: &'static str,
     /// The kernel's name, as `CIPE_BLOWFISH` and `CIPE_IDEA` take it.

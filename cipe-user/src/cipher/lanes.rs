@@ -1,6 +1,6 @@
 //! The scheduler: assigns the jobs of a batch to lanes, and refills lanes whose job has ended.
 
-use super::ladder::{Ladder, Report};
+use super::ladder::{KernelReport, Ladder};
 use super::mover::Mover;
 use super::stage::{Lane, Piece, Rows, STEPS, WIDTH};
 use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
@@ -81,7 +81,7 @@ impl Lanes {
 
 impl Lanes {
     /// The kernels of this CPU and how fast they were at start.
-    pub fn report(&self) -> Vec<Report> {
+    pub fn report(&self) -> Vec<KernelReport> {
         self.blowfish.report("blowfish").chain(self.idea.report("idea")).collect()
     }
 }

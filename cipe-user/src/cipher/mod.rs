@@ -20,7 +20,7 @@ mod tests;
 mod transpose;
 
 pub use counter::cycles;
-pub use ladder::Report;
+pub use ladder::KernelReport;
 pub use lanes::Lanes;
 
 /// Octets of a cipher block and of an IV; every length here is a multiple of it.

@@ -44,7 +44,7 @@ fn blowfish_of(key: &[u8; KEY]) -> ::blowfish::BlowfishLE {
 /// An engine that chooses its kernels, and one for every kernel of this CPU, by name.
 fn engines() -> Vec<(String, Lanes)> {
     let choosing = Lanes::with(None, None);
-    let forced = |report: Report| {
+    let forced = |report: KernelReport| {
         let name = format!("{} {}", report.cipher, report.kernel);
         match report.cipher {
             "blowfish" => (name, Lanes::with(Some(report.kernel), None)),

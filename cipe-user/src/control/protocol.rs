@@ -107,7 +107,7 @@ impl TryFrom<u8> for Protocol {
 /// How datagrams get to and from the carrier network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Carrier {
+pub enum CarrierChoice {
     /// Chosen by what the device supports.
     #[default]
     Auto,
@@ -285,7 +285,7 @@ pub struct Attach {
     #[serde(default)]
     pub carrier_device: Option<String>,
     /// How to get to the carrier network.
-    pub carrier: Carrier,
+    pub carrier: CarrierChoice,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
     /// Mark of the datagrams (SO_MARK), also in look-ups of their route; 0: none.

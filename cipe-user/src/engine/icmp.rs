@@ -6,7 +6,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Result;
 use rustix::net::{AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with, sockopt};
 
-use crate::inner::too_big::Message;
+use crate::inner::too_big::TooBigMessage;
 
 /// Raw ICMP sockets. What they send goes the way of the kernel's own errors: routed by the kernel to the sender, which
 /// may be this host, from an address that belongs to that way. A packet put into the tunnel device instead would have to
@@ -29,7 +29,7 @@ impl Icmp {
     }
 
     /// Sends one message.
-    pub fn send(&self, message: &Message) {
+    pub fn send(&self, message: &TooBigMessage) {
         let socket = if message.to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         // A sender that cannot be told learns it from its next packet, or by the MSS.
         let to = SocketAddr::new(message.to, 0);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::xsk::{Held, Kick, Packet, Pool, Socket};
 
 /// One such socket.
-pub struct Port {
+pub struct XskPort {
     socket: Socket,
     /// Frames to keep in the fill ring.
     fill: u32,
@@ -19,7 +19,7 @@ pub struct Port {
     unsent: bool,
 }
 
-impl Port {
+impl XskPort {
     /// Stocks the fill ring with `fill` frames, and wakes the driver for them.
     pub fn new(socket: Socket, fill: u32, pool: &mut Pool) -> Self {
         let pending = VecDeque::with_capacity(super::BATCH);
@@ -44,7 +44,7 @@ impl Port {
         self.is_short = pool.free() == 0;
     }
 
-    /// Queues one packet for [`Port::flush`], or gives it back when the ring has no room left.
+    /// Queues one packet for [`XskPort::flush`], or gives it back when the ring has no room left.
     pub fn transmit(&mut self, packet: Packet, pool: &mut Pool) -> Result<(), Packet> {
         if self.pending.len() >= self.socket.room() {
             self.flush(pool);

@@ -6,7 +6,7 @@ use crate::control::protocol::Event;
 
 /// One such report.
 #[derive(Debug)]
-pub enum Report {
+pub enum WorkerReport {
     /// For its daemon.
     Event(Event),
     /// Its peer is at another address than before, as this worker has seen and acts by.
@@ -23,4 +23,4 @@ pub enum Report {
 }
 
 /// Where workers tell: tunnel number and report. A worker never waits for room there.
-pub type Reports = tokio::sync::mpsc::Sender<(u16, Report)>;
+pub type Reports = tokio::sync::mpsc::Sender<(u16, WorkerReport)>;

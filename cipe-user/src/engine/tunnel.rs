@@ -29,7 +29,7 @@ pub use opening::{Candidates, Head, Opened};
 
 /// How datagrams leave for the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Egress {
     /// By AF_XDP on a carrier device; too large ones by the UDP socket.
     Carrier(Path),
     /// By the tunnel's UDP socket: no Ethernet, no AF_XDP, or the next hop is not resolved yet.
@@ -42,7 +42,7 @@ pub enum Way {
 
 /// When a new key is to be asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct KeyLimits {
     /// Packets under one send key.
     pub send_packets: u64,
     /// Payload octets under one send key.
@@ -57,7 +57,7 @@ pub struct Limits {
     pub retry: Duration,
 }
 
-impl Limits {
+impl KeyLimits {
     /// Packets that a peer may count for one key. An original forgets a key after twice `send_packets`, and counts those
     /// under the static key, too, that came since the key was announced to it: all of them if the round trip is long. It
     /// has to get the next NK_IND before that; some packets may be on their way through other workers.
@@ -90,7 +90,7 @@ pub struct Tunnel {
     /// That relay, while there is one.
     pub relay: Option<SocketAddr>,
     /// Way to the peer, or to the relay.
-    pub way: Way,
+    pub way: Egress,
     /// What its payloads are.
     pub protocol: Protocol,
     /// MTU of its device, in octets.
@@ -118,7 +118,7 @@ pub struct Tunnel {
     /// What leaves is spaced: the peer may be an original.
     pub paced: bool,
     /// When to ask for keys.
-    pub limits: Limits,
+    pub limits: KeyLimits,
     /// Identifications of outer IPv4 headers.
     pub ip_ids: IpIds,
 }
@@ -126,7 +126,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// A tunnel that has keys, an MTU of 1442 octets, and nothing else.
     #[cfg(any(test, feature = "harness"))]
-    pub fn with_keys(number: u16, keys: Keys, limits: Limits) -> Self {
+    pub fn with_keys(number: u16, keys: Keys, limits: KeyLimits) -> Self {
         Self {
             number,
             keys,
@@ -138,7 +138,7 @@ impl Tunnel {
             peer: None,
             socks: false,
             relay: None,
-            way: Way::Socket,
+            way: Egress::Socket,
             protocol: Protocol::Ip,
             device_mtu: 1442,
             clamp_mss: false,
@@ -174,7 +174,7 @@ impl Tunnel {
     pub fn prefetch(&self, slot: Slot) {
         std::hint::black_box(self.nokey);
         std::hint::black_box(self.peer.is_some());
-        std::hint::black_box(self.way == Way::Socket);
+        std::hint::black_box(self.way == Egress::Socket);
         std::hint::black_box(self.limits.send_packets);
         std::hint::black_box(self.counters.octets());
         std::hint::black_box(self.counters.of(Verdict::Sent));
@@ -192,7 +192,7 @@ impl Tunnel {
     pub fn set_peer(&mut self, peer: SocketAddr) {
         self.peer = Some(peer);
         if !self.socks {
-            self.way = Way::Socket;
+            self.way = Egress::Socket;
         }
     }
 

@@ -3,7 +3,7 @@
 //! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
 //! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
 
-use crate::inner::headers::{Headers, TCP, UDP, Version};
+use crate::inner::headers::{Headers, IpVersion, TCP, UDP};
 
 /// A running one's complement sum over octets that may come in pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,11 +21,11 @@ impl Sum {
     /// # Panics
     /// If `ip` is shorter than the fixed header of its version.
     #[inline]
-    pub fn pseudo_header(version: Version, ip: &[u8], protocol: u8, len: usize) -> Self {
+    pub fn pseudo_header(version: IpVersion, ip: &[u8], protocol: u8, len: usize) -> Self {
         let mut sum = Self::default();
         match version {
-            Version::V4 => sum.add(&ip[12..20]),
-            Version::V6 => sum.add(&ip[8..40]),
+            IpVersion::V4 => sum.add(&ip[12..20]),
+            IpVersion::V6 => sum.add(&ip[8..40]),
         }
         // The IPv4 form has a length of 16 bits, the IPv6 form one of 32: the same sum for all that fits in either.
         let len = u32::from_ne_bytes((len as u32).to_be_bytes());

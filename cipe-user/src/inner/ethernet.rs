@@ -30,14 +30,14 @@ const BOTTOM_OF_STACK: u8 = 0x01;
 
 /// A frame, from its destination address on, without its FCS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Frame<'a> {
+pub struct EthernetFrame<'a> {
     octets: &'a [u8],
     /// Octets of header and tags.
     header: usize,
     ethertype: [u8; 2],
 }
 
-impl<'a> Frame<'a> {
+impl<'a> EthernetFrame<'a> {
     /// Reads the header; `None` where there is none.
     pub fn parse(octets: &'a [u8]) -> Option<Self> {
         let mut header = ETHERNET;
@@ -115,13 +115,13 @@ pub fn link_header(frame: &[u8]) -> Option<usize> {
 
 /// What a frame carries, if that is an IP packet; else nothing.
 pub fn ip_of(octets: &mut [u8]) -> &mut [u8] {
-    let header = Frame::parse(octets).filter(|frame| frame.ip().is_some()).map(|frame| frame.header());
+    let header = EthernetFrame::parse(octets).filter(|frame| frame.ip().is_some()).map(|frame| frame.header());
     header.and_then(|header| octets.get_mut(header..)).unwrap_or_default()
 }
 
 /// Whether a payload is a frame beyond doubt: one that carries IP or ARP.
 pub fn is_surely_frame(payload: &[u8]) -> bool {
-    Frame::parse(payload).is_some_and(|frame| frame.is_coherent())
+    EthernetFrame::parse(payload).is_some_and(|frame| frame.is_coherent())
 }
 
 /// Whether a payload is an IP packet to the octet, and reads as no frame that is known here. A frame that is addressed to a
@@ -151,13 +151,13 @@ mod tests {
             let packet = flow.packet(b"payload");
             for tags in [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xA8, 0, 7, 0x81, 0, 0, 5]] {
                 let octets = frame(&[tags, &ethertype].concat(), &packet);
-                let read = Frame::parse(&octets).unwrap();
+                let read = EthernetFrame::parse(&octets).unwrap();
                 assert_eq!((read.header(), read.content()), (ETHERNET + tags.len(), &packet[..]));
                 assert_eq!(read.ip(), Inner::parse(&packet));
                 assert_eq!(ip_of(&mut octets.clone()), &packet[..]);
                 assert_eq!(read.plain_ip(), Some(&packet[..]).filter(|_| tags.is_empty()));
                 let padded = [&octets[..], &[0; 9]].concat();
-                let padded = Frame::parse(&padded).unwrap();
+                let padded = EthernetFrame::parse(&padded).unwrap();
                 assert_eq!((padded.ip(), padded.plain_ip()), (read.ip(), None));
             }
         }
@@ -188,10 +188,10 @@ mod tests {
         let packet = Flow::tcp4().packet(b"payload");
         for (header, content) in [(IPV6, &packet[..]), (ARP, &packet), (IPV4, &packet[..packet.len() - 1]), (IPV4, &[])]
         {
-            assert_eq!(Frame::parse(&frame(&header, content)).unwrap().ip(), None);
+            assert_eq!(EthernetFrame::parse(&frame(&header, content)).unwrap().ip(), None);
             assert_eq!(ip_of(&mut frame(&header, content)), [0; 0]);
         }
-        assert_eq!(Frame::parse(&MACS), None);
+        assert_eq!(EthernetFrame::parse(&MACS), None);
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
             if let Some(place) = octets.get_mut(12..14) {
                 place.copy_from_slice(&ethertype);
             }
-            if let Some(frame) = Frame::parse(&octets) {
+            if let Some(frame) = EthernetFrame::parse(&octets) {
                 prop_assert_eq!(frame.header() + frame.content().len(), octets.len().max(frame.header()));
                 frame.plain_ip();
             }

@@ -20,7 +20,7 @@ const MAX_EXTENSIONS: usize = 8;
 
 /// The version of an inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum IpVersion {
     /// IPv4.
     V4,
     /// IPv6.
@@ -91,8 +91,8 @@ impl Headers {
     }
 
     /// IP version.
-    pub fn version(&self) -> Version {
-        if self.ip.source.is_ipv4() { Version::V4 } else { Version::V6 }
+    pub fn version(&self) -> IpVersion {
+        if self.ip.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
     }
 
     /// Octets from the transport header to the end of the packet.
@@ -141,10 +141,10 @@ mod tests {
     #[test]
     fn the_transport_header_is_found() {
         let headers = Headers::parse(&V4_TCP).unwrap();
-        assert_eq!((headers.version(), headers.fragment), (Version::V4, false));
+        assert_eq!((headers.version(), headers.fragment), (IpVersion::V4, false));
         assert_eq!((headers.protocol, headers.transport, headers.transport_len()), (TCP, 20, 20));
         let headers = Headers::parse(&v6(UDP, &[0; 8])).unwrap();
-        assert_eq!((headers.version(), headers.fragment), (Version::V6, false));
+        assert_eq!((headers.version(), headers.fragment), (IpVersion::V6, false));
         assert_eq!((headers.protocol, headers.transport, headers.transport_len()), (UDP, 40, 8));
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Any octets give an answer, none a panic.
 
-use crate::inner::headers::{Headers, TCP, Version};
+use crate::inner::headers::{Headers, IpVersion, TCP};
 
 /// Octets of IP and TCP headers without options, IPv4 and IPv6.
 const HEADERS: [usize; 2] = [40, 60];
@@ -25,7 +25,7 @@ pub fn clamp(octets: &mut [u8], mtu: usize) {
         return;
     }
     let tcp = &mut octets[headers.transport..headers.ip.total];
-    let largest = mtu.saturating_sub(HEADERS[usize::from(headers.version() == Version::V6)]).max(1);
+    let largest = mtu.saturating_sub(HEADERS[usize::from(headers.version() == IpVersion::V6)]).max(1);
     let Some(value) = mss_of_syn(tcp) else { return };
     let old = u16::from_be_bytes([tcp[value], tcp[value + 1]]);
     let Some(new) = u16::try_from(largest).ok().filter(|new| *new < old) else { return };

@@ -8,7 +8,7 @@
 
 use crate::inner::checksum::{Sum, complete};
 use crate::inner::ethernet::ETHERNET;
-use crate::inner::headers::{Headers, Version};
+use crate::inner::headers::{Headers, IpVersion};
 use crate::inner::ip::IPV4;
 
 /// Octets of headers of encapsulations that are searched: more than any kernel writes. Geneve has up to 260 with its options.
@@ -40,12 +40,12 @@ pub fn complete_hidden(frame: &mut [u8]) -> bool {
 fn complete_at(packet: &mut [u8]) -> bool {
     let Ok(headers) = Headers::parse(packet) else { return false };
     let header_is_right = match headers.version() {
-        Version::V4 => {
+        IpVersion::V4 => {
             let mut sum = Sum::default();
             sum.add(packet.get(..headers.ip.header).unwrap_or_default());
             headers.ip.header >= IPV4 && sum.folded() == [0xFF; 2]
         }
-        Version::V6 => true,
+        IpVersion::V6 => true,
     };
     header_is_right && complete(packet, &headers)
 }

@@ -28,14 +28,14 @@ const PACKET_TOO_BIG: u8 = 2;
 
 /// A message to the sender of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct TooBigMessage {
     /// The sender.
     pub to: IpAddr,
     /// ICMP or ICMPv6 from the type on; the checksum of ICMPv6 is zero.
     pub octets: ArrayVec<u8, { HEADER + QUOTE_V6 }>,
 }
 
-impl Message {
+impl TooBigMessage {
     /// Says that `packet` is larger than `mtu` octets. The slice may end before the packet does.
     ///
     /// `None` for packets that no error may answer: ICMP errors, fragments but the first, those to several hosts, those

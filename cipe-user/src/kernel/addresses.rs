@@ -10,7 +10,7 @@ use super::netlink::{Netlink, Result};
 
 /// The configuration of a tunnel device other than its own address and the peer's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Configuration {
+pub struct AddressConfiguration {
     /// Whether it gets addresses.
     pub addresses: bool,
     /// Metric of the routes that come with them; 0 and 1 mean the kernel's default.
@@ -22,7 +22,7 @@ pub struct Configuration {
     pub broadcast: Option<Ipv4Addr>,
 }
 
-impl Default for Configuration {
+impl Default for AddressConfiguration {
     fn default() -> Self {
         Self { addresses: true, metric: 0, prefix: None, broadcast: None }
     }
@@ -39,7 +39,7 @@ impl Netlink {
         name: &str,
         index: u32,
         (local, peer): (IpAddr, IpAddr),
-        configuration: &Configuration,
+        configuration: &AddressConfiguration,
     ) -> Result<()> {
         let mut message = AddressMessage::default();
         (message.header.family, message.header.prefix_len) = match local {

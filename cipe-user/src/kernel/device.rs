@@ -28,8 +28,8 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL};
 use rustix::io::Errno;
 
-use super::addresses::Configuration;
-use super::events::Events;
+use super::addresses::AddressConfiguration;
+use super::events::NetlinkEvents;
 use super::hub::{self, Hub};
 use super::links::{self, Card};
 use super::netlink::{Error, Netlink, Result};
@@ -72,7 +72,7 @@ pub struct TunnelDevice {
     /// The process that it is made for: when the process ends, the device is a leftover.
     pub owner: u32,
     /// The rest of its configuration.
-    pub configuration: Configuration,
+    pub configuration: AddressConfiguration,
 }
 
 /// An existing tunnel device.
@@ -288,7 +288,7 @@ impl Netlink {
         let what = || format!("{name}: cannot set it up");
         self.set_link(what, index, Vec::new(), Some(flags)).await?;
         // IPv6 makes the route to the peer only while the device is up.
-        let events = Events::open(&[MulticastGroup::Ipv6Route])?;
+        let events = NetlinkEvents::open(&[MulticastGroup::Ipv6Route])?;
         if wanted.configuration.addresses && !wanted.local.is_unspecified() {
             self.set_addresses(name, index, (wanted.local, wanted.peer), &wanted.configuration).await?;
         }
@@ -301,7 +301,7 @@ impl Netlink {
 
     /// Waits until the kernel routes packets to the peer into the device: an IPv6 address is usable only some time
     /// after it is set, and the operator's scripts that follow may add routes that need it.
-    async fn wait_until_routed(&self, mut events: Events, name: &str, index: u32, peer: IpAddr) {
+    async fn wait_until_routed(&self, mut events: NetlinkEvents, name: &str, index: u32, peer: IpAddr) {
         let wait = async {
             while !self.route(peer, None).await.is_ok_and(|route| route.oif == index) {
                 events.next().await;

@@ -35,7 +35,7 @@ pub(super) const FORWARDING: [MulticastGroup; 8] = [
 
 /// An item of a subscription.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum NetlinkEvent {
     /// A notification.
     Message(Box<RouteNetlinkMessage>),
     /// Notifications came faster than they were read, and some are lost: read everything again.
@@ -45,12 +45,12 @@ pub(super) enum Event {
 type Notification = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
 /// A subscription to groups of notifications. It has its own socket, so that a flood of them cannot displace an answer.
-pub(super) struct Events {
+pub(super) struct NetlinkEvents {
     stream: Pin<Box<dyn Stream<Item = Notification> + Send>>,
     connection: tokio::task::JoinHandle<()>,
 }
 
-impl Events {
+impl NetlinkEvents {
     /// Subscribes. Changes after this returns are delivered.
     pub(super) fn open(groups: &[MulticastGroup]) -> Result<Self> {
         let open = |cause| Error::Io { what: "cannot subscribe to netlink notifications".to_owned(), cause };
@@ -61,7 +61,7 @@ impl Events {
     }
 }
 
-/// The notifications that a copy of the kernel tables is kept by. [`Event::Lost`] comes when all older ones were read and
+/// The notifications that a copy of the kernel tables is kept by. [`NetlinkEvent::Lost`] comes when all older ones were read and
 /// discarded: they must not be applied after everything is read again.
 pub(super) struct Changes<E> {
     events: E,
@@ -69,17 +69,17 @@ pub(super) struct Changes<E> {
     lost: bool,
 }
 
-impl<E: Stream<Item = Event> + Unpin> Changes<E> {
+impl<E: Stream<Item = NetlinkEvent> + Unpin> Changes<E> {
     /// Those of a subscription.
     pub(super) fn new(events: E) -> Self {
         Self { events, lost: false }
     }
 
     /// Waits for the next one; `None`: there are no more, and nothing can be followed any longer. Cancel safe.
-    pub(super) async fn next(&mut self) -> Option<Event> {
+    pub(super) async fn next(&mut self) -> Option<NetlinkEvent> {
         if !self.lost {
             match self.events.next().await {
-                Some(Event::Lost) => self.lost = true,
+                Some(NetlinkEvent::Lost) => self.lost = true,
                 event => return event,
             }
         }
@@ -87,28 +87,30 @@ impl<E: Stream<Item = Event> + Unpin> Changes<E> {
         // Where they never end, what is older than the last second is read.
         let _ = tokio::time::timeout(DRAIN_DEADLINE, all).await;
         self.lost = false;
-        Some(Event::Lost)
+        Some(NetlinkEvent::Lost)
     }
 }
 
-impl Stream for Events {
-    type Item = Event;
+impl Stream for NetlinkEvents {
+    type Item = NetlinkEvent;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<NetlinkEvent>> {
         loop {
             let Some((message, _)) = std::task::ready!(self.stream.as_mut().poll_next(context)) else {
                 return Poll::Ready(None);
             };
             match message.payload {
-                NetlinkPayload::InnerMessage(message) => return Poll::Ready(Some(Event::Message(Box::new(message)))),
-                NetlinkPayload::Overrun(_) => return Poll::Ready(Some(Event::Lost)),
+                NetlinkPayload::InnerMessage(message) => {
+                    return Poll::Ready(Some(NetlinkEvent::Message(Box::new(message))));
+                }
+                NetlinkPayload::Overrun(_) => return Poll::Ready(Some(NetlinkEvent::Lost)),
                 _ => {}
             }
         }
     }
 }
 
-impl Drop for Events {
+impl Drop for NetlinkEvents {
     fn drop(&mut self) {
         self.connection.abort();
     }

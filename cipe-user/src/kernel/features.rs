@@ -78,7 +78,7 @@ mod tests {
     /// only, not on the network namespace.
     #[test]
     fn a_kernel_lacks_only_what_came_after_it() {
-        let version = crate::kernel::release::Version::running().unwrap();
+        let version = crate::kernel::release::Release::running().unwrap();
         let right = move || {
             for feature in Feature::ALL {
                 let since = feature.words().1.parse().unwrap();

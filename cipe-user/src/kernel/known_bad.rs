@@ -2,15 +2,15 @@
 
 use std::fmt;
 
-use super::release::Version;
+use super::release::Release;
 
 /// A fault, and the releases that have it. Distributions may have fixed it in theirs, or added it to others.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The first release with it.
-    from: Version,
+    from: Release,
     /// The first later release without it, or the first that nobody has reported.
-    until: Version,
+    until: Release,
     /// The effect, and what to do.
     what: &'static str,
     /// Who reported it.
@@ -19,34 +19,34 @@ pub struct Fault {
 
 const FAULTS: &[Fault] = &[
     Fault {
-        from: Version::new(6, 6, 44),
-        until: Version::new(6, 6, 46),
+        from: Release::new(6, 6, 44),
+        until: Release::new(6, 6, 46),
         what: "superframes whose last segment is short are refused as bad GSO, on virtio cards and from packet sockets; take a \
                later kernel",
         source: "https://github.com/tailscale/tailscale/issues/13041",
     },
     Fault {
-        from: Version::new(6, 17, 0),
-        until: Version::new(6, 18, 0),
+        from: Release::new(6, 17, 0),
+        until: Release::new(6, 18, 0),
         what: "XDP programs can make the kernel panic; take another kernel",
         source: "https://github.com/EmbarkStudios/quilkin/issues/1303",
     },
     Fault {
-        from: Version::new(6, 17, 0),
-        until: Version::new(6, 18, 0),
+        from: Release::new(6, 17, 0),
+        until: Release::new(6, 18, 0),
         what: "checksum offload of virtual machines' cards is broken; take another kernel",
         source: "https://github.com/cloud-hypervisor/cloud-hypervisor/issues/7447",
     },
     Fault {
-        from: Version::new(7, 0, 0),
-        until: Version::new(7, 1, 5),
+        from: Release::new(7, 0, 0),
+        until: Release::new(7, 1, 5),
         what: "UDP_SEGMENT sends wrong UDP headers and checksums on some cards, and the peer gets next to nothing; take a later \
                kernel, or `carrier xdp`, or switch tx-udp-segmentation off",
         source: "https://github.com/tailscale/tailscale/pull/19918",
     },
     Fault {
-        from: Version::new(7, 0, 0),
-        until: Version::new(7, 1, 11),
+        from: Release::new(7, 0, 0),
+        until: Release::new(7, 1, 11),
         what: "generic XDP can make the kernel panic (split lock in skb_clone) on CPUs with split lock detection; take native \
                XDP, or boot with split_lock_detect=off",
         source: "https://github.com/netbirdio/netbird/issues/7331",
@@ -54,7 +54,7 @@ const FAULTS: &[Fault] = &[
 ];
 
 impl Fault {
-    fn is_in(&self, version: Version) -> bool {
+    fn is_in(&self, version: Release) -> bool {
         (self.from..self.until).contains(&version)
     }
 }
@@ -67,13 +67,13 @@ impl fmt::Display for Fault {
 }
 
 /// The known faults of a release.
-pub fn of(version: Version) -> impl Iterator<Item = &'static Fault> {
+pub fn of(version: Release) -> impl Iterator<Item = &'static Fault> {
     FAULTS.iter().filter(move |fault| fault.is_in(version))
 }
 
 /// The known faults of the running kernel.
 pub fn of_running() -> impl Iterator<Item = &'static Fault> {
-    Version::running().into_iter().flat_map(of)
+    Release::running().into_iter().flat_map(of)
 }
 
 #[cfg(test)]

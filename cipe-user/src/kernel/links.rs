@@ -13,7 +13,7 @@ use rtnetlink::packet_core::NLM_F_DUMP;
 use tokio::sync::mpsc;
 
 use super::ethtool;
-use super::events::{Changes, Event, Events};
+use super::events::{Changes, NetlinkEvent, NetlinkEvents};
 use super::netlink::{Error, Netlink, Result};
 
 /// What a device's frames begin with.
@@ -202,12 +202,12 @@ impl Netlink {
     /// # Errors
     /// No netlink socket can be opened, or devices cannot be listed.
     pub async fn watch_links(&self) -> Result<mpsc::UnboundedReceiver<LinkEvent>> {
-        self.watch_links_by(Events::open(&[MulticastGroup::Link])?).await
+        self.watch_links_by(NetlinkEvents::open(&[MulticastGroup::Link])?).await
     }
 
     async fn watch_links_by<E>(&self, events: E) -> Result<mpsc::UnboundedReceiver<LinkEvent>>
     where
-        E: Stream<Item = Event> + Send + Unpin + 'static,
+        E: Stream<Item = NetlinkEvent> + Send + Unpin + 'static,
     {
         let mut table = LinkTable::default();
         table.reload(self).await?;
@@ -220,9 +220,9 @@ impl Netlink {
                     () = sender.closed() => return,
                 };
                 let changes = match event {
-                    Some(Event::Message(message)) => table.apply(&message),
+                    Some(NetlinkEvent::Message(message)) => table.apply(&message),
                     // Missed messages: what changed shows when all devices are read again.
-                    Some(Event::Lost) => loop {
+                    Some(NetlinkEvent::Lost) => loop {
                         match table.reload(&netlink).await {
                             Ok(changes) => break changes,
                             Err(error) => tracing::warn!("{error}; read again in {} s", RELOAD_INTERVAL.as_secs()),
@@ -420,7 +420,7 @@ mod tests {
             netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
             let mut old = LinkMessage::default();
             old.header.index = netlink.index("wire0").await;
-            for event in [Event::Lost, Event::Message(Box::new(RouteNetlinkMessage::DelLink(old)))] {
+            for event in [NetlinkEvent::Lost, NetlinkEvent::Message(Box::new(RouteNetlinkMessage::DelLink(old)))] {
                 tell.send(event).unwrap();
             }
             drop(tell);

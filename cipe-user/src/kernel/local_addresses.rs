@@ -10,16 +10,16 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NLM_F_DUMP;
 use tokio::sync::watch;
 
-use super::events::Events;
+use super::events::NetlinkEvents;
 use super::netlink::{Netlink, Result};
-use super::whole::{self, Table};
+use super::whole::{self, KernelTable};
 
 struct Addresses {
     netlink: Netlink,
-    events: Events,
+    events: NetlinkEvents,
 }
 
-impl Table for Addresses {
+impl KernelTable for Addresses {
     type Content = HashSet<IpAddr>;
     const HOLDS: &'static str = "addresses";
 
@@ -39,7 +39,7 @@ impl Netlink {
     /// # Errors
     /// No netlink socket can be opened, or addresses cannot be listed.
     pub async fn watch_addresses(&self) -> Result<watch::Receiver<HashSet<IpAddr>>> {
-        let events = Events::open(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
+        let events = NetlinkEvents::open(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
         whole::follow(Addresses { netlink: self.clone(), events }).await
     }
 

@@ -5,7 +5,7 @@
 //! marked and asked for again one by one; what is marked twice is asked for once.
 //!
 //! AF_XDP bypasses the kernel's neighbour table, so the kernel does not see that an entry is in use. The task says so
-//! every [`Timing::refresh`], and asks again every [`Timing::retry`] while a neighbour does not answer. The entries stay
+//! every [`NextHopTiming::refresh`], and asks again every [`NextHopTiming::retry`] while a neighbour does not answer. The entries stay
 //! ordinary ones (`NTF_USE`, not the kernel's managed ones, which would outlive a crashed engine and be asked for for
 //! ever). What the kernel changes without a word, such as a learned path MTU, is found at the same pace.
 
@@ -16,10 +16,10 @@ use std::time::Duration;
 use futures_util::Stream;
 use tokio::sync::{mpsc, watch};
 
-use super::events::{Event, Events, FORWARDING};
+use super::events::{FORWARDING, NetlinkEvent, NetlinkEvents};
 use super::netlink::{Netlink, Result};
 use super::routes::Flow;
-use follower::Follower;
+use follower::NextHopFollower;
 
 mod follower;
 
@@ -45,7 +45,7 @@ pub struct NextHop {
 
 /// What is known of the way to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum NextHopState {
     /// Not yet looked up.
     Unknown,
     /// There is none; says why in words for an operator.
@@ -56,14 +56,14 @@ pub enum State {
 
 /// How often to look without being told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct NextHopTiming {
     /// Between two uses of each neighbour, and two look-ups of each route.
     pub refresh: Duration,
     /// Between two uses of a neighbour that does not answer.
     pub retry: Duration,
 }
 
-impl Default for Timing {
+impl Default for NextHopTiming {
     /// 15 s: the shortest time that the kernel trusts a confirmed entry is 15 s (half of base_reachable_time).
     /// 1 s: the kernel's own pace of asking (retrans_time).
     fn default() -> Self {
@@ -82,7 +82,7 @@ type Peer = Flow;
 
 #[derive(Debug)]
 enum Command {
-    Watch(Peer, watch::Sender<State>),
+    Watch(Peer, watch::Sender<NextHopState>),
     LookAgain(IpAddr),
 }
 
@@ -91,24 +91,24 @@ impl NextHops {
     ///
     /// # Errors
     /// No netlink socket can be opened, or devices cannot be listed.
-    pub async fn new(netlink: &Netlink, timing: Timing) -> Result<Self> {
-        let events = Events::open(&FORWARDING)?;
+    pub async fn new(netlink: &Netlink, timing: NextHopTiming) -> Result<Self> {
+        let events = NetlinkEvents::open(&FORWARDING)?;
         Self::with_events(netlink, events, timing).await
     }
 
-    async fn with_events<E>(netlink: &Netlink, events: E, timing: Timing) -> Result<Self>
+    async fn with_events<E>(netlink: &Netlink, events: E, timing: NextHopTiming) -> Result<Self>
     where
-        E: Stream<Item = Event> + Send + Unpin + 'static,
+        E: Stream<Item = NetlinkEvent> + Send + Unpin + 'static,
     {
-        let follower = Follower::new(netlink).await?;
+        let follower = NextHopFollower::new(netlink).await?;
         let (commands, receiver) = mpsc::unbounded_channel();
         tokio::spawn(follower.run(events, receiver, timing));
         Ok(Self { commands })
     }
 
-    /// Follows the way of datagrams. Starts as [`State::Unknown`]; they are forgotten when the receiver is dropped.
-    pub fn watch(&self, flow: Flow) -> watch::Receiver<State> {
-        let (state, receiver) = watch::channel(State::Unknown);
+    /// Follows the way of datagrams. Starts as [`NextHopState::Unknown`]; they are forgotten when the receiver is dropped.
+    pub fn watch(&self, flow: Flow) -> watch::Receiver<NextHopState> {
+        let (state, receiver) = watch::channel(NextHopState::Unknown);
         // Fails only if the task has ended, which it says in the log; the state stays unknown then.
         self.commands.send(Command::Watch(flow, state)).ok();
         receiver

@@ -5,13 +5,13 @@ use std::str::FromStr;
 
 /// A release, without the additions of a distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
+pub struct Release {
     major: u32,
     minor: u32,
     patch: u32,
 }
 
-impl Version {
+impl Release {
     /// A release by its three numbers.
     pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
         Self { major, minor, patch }
@@ -36,7 +36,7 @@ impl Version {
 #[error("no release of Linux")]
 pub struct NoRelease;
 
-impl FromStr for Version {
+impl FromStr for Release {
     type Err = NoRelease;
 
     /// Reads the numbers at the start: `6.18.15+deb13-amd64`, `7.0-rc1`.
@@ -48,7 +48,7 @@ impl FromStr for Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.patch {
             0 => write!(f, "{}.{}", self.major, self.minor),
@@ -69,16 +69,16 @@ mod tests {
     #[test]
     fn releases_are_read_up_to_what_a_distribution_adds() {
         for (text, version) in [
-            ("6.18.15+deb13-amd64", Version::new(6, 18, 15)),
-            ("6.1.0-50-amd64", Version::new(6, 1, 0)),
-            ("7.0-rc1", Version::new(7, 0, 0)),
-            ("6.12.117", Version::new(6, 12, 117)),
+            ("6.18.15+deb13-amd64", Release::new(6, 18, 15)),
+            ("6.1.0-50-amd64", Release::new(6, 1, 0)),
+            ("7.0-rc1", Release::new(7, 0, 0)),
+            ("6.12.117", Release::new(6, 12, 117)),
         ] {
-            assert_eq!(text.parse::<Version>().unwrap(), version, "{text}");
+            assert_eq!(text.parse::<Release>().unwrap(), version, "{text}");
         }
         for text in ["", "odd", "6", "-6.1"] {
-            assert!(text.parse::<Version>().is_err(), "{text}");
+            assert!(text.parse::<Release>().is_err(), "{text}");
         }
-        assert!(Version::new(6, 9, 0) < Version::new(6, 12, 0));
+        assert!(Release::new(6, 9, 0) < Release::new(6, 12, 0));
     }
 }

@@ -6,7 +6,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// The scheduling policies without real-time priority that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
+pub enum SchedulingPolicy {
     /// SCHED_OTHER: a thread that wakes may preempt the running one.
     Other,
     /// SCHED_BATCH: a thread that wakes waits until the running one sleeps or has used its time slice.
@@ -24,11 +24,11 @@ pub fn pin(cpu: usize) -> io::Result<()> {
 }
 
 /// The policy of the calling thread; none for any other policy, which somebody must have chosen deliberately.
-pub fn policy() -> Option<Policy> {
+pub fn policy() -> Option<SchedulingPolicy> {
     // SAFETY: takes a number and returns one; 0 is the calling thread, so the argument is always valid.
     match unsafe { libc::sched_getscheduler(0) } {
-        libc::SCHED_OTHER => Some(Policy::Other),
-        libc::SCHED_BATCH => Some(Policy::Batch),
+        libc::SCHED_OTHER => Some(SchedulingPolicy::Other),
+        libc::SCHED_BATCH => Some(SchedulingPolicy::Batch),
         _ => None,
     }
 }
@@ -37,10 +37,10 @@ pub fn policy() -> Option<Policy> {
 ///
 /// # Errors
 /// EPERM: a security module or seccomp filter forbids it.
-pub fn set_policy(policy: Policy) -> io::Result<()> {
+pub fn set_policy(policy: SchedulingPolicy) -> io::Result<()> {
     let number = match policy {
-        Policy::Other => libc::SCHED_OTHER,
-        Policy::Batch => libc::SCHED_BATCH,
+        SchedulingPolicy::Other => libc::SCHED_OTHER,
+        SchedulingPolicy::Batch => libc::SCHED_BATCH,
     };
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the kernel reads the parameters, which live until it returns; 0 is the calling thread.
@@ -59,16 +59,16 @@ mod tests {
     fn a_policy_holds_for_the_thread_that_sets_it_alone() {
         std::thread::scope(|scope| {
             let other = scope.spawn(|| {
-                assert_eq!(policy(), Some(Policy::Other));
-                set_policy(Policy::Batch).unwrap();
-                assert_eq!(policy(), Some(Policy::Batch));
-                set_policy(Policy::Other).unwrap();
-                assert_eq!(policy(), Some(Policy::Other));
-                set_policy(Policy::Batch).unwrap();
+                assert_eq!(policy(), Some(SchedulingPolicy::Other));
+                set_policy(SchedulingPolicy::Batch).unwrap();
+                assert_eq!(policy(), Some(SchedulingPolicy::Batch));
+                set_policy(SchedulingPolicy::Other).unwrap();
+                assert_eq!(policy(), Some(SchedulingPolicy::Other));
+                set_policy(SchedulingPolicy::Batch).unwrap();
             });
             other.join().unwrap();
         });
-        assert_eq!(policy(), Some(Policy::Other));
+        assert_eq!(policy(), Some(SchedulingPolicy::Other));
     }
 
     #[test]

@@ -13,7 +13,7 @@ const SETTLE: Duration = Duration::from_millis(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Such a table.
-pub(super) trait Table: Send + 'static {
+pub(super) trait KernelTable: Send + 'static {
     /// What is in it.
     type Content: Clone + PartialEq + Send + Sync + 'static;
 
@@ -31,7 +31,7 @@ pub(super) trait Table: Send + 'static {
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) async fn follow<T: Table>(mut table: T) -> Result<watch::Receiver<T::Content>> {
+pub(super) async fn follow<T: KernelTable>(mut table: T) -> Result<watch::Receiver<T::Content>> {
     let (sender, receiver) = watch::channel(table.read().await?);
     tokio::spawn(async move {
         loop {
@@ -73,7 +73,7 @@ mod tests {
         contents: Vec<Option<u32>>,
     }
 
-    impl Table for Played {
+    impl KernelTable for Played {
         type Content = u32;
         const HOLDS: &'static str = "numbers";
 

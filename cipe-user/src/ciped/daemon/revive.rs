@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Daemon, Wish};
-use crate::ciped::attach::{Attached, Place, attach};
+use crate::ciped::attach::{Attached, Placement, attach};
 use crate::ciped::session::End;
 use crate::control::protocol::Request;
 use crate::kernel::zone;
@@ -58,14 +58,14 @@ impl Daemon {
 
     /// Current addresses of the tunnel, for the next engine. Keeps a port that the system chose, because the peer knows
     /// it.
-    fn place(&self) -> Place {
+    fn place(&self) -> Placement {
         let configured = self.setup.options.me.address;
         let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
         // The device of a link-local address may have a new index since the start.
         let zone = zone::of(self.facts.me).or(zone::of(configured)).unwrap_or_default();
         let me = zone::socket_address(configured.ip(), port, zone);
         let device = Some(self.facts.device.clone());
-        Place { device, me, peer: self.peer, send_packets: self.session.send_packets() }
+        Placement { device, me, peer: self.peer, send_packets: self.session.send_packets() }
     }
 
     fn wish_without_engine(&mut self, wish: Option<Wish>) -> Option<End> {

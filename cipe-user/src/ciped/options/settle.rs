@@ -13,7 +13,7 @@ use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
 use super::value::{CipherName, IdeaWords};
-use crate::control::protocol::{Carrier, Cipher, Interface, KeyOctets, MAX_MTU, Protocol, XdpMode};
+use crate::control::protocol::{CarrierChoice, Cipher, Interface, KeyOctets, MAX_MTU, Protocol, XdpMode};
 
 /// A carrier address and the text it was resolved from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub struct Options {
     /// Device that the carrier socket is bound to.
     pub carrier_device: Option<String>,
     /// How to get to the carrier network.
-    pub carrier: Carrier,
+    pub carrier: CarrierChoice,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
     /// Mark of the datagrams; 0: none.

@@ -8,7 +8,7 @@ use super::key::{self, KeyText};
 use super::problem::{Mistake, Origin};
 use super::value::{self, CipherName, HostName, IdeaWords, Mac, Mask, Show};
 use super::{Options, Program};
-use crate::control::protocol::{Carrier, MAX_MTU, MIN_MTU, Protocol, XdpMode};
+use crate::control::protocol::{CarrierChoice, MAX_MTU, MIN_MTU, Protocol, XdpMode};
 
 /// A value and where it was set.
 #[derive(Clone, Debug)]
@@ -131,7 +131,7 @@ options! {
     forcemtu: bool = false, value::flag, "forcemtu", "ignore the carrier's path MTU";
     ignoredf: bool = false, value::flag, "ignoredf", "do not copy DF to the outer packet";
     mssclamp: bool = true, value::flag, "mssclamp", "clamp the MSS of TCP through the tunnel";
-    carrier: Carrier = Carrier::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
+    carrier: CarrierChoice = CarrierChoice::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
     carrier_device: Option<String> = None, value::device, "carrier-device", "device, or VRF, that sends and receives carrier datagrams";
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
     mark: u32 = 0, value::mark, "mark", "mark of the datagrams for rules and firewalls (SO_MARK), decimal or 0x...; 0: none";

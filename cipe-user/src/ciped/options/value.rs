@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::problem::Mistake;
 use super::secret::masked;
-use crate::control::protocol::{Carrier, XdpMode};
+use crate::control::protocol::{CarrierChoice, XdpMode};
 
 pub(super) type Parsed<T> = Result<T, Mistake>;
 
@@ -121,7 +121,7 @@ choice! {
     }
 }
 
-impl Choice for Carrier {
+impl Choice for CarrierChoice {
     const ALL: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("xdp", Self::Xdp), ("udp", Self::Udp)];
 }
 
@@ -349,7 +349,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_parser_panics(text: Vec<u8>) {
-            let _ = (flag(&text), number::<u32, 0, 9>(&text), choice::<Carrier>(&text), device(&text), host(&text));
+            let _ = (flag(&text), number::<u32, 0, 9>(&text), choice::<CarrierChoice>(&text), device(&text), host(&text));
             let _ = (path(&text), super::text(&text), hwaddr(&text), mask(&text));
         }
     }

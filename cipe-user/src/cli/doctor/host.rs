@@ -5,10 +5,10 @@ use std::path::Path;
 
 use super::{Finding, Grade};
 use crate::kernel::known_bad;
-use crate::kernel::release::{self, Version};
+use crate::kernel::release::{self, Release};
 
 /// The oldest kernel on which this was tested.
-const OLDEST_KERNEL: Version = Version::new(6, 1, 0);
+const OLDEST_KERNEL: Release = Release::new(6, 1, 0);
 
 /// Capabilities (capability.h) that an engine needs.
 const NEEDED_CAPABILITIES: &[(u32, &str)] =
@@ -18,7 +18,7 @@ const SYS_ADMIN_BIT: u32 = 21;
 
 pub fn findings() -> Vec<Finding> {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let mut findings = kernel(&release::running(), Version::running());
+    let mut findings = kernel(&release::running(), Release::running());
     findings.push(rights(&text("/proc/self/status")));
     let mounts = text("/proc/mounts");
     findings.push(match mounts.lines().any(|line| line.split_whitespace().nth(2) == Some("bpf")) {
@@ -42,7 +42,7 @@ pub fn driver(name: &str) -> Option<String> {
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
-fn kernel(release: &str, version: Option<Version>) -> Vec<Finding> {
+fn kernel(release: &str, version: Option<Release>) -> Vec<Finding> {
     let Some(version) = version else {
         return vec![Finding::new(Grade::Note, format!("kernel {release}: unknown form of a version"))];
     };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cipher::{Lanes, Report};
+use crate::cipher::{KernelReport, Lanes};
 use crate::kernel::bpf::{LoadOptions, Programs};
 use crate::kernel::ethtool;
 use crate::kernel::features;
@@ -162,7 +162,7 @@ fn judge(card: &Card, driver: &str, program: Option<u32>, gro: Option<bool>) -> 
 fn ciphers() -> Vec<Finding> {
     let lanes = Lanes::new();
     let chosen = lanes.report().into_iter().filter(|kernel| kernel.encrypts_from.is_some());
-    let line = |kernel: &Report| {
+    let line = |kernel: &KernelReport| {
         let ([seal, open], from) = (kernel.rate, kernel.encrypts_from.unwrap_or(1));
         format!(
             "{} by `{}` for {from} or more packets at once: {seal:.0} MB/s sealed, {open:.0} MB/s opened",

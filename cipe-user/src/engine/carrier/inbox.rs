@@ -57,8 +57,8 @@ impl Inbox {
     }
 
     /// The messages of the last call, in order.
-    pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
-        self.buffers.chunks_exact(BUFFER).zip(&self.headers).map(|(buffer, header)| Message {
+    pub fn messages(&self) -> impl Iterator<Item = ReceivedMessage<'_>> {
+        self.buffers.chunks_exact(BUFFER).zip(&self.headers).map(|(buffer, header)| ReceivedMessage {
             from: header.from,
             tos: header.tos,
             is_joined: header.joined,
@@ -101,7 +101,7 @@ fn address(from: Option<SockaddrStorage>) -> SocketAddr {
 
 /// One datagram, or a superframe of several from one sender.
 #[derive(Clone, Copy, Debug)]
-pub struct Message<'a> {
+pub struct ReceivedMessage<'a> {
     /// Where it came from.
     pub from: SocketAddr,
     /// TOS or traffic class, of a superframe that of all its datagrams: the kernel joins none that differ.
@@ -112,7 +112,7 @@ pub struct Message<'a> {
     stride: usize,
 }
 
-impl<'a> Message<'a> {
+impl<'a> ReceivedMessage<'a> {
     /// The datagrams; one may be empty.
     pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let alone = self.octets.is_empty().then_some(&[][..]);

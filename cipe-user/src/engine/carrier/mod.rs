@@ -23,7 +23,7 @@ use self::outer::{Hop, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
 pub use inbox::Inbox;
-pub use segmentation::{Ask, Change, Segmentation};
+pub use segmentation::{Ask, Segmentation, SegmentationChange};
 pub use sight::{Shows, Sight};
 pub use udp::UdpCarrier;
 pub use xdp::{Traffic, XdpCarrier};
@@ -39,7 +39,7 @@ pub trait Door {
 
     /// Sends a group, and returns how many of it, from the front, were taken. All frames are the pool's again, or the
     /// kernel's.
-    fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize;
+    fn send(&mut self, group: Group, route: &GroupRoute, room: &mut Room<'_>) -> usize;
 }
 
 /// What a worker lends a door for a call.
@@ -87,7 +87,7 @@ pub const MAX_DATAGRAMS: usize = 64;
 pub const MAX_GROUP: usize = 65_535 - 20 - 8 - MAX_DATAGRAMS * socks::HEADER;
 
 /// Where a group goes, and what its outer headers say.
-pub struct Route {
+pub struct GroupRoute {
     /// The peer, or the relay of a SOCKS5 server.
     pub to: SocketAddr,
     /// What such a relay wants in front of each datagram.

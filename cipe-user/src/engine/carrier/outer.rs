@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::inner::checksum::{Sum, transport_checksum};
 pub use crate::inner::ethernet::ETHERNET;
-use crate::inner::headers::Version;
+use crate::inner::headers::IpVersion;
 pub use crate::inner::ip::{IPV4, IPV6};
 
 /// Octets of a UDP header.
@@ -93,7 +93,7 @@ pub fn write_frame(
             header[7] = marks.ttl;
             header[8..24].copy_from_slice(&source.octets());
             header[24..40].copy_from_slice(&destination.octets());
-            (Version::V6, ip)
+            (IpVersion::V6, ip)
         }
         (source, destination) => {
             let ip = udp - IPV4;
@@ -112,7 +112,7 @@ pub fn write_frame(
             let mut sum = Sum::default();
             sum.add(header);
             header[10..12].copy_from_slice(&sum.checksum());
-            (Version::V4, ip)
+            (IpVersion::V4, ip)
         }
     };
     if checksum || to.is_ipv6() {
@@ -133,7 +133,7 @@ fn ipv4(address: IpAddr) -> Ipv4Addr {
 
 /// A UDP datagram inside a carrier frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Datagram {
+pub struct CarrierDatagram {
     /// Where it came from. No header names the zone of a link-local address.
     pub from: SocketAddr,
     /// The local address that it was sent to, as little.
@@ -146,12 +146,12 @@ pub struct Datagram {
 
 /// Finds the UDP datagram in a whole Ethernet frame: up to two VLAN tags, IPv4 without options or IPv6 without
 /// extension headers, not a fragment. `None` for everything else; the XDP program lets only these through.
-pub fn parse_frame(frame: &[u8]) -> Option<Datagram> {
+pub fn parse_frame(frame: &[u8]) -> Option<CarrierDatagram> {
     parse_front(frame).filter(|datagram| datagram.payload.end <= frame.len())
 }
 
 /// The same in the first piece of a frame: the payload may reach beyond it.
-pub fn parse_front(frame: &[u8]) -> Option<Datagram> {
+pub fn parse_front(frame: &[u8]) -> Option<CarrierDatagram> {
     let mut at = 12;
     let mut ethertype: [u8; 2] = frame.get(at..at + 2)?.try_into().ok()?;
     for _ in 0..2 {
@@ -190,7 +190,7 @@ pub fn parse_front(frame: &[u8]) -> Option<Datagram> {
     if length < UDP {
         return None;
     }
-    Some(Datagram {
+    Some(CarrierDatagram {
         from: SocketAddr::new(source, u16::from_be_bytes([header[0], header[1]])),
         to: SocketAddr::new(destination, u16::from_be_bytes([header[2], header[3]])),
         tos,
@@ -221,7 +221,7 @@ mod tests {
         let start = write_frame(&mut chunk, at..end, HOP, (from, to), MARKS, 7, checksum);
         assert_eq!(start, 0);
         let frame = chunk[..end].to_vec();
-        assert_eq!(parse_frame(&frame), Some(Datagram { from, to, tos: MARKS.tos, payload: at..end }));
+        assert_eq!(parse_frame(&frame), Some(CarrierDatagram { from, to, tos: MARKS.tos, payload: at..end }));
         frame
     }
 
@@ -238,7 +238,7 @@ mod tests {
         for (from, to) in [("192.0.2.1:6789", "198.51.100.2:6790"), ("[2001:db8::1]:1", "[2001:db8::2]:2")] {
             let frame = roundtrip(from, to, true);
             let udp = frame.len() - 33 - UDP;
-            let version = if frame[12] == 8 { Version::V4 } else { Version::V6 };
+            let version = if frame[12] == 8 { IpVersion::V4 } else { IpVersion::V6 };
             let pseudo = Sum::pseudo_header(version, &frame[ETHERNET..udp], PROTOCOL_UDP, 33 + 8);
             assert_eq!(sum_of(pseudo, &frame[udp..]), [0xFF; 2]);
         }

@@ -46,7 +46,7 @@ pub enum Ask {
 
 /// What has changed, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum SegmentationChange {
     /// The kernel refuses groups.
     Refused(Errno, Duration),
     /// Groups do not arrive.
@@ -55,7 +55,7 @@ pub enum Change {
     Works,
 }
 
-impl Change {
+impl SegmentationChange {
     /// A line for the log, and whether it is good news.
     pub fn notice(self) -> (String, bool) {
         match self {
@@ -137,12 +137,12 @@ impl Segmentation {
     }
 
     /// The kernel refused a group whose datagrams it took one by one.
-    pub fn refused(&self, errno: Errno, now: Instant) -> Change {
+    pub fn refused(&self, errno: Errno, now: Instant) -> SegmentationChange {
         let mut inner = self.inner();
         let wait = inner.give_up(Some(errno));
         self.works.store(false, Ordering::Relaxed);
         self.set_due(now + wait);
-        Change::Refused(errno, wait)
+        SegmentationChange::Refused(errno, wait)
     }
 
     /// The way to the peer is another one: what was known of groups is of the one before.
@@ -159,7 +159,7 @@ impl Segmentation {
     }
 
     /// What is to be done now, if anything: to be called while something leaves.
-    pub fn tend(&self, now: Instant) -> (Option<Ask>, Option<Change>) {
+    pub fn tend(&self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
         if self.ms(now) < self.due.load(Ordering::Relaxed) {
             return (None, None);
         }
@@ -200,7 +200,7 @@ impl Segmentation {
                 let wait = inner.give_up(None);
                 self.works.store(false, Ordering::Relaxed);
                 self.set_due(now + wait);
-                (None, Some(Change::Lost(wait)))
+                (None, Some(SegmentationChange::Lost(wait)))
             }
             (None, Some(Question { in_group: false, answered: false })) => {
                 inner.strikes = 0;
@@ -211,7 +211,7 @@ impl Segmentation {
     }
 
     /// Takes up the data of a CT_PONG; `None` if it answers no question of ours.
-    pub fn answered(&self, data: &[u8], now: Instant) -> Option<Option<Change>> {
+    pub fn answered(&self, data: &[u8], now: Instant) -> Option<Option<SegmentationChange>> {
         let mut inner = self.inner();
         let mark: &Mark = data.first_chunk()?;
         if mark[..4] != inner.salt.to_be_bytes() {
@@ -232,7 +232,7 @@ impl Segmentation {
             self.works.store(true, Ordering::Relaxed);
             self.set_due(now + CHECK);
         }
-        Some(had_given_up.then_some(Change::Works))
+        Some(had_given_up.then_some(SegmentationChange::Works))
     }
 
     /// Why no groups leave, for people.

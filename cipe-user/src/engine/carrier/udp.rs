@@ -21,7 +21,7 @@ use rustix::net::sockopt::{
 };
 
 use super::options::{FragmentSize, Ipv6FragmentSize};
-use super::{Arrival, Ask, Change, Door, Group, MAX_DATAGRAMS, Room, Route, Segmentation};
+use super::{Arrival, Ask, Door, Group, GroupRoute, MAX_DATAGRAMS, Room, Segmentation, SegmentationChange};
 use crate::engine::carrier::outer::{FRESH, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
@@ -38,7 +38,7 @@ pub struct UdpCarrier {
     /// When that was told last.
     told: Option<Instant>,
     /// What has changed about segmentation, which was not told yet.
-    change: Option<Change>,
+    change: Option<SegmentationChange>,
     /// The next group leaves as one whatever is known: it asks whether groups arrive.
     asks: bool,
 }
@@ -110,7 +110,7 @@ impl UdpCarrier {
     }
 
     /// What is to be asked of the peer, and what has changed, about groups: to be called while something is sent.
-    pub fn tend_segmentation(&mut self, now: Instant) -> (Option<Ask>, Option<Change>) {
+    pub fn tend_segmentation(&mut self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
         let (ask, change) = self.shared.segmentation.tend(now);
         (ask, change.or(self.change.take()))
     }
@@ -212,7 +212,7 @@ impl Door for UdpCarrier {
         Ok(more)
     }
 
-    fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {
+    fn send(&mut self, group: Group, route: &GroupRoute, room: &mut Room<'_>) -> usize {
         let is_even = is_even(group.iter().map(|sealed| sealed.datagram.len()));
         let mut parts = Parts::new();
         for sealed in &group {
@@ -234,7 +234,7 @@ impl Door for UdpCarrier {
 
 impl UdpCarrier {
     /// Sends datagrams of `of_one` parts each, of one size but for the last; returns how many were taken.
-    fn send_even(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize) -> usize {
+    fn send_even(&mut self, route: &GroupRoute, parts: &[IoSlice<'_>], of_one: usize) -> usize {
         let is_group = parts.len() > of_one;
         let send = || self.send_parts(route.to, route.marks, parts, of_one);
         match self.send_with(route.marks.dont_fragment, route.to, send) {
@@ -261,7 +261,7 @@ impl UdpCarrier {
     }
 
     /// Sends a group that was refused datagram by datagram. If those are taken as they are, it was for being a group.
-    fn send_refused(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize, errno: Errno) -> usize {
+    fn send_refused(&mut self, route: &GroupRoute, parts: &[IoSlice<'_>], of_one: usize, errno: Errno) -> usize {
         let was_too_large = std::mem::take(&mut self.too_large);
         let sent = self.send_uneven(route, parts, of_one);
         if sent == parts.len() / of_one && !self.too_large && !self.asks {
@@ -272,7 +272,7 @@ impl UdpCarrier {
     }
 
     /// Sends datagrams of any sizes, many a call (sendmmsg(2)); returns how many were taken.
-    fn send_uneven(&mut self, route: &Route, parts: &[IoSlice<'_>], of_one: usize) -> usize {
+    fn send_uneven(&mut self, route: &GroupRoute, parts: &[IoSlice<'_>], of_one: usize) -> usize {
         let datagrams: ArrayVec<&[IoSlice<'_>], MAX_DATAGRAMS> = parts.chunks(of_one).collect();
         let mut sent = 0;
         loop {
@@ -287,7 +287,7 @@ impl UdpCarrier {
     }
 
     /// Sends datagrams in one call; returns how many the kernel took.
-    fn send_many(&self, route: &Route, datagrams: &[&[IoSlice<'_>]]) -> usize {
+    fn send_many(&self, route: &GroupRoute, datagrams: &[&[IoSlice<'_>]]) -> usize {
         if datagrams.is_empty() {
             return 0;
         }

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cipe_common::Verdict;
 use cipe_common::maps::Departure;
 
-use super::{Arrival, Door, Group, Path, Room, Route, Sealed, Share};
+use super::{Arrival, Door, Group, GroupRoute, Path, Room, Sealed, Share};
 use crate::engine::BATCH;
 use crate::engine::carrier::outer;
-use crate::engine::port::{Port, Turns};
+use crate::engine::port::{Turns, XskPort};
 use crate::kernel::bpf::LiveFrames;
 use crate::kernel::zone;
 use crate::xsk::{Packet, Pool, Umem};
@@ -59,7 +59,7 @@ struct Live {
 const MOST_WAITING: usize = 4;
 
 struct Queue {
-    port: Port,
+    port: XskPort,
     /// Whether the frame of the last piece has more after it.
     in_chain: bool,
 }
@@ -67,7 +67,7 @@ struct Queue {
 impl XdpCarrier {
     /// The card of this ifindex by its queues' sockets. It counts datagrams in `traffic`, and hands none out before
     /// [`XdpCarrier::begin`].
-    pub fn new(ifindex: u32, ports: Vec<Port>, traffic: Arc<Traffic>) -> Self {
+    pub fn new(ifindex: u32, ports: Vec<XskPort>, traffic: Arc<Traffic>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
         let received = Vec::with_capacity(BATCH);
         Self { ifindex, queues, turns: Turns::default(), received, waiting: Some(Vec::new()), traffic, live: None }
@@ -90,7 +90,7 @@ impl XdpCarrier {
     }
 
     /// The sockets, for what is to be done with each.
-    pub fn ports(&mut self) -> impl Iterator<Item = &mut Port> {
+    pub fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
         self.queues.iter_mut().map(|queue| &mut queue.port)
     }
 
@@ -122,7 +122,7 @@ impl XdpCarrier {
     }
 
     /// The sockets, to be closed.
-    pub fn into_ports(mut self, pool: &mut Pool) -> Vec<Port> {
+    pub fn into_ports(mut self, pool: &mut Pool) -> Vec<XskPort> {
         self.depart(pool);
         self.queues.into_iter().map(|queue| queue.port).collect()
     }
@@ -149,7 +149,7 @@ impl Door for XdpCarrier {
         Ok(more)
     }
 
-    fn send(&mut self, group: Group, route: &Route, room: &mut Room<'_>) -> usize {
+    fn send(&mut self, group: Group, route: &GroupRoute, room: &mut Room<'_>) -> usize {
         let mut group = group.into_iter();
         let mut sent = 0;
         for sealed in group.by_ref() {
@@ -220,7 +220,7 @@ fn arrival(packet: Packet, is_later_piece: bool, ifindex: u32, room: &mut Room<'
 }
 
 /// Puts carrier headers in front of a datagram.
-fn framed(sealed: Sealed, route: &Route, path: &Path, ip_id: u16, umem: &Umem) -> Packet {
+fn framed(sealed: Sealed, route: &GroupRoute, path: &Path, ip_id: u16, umem: &Umem) -> Packet {
     let Sealed { mut frame, datagram } = sealed;
     let end = datagram.end;
     let chunk = umem.chunk_mut(&mut frame);

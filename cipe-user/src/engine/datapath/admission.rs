@@ -13,7 +13,7 @@ use crate::engine::carrier::outer::{self, FRESH, Marks};
 use crate::engine::tunnel::Tunnel;
 use crate::inner::checksum::complete_partial;
 use crate::inner::fragment::Fragments;
-use crate::inner::headers::Version;
+use crate::inner::headers::IpVersion;
 use crate::inner::ip::{self, Inner};
 use crate::inner::nested::complete_inside;
 use crate::inner::segment::Superframe;
@@ -68,7 +68,7 @@ impl Admission<'_> {
             return false;
         }
         let payload = frame.get(outer::ETHERNET..).unwrap_or_default();
-        let version = if payload.first().is_some_and(|first| first >> 4 == 6) { Version::V6 } else { Version::V4 };
+        let version = if payload.first().is_some_and(|first| first >> 4 == 6) { IpVersion::V6 } else { IpVersion::V4 };
         payload.len() <= self.tunnel.mtu.of(version)
     }
 
@@ -201,8 +201,8 @@ fn complete_checksum(stamp: Stamp, packet: &mut [u8]) {
 }
 
 /// The IP version of a packet.
-pub fn version(inner: &Inner) -> Version {
-    if inner.source.is_ipv4() { Version::V4 } else { Version::V6 }
+pub fn version(inner: &Inner) -> IpVersion {
+    if inner.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
 }
 
 /// The key to seal a packet under, and what its outer header copies.

@@ -10,12 +10,12 @@ use super::{Datapath, OWN};
 use crate::control::protocol::Under;
 use crate::engine::carrier::Ask;
 use crate::engine::carrier::outer::FRESH;
-use crate::inner::headers::Version;
+use crate::inner::headers::IpVersion;
 use crate::wire::message;
 use crate::wire::packet::{self, KeyKind, Type};
 
 /// A message of the daemon's.
-pub struct Message {
+pub struct ControlMessage {
     /// Before padding.
     pub octets: Vec<u8>,
     /// The key to seal it under.
@@ -32,7 +32,7 @@ const SMALL: usize = 160;
 
 impl Datapath {
     /// Seals a message of the daemon's, and appends it to `outgoing`; counts why not.
-    pub fn seal_message(&mut self, number: u16, message: &Message, outgoing: &mut Vec<Outgoing>) {
+    pub fn seal_message(&mut self, number: u16, message: &ControlMessage, outgoing: &mut Vec<Outgoing>) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
         tunnel.keys.refresh(self.now);
         let octets = &message.octets[..];
@@ -85,7 +85,7 @@ impl Datapath {
             return;
         }
         // As large as what it is about, which is what a card or a host below may not be able to cut.
-        let octets = if tunnel.is_ours { tunnel.mtu.of(Version::V4).max(SMALL) } else { SMALL };
+        let octets = if tunnel.is_ours { tunnel.mtu.of(IpVersion::V4).max(SMALL) } else { SMALL };
         let first = outgoing.len();
         for _ in 0..count {
             let Some(mut frame) = self.pool.take() else { break };

@@ -6,8 +6,8 @@ use super::delivery::{Device, Outlet};
 use super::packets::Delivery;
 use crate::engine::carrier::outer::ETHERNET;
 use crate::inner::coalesce::Coalescer;
-use crate::inner::ethernet::{Frame, ip_of};
-use crate::inner::headers::Version;
+use crate::inner::ethernet::{EthernetFrame, ip_of};
+use crate::inner::headers::IpVersion;
 use crate::inner::mss;
 
 /// Octets of a VLAN tag, which the kernel lets a frame have beyond the MTU.
@@ -17,7 +17,7 @@ const TAG: usize = 4;
 /// one, as they came.
 pub fn deliver<D: Device>(outlet: &mut Outlet<'_, D>, coalescer: &mut Coalescer, batch: &mut [Delivery]) {
     let (tunnel, umem) = (outlet.tunnel, outlet.umem);
-    let mtu = tunnel.mtu.of(Version::V4);
+    let mtu = tunnel.mtu.of(IpVersion::V4);
     for delivery in &mut *batch {
         // The kernel would drop it without a word.
         if delivery.inner.len() > ETHERNET + TAG + tunnel.device_mtu {
@@ -35,7 +35,9 @@ pub fn deliver<D: Device>(outlet: &mut Outlet<'_, D>, coalescer: &mut Coalescer,
     for alike in batch.chunk_by_mut(|a, b| header(a) == header(b)) {
         coalescer.clear();
         for delivery in &*alike {
-            coalescer.push(Frame::parse(delivery.octets(umem)).and_then(|frame| frame.plain_ip()).unwrap_or_default());
+            coalescer.push(
+                EthernetFrame::parse(delivery.octets(umem)).and_then(|frame| frame.plain_ip()).unwrap_or_default(),
+            );
         }
         for run in coalescer.runs() {
             outlet.send(alike, &run);

@@ -9,8 +9,8 @@ use super::packets::Outgoing;
 use crate::engine::carrier::outer::{ETHERNET, FRESH, Marks};
 use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::inner::checksum::complete_partial;
-use crate::inner::ethernet::{Frame, link_header};
-use crate::inner::headers::Version;
+use crate::inner::ethernet::{EthernetFrame, link_header};
+use crate::inner::headers::IpVersion;
 use crate::inner::mss;
 use crate::inner::nested::{complete_hidden, complete_inside};
 use crate::inner::segment::Superframe;
@@ -101,7 +101,7 @@ impl Admission<'_> {
     /// What the outer header of a frame says; [`Verdict::TooBig`] if the carrier path does not take it.
     fn marks_of_frame(&mut self, octets: &mut [u8]) -> Result<Marks, Verdict> {
         let tunnel = self.tunnel;
-        let frame = Frame::parse(octets).ok_or(Verdict::PrivateMalformed)?;
+        let frame = EthernetFrame::parse(octets).ok_or(Verdict::PrivateMalformed)?;
         let (header, is_tagged, inner) = (frame.header(), frame.is_tagged(), frame.ip());
         if tunnel.mtu == TunnelMtu::NONE {
             return Err(Verdict::TooBig);
@@ -111,7 +111,7 @@ impl Admission<'_> {
         let Some(inner) = inner else { return Ok(marks) };
         let largest = tunnel.mtu.of(version(&inner));
         if tunnel.clamp_mss {
-            mss::clamp(&mut octets[header..], tunnel.mtu.of(Version::V4));
+            mss::clamp(&mut octets[header..], tunnel.mtu.of(IpVersion::V4));
         }
         let dont_fragment = inner.dont_fragment && !tunnel.ignore_df;
         if dont_fragment && inner.total > largest {
@@ -148,7 +148,7 @@ fn take_stamp(umem: &Umem, first: &mut Packet) -> Result<EthernetStamp, Verdict>
 fn complete_checksum(frame: &mut [u8], stamp: EthernetStamp) {
     let header = match stamp {
         EthernetStamp::Superframe(_) => link_header(frame),
-        _ => Frame::parse(frame).filter(|frame| frame.ip().is_some()).map(|frame| frame.header()),
+        _ => EthernetFrame::parse(frame).filter(|frame| frame.ip().is_some()).map(|frame| frame.header()),
     };
     let content = header.and_then(|header| frame.get_mut(header..)).unwrap_or_default();
     match stamp {

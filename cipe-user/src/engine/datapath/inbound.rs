@@ -13,7 +13,7 @@ use super::{Datapath, want};
 use crate::control::protocol::{Event, Protocol};
 use crate::engine::BATCH;
 use crate::engine::carrier::{Arrival, socks};
-use crate::engine::report::{Report, Reports};
+use crate::engine::report::{Reports, WorkerReport};
 use crate::engine::tunnel::{Opened, Tunnel};
 use crate::inner::{ecn, ethernet};
 use crate::wire::clear;
@@ -88,7 +88,7 @@ impl Datapath {
             if tunnel.common.may_pass_on_clear(self.now) {
                 let event = Event::Clear { datagram: hex::encode(octets), from };
                 // One that is lost comes again.
-                let _ = self.reports.try_send((number, Report::Event(event)));
+                let _ = self.reports.try_send((number, WorkerReport::Event(event)));
             }
             Err(Verdict::ClearControl)
         } else if tunnel.nokey {
@@ -222,7 +222,7 @@ impl Datapath {
         }
         let under_static = item.slot == Some(Slot::Static);
         let event = Event::Control { payload: hex::encode(message), from: item.from, under_static };
-        match self.reports.try_send((number, Report::Event(event))) {
+        match self.reports.try_send((number, WorkerReport::Event(event))) {
             Ok(()) => Verdict::ControlReceived,
             Err(_) => Verdict::ControlFull,
         }
@@ -237,7 +237,7 @@ fn follow_peer(tunnel: &mut Tunnel, from: SocketAddr, worker: usize, reports: &R
         tunnel.is_move_untold = true;
     }
     if tunnel.is_move_untold {
-        let report = Report::NewPeer { peer: from, worker };
+        let report = WorkerReport::NewPeer { peer: from, worker };
         tunnel.is_move_untold = reports.try_send((tunnel.number, report)).is_err();
     }
 }

@@ -6,7 +6,7 @@ use super::Datapath;
 use super::packets::Outgoing;
 use crate::control::protocol::Protocol;
 use crate::engine::carrier::socks;
-use crate::inner::ethernet::Frame;
+use crate::inner::ethernet::EthernetFrame;
 use crate::wire::packet::{IV, Type};
 
 impl Datapath {
@@ -36,7 +36,7 @@ impl Datapath {
         let packet = match tunnel.protocol {
             Protocol::Ip => payload,
             Protocol::Ethernet => {
-                let frame = Frame::parse(payload).filter(|frame| frame.ip().is_some());
+                let frame = EthernetFrame::parse(payload).filter(|frame| frame.ip().is_some());
                 frame.map_or(&[][..], |frame| frame.content())
             }
         };

@@ -36,11 +36,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bucket::Bucket;
-use super::carrier::Change;
+use super::carrier::SegmentationChange;
 use super::carrier::outer::Marks;
 use super::lan::Exits;
 use super::random::Random;
-use super::report::{Report, Reports};
+use super::report::{Reports, WorkerReport};
 use super::tunnel::{Opened, Tunnel};
 use crate::cipher::Lanes;
 use crate::control::protocol::{Event, Wanted};
@@ -49,11 +49,11 @@ use crate::inner::coalesce::Coalescer;
 use crate::inner::too_big;
 use crate::xsk::{Pool, Umem};
 
-pub use control::Message;
+pub use control::ControlMessage;
 pub use crew::Crew;
 pub use delivery::{Device, Devices, Injected};
 pub use packets::Outgoing;
-pub use table::Table;
+pub use table::TunnelTable;
 
 use cipe_common::Verdict;
 use packets::{Delivery, Incoming};
@@ -70,7 +70,7 @@ pub struct Datapath {
     /// Free frames.
     pub pool: Pool,
     /// The tunnels, by number.
-    pub tunnels: Table<Tunnel>,
+    pub tunnels: TunnelTable<Tunnel>,
     /// What goes straight out of LAN cards.
     pub exits: Exits,
     /// The time of the batch at hand.
@@ -103,7 +103,7 @@ impl Datapath {
         Ok(Self {
             umem,
             pool,
-            tunnels: Table::default(),
+            tunnels: TunnelTable::default(),
             exits: Exits::default(),
             now,
             too_big: TooBig { bucket: Bucket::new(now), messages: Vec::new() },
@@ -139,39 +139,39 @@ impl Datapath {
     }
 
     /// Has the log tell of a change in how datagrams leave. If the queue is full, the status has it still.
-    pub fn note_change(&self, number: u16, change: Change) {
+    pub fn note_change(&self, number: u16, change: SegmentationChange) {
         let (message, well) = change.notice();
         self.note(number, message, well);
     }
 
     /// Has the daemon log something. If the queue is full, the line is missing, and the counters tell.
     fn note(&self, number: u16, message: String, well: bool) {
-        let _ = self.reports.try_send((number, Report::Event(Event::Notice { message, well })));
+        let _ = self.reports.try_send((number, WorkerReport::Event(Event::Notice { message, well })));
     }
 }
 
 /// Answers to packets that are larger than their tunnel takes, as many as may be sent.
 pub struct TooBig {
     bucket: Bucket,
-    messages: Vec<too_big::Message>,
+    messages: Vec<too_big::TooBigMessage>,
 }
 
 impl TooBig {
     /// Has the sender of `packet` told that it is larger than `mtu` octets, if it may be told, and not too often.
     fn tell(&mut self, packet: &[u8], mtu: usize, now: Instant) {
-        let message = too_big::Message::too_big(packet, mtu).filter(|_| self.bucket.take(now));
+        let message = too_big::TooBigMessage::too_big(packet, mtu).filter(|_| self.bucket.take(now));
         self.messages.extend(message);
     }
 
     /// The messages since the last call.
-    pub fn take(&mut self) -> impl Iterator<Item = too_big::Message> {
+    pub fn take(&mut self) -> impl Iterator<Item = too_big::TooBigMessage> {
         self.messages.drain(..)
     }
 }
 
 /// Asks the daemon for a key; if its queue is full, the next packet asks again.
 fn want(reports: &Reports, tunnel: &Tunnel, reason: Wanted) {
-    if reports.try_send((tunnel.number, Report::Event(Event::KeyWanted { reason }))).is_err() {
+    if reports.try_send((tunnel.number, WorkerReport::Event(Event::KeyWanted { reason }))).is_err() {
         tunnel.common.ask_again();
     }
 }

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
-use super::Table;
+use super::TunnelTable;
 use super::packets::{Incoming, jobs};
 use crate::cipher::Lanes;
 use crate::engine::BATCH;
@@ -17,7 +17,7 @@ use crate::xsk::Umem;
 /// What opening takes.
 pub struct Opener<'a> {
     /// The tunnels, with their keys.
-    pub tunnels: &'a Table<Tunnel>,
+    pub tunnels: &'a TunnelTable<Tunnel>,
     /// The memory of all frames.
     pub umem: &'a Umem,
     /// The ciphers.

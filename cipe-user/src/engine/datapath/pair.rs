@@ -11,18 +11,18 @@ use cipe_common::stamp::STAMP_TPID;
 use cipe_common::{Stamp, Verdict, stamp};
 use tokio::sync::mpsc;
 
-use super::{Crew, Datapath, Device, Devices, Injected, Message, Outgoing};
+use super::{ControlMessage, Crew, Datapath, Device, Devices, Injected, Outgoing};
 use crate::cipher::Algorithm;
 use crate::control::protocol::Protocol;
 use crate::engine::carrier::Arrival;
 use crate::engine::carrier::outer::{ETHERNET, FRESH};
-use crate::engine::report::Report;
+use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::counters::Counters;
 use crate::engine::tunnel::keys::Keys;
-use crate::engine::tunnel::{Limits, Tunnel};
+use crate::engine::tunnel::{KeyLimits, Tunnel};
 use crate::inner::checksum::{Sum, transport_checksum};
 use crate::inner::coalesce::VNET_HEADER;
-use crate::inner::headers::{TCP, Version};
+use crate::inner::headers::{IpVersion, TCP};
 use crate::inner::segment::Superframe;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::Type;
@@ -55,7 +55,7 @@ pub struct End {
     /// Where opened packets go.
     pub device: Recorder,
     /// What the control thread would be told.
-    pub reports: mpsc::Receiver<(u16, Report)>,
+    pub reports: mpsc::Receiver<(u16, WorkerReport)>,
     keys: KeyWriter,
     me: SocketAddr,
     received: Vec<Packet>,
@@ -219,7 +219,7 @@ impl End {
     }
 
     /// Seals a message of the daemon's.
-    pub fn seal_message(&mut self, message: &Message) -> Vec<Datagram> {
+    pub fn seal_message(&mut self, message: &ControlMessage) -> Vec<Datagram> {
         self.datapath.seal_message(TUNNEL, message, &mut self.outgoing);
         self.seal()
     }
@@ -265,7 +265,7 @@ impl End {
 
     /// Leaves no room for reports until some are taken out.
     pub fn fill_reports(&mut self) {
-        while self.datapath.reports.try_send((TUNNEL, Report::ManySent)).is_ok() {}
+        while self.datapath.reports.try_send((TUNNEL, WorkerReport::ManySent)).is_ok() {}
     }
 
     /// Loses the last piece of what was queued last.
@@ -284,7 +284,7 @@ impl End {
     }
 }
 
-pub(super) const NO_LIMITS: Limits = Limits {
+pub(super) const NO_LIMITS: KeyLimits = KeyLimits {
     send_packets: u64::MAX,
     send_octets: u64::MAX,
     send_age: Duration::MAX,
@@ -358,7 +358,7 @@ pub fn tcp(sequence: u32, id: u16, payload: usize) -> Vec<u8> {
     packet.extend(sequence.to_be_bytes());
     packet.extend([0, 0, 0, 9, 0x50, 0x10, 1, 2, 0, 0, 0, 0]);
     packet.resize(40 + payload, 7);
-    let mut sum = Sum::pseudo_header(Version::V4, &packet[..20], TCP, 20 + payload);
+    let mut sum = Sum::pseudo_header(IpVersion::V4, &packet[..20], TCP, 20 + payload);
     sum.add(&packet[20..]);
     packet[36..38].copy_from_slice(&transport_checksum(sum, TCP));
     packet

@@ -3,17 +3,17 @@
 use std::net::SocketAddr;
 
 /// Values by tunnel number: one indirection a look-up. Small numbers are given out first, so little of it is empty.
-pub struct Table<T> {
+pub struct TunnelTable<T> {
     rows: Vec<Option<Box<T>>>,
 }
 
-impl<T> Default for Table<T> {
+impl<T> Default for TunnelTable<T> {
     fn default() -> Self {
         Self { rows: Vec::new() }
     }
 }
 
-impl<T> Table<T> {
+impl<T> TunnelTable<T> {
     /// The value of a number.
     pub fn get(&self, number: &u16) -> Option<&T> {
         self.rows.get(usize::from(*number))?.as_deref()
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_table_gives_back_what_was_put_in_by_number() {
-        let mut table = Table::default();
+        let mut table = TunnelTable::default();
         assert_eq!(table.get(&0), None::<&&str>);
         table.insert(9, "nine");
         table.insert(0, "none");

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::pair::{Datagram, End, Pair};
 use crate::cipher::Algorithm;
 use crate::control::protocol::{Event, Protocol, Wanted};
-use crate::engine::report::Report;
+use crate::engine::report::WorkerReport;
 use crate::inner::test_packets::Flow;
 use crate::kernel::keys::KEY;
 
@@ -64,7 +64,7 @@ mod outbound {
         refused(&mut pair, &udp(100), 25, Verdict::NoSendKey, 4);
         assert!(matches!(
             pair.a.reports.try_recv(),
-            Ok((0, Report::Event(Event::KeyWanted { reason: Wanted::NoSendKey })))
+            Ok((0, WorkerReport::Event(Event::KeyWanted { reason: Wanted::NoSendKey })))
         ));
         assert!(pair.a.reports.try_recv().is_err());
     }
@@ -205,7 +205,7 @@ mod inbound {
         let good = sealed(&mut pair);
         pair.b.push_datagram(moved, &good);
         pair.b.open();
-        assert!(matches!(pair.b.reports.try_recv(), Ok((0, Report::NewPeer { peer, .. })) if peer == moved));
+        assert!(matches!(pair.b.reports.try_recv(), Ok((0, WorkerReport::NewPeer { peer, .. })) if peer == moved));
         let good = sealed(&mut pair);
         pair.b.push_datagram(moved, &good);
         pair.b.open();
@@ -215,7 +215,7 @@ mod inbound {
     #[test]
     fn a_message_that_the_daemon_has_no_room_for_is_counted() {
         let mut pair = pair();
-        let message = super::super::Message {
+        let message = super::super::ControlMessage {
             octets: vec![0x10; 80],
             under: crate::control::protocol::Under::Live,
             announces: false,

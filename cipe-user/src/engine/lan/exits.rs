@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::table::{Exit, Table};
+use super::table::{Exit, LanTable};
 
 /// Flows whose answers are kept, as long as their hashes differ.
 const SLOTS: usize = 1024;
@@ -18,7 +18,7 @@ struct Answer {
 
 /// The table, and answers that it gave.
 pub struct Exits {
-    table: Arc<Table>,
+    table: Arc<LanTable>,
     answers: Box<[Option<Answer>]>,
 }
 
@@ -30,7 +30,7 @@ impl Default for Exits {
 
 impl Exits {
     /// Goes by another table from now on.
-    pub fn set(&mut self, table: Arc<Table>) {
+    pub fn set(&mut self, table: Arc<LanTable>) {
         self.table = table;
         self.answers.fill(None);
     }
@@ -40,7 +40,7 @@ impl Exits {
         self.table.is_empty()
     }
 
-    /// As [`Table::exit`], and notes that the way is used.
+    /// As [`LanTable::exit`], and notes that the way is used.
     pub fn find(&mut self, tunnel: u16, source: IpAddr, destination: IpAddr) -> Option<Exit> {
         let slot = &mut self.answers[hash(source, destination) % SLOTS];
         let known = slot

@@ -9,4 +9,4 @@ mod table;
 
 pub use exits::Exits;
 pub use hop::{count_hop, plain};
-pub use table::{Exit, Port, Table, Way};
+pub use table::{Exit, LanPort, LanTable, ShortCutTarget};

@@ -9,7 +9,7 @@ use crate::kernel::forwarding::PrefixMap;
 
 /// Where a prefix leads, as far as short cuts go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum ShortCutTarget {
     /// Into a tunnel with a short cut.
     Tunnel {
         /// Its number.
@@ -32,7 +32,7 @@ pub enum Way {
 
 /// A LAN card with a short cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Port {
+pub struct LanPort {
     /// Slot in the worker's table.
     pub slot: usize,
     /// Its address.
@@ -50,7 +50,7 @@ pub struct Exit {
     pub hop: Hop,
     /// Largest packet in octets.
     pub mtu: usize,
-    /// Place in [`Table`] of the neighbour that it leads to.
+    /// Place in [`LanTable`] of the neighbour that it leads to.
     neighbour: usize,
 }
 
@@ -62,18 +62,18 @@ struct Neighbour {
 
 /// Everything that short cuts are decided by.
 #[derive(Default)]
-pub struct Table {
-    ways: PrefixMap<Way>,
-    ports: HashMap<u32, Port>,
+pub struct LanTable {
+    ways: PrefixMap<ShortCutTarget>,
+    ports: HashMap<u32, LanPort>,
     places: HashMap<(u32, IpAddr), usize>,
     neighbours: Vec<Neighbour>,
 }
 
-impl Table {
+impl LanTable {
     /// A table of prefixes, cards by ifindex, and neighbours by card and address.
     pub fn new(
-        ways: PrefixMap<Way>,
-        ports: HashMap<u32, Port>,
+        ways: PrefixMap<ShortCutTarget>,
+        ports: HashMap<u32, LanPort>,
         neighbours: impl IntoIterator<Item = ((u32, IpAddr), [u8; 6])>,
     ) -> Self {
         let near = neighbours.into_iter().map(|(key, mac)| Neighbour { key, mac, used: AtomicBool::new(false) });
@@ -90,8 +90,8 @@ impl Table {
     /// The way straight out for packets of a tunnel between two addresses: the kernel would send them out of the tunnel's
     /// LAN card to a neighbour that it knows, and such packets come by this tunnel.
     pub fn exit(&self, tunnel: u16, source: IpAddr, destination: IpAddr) -> Option<Exit> {
-        let Way::Lan { lan, gateway, mtu } = *self.ways.longest(destination)? else { return None };
-        if *self.ways.longest(source)? != (Way::Tunnel { tunnel, lan }) {
+        let ShortCutTarget::Lan { lan, gateway, mtu } = *self.ways.longest(destination)? else { return None };
+        if *self.ways.longest(source)? != (ShortCutTarget::Tunnel { tunnel, lan }) {
             return None;
         }
         let port = self.ports.get(&lan)?;
@@ -137,20 +137,20 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn table() -> Table {
-        let lan = |gateway: Option<&str>, mtu| Way::Lan { lan: LAN, gateway: gateway.map(ip), mtu };
+    fn table() -> LanTable {
+        let lan = |gateway: Option<&str>, mtu| ShortCutTarget::Lan { lan: LAN, gateway: gateway.map(ip), mtu };
         let ways = [
             ("10.1.0.0", 16, lan(None, None)),
             ("10.1.9.0", 24, lan(Some("10.1.0.9"), Some(1300))),
-            ("10.1.0.1", 32, Way::Kernel),
-            ("10.2.0.0", 16, Way::Tunnel { tunnel: TUNNEL, lan: LAN }),
-            ("10.2.3.0", 24, Way::Tunnel { tunnel: TUNNEL + 1, lan: LAN }),
-            ("10.2.4.0", 24, Way::Tunnel { tunnel: TUNNEL, lan: LAN + 1 }),
+            ("10.1.0.1", 32, ShortCutTarget::Kernel),
+            ("10.2.0.0", 16, ShortCutTarget::Tunnel { tunnel: TUNNEL, lan: LAN }),
+            ("10.2.3.0", 24, ShortCutTarget::Tunnel { tunnel: TUNNEL + 1, lan: LAN }),
+            ("10.2.4.0", 24, ShortCutTarget::Tunnel { tunnel: TUNNEL, lan: LAN + 1 }),
         ];
         let ways = ways.map(|(address, bits, way)| (Prefix::new(ip(address), bits), way)).into_iter().collect();
-        let ports = HashMap::from([(LAN, Port { slot: 2, mac: [1; 6], mtu: 1500 })]);
+        let ports = HashMap::from([(LAN, LanPort { slot: 2, mac: [1; 6], mtu: 1500 })]);
         let near = [("10.1.0.2", [2; 6]), ("10.1.0.9", [9; 6]), ("10.1.0.1", [3; 6])];
-        Table::new(ways, ports, near.map(|(address, mac)| ((LAN, ip(address)), mac)))
+        LanTable::new(ways, ports, near.map(|(address, mac)| ((LAN, ip(address)), mac)))
     }
 
     #[test]

@@ -11,20 +11,20 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setso
 
 use super::departure::Begun;
 use super::hubs::Refused;
-use super::loops::{Leads, Loops};
+use super::loops::{Loops, PeerRoute};
 use super::sizes::Sizes;
 use super::tunnels::{Socks, Tenant};
 use super::workers::Answers;
 use super::{Manager, Outcome};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Carrier, Cipher, Event, MAX_MTU, MIN_MTU, Protocol, VERSION, XdpMode};
+use crate::control::protocol::{Attach, CarrierChoice, Cipher, Event, MAX_MTU, MIN_MTU, Protocol, VERSION, XdpMode};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::carrier::outer::Hop;
 use crate::engine::tunnel::counters::Tally;
 use crate::engine::tunnel::keys::Keys;
-use crate::engine::tunnel::{IpIds, Limits, Tunnel, Way};
+use crate::engine::tunnel::{Egress, IpIds, KeyLimits, Tunnel};
 use crate::engine::worker::Command;
-use crate::kernel::addresses::Configuration;
+use crate::kernel::addresses::AddressConfiguration;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::TunnelDevice;
 use crate::kernel::netlink;
@@ -109,7 +109,7 @@ impl Manager {
             mac: attach.interface.mac.unwrap_or_else(|| self.hubs.private_mac(number)),
             mtu: attach.mtu,
             owner,
-            configuration: Configuration {
+            configuration: AddressConfiguration {
                 addresses: attach.interface.configure,
                 metric: attach.interface.metric,
                 prefix: attach.interface.prefix,
@@ -125,7 +125,7 @@ impl Manager {
             device,
             cipher: attach.cipher,
             protocol: attach.protocol,
-            carrier_door: if attach.socks.is_some() { Carrier::Udp } else { attach.carrier },
+            carrier_door: if attach.socks.is_some() { CarrierChoice::Udp } else { attach.carrier },
             xdp_mode: preference(attach.xdp_mode),
             me,
             listens,
@@ -140,7 +140,7 @@ impl Manager {
             refused: None,
             mark: attach.mark,
             looked_up: None,
-            leads: Leads::default(),
+            leads: PeerRoute::default(),
             loops: Loops::default(),
             rounds: Loops::default(),
             notes: Vec::new(),
@@ -227,7 +227,7 @@ impl Manager {
             peer,
             socks,
             relay: None,
-            way: if socks { Way::NoRoute } else { Way::Socket },
+            way: if socks { Egress::NoRoute } else { Egress::Socket },
             is_move_untold: false,
             is_ours: false,
             pinned: attach.pin_peer,
@@ -241,7 +241,7 @@ impl Manager {
             cttl: attach.cttl,
             checksum: attach.checksum,
             paced: attach.paced,
-            limits: Limits {
+            limits: KeyLimits {
                 send_packets: attach.send_packets,
                 send_octets: attach.send_octets,
                 send_age: Duration::from_secs(attach.send_seconds),

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::Manager;
-use super::loops::Leads;
-use super::trial::Change;
+use super::loops::PeerRoute;
+use super::trial::TrialChange;
 use super::tunnels::Tenant;
-use crate::control::protocol::Carrier as Door;
+use crate::control::protocol::CarrierChoice as Door;
 use crate::engine::worker::Command;
 use crate::kernel::nexthop::NextHop;
 use crate::kernel::{ethtool, netdev};
@@ -71,20 +71,20 @@ impl Manager {
             let Some(carrier) = self.carriers.get(ifindex) else { continue };
             let name = &carrier.name;
             let message = match change {
-                Change::GiveUp(wait) => {
+                TrialChange::GiveUp(wait) => {
                     let wait = wait.as_secs() / 3600;
                     format!(
                         "{name}: nothing comes by zero copy; the kernel copies, and zero copy is tried again in {wait} h"
                     )
                 }
-                Change::TryAgain => format!("{name}: zero copy is tried again"),
+                TrialChange::TryAgain => format!("{name}: zero copy is tried again"),
             };
             tracing::info!("{message}");
             // A tunnel without a way to its peer comes back with the way.
             for number in self.shut_carrier(ifindex) {
                 match change {
-                    Change::GiveUp(_) => self.daemons.notice(number, message.clone()),
-                    Change::TryAgain => self.daemons.news(number, message.clone()),
+                    TrialChange::GiveUp(_) => self.daemons.notice(number, message.clone()),
+                    TrialChange::TryAgain => self.daemons.news(number, message.clone()),
                 }
             }
         }
@@ -129,8 +129,9 @@ impl Manager {
     }
 
     async fn choose_doors_of(&mut self, concerns: impl Fn(&NextHop) -> bool) {
-        let over =
-            |tenant: &Tenant| tenant.hop.filter(|hop| tenant.leads == Leads::Out && concerns(hop)).zip(tenant.target());
+        let over = |tenant: &Tenant| {
+            tenant.hop.filter(|hop| tenant.leads == PeerRoute::Out && concerns(hop)).zip(tenant.target())
+        };
         let tunnels: Vec<_> =
             self.tunnels.iter().filter_map(|(number, tenant)| Some((number, over(tenant)?))).collect();
         for (number, (hop, peer)) in tunnels {

@@ -14,7 +14,7 @@ use crate::kernel::policies::{self, Policies};
 
 /// What has changed.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum HostChange {
     /// A network device.
     Link(LinkEvent),
     /// The host's addresses: these are all of them now.
@@ -56,18 +56,18 @@ impl Followers {
     ///
     /// # Errors
     /// One of them has ended.
-    pub async fn next(&mut self) -> anyhow::Result<Change> {
+    pub async fn next(&mut self) -> anyhow::Result<HostChange> {
         let ended = |what| format!("{what} cannot be followed any longer; the system log says why");
         tokio::select! {
-            event = self.links.recv() => event.map(Change::Link).with_context(|| ended("network devices")),
+            event = self.links.recv() => event.map(HostChange::Link).with_context(|| ended("network devices")),
             changed = self.addresses.changed() => {
                 changed.with_context(|| ended("addresses"))?;
-                Ok(Change::Addresses(self.local_addresses()))
+                Ok(HostChange::Addresses(self.local_addresses()))
             }
             changed = self.policies.changed() => {
                 changed.with_context(|| ended("IPsec policies"))?;
                 self.policies.mark_unchanged();
-                Ok(Change::Policies)
+                Ok(HostChange::Policies)
             }
             () = self.next_hops.ended() => anyhow::bail!(ended("carrier routes")),
         }

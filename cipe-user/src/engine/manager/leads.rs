@@ -4,26 +4,28 @@ use std::net::SocketAddr;
 
 use cipe_common::Verdict;
 
-use super::loops::{Leads, line_of_round};
+use super::loops::{PeerRoute, line_of_round};
 use super::tunnels::Tunnels;
 use crate::kernel::nexthop::NextHop;
 
 impl Tunnels {
     /// Where a tunnel leads whose datagrams leave by the device of this ifindex.
-    pub fn leads(&self, number: u16, ifindex: u32) -> Leads {
+    pub fn leads(&self, number: u16, ifindex: u32) -> PeerRoute {
         let mut device = ifindex;
         // More steps than there are tunnels have met one twice: others go round, and end there.
         for step in 0..=self.len() {
             match self.of_device(device) {
-                None => return Leads::Out,
-                Some(through) if through == number => return if step == 0 { Leads::Inward } else { Leads::Round },
+                None => return PeerRoute::Out,
+                Some(through) if through == number => {
+                    return if step == 0 { PeerRoute::Inward } else { PeerRoute::Round };
+                }
                 Some(through) => match self.get(through).and_then(|tenant| tenant.looked_up) {
                     Some(hop) => device = hop.ifindex,
-                    None => return Leads::Out,
+                    None => return PeerRoute::Out,
                 },
             }
         }
-        Leads::Out
+        PeerRoute::Out
     }
 
     /// Tunnels whose way leads elsewhere since that of another tunnel has changed: number, target and next hop.
@@ -40,7 +42,7 @@ impl Tunnels {
 
     /// Takes up where a tunnel leads; returns what is to be said of it. Of a way into the tunnel itself nothing, until a
     /// datagram has come in by it. `counted`: its own datagrams that the programs have dropped so far.
-    pub fn set_leads(&mut self, number: u16, leads: Leads, counted: u64) -> Option<String> {
+    pub fn set_leads(&mut self, number: u16, leads: PeerRoute, counted: u64) -> Option<String> {
         let tenant = self.get_mut(number)?;
         let before = std::mem::replace(&mut tenant.leads, leads);
         if before != leads {
@@ -48,6 +50,6 @@ impl Tunnels {
             tenant.rounds.forget(tenant.counters.of(Verdict::RouteLoop));
         }
         let target = tenant.target()?;
-        (leads == Leads::Round && before != leads).then(|| line_of_round(target))
+        (leads == PeerRoute::Round && before != leads).then(|| line_of_round(target))
     }
 }

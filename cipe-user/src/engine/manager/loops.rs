@@ -8,7 +8,7 @@ use crate::kernel::zone::Shown;
 
 /// Where the route to a tunnel's peer leads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Leads {
+pub enum PeerRoute {
     /// Out of this host, straight or through other tunnels.
     #[default]
     Out,

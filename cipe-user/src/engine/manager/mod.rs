@@ -38,8 +38,8 @@ use cipe_common::maps::Slot;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use super::datapath::Message;
-use super::report::Report;
+use super::datapath::ControlMessage;
+use super::report::WorkerReport;
 use super::worker::Command;
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Event, Request};
@@ -50,7 +50,7 @@ use crate::kernel::policies::Policies;
 use carriers::Carriers;
 use connections::{Daemons, EVENTS, Said};
 use departure::Departure;
-use followers::Change;
+use followers::HostChange;
 use hubs::Hubs;
 use jobs::Jobs;
 use keys::Keyring;
@@ -273,7 +273,7 @@ impl Manager {
     }
 
     /// Takes up what a worker reports of a tunnel. A daemon hears of its tunnel that it has it, and then of what comes through it.
-    async fn hear_worker(&mut self, number: u16, report: Report) {
+    async fn hear_worker(&mut self, number: u16, report: WorkerReport) {
         if let Some(tenant) = self.tunnels.get_mut(number).filter(|tenant| !tenant.is_open) {
             match tenant.early.len() < EVENTS {
                 true => tenant.early.push(report),
@@ -282,22 +282,22 @@ impl Manager {
             return;
         }
         match report {
-            Report::Event(event) => self.daemons.tell(number, event),
-            Report::NewPeer { peer, worker } => {
+            WorkerReport::Event(event) => self.daemons.tell(number, event),
+            WorkerReport::NewPeer { peer, worker } => {
                 self.platform.workers.tell_others(worker, || Command::SetPeer(number, peer));
                 self.new_peer(number, peer);
             }
-            Report::SingleFrames => self.saw_single_frames(number).await,
-            Report::ManySent => self.saw_many_sent(number).await,
+            WorkerReport::SingleFrames => self.saw_single_frames(number).await,
+            WorkerReport::ManySent => self.saw_many_sent(number).await,
         }
     }
 
     /// Takes up what has changed in the kernel.
-    async fn take_up(&mut self, change: Change) {
+    async fn take_up(&mut self, change: HostChange) {
         match change {
-            Change::Link(event) => self.link_changed(&event).await,
-            Change::Addresses(addresses) => self.set_local_addresses(&addresses),
-            Change::Policies => self.choose_all_doors().await,
+            HostChange::Link(event) => self.link_changed(&event).await,
+            HostChange::Addresses(addresses) => self.set_local_addresses(&addresses),
+            HostChange::Policies => self.choose_all_doors().await,
         }
     }
 
@@ -368,9 +368,10 @@ impl Manager {
             },
             (Request::SendControl { payload, under, announces }, Some(number)) => match hex::decode(&payload) {
                 Ok(message) => {
-                    self.platform
-                        .workers
-                        .tell_home(number, Command::SendControl(number, Message { octets: message, under, announces }));
+                    self.platform.workers.tell_home(
+                        number,
+                        Command::SendControl(number, ControlMessage { octets: message, under, announces }),
+                    );
                 }
                 Err(error) => {
                     self.daemons

@@ -11,7 +11,7 @@ use crate::control::protocol::{Attach, Protocol};
 use crate::engine::carrier::socks;
 use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::engine::worker::Command;
-use crate::inner::headers::Version;
+use crate::inner::headers::IpVersion;
 use crate::kernel::bpf::carrier_address;
 use crate::repeats::{Repeats, counted};
 
@@ -66,13 +66,13 @@ impl Sizes {
     pub fn entry(&self, hub: usize, mac: [u8; 6], target: Option<SocketAddr>) -> TunnelEntry {
         let nokey = if self.nokey { TunnelEntry::NOKEY } else { 0 };
         // 0 would say that there is no limit; where nothing passes, any other will do.
-        let mss = if self.clamps { self.mtu.of(Version::V4).saturating_sub(TCP_HEADERS).max(1) } else { 0 };
+        let mss = if self.clamps { self.mtu.of(IpVersion::V4).saturating_sub(TCP_HEADERS).max(1) } else { 0 };
         TunnelEntry {
             flags: TunnelEntry::ALIVE | nokey,
             mss: mss as u32,
             hub: hub as u32,
             // IPv6 may take more where the carrier cuts; that is the kernel's way to say.
-            mtu: self.mtu.of(Version::V4) as u32,
+            mtu: self.mtu.of(IpVersion::V4) as u32,
             // The device of an Ethernet tunnel takes frames from anybody; its pair says whose they are.
             device: match self.protocol {
                 Protocol::Ip => PrivateAddress::new(mac),
@@ -127,7 +127,7 @@ impl Manager {
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return false;
         }
-        let (device, octets) = (sizes.device, mtu.of(Version::V4));
+        let (device, octets) = (sizes.device, mtu.of(IpVersion::V4));
         // Once: paths change, options do not.
         let is_above = octets < device && mtu != TunnelMtu::NONE && !std::mem::replace(&mut sizes.told, true);
         let entry = tenant.entry();

@@ -11,7 +11,7 @@ use super::followers::Followers;
 use super::platform::Platform;
 use super::workers::{self, Workers};
 use crate::engine::random::Random;
-use crate::engine::report::Report;
+use crate::engine::report::WorkerReport;
 use crate::engine::{frames, locked};
 use crate::kernel::bpf::{LoadOptions, Programs, remove_leftovers};
 use crate::kernel::features::{self, Feature};
@@ -19,7 +19,7 @@ use crate::kernel::hub::{Hub, Inheritance};
 use crate::kernel::keys::KeyWriter;
 use crate::kernel::known_bad;
 use crate::kernel::netlink::Netlink;
-use crate::kernel::nexthop::{NextHops, Timing};
+use crate::kernel::nexthop::{NextHopTiming, NextHops};
 use crate::xsk::{Umem, UmemConfig};
 
 /// Octets of UMEM that a worker needs, and that the engine has at least; memory is used as its frames are.
@@ -38,7 +38,7 @@ pub struct Started {
     pub next_hops: NextHops,
     pub followers: Followers,
     /// What the workers report, with the numbers of the tunnels.
-    pub reports: mpsc::Receiver<(u16, Report)>,
+    pub reports: mpsc::Receiver<(u16, WorkerReport)>,
     /// Workers that have ended.
     pub ends: mpsc::Receiver<usize>,
 }
@@ -98,7 +98,7 @@ pub async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::Result<S
     let keys = programs.take_keys().context("the key map has another writer")?;
     let (umem, pool) = if sends_live { Umem::over(programs.chunks(), umem)? } else { Umem::new(umem)? };
     let (to_manager, reports) = mpsc::channel(1024);
-    let next_hops = NextHops::new(&netlink, Timing::default()).await?;
+    let next_hops = NextHops::new(&netlink, NextHopTiming::default()).await?;
     let (workers, ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut followers = Followers::start(&netlink, next_hops.clone()).await?;
     programs.set_local_addresses(&followers.local_addresses())?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
 
-use super::loops::{self, Leads};
+use super::loops::{self, PeerRoute};
 use super::tunnels::Tenant;
 use super::{Manager, Outcome};
 use crate::control::protocol::{Status, WorkerShare};
@@ -61,7 +61,7 @@ impl Manager {
             }
             // Where the look-up shows that the way goes round, that has been said.
             if tenant.rounds.see(tenant.counters.of(Verdict::RouteLoop), at)
-                && tenant.leads != Leads::Round
+                && tenant.leads != PeerRoute::Round
                 && let Some(target) = tenant.target()
             {
                 lines.push((number, loops::line_of_round(target)));

@@ -24,7 +24,7 @@ pub struct Trial {
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum TrialChange {
     /// Let the kernel copy, for so long at least.
     GiveUp(Duration),
     /// Try zero copy again.
@@ -40,7 +40,7 @@ impl Trial {
     /// Takes up how many datagrams have come by the card since it was opened at `opened`, with zero copy or copies. A peer that
     /// is away looks like zero copy that brings nothing: then copies bring nothing either, and do no harm. Zero copy is tried again
     /// when copies bring something.
-    pub fn look(&mut self, zero_copy: bool, opened: Instant, received: u64, now: Instant) -> Option<Change> {
+    pub fn look(&mut self, zero_copy: bool, opened: Instant, received: u64, now: Instant) -> Option<TrialChange> {
         match (self.given_up, zero_copy) {
             (None, true) if received > 0 => {
                 self.last = None;
@@ -49,11 +49,11 @@ impl Trial {
             (None, true) if now.duration_since(opened) >= SILENCE => {
                 let wait = self.last.map_or(LEAST_WAIT, |last| (4 * last).min(MOST_WAIT));
                 (self.given_up, self.last) = (Some((now, wait)), Some(wait));
-                Some(Change::GiveUp(wait))
+                Some(TrialChange::GiveUp(wait))
             }
             (Some((since, wait)), false) if received > 0 && now.duration_since(since) >= wait => {
                 self.given_up = None;
-                Some(Change::TryAgain)
+                Some(TrialChange::TryAgain)
             }
             _ => None,
         }
@@ -83,20 +83,20 @@ mod tests {
         for _ in 0..6 {
             let opened = now;
             now += SILENCE;
-            let Some(Change::GiveUp(wait)) = trial.look(true, opened, 0, now) else { panic!("it is kept") };
+            let Some(TrialChange::GiveUp(wait)) = trial.look(true, opened, 0, now) else { panic!("it is kept") };
             assert!(trial.is_given_up());
             waits.push(wait.as_secs() / 3600);
             assert_eq!(trial.look(false, now, 9, now + wait - SECOND), None);
             // Nothing comes by copies either: the peer is away.
             assert_eq!(trial.look(false, now, 0, now + wait), None);
             now += wait;
-            assert_eq!(trial.look(false, now, 9, now), Some(Change::TryAgain));
+            assert_eq!(trial.look(false, now, 9, now), Some(TrialChange::TryAgain));
             assert!(!trial.is_given_up());
         }
         assert_eq!(waits, [1, 4, 16, 24, 24, 24]);
         // Once it brings something, all is forgotten.
         assert_eq!(trial.look(true, now, 1, now), None);
-        assert_eq!(trial.look(true, now, 0, now + SILENCE), Some(Change::GiveUp(LEAST_WAIT)));
+        assert_eq!(trial.look(true, now, 0, now + SILENCE), Some(TrialChange::GiveUp(LEAST_WAIT)));
     }
 
     #[test]

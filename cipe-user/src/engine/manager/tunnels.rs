@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use cipe_common::maps::{MAX_TUNNELS, Tunnel as TunnelEntry};
 
-use super::loops::{Leads, Loops};
+use super::loops::{Loops, PeerRoute};
 use super::sizes::Sizes;
-use crate::control::protocol::{Carrier, Cipher, Protocol};
+use crate::control::protocol::{CarrierChoice, Cipher, Protocol};
 use crate::engine::carrier::UdpCarrier;
-use crate::engine::report::Report;
+use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::counters::Tally;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::Device;
@@ -23,13 +23,13 @@ pub struct Tenant {
     /// The workers have taken it: the programs may hand packets to them.
     pub is_open: bool,
     /// What workers have reported of it before that, to be told behind the answer to the daemon.
-    pub early: Vec<Report>,
+    pub early: Vec<WorkerReport>,
     /// Slot of the hub that its device stands on.
     pub hub: usize,
     pub device: Device,
     pub cipher: Cipher,
     pub protocol: Protocol,
-    pub carrier_door: Carrier,
+    pub carrier_door: CarrierChoice,
     pub xdp_mode: XdpPreference,
     /// As the peer sees it.
     pub me: SocketAddr,
@@ -55,7 +55,7 @@ pub struct Tenant {
     /// Next hop to the peer as the kernel tells it, also where that is none to use.
     pub looked_up: Option<NextHop>,
     /// Where that leads.
-    pub leads: Leads,
+    pub leads: PeerRoute,
     /// Its datagrams that came into the tunnel itself.
     pub loops: Loops,
     /// Its packets that came back to it through other tunnels.

@@ -8,18 +8,18 @@ use tokio::task::AbortHandle;
 
 use super::Manager;
 use super::carriers::{Carrier, Served, is_unlikely};
-use super::loops::Leads;
+use super::loops::PeerRoute;
 use super::platform::log_failure;
 use super::sizes::TOO_SMALL;
 use super::tunnels::{Socks, Tenant};
-use crate::control::protocol::{Carrier as Door, Event};
+use crate::control::protocol::{CarrierChoice as Door, Event};
 use crate::engine::carrier::outer::Hop;
 use crate::engine::carrier::{Path, Share};
-use crate::engine::tunnel::Way;
+use crate::engine::tunnel::Egress;
 use crate::engine::worker::Command;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::links::{self, CardKind};
-use crate::kernel::nexthop::{NextHop, NextHops, State};
+use crate::kernel::nexthop::{NextHop, NextHopState, NextHops};
 use crate::kernel::policies::CarrierFlow;
 use crate::kernel::routes::Flow;
 use crate::kernel::zone;
@@ -29,7 +29,7 @@ pub struct News {
     tunnel: u16,
     /// The peer that was followed; the tunnel may have another by now.
     peer: SocketAddr,
-    state: State,
+    state: NextHopState,
 }
 
 /// Follows the ways to the tunnels' peers.
@@ -144,19 +144,19 @@ impl Manager {
     pub(super) async fn take_in(&mut self, news: News) {
         self.take_in_one(news).await;
         for (number, peer, hop) in self.tunnels.changed_by_others() {
-            self.take_in_one(News { tunnel: number, peer, state: State::Found(hop) }).await;
+            self.take_in_one(News { tunnel: number, peer, state: NextHopState::Found(hop) }).await;
         }
     }
 
     async fn take_in_one(&mut self, News { tunnel: number, peer, state }: News) {
         let Some(tenant) = self.tunnels.get_mut(number).filter(|tenant| tenant.target() == Some(peer)) else { return };
         let hop = match state {
-            State::Unknown => return,
-            State::Unreachable(reason) => Err(reason.to_string()),
-            State::Found(hop) => Ok(hop),
+            NextHopState::Unknown => return,
+            NextHopState::Unreachable(reason) => Err(reason.to_string()),
+            NextHopState::Found(hop) => Ok(hop),
         };
         tenant.looked_up = hop.as_ref().ok().copied();
-        let leads = hop.as_ref().map_or(Leads::Out, |hop| self.tunnels.leads(number, hop.ifindex));
+        let leads = hop.as_ref().map_or(PeerRoute::Out, |hop| self.tunnels.leads(number, hop.ifindex));
         let counted = self.platform.verdicts(number).map_or(0, |all| all[Verdict::RouteLoop as usize]);
         let news_of_loop = self.tunnels.set_leads(number, leads, counted);
         // The news is said when the worker acts by it.
@@ -167,16 +167,16 @@ impl Manager {
                 if let Some(tenant) = self.tunnels.get_mut(number) {
                     tenant.hop = None;
                 }
-                (Way::NoRoute, Some(reason))
+                (Egress::NoRoute, Some(reason))
             }
-            Ok(_) if leads == Leads::Round => (Way::Looped, news_of_loop),
+            Ok(_) if leads == PeerRoute::Round => (Egress::Looped, news_of_loop),
             // A firewall may lead it elsewhere by a mark, of which a look-up knows nothing. If not, the TC program drops it.
-            Ok(_) if leads == Leads::Inward => {
+            Ok(_) if leads == PeerRoute::Inward => {
                 if let Some(tenant) = self.tunnels.get_mut(number) {
                     tenant.hop = None;
                     tenant.door = Some("UDP socket; the route leads into the tunnel itself".to_owned());
                 }
-                (Way::Socket, None)
+                (Egress::Socket, None)
             }
             Ok(hop) => {
                 self.set_source(number, hop);
@@ -238,13 +238,13 @@ impl Manager {
 
     /// Moves a tunnel to the carrier device of a way, and chooses the door. While that device changes between the doors, the UDP
     /// socket serves.
-    pub(super) async fn way_over(&mut self, hop: NextHop, number: u16) -> Way {
+    pub(super) async fn way_over(&mut self, hop: NextHop, number: u16) -> Egress {
         let is_open = self.use_carrier(hop.ifindex, number).await;
         let door = match self.tunnels.get(number) {
             Some(tenant) if !is_open => Some(self.door_by_socket(hop.ifindex, tenant).await),
             _ => None,
         };
-        let Some(tenant) = self.tunnels.get_mut(number) else { return Way::Socket };
+        let Some(tenant) = self.tunnels.get_mut(number) else { return Egress::Socket };
         tenant.door = door;
         let before = tenant.hop.replace(hop);
         if before.is_some_and(|before| before.ifindex != hop.ifindex) {
@@ -256,7 +256,7 @@ impl Manager {
         if let Some(unused) = before.filter(|_| before != after) {
             self.carriers.release(unused, number, &mut self.jobs);
         }
-        after.and_then(|_| self.path(hop, me, door)).map_or(Way::Socket, Way::Carrier)
+        after.and_then(|_| self.path(hop, me, door)).map_or(Egress::Socket, Egress::Carrier)
     }
 
     /// The way out by a card, where that is wanted: with copies, UDP_SEGMENT is faster than AF_XDP, but for what leaves one a

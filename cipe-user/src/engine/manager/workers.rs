@@ -47,7 +47,7 @@ impl Workers {
         for (number, pool) in pool.split(count).into_iter().enumerate() {
             let cpu = if count > 1 { cpus.get(number % cpus.len().max(1)).copied() } else { None };
             let (alive, gone) = oneshot::channel();
-            let place = worker::Place { number, crew: crew.clone(), cpu, alive };
+            let place = worker::WorkerPlace { number, crew: crew.clone(), cpu, alive };
             handles.push(worker::start(place, umem.clone(), pool, reports.clone(), next_hops.clone())?);
             let ended = ended.clone();
             tokio::spawn(async move {

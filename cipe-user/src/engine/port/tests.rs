@@ -68,7 +68,7 @@ fn a_fill_ring_that_ran_empty_while_the_pool_was_is_filled_again() {
             SocketConfig { rx: 64, tx: 64, fill: 64, completion: 64, mode: Mode::Copy, ..SocketConfig::default() };
         let socket = Socket::bind(&_umem, two, 0, rings).unwrap();
         redirect.insert(0, &socket).unwrap();
-        let mut port = Port::new(socket, FRAMES / 2, &mut pool);
+        let mut port = XskPort::new(socket, FRAMES / 2, &mut pool);
 
         // Everything is somewhere else: with ciphers, in other rings.
         let mut elsewhere: Vec<_> = std::iter::from_fn(|| pool.take()).collect();

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::engine::carrier::outer;
-use crate::inner::headers::Version;
+use crate::inner::headers::IpVersion;
 use crate::inner::ip::LEAST_MTU;
 use crate::wire::packet;
 
@@ -39,10 +39,10 @@ impl TunnelMtu {
     }
 
     /// For packets of one version.
-    pub fn of(self, version: Version) -> usize {
+    pub fn of(self, version: IpVersion) -> usize {
         match version {
-            Version::V4 => self.ipv4,
-            Version::V6 => self.ipv6,
+            IpVersion::V4 => self.ipv4,
+            IpVersion::V6 => self.ipv6,
         }
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xDB8, 0, 0, 0, 0, 0, 1));
 
     fn both(mtu: TunnelMtu) -> (usize, usize) {
-        (mtu.of(Version::V4), mtu.of(Version::V6))
+        (mtu.of(IpVersion::V4), mtu.of(IpVersion::V6))
     }
 
     #[test]
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn a_sealed_packet_of_the_largest_size_fits_the_path() {
         for path in 116..1600 {
-            let octets = TunnelMtu::of_path(3500, path, V4).of(Version::V4);
+            let octets = TunnelMtu::of_path(3500, path, V4).of(IpVersion::V4);
             assert!(packet::sealed_len(octets) + 28 <= path, "{path}");
         }
     }

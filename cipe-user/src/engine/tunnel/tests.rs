@@ -10,7 +10,7 @@ const RECEIVE: [u8; KEY] = [2; KEY];
 const SEND: [u8; KEY] = [3; KEY];
 const OTHER: [u8; KEY] = [4; KEY];
 
-const LIMITS: Limits = Limits {
+const LIMITS: KeyLimits = KeyLimits {
     send_packets: 4,
     send_octets: 1000,
     send_age: Duration::from_secs(600),
@@ -376,7 +376,7 @@ fn packets_that_fail_for_a_while_under_a_live_key_ask_for_another_ever_more_seld
 #[test]
 fn packets_under_the_static_key_since_the_announcement_count_for_a_key() {
     let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
-    bed.tunnel.limits = Limits { send_packets: 32, send_octets: u64::MAX, ..LIMITS };
+    bed.tunnel.limits = KeyLimits { send_packets: 32, send_octets: u64::MAX, ..LIMITS };
     let seal = |bed: &Bed, slot| bed.tunnel.sealed(slot, 1, Type::Data, bed.now);
     for _ in 0..1000 {
         seal(&bed, Slot::Static);

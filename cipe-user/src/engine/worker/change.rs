@@ -3,7 +3,7 @@
 
 use super::{BATCH, NewCarrier, Source, Worker};
 use crate::engine::carrier::XdpCarrier;
-use crate::engine::tunnel::Way;
+use crate::engine::tunnel::Egress;
 use crate::kernel::zone;
 
 /// Most frames that wait for packets in the fill ring of a carrier queue: 2 ms of them at a million packets a second.
@@ -61,8 +61,8 @@ impl Worker {
             !more
         });
         for tunnel in self.datapath.tunnels.values_mut() {
-            if matches!(tunnel.way, Way::Carrier(path) if path.carrier == slot) {
-                tunnel.way = Way::Socket;
+            if matches!(tunnel.way, Egress::Carrier(path) if path.carrier == slot) {
+                tunnel.way = Egress::Socket;
             }
         }
         if let Some(carrier) = self.carriers.get_mut(slot).and_then(Option::take) {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::engine::carrier::outer::Hop;
 use crate::engine::carrier::{Traffic, UdpCarrier};
-use crate::engine::datapath::Message;
-use crate::engine::lan::Table as LanTable;
+use crate::engine::datapath::ControlMessage;
+use crate::engine::lan::LanTable;
 use crate::engine::tunnel::mtu::TunnelMtu;
-use crate::engine::tunnel::{Tunnel, Way};
+use crate::engine::tunnel::{Egress, Tunnel};
 use crate::kernel::bpf::{Ends, LiveFrames};
 use crate::xsk::{Injector, Socket};
 
@@ -52,7 +52,7 @@ pub enum Command {
     /// A tunnel's device has another MTU, in octets, and so the tunnel takes up to another size.
     SetDeviceMtu(u16, usize, TunnelMtu),
     /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
-    SetWay(u16, IpAddr, Way, TunnelMtu),
+    SetWay(u16, IpAddr, Egress, TunnelMtu),
     /// A tunnel's peer is at this address from now on.
     SetPeer(u16, SocketAddr),
     /// A tunnel's link-local addresses are at the device of this ifindex from now on.
@@ -66,7 +66,7 @@ pub enum Command {
     /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
     CountLosses(Done),
     /// A message to seal and send.
-    SendControl(u16, Message),
+    SendControl(u16, ControlMessage),
     /// A datagram in clear for this address, by the tunnel's UDP socket.
     SendClear(u16, SocketAddr, Vec<u8>),
     /// A tunnel has no dynamic send key any more: the next packet asks for one.

@@ -11,14 +11,14 @@ use super::refusals::Refusals;
 use crate::engine::BATCH;
 use crate::engine::carrier::outer::ETHERNET;
 use crate::engine::datapath::{Device, Devices, Injected};
-use crate::engine::port::{Port, Turns};
+use crate::engine::port::{Turns, XskPort};
 use crate::inner::coalesce::VNET_HEADER;
 use crate::kernel::bpf::Ends;
 use crate::xsk::{Injector, Packet, Pool, Umem};
 
 /// Sockets of one device.
 pub struct PrivateDevice {
-    ports: Vec<Port>,
+    ports: Vec<XskPort>,
     turns: Turns,
     injector: Injector,
     kind: Kind,
@@ -34,7 +34,7 @@ enum Kind {
 }
 
 /// The hidden end of a hub: where the packets of all its tunnels come from and go to; or that of an Ethernet tunnel's own pair.
-pub struct Hub {
+pub struct HubDevice {
     pub(super) device: PrivateDevice,
     pub(super) ends: Ends,
     /// The tunnel whose own it is.
@@ -43,7 +43,7 @@ pub struct Hub {
 
 /// What opened packets leave by.
 pub struct Private<'a> {
-    pub(super) hubs: &'a mut [Option<Hub>],
+    pub(super) hubs: &'a mut [Option<HubDevice>],
     pub(super) lans: &'a mut [Option<PrivateDevice>],
 }
 
@@ -61,16 +61,16 @@ impl Devices for Private<'_> {
 
 impl PrivateDevice {
     /// The hidden end of a veth pair, with the sockets of this worker's queues, and the way in for superframes.
-    pub fn hidden(ports: Vec<Port>, injector: Injector) -> Self {
+    pub fn hidden(ports: Vec<XskPort>, injector: Injector) -> Self {
         Self::new(ports, injector, Kind::Hidden)
     }
 
     /// A LAN card; `superframes`: it cuts such itself.
-    pub fn lan(ports: Vec<Port>, injector: Injector, superframes: bool) -> Self {
+    pub fn lan(ports: Vec<XskPort>, injector: Injector, superframes: bool) -> Self {
         Self::new(ports, injector, Kind::Lan { superframes })
     }
 
-    fn new(ports: Vec<Port>, injector: Injector, kind: Kind) -> Self {
+    fn new(ports: Vec<XskPort>, injector: Injector, kind: Kind) -> Self {
         Self { ports, turns: Turns::default(), injector, kind, refusals: Refusals::default() }
     }
 
@@ -82,12 +82,12 @@ impl PrivateDevice {
     }
 
     /// The sockets.
-    pub fn ports(&mut self) -> impl Iterator<Item = &mut Port> {
+    pub fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
         self.ports.iter_mut()
     }
 
     /// The sockets, to be closed.
-    pub fn into_ports(self) -> Vec<Port> {
+    pub fn into_ports(self) -> Vec<XskPort> {
         self.ports
     }
 }
@@ -140,7 +140,7 @@ impl Device for PrivateDevice {
 impl Worker {
     /// Takes one batch from a hub, seals it and sends it; returns whether there may be more.
     pub(super) fn outbound(&mut self, slot: usize) -> bool {
-        let Some(Some(Hub { device, ends, of })) = self.hubs.get_mut(slot) else { return false };
+        let Some(Some(HubDevice { device, ends, of })) = self.hubs.get_mut(slot) else { return false };
         let more = device.receive(&mut self.received, &mut self.datapath.pool);
         match ends {
             Ends::Hub => self.datapath.seal(&mut self.received, &mut self.outgoing),

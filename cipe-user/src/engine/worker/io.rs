@@ -10,7 +10,7 @@ use super::Worker;
 use super::device::Private;
 use crate::engine::BATCH;
 use crate::engine::carrier::{Door, Room, socks};
-use crate::engine::datapath::{Message, OWN};
+use crate::engine::datapath::{ControlMessage, OWN};
 
 /// Datagrams taken in at once where other workers can open some of them.
 const SHARED: usize = 4 * BATCH;
@@ -73,7 +73,7 @@ impl Worker {
     }
 
     /// Seals and sends a message of the daemon's.
-    pub(super) fn send_control(&mut self, number: u16, message: &Message) {
+    pub(super) fn send_control(&mut self, number: u16, message: &ControlMessage) {
         // The keys as they are now: this is not in the middle of a batch.
         self.datapath.now = Instant::now();
         self.datapath.seal_message(number, message, &mut self.outgoing);

@@ -30,17 +30,17 @@ use tokio::sync::oneshot;
 
 use super::BATCH;
 use super::carrier::{Arrival, Inbox, Shows, Sight, UdpCarrier, XdpCarrier, losses};
-use super::datapath::{Crew, Datapath, Outgoing, Table};
+use super::datapath::{Crew, Datapath, Outgoing, TunnelTable};
 use super::icmp::Icmp;
-use super::port::Port;
-use super::report::{Report, Reports};
-use super::tunnel::{Tunnel, Way};
+use super::port::XskPort;
+use super::report::{Reports, WorkerReport};
+use super::tunnel::{Egress, Tunnel};
 use crate::control::protocol::{Event, Protocol};
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
 use crate::xsk::{Frame, Held, Packet, Pool, Socket, Umem};
 pub use command::{Command, Done, NewCarrier};
-use device::{Hub, PrivateDevice};
+use device::{HubDevice, PrivateDevice};
 use pacing::Spaced;
 use patience::Patience;
 use rest::Rest;
@@ -78,7 +78,7 @@ impl Drop for Handle {
 }
 
 /// Where a tunnel's datagrams enter and leave.
-struct Endpoint {
+struct CarrierEndpoint {
     /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
     udp: UdpCarrier,
     /// The carrier addresses that are its own.
@@ -121,8 +121,8 @@ struct Worker {
     number: usize,
     crew: Arc<Crew>,
     datapath: Datapath,
-    endpoints: Table<Endpoint>,
-    hubs: Vec<Option<Hub>>,
+    endpoints: TunnelTable<CarrierEndpoint>,
+    hubs: Vec<Option<HubDevice>>,
     carriers: Vec<Option<XdpCarrier>>,
     lans: Vec<Option<PrivateDevice>>,
     /// What waits for its time to leave, by tunnel.
@@ -154,7 +154,7 @@ struct Worker {
 }
 
 /// Which worker, and where it runs.
-pub struct Place {
+pub struct WorkerPlace {
     /// Its number, from 0 on.
     pub number: usize,
     /// All workers.
@@ -169,8 +169,14 @@ pub struct Place {
 ///
 /// # Errors
 /// If the kernel refuses an epoll or event descriptor, raw sockets, random octets or a thread.
-pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: NextHops) -> anyhow::Result<Handle> {
-    let Place { number, crew, cpu, alive } = place;
+pub fn start(
+    place: WorkerPlace,
+    umem: Umem,
+    pool: Pool,
+    reports: Reports,
+    next_hops: NextHops,
+) -> anyhow::Result<Handle> {
+    let WorkerPlace { number, crew, cpu, alive } = place;
     let (sender, commands) = channel();
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, crew.wake_of(number), epoll::EventData::new_u64(Source::Wake.token()), epoll::EventFlags::IN)?;
@@ -182,7 +188,7 @@ pub fn start(place: Place, umem: Umem, pool: Pool, reports: Reports, next_hops: 
         number,
         crew: crew.clone(),
         datapath: Datapath::new(number, crew.clone(), umem, pool, reports.clone())?,
-        endpoints: Table::default(),
+        endpoints: TunnelTable::default(),
         hubs: Vec::new(),
         carriers: Vec::new(),
         lans: Vec::new(),
@@ -305,7 +311,7 @@ impl Worker {
                 if self.hubs.len() <= slot {
                     self.hubs.resize_with(slot + 1, || None);
                 }
-                self.hubs[slot] = Some(Hub { device: PrivateDevice::hidden(ports, injector), ends, of: None });
+                self.hubs[slot] = Some(HubDevice { device: PrivateDevice::hidden(ports, injector), ends, of: None });
             }
             Command::RemoveHub(slot, _done) => {
                 let ports = self.hubs.get_mut(slot).and_then(Option::take).map(|hub| hub.device.into_ports());
@@ -340,7 +346,7 @@ impl Worker {
             Command::SetZone(number, zone) => self.set_zone(number, zone),
             Command::SetRelay(number, relay) => self.change(number, |tunnel| {
                 tunnel.relay = relay;
-                tunnel.way = if relay.is_some() { Way::Socket } else { Way::NoRoute };
+                tunnel.way = if relay.is_some() { Egress::Socket } else { Egress::NoRoute };
             }),
             Command::SetSendLimits(number, packets, octets, paced) => {
                 self.change(number, |tunnel| {
@@ -380,7 +386,7 @@ impl Worker {
         if let Some(Some(hub)) = self.hubs.get_mut(tunnel.hub).filter(|_| tunnel.protocol == Protocol::Ethernet) {
             hub.of = Some(number);
         }
-        self.endpoints.insert(number, Endpoint { udp, addresses });
+        self.endpoints.insert(number, CarrierEndpoint { udp, addresses });
         self.datapath.tunnels.insert(number, tunnel);
         self.datapath.set_target(number);
     }
@@ -407,7 +413,7 @@ impl Worker {
             tunnel.counters.count_all(Verdict::RingFull, losses.unwrap_or_default());
         }
         for (slot, hub) in self.hubs.iter_mut().enumerate() {
-            let losses = hub.iter_mut().flat_map(|hub| hub.device.ports()).map(Port::new_losses).sum();
+            let losses = hub.iter_mut().flat_map(|hub| hub.device.ports()).map(XskPort::new_losses).sum();
             if let Some(first) = tunnels.values().find(|tunnel| tunnel.hub == slot) {
                 first.counters.count_all(Verdict::RingFull, losses);
             }
@@ -415,7 +421,7 @@ impl Worker {
         let Some(first) = tunnels.values().next() else { return };
         let carriers = self.carriers.iter_mut().flatten().flat_map(XdpCarrier::ports);
         let lans = self.lans.iter_mut().flatten().flat_map(PrivateDevice::ports);
-        let losses = carriers.chain(lans).map(Port::new_losses).sum();
+        let losses = carriers.chain(lans).map(XskPort::new_losses).sum();
         first.counters.count_all(Verdict::RingFull, losses);
     }
 
@@ -425,16 +431,16 @@ impl Worker {
         (self.datapath.pool.total() / part / (others + 1) / sockets.max(1)) as u32
     }
 
-    fn open_ports(&mut self, sockets: Vec<Socket>, source: Source, fill: u32) -> Vec<Port> {
+    fn open_ports(&mut self, sockets: Vec<Socket>, source: Source, fill: u32) -> Vec<XskPort> {
         let mut ports = Vec::with_capacity(sockets.len());
         for socket in sockets {
             self.watch(&socket, source);
-            ports.push(Port::new(socket, fill, &mut self.datapath.pool));
+            ports.push(XskPort::new(socket, fill, &mut self.datapath.pool));
         }
         ports
     }
 
-    fn close_ports(&mut self, ports: Vec<Port>) {
+    fn close_ports(&mut self, ports: Vec<XskPort>) {
         for port in ports {
             let held = port.close(&mut self.datapath.pool);
             self.await_frames(held);
@@ -466,8 +472,8 @@ impl Worker {
     /// Tells the control thread if most datagrams go through sockets alone, the last of them through a tunnel's.
     fn tell_of_single_frames(&mut self, number: u16) {
         let report = match self.sight.shows(self.datapath.now) {
-            Some(Shows::SingleFrames) => Report::SingleFrames,
-            Some(Shows::ManySent) => Report::ManySent,
+            Some(Shows::SingleFrames) => WorkerReport::SingleFrames,
+            Some(Shows::ManySent) => WorkerReport::ManySent,
             None => return,
         };
         // If the queue is full, a later look says it again.
@@ -476,6 +482,6 @@ impl Worker {
 
     /// Tells the control thread; `false` if its queue is full.
     fn tell(&self, number: u16, event: Event) -> bool {
-        self.reports.try_send((number, Report::Event(event))).is_ok()
+        self.reports.try_send((number, WorkerReport::Event(event))).is_ok()
     }
 }

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
-use crate::kernel::scheduling::{self, Policy};
+use crate::kernel::scheduling::{self, SchedulingPolicy};
 
 /// Turns on a CPU, and the least time, that a judgement needs.
 const TURNS: u64 = 16;
@@ -50,7 +50,7 @@ impl Turns {
 pub struct Patience {
     /// None if nothing can be learnt, or nothing is to be changed.
     schedstat: Option<File>,
-    policy: Policy,
+    policy: SchedulingPolicy,
     judged: Turns,
     next: Instant,
 }
@@ -58,13 +58,13 @@ pub struct Patience {
 impl Patience {
     /// Makes the calling thread patient, unless somebody chose its policy (`CPUSchedulingPolicy=` of a service).
     pub fn new(now: Instant) -> Self {
-        let schedstat = (scheduling::policy() == Some(Policy::Other))
+        let schedstat = (scheduling::policy() == Some(SchedulingPolicy::Other))
             .then(|| File::open("/proc/thread-self/schedstat").ok())
             .flatten();
-        let mut patience = Self { schedstat, policy: Policy::Other, judged: Turns::default(), next: now };
+        let mut patience = Self { schedstat, policy: SchedulingPolicy::Other, judged: Turns::default(), next: now };
         if let Some(turns) = patience.turns() {
             patience.judged = turns;
-            patience.change(Policy::Batch, now + PERIOD);
+            patience.change(SchedulingPolicy::Batch, now + PERIOD);
         }
         patience
     }
@@ -87,10 +87,10 @@ impl Patience {
             count: turns.count.saturating_sub(self.judged.count),
         };
         match self.policy {
-            Policy::Other => self.change(Policy::Batch, now + PERIOD),
-            Policy::Batch if since.count < TURNS => return,
-            Policy::Batch if waits_too_long(since) => self.change(Policy::Other, now + IMPATIENT),
-            Policy::Batch => {}
+            SchedulingPolicy::Other => self.change(SchedulingPolicy::Batch, now + PERIOD),
+            SchedulingPolicy::Batch if since.count < TURNS => return,
+            SchedulingPolicy::Batch if waits_too_long(since) => self.change(SchedulingPolicy::Other, now + IMPATIENT),
+            SchedulingPolicy::Batch => {}
         }
         self.judged = turns;
     }
@@ -101,7 +101,7 @@ impl Patience {
         Turns::parse(&text[..length])
     }
 
-    fn change(&mut self, policy: Policy, next: Instant) {
+    fn change(&mut self, policy: SchedulingPolicy, next: Instant) {
         match scheduling::set_policy(policy) {
             Ok(()) => {
                 tracing::debug!("{policy:?} is this worker's scheduling policy now");
@@ -148,20 +148,20 @@ mod tests {
         let thread = std::thread::spawn(|| {
             let now = Instant::now();
             let mut patience = Patience::new(now);
-            assert_eq!(scheduling::policy(), Some(Policy::Batch));
+            assert_eq!(scheduling::policy(), Some(SchedulingPolicy::Batch));
             let later = |patience: &Patience, count| Turns {
                 ran: patience.judged.ran + 10_000 * count,
                 waited: patience.judged.waited + 500_000 * count,
                 count: patience.judged.count + count,
             };
             patience.judge_by(later(&patience, TURNS - 1), now);
-            assert_eq!(scheduling::policy(), Some(Policy::Batch), "too few turns to say");
+            assert_eq!(scheduling::policy(), Some(SchedulingPolicy::Batch), "too few turns to say");
             patience.judge_by(later(&patience, TURNS), now);
-            assert_eq!(scheduling::policy(), Some(Policy::Other));
+            assert_eq!(scheduling::policy(), Some(SchedulingPolicy::Other));
             patience.judge(now + IMPATIENT / 2);
-            assert_eq!(scheduling::policy(), Some(Policy::Other));
+            assert_eq!(scheduling::policy(), Some(SchedulingPolicy::Other));
             patience.judge(now + IMPATIENT);
-            assert_eq!(scheduling::policy(), Some(Policy::Batch));
+            assert_eq!(scheduling::policy(), Some(SchedulingPolicy::Batch));
         });
         thread.join().unwrap();
     }
@@ -169,12 +169,12 @@ mod tests {
     #[test]
     fn a_policy_that_somebody_chose_stays() {
         let thread = std::thread::spawn(|| {
-            scheduling::set_policy(Policy::Batch).unwrap();
+            scheduling::set_policy(SchedulingPolicy::Batch).unwrap();
             let now = Instant::now();
             let mut patience = Patience::new(now);
             patience.judge(now + IMPATIENT);
             assert!(patience.schedstat.is_none());
-            assert_eq!(scheduling::policy(), Some(Policy::Batch));
+            assert_eq!(scheduling::policy(), Some(SchedulingPolicy::Batch));
         });
         thread.join().unwrap();
     }

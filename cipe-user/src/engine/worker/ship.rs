@@ -3,12 +3,12 @@
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
-use super::{Endpoint, Worker};
+use super::{CarrierEndpoint, Worker};
 use crate::engine::carrier::{
-    Door, MAX_DATAGRAMS, MAX_GROUP, Path, Room, Route, Sealed, Share, XdpCarrier, outer, socks,
+    Door, GroupRoute, MAX_DATAGRAMS, MAX_GROUP, Path, Room, Sealed, Share, XdpCarrier, outer, socks,
 };
 use crate::engine::datapath::Outgoing;
-use crate::engine::tunnel::{Tunnel, Way};
+use crate::engine::tunnel::{Egress, Tunnel};
 use crate::wire::packet::Type;
 
 impl Worker {
@@ -25,7 +25,8 @@ impl Worker {
             let (number, kind) = (first.tunnel, first.kind);
             let octets: ArrayVec<usize, MAX_DATAGRAMS> = group.iter().map(|out| out.octets).collect();
             let endpoint = self.endpoints.get_mut(&number);
-            let (Some(Endpoint { udp, .. }), Some(tunnel)) = (endpoint, self.datapath.tunnels.get_mut(&number)) else {
+            let (Some(CarrierEndpoint { udp, .. }), Some(tunnel)) = (endpoint, self.datapath.tunnels.get_mut(&number))
+            else {
                 rest.by_ref().take(octets.len()).for_each(|out| self.datapath.pool.put(out.frame));
                 continue;
             };
@@ -121,7 +122,7 @@ const FEW: usize = 4;
 ///
 /// # Errors
 /// The verdict that all of it is dropped under.
-fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<Route, Verdict> {
+fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<GroupRoute, Verdict> {
     let first = group.first().ok_or(Verdict::NoFrame)?;
     let largest = group.iter().map(|out| out.datagram.len()).max().unwrap_or(0);
     // Its key went between admission and sealing: fail closed.
@@ -131,11 +132,11 @@ fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<Route, Verdict> {
     let asker = || tunnel.common.asker().filter(|_| first.kind == Type::Control);
     let peer = tunnel.peer.or_else(asker).ok_or(Verdict::NoPeer)?;
     let path = match tunnel.way {
-        Way::NoRoute => return Err(Verdict::NoRoute),
-        Way::Looped => return Err(Verdict::RouteLoop),
-        Way::Socket => None,
+        Egress::NoRoute => return Err(Verdict::NoRoute),
+        Egress::Looped => return Err(Verdict::RouteLoop),
+        Egress::Socket => None,
         // What is larger than the path takes, the kernel's IP cuts for the socket.
-        Way::Carrier(path) => {
+        Egress::Carrier(path) => {
             let ip_len = outer::room(peer.ip()) - outer::ETHERNET + largest;
             Some(path).filter(|path| ip_len <= path.mtu)
         }
@@ -148,7 +149,7 @@ fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<Route, Verdict> {
         (peer, None)
     };
     let ip_id = tunnel.ip_ids.take(group.len());
-    Ok(Route { to, relayed, marks: first.marks, checksum: tunnel.checksum, ip_id, path })
+    Ok(GroupRoute { to, relayed, marks: first.marks, checksum: tunnel.checksum, ip_id, path })
 }
 
 fn count(tunnel: &Tunnel, octets: usize, kind: Type) {

@@ -18,7 +18,7 @@
 //! overtake.
 
 use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM};
-use crate::inner::headers::{Headers, TCP, UDP, Version};
+use crate::inner::headers::{Headers, IpVersion, TCP, UDP};
 
 /// Most segments of a superframe: with three more for the headers, well inside the 1024 slices of one `sendmsg`.
 pub const MAX_SEGMENTS: usize = 64;
@@ -74,7 +74,7 @@ struct Segment {
     headers: [u8; MAX_HEADERS],
     /// Octets of `headers` in use; 0 for a packet that can be in no run but its own.
     headers_len: usize,
-    version: Version,
+    version: IpVersion,
     /// [`TCP`] or [`UDP`].
     protocol: u8,
     transport: usize,
@@ -172,8 +172,8 @@ impl<'a> Run<'a> {
             header[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM;
             header[1] = match (segment.protocol, segment.version) {
                 (UDP, _) => VIRTIO_NET_HDR_GSO_UDP_L4,
-                (_, Version::V4) => VIRTIO_NET_HDR_GSO_TCPV4,
-                (_, Version::V6) => VIRTIO_NET_HDR_GSO_TCPV6,
+                (_, IpVersion::V4) => VIRTIO_NET_HDR_GSO_TCPV4,
+                (_, IpVersion::V6) => VIRTIO_NET_HDR_GSO_TCPV6,
             };
             let checksum = checksum_of(segment.protocol);
             let fields = [link + segment.headers_len, segment.payload, link + segment.transport, checksum];
@@ -197,7 +197,7 @@ impl State {
         let follows = head.protocol == UDP || next.sequence == head.sequence.wrapping_add(self.payload as u32);
         follows
             && next.payload <= head.payload
-            && (next.id == id || head.version == Version::V6)
+            && (next.id == id || head.version == IpVersion::V6)
             && head.headers_len + self.payload + next.payload <= MAX_SUPERFRAME
             && next.headers[..next.headers_len] == head.headers[..head.headers_len]
     }
@@ -222,7 +222,7 @@ impl State {
         let transport_len = len - segment.transport;
         let (ip, transport) = segment.headers[..segment.headers_len].split_at_mut(segment.transport);
         match segment.version {
-            Version::V4 => {
+            IpVersion::V4 => {
                 ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
                 ip[4..6].copy_from_slice(&segment.id.to_be_bytes());
                 ip[10..12].fill(0);
@@ -230,7 +230,7 @@ impl State {
                 sum.add(ip);
                 ip[10..12].copy_from_slice(&sum.checksum());
             }
-            Version::V6 => ip[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes()),
+            IpVersion::V6 => ip[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes()),
         }
         if segment.protocol == UDP {
             transport[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes());
@@ -249,7 +249,7 @@ impl Segment {
     const OTHER: Self = Self {
         headers: [0; MAX_HEADERS],
         headers_len: 0,
-        version: Version::V4,
+        version: IpVersion::V4,
         protocol: TCP,
         transport: 0,
         id: 0,
@@ -263,8 +263,8 @@ impl Segment {
         let version = found.version();
         let plain = match version {
             // No options, and of the flags none but DF.
-            Version::V4 => found.transport == 20 && packet[6] & !0x40 == 0,
-            Version::V6 => found.transport == 40,
+            IpVersion::V4 => found.transport == 20 && packet[6] & !0x40 == 0,
+            IpVersion::V6 => found.transport == 40,
         };
         if !plain || found.fragment || found.ip.total != packet.len() {
             return None;
@@ -287,7 +287,7 @@ impl Segment {
         let (ip_gaps, gaps) = headers.split_at_mut(ip.len());
         let mut id = 0;
         match version {
-            Version::V4 => {
+            IpVersion::V4 => {
                 if !is_canonical(Sum::default(), ip, 10) {
                     return None;
                 }
@@ -295,7 +295,7 @@ impl Segment {
                 ip_gaps[2..6].fill(0);
                 ip_gaps[10..12].fill(0);
             }
-            Version::V6 => ip_gaps[4..6].fill(0),
+            IpVersion::V6 => ip_gaps[4..6].fill(0),
         }
         if found.protocol == UDP {
             gaps[4..UDP_HEADER].fill(0);

@@ -9,7 +9,7 @@
 use cipe_common::Verdict;
 
 use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM, transport_checksum};
-use crate::inner::headers::{Headers, TCP, UDP, Version};
+use crate::inner::headers::{Headers, IpVersion, TCP, UDP};
 use crate::inner::ip::Inner;
 
 /// Room for IP and transport headers with all options of IPv4 and TCP, and a few extension headers of IPv6.
@@ -119,7 +119,7 @@ impl<'a> Superframe<'a> {
     /// Lengths, IPv4 id and IPv4 header checksum of the segment that is `len` octets long.
     fn adjust_ip(&self, ip: &mut [u8], len: usize) {
         match self.headers.version() {
-            Version::V4 => {
+            IpVersion::V4 => {
                 ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
                 let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(self.index as u16);
                 ip[4..6].copy_from_slice(&id.to_be_bytes());
@@ -128,7 +128,7 @@ impl<'a> Superframe<'a> {
                 sum.add(ip);
                 ip[10..12].copy_from_slice(&sum.checksum());
             }
-            Version::V6 => ip[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes()),
+            IpVersion::V6 => ip[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes()),
         }
     }
 

@@ -34,7 +34,7 @@ pub enum XdpPreference {
 
 /// The mode of XDP on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum XdpMode {
+pub enum AttachedMode {
     /// In the driver.
     Native,
     /// In the network stack; with the reason if native was tried first.
@@ -44,7 +44,7 @@ pub enum XdpMode {
     },
 }
 
-impl fmt::Display for XdpMode {
+impl fmt::Display for AttachedMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native => f.write_str("native"),
@@ -89,7 +89,7 @@ impl Programs {
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::NativeRefused`], [`Error::Privilege`], [`Error::NoDevice`] or [`Error::Attach`].
-    pub fn attach_carrier(&mut self, ifindex: u32, preference: XdpPreference) -> Result<XdpMode, Error> {
+    pub fn attach_carrier(&mut self, ifindex: u32, preference: XdpPreference) -> Result<AttachedMode, Error> {
         let (link, mode) = self.attach_xdp(names::CARRIER_XDP, ifindex, preference)?;
         self.links.carrier.insert(ifindex, link);
         Ok(mode)
@@ -111,7 +111,7 @@ impl Programs {
         visible: u32,
         hidden: u32,
         preference: XdpPreference,
-    ) -> Result<XdpMode, Error> {
+    ) -> Result<AttachedMode, Error> {
         let (tc, xdp) = ends.programs();
         let (xdp_link, mode) = self.attach_xdp(xdp, hidden, preference)?;
         let device = name(visible)?;
@@ -132,14 +132,14 @@ impl Programs {
         program: &'static str,
         ifindex: u32,
         preference: XdpPreference,
-    ) -> Result<(XdpLink, XdpMode), Error> {
+    ) -> Result<(XdpLink, AttachedMode), Error> {
         let device = name(ifindex)?;
         let xdp = xdp(&mut self.ebpf, program)?;
         let mut attach = |mode| xdp.attach_to_if_index(ifindex, mode).and_then(|id| xdp.take_link(id));
         let refused = match preference {
             XdpPreference::Generic => None,
             XdpPreference::Auto | XdpPreference::Native => match attach(aya::programs::XdpMode::Driver) {
-                Ok(link) => return Ok((link, XdpMode::Native)),
+                Ok(link) => return Ok((link, AttachedMode::Native)),
                 Err(error) => match os_error(&error) {
                     Some(libc::EPERM | libc::EBUSY | libc::EEXIST | libc::ENODEV) => {
                         return Err(attach_error(ifindex, device, program, &error));
@@ -151,7 +151,7 @@ impl Programs {
         match (preference, refused) {
             (XdpPreference::Native, Some(reason)) => Err(Error::NativeRefused { device, reason }),
             (_, refused) => match attach(aya::programs::XdpMode::Skb) {
-                Ok(link) => Ok((link, XdpMode::Generic { refused })),
+                Ok(link) => Ok((link, AttachedMode::Generic { refused })),
                 Err(error) => Err(attach_error(ifindex, device, program, &error)),
             },
         }

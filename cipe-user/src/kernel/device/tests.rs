@@ -8,7 +8,7 @@ mod offloads;
 mod silence;
 
 use super::*;
-use crate::kernel::addresses::Configuration;
+use crate::kernel::addresses::AddressConfiguration;
 use crate::kernel::hub::Framing;
 use crate::kernel::links::LinkChange;
 use crate::kernel::testnet::{DEADLINE, Other, in_namespace};
@@ -25,7 +25,7 @@ fn wanted() -> TunnelDevice {
         peer: PEER,
         mac: [0x1E, 0, 0, 0, 0, 7],
         mtu: 1442,
-        configuration: Configuration::default(),
+        configuration: AddressConfiguration::default(),
         owner: std::process::id(),
     }
 }

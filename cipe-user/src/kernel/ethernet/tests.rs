@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use netlink_packet_route::link::LinkFlags;
 
 use super::*;
-use crate::kernel::addresses::Configuration;
+use crate::kernel::addresses::AddressConfiguration;
 use crate::kernel::device::tests::dead_alias;
 use crate::kernel::testnet::in_namespace;
 
@@ -17,7 +17,7 @@ fn wanted() -> TunnelDevice {
         peer: Ipv4Addr::UNSPECIFIED.into(),
         mtu: 1428,
         owner: std::process::id(),
-        configuration: Configuration::default(),
+        configuration: AddressConfiguration::default(),
     }
 }
 

@@ -19,12 +19,12 @@ use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::events::{Changes, Event, Events, FORWARDING};
+use super::events::{Changes, FORWARDING, NetlinkEvent, NetlinkEvents};
 use super::neighbours::Neighbour;
 use super::netlink::{Netlink, Result};
 use super::sysctl::{self, Family};
 pub use prefix::{Prefix, PrefixMap};
-pub use routes::{Leads, Out};
+pub use routes::{DeviceRoute, PrefixTarget};
 
 mod prefix;
 mod routes;
@@ -48,7 +48,7 @@ pub struct Near {
 #[derive(Clone, Debug, Default)]
 pub struct Picture {
     /// The destinations of prefixes.
-    pub routes: Arc<PrefixMap<Leads>>,
+    pub routes: Arc<PrefixMap<PrefixTarget>>,
     /// Whether rules for IPv4, for IPv6 decide more than the routes: then the path of a packet is unknown.
     pub ruled: [bool; 2],
     /// The neighbours.
@@ -60,8 +60,8 @@ pub struct Picture {
 /// # Errors
 /// No netlink socket can be opened, or the tables cannot be read.
 pub async fn follow(netlink: &Netlink) -> Result<watch::Receiver<Picture>> {
-    let events = Events::open(&FORWARDING)?;
-    let mut follower = Follower { netlink: netlink.clone(), picture: Picture::default() };
+    let events = NetlinkEvents::open(&FORWARDING)?;
+    let mut follower = ForwardingFollower { netlink: netlink.clone(), picture: Picture::default() };
     follower.read_neighbours().await?;
     follower.read_routes().await?;
     let (sender, receiver) = watch::channel(follower.picture.clone());
@@ -76,7 +76,7 @@ pub fn is_on(device: &str, v6: bool) -> bool {
     sysctl::get(family, device, "forwarding").is_some_and(|value| value != "0")
 }
 
-struct Follower {
+struct ForwardingFollower {
     netlink: Netlink,
     picture: Picture,
 }
@@ -90,10 +90,10 @@ struct Changed {
     all: bool,
 }
 
-impl Follower {
+impl ForwardingFollower {
     async fn run<E>(mut self, events: E, pictures: watch::Sender<Picture>)
     where
-        E: Stream<Item = Event> + Unpin,
+        E: Stream<Item = NetlinkEvent> + Unpin,
     {
         let mut notifications = Changes::new(events);
         let mut changed = Changed::default();
@@ -103,8 +103,8 @@ impl Follower {
             tokio::select! {
                 event = notifications.next() => {
                     match event {
-                        Some(Event::Message(message)) => self.take_in(&message, &mut changed),
-                        Some(Event::Lost) => changed.all = true,
+                        Some(NetlinkEvent::Message(message)) => self.take_in(&message, &mut changed),
+                        Some(NetlinkEvent::Lost) => changed.all = true,
                         None => {
                             tracing::error!("netlink notifications ended: routes of short cuts are not followed any longer");
                             pictures.send_replace(Picture { ruled: [true; 2], ..self.picture });

@@ -1,7 +1,7 @@
 //! The destinations of the kernel's routes, from netlink messages.
 //!
 //! Only simple unicast routes are known. All others (several next hops, next hop objects, encapsulation, a TOS, other
-//! types) become [`Leads::Elsewhere`], and the kernel forwards their packets.
+//! types) become [`PrefixTarget::Elsewhere`], and the kernel forwards their packets.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,16 +22,16 @@ const DEFAULT: u32 = 253;
 
 /// The destination of a prefix's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leads {
+pub enum PrefixTarget {
     /// Out through this device.
-    Out(Out),
+    Out(DeviceRoute),
     /// To this host, to nobody, or by a route that is not simple.
     Elsewhere,
 }
 
 /// A route out of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Out {
+pub struct DeviceRoute {
     /// Index of the device.
     pub ifindex: u32,
     /// The router, if the addresses are not on the link itself; may be IPv6 for IPv4 addresses.
@@ -43,11 +43,11 @@ pub struct Out {
 /// A route of the main table, for comparison with others of its prefix.
 struct Candidate {
     priority: u32,
-    leads: Leads,
+    leads: PrefixTarget,
 }
 
 /// Combines the routes of the tables `local` and `main`; valid if there are only the usual rules.
-pub(super) fn collect(messages: &[RouteMessage]) -> PrefixMap<Leads> {
+pub(super) fn collect(messages: &[RouteMessage]) -> PrefixMap<PrefixTarget> {
     let of = |wanted| messages.iter().filter(move |message| is_plain_family(message) && table(message) == wanted);
     // The kernel looks in the local table first: its routes have priority over longer ones of the main table.
     let local = of(LOCAL).filter_map(prefix).chain(NEVER_FORWARDED.iter().map(|(ip, bits)| Prefix::new(*ip, *bits)));
@@ -56,21 +56,21 @@ pub(super) fn collect(messages: &[RouteMessage]) -> PrefixMap<Leads> {
     for message in of(MAIN) {
         let Some(prefix) = prefix(message) else { continue };
         let new = Candidate { priority: priority(message), leads: leads(message) };
-        let known = main.entry(prefix).or_insert(Candidate { priority: u32::MAX, leads: Leads::Elsewhere });
+        let known = main.entry(prefix).or_insert(Candidate { priority: u32::MAX, leads: PrefixTarget::Elsewhere });
         // The kernel compares a TOS before the priority; routes of equal priority share the packets.
         if message.header.tos != 0 {
-            *known = Candidate { priority: 0, leads: Leads::Elsewhere };
+            *known = Candidate { priority: 0, leads: PrefixTarget::Elsewhere };
         } else if new.priority < known.priority {
             *known = new;
         } else if new.priority == known.priority && new.leads != known.leads {
-            known.leads = Leads::Elsewhere;
+            known.leads = PrefixTarget::Elsewhere;
         }
     }
     let main = main.into_iter().map(|(prefix, found)| match local.around(prefix).next() {
-        Some(()) => (prefix, Leads::Elsewhere),
+        Some(()) => (prefix, PrefixTarget::Elsewhere),
         None => (prefix, found.leads),
     });
-    main.chain(local.iter().map(|(prefix, ())| (*prefix, Leads::Elsewhere))).collect()
+    main.chain(local.iter().map(|(prefix, ())| (*prefix, PrefixTarget::Elsewhere))).collect()
 }
 
 /// Addresses that never mean a remote host, in any table.
@@ -119,13 +119,13 @@ fn priority(message: &RouteMessage) -> u32 {
     priority.unwrap_or(0)
 }
 
-fn leads(message: &RouteMessage) -> Leads {
+fn leads(message: &RouteMessage) -> PrefixTarget {
     let dead = RouteFlags::Dead | RouteFlags::Linkdown | RouteFlags::Unresolved;
     if message.header.kind != RouteType::Unicast
         || message.header.source_prefix_length != 0
         || message.header.flags.intersects(dead)
     {
-        return Leads::Elsewhere;
+        return PrefixTarget::Elsewhere;
     }
     let (mut oif, mut gateway, mut mtu) = (None, None, None);
     for attribute in &message.attributes {
@@ -145,11 +145,11 @@ fn leads(message: &RouteMessage) -> Leads {
             | RouteAttribute::Encap(_)
             | RouteAttribute::EncapType(_)
             | RouteAttribute::Source(_)
-            | RouteAttribute::NewDestination(_) => return Leads::Elsewhere,
+            | RouteAttribute::NewDestination(_) => return PrefixTarget::Elsewhere,
             _ => {}
         }
     }
-    oif.map_or(Leads::Elsewhere, |ifindex| Leads::Out(Out { ifindex, gateway, mtu }))
+    oif.map_or(PrefixTarget::Elsewhere, |ifindex| PrefixTarget::Out(DeviceRoute { ifindex, gateway, mtu }))
 }
 
 /// Whether a rule is one of the default rules: all packets, by the tables `local`, `main` and `default`.

@@ -7,9 +7,9 @@ use crate::kernel::testnet::{Other, in_namespace, until};
 const HERE: [u8; 4] = [192, 0, 2, 1];
 const THERE: [u8; 4] = [192, 0, 2, 2];
 
-fn way_out(picture: &Picture, address: [u8; 4]) -> Option<Out> {
+fn way_out(picture: &Picture, address: [u8; 4]) -> Option<DeviceRoute> {
     match picture.routes.longest(address.into()) {
-        Some(Leads::Out(out)) => Some(*out),
+        Some(PrefixTarget::Out(out)) => Some(*out),
         _ => None,
     }
 }
@@ -22,12 +22,12 @@ fn routes_are_seen_as_they_come_and_go() {
         let ifindex = netlink.index("wire0").await;
         let mut pictures = follow(&netlink).await.unwrap();
         let far = [203, 0, 113, 9];
-        let near = Some(Out { ifindex, gateway: None, mtu: None });
+        let near = Some(DeviceRoute { ifindex, gateway: None, mtu: None });
         until(&mut pictures, |picture| way_out(picture, THERE) == near).await;
         assert_eq!(way_out(&pictures.borrow(), HERE), None, "our own address");
 
         netlink.add_route([203, 0, 113, 0], 24, THERE).await;
-        let routed = Some(Out { ifindex, gateway: Some(IpAddr::from(THERE)), mtu: None });
+        let routed = Some(DeviceRoute { ifindex, gateway: Some(IpAddr::from(THERE)), mtu: None });
         until(&mut pictures, |picture| way_out(picture, far) == routed).await;
         netlink.delete_route([203, 0, 113, 0], 24).await;
         until(&mut pictures, |picture| way_out(picture, far).is_none()).await;

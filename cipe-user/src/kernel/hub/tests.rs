@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use rtnetlink::LinkVeth;
 
 use super::*;
-use crate::kernel::addresses::Configuration;
+use crate::kernel::addresses::AddressConfiguration;
 use crate::kernel::device::TunnelDevice;
 use crate::kernel::device::tests::dead_alias;
 use crate::kernel::testnet::in_namespace;
@@ -18,7 +18,7 @@ fn wanted(n: u8) -> TunnelDevice {
         peer: Ipv4Addr::new(10, 9, n, 2).into(),
         mtu: 1442,
         owner: std::process::id(),
-        configuration: Configuration::default(),
+        configuration: AddressConfiguration::default(),
     }
 }
 

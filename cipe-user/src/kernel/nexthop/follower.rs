@@ -10,13 +10,13 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::super::events::{Changes, Event};
+use super::super::events::{Changes, NetlinkEvent};
 use super::super::links::{CardKind, LinkTable};
 use super::super::local_addresses::local_of;
 use super::super::neighbours::Neighbour;
 use super::super::netlink::{Error, Netlink, Result};
 use super::super::routes::{self, Route};
-use super::{Command, NextHop, Peer, State, Timing};
+use super::{Command, NextHop, NextHopState, NextHopTiming, Peer};
 
 /// A neighbour: the device that it is reached by, and its IP address.
 type Hop = (u32, IpAddr);
@@ -24,7 +24,7 @@ type Hop = (u32, IpAddr);
 /// A peer in the table.
 struct Entry {
     route: std::result::Result<Route, Arc<str>>,
-    watchers: Vec<watch::Sender<State>>,
+    watchers: Vec<watch::Sender<NextHopState>>,
 }
 
 impl Entry {
@@ -43,7 +43,7 @@ struct Via {
 }
 
 /// The task behind [`super::NextHops`].
-pub(super) struct Follower {
+pub(super) struct NextHopFollower {
     netlink: Netlink,
     links: LinkTable,
     /// They could not be read when notifications were lost.
@@ -56,7 +56,7 @@ pub(super) struct Follower {
     carriers: HashSet<u32>,
 }
 
-impl Follower {
+impl NextHopFollower {
     /// An empty table, and all devices.
     pub(super) async fn new(netlink: &Netlink) -> Result<Self> {
         let mut links = LinkTable::default();
@@ -73,9 +73,13 @@ impl Follower {
     }
 
     /// Serves until the last sender of commands is dropped.
-    pub(super) async fn run<E>(mut self, events: E, mut commands: mpsc::UnboundedReceiver<Command>, timing: Timing)
-    where
-        E: Stream<Item = Event> + Unpin,
+    pub(super) async fn run<E>(
+        mut self,
+        events: E,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        timing: NextHopTiming,
+    ) where
+        E: Stream<Item = NetlinkEvent> + Unpin,
     {
         let mut notifications = Changes::new(events);
         let mut refresh = tokio::time::interval(timing.refresh);
@@ -86,8 +90,8 @@ impl Follower {
             let marked = self.marked.iter().next().copied();
             tokio::select! {
                 event = notifications.next() => match event {
-                    Some(Event::Message(message)) => self.take_in(*message),
-                    Some(Event::Lost) => self.start_over().await,
+                    Some(NetlinkEvent::Message(message)) => self.take_in(*message),
+                    Some(NetlinkEvent::Lost) => self.start_over().await,
                     None => {
                         tracing::error!("netlink notifications ended: carrier routes are not followed any longer");
                         return;
@@ -108,7 +112,7 @@ impl Follower {
         }
     }
 
-    fn add(&mut self, peer: Peer, state: watch::Sender<State>) {
+    fn add(&mut self, peer: Peer, state: watch::Sender<NextHopState>) {
         // A known peer that is being looked up right now publishes to the new watcher as well.
         if !self.marked.contains(&peer)
             && let Some(known) = self.state(peer)
@@ -126,11 +130,11 @@ impl Follower {
     }
 
     /// What is known of the way to a peer in the table.
-    fn state(&self, peer: Peer) -> Option<State> {
+    fn state(&self, peer: Peer) -> Option<NextHopState> {
         let entry = self.peers.get(&peer)?;
         Some(match &entry.route {
             Ok(route) => self.next_hop(route, entry.hop(peer.to)),
-            Err(reason) => State::Unreachable(reason.clone()),
+            Err(reason) => NextHopState::Unreachable(reason.clone()),
         })
     }
 
@@ -294,12 +298,12 @@ impl Follower {
         }
     }
 
-    fn next_hop(&self, route: &Route, hop: Option<Hop>) -> State {
+    fn next_hop(&self, route: &Route, hop: Option<Hop>) -> NextHopState {
         let Some(card) = self.links.get(route.oif) else {
-            return State::Unreachable("the carrier device is gone".into());
+            return NextHopState::Unreachable("the carrier device is gone".into());
         };
         let neighbour = hop.and_then(|hop| self.hops.get(&hop)).and_then(|via| via.neighbour);
-        State::Found(NextHop {
+        NextHopState::Found(NextHop {
             ifindex: route.oif,
             source: route.source,
             source_mac: card.mac,

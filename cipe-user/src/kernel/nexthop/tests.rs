@@ -6,9 +6,9 @@ use super::*;
 use crate::kernel::testnet::{Other, in_namespace, until};
 
 /// Never looks by itself, except for neighbours that do not answer: what a test sees was told by the kernel.
-const TOLD: Timing = Timing { refresh: Duration::from_secs(3600), retry: Duration::from_secs(1) };
+const TOLD: NextHopTiming = NextHopTiming { refresh: Duration::from_secs(3600), retry: Duration::from_secs(1) };
 /// Short, so that a test does not wait for what the kernel does not tell.
-const TIMING: Timing = Timing { refresh: Duration::from_millis(200), retry: Duration::from_millis(100) };
+const TIMING: NextHopTiming = NextHopTiming { refresh: Duration::from_millis(200), retry: Duration::from_millis(100) };
 const HERE: [u8; 4] = [192, 0, 2, 1];
 const THERE: [u8; 4] = [192, 0, 2, 2];
 const HERE2: [u8; 4] = [198, 51, 100, 1];
@@ -20,12 +20,12 @@ fn ip(octets: [u8; 4]) -> IpAddr {
     Ipv4Addr::from(octets).into()
 }
 
-fn resolved(state: &State) -> bool {
-    matches!(state, State::Found(hop) if hop.destination_mac.is_some())
+fn resolved(state: &NextHopState) -> bool {
+    matches!(state, NextHopState::Found(hop) if hop.destination_mac.is_some())
 }
 
-fn goes_to(state: &State, mac: Option<[u8; 6]>) -> bool {
-    matches!(state, State::Found(hop) if hop.destination_mac == mac)
+fn goes_to(state: &NextHopState, mac: Option<[u8; 6]>) -> bool {
+    matches!(state, NextHopState::Found(hop) if hop.destination_mac == mac)
 }
 
 async fn mac_of(other: &Other, name: &'static str) -> Option<[u8; 6]> {
@@ -38,7 +38,8 @@ fn a_peer_on_the_link_is_resolved() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        let running = |state: &State| resolved(state) && matches!(state, State::Found(hop) if hop.running);
+        let running =
+            |state: &NextHopState| resolved(state) && matches!(state, NextHopState::Found(hop) if hop.running);
         let state = until(&mut hops.watch(Flow::new(ip(THERE), None)), running).await;
         let card = netlink.card_named("wire0").await.unwrap();
         let expected = NextHop {
@@ -50,7 +51,7 @@ fn a_peer_on_the_link_is_resolved() {
             running: true,
             local: false,
         };
-        assert_eq!(state, State::Found(expected));
+        assert_eq!(state, NextHopState::Found(expected));
     });
 }
 
@@ -114,7 +115,7 @@ fn a_route_that_moves_to_another_card_is_followed() {
         until(&mut watch, resolved).await;
         netlink.add_route(FAR, 32, THERE2).await;
         let mac = mac_of(&other, "far1").await;
-        let State::Found(hop) = until(&mut watch, |state| goes_to(state, mac)).await else { unreachable!() };
+        let NextHopState::Found(hop) = until(&mut watch, |state| goes_to(state, mac)).await else { unreachable!() };
         assert_eq!((hop.ifindex, hop.source), (netlink.index("wire1").await, ip(HERE2)));
     });
 }
@@ -129,7 +130,7 @@ fn a_route_that_goes_and_comes_back_is_followed() {
         let mut watch = hops.watch(Flow::new(ip(FAR), None));
         until(&mut watch, resolved).await;
         netlink.delete_route(FAR, 32).await;
-        let State::Unreachable(reason) = until(&mut watch, |state| !resolved(state)).await else { panic!() };
+        let NextHopState::Unreachable(reason) = until(&mut watch, |state| !resolved(state)).await else { panic!() };
         let words = "no carrier route to 203.0.113.9: Network is unreachable (os error 101); \
                      add a route or check the carrier device";
         assert_eq!(&*reason, words);
@@ -147,11 +148,11 @@ fn a_card_that_goes_down_and_up_is_followed() {
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         netlink.set_up("wire0", false).await;
-        until(&mut watch, |state| matches!(state, State::Unreachable(_))).await;
+        until(&mut watch, |state| matches!(state, NextHopState::Unreachable(_))).await;
         netlink.set_up("wire0", true).await;
         until(&mut watch, resolved).await;
         netlink.delete_named("wire0").await;
-        until(&mut watch, |state| matches!(state, State::Unreachable(_))).await;
+        until(&mut watch, |state| matches!(state, NextHopState::Unreachable(_))).await;
     });
 }
 
@@ -164,9 +165,9 @@ fn a_lost_cable_and_a_new_mtu_are_told() {
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
-        until(&mut watch, |state| matches!(state, State::Found(hop) if hop.mtu == 1400)).await;
+        until(&mut watch, |state| matches!(state, NextHopState::Found(hop) if hop.mtu == 1400)).await;
         other.run(|netlink| async move { netlink.set_up("far0", false).await }).await;
-        until(&mut watch, |state| matches!(state, State::Found(hop) if !hop.running)).await;
+        until(&mut watch, |state| matches!(state, NextHopState::Found(hop) if !hop.running)).await;
     });
 }
 
@@ -196,7 +197,7 @@ fn a_flushed_neighbour_is_asked_for_again() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let never = Duration::from_secs(3600);
-        let hops = NextHops::new(&netlink, Timing { refresh: never, retry: never }).await.unwrap();
+        let hops = NextHops::new(&netlink, NextHopTiming { refresh: never, retry: never }).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         watch.mark_unchanged();
@@ -222,7 +223,7 @@ fn nothing_is_missed_when_notifications_are_lost() {
         let mac = mac_of(&other, "far0").await;
         until(&mut watch, |state| goes_to(state, mac)).await;
         netlink.add_route(FAR, 32, THERE2).await;
-        lose.send(Event::Lost).unwrap();
+        lose.send(NetlinkEvent::Lost).unwrap();
         let mac = mac_of(&other, "far1").await;
         until(&mut watch, |state| goes_to(state, mac)).await;
     });
@@ -243,7 +244,7 @@ fn a_neighbour_set_by_hand_stays_as_it_is() {
         netlink.add_route(FAR, 32, THERE).await;
         until(&mut hops.watch(Flow::new(ip(FAR), None)), |state| goes_to(state, Some(MAC))).await;
         netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
-        until(&mut watch, |state| matches!(state, State::Found(hop) if hop.mtu == 1400)).await;
+        until(&mut watch, |state| matches!(state, NextHopState::Found(hop) if hop.mtu == 1400)).await;
         let entry = netlink.neighbour(index, ip(THERE)).await.unwrap().unwrap();
         assert!(entry.fixed, "{entry:?}");
     });
@@ -254,7 +255,7 @@ fn an_own_address_as_peer_is_known_as_local() {
     in_namespace(|netlink| async move {
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(Flow::new(Ipv4Addr::LOCALHOST.into(), None));
-        until(&mut watch, |state| matches!(state, State::Found(hop) if hop.local)).await;
+        until(&mut watch, |state| matches!(state, NextHopState::Found(hop) if hop.local)).await;
     });
 }
 
@@ -266,14 +267,16 @@ fn an_own_address_that_appears_later_makes_its_peers_reachable() {
         let later = [192, 0, 2, 77];
         let hops = NextHops::new(&netlink, TOLD).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), Some(ip(later))));
-        let State::Unreachable(reason) = until(&mut watch, |state| *state != State::Unknown).await else { panic!() };
+        let NextHopState::Unreachable(reason) = until(&mut watch, |state| *state != NextHopState::Unknown).await else {
+            panic!()
+        };
         assert_eq!(
             &*reason,
             "no carrier route to 192.0.2.2 from 192.0.2.77: 192.0.2.77 is not an address of this host; bring it back, or \
              follow changes with `dynip`"
         );
         netlink.add_address("wire0", ip(later), 24).await;
-        until(&mut watch, |state| matches!(state, State::Found(hop) if hop.source == ip(later))).await;
+        until(&mut watch, |state| matches!(state, NextHopState::Found(hop) if hop.source == ip(later))).await;
     });
 }
 

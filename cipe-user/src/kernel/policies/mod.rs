@@ -16,9 +16,9 @@ use rtnetlink::packet_core::NLM_F_DUMP;
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use super::events::Events;
+use super::events::NetlinkEvents;
 use super::netlink::{Netlink, Result};
-use super::whole::{self, Table};
+use super::whole::{self, KernelTable};
 use xfrm::{Direction, Ipsec};
 
 /// Datagrams between two ends, as this host sends them.
@@ -61,19 +61,20 @@ impl Policies {
 /// # Errors
 /// No netlink socket can be opened.
 pub async fn follow(netlink: &Netlink) -> Result<watch::Receiver<Policies>> {
-    let rules = Events::open(&[MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule])?;
+    let rules = NetlinkEvents::open(&[MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule])?;
     // A kernel without xfrm has no policies, and none will come.
-    let ipsec = xfrm::Events::open().inspect_err(|error| tracing::debug!("xfrm: {error}; this kernel has no IPsec"));
+    let ipsec =
+        xfrm::XfrmEvents::open().inspect_err(|error| tracing::debug!("xfrm: {error}; this kernel has no IPsec"));
     whole::follow(Followed { netlink: netlink.clone(), rules, ipsec: ipsec.ok() }).await
 }
 
 struct Followed {
     netlink: Netlink,
-    rules: Events,
-    ipsec: Option<xfrm::Events>,
+    rules: NetlinkEvents,
+    ipsec: Option<xfrm::XfrmEvents>,
 }
 
-impl Table for Followed {
+impl KernelTable for Followed {
     type Content = Policies;
     const HOLDS: &'static str = "IPsec policies and routing rules";
 

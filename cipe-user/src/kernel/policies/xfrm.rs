@@ -43,13 +43,13 @@ pub enum Direction {
 /// All policies of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ipsec {
-    policies: Vec<Policy>,
+    policies: Vec<XfrmPolicy>,
     /// What matches no policy is dropped: in, out.
     blocks: [bool; 2],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Policy {
+struct XfrmPolicy {
     direction: Direction,
     /// The lowest one decides.
     priority: u32,
@@ -86,11 +86,11 @@ impl Ipsec {
             self.policies.iter().filter(|policy| policy.direction == direction && policy.selector.has(flow, direction));
         let way = if direction == Direction::In { "in" } else { "out" };
         match matching.min_by_key(|policy| (policy.priority, policy.effect)) {
-            Some(Policy { effect: Effect::Nothing, .. }) => None,
-            Some(Policy { effect: Effect::Blocks, priority, .. }) => {
+            Some(XfrmPolicy { effect: Effect::Nothing, .. }) => None,
+            Some(XfrmPolicy { effect: Effect::Blocks, priority, .. }) => {
                 Some(format!("an IPsec policy (dir {way}, priority {priority}) blocks these datagrams"))
             }
-            Some(Policy { effect: Effect::Protects, priority, .. }) => {
+            Some(XfrmPolicy { effect: Effect::Protects, priority, .. }) => {
                 Some(format!("an IPsec policy (dir {way}, priority {priority}) is for these datagrams"))
             }
             None if self.blocks[usize::from(direction == Direction::Out)] => {
@@ -146,7 +146,7 @@ fn begins(address: IpAddr, (prefix, bits): &([u8; 16], u8)) -> bool {
     })
 }
 
-impl Policy {
+impl XfrmPolicy {
     /// Reads what follows the header of XFRM_MSG_NEWPOLICY; `None` for a policy that is not about plain datagrams that this host
     /// sends or receives: of forwarded ones, or for a mark or an interface of xfrm's own.
     fn parse(octets: &[u8]) -> Option<Self> {
@@ -189,7 +189,7 @@ pub fn read() -> io::Result<Ipsec> {
     let mut ipsec = Ipsec::default();
     ask(&socket, XFRM_MSG_GETPOLICY, NLM_F_DUMP, ID, |kind, body| {
         if kind == XFRM_MSG_NEWPOLICY {
-            ipsec.policies.extend(Policy::parse(body));
+            ipsec.policies.extend(XfrmPolicy::parse(body));
         }
     })?;
     // Before 5.15 there was no other default than to let pass.
@@ -235,9 +235,9 @@ fn ask(socket: &Socket, kind: u16, flags: u16, octets: usize, mut answer: impl F
 }
 
 /// Notifications that policies have changed.
-pub struct Events(TokioSocket);
+pub struct XfrmEvents(TokioSocket);
 
-impl Events {
+impl XfrmEvents {
     /// Subscribes.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use super::super::endpoint::EndpointName;
 use super::super::problem::{Mistake, Origin, Problem};
 use super::super::resolve;
 use super::{Endpoint, Settle};
-use crate::control::protocol::{Carrier, Interface, Protocol};
+use crate::control::protocol::{CarrierChoice, Interface, Protocol};
 use crate::kernel::{links, zone};
 
 impl Settle<'_> {
@@ -52,7 +52,7 @@ impl Settle<'_> {
         let socks = &self.draft.socks;
         let Some(name) = &socks.value else { return Some(None) };
         let address = self.resolved("socks", resolve::endpoint(name, None), &socks.origin)?;
-        if self.draft.carrier.value == Carrier::Xdp {
+        if self.draft.carrier.value == CarrierChoice::Xdp {
             let mistake = Mistake::new(
                 "`socks` and `carrier xdp` exclude each other: a SOCKS5 server is reached by UDP socket",
                 "remove one of them",

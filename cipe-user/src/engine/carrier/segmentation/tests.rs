@@ -15,7 +15,7 @@ struct Bench {
     segmentation: Segmentation,
     now: Instant,
     asked: u32,
-    changes: Vec<Change>,
+    changes: Vec<SegmentationChange>,
 }
 
 impl Bench {
@@ -59,7 +59,7 @@ fn groups_that_arrive_go_on_and_are_asked_after_now_and_then() {
 fn groups_that_are_lost_while_single_datagrams_pass_are_given_up_and_tried_again_later() {
     let mut bench = Bench::new();
     bench.run(Duration::from_secs(9), LOSES_GROUPS);
-    assert_eq!(bench.changes, [Change::Lost(LEAST_WAIT)]);
+    assert_eq!(bench.changes, [SegmentationChange::Lost(LEAST_WAIT)]);
     assert!(!bench.segmentation.works());
     assert!(bench.segmentation.note().is_some_and(|note| note.contains("does not arrive")));
     // As long as it is so, no data is risked, and the peer is asked less and less.
@@ -67,7 +67,7 @@ fn groups_that_are_lost_while_single_datagrams_pass_are_given_up_and_tried_again
     bench.run(Duration::from_secs(3600), LOSES_GROUPS);
     assert!(!bench.segmentation.works() && bench.asked < 20, "{}", bench.asked);
     bench.run(MOST_WAIT + ANSWER, WORKS);
-    assert_eq!(bench.changes, [Change::Lost(LEAST_WAIT), Change::Works]);
+    assert_eq!(bench.changes, [SegmentationChange::Lost(LEAST_WAIT), SegmentationChange::Works]);
     assert!(bench.segmentation.works() && bench.segmentation.note().is_none());
 }
 
@@ -97,7 +97,7 @@ fn a_late_answer_counts() {
     let mark = Mark::try_from([&7_u32.to_be_bytes()[..], &1_u32.to_be_bytes(), &[1]].concat()).unwrap();
     bench.run(Duration::from_secs(9), LOSES_GROUPS);
     assert!(!bench.segmentation.works());
-    assert_eq!(bench.segmentation.answered(&mark, bench.now), Some(Some(Change::Works)));
+    assert_eq!(bench.segmentation.answered(&mark, bench.now), Some(Some(SegmentationChange::Works)));
     assert!(bench.segmentation.works());
 }
 
@@ -116,7 +116,7 @@ fn what_the_kernel_refuses_is_given_up_and_tried_again_ever_later() {
     let mut now = bench.now;
     for seconds in [10, 20, 40, 80, 160, 320, 640, 640] {
         let wait = Duration::from_secs(seconds);
-        assert_eq!(bench.segmentation.refused(Errno::EIO, now), Change::Refused(Errno::EIO, wait));
+        assert_eq!(bench.segmentation.refused(Errno::EIO, now), SegmentationChange::Refused(Errno::EIO, wait));
         assert!(!bench.segmentation.works());
         bench.segmentation.tend(now + wait - Duration::from_millis(1));
         assert!(!bench.segmentation.works());
@@ -143,5 +143,5 @@ fn another_way_to_the_peer_begins_anew() {
     assert!(bench.segmentation.works() && bench.segmentation.note().is_none());
     bench.changes.clear();
     bench.run(Duration::from_secs(9), LOSES_GROUPS);
-    assert_eq!(bench.changes, [Change::Lost(LEAST_WAIT)]);
+    assert_eq!(bench.changes, [SegmentationChange::Lost(LEAST_WAIT)]);
 }

@@ -64,7 +64,7 @@ impl Bench {
             Sealed { frame, datagram }
         });
         let group = group.collect();
-        let route = Route { to, relayed, marks, checksum: false, ip_id: 0, path: None };
+        let route = GroupRoute { to, relayed, marks, checksum: false, ip_id: 0, path: None };
         let mut room = Room {
             umem: &self.umem,
             pool: &mut self.pool,
@@ -219,7 +219,10 @@ fn a_group_that_the_kernel_refuses_leaves_as_single_datagrams_and_so_do_later_on
     arrives(&mut bench, &[160, 160, 24]);
     assert!(!segmentation.works());
     let now = Instant::now();
-    assert!(matches!(bench.carrier.tend_segmentation(now), (None, Some(Change::Refused(Errno::EINVAL, _)))));
+    assert!(matches!(
+        bench.carrier.tend_segmentation(now),
+        (None, Some(SegmentationChange::Refused(Errno::EINVAL, _)))
+    ));
     assert_eq!(bench.carrier.tend_segmentation(now), (None, None), "told once");
     arrives(&mut bench, &[160, 160, 24]);
     // Tried again, refused again.

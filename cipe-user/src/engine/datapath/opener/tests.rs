@@ -51,7 +51,7 @@ struct Bed {
     umem: Umem,
     pool: Pool,
     lanes: Lanes,
-    tunnels: Table<Tunnel>,
+    tunnels: TunnelTable<Tunnel>,
     _writer: KeyWriter,
 }
 
@@ -59,7 +59,7 @@ impl Bed {
     fn new(algorithm: Algorithm) -> Self {
         let mut writer = KeyWriter::anonymous(8);
         let (umem, pool) = Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).unwrap();
-        let mut tunnels = Table::default();
+        let mut tunnels = TunnelTable::default();
         let start = Instant::now();
         for number in [CHANGED, FIRST] {
             let mut keys = Keys::new(algorithm, writer.reader(), number);

@@ -10,7 +10,7 @@ use crate::engine::carrier::Traffic;
 pub struct Carrier {
     /// AF_XDP transmits from the UMEM itself.
     pub zero_copy: bool,
-    /// Index in the workers' tables, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`].
+    /// Index in the workers' tables, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`](cipe_common::maps::CARRIER_QUEUES).
     pub slot: usize,
     /// Modes got, for people.
     pub note: String,

@@ -15,7 +15,7 @@ use crate::engine::manager::copying::{Copying, Got};
 use crate::engine::manager::platform::Platform;
 use crate::engine::manager::workers::share_of;
 use crate::engine::worker::{Command, NewCarrier};
-use crate::kernel::bpf::{XdpMode, XdpPreference};
+use crate::kernel::bpf::{AttachedMode, XdpPreference};
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::{ethtool, netdev};
 use crate::xsk::{Mode, MultiBuffer, SocketConfig};
@@ -53,7 +53,7 @@ impl Doors {
         let queues = card.receive_queues.clamp(1, CARRIER_QUEUES);
         let traffic = Arc::default();
         let mode = platform.programs().attach_carrier(ifindex, mode)?;
-        let generic = mode != XdpMode::Native;
+        let generic = mode != AttachedMode::Native;
         let may_live = self.may_send_live(&card) && !generic;
         let copying = Copying::of(&card, generic, platform.frame_size(), given_up);
         let got = match self.open_queues(ifindex, slot, queues, &traffic, may_live, copying.mode).await {

@@ -13,7 +13,7 @@ use cipe_common::maps::MAX_CARRIERS;
 use super::habit::Habit;
 use super::jobs::Jobs;
 use super::platform::Platform;
-use super::trial::{Change, Trial};
+use super::trial::{Trial, TrialChange};
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netdev;
@@ -264,7 +264,7 @@ impl Carriers {
     }
 
     /// Devices that zero copy is to be given up on, or to be tried on again.
-    pub fn look_at_zero_copy(&mut self, now: Instant) -> Vec<(u32, Change)> {
+    pub fn look_at_zero_copy(&mut self, now: Instant) -> Vec<(u32, TrialChange)> {
         let mut changed = Vec::new();
         for (ifindex, device) in &self.devices {
             let Device::Open(carrier) = device else { continue };

@@ -9,10 +9,10 @@ use crate::kernel::hub::{Framing, Hub};
 const TUNNELS: usize = 1024;
 
 /// The hubs, by slot: the number that stamps, maps and the workers know them by.
-pub struct Slots(Vec<Option<Place>>);
+pub struct Slots(Vec<Option<HubSlot>>);
 
 /// A hub in its slot.
-pub struct Place {
+pub struct HubSlot {
     pub hub: Hub,
     pub tunnels: usize,
     /// Mode got, for people; `None`: taken over from an engine that died, and not open yet.
@@ -25,7 +25,7 @@ pub struct Place {
     moved: Option<u32>,
 }
 
-impl Place {
+impl HubSlot {
     fn new(hub: Hub) -> Self {
         Self { hub, tunnels: 0, note: None, lost: false, going: false, moved: None }
     }
@@ -34,7 +34,7 @@ impl Place {
 impl Slots {
     /// Those that a dead engine left, with devices on them.
     pub fn inherited(hubs: Vec<Hub>) -> Self {
-        let place = |hub| Some(Place::new(hub));
+        let place = |hub| Some(HubSlot::new(hub));
         Self(hubs.into_iter().map(place).collect())
     }
 
@@ -49,7 +49,7 @@ impl Slots {
     }
 
     /// The same with what is known of it, to change that.
-    pub fn place_mut(&mut self, slot: usize) -> Option<&mut Place> {
+    pub fn place_mut(&mut self, slot: usize) -> Option<&mut HubSlot> {
         self.0.get_mut(slot)?.as_mut()
     }
 
@@ -60,8 +60,9 @@ impl Slots {
 
     /// The slot of the hub that one of its ends belongs to.
     pub fn of_device(&self, ifindex: u32) -> Option<usize> {
-        let is_end =
-            |place: &Place| place.hub.hidden_index == ifindex || (place.hub.index == ifindex && place.moved.is_none());
+        let is_end = |place: &HubSlot| {
+            place.hub.hidden_index == ifindex || (place.hub.index == ifindex && place.moved.is_none())
+        };
         self.0.iter().position(|place| place.as_ref().is_some_and(is_end))
     }
 
@@ -78,7 +79,7 @@ impl Slots {
         let place = self.0.get(slot)?.as_ref()?;
         let hidden = place.hub.hidden_index;
         let Some(index) = place.moved else { return Some([place.hub.index, hidden]) };
-        let has_it = |(other, place): (usize, &Place)| {
+        let has_it = |(other, place): (usize, &HubSlot)| {
             let visible = match place.moved {
                 None => place.hub.index == index,
                 // Of two that were moved the first one has it.
@@ -97,7 +98,7 @@ impl Slots {
 
     /// A hub that takes one more tunnel.
     pub fn with_room(&self, framing: Framing) -> Option<usize> {
-        let room = |place: &Place| place.hub.framing == framing && !place.lost && place.tunnels < TUNNELS;
+        let room = |place: &HubSlot| place.hub.framing == framing && !place.lost && place.tunnels < TUNNELS;
         self.0.iter().position(|place| place.as_ref().is_some_and(room))
     }
 
@@ -111,7 +112,7 @@ impl Slots {
         if free == self.0.len() {
             self.0.push(None);
         }
-        self.0[free] = Some(Place::new(hub));
+        self.0[free] = Some(HubSlot::new(hub));
         Ok(free)
     }
 

@@ -8,12 +8,12 @@ use crate::engine::manager::copying::{Copying, Got};
 use crate::engine::manager::platform::{Platform, log_failure};
 use crate::engine::manager::workers::share_of;
 use crate::engine::worker::Command;
-use crate::kernel::bpf::{XdpMode, XdpPreference};
+use crate::kernel::bpf::{AttachedMode, XdpPreference};
 use crate::kernel::links::Card;
 use crate::xsk::{Injector, MultiBuffer, SocketConfig};
 
 /// A LAN card with a short cut.
-pub struct Lan {
+pub struct LanCard {
     pub card: Card,
     /// Index in the worker's table, and of its first socket in the map when multiplied by [`LAN_QUEUES`].
     pub slot: usize,
@@ -23,7 +23,7 @@ pub struct Lan {
     pub note: String,
 }
 
-impl Lan {
+impl LanCard {
     /// What the programs must know of it.
     pub fn entry(&self) -> LanEntry {
         LanEntry {
@@ -39,10 +39,10 @@ impl Lan {
 ///
 /// # Errors
 /// What is refused on it; nothing of it stays.
-pub async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpPreference) -> anyhow::Result<Lan> {
+pub async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpPreference) -> anyhow::Result<LanCard> {
     let (ifindex, name) = (card.ifindex, card.name.clone());
     let mode = platform.programs().attach_lan(ifindex, mode)?;
-    let flags = if matches!(mode, XdpMode::Generic { .. }) { LanEntry::GENERIC } else { 0 };
+    let flags = if matches!(mode, AttachedMode::Generic { .. }) { LanEntry::GENERIC } else { 0 };
     let queues = card.receive_queues.clamp(1, LAN_QUEUES);
     let copying = Copying::of(&card, flags == LanEntry::GENERIC, platform.frame_size(), false);
     let copying = match open_queues(platform, ifindex, slot, queues, copying).await {
@@ -53,7 +53,7 @@ pub async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpPrefere
         }
     };
     let note = format!("{name}: short cut, {mode} XDP, {copying}, {queues} queue(s)");
-    let lan = Lan { card, slot, flags, tunnels: BTreeSet::new(), note };
+    let lan = LanCard { card, slot, flags, tunnels: BTreeSet::new(), note };
     let set = platform.programs().set_lan_device(ifindex, lan.entry());
     if let Err(error) = set {
         shut(platform, ifindex, slot);

@@ -16,11 +16,11 @@ use super::Manager;
 use super::jobs::Jobs;
 use super::platform::Platform;
 use super::platform::log_failure;
-use crate::engine::lan::Table;
+use crate::engine::lan::LanTable;
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::forwarding::{self, Picture, Prefix};
 use crate::kernel::links::{Card, CardKind, LinkChange, LinkEvent};
-use card::Lan;
+use card::LanCard;
 
 /// Between two looks at what the kernel does not tell: neighbours in use, and whether it forwards at all.
 const LOOK: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub struct Lans {
     platform: Arc<Platform>,
     /// Cards in use, by ifindex.
-    open: HashMap<u32, Lan>,
+    open: HashMap<u32, LanCard>,
     /// Cards that are being opened, with their slots and the tunnels that wait for them.
     opening: HashMap<u32, (usize, BTreeSet<u16>)>,
     /// What the kernel forwards by, followed from the first wish for a short cut on.
@@ -38,7 +38,7 @@ pub struct Lans {
     /// What the programs have.
     installed: HashMap<Prefix, LanRoute>,
     /// What the workers have.
-    table: Arc<Table>,
+    table: Arc<LanTable>,
     /// Whose packets may go by it, as the tables were made.
     takers: Takers,
     /// Why a tunnel has no short cut.
@@ -63,7 +63,7 @@ struct Taker {
 pub struct Opened {
     pub ifindex: u32,
     pub asker: u16,
-    pub lan: anyhow::Result<Box<Lan>>,
+    pub lan: anyhow::Result<Box<LanCard>>,
 }
 
 impl Lans {
@@ -88,7 +88,7 @@ impl Lans {
         self.open.contains_key(&ifindex) || self.opening.contains_key(&ifindex)
     }
 
-    fn of_tunnel(&self, number: u16) -> Option<&Lan> {
+    fn of_tunnel(&self, number: u16) -> Option<&LanCard> {
         self.open.values().find(|lan| lan.tunnels.contains(&number))
     }
 
@@ -227,7 +227,7 @@ impl Manager {
 
     /// Takes up that a card was opened for a tunnel, or could not be: each tunnel that waits for it then is served by it, or tries
     /// for itself.
-    pub(super) async fn lan_opened(&mut self, ifindex: u32, asker: u16, lan: anyhow::Result<Box<Lan>>) {
+    pub(super) async fn lan_opened(&mut self, ifindex: u32, asker: u16, lan: anyhow::Result<Box<LanCard>>) {
         let waiting = self.lans.opening.remove(&ifindex).map(|(_, tunnels)| tunnels).unwrap_or_default();
         let lan = match (lan, self.platform.netlink.card(ifindex).await) {
             // Its name may have changed while it was opened, or it has gone.

@@ -8,11 +8,11 @@ use cipe_common::maps::{LanRoute, MAX_LAN_ROUTES, NO_TUNNEL};
 use super::super::platform::log_failure;
 use super::super::tunnels::Tunnels;
 use super::super::{Daemons, Manager};
-use super::card::Lan;
+use super::card::LanCard;
 use super::{Lans, Taker, Takers};
-use crate::engine::lan::{Port, Table, Way};
+use crate::engine::lan::{LanPort, LanTable, ShortCutTarget};
 use crate::engine::worker::Command;
-use crate::kernel::forwarding::{self, Leads, Prefix, PrefixMap};
+use crate::kernel::forwarding::{self, Prefix, PrefixMap, PrefixTarget};
 
 impl Manager {
     /// Makes the tables of short cuts anew and hands out what has changed.
@@ -26,7 +26,7 @@ impl Lans {
     pub(super) fn takers_now(&self, tunnels: &Tunnels) -> Takers {
         let ruled = self.picture.ruled;
         let members = self.open.iter().flat_map(|(ifindex, lan)| lan.tunnels.iter().map(move |n| (*ifindex, lan, *n)));
-        let taker = |(ifindex, lan, number): (u32, &Lan, u16)| {
+        let taker = |(ifindex, lan, number): (u32, &LanCard, u16)| {
             let device = &tunnels.get(number)?.device;
             // By name: that is how /proc knows them.
             let is_on = |v6| forwarding::is_on(&lan.card.name, v6) && forwarding::is_on(&device.name, v6);
@@ -42,20 +42,21 @@ impl Lans {
             return;
         }
         let takers = self.takers_now(tunnels);
-        let way = |prefix: &Prefix, leads: &Leads| match leads {
-            Leads::Out(out) => match takers.get(&out.ifindex) {
+        let way = |prefix: &Prefix, leads: &PrefixTarget| match leads {
+            PrefixTarget::Out(out) => match takers.get(&out.ifindex) {
                 Some(taker) if taker.forwards[usize::from(prefix.address.is_ipv6())] => {
-                    Way::Tunnel { tunnel: taker.number, lan: taker.lan }
+                    ShortCutTarget::Tunnel { tunnel: taker.number, lan: taker.lan }
                 }
                 None if self.open.contains_key(&out.ifindex) => {
-                    Way::Lan { lan: out.ifindex, gateway: out.gateway, mtu: out.mtu.map(|mtu| mtu as usize) }
+                    ShortCutTarget::Lan { lan: out.ifindex, gateway: out.gateway, mtu: out.mtu.map(|mtu| mtu as usize) }
                 }
-                _ => Way::Kernel,
+                _ => ShortCutTarget::Kernel,
             },
-            Leads::Elsewhere => Way::Kernel,
+            PrefixTarget::Elsewhere => ShortCutTarget::Kernel,
         };
         let routes = self.picture.routes.clone();
-        let ways: PrefixMap<Way> = routes.iter().map(|(prefix, leads)| (*prefix, way(prefix, leads))).collect();
+        let ways: PrefixMap<ShortCutTarget> =
+            routes.iter().map(|(prefix, leads)| (*prefix, way(prefix, leads))).collect();
         let ways = without_idle(&ways);
         let wanted: HashMap<Prefix, LanRoute> = ways.iter().map(|(prefix, way)| (*prefix, entry(way))).collect();
         let fits = wanted.len() <= MAX_LAN_ROUTES as usize;
@@ -65,11 +66,11 @@ impl Lans {
         self.takers = takers;
 
         let ports = self.open.iter().map(|(ifindex, lan)| {
-            let port = Port { slot: lan.slot, mac: lan.card.mac.unwrap_or_default(), mtu: lan.card.mtu as usize };
+            let port = LanPort { slot: lan.slot, mac: lan.card.mac.unwrap_or_default(), mtu: lan.card.mtu as usize };
             (*ifindex, port)
         });
         let near = self.picture.neighbours.iter().filter(|((ifindex, _), _)| self.open.contains_key(ifindex));
-        let table = Table::new(ways, ports.collect(), near.map(|(key, near)| (*key, near.mac)));
+        let table = LanTable::new(ways, ports.collect(), near.map(|(key, near)| (*key, near.mac)));
         table.keep_used(&self.table);
         self.table = Arc::new(table);
         self.platform.workers.tell_all(|_| Command::SetExits(self.table.clone()));
@@ -121,17 +122,17 @@ impl Lans {
 }
 
 /// Leaves out what tells the same as its absence: ways of the kernel's outside any other.
-fn without_idle(ways: &PrefixMap<Way>) -> PrefixMap<Way> {
-    let matters = |(prefix, way): &(&Prefix, &Way)| {
-        **way != Way::Kernel || ways.around(**prefix).any(|around| *around != Way::Kernel)
+fn without_idle(ways: &PrefixMap<ShortCutTarget>) -> PrefixMap<ShortCutTarget> {
+    let matters = |(prefix, way): &(&Prefix, &ShortCutTarget)| {
+        **way != ShortCutTarget::Kernel || ways.around(**prefix).any(|around| *around != ShortCutTarget::Kernel)
     };
     ways.iter().filter(matters).map(|(prefix, way)| (*prefix, *way)).collect()
 }
 
-fn entry(way: &Way) -> LanRoute {
+fn entry(way: &ShortCutTarget) -> LanRoute {
     match way {
-        Way::Tunnel { tunnel, lan } => LanRoute { lan: *lan, tunnel: u32::from(*tunnel) },
-        Way::Lan { lan, .. } => LanRoute { lan: *lan, tunnel: NO_TUNNEL },
-        Way::Kernel => LanRoute { lan: 0, tunnel: NO_TUNNEL },
+        ShortCutTarget::Tunnel { tunnel, lan } => LanRoute { lan: *lan, tunnel: u32::from(*tunnel) },
+        ShortCutTarget::Lan { lan, .. } => LanRoute { lan: *lan, tunnel: NO_TUNNEL },
+        ShortCutTarget::Kernel => LanRoute { lan: 0, tunnel: NO_TUNNEL },
     }
 }

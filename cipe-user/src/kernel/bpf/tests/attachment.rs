@@ -88,10 +88,10 @@ async fn index(netlink: &Handle, name: &str) -> u32 {
 #[test]
 fn a_veth_runs_native_xdp_unless_generic_is_asked_for() {
     in_namespace(|programs, veth| {
-        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Auto).unwrap(), XdpMode::Native);
+        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Auto).unwrap(), AttachedMode::Native);
         programs.detach_carrier(veth.visible);
         let generic = programs.attach_carrier(veth.visible, XdpPreference::Generic).unwrap();
-        assert_eq!(generic, XdpMode::Generic { refused: None });
+        assert_eq!(generic, AttachedMode::Generic { refused: None });
         let busy = programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap_err().to_string();
         let id = xdp(&mut programs.ebpf, names::CARRIER_XDP).unwrap().info().unwrap().id();
         assert_eq!(
@@ -99,7 +99,7 @@ fn a_veth_runs_native_xdp_unless_generic_is_asked_for() {
             format!("v0: another XDP program is attached (id {id}); detach it with `ip link set v0 xdp off`")
         );
         programs.detach_carrier(veth.visible);
-        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap(), XdpMode::Native);
+        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap(), AttachedMode::Native);
     });
 }
 

@@ -28,9 +28,9 @@ fn with(mut route: RouteMessage, attribute: RouteAttribute) -> RouteMessage {
     route
 }
 
-fn leads_to(routes: &PrefixMap<Leads>, address: &str) -> Option<u32> {
+fn leads_to(routes: &PrefixMap<PrefixTarget>, address: &str) -> Option<u32> {
     match routes.longest(address.parse().unwrap()) {
-        Some(Leads::Out(out)) => Some(out.ifindex),
+        Some(PrefixTarget::Out(out)) => Some(out.ifindex),
         _ => None,
     }
 }
@@ -111,7 +111,7 @@ fn gateway_and_mtu_are_told() {
     let router: IpAddr = Ipv4Addr::new(10, 1, 0, 9).into();
     let route = with(route("10.2.0.0/16", LAN), RouteAttribute::Gateway(router.into()));
     let route = with(route, RouteAttribute::Metrics(vec![RouteMetric::Mtu(1300)]));
-    let expected = Leads::Out(Out { ifindex: LAN, gateway: Some(router), mtu: Some(1300) });
+    let expected = PrefixTarget::Out(DeviceRoute { ifindex: LAN, gateway: Some(router), mtu: Some(1300) });
     assert_eq!(collect(&[route]).longest("10.2.0.1".parse().unwrap()), Some(&expected));
 }
 
