@@ -2,7 +2,7 @@
 
 use cipe_common::Verdict;
 
-use super::delivery::{Device, Outlet};
+use super::outlet::{Device, Outlet};
 use super::packets::Delivery;
 use crate::engine::carrier::outer::ETHERNET;
 use crate::inner::coalesce::Coalescer;

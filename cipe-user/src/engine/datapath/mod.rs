@@ -25,6 +25,7 @@ mod inbound;
 mod looped;
 mod opener;
 mod outbound;
+mod outlet;
 mod packets;
 #[cfg(any(test, feature = "harness"))]
 pub mod pair;
@@ -51,7 +52,7 @@ use crate::xsk::{Pool, Umem};
 
 pub use control::ControlMessage;
 pub use crew::Crew;
-pub use delivery::{Device, Devices, Injected};
+pub use outlet::{Device, Devices, Injected};
 pub use packets::Outgoing;
 pub use table::TunnelTable;
 
