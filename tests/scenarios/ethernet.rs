@@ -296,6 +296,10 @@ fn the_device_stays_in_its_bridge_while_the_engine_is_dead_and_drops() -> Result
     let mut again = Gateway::start(&net, Side::A, Daemon::EthernetBlowfish, &options)?;
     assert_eq!(again.wait_up()?, "cipdb0", "what was left has gone");
     assert!(again.stop()?.success());
+    // The engine removes the device after its daemon has ended, and ends then.
+    for pid in net.gw(Side::A).processes()? {
+        process::wait_gone(pid, SOON)?;
+    }
     let left: Vec<String> = net.gw(Side::A).devices()?.into_iter().filter(|name| name.starts_with("cip")).collect();
     assert_eq!(left, [""; 0]);
     Ok(())
