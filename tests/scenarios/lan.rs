@@ -124,20 +124,30 @@ fn everything_passes(offload: Offload, mode: &str, short: bool) -> Result<()> {
             assert_eq!(packets, [0, 0], "the tunnel's device has no part in it");
         }
     }
-    let octets = octets();
-    for side in [Side::A, Side::B] {
-        let to = (net.lan(side.other()), side.other().host());
-        assert!(traffic::tcp_transfer(net.lan(side), to, &octets)? == octets, "from {side:?}");
-    }
-    if short {
-        let after = both_forwarded(&net)?;
-        for (before, after) in before.into_iter().zip(after) {
-            // The SYN and its answer of each connection.
-            assert_eq!(after - before, 4, "only openings went through the kernel");
-        }
-    }
+    only_openings_take_the_kernels_way(&net, short)?;
     datagrams_stay_apart(&net)?;
     Ok(())
+}
+
+/// A TCP stream from either side arrives, and of a short one only the SYN and its answer pass the kernel.
+fn only_openings_take_the_kernels_way(net: &Topology, short: bool) -> Result<()> {
+    /// Under generic XDP, a finished checksum that equals an unfinished one (1 of 65,536) sends TCP by the kernel for a second.
+    const ATTEMPTS: usize = 10;
+    let octets = octets();
+    let mut seen = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let before = both_forwarded(net)?;
+        for side in [Side::A, Side::B] {
+            let to = (net.lan(side.other()), side.other().host());
+            assert!(traffic::tcp_transfer(net.lan(side), to, &octets)? == octets, "from {side:?}");
+        }
+        let after = both_forwarded(net)?;
+        seen.push([after[0] - before[0], after[1] - before[1]]);
+        if !short || seen.ends_with(&[[4, 4]]) {
+            return Ok(());
+        }
+    }
+    bail!("more than the openings of streams went through the kernel each time: {seen:?}")
 }
 
 /// Segments of one UDP_SEGMENT call, small enough that the frame looks like one packet if its segment size is ignored.

@@ -8,8 +8,8 @@ use crate::tools::{self, SCENARIOS};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask scenarios                          all of them
-  cargo xtask scenarios -- binary(=tunnel)       those of a file
-  cargo xtask scenarios -- test(superframes)     those with a word in their names")]
+  cargo xtask scenarios -- 'binary(=tunnel)'     those of a file
+  cargo xtask scenarios -- 'test(superframes)'   those with a word in their names")]
 pub struct Args {
     /// Which ones, as filter sets of cargo-nextest; several are joined
     #[arg(last = true)]

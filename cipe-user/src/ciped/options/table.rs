@@ -122,7 +122,7 @@ options! {
     tokxts: u32 = 0, value::number::<u32, 0, 31_536_000>, "tokxts", "seconds that a key exchange message's time stamp may be off; 0 does not check";
     ping: u32 = 0, value::number::<u32, 0, 86_400>, "ping", "seconds between CT_PINGs; 0 sends none";
     toping: u32 = 0, value::number::<u32, 0, 86_400>, "toping", "seconds to wait for the CT_PONG; then one error; 0 does not wait";
-    maxerr: i32 = 8, value::number::<i32, -1, 0x7FFF_FFFF>, "maxerr", "network errors between two key exchanges until the daemon gives up; -1 never";
+    maxerr: i32 = 8, value::number::<i32, -1, 0x7FFF_FFFF>, "maxerr", "network errors without a message from the peer until the daemon gives up; -1 never";
     ipup: PathBuf = PathBuf::from("/etc/cipe/ip-up"), value::path, "ipup", "script to run when the tunnel is up";
     ipdown: PathBuf = PathBuf::from("/etc/cipe/ip-down"), value::path, "ipdown", "script to run when the tunnel is down";
     arg: OsString = OsString::new(), value::text, "arg", "last argument of both scripts";

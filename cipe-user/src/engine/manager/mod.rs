@@ -1,8 +1,7 @@
 //! The control thread: connections, devices, maps and routes. No packet passes through it but key exchange.
-
 //!
-//! It is an event loop over rooms, each a struct of its own. What is to be waited for is a job, whose end is an event ([`jobs`]):
-//! no worker that hangs stops the other tunnels' commands.
+//! It is an event loop over rooms, each a struct of its own. Work that takes time is a job, whose end is an event ([`jobs`]):
+//! a worker that hangs does not stop the commands of other tunnels.
 
 mod attach;
 mod carriers;
