@@ -346,8 +346,8 @@ impl Manager {
     }
 }
 
-/// Binds a UDP socket, also to the device of this name if one is given; to an address that this host does not have, if it `may_come`. Where ip_nonlocal_bind is set, the
-/// kernel allows that in any case.
+/// Binds a UDP socket to an address, and to the device of this name if one is given. If the address `may_come`, this host need
+/// not have it yet; where ip_nonlocal_bind is set, the kernel allows that in any case.
 fn bind(address: SocketAddr, may_come: bool, device: Option<&str>) -> std::io::Result<UdpSocket> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
