@@ -12,7 +12,7 @@ use std::process::Command;
 
 /// Measure the cipher kernels beside OpenSSL, libgcrypt, Botan and RustCrypto
 #[derive(clap::Args, Debug)]
-pub struct BenchCipher {
+pub(crate) struct BenchCipher {
     /// Write one JSON object a figure: cipher, kernel, direction, packet, batch, mbps, cycles_per_byte
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -51,7 +51,7 @@ struct Row {
 ///
 /// # Errors
 /// A program of ours does not build or run. A missing library is left out, with a line about it.
-pub fn run(args: &BenchCipher) -> Result<()> {
+pub(crate) fn run(args: &BenchCipher) -> Result<()> {
     if args.install {
         shell(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(PACKAGES))?;
     }

@@ -8,7 +8,7 @@ use crate::tools;
 
 /// Measure the datapath without kernel and network: nanoseconds and instructions a packet
 #[derive(clap::Args, Debug)]
-pub struct BenchDatapath {
+pub(crate) struct BenchDatapath {
     /// Rounds of a batch for each figure of nanoseconds; the fastest counts
     #[arg(long, default_value_t = 2000)]
     rounds: usize,
@@ -27,7 +27,7 @@ const KERNELS: [(&str, &str); 2] = [("CIPE_BLOWFISH", "gather"), ("CIPE_IDEA", "
 ///
 /// # Errors
 /// The example does not build or run, or a program is missing.
-pub fn run(args: &BenchDatapath) -> Result<()> {
+pub(crate) fn run(args: &BenchDatapath) -> Result<()> {
     let build = ["build", "--release", "--package", "cipe-user", "--features", "harness", "--example", "datapath"];
     tools::check(&mut tools::cargo(&build))?;
     let example = tools::target().join("release/examples/datapath");

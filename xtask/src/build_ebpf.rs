@@ -30,11 +30,11 @@ const OBJECT: &str = "cipe-ebpf/prebuilt/cipe.bpf.o";
 /// Hashes of its sources.
 const SOURCES: &str = "cipe-ebpf/prebuilt/SOURCES.sha256";
 /// The object of `--check`.
-pub const FRESH: &str = "target/ebpf/cipe.bpf.o";
+pub(crate) const FRESH: &str = "target/ebpf/cipe.bpf.o";
 
 /// Arguments of `cargo xtask build-ebpf`.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Install the Debian toolchain first, if none is found (its packages need root)
     #[arg(long)]
     pub install: bool,
@@ -47,7 +47,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The toolchain is missing (with the command to type), the object is stale (with the changed file), or the build fails.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let root = tools::workspace();
     if args.check {
         sources::check(root)?;

@@ -9,14 +9,14 @@ use crate::tools;
 
 /// Look for dependencies that are unused, or whose licence or source does not fit
 #[derive(clap::Args)]
-pub struct Args {}
+pub(crate) struct Args {}
 
 /// Runs cargo-machete over all crates, and cargo-deny by deny.toml. It does not check advisories, since their list is not in a
 /// registry of packages.
 ///
 /// # Errors
 /// The tools found a fault, or a tool cannot be installed.
-pub fn run(_: &Args) -> Result<()> {
+pub(crate) fn run(_: &Args) -> Result<()> {
     let machete = tools::MACHETE.get()?;
     let deny = tools::DENY.get()?;
     // Not by `cargo machete`: under another cargo command it takes its own name for a folder.

@@ -7,7 +7,7 @@ use crate::tools;
 
 /// Runs the fuzz targets, each for a while.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Targets to run; all of them if none is named
     targets: Vec<String>,
     /// Seconds for each target
@@ -25,7 +25,7 @@ const LARGEST_INPUT: &str = "-max_len=4096";
 ///
 /// # Errors
 /// A program is missing (with how to get it), or a target found a fault.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let crate_folder = tools::workspace().join("cipe-user/fuzz");
     let mut targets = args.targets.clone();
     if targets.is_empty() {

@@ -10,7 +10,7 @@ use crate::tools::{self, SCENARIOS};
   cargo xtask scenarios                          all of them
   cargo xtask scenarios -- 'binary(=tunnel)'     those of a file
   cargo xtask scenarios -- 'test(superframes)'   those with a word in their names")]
-pub struct Args {
+pub(crate) struct Args {
     /// Which ones, as filter sets of cargo-nextest; several are joined
     #[arg(last = true)]
     filters: Vec<String>,
@@ -21,7 +21,7 @@ pub struct Args {
 ///
 /// # Errors
 /// A scenario fails, or the program cannot be built.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     let nextest = tools::NEXTEST.get()?;
     let cipe = tools::build_cipe(false)?;

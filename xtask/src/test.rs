@@ -12,7 +12,7 @@ use crate::{build_ebpf, tools};
 
 /// Runs every check.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Only the steps whose name contains one of these; with --kernel: files of scenarios, or FILE::PART for the tests whose
     /// names contain PART
     #[arg(long, value_delimiter = ',')]
@@ -69,7 +69,7 @@ struct Step {
 ///
 /// # Errors
 /// The names of the steps that failed.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     if let Some(kernels) = &args.kernel {
         let which = match &args.only[..] {

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 
 /// The packages with unit tests, and the one with scenarios, as arguments of cargo.
-pub const UNIT_TESTS: &[&str] = &["--workspace", "--exclude", "cipe-tests"];
+pub(crate) const UNIT_TESTS: &[&str] = &["--workspace", "--exclude", "cipe-tests"];
 /// See [`UNIT_TESTS`].
-pub const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
+pub(crate) const SCENARIOS: &[&str] = &["--package", "cipe-tests"];
 
 /// The workspace's root folder: the one of the cargo command that runs this program, else the one that contains the program,
 /// else the current one. The program may have been compiled elsewhere, since people copy checkouts with their build.
-pub fn workspace() -> &'static Path {
+pub(crate) fn workspace() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
         let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -32,12 +32,12 @@ fn root_above(start: &Path) -> Option<PathBuf> {
 }
 
 /// Cargo's target folder.
-pub fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
 }
 
 /// A cargo command in the workspace's root folder.
-pub fn cargo(arguments: &[&str]) -> Command {
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(workspace()).stdin(Stdio::null());
     command
@@ -47,7 +47,7 @@ pub fn cargo(arguments: &[&str]) -> Command {
 ///
 /// # Errors
 /// The command fails; the error has the command line.
-pub fn check(command: &mut Command) -> Result<()> {
+pub(crate) fn check(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| text(command))?;
     if !status.success() {
         bail!("{}: {status}", text(command));
@@ -56,14 +56,14 @@ pub fn check(command: &mut Command) -> Result<()> {
 }
 
 /// A command line for people.
-pub fn text(command: &Command) -> String {
+pub(crate) fn text(command: &Command) -> String {
     let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     command.get_args().fold(name, |line, argument| line + " " + &argument.to_string_lossy())
 }
 
 /// A program that the checks run, from the registry of packages, in a fixed version: a newer one may find more faults, and is a
 /// commit of its own.
-pub struct Tool {
+pub(crate) struct Tool {
     package: &'static str,
     version: &'static str,
     /// Further options of `cargo install`.
@@ -71,18 +71,19 @@ pub struct Tool {
 }
 
 /// Finds dependencies that are not used.
-pub const MACHETE: Tool = Tool { package: "cargo-machete", version: "0.9.2", options: &[] };
+pub(crate) const MACHETE: Tool = Tool { package: "cargo-machete", version: "0.9.2", options: &[] };
 /// Checks licences and sources of dependencies.
-pub const DENY: Tool = Tool { package: "cargo-deny", version: "0.20.2", options: &[] };
+pub(crate) const DENY: Tool = Tool { package: "cargo-deny", version: "0.20.2", options: &[] };
 /// Runs several tests at the same time, each in a process of its own, and prints the time of each.
-pub const NEXTEST: Tool = Tool { package: "cargo-nextest", version: "0.9.151", options: &["--no-default-features"] };
+pub(crate) const NEXTEST: Tool =
+    Tool { package: "cargo-nextest", version: "0.9.151", options: &["--no-default-features"] };
 
 impl Tool {
     /// Its program, which is installed under the target folder unless this version is there.
     ///
     /// # Errors
     /// cargo fails.
-    pub fn get(&self) -> Result<PathBuf> {
+    pub(crate) fn get(&self) -> Result<PathBuf> {
         let root = target().join("tools");
         let program = root.join("bin").join(self.package);
         if self.is_installed(&program) {
@@ -107,7 +108,7 @@ impl Tool {
 ///
 /// # Errors
 /// cargo fails.
-pub fn build_cipe(release: bool) -> Result<PathBuf> {
+pub(crate) fn build_cipe(release: bool) -> Result<PathBuf> {
     let mut build = cargo(&["build", "--locked", "--package", "cipe-user", "--bin", "cipe"]);
     if release {
         build.arg("--release");
@@ -120,7 +121,7 @@ pub fn build_cipe(release: bool) -> Result<PathBuf> {
 ///
 /// # Errors
 /// They cannot be made; the error says what to do.
-pub fn need_namespaces() -> Result<()> {
+pub(crate) fn need_namespaces() -> Result<()> {
     if !cipe_tests::is_root() {
         bail!(
             "network namespaces need root; run it again as root, such as: sudo -E env PATH=\"$PATH\" cargo xtask ..."
@@ -137,7 +138,7 @@ pub fn need_namespaces() -> Result<()> {
 ///
 /// # Errors
 /// apt-get fails or is missing.
-pub fn apt_install(packages: &[&str]) -> Result<()> {
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
@@ -157,7 +158,7 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Whether a signal has arrived: later failures come from the removal of the networks, and nothing new may be made.
-pub fn ending() -> bool {
+pub(crate) fn ending() -> bool {
     ENDING.load(Ordering::Relaxed)
 }
 
@@ -166,7 +167,7 @@ pub fn ending() -> bool {
 ///
 /// # Errors
 /// The signal handlers cannot be set.
-pub fn clean_up_on_signals(more: fn()) -> Result<()> {
+pub(crate) fn clean_up_on_signals(more: fn()) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
@@ -192,7 +193,7 @@ pub fn clean_up_on_signals(more: fn()) -> Result<()> {
 ///
 /// # Errors
 /// The signal handler cannot be set.
-pub fn outlive_interrupts() -> Result<()> {
+pub(crate) fn outlive_interrupts() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let _entered = runtime.enter();
     // The handler stays when the stream is dropped.
@@ -201,7 +202,7 @@ pub fn outlive_interrupts() -> Result<()> {
 }
 
 /// Whether a program is in PATH or in root's folders.
-pub fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

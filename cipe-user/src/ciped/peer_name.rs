@@ -21,18 +21,18 @@ pub(super) struct PeerName {
 }
 
 impl PeerName {
-    pub fn new(name: EndpointName, like: IpAddr) -> Self {
+    pub(super) fn new(name: EndpointName, like: IpAddr) -> Self {
         Self { name, like, lookup: None, next: Instant::now() }
     }
 
     /// The name as written.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.name.to_string()
     }
 
     /// Starts a look-up, unless one is in progress or has just ended. Resolvers may block for half a minute, so a
     /// thread of the pool does it.
-    pub fn look_up(&mut self) {
+    pub(super) fn look_up(&mut self) {
         if self.lookup.is_some() || Instant::now() < self.next {
             return;
         }
@@ -45,7 +45,7 @@ impl PeerName {
     }
 
     /// Waits for the end of a look-up. Cancel safe.
-    pub async fn answer(&mut self) -> Result<SocketAddr, Mistake> {
+    pub(super) async fn answer(&mut self) -> Result<SocketAddr, Mistake> {
         let Some(lookup) = &mut self.lookup else { return std::future::pending().await };
         let answer = lookup.await;
         self.lookup = None;

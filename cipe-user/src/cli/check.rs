@@ -12,7 +12,7 @@ use crate::control::protocol::Protocol;
 #[command(after_help = "Examples:
   cipe check /etc/cipe/gateway-b
   cipe check --program ciped-ci /etc/cipe/*")]
-pub struct Args {
+pub(super) struct Args {
     /// Option files; each is read like `-o FILE` of a daemon, after /etc/cipe/options.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 /// Prints effective values, their origins and all problems; exits with 1 if a problem is an error.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut good = true;
     for file in args.files {
         let sources = Sources::new(args.program, vec![std::path::absolute(file)?], Vec::new());

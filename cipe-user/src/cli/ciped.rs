@@ -29,7 +29,7 @@ const EXIT_WAIT: Duration = Duration::from_millis(100);
 /// Arguments of the daemons.
 #[derive(Debug, Parser)]
 #[command(version, about = "Run one CIPE tunnel.", after_help = help())]
-pub struct Args {
+pub(super) struct Args {
     /// Option file, absolute path; read after /etc/cipe/options.
     #[arg(short = 'o', value_name = "FILE")]
     pub files: Vec<PathBuf>,
@@ -43,7 +43,7 @@ pub struct Args {
 
 /// Arguments of `cipe ciped`.
 #[derive(Debug, clap::Args)]
-pub struct NamedArgs {
+pub(super) struct NamedArgs {
     /// Name to run under: ciped-cb, ciped-ci, ciped-db or ciped-di.
     #[arg(long, value_name = "NAME", default_value = "ciped-cb", value_parser = program)]
     pub program: Program,
@@ -53,7 +53,7 @@ pub struct NamedArgs {
 }
 
 /// Reads the name of a daemon.
-pub fn program(name: &str) -> Result<Program, String> {
+pub(super) fn program(name: &str) -> Result<Program, String> {
     Program::from_name(name.as_bytes()).ok_or_else(|| "write ciped-cb, ciped-ci, ciped-db or ciped-di".to_owned())
 }
 
@@ -70,7 +70,7 @@ fn help() -> String {
 }
 
 /// Runs the daemon, or brings it into the background.
-pub fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(program: Program, args: Args) -> anyhow::Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("not root; tunnels are made of devices, eBPF programs and keys; run it as root");
     }

@@ -19,7 +19,7 @@ const START_DEADLINE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// Arguments of `cipe engine`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Keep running after the last tunnel has ended.
     #[arg(long)]
     stay: bool,
@@ -41,7 +41,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The executable of this process cannot be found.
-pub fn launch(mtu: u32) -> anyhow::Result<Launch> {
+pub(super) fn launch(mtu: u32) -> anyhow::Result<Launch> {
     let program = std::env::current_exe().context("own executable not found; is /proc mounted?")?;
     let mut arguments = vec!["engine".into(), "--launched".into()];
     if mtu > USUAL_MTU {
@@ -51,7 +51,7 @@ pub fn launch(mtu: u32) -> anyhow::Result<Launch> {
 }
 
 /// Runs the engine.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A daemon may have started it from the daemon's own executable; give it another name than the daemon's.
     super::process::set_name(PROCESS_NAME);
     let (workers, largest_mtu) = (args.workers.map(usize::from), args.largest_mtu);

@@ -6,7 +6,7 @@ use anyhow::Context;
 use zeroize::Zeroizing;
 
 /// Prints 16 random octets as 32 hexadecimal digits.
-pub fn run() -> anyhow::Result<ExitCode> {
+pub(super) fn run() -> anyhow::Result<ExitCode> {
     let mut key = Zeroizing::new([0; 16]);
     getrandom::fill(&mut *key).context("the system gives no random numbers")?;
     println!("{}", *Zeroizing::new(hex::encode(*key)));

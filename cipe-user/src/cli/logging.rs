@@ -17,11 +17,11 @@ const SYSLOG_SOCKET: &str = "/dev/log";
 /// Facility daemon (RFC 3164 section 4.1.1).
 const FACILITY: u8 = 3 << 3;
 /// Target of messages that reach the terminal in another way.
-pub const SYSLOG_ONLY: &str = "syslog";
+pub(super) const SYSLOG_ONLY: &str = "syslog";
 
 /// The destination of messages.
 #[derive(Clone, Copy, Debug)]
-pub enum Destination {
+pub(super) enum Destination {
     /// To stderr.
     Stderr {
         /// Debug messages too.
@@ -37,7 +37,7 @@ pub enum Destination {
 }
 
 /// Sets the destination, once per process. `RUST_LOG` replaces the filter.
-pub fn init(destination: Destination) {
+pub(super) fn init(destination: Destination) {
     let verbose = matches!(destination, Destination::Stderr { verbose: true });
     let usual = if verbose { "info,cipe_user=debug" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));

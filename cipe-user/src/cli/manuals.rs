@@ -17,7 +17,7 @@ use crate::ciped::options::Program;
 #[command(after_help = "Examples:
   cipe completions bash >/usr/share/bash-completion/completions/cipe
   cipe completions --program ciped-cb bash >/usr/share/bash-completion/completions/ciped-cb")]
-pub struct CompletionArgs {
+pub(super) struct CompletionArgs {
     /// Program: ciped-cb, ciped-ci, ciped-db or ciped-di; by default cipe.
     #[arg(long, value_name = "NAME", value_parser = super::ciped::program)]
     program: Option<Program>,
@@ -29,7 +29,7 @@ pub struct CompletionArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cipe manuals /usr/local/share/man/man8 && man cipe-show")]
-pub struct Args {
+pub(super) struct Args {
     /// Existing folder for the pages.
     folder: PathBuf,
 }
@@ -42,7 +42,7 @@ fn command_of(program: Option<Program>) -> (Command, &'static str) {
 }
 
 /// Prints a completion script.
-pub fn complete(args: &CompletionArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn complete(args: &CompletionArgs) -> anyhow::Result<ExitCode> {
     let (mut command, name) = command_of(args.program);
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, name, &mut script);
@@ -51,7 +51,7 @@ pub fn complete(args: &CompletionArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes a page for `cipe`, each of its commands, and each daemon.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for (name, page) in pages()? {
         let path = args.folder.join(format!("{name}.8"));
         fs::write(&path, page).with_context(|| format!("{}", path.display()))?;

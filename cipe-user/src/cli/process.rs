@@ -3,7 +3,7 @@
 use std::ffi::CString;
 
 /// Sets the name that `pgrep -x` and `ps` look for. In the background the executable is the link's target, `cipe`.
-pub fn set_name(name: &str) {
+pub(super) fn set_name(name: &str) {
     let outcome = CString::new(name).map(|name| rustix::thread::set_name(&name));
     if !matches!(outcome, Ok(Ok(()))) {
         tracing::debug!("the process keeps its name: {outcome:?}");

@@ -20,7 +20,7 @@ const RATE_INTERVAL: Duration = Duration::from_secs(1);
   cipe show
   cipe show cipcb0
   cipe show --json | jq '.[].verdicts'")]
-pub struct Args {
+pub(super) struct Args {
     /// Only this interface.
     device: Option<String>,
     /// Print the engine's answer as JSON, at once and without rates.
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 /// Asks the engine and prints its answer.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     runtime.block_on(show(args))
 }

@@ -16,7 +16,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// An engine runs, but the connection fails.
-pub fn connect() -> anyhow::Result<Option<Client>> {
+pub(super) fn connect() -> anyhow::Result<Option<Client>> {
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     match Client::connect(&run_dir) {
         Ok(engine) => Ok(Some(engine)),
@@ -29,7 +29,7 @@ pub fn connect() -> anyhow::Result<Option<Client>> {
 ///
 /// # Errors
 /// The engine has ended, does not answer, or refuses.
-pub async fn query(engine: &mut Client) -> anyhow::Result<Vec<Status>> {
+pub(super) async fn query(engine: &mut Client) -> anyhow::Result<Vec<Status>> {
     engine.send(&Request::Status).context("the engine does not take requests; restart it")?;
     let collect = async {
         let mut all = Vec::new();
@@ -51,7 +51,7 @@ pub async fn query(engine: &mut Client) -> anyhow::Result<Vec<Status>> {
 
 /// One direction, per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Flow {
+pub(super) struct Flow {
     /// Packets.
     pub packets: f64,
     /// Payload bits.
@@ -60,7 +60,7 @@ pub struct Flow {
 
 /// The rates of a tunnel between two answers, per second.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rates {
+pub(super) struct Rates {
     /// Sent.
     pub out: Flow,
     /// Delivered.
@@ -72,7 +72,7 @@ pub struct Rates {
 impl Rates {
     /// The rates between two states of one tunnel, `seconds` apart. All are zero if the tunnel was made again
     /// meanwhile.
-    pub fn between(before: &Status, now: &Status, seconds: f64) -> Self {
+    pub(super) fn between(before: &Status, now: &Status, seconds: f64) -> Self {
         let rate = |before: u64, now: u64| now.saturating_sub(before) as f64 / seconds;
         let of = |name: &str| rate(count(before, name), count(now, name));
         let flow = |verdict: Verdict, before: u64, now: u64| Flow {
@@ -92,12 +92,12 @@ impl Rates {
 }
 
 /// Packets of a tunnel under one verdict.
-pub fn count(status: &Status, verdict: &str) -> u64 {
+pub(super) fn count(status: &Status, verdict: &str) -> u64 {
     status.verdicts.get(verdict).copied().unwrap_or_default()
 }
 
 /// A number with three digits and a decimal prefix, or a space instead of the prefix.
-pub fn scaled(value: f64) -> String {
+pub(super) fn scaled(value: f64) -> String {
     let mut value = value;
     for prefix in ["", "k", "M", "G", "T"] {
         if value < 999.5 {
@@ -110,7 +110,7 @@ pub fn scaled(value: f64) -> String {
 }
 
 /// A time in its largest whole unit: `59 s`, `12 min`, `3 h`, `2 d`.
-pub fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min", seconds / 60),

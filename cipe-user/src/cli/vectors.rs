@@ -11,7 +11,7 @@ use crate::wire::vectors::Vectors;
 
 /// Checks the cipher engine against a file of known answers.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// File in the format of cipe-v3.json.
     file: PathBuf,
 }
@@ -20,7 +20,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The file cannot be read or is not in the format.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let file = args.file.display();
     let text = std::fs::read_to_string(&args.file).with_context(|| format!("{file}: cannot be read"))?;
     let vectors = Vectors::parse(&text).map_err(|error| anyhow::anyhow!("{file}: {error}"))?;

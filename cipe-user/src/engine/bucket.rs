@@ -9,7 +9,7 @@ const ONE: Duration = Duration::from_millis(1);
 
 /// A token bucket that knows no clock.
 #[derive(Clone, Copy, Debug)]
-pub struct Bucket {
+pub(super) struct Bucket {
     tokens: u32,
     /// Up to when tokens have been put in.
     filled: Instant,
@@ -17,12 +17,12 @@ pub struct Bucket {
 
 impl Bucket {
     /// A full one.
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { tokens: BURST, filled: now }
     }
 
     /// Takes a token out, if there is one.
-    pub fn take(&mut self, now: Instant) -> bool {
+    pub(super) fn take(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.filled);
         let earned = (since.as_nanos() / ONE.as_nanos()).min(BURST.into()) as u32;
         if earned >= BURST - self.tokens {

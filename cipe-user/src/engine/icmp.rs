@@ -11,7 +11,7 @@ use crate::inner::too_big::TooBigMessage;
 /// Raw ICMP sockets. What they send goes the way of the kernel's own errors: routed by the kernel to the sender, which
 /// may be this host, from an address that belongs to that way. A packet put into the tunnel device instead would have to
 /// bear an address of ours as its source, and the kernel drops such as martians.
-pub struct Icmp {
+pub(super) struct Icmp {
     v4: OwnedFd,
     /// `None` where the kernel has no IPv6.
     v6: Option<OwnedFd>,
@@ -22,14 +22,14 @@ impl Icmp {
     ///
     /// # Errors
     /// No CAP_NET_RAW, or no more descriptors.
-    pub fn open() -> Result<Self> {
+    pub(super) fn open() -> Result<Self> {
         let v4 = open(AddressFamily::INET, ipproto::ICMP)?;
         let v6 = open(AddressFamily::INET6, ipproto::ICMPV6).ok();
         Ok(Self { v4, v6 })
     }
 
     /// Sends one message.
-    pub fn send(&self, message: &TooBigMessage) {
+    pub(super) fn send(&self, message: &TooBigMessage) {
         let socket = if message.to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         // A sender that cannot be told learns it from its next packet, or by the MSS.
         let to = SocketAddr::new(message.to, 0);

@@ -4,7 +4,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 /// Octets that this process may lock; `None`: as many as there are. The limit is first raised as far as it may.
-pub fn limit() -> Option<u64> {
+pub(super) fn limit() -> Option<u64> {
     if capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK)) {
         return None;
     }
@@ -16,7 +16,7 @@ pub fn limit() -> Option<u64> {
 }
 
 /// How many of `wanted` frames of `size` octets fit a limit. Below [`LEAST`] nothing works; then it is the kernel that refuses.
-pub fn frames(wanted: u32, size: u32, limit: Option<u64>) -> u32 {
+pub(super) fn frames(wanted: u32, size: u32, limit: Option<u64>) -> u32 {
     let most = limit.map_or(u32::MAX, |octets| u32::try_from(octets / u64::from(size)).unwrap_or(u32::MAX));
     wanted.min(most.max(LEAST))
 }

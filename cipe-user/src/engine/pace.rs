@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const BURST: usize = 16;
 
 /// Datagrams that wait at most.
-pub const MOST_WAITING: usize = 256;
+pub(super) const MOST_WAITING: usize = 256;
 
 /// Times of the average rate that datagrams leave at.
 const AHEAD: f64 = 1.5;
@@ -27,7 +27,7 @@ const SHORTEST_GAP: Duration = Duration::from_micros(100);
 
 /// The spacing of one tunnel's datagrams.
 #[derive(Debug)]
-pub struct Pace {
+pub(super) struct Pace {
     /// Datagrams a second that came, on average.
     rate: f64,
     counted: Instant,
@@ -38,12 +38,12 @@ pub struct Pace {
 
 impl Pace {
     /// Of a tunnel that has sent nothing yet.
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { rate: 0.0, counted: now, tokens: BURST as f64, filled: now }
     }
 
     /// Counts datagrams that come to be sent.
-    pub fn count(&mut self, datagrams: usize, now: Instant) {
+    pub(super) fn count(&mut self, datagrams: usize, now: Instant) {
         let passed = now.saturating_duration_since(self.counted).as_secs_f64();
         let memory = MEMORY.as_secs_f64();
         self.rate = self.rate * (-passed / memory).exp() + datagrams as f64 / memory;
@@ -51,7 +51,7 @@ impl Pace {
     }
 
     /// How many of `waiting` datagrams leave now.
-    pub fn take(&mut self, waiting: usize, now: Instant) -> usize {
+    pub(super) fn take(&mut self, waiting: usize, now: Instant) -> usize {
         let passed = now.saturating_duration_since(self.filled).as_secs_f64();
         self.filled = now;
         self.tokens = (self.tokens + passed * self.out_rate()).min(BURST as f64);
@@ -61,7 +61,7 @@ impl Pace {
     }
 
     /// When to look again, if some wait.
-    pub fn gap(&self) -> Duration {
+    pub(super) fn gap(&self) -> Duration {
         let wanted = (BURST as f64 / 2.0 - self.tokens).max(1.0);
         Duration::from_secs_f64(wanted / self.out_rate()).max(SHORTEST_GAP)
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::xsk::{Held, Kick, Packet, Pool, Socket};
 
 /// One such socket.
-pub struct XskPort {
+pub(super) struct XskPort {
     socket: Socket,
     /// Frames to keep in the fill ring.
     fill: u32,
@@ -21,7 +21,7 @@ pub struct XskPort {
 
 impl XskPort {
     /// Stocks the fill ring with `fill` frames, and wakes the driver for them.
-    pub fn new(socket: Socket, fill: u32, pool: &mut Pool) -> Self {
+    pub(super) fn new(socket: Socket, fill: u32, pool: &mut Pool) -> Self {
         let pending = VecDeque::with_capacity(super::BATCH);
         let mut port = Self { socket, fill, is_short: false, pending, losses: 0, unsent: false };
         port.restock(pool);
@@ -30,7 +30,7 @@ impl XskPort {
     }
 
     /// Takes what arrived, at most `max` packets, and restocks the fill ring.
-    pub fn receive(&mut self, packets: &mut Vec<Packet>, max: usize, pool: &mut Pool) -> usize {
+    pub(super) fn receive(&mut self, packets: &mut Vec<Packet>, max: usize, pool: &mut Pool) -> usize {
         let received = self.socket.recv(packets, max);
         if received > 0 {
             self.restock(pool);
@@ -45,7 +45,7 @@ impl XskPort {
     }
 
     /// Queues one packet for [`XskPort::flush`], or gives it back when the ring has no room left.
-    pub fn transmit(&mut self, packet: Packet, pool: &mut Pool) -> Result<(), Packet> {
+    pub(super) fn transmit(&mut self, packet: Packet, pool: &mut Pool) -> Result<(), Packet> {
         if self.pending.len() >= self.socket.room() {
             self.flush(pool);
             if self.socket.room() == 0 {
@@ -58,7 +58,7 @@ impl XskPort {
 
     /// Hands the waiting packets to the kernel and takes back the frames that it is done with; whether it took all, and has
     /// the frames that it wants to receive into. Otherwise it is to be called again, without an event that would tell when.
-    pub fn flush(&mut self, pool: &mut Pool) -> bool {
+    pub(super) fn flush(&mut self, pool: &mut Pool) -> bool {
         let took_all = self.send(pool);
         if self.is_short {
             self.restock(pool);
@@ -88,14 +88,14 @@ impl XskPort {
     }
 
     /// Packets that the kernel dropped for want of a frame or of room in the receive ring, since the last call.
-    pub fn new_losses(&mut self) -> u64 {
+    pub(super) fn new_losses(&mut self) -> u64 {
         let Ok(statistics) = self.socket.statistics() else { return 0 };
         let losses = statistics.rx_ring_full + statistics.rx_dropped;
         losses - std::mem::replace(&mut self.losses, losses)
     }
 
     /// Closes the socket and takes its frames back, but for those that a zero-copy driver may still use.
-    pub fn close(mut self, pool: &mut Pool) -> Option<Held> {
+    pub(super) fn close(mut self, pool: &mut Pool) -> Option<Held> {
         // What waits still goes out: a farewell, for one.
         self.flush(pool);
         for packet in self.pending {
@@ -111,18 +111,23 @@ impl XskPort {
 
 /// Which of the queues of a device is asked first.
 #[derive(Debug, Default)]
-pub struct Turns {
+pub(super) struct Turns {
     first: usize,
 }
 
 /// Queues that can take turns, at most.
-pub const MOST_QUEUES: usize = u64::BITS as usize;
+pub(super) const MOST_QUEUES: usize = u64::BITS as usize;
 
 impl Turns {
     /// Takes up to `most` packets, or as many as there are queues, from `queues` queues by `take(queue, most)`, and returns
     /// how many, and whether there may be more. Each has an equal share first, then those that have more fill what the
     /// others left: none starves, and one alone fills a batch.
-    pub fn take(&mut self, queues: usize, most: usize, mut take: impl FnMut(usize, usize) -> usize) -> (usize, bool) {
+    pub(super) fn take(
+        &mut self,
+        queues: usize,
+        most: usize,
+        mut take: impl FnMut(usize, usize) -> usize,
+    ) -> (usize, bool) {
         let queues = queues.min(MOST_QUEUES);
         if queues == 0 {
             return (0, false);

@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng, rngs::SysRng};
 
 /// Buffered generator: one refill serves some dozens of packets.
-pub struct Random {
+pub(super) struct Random {
     generator: StdRng,
     buffer: [u8; 1024],
     used: usize,
@@ -15,19 +15,19 @@ impl Random {
     ///
     /// # Errors
     /// If the kernel has no random octets (early boot, seccomp).
-    pub fn new() -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         let generator = StdRng::try_from_rng(&mut SysRng)
             .map_err(|error| anyhow::anyhow!("getrandom: {error}; the kernel gives no random numbers"))?;
         Ok(Self { generator, buffer: [0; 1024], used: 1024 })
     }
 
     /// The generator itself.
-    pub fn generator(&mut self) -> &mut StdRng {
+    pub(super) fn generator(&mut self) -> &mut StdRng {
         &mut self.generator
     }
 
     /// The next `N` random octets.
-    pub fn octets<const N: usize>(&mut self) -> [u8; N] {
+    pub(super) fn octets<const N: usize>(&mut self) -> [u8; N] {
         const { assert!(N <= 64) };
         if self.buffer.len() - self.used < N {
             self.generator.fill_bytes(&mut self.buffer);

@@ -23,4 +23,4 @@ pub enum WorkerReport {
 }
 
 /// Where workers tell: tunnel number and report. A worker never waits for room there.
-pub type Reports = tokio::sync::mpsc::Sender<(u16, WorkerReport)>;
+pub(super) type Reports = tokio::sync::mpsc::Sender<(u16, WorkerReport)>;

@@ -1,12 +1,12 @@
 //! One tunnel as its worker sees it: keys, peer, way out, and the judgement on each opened packet.
 
 mod common;
-pub mod counters;
+pub(super) mod counters;
 mod ip_ids;
-pub mod keys;
-pub mod mtu;
+pub(super) mod keys;
+pub(super) mod mtu;
 mod opening;
-pub mod replay;
+pub(super) mod replay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::wire::packet::Type;
 
-pub use common::Common;
-pub use ip_ids::IpIds;
-pub use opening::{Candidates, Head, Opened};
+pub(super) use common::Common;
+pub(super) use ip_ids::IpIds;
+pub(super) use opening::{Candidates, Head, Opened};
 
 /// How datagrams leave for the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

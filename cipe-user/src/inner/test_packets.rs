@@ -8,7 +8,7 @@ use crate::inner::headers::{TCP, UDP};
 
 /// The fields of a TCP or UDP packet.
 #[derive(Clone, Debug)]
-pub struct Flow {
+pub(crate) struct Flow {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub protocol: u8,
@@ -30,7 +30,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn tcp4() -> Self {
+    pub(crate) fn tcp4() -> Self {
         Self {
             source: [192, 0, 2, 1].into(),
             destination: [198, 51, 100, 2].into(),
@@ -49,20 +49,20 @@ impl Flow {
         }
     }
 
-    pub fn tcp6() -> Self {
+    pub(crate) fn tcp6() -> Self {
         let [source, destination] = [1, 2].map(|host| [0x2001, 0xDB8, 0, 0, 0xFFFF, 0, 0, host].into());
         Self { source, destination, ..Self::tcp4() }
     }
 
-    pub fn udp4() -> Self {
+    pub(crate) fn udp4() -> Self {
         Self { protocol: UDP, ..Self::tcp4() }
     }
 
-    pub fn udp6() -> Self {
+    pub(crate) fn udp6() -> Self {
         Self { protocol: UDP, ..Self::tcp6() }
     }
 
-    pub fn any() -> impl Strategy<Value = Self> {
+    pub(crate) fn any() -> impl Strategy<Value = Self> {
         let kind = prop::sample::select(vec![Self::tcp4(), Self::tcp6(), Self::udp4(), Self::udp6()]);
         let ip = (any::<u8>(), any::<u8>(), any::<bool>(), any::<u16>(), 0usize..=10);
         let tcp = (any::<u32>(), any::<u32>(), any::<u8>(), any::<u16>(), 0usize..=10, any::<[u16; 2]>());
@@ -82,26 +82,26 @@ impl Flow {
         })
     }
 
-    pub fn v6(&self) -> bool {
+    pub(crate) fn v6(&self) -> bool {
         self.source.is_ipv6()
     }
 
-    pub fn transport_header_len(&self) -> usize {
+    pub(crate) fn transport_header_len(&self) -> usize {
         if self.protocol == UDP { 8 } else { 20 + self.options.len() }
     }
 
     /// Offset of the checksum field in the transport header.
-    pub fn checksum_field(&self) -> usize {
+    pub(crate) fn checksum_field(&self) -> usize {
         if self.protocol == UDP { 6 } else { 16 }
     }
 
     /// Offset of the transport header.
-    pub fn transport(&self) -> usize {
+    pub(crate) fn transport(&self) -> usize {
         if self.v6() { 40 + self.ip_options * 8 } else { 20 + self.ip_options * 4 }
     }
 
     /// The packet with all checksums right.
-    pub fn packet(&self, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn packet(&self, payload: &[u8]) -> Vec<u8> {
         let mut packet = self.without_checksum(payload);
         let summed = [self.pseudo_header(&packet), packet[self.transport()..].to_vec()].concat();
         let checksum = match !naive_sum(&summed) {
@@ -113,7 +113,7 @@ impl Flow {
     }
 
     /// The packet as the local stack hands it to a device that computes checksums.
-    pub fn with_partial_checksum(&self, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn with_partial_checksum(&self, payload: &[u8]) -> Vec<u8> {
         let mut packet = self.without_checksum(payload);
         let sum = naive_sum(&self.pseudo_header(&packet));
         self.set_checksum(&mut packet, sum);
@@ -121,12 +121,12 @@ impl Flow {
     }
 
     /// An IP packet of this protocol whose content is these octets.
-    pub fn carrying(&self, content: &[u8]) -> Vec<u8> {
+    pub(crate) fn carrying(&self, content: &[u8]) -> Vec<u8> {
         [self.ip_header(content.len()), content.to_vec()].concat()
     }
 
     /// The packets that a sender without segmentation offload would have sent.
-    pub fn segments(&self, payload: &[u8], size: usize) -> Vec<Vec<u8>> {
+    pub(crate) fn segments(&self, payload: &[u8], size: usize) -> Vec<Vec<u8>> {
         let chunks: Vec<&[u8]> = if payload.is_empty() { vec![payload] } else { payload.chunks(size).collect() };
         let last = chunks.len() - 1;
         let segment = |(index, chunk): (usize, &&[u8])| {
@@ -211,7 +211,7 @@ impl Flow {
 }
 
 /// The one's complement sum by the definition of RFC 1071.
-pub fn naive_sum(octets: &[u8]) -> u16 {
+pub(crate) fn naive_sum(octets: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in octets.chunks(2) {
         sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
@@ -221,7 +221,7 @@ pub fn naive_sum(octets: &[u8]) -> u16 {
 }
 
 /// Whether the checksums of a TCP or UDP packet without IP options are right.
-pub fn checksums_are_right(packet: &[u8]) -> bool {
+pub(crate) fn checksums_are_right(packet: &[u8]) -> bool {
     let v6 = packet[0] >> 4 == 6;
     let (transport, protocol) = if v6 { (40, packet[6]) } else { (20, packet[9]) };
     let addresses = if v6 { &packet[8..40] } else { &packet[12..20] };

@@ -31,7 +31,7 @@ impl<const N: usize> SharedArray<N> {
     ///
     /// # Errors
     /// The error of mmap(2): the map was not made mmapable, or is shorter than `len` elements.
-    pub fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
+    pub(super) fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
         let octets = len * size_of::<Words<N>>();
         // SAFETY: the kernel chooses the address, so no existing mapping is touched; the new one is released in Drop
         // only. `octets` is not zero for any map (mmap refuses zero).

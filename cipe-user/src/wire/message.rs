@@ -23,16 +23,16 @@ const MIN_TAIL_OCTETS: usize = 4;
 
 /// Type octets.
 pub(super) mod number {
-    pub const NK_REQ: u8 = 1;
-    pub const NK_IND: u8 = 2;
-    pub const NK_ACK: u8 = 3;
-    pub const CT_DUMMY: u8 = 0x70;
-    pub const CT_DEBUG: u8 = 0x71;
-    pub const CT_PING: u8 = 0x72;
-    pub const CT_PONG: u8 = 0x73;
-    pub const CT_KILL: u8 = 0x74;
-    pub const CT_CONFREQ: u8 = 0x75;
-    pub const CT_CONF: u8 = 0x76;
+    pub(crate) const NK_REQ: u8 = 1;
+    pub(crate) const NK_IND: u8 = 2;
+    pub(crate) const NK_ACK: u8 = 3;
+    pub(crate) const CT_DUMMY: u8 = 0x70;
+    pub(crate) const CT_DEBUG: u8 = 0x71;
+    pub(crate) const CT_PING: u8 = 0x72;
+    pub(crate) const CT_PONG: u8 = 0x73;
+    pub(crate) const CT_KILL: u8 = 0x74;
+    pub(crate) const CT_CONFREQ: u8 = 0x75;
+    pub(crate) const CT_CONF: u8 = 0x76;
 }
 
 /// The octets of a dynamic key in transit. Zeroized on drop; not `Debug`, so that they cannot reach a log.

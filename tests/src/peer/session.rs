@@ -42,7 +42,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub fn new(config: Config) -> Self {
+    pub(super) fn new(config: Config) -> Self {
         let peer = config.peer;
         let asks = config.asks_configuration;
         let mut session = Self {
@@ -65,19 +65,19 @@ impl Session {
     }
 
     /// Sends its configuration in clear, as a message of any type.
-    pub fn send_clear(&mut self, number: u8) {
+    pub(super) fn send_clear(&mut self, number: u8) {
         let Some(to) = self.peer else { return };
         let cipher = if self.config.cipher == Cipher::Blowfish { b'b' } else { b'i' };
         self.out.push((to, message::configuration(number, cipher)));
     }
 
     /// When [`Self::tick`] must be called.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         Some(self.pending.as_ref()?.since + self.config.resend?)
     }
 
     /// Retransmits an unanswered NK_IND, if the configuration asks for it.
-    pub fn tick(&mut self, now: Instant) {
+    pub(super) fn tick(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now)
             && let Some(pending) = &mut self.pending
         {
@@ -88,7 +88,7 @@ impl Session {
     }
 
     /// Handles an inner packet. Only this function checks the age of keys, as in the original.
-    pub fn send(&mut self, packet: &[u8], now: Instant) {
+    pub(super) fn send(&mut self, packet: &[u8], now: Instant) {
         let config = &self.config;
         let is_worn = |key: &Dynamic| key.packets > config.send_packets || now > key.since + config.tokey;
         let is_announced = self.pending.as_ref().is_some_and(|pending| now < pending.since + config.tokxc);
@@ -109,13 +109,13 @@ impl Session {
         self.seal(false, packet);
     }
 
-    pub fn send_control(&mut self, number: u8, data: &[u8]) {
+    pub(super) fn send_control(&mut self, number: u8, data: &[u8]) {
         let frame = message::frame(number, &data[..data.len().min(46)], self.config.stamp);
         self.seal(true, &frame);
     }
 
     /// Announces another send key, by itself or because the other end `asked`.
-    pub fn announce(&mut self, asked: bool, now: Instant) {
+    pub(super) fn announce(&mut self, asked: bool, now: Instant) {
         let key = rand::random();
         if asked || self.config.old_key == OldKey::Forgotten {
             self.send = None;
@@ -143,7 +143,7 @@ impl Session {
     }
 
     /// Handles a datagram from the carrier.
-    pub fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) {
+    pub(super) fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) {
         self.counters.datagrams += 1;
         if datagram.len() > 8 && datagram[..8] == [0; 8] {
             self.events.push(Event::Clear(datagram[8..].to_vec()));

@@ -9,7 +9,7 @@ use crate::tools;
 
 /// The measured program, and the destinations of the figures.
 #[derive(clap::Args)]
-pub struct Files {
+pub(super) struct Files {
     /// Measure this `cipe` binary instead of building one
     #[arg(long, value_name = "FILE")]
     pub cipe: Option<PathBuf>,
@@ -29,7 +29,7 @@ impl Files {
     ///
     /// # Errors
     /// The same.
-    pub fn binary(&self) -> Result<PathBuf> {
+    pub(super) fn binary(&self) -> Result<PathBuf> {
         binary(self.cipe.as_deref())
     }
 
@@ -37,7 +37,7 @@ impl Files {
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn journal(&self) -> Result<Option<File>> {
+    pub(super) fn journal(&self) -> Result<Option<File>> {
         let open = |path: &PathBuf| {
             let file = File::options().create(true).append(true).open(path);
             file.with_context(|| path.display().to_string())
@@ -50,7 +50,7 @@ impl Files {
 ///
 /// # Errors
 /// cargo fails.
-pub fn binary(named: Option<&Path>) -> Result<PathBuf> {
+pub(super) fn binary(named: Option<&Path>) -> Result<PathBuf> {
     match named {
         Some(path) => Ok(std::path::absolute(path)?),
         None => {

@@ -9,12 +9,12 @@ use super::tunnel::Tunnel;
 use crate::tools;
 
 /// Missing programs of a tunnel.
-pub fn missing(tunnel: Tunnel) -> Vec<&'static Need> {
+pub(super) fn missing(tunnel: Tunnel) -> Vec<&'static Need> {
     tunnel.needs().iter().filter(|need| find(need.program).is_none()).collect()
 }
 
 /// The version of a tunnel's program; of the kernel for the kernel's tunnels.
-pub fn version(tunnel: Tunnel) -> String {
+pub(super) fn version(tunnel: Tunnel) -> String {
     let first = |text: &str| text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit())).map(short);
     let Some(need) = tunnel.needs().first() else { return String::new() };
     let Some(path) = find(need.program) else { return String::new() };
@@ -33,7 +33,7 @@ fn short(line: &str) -> String {
 ///
 /// # Errors
 /// apt-get or cargo fails.
-pub fn install(tunnels: &[Tunnel]) -> Result<()> {
+pub(super) fn install(tunnels: &[Tunnel]) -> Result<()> {
     let mut packages = Vec::new();
     for need in tunnels.iter().flat_map(|&tunnel| missing(tunnel)) {
         match need.source {
@@ -55,7 +55,7 @@ pub fn install(tunnels: &[Tunnel]) -> Result<()> {
 ///
 /// # Errors
 /// A program is missing (with how to get it), or the kernel lacks the tunnel.
-pub fn runnable(tunnels: &[Tunnel], by_name: bool) -> Result<Vec<Tunnel>> {
+pub(super) fn runnable(tunnels: &[Tunnel], by_name: bool) -> Result<Vec<Tunnel>> {
     let mut found = Vec::new();
     for &tunnel in tunnels {
         match missing(tunnel)[..] {

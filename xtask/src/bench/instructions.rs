@@ -18,7 +18,7 @@ use crate::guest::{Shape, Wanted, command};
 
 /// Arguments of the measurement.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The kernel: the latest of a line, such as 6.12, or newest
     #[arg(long, default_value = "6.12")]
     kernel: Wanted,
@@ -55,7 +55,7 @@ const NOTE: &str = "In an emulated guest with one CPU, whose clock counts instru
 ///
 /// # Errors
 /// A guest does not run, or a tunnel carries nothing in it; earlier measurements are reported all the same.
-pub fn run(args: &Args) -> Result<()> {
+pub(super) fn run(args: &Args) -> Result<()> {
     let mut results = Results::default();
     for file in &args.files.from {
         results.read(file)?;

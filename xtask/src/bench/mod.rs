@@ -7,7 +7,7 @@ mod install;
 mod instructions;
 mod many;
 mod measure;
-pub mod profile;
+pub(crate) mod profile;
 mod program;
 mod record;
 mod report;
@@ -34,7 +34,7 @@ use tunnel::Tunnel;
 /// Arguments of the measurement.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     part: Option<Part>,
     #[command(flatten)]
@@ -106,7 +106,7 @@ const QUICK: [Tunnel; 7] = [
 ///
 /// # Errors
 /// A program is missing, or a tunnel did not start or carry a load; the others are reported all the same.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.part {
         None => tunnels(&args.tunnels),
         Some(Part::Tunnels(args)) => tunnels(args),

@@ -6,7 +6,7 @@ use crate::tools;
 
 /// The source of a missing program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub(super) enum Source {
     /// A Debian package.
     Debian(&'static str),
     /// A crate with a binary.
@@ -15,7 +15,7 @@ pub enum Source {
 
 /// A program that a tunnel needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Need {
+pub(super) struct Need {
     /// Its file name.
     pub program: &'static str,
     /// Its source.
@@ -25,12 +25,12 @@ pub struct Need {
 }
 
 /// The directory in which crates are installed, outside any home directory.
-pub fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     tools::target().join("peers")
 }
 
 /// Path of a program: installed by us, or in PATH or root's directories.
-pub fn find(program: &str) -> Option<PathBuf> {
+pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let ours = root().join("bin");
     let folders = std::iter::once(ours).chain(std::env::split_paths(&path));

@@ -13,7 +13,7 @@ use super::tunnel::Tunnel;
 /// The hosts at both ends of the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Topology {
+pub(super) enum Topology {
     /// From gateway to gateway, load and tunnel in one host
     P2p,
     /// From LAN to LAN, forwarded by the gateways
@@ -22,7 +22,7 @@ pub enum Topology {
 
 impl Topology {
     /// Its name in results.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::P2p => "p2p",
             Self::Gw => "gw",
@@ -30,7 +30,7 @@ impl Topology {
     }
 
     /// Description for headings.
-    pub fn title(self) -> &'static str {
+    pub(super) fn title(self) -> &'static str {
         match self {
             Self::P2p => "gateway to gateway",
             Self::Gw => "LAN to LAN",
@@ -41,7 +41,7 @@ impl Topology {
 /// Offloads of the network devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Offloads {
+pub(super) enum Offloads {
     /// None: every packet on every wire is whole and finished, as a plain network card delivers it
     Raw,
     /// The defaults of veth: links carry superframes and unfinished checksums
@@ -50,7 +50,7 @@ pub enum Offloads {
 
 impl Offloads {
     /// Its name in results.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::On => "on",
@@ -58,7 +58,7 @@ impl Offloads {
     }
 
     /// The same, for the bed.
-    pub fn of_bed(self) -> offload::Offload {
+    pub(super) fn of_bed(self) -> offload::Offload {
         match self {
             Self::Raw => offload::Offload::Raw,
             Self::On => offload::Offload::On,
@@ -70,20 +70,20 @@ macro_rules! metrics {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $unit:literal;)*) => {
         /// A measured quantity, by its name in results.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-        pub enum Metric {
+        pub(super) enum Metric {
             $($(#[$doc])* #[serde(rename = $name)] $variant,)*
         }
 
         impl Metric {
             /// Its name in results.
-            pub fn name(self) -> &'static str {
+            pub(super) fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
                 }
             }
 
             /// Unit of its values.
-            pub fn unit(self) -> &'static str {
+            pub(super) fn unit(self) -> &'static str {
                 match self {
                     $(Self::$variant => $unit,)*
                 }
@@ -133,7 +133,7 @@ metrics! {
 
 /// One measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub(super) struct Record {
     /// The tunnel.
     pub tunnel: Tunnel,
     /// The hosts at both ends of the load.
@@ -152,52 +152,52 @@ pub struct Record {
 
 /// Values of one quantity in several rounds, sorted.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Series(Vec<f64>);
+pub(super) struct Series(Vec<f64>);
 
 impl Series {
     /// Of at least one value.
-    pub fn new(mut values: Vec<f64>) -> Self {
+    pub(super) fn new(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self(values)
     }
 
     /// The median: the middle value, or the mean of the two in the middle.
-    pub fn median(&self) -> f64 {
+    pub(super) fn median(&self) -> f64 {
         let values = &self.0;
         (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
     }
 
     /// The smallest.
-    pub fn min(&self) -> f64 {
+    pub(super) fn min(&self) -> f64 {
         self.0[0]
     }
 
     /// The largest.
-    pub fn max(&self) -> f64 {
+    pub(super) fn max(&self) -> f64 {
         self.0[self.0.len() - 1]
     }
 
     /// The same times `factor`.
-    pub fn scaled(&self, factor: f64) -> Self {
+    pub(super) fn scaled(&self, factor: f64) -> Self {
         Self(self.0.iter().map(|value| value * factor).collect())
     }
 
     /// Number of rounds.
-    pub fn rounds(&self) -> usize {
+    pub(super) fn rounds(&self) -> usize {
         self.0.len()
     }
 }
 
 /// All measurements of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Results {
+pub(super) struct Results {
     /// Never an empty series.
     series: BTreeMap<(Offloads, Topology, Metric, Tunnel), Vec<f64>>,
 }
 
 impl Results {
     /// Adds one.
-    pub fn add(&mut self, record: &Record) {
+    pub(super) fn add(&mut self, record: &Record) {
         let key = (record.offloads, record.topology, record.test, record.tunnel);
         self.series.entry(key).or_default().push(record.value);
     }
@@ -206,7 +206,7 @@ impl Results {
     ///
     /// # Errors
     /// A line is not a measurement.
-    pub fn read(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn read(&mut self, path: &Path) -> Result<()> {
         let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
         for (number, line) in text.lines().enumerate() {
             let record = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), number + 1))?;
@@ -216,43 +216,43 @@ impl Results {
     }
 
     /// Values of a quantity of a tunnel.
-    pub fn get(&self, offloads: Offloads, topology: Topology, metric: Metric, tunnel: Tunnel) -> Option<Series> {
+    pub(super) fn get(&self, offloads: Offloads, topology: Topology, metric: Metric, tunnel: Tunnel) -> Option<Series> {
         let values = self.series.get(&(offloads, topology, metric, tunnel))?;
         Some(Series::new(values.clone()))
     }
 
     /// Measured tunnels, in the order of the tables.
-    pub fn tunnels(&self) -> Vec<Tunnel> {
+    pub(super) fn tunnels(&self) -> Vec<Tunnel> {
         let is_there = |tunnel: &Tunnel| self.series.keys().any(|(.., measured)| measured == tunnel);
         Tunnel::all().iter().copied().filter(is_there).collect()
     }
 
     /// Measured offload modes.
-    pub fn offloads(&self) -> Vec<Offloads> {
+    pub(super) fn offloads(&self) -> Vec<Offloads> {
         let is_there = |wanted: &Offloads| self.series.keys().any(|(offloads, ..)| offloads == wanted);
         [Offloads::Raw, Offloads::On].into_iter().filter(is_there).collect()
     }
 
     /// Measured topologies.
-    pub fn topologies(&self) -> Vec<Topology> {
+    pub(super) fn topologies(&self) -> Vec<Topology> {
         let is_there = |wanted: &Topology| self.series.keys().any(|(_, topology, ..)| topology == wanted);
         [Topology::P2p, Topology::Gw].into_iter().filter(is_there).collect()
     }
 
     /// Most rounds of any series.
-    pub fn rounds(&self) -> usize {
+    pub(super) fn rounds(&self) -> usize {
         // Every test records the CPU time of unrelated processes.
         let series = self.series.iter().filter(|((_, _, metric, _), _)| *metric != Metric::Foreign);
         series.map(|(_, values)| values.len()).max().unwrap_or_default()
     }
 
     /// Whether there are no measurements.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.series.is_empty()
     }
 
     /// The largest value of a metric, over everything.
-    pub fn largest(&self, metric: Metric) -> Option<f64> {
+    pub(super) fn largest(&self, metric: Metric) -> Option<f64> {
         let values = self.series.iter().filter(|((_, _, measured, _), _)| *measured == metric).flat_map(|(_, v)| v);
         values.copied().max_by(f64::total_cmp)
     }

@@ -18,7 +18,7 @@ use crate::tools;
 
 /// Arguments of the measurement.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Number of measurements of each of the two, in turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -45,7 +45,7 @@ struct Stream {
 ///
 /// # Errors
 /// A tunnel does not start or carries nothing.
-pub fn run(args: &Args) -> Result<()> {
+pub(super) fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     gateway::use_binary(&binary(args.cipe.as_deref())?)?;
     tools::clean_up_on_signals(tunnel::remove_sockets)?;

@@ -17,7 +17,7 @@ const INPUTS: [&str; 5] =
     ["cipe-common/Cargo.toml", "cipe-common/src", "cipe-ebpf/Cargo.lock", "cipe-ebpf/Cargo.toml", "cipe-ebpf/src"];
 
 /// The list of hashes to commit: sources and the object, by path, as `sha256sum -c` reads it.
-pub fn listing(root: &Path) -> anyhow::Result<String> {
+pub(super) fn listing(root: &Path) -> anyhow::Result<String> {
     let mut text = String::new();
     for (path, hash) in hashes(root)? {
         writeln!(text, "{hash}  {path}")?;
@@ -26,7 +26,7 @@ pub fn listing(root: &Path) -> anyhow::Result<String> {
 }
 
 /// Fails if the committed list does not match the files, with the first file that differs.
-pub fn check(root: &Path) -> anyhow::Result<()> {
+pub(super) fn check(root: &Path) -> anyhow::Result<()> {
     let committed = fs::read_to_string(root.join(SOURCES)).with_context(|| format!("reading {SOURCES}"))?;
     let committed: BTreeMap<&str, &str> =
         committed.lines().filter_map(|line| line.split_once("  ")).map(|(hash, path)| (path, hash)).collect();

@@ -29,7 +29,7 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev"];
 
 /// A complete toolchain.
-pub struct Toolchain {
+pub(super) struct Toolchain {
     /// Name for people.
     name: String,
     /// Absolute, so that no rustup proxy chooses another.
@@ -58,7 +58,7 @@ impl fmt::Display for Toolchain {
 
 impl Toolchain {
     /// A cargo command that uses this toolchain, whichever toolchain started this program.
-    pub fn cargo(&self) -> Command {
+    pub(super) fn cargo(&self) -> Command {
         let mut command = Command::new(&self.cargo);
         command.env("RUSTC", &self.rustc).env("RUSTC_BOOTSTRAP", "1");
         for foreign in
@@ -71,7 +71,7 @@ impl Toolchain {
 }
 
 /// The first complete toolchain; with `install`, installs the missing parts of Debian's.
-pub fn find_or_install(root: &Path, install: bool) -> anyhow::Result<Toolchain> {
+pub(super) fn find_or_install(root: &Path, install: bool) -> anyhow::Result<Toolchain> {
     if let Some(found) = find(root) {
         return Ok(found);
     }

@@ -12,7 +12,7 @@ use crate::tools;
 
 /// Runs a command in a guest.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// The kernel: the latest of a line, such as 6.12, or newest
     #[arg(long, default_value = "newest")]
     kernel: Wanted,
@@ -30,7 +30,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The guest did not start or ended early, or the command failed.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let [program, arguments @ ..] = &args.command[..] else { bail!("there is no command") };
     let step = Step {
         name: program.clone(),
@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// The guest did not start or ended early; or, when all have run, the first program that failed.
-pub fn run_steps(wanted: Wanted, shape: &Shape, steps: Vec<Step>, mut listen: impl FnMut(&str)) -> Result<()> {
+pub(crate) fn run_steps(wanted: Wanted, shape: &Shape, steps: Vec<Step>, mut listen: impl FnMut(&str)) -> Result<()> {
     need_guests()?;
     tools::clean_up_on_signals(machine::end_all)?;
     let kernel = Kernel::get(wanted)?;

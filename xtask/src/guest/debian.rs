@@ -14,7 +14,7 @@ use crate::tools;
 const SUITES: &[&str] = &["bookworm", "trixie", "trixie-backports", "sid"];
 
 /// The package client with a separate configuration.
-pub struct Client {
+pub(super) struct Client {
     folder: PathBuf,
 }
 
@@ -23,7 +23,7 @@ impl Client {
     ///
     /// # Errors
     /// The machine is not Debian, or apt-get fails.
-    pub fn get() -> Result<&'static Self> {
+    pub(super) fn get() -> Result<&'static Self> {
         static CLIENT: OnceLock<std::result::Result<Client, String>> = OnceLock::new();
         let client = CLIENT.get_or_init(|| Self::new().map_err(|error| format!("{error:#}")));
         client.as_ref().map_err(|error| anyhow!("{error}"))
@@ -74,7 +74,7 @@ impl Client {
     ///
     /// # Errors
     /// apt-cache fails.
-    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+    pub(super) fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let text = output(self.command("apt-cache").args(["pkgnames", prefix]))?;
         Ok(text.lines().map(str::to_owned).collect())
     }
@@ -83,7 +83,7 @@ impl Client {
     ///
     /// # Errors
     /// apt-cache fails.
-    pub fn needs(&self, package: &str) -> Result<Vec<String>> {
+    pub(super) fn needs(&self, package: &str) -> Result<Vec<String>> {
         let text = output(self.command("apt-cache").args(["show", "--no-all-versions", package]))?;
         let line = text.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
         let names = line.split([',', '|']).filter_map(|need| need.split_whitespace().next());
@@ -94,7 +94,7 @@ impl Client {
     ///
     /// # Errors
     /// apt-get or dpkg fails.
-    pub fn unpack(&self, packages: &[&str], to: &Path) -> Result<()> {
+    pub(super) fn unpack(&self, packages: &[&str], to: &Path) -> Result<()> {
         println!("Fetching {} ...", packages.join(", "));
         let archives = self.folder.join("cache/archives");
         tools::check(self.command("apt-get").args(["download", "-qq"]).args(packages).current_dir(&archives))?;

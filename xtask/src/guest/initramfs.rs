@@ -16,13 +16,13 @@ use super::kernel::Kernel;
 const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Mount tag of the host's file system.
-pub const HOST: &str = "host";
+pub(super) const HOST: &str = "host";
 
 /// Writes the initramfs of a guest that runs `plan` to `path`.
 ///
 /// # Errors
 /// A module is missing, or a file cannot be read or written.
-pub fn write(kernel: &Kernel, plan: &Path, path: &Path) -> Result<()> {
+pub(super) fn write(kernel: &Kernel, plan: &Path, path: &Path) -> Result<()> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "host", "memory", "root"] {
         archive.add(folder, FOLDER, &[]);

@@ -20,7 +20,7 @@ const REST: Duration = Duration::from_secs(10);
 
 /// Runs a plan.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// The plan
     plan: PathBuf,
 }
@@ -29,7 +29,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The plan cannot be read.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let plan: Plan = serde_json::from_reader(File::open(&args.plan)?)?;
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     tell(&Record::Up(release.trim().to_owned()));

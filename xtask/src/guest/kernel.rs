@@ -19,7 +19,7 @@ const UNPACKED: &[&str] =
 
 /// A requested kernel: the latest of a line, such as `6.12`, or the newest of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// The latest of this line.
     Line(u32, u32),
     /// The newest kernel.
@@ -50,7 +50,7 @@ impl fmt::Display for Wanted {
 
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
-pub struct Kernel {
+pub(super) struct Kernel {
     /// Its release, as `uname -r` prints it.
     pub release: String,
     /// The image for qemu.
@@ -64,7 +64,7 @@ impl Kernel {
     ///
     /// # Errors
     /// There is no such kernel, or the package client fails.
-    pub fn get(wanted: Wanted) -> Result<Self> {
+    pub(super) fn get(wanted: Wanted) -> Result<Self> {
         let home = folder().join(wanted.to_string());
         if !home.is_dir() {
             let client = Client::get()?;
@@ -106,7 +106,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel does not have a module.
-    pub fn in_order(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(super) fn in_order(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let dependencies = fs::read_to_string(self.modules.join("modules.dep"))?;
         let built_in = fs::read_to_string(self.modules.join("modules.builtin"))?;
         let files = in_order(names, &dependencies, &built_in).with_context(|| self.release.clone())?;

@@ -36,7 +36,7 @@ const CPU: &str = "max,la57=off";
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// Ends every machine at once, for a signal handler.
-pub fn end_all() {
+pub(super) fn end_all() {
     for pid in RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..) {
         drop(process::signal(pid, Signal::KILL));
     }
@@ -44,7 +44,7 @@ pub fn end_all() {
 
 /// Arguments that describe the machine.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// CPUs of the guest
     #[arg(long, default_value_t = 2)]
     cpus: u32,
@@ -62,18 +62,18 @@ pub struct Shape {
 
 impl Shape {
     /// Whether its clock counts instructions.
-    pub fn counts_instructions(&self) -> bool {
+    pub(crate) fn counts_instructions(&self) -> bool {
         self.instructions
     }
 
     /// The same, with a clock that counts instructions.
-    pub fn counting_instructions(&self) -> Self {
+    pub(crate) fn counting_instructions(&self) -> Self {
         Self { instructions: true, ..self.clone() }
     }
 }
 
 /// Whether guests run by KVM: the host must let us make a virtual CPU, which not every host with /dev/kvm does.
-pub fn has_kvm() -> bool {
+pub(super) fn has_kvm() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
         let mut command = Command::new(QEMU);
@@ -92,7 +92,7 @@ const STALE_CODE: &str = "int3: 0000 ";
 
 /// The end of a guest.
 #[derive(Debug, PartialEq, Eq)]
-pub enum End {
+pub(super) enum End {
     /// The plan is done.
     Done,
     /// Emulation itself failed, [`STALE_CODE`]: another guest may run the rest.
@@ -103,7 +103,13 @@ pub enum End {
 ///
 /// # Errors
 /// The guest ends before its plan is done, or hangs; the error has the end of its console.
-pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen: impl FnMut(Told<'_>)) -> Result<End> {
+pub(super) fn run(
+    kernel: &Kernel,
+    plan: &Plan,
+    shape: &Shape,
+    home: &Path,
+    mut listen: impl FnMut(Told<'_>),
+) -> Result<End> {
     fs::create_dir_all(home)?;
     let [plan_file, image, console] = ["plan.json", "initramfs", "console.log"].map(|name| home.join(name));
     serde_json::to_writer(File::create(&plan_file)?, plan)?;
@@ -145,7 +151,7 @@ pub fn run(kernel: &Kernel, plan: &Plan, shape: &Shape, home: &Path, mut listen:
 }
 
 /// Messages of a guest.
-pub enum Told<'a> {
+pub(super) enum Told<'a> {
     /// A record, and the CPU time that the machine has used on the host so far.
     Record(Record, Duration),
     /// A line that a program has printed.
@@ -230,6 +236,6 @@ fn command(kernel: &Kernel, shape: &Shape, image: &Path, console: &Path) -> Comm
 }
 
 /// The directory of a guest's logs.
-pub fn home(name: &str) -> PathBuf {
+pub(super) fn home(name: &str) -> PathBuf {
     tools::target().join("guests").join(name)
 }

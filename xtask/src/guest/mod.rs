@@ -15,23 +15,23 @@
 //! | `programs`, `table` | test programs as cargo builds them, and their results |
 //! | `command`, `scenarios` | `cargo xtask guest`, `cargo xtask test --kernel` |
 
-pub mod command;
+pub(crate) mod command;
 mod debian;
 mod initramfs;
-pub mod inside;
+pub(crate) mod inside;
 mod kernel;
 mod machine;
-pub mod plan;
+pub(crate) mod plan;
 mod programs;
-pub mod scenarios;
+pub(crate) mod scenarios;
 mod table;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub use kernel::Wanted;
-pub use machine::Shape;
+pub(crate) use kernel::Wanted;
+pub(crate) use machine::Shape;
 
 use crate::tools;
 

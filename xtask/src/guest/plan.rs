@@ -5,18 +5,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Begins a line that is a [`Record`]; all other lines are output of the programs.
-pub const MARK: char = '\u{1e}';
+pub(crate) const MARK: char = '\u{1e}';
 
 /// Programs for a guest to run, one after the other.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The programs.
     pub steps: Vec<Step>,
 }
 
 /// A program to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Step {
+pub(crate) struct Step {
     /// Its name in tables.
     pub name: String,
     /// Path of the program, the same on the host and in the guest.
@@ -33,7 +33,7 @@ pub struct Step {
 
 /// A report of a guest.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Record {
+pub(crate) enum Record {
     /// The guest is up; the kernel's release.
     Up(String),
     /// A step begins.

@@ -34,7 +34,7 @@ struct Target {
 ///
 /// # Errors
 /// The build fails.
-pub fn build(selection: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>> {
+pub(super) fn build(selection: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut build = tools::cargo(&["test", "--no-run", "--message-format=json-render-diagnostics"]);
     let output = build.args(selection).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {

@@ -40,7 +40,7 @@ const ALL: &[Wanted] = &[Wanted::Line(6, 1), Wanted::Line(6, 12), Wanted::Line(6
 
 /// The requested kernels.
 #[derive(Clone, Debug)]
-pub struct Kernels(Vec<Wanted>);
+pub(crate) struct Kernels(Vec<Wanted>);
 
 impl std::str::FromStr for Kernels {
     type Err = String;
@@ -54,7 +54,7 @@ impl std::str::FromStr for Kernels {
 
 /// The requested tests.
 #[derive(Clone, Copy, Debug)]
-pub enum Which<'a> {
+pub(crate) enum Which<'a> {
     /// All scenarios.
     All,
     /// Those of the files named, or `FILE::PART` for the tests of that file whose names contain PART.
@@ -79,7 +79,7 @@ struct Choice {
 ///
 /// # Errors
 /// Files that failed, or a guest that did not start or ended early.
-pub fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape, at_once: usize) -> Result<()> {
+pub(crate) fn run(kernels: &Kernels, which: Which<'_>, shape: &Shape, at_once: usize) -> Result<()> {
     need_guests()?;
     tools::clean_up_on_signals(machine::end_all)?;
     let cipe = match which {

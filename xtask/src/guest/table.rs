@@ -6,7 +6,7 @@ use super::machine::Told;
 use super::plan::Record;
 
 /// Results of the tests of one file on one kernel.
-pub struct Outcome {
+pub(super) struct Outcome {
     /// The kernel's release.
     pub kernel: String,
     /// The file's name.
@@ -22,12 +22,12 @@ pub struct Outcome {
 
 impl Outcome {
     /// Whether tests have run, and all have passed.
-    pub fn is_right(&self) -> bool {
+    pub(super) fn is_right(&self) -> bool {
         self.whole && self.failed.is_empty() && self.passed > 0
     }
 
     /// Its line in the table.
-    pub fn line(&self) -> String {
+    pub(super) fn line(&self) -> String {
         let verdict = if self.is_right() { "ok" } else { "FAILED" };
         let mut line = format!(
             "{:<22} {:<22} {verdict:<6} {:>7.1} s {:>7.1} s of CPU  {} passed",
@@ -50,7 +50,7 @@ impl Outcome {
 }
 
 /// Parses the output of test programs.
-pub struct Reader {
+pub(super) struct Reader {
     kernel: String,
     /// The results so far.
     pub outcomes: Vec<Outcome>,
@@ -59,17 +59,17 @@ pub struct Reader {
 
 impl Reader {
     /// Starts with no results on this kernel.
-    pub fn new(kernel: &str) -> Self {
+    pub(super) fn new(kernel: &str) -> Self {
         Self { kernel: kernel.to_owned(), outcomes: Vec::new(), failures: false }
     }
 
     /// Removes a file whose tests had not ended when their guest ended.
-    pub fn forget_unfinished(&mut self) {
+    pub(super) fn forget_unfinished(&mut self) {
         self.outcomes.pop_if(|outcome| !outcome.ended);
     }
 
     /// Handles a report of the guest, and prints the parts for people at once.
-    pub fn take(&mut self, told: Told<'_>, start: Instant) {
+    pub(super) fn take(&mut self, told: Told<'_>, start: Instant) {
         match told {
             Told::Record(Record::Up(release), used) => {
                 println!(

@@ -6,11 +6,11 @@ use object::endian::Endianness;
 use object::read::elf::FileHeader;
 
 /// The C library of Debian 12, the oldest supported Debian.
-pub const OLDEST: Version = Version(2, 36);
+pub(super) const OLDEST: Version = Version(2, 36);
 
 /// A version of glibc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(u32, u32);
+pub(super) struct Version(u32, u32);
 
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -22,7 +22,7 @@ impl std::fmt::Display for Version {
 ///
 /// # Errors
 /// The file has another format.
-pub fn least(program: &[u8]) -> Result<Option<Version>> {
+pub(super) fn least(program: &[u8]) -> Result<Option<Version>> {
     let header = FileHeader64::<Endianness>::parse(program).context("no 64-bit ELF file")?;
     let endian = header.endian()?;
     let sections = header.sections(endian, program)?;

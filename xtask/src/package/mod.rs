@@ -16,7 +16,7 @@ const DAEMONS: [&str; 4] = ["ciped-cb", "ciped-ci", "ciped-db", "ciped-di"];
 
 /// Makes the folder.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Where to; must not be there yet
     #[arg(long, default_value = "target/package")]
     to: PathBuf,
@@ -27,7 +27,7 @@ pub struct Args {
 ///
 /// # Errors
 /// cargo fails, the folder exists already, or the program needs a newer C library than the oldest Debian has.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let binary = tools::build_cipe(true)?;
     if let Some(least) = glibc::least(&fs::read(&binary)?)? {
         println!("{}: glibc {least} or later", binary.display());

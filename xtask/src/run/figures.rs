@@ -18,7 +18,7 @@ const UDP_PAYLOAD: usize = 1400;
 const PINGS: usize = 500;
 
 /// The measurements of one network.
-pub struct Figures {
+pub(super) struct Figures {
     ping: ping::Report,
     tcp: traffic::Report,
     tcp_seconds: Vec<Second>,
@@ -29,7 +29,7 @@ pub struct Figures {
 }
 
 /// Pings and loads the network from lanA to lanB; prints more for a tunnel than for plain routes.
-pub fn measure(net: &Topology, pair: Option<&Pair>, duration: Duration) -> Result<Figures> {
+pub(super) fn measure(net: &Topology, pair: Option<&Pair>, duration: Duration) -> Result<Figures> {
     let (from, to) = (net.lan(Side::A), (net.lan(Side::B), Side::B.host()));
     let way = if pair.is_some() { "through the tunnel" } else { "plain veth, no tunnel" };
 
@@ -127,7 +127,7 @@ fn share(cpu: CpuTime, length: Duration) -> String {
 }
 
 /// Prints both ends' packets by verdict.
-pub fn verdicts(pair: &Pair) -> Result<()> {
+pub(super) fn verdicts(pair: &Pair) -> Result<()> {
     paint::heading("Packets by verdict (cipe show --json)");
     let (a, b) = (pair.a.status()?, pair.b.status()?);
     let mut table = Table::new(&["verdict", "gwA", "gwB"]);
@@ -150,7 +150,7 @@ fn middle(seconds: &[Second], figure: fn(&Second) -> f64) -> f64 {
 }
 
 /// Prints tunnel and plain routes side by side.
-pub fn compare(daemon: Daemon, tunnel: &Figures, plain: &Figures) {
+pub(super) fn compare(daemon: Daemon, tunnel: &Figures, plain: &Figures) {
     paint::heading("Side by side: the same hosts, with the tunnel and with plain routes over the same veth");
     let cipher = match daemon {
         Daemon::Blowfish => "CIPE, Blowfish",

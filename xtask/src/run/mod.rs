@@ -16,7 +16,7 @@ use crate::tools;
 
 /// Arguments of the demonstration.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Cipher of the tunnel
     #[arg(long, value_enum, default_value_t = Cipher::Blowfish)]
     cipher: Cipher,
@@ -50,7 +50,7 @@ impl Cipher {
 ///
 /// # Errors
 /// The first failure that keeps the tunnel from working.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     println!("Building cipe (release) ...");
     gateway::use_binary(&tools::build_cipe(true)?)?;

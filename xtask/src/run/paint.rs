@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 /// Width of the output in columns.
-pub const WIDTH: usize = 100;
+pub(super) const WIDTH: usize = 100;
 
 fn style(code: &str, text: &str) -> String {
     if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
@@ -14,36 +14,36 @@ fn style(code: &str, text: &str) -> String {
 }
 
 /// Bold text.
-pub fn bold(text: &str) -> String {
+pub(super) fn bold(text: &str) -> String {
     style("1", text)
 }
 
 /// Dim text.
-pub fn faint(text: &str) -> String {
+pub(super) fn faint(text: &str) -> String {
     style("2", text)
 }
 
 /// The start of a part.
-pub fn heading(text: &str) {
+pub(super) fn heading(text: &str) {
     println!("\n{}\n{}", bold(text), faint(&"─".repeat(WIDTH)));
 }
 
 /// Rows under a head; the first column is left-aligned, the others right-aligned.
-pub struct Table {
+pub(super) struct Table {
     widths: Vec<usize>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with these column heads.
-    pub fn new(head: &[&str]) -> Self {
+    pub(super) fn new(head: &[&str]) -> Self {
         let mut table = Self { widths: vec![0; head.len()], rows: Vec::new() };
         table.row(head.iter().map(|&text| text.to_owned()).collect());
         table
     }
 
     /// Adds a row.
-    pub fn row(&mut self, row: Vec<String>) {
+    pub(super) fn row(&mut self, row: Vec<String>) {
         for (width, cell) in self.widths.iter_mut().zip(&row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -51,7 +51,7 @@ impl Table {
     }
 
     /// Prints it.
-    pub fn print(&self) {
+    pub(super) fn print(&self) {
         for (number, row) in self.rows.iter().enumerate() {
             let line = line(row, &self.widths);
             println!("{}", if number == 0 { faint(&line) } else { line });
@@ -60,7 +60,7 @@ impl Table {
 }
 
 /// One row of cells in columns of these widths.
-pub fn line(row: &[String], widths: &[usize]) -> String {
+pub(super) fn line(row: &[String], widths: &[usize]) -> String {
     let mut text = String::from(" ");
     for (column, (cell, &width)) in row.iter().zip(widths).enumerate() {
         text += &if column == 0 { format!(" {cell:<width$}") } else { format!("   {cell:>width$}") };
@@ -69,7 +69,7 @@ pub fn line(row: &[String], widths: &[usize]) -> String {
 }
 
 /// A number with separated thousands.
-pub fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {

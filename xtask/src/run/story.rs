@@ -15,7 +15,7 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use super::paint;
 
 /// Draws the network and prints A's option file.
-pub fn introduce(daemon: Daemon) -> Result<()> {
+pub(super) fn introduce(daemon: Daemon) -> Result<()> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let processors = std::thread::available_parallelism()?;
     paint::heading(&format!("CIPE: two LANs, two gateways, one tunnel (Linux {}, {processors} CPUs)", kernel.trim()));
@@ -38,7 +38,7 @@ pub fn introduce(daemon: Daemon) -> Result<()> {
 }
 
 /// Starts both gateways on a carrier that can be captured, and shows exchange and first packets.
-pub fn exchange_and_packet(daemon: Daemon) -> Result<()> {
+pub(super) fn exchange_and_packet(daemon: Daemon) -> Result<()> {
     paint::heading("Key exchange, as both daemons log it and as the carrier sees it");
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
     let capture = net.capture_carrier(1000)?;

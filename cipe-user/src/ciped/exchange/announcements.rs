@@ -25,38 +25,38 @@ pub(super) struct Announcements {
 
 impl Announcements {
     /// None has left.
-    pub fn new(timing: Timing) -> Self {
+    pub(super) fn new(timing: Timing) -> Self {
         Self { timing, last: None, of_earlier_key: None, diverged: None, repeated: None, due: None }
     }
 
     /// All keys are lost. Those of before may still arrive.
-    pub fn start_over(&mut self) {
+    pub(super) fn start_over(&mut self) {
         (self.diverged, self.due) = (None, None);
     }
 
     /// The first one of a key leaves.
-    pub fn begin(&mut self, now: Duration) {
+    pub(super) fn begin(&mut self, now: Duration) {
         self.another(now);
         self.due = None;
     }
 
     /// The first one leaves of a key that takes the place of one without an answer.
-    pub fn another(&mut self, now: Duration) {
+    pub(super) fn another(&mut self, now: Duration) {
         self.of_earlier_key = self.last.replace(now);
     }
 
     /// One leaves again for the same key.
-    pub fn again(&mut self, now: Duration) {
+    pub(super) fn again(&mut self, now: Duration) {
         self.last = Some(now);
     }
 
     /// One leaves once more for the key in use.
-    pub fn once_more(&mut self, now: Duration) {
+    pub(super) fn once_more(&mut self, now: Duration) {
         (self.repeated, self.last) = (Some(now), Some(now));
     }
 
     /// Whether a key may be announced because the peer might lack the one in use: once per tokxc at most. If so, that is noted.
-    pub fn may_diverge(&mut self, now: Duration) -> bool {
+    pub(super) fn may_diverge(&mut self, now: Duration) -> bool {
         let may = self.diverged.is_none_or(|last| now >= last + self.timing.tokxc);
         if may {
             self.diverged = Some(now);
@@ -65,33 +65,33 @@ impl Announcements {
     }
 
     /// The peer has taken a new key, which is in use from now on. One that `keeps_keys` takes none that is older.
-    pub fn taken(&mut self, now: Duration, keeps_keys: bool) {
+    pub(super) fn taken(&mut self, now: Duration, keeps_keys: bool) {
         let may_be_overtaken = !keeps_keys && self.of_earlier_key.is_some_and(|at| now < at + REORDERED);
         self.due = may_be_overtaken.then(|| self.not_too_often(now + REORDERED));
     }
 
     /// The peer has taken the key in use once more. What made it doubtful meanwhile is looked into again.
-    pub fn taken_again(&mut self, now: Duration) {
+    pub(super) fn taken_again(&mut self, now: Duration) {
         self.due = self.due.map(|_| self.not_too_often(now));
     }
 
     /// The peer may have taken another key than the one in use.
-    pub fn doubt(&mut self, now: Duration) {
+    pub(super) fn doubt(&mut self, now: Duration) {
         self.due = Some(self.not_too_often(now));
     }
 
     /// Nothing is announced once more: no key came through.
-    pub fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         self.due = None;
     }
 
     /// When the key in use is to be announced once more.
-    pub fn due(&self) -> Option<Duration> {
+    pub(super) fn due(&self) -> Option<Duration> {
         self.due
     }
 
     /// Whether that is now; it is no longer due then.
-    pub fn take_due(&mut self, now: Duration) -> bool {
+    pub(super) fn take_due(&mut self, now: Duration) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
     }
 

@@ -32,7 +32,7 @@ pub(super) struct Receiver {
 const UNOPENED_ACK_WINDOW: Duration = Duration::from_secs(2);
 
 impl Receiver {
-    pub fn new(timing: Timing) -> Self {
+    pub(super) fn new(timing: Timing) -> Self {
         Self {
             timing,
             current: None,
@@ -45,17 +45,17 @@ impl Receiver {
         }
     }
 
-    pub fn start_over(&mut self) {
+    pub(super) fn start_over(&mut self) {
         (self.current, self.asking, self.asked, self.acknowledged) = (None, None, None, None);
     }
 
-    pub fn deadline(&self) -> Option<Duration> {
+    pub(super) fn deadline(&self) -> Option<Duration> {
         self.asking.as_ref().map(|retry| retry.next)
     }
 
     /// A packet came under a key that we do not have, or the key has reached its limit. Sends an NK_REQ at once, but
     /// starts such an exchange at most once per tokxc: forged datagrams must not make us send as many.
-    pub fn key_missing<R: CryptoRng>(&mut self, under: Under, out: &mut Out<'_, R>) {
+    pub(super) fn key_missing<R: CryptoRng>(&mut self, under: Under, out: &mut Out<'_, R>) {
         if self.asking.is_some() {
             return;
         }
@@ -71,7 +71,7 @@ impl Receiver {
     }
 
     /// An NK_REQ right after our NK_ACK: the peer lacks our send key, so it could not open the NK_ACK either.
-    pub fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+    pub(super) fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         if let Some((sum, at)) = self.acknowledged.take()
             && out.now.at <= at + UNOPENED_ACK_WINDOW
         {
@@ -81,7 +81,13 @@ impl Receiver {
 
     /// NK_IND: the peer's next key, or the same key again if our NK_ACK was lost. If it is under the static key, the
     /// peer may have no other key, and could not open an NK_ACK under our send key.
-    pub fn indication<R: CryptoRng>(&mut self, key: DynamicKey, sum: [u8; 4], under: Under, out: &mut Out<'_, R>) {
+    pub(super) fn indication<R: CryptoRng>(
+        &mut self,
+        key: DynamicKey,
+        sum: [u8; 4],
+        under: Under,
+        out: &mut Out<'_, R>,
+    ) {
         let hash = self.taken.hash(&key);
         if self.current != Some(hash) {
             if !self.taken.insert(hash) {
@@ -100,7 +106,7 @@ impl Receiver {
         out.send(&Message::Acknowledgement { sum }, under);
     }
 
-    pub fn tick<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+    pub(super) fn tick<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         let Some(retry) = &mut self.asking else { return };
         match retry.due(out.now.at) {
             Due::Wait => {}

@@ -15,17 +15,17 @@ impl Timing {
     /// The shortest first wait, however near the peer is.
     const MIN_FIRST_WAIT: Duration = Duration::from_millis(20);
 
-    pub fn new(tokxc: Duration) -> Self {
+    pub(super) fn new(tokxc: Duration) -> Self {
         Self { tokxc: tokxc.max(Duration::from_secs(1)) }
     }
 
     /// How long a receiver keeps its previous key.
-    pub fn keep(self) -> Duration {
+    pub(super) fn keep(self) -> Duration {
         (2 * self.tokxc).max(Duration::from_secs(3))
     }
 
     /// How long an unanswered message is retransmitted.
-    pub fn give_up(self) -> Duration {
+    pub(super) fn give_up(self) -> Duration {
         3 * self.tokxc
     }
 
@@ -44,17 +44,17 @@ pub(super) struct FirstWait {
 }
 
 impl FirstWait {
-    pub fn new(timing: Timing) -> Self {
+    pub(super) fn new(timing: Timing) -> Self {
         Self { timing, wait: Timing::FIRST_WAIT.min(timing.longest()) }
     }
 
-    pub fn get(self) -> Duration {
+    pub(super) fn get(self) -> Duration {
         self.wait
     }
 
     /// An answer came this long after the first message. If the message was `repeated`, nobody knows which one was
     /// answered (Karn); but next time the wait is longer, until it is long enough to measure the round trip.
-    pub fn learn(&mut self, after: Duration, repeated: bool) {
+    pub(super) fn learn(&mut self, after: Duration, repeated: bool) {
         let wait = if repeated { 2 * self.wait } else { (4 * after).max(Timing::MIN_FIRST_WAIT) };
         self.wait = wait.min(self.timing.longest());
     }
@@ -87,17 +87,17 @@ pub(super) enum Due {
 
 impl Retry {
     /// For a message that is sent at `now`, and retransmitted after `wait`.
-    pub fn new(timing: Timing, now: Duration, wait: Duration) -> Self {
+    pub(super) fn new(timing: Timing, now: Duration, wait: Duration) -> Self {
         Self { timing, started: now, next: now + wait, wait, sent: now, repeated: false }
     }
 
     /// For a message that is not sent before `start`.
-    pub fn later(timing: Timing, start: Duration, wait: Duration) -> Self {
+    pub(super) fn later(timing: Timing, start: Duration, wait: Duration) -> Self {
         Self { timing, started: start, next: start, wait: wait / 2, sent: Duration::ZERO, repeated: false }
     }
 
     /// Checks the deadline at `now`; the wait doubles each time.
-    pub fn due(&mut self, now: Duration) -> Due {
+    pub(super) fn due(&mut self, now: Duration) -> Due {
         if now < self.next {
             return Due::Wait;
         }
@@ -109,14 +109,14 @@ impl Retry {
     }
 
     /// The message is retransmitted for another reason than its deadline.
-    pub fn again(&mut self, now: Duration) {
+    pub(super) fn again(&mut self, now: Duration) {
         self.wait = (2 * self.wait).min(self.timing.longest());
         self.next = (now + self.wait).min(self.started + self.timing.give_up()).max(now);
         (self.repeated, self.sent) = (true, now);
     }
 
     /// Whether the last message has had time to reach even a near peer, so that a retransmission makes sense.
-    pub fn is_old(&self, now: Duration) -> bool {
+    pub(super) fn is_old(&self, now: Duration) -> bool {
         now >= self.sent + Timing::MIN_FIRST_WAIT
     }
 }

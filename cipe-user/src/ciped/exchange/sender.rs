@@ -37,7 +37,7 @@ impl Pending {
 }
 
 impl Sender {
-    pub fn new(timing: Timing) -> Self {
+    pub(super) fn new(timing: Timing) -> Self {
         Self {
             timing,
             in_use: None,
@@ -47,12 +47,12 @@ impl Sender {
         }
     }
 
-    pub fn start_over(&mut self) {
+    pub(super) fn start_over(&mut self) {
         (self.in_use, self.pending) = (None, None);
         self.announcements.start_over();
     }
 
-    pub fn deadline(&self) -> Option<Duration> {
+    pub(super) fn deadline(&self) -> Option<Duration> {
         match &self.pending {
             Some(pending) => Some(pending.retry.next.min(pending.since + self.timing.tokxc)),
             None => self.announcements.due(),
@@ -61,7 +61,7 @@ impl Sender {
 
     /// A packet was sent under the static key. While an exchange is under way, its timer does what is to be done; and
     /// an event that crossed our last SetSendKey is out of date.
-    pub fn key_missing<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+    pub(super) fn key_missing<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         if self.pending.is_none() && self.in_use.is_none() {
             self.begin(Under::Live, out);
         }
@@ -69,7 +69,7 @@ impl Sender {
 
     /// The send key has served its time. A peer that keeps its old key is sent to under it until the NK_ACK. An original
     /// is not, but it can still open the NK_IND under it: so each key is announced under the one before it.
-    pub fn key_spent<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
+    pub(super) fn key_spent<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
         if self.pending.as_ref().is_some_and(|pending| !self.is_in_use(&pending.key)) {
             return;
         }
@@ -79,7 +79,7 @@ impl Sender {
 
     /// Nothing was sent for so long that the peer has forgotten the key: the next packet goes under the static one and asks
     /// for another.
-    pub fn key_forgotten<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+    pub(super) fn key_forgotten<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         if self.drop_key(out).is_some() {
             out.log(Note::Forgotten);
         }
@@ -87,7 +87,7 @@ impl Sender {
 
     /// The peer may lack the key in use, as far as can be told from this side: another one is announced under the static
     /// key, at most once per tokxc.
-    pub fn diverged<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
+    pub(super) fn diverged<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
         if let Some(pending) = &mut self.pending {
             pending.under_static = true;
             return;
@@ -102,12 +102,12 @@ impl Sender {
     }
 
     /// The peer goes away, and its keys go with it: when it is back, it opens what is under the static key alone.
-    pub fn left<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+    pub(super) fn left<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         self.drop_key(out);
     }
 
     /// NK_REQ: the peer cannot open what we send, and could not open an NK_IND under the same key either.
-    pub fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+    pub(super) fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         out.log(Note::Requested);
         let dropped = self.drop_key(out).is_some();
         match &mut self.pending {
@@ -123,7 +123,7 @@ impl Sender {
     }
 
     /// NK_ACK: the peer has taken the key with this sum.
-    pub fn acknowledged<R: CryptoRng>(&mut self, sum: [u8; 4], peer_keeps_keys: bool, out: &mut Out<'_, R>) {
+    pub(super) fn acknowledged<R: CryptoRng>(&mut self, sum: [u8; 4], peer_keeps_keys: bool, out: &mut Out<'_, R>) {
         let now = out.now.at;
         match self.pending.take_if(|pending| pending.key.has_sum(sum)) {
             Some(Pending { key, retry, .. }) => {
@@ -149,7 +149,7 @@ impl Sender {
         }
     }
 
-    pub fn tick<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
+    pub(super) fn tick<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         let now = out.now.at;
         let Some(pending) = &mut self.pending else {
             if self.announcements.take_due(now) {

@@ -51,7 +51,7 @@ impl Show for EndpointName {
 }
 
 /// Carrier address and port.
-pub fn endpoint(text: &[u8]) -> Parsed<Option<EndpointName>> {
+pub(super) fn endpoint(text: &[u8]) -> Parsed<Option<EndpointName>> {
     let word = word(text)?;
     split(word).filter(|(host, port)| !host.is_empty() && !port.is_empty()).map(named).ok_or_else(|| {
         let what = format!("`{}` is not an address and a port", clip(word));
@@ -60,7 +60,7 @@ pub fn endpoint(text: &[u8]) -> Parsed<Option<EndpointName>> {
 }
 
 /// Own carrier address: what is missing of address and port is the system's choice, as port 0 is.
-pub fn own_endpoint(text: &[u8]) -> Parsed<Option<EndpointName>> {
+pub(super) fn own_endpoint(text: &[u8]) -> Parsed<Option<EndpointName>> {
     let word = word(text)?;
     let without_port = || {
         let host = match word.strip_prefix('[') {

@@ -7,7 +7,7 @@
 
 /// One assignment of an option file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line<'a> {
+pub(super) struct Line<'a> {
     /// Line number; the first is 1.
     pub number: usize,
     /// Option name, not yet checked; never empty.
@@ -35,7 +35,7 @@ fn trim(mut text: &[u8]) -> &[u8] {
 }
 
 /// Assignments of a file's text, in order.
-pub fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
+pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
     text.split(|octet| *octet == b'\n').enumerate().filter_map(|(index, line)| {
         if line.starts_with(b"#") {
             return None;
@@ -48,7 +48,7 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
 }
 
 /// Splits a command line argument `name=value`; without `=` the value is empty.
-pub fn split_argument(argument: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_argument(argument: &[u8]) -> (&[u8], &[u8]) {
     match argument.iter().position(|octet| *octet == b'=') {
         Some(at) => (&argument[..at], &argument[at + 1..]),
         None => (argument, &[]),

@@ -42,7 +42,7 @@ impl Show for KeyText {
 
 /// Static key: 32 hexadecimal digits of either case; anything after the first word is ignored. The first 32 of a longer
 /// word are used: keys that old and new versions read alike have some 40.
-pub fn key(text: &[u8]) -> Parsed<Option<KeyText>> {
+pub(super) fn key(text: &[u8]) -> Parsed<Option<KeyText>> {
     let word = text.split(u8::is_ascii_whitespace).next().unwrap_or_default();
     if word.is_empty() {
         return Err(Mistake::new("has no value", FIX));

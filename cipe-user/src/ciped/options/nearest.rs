@@ -3,7 +3,7 @@
 use super::table::SPECS;
 
 /// The known name with the least edit distance to `name`; the first of several.
-pub fn nearest(name: &str) -> &'static str {
+pub(super) fn nearest(name: &str) -> &'static str {
     // A long name is never near; comparing only its head bounds the work.
     let name: Vec<char> = name.chars().take(64).collect();
     SPECS.iter().map(|spec| spec.name).min_by_key(|known| distance(&name, known)).unwrap_or("peer")

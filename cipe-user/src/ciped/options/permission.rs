@@ -15,7 +15,7 @@ const MAX_FILE_OCTETS: u64 = 64 * 1024;
 ///
 /// # Errors
 /// The path is relative; the file or a directory breaks the rules; the file cannot be read or is too large.
-pub fn read_guarded(path: &Path) -> Result<Vec<u8>, Mistake> {
+pub(super) fn read_guarded(path: &Path) -> Result<Vec<u8>, Mistake> {
     if !path.is_absolute() {
         let what = format!("option file `{}` is not given by an absolute path", path.display());
         return Err(Mistake::new(what, "write the path from / on"));

@@ -33,7 +33,7 @@ fn host(name: &str) -> Result<Vec<SocketAddr>, Mistake> {
 ///
 /// # Errors
 /// The name does not resolve, or not in this family; or it has a zone.
-pub fn one_host(name: &HostName, like: Option<IpAddr>) -> Result<IpAddr, Mistake> {
+pub(super) fn one_host(name: &HostName, like: Option<IpAddr>) -> Result<IpAddr, Mistake> {
     if let Some((host, zone)) = name.0.split_once('%') {
         let what = format!("`{name}` has a zone; here the zone is always the tunnel's interface");
         return Err(Mistake::new(what, format!("write {host} without %{zone}")).without_keys());
@@ -61,7 +61,7 @@ fn lacks_zone(address: SocketAddr) -> bool {
 ///
 /// # Errors
 /// No such service.
-pub fn port(name: &str) -> Result<u16, Mistake> {
+pub(super) fn port(name: &str) -> Result<u16, Mistake> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }

@@ -7,7 +7,7 @@ const MIN_KEY_RUN_DIGITS: usize = 8;
 /// This many hexadecimal digits in groups, as some tools print keys, may be a key.
 const MIN_KEY_GROUPED_DIGITS: usize = 24;
 /// Replaces hidden text.
-pub const HIDDEN: &str = "(not shown)";
+pub(super) const HIDDEN: &str = "(not shown)";
 
 /// Replaces each run of 8 or more hexadecimal digits; replaces the whole text if it has nothing but groups of digits,
 /// 24 or more in all.
@@ -39,7 +39,7 @@ fn is_grouped(text: &str) -> bool {
 
 /// The form of an unknown option's name that may be shown: without a value behind `=`, which may be a key; [`HIDDEN`]
 /// if the name itself may be a key, even one with typing errors.
-pub fn shown_name(name: &str) -> String {
+pub(super) fn shown_name(name: &str) -> String {
     let (name, rest) = name.split_at(name.find('=').unwrap_or(name.len()));
     let digits = name.bytes().filter(u8::is_ascii_hexdigit).count();
     let decimal = name.bytes().filter(u8::is_ascii_digit).count();

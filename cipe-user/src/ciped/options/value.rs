@@ -13,7 +13,7 @@ use crate::control::protocol::{CarrierChoice, XdpMode};
 pub(super) type Parsed<T> = Result<T, Mistake>;
 
 /// Text of a value.
-pub trait Show {
+pub(super) trait Show {
     /// One line for `cipe check`, without what may be a key; `-` for none.
     fn show(&self) -> String;
 
@@ -79,7 +79,7 @@ impl<T: Show> Show for Option<T> {
 }
 
 /// A value out of a fixed list.
-pub trait Choice: Copy + PartialEq + 'static {
+pub(super) trait Choice: Copy + PartialEq + 'static {
     /// Names and what they stand for.
     const ALL: &'static [(&'static str, Self)];
 }
@@ -143,7 +143,7 @@ pub(super) fn word(text: &[u8]) -> Parsed<&str> {
 }
 
 /// Boolean: no value, `1`, `yes`, `true` and `on` are true, `0`, `no`, `false` and `off` are not.
-pub fn flag(text: &[u8]) -> Parsed<bool> {
+pub(super) fn flag(text: &[u8]) -> Parsed<bool> {
     match text {
         b"" | b"1" | b"yes" | b"true" | b"on" => Ok(true),
         b"0" | b"no" | b"false" | b"off" => Ok(false),
@@ -155,7 +155,7 @@ pub fn flag(text: &[u8]) -> Parsed<bool> {
 }
 
 /// Decimal number from `MIN` to `MAX`, which must fit `T`.
-pub fn number<T: TryFrom<i64>, const MIN: i64, const MAX: i64>(text: &[u8]) -> Parsed<T> {
+pub(super) fn number<T: TryFrom<i64>, const MIN: i64, const MAX: i64>(text: &[u8]) -> Parsed<T> {
     let word = word(text)?;
     let value = word.parse::<i64>().ok().filter(|value| (MIN..=MAX).contains(value));
     value.and_then(|value| T::try_from(value).ok()).ok_or_else(|| {
@@ -167,7 +167,7 @@ pub fn number<T: TryFrom<i64>, const MIN: i64, const MAX: i64>(text: &[u8]) -> P
 }
 
 /// A mark as ip-rule(8) and `wg` take it: decimal, or hexadecimal behind `0x`.
-pub fn mark(text: &[u8]) -> Parsed<u32> {
+pub(super) fn mark(text: &[u8]) -> Parsed<u32> {
     let word = word(text)?;
     let mark = match word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")) {
         // A sign is none of a digit.
@@ -188,7 +188,7 @@ pub(super) fn clip(word: &str) -> String {
 }
 
 /// One of [`Choice::ALL`].
-pub fn choice<T: Choice>(text: &[u8]) -> Parsed<T> {
+pub(super) fn choice<T: Choice>(text: &[u8]) -> Parsed<T> {
     let word = word(text)?;
     T::ALL.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<&str> = T::ALL.iter().map(|(name, _)| *name).collect();
@@ -197,7 +197,7 @@ pub fn choice<T: Choice>(text: &[u8]) -> Parsed<T> {
 }
 
 /// Interface name, as the kernel takes it.
-pub fn device(text: &[u8]) -> Parsed<Option<String>> {
+pub(super) fn device(text: &[u8]) -> Parsed<Option<String>> {
     let word = word(text)?;
     let bad = word.len() > 15 || matches!(word, "." | "..") || word.contains(['/', ':', '%']) || !word.is_ascii();
     if bad {
@@ -218,12 +218,12 @@ impl fmt::Display for HostName {
 }
 
 /// IP address or host name.
-pub fn host(text: &[u8]) -> Parsed<Option<HostName>> {
+pub(super) fn host(text: &[u8]) -> Parsed<Option<HostName>> {
     word(text).map(|word| Some(HostName(word.to_owned())))
 }
 
 /// Absolute path.
-pub fn path(text: &[u8]) -> Parsed<PathBuf> {
+pub(super) fn path(text: &[u8]) -> Parsed<PathBuf> {
     if text.starts_with(b"/") {
         return Ok(PathBuf::from(OsStr::from_bytes(text)));
     }
@@ -231,7 +231,7 @@ pub fn path(text: &[u8]) -> Parsed<PathBuf> {
 }
 
 /// Any octets but NUL, which no argument can hold.
-pub fn text(text: &[u8]) -> Parsed<OsString> {
+pub(super) fn text(text: &[u8]) -> Parsed<OsString> {
     if text.contains(&0) {
         return Err(Mistake::new("has a NUL octet in it", "remove it"));
     }
@@ -250,7 +250,7 @@ impl fmt::Display for Mask {
 }
 
 /// IPv4 netmask, such as 255.255.255.0.
-pub fn mask(text: &[u8]) -> Parsed<Option<Mask>> {
+pub(super) fn mask(text: &[u8]) -> Parsed<Option<Mask>> {
     let word = word(text)?;
     let bits = word.parse::<std::net::Ipv4Addr>().ok().map(u32::from);
     bits.filter(|bits| bits.leading_ones() + bits.trailing_zeros() == 32).map_or_else(
@@ -272,7 +272,7 @@ impl fmt::Display for Mac {
 }
 
 /// Ethernet address: six octets in hexadecimal with colons between, neither a group's nor all zeros.
-pub fn hwaddr(text: &[u8]) -> Parsed<Option<Mac>> {
+pub(super) fn hwaddr(text: &[u8]) -> Parsed<Option<Mac>> {
     let word = word(text)?;
     let octet = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() <= 2 && !part.starts_with('+'));
     let octets: Option<Vec<u8>> = word.split(':').map(octet).collect();

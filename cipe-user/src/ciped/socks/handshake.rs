@@ -72,7 +72,7 @@ impl Credentials {
 ///
 /// # Errors
 /// The server's error, without its name.
-pub async fn run<S>(server: &mut S, credentials: Option<&Credentials>) -> Result<SocketAddr, String>
+pub(super) async fn run<S>(server: &mut S, credentials: Option<&Credentials>) -> Result<SocketAddr, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

@@ -16,7 +16,7 @@ const NEEDED_CAPABILITIES: &[(u32, &str)] =
 /// Includes the last two.
 const SYS_ADMIN_BIT: u32 = 21;
 
-pub fn findings() -> Vec<Finding> {
+pub(super) fn findings() -> Vec<Finding> {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut findings = kernel(&release::running(), Release::running());
     findings.push(rights(&text("/proc/self/status")));
@@ -29,7 +29,7 @@ pub fn findings() -> Vec<Finding> {
 }
 
 /// Names of the network devices.
-pub fn devices() -> Vec<String> {
+pub(super) fn devices() -> Vec<String> {
     let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
@@ -37,7 +37,7 @@ pub fn devices() -> Vec<String> {
 }
 
 /// The driver of a device, if it has hardware.
-pub fn driver(name: &str) -> Option<String> {
+pub(super) fn driver(name: &str) -> Option<String> {
     let link = fs::read_link(Path::new("/sys/class/net").join(name).join("device/driver")).ok()?;
     Some(link.file_name()?.to_string_lossy().into_owned())
 }

@@ -23,7 +23,7 @@ const OVERHEAD_OCTETS: u32 = 20 + 8 + 8 + 12 + 10;
 #[command(after_help = "Examples:
   cipe doctor
   cipe doctor eth0")]
-pub struct Args {
+pub(super) struct Args {
     /// Carrier cards to check; all that are up if none is given.
     cards: Vec<String>,
 }
@@ -52,7 +52,7 @@ impl Finding {
 }
 
 /// Prints the findings; exits with 1 if one of them prevents tunnels from coming up.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut findings = host::findings();
     if rustix::process::geteuid().is_root() {
         findings.extend(trials());

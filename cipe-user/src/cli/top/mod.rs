@@ -26,7 +26,7 @@ Examples:
   cipe top
   cipe top --interval 0.5 cipcb0
   cipe top --count 1 | head                 once, as text")]
-pub struct Args {
+pub(super) struct Args {
     /// Only this interface.
     device: Option<String>,
     /// Seconds between two tables.
@@ -49,7 +49,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 /// Asks and draws until it is stopped.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let mut watch = Watch::new(args.device);
     let mut screen = if args.batch || !stdout().is_terminal() { None } else { Some(Screen::open()?) };

@@ -14,7 +14,7 @@ use crossterm::terminal::{
 
 /// What the user wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub(super) enum Wish {
     /// A new table: the interval has passed.
     Look,
     /// The same table again: scrolled, or in a window of another size.
@@ -26,7 +26,7 @@ pub enum Wish {
 }
 
 /// The terminal while this program draws on it. Dropping it restores the terminal.
-pub struct Screen {
+pub(super) struct Screen {
     out: BufWriter<Stdout>,
     /// Number of tunnels scrolled out at the top.
     scrolled: usize,
@@ -39,7 +39,7 @@ impl Screen {
     ///
     /// # Errors
     /// The terminal refuses it.
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         enable_raw_mode()?;
         let mut screen = Self { out: BufWriter::new(stdout()), scrolled: 0, page: 1 };
         execute!(screen.out, EnterAlternateScreen, Hide)?;
@@ -51,7 +51,7 @@ impl Screen {
     ///
     /// # Errors
     /// The terminal is closed.
-    pub fn draw(&mut self, headline: &str, table: impl FnOnce(usize) -> Vec<String>) -> io::Result<()> {
+    pub(super) fn draw(&mut self, headline: &str, table: impl FnOnce(usize) -> Vec<String>) -> io::Result<()> {
         let (width, height) = match size()? {
             // The terminal does not know its size.
             (0, _) | (_, 0) => (80, 24),
@@ -79,7 +79,7 @@ impl Screen {
     ///
     /// # Errors
     /// The terminal is closed.
-    pub fn wait(&mut self, until: Instant) -> io::Result<Wish> {
+    pub(super) fn wait(&mut self, until: Instant) -> io::Result<Wish> {
         loop {
             if !poll(until.saturating_duration_since(Instant::now()))? {
                 return Ok(Wish::Look);

@@ -8,7 +8,7 @@ use crate::kernel::zone::Shown;
 
 /// The order of the tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Sort {
+pub(super) enum Sort {
     /// The tunnel with the most bits per second first.
     Traffic,
     /// By interface name.
@@ -17,7 +17,7 @@ pub enum Sort {
 
 impl Sort {
     /// The other order.
-    pub fn other(self) -> Self {
+    pub(super) fn other(self) -> Self {
         match self {
             Self::Traffic => Self::Name,
             Self::Name => Self::Traffic,
@@ -27,7 +27,7 @@ impl Sort {
 
 /// One tunnel.
 #[derive(Debug)]
-pub struct Row {
+pub(super) struct Row {
     device: String,
     peer: String,
     keys: String,
@@ -37,7 +37,7 @@ pub struct Row {
 
 impl Row {
     /// A tunnel's current status, and its rates since the last answer.
-    pub fn new(status: &Status, rates: Option<Rates>) -> Self {
+    pub(super) fn new(status: &Status, rates: Option<Rates>) -> Self {
         let key = |name| status.key_seconds.get(name).map_or_else(|| "-".to_owned(), |seconds| age(*seconds));
         Self {
             device: status.device.clone(),
@@ -95,7 +95,7 @@ const HEADS: [(&str, bool); COLUMNS] = [
 ];
 
 /// The head and a line for each tunnel, none longer than `width`.
-pub fn lines(rows: &[Row], sort: Sort, width: usize) -> Vec<String> {
+pub(super) fn lines(rows: &[Row], sort: Sort, width: usize) -> Vec<String> {
     let mut rows: Vec<&Row> = rows.iter().collect();
     match sort {
         Sort::Traffic => rows.sort_by(|a, b| b.bits().total_cmp(&a.bits())),

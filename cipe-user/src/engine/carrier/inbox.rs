@@ -12,7 +12,7 @@ const BUFFER: usize = 65_536 + 4_096 + 320;
 
 /// Room for what one call receives. Memory is used as far as messages reach.
 #[derive(Default)]
-pub struct Inbox {
+pub(crate) struct Inbox {
     buffers: Vec<u8>,
     headers: ArrayVec<Header, { Self::MESSAGES }>,
 }
@@ -30,10 +30,10 @@ struct Header {
 
 impl Inbox {
     /// Messages of one call.
-    pub const MESSAGES: usize = 16;
+    pub(crate) const MESSAGES: usize = 16;
 
     /// An empty one.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { buffers: vec![0; Self::MESSAGES * BUFFER], headers: ArrayVec::new() }
     }
 
@@ -42,7 +42,7 @@ impl Inbox {
     /// # Errors
     /// `WouldBlock` if nothing has arrived; else the error of an earlier datagram, whose details are in the socket's error
     /// queue.
-    pub fn receive(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
+    pub(crate) fn receive(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
         self.headers.clear();
         // The size of a superframe's datagrams, that of a joined one's fragments, and TOS. Not kept for the next call: the
         // kernel writes into the headers how much it used, and nix does not undo that.
@@ -57,7 +57,7 @@ impl Inbox {
     }
 
     /// The messages of the last call, in order.
-    pub fn messages(&self) -> impl Iterator<Item = ReceivedMessage<'_>> {
+    pub(crate) fn messages(&self) -> impl Iterator<Item = ReceivedMessage<'_>> {
         self.buffers.chunks_exact(BUFFER).zip(&self.headers).map(|(buffer, header)| ReceivedMessage {
             from: header.from,
             tos: header.tos,
@@ -101,7 +101,7 @@ fn address(from: Option<SockaddrStorage>) -> SocketAddr {
 
 /// One datagram, or a superframe of several from one sender.
 #[derive(Clone, Copy, Debug)]
-pub struct ReceivedMessage<'a> {
+pub(crate) struct ReceivedMessage<'a> {
     /// Where it came from.
     pub from: SocketAddr,
     /// TOS or traffic class, of a superframe that of all its datagrams: the kernel joins none that differ.
@@ -114,7 +114,7 @@ pub struct ReceivedMessage<'a> {
 
 impl<'a> ReceivedMessage<'a> {
     /// The datagrams; one may be empty.
-    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let alone = self.octets.is_empty().then_some(&[][..]);
         alone.into_iter().chain(self.octets.chunks(self.stride.max(1)))
     }

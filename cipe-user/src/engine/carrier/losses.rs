@@ -10,7 +10,7 @@ const DROPS: usize = 12;
 
 /// Datagrams dropped since each socket of this network namespace was made, by inode; those without any are left out.
 /// Empty where /proc does not say.
-pub fn of_all_sockets() -> HashMap<u64, u64> {
+pub(crate) fn of_all_sockets() -> HashMap<u64, u64> {
     let files = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
     let read = files.iter().filter_map(|file| std::fs::read_to_string(file).ok());
     read.flat_map(|text| text.lines().filter_map(entry).collect::<Vec<_>>()).collect()

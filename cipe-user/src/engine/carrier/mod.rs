@@ -3,12 +3,12 @@
 //! Knows datagrams, frames, sockets and outer headers; knows no keys. Imported by the tunnel and its worker.
 
 mod inbox;
-pub mod losses;
+pub(super) mod losses;
 mod options;
-pub mod outer;
+pub(super) mod outer;
 mod segmentation;
 mod sight;
-pub mod socks;
+pub(super) mod socks;
 mod udp;
 mod xdp;
 
@@ -22,14 +22,14 @@ use cipe_common::Verdict;
 use self::outer::{Hop, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
-pub use inbox::Inbox;
-pub use segmentation::{Ask, Segmentation, SegmentationChange};
-pub use sight::{Shows, Sight};
-pub use udp::UdpCarrier;
-pub use xdp::{Traffic, XdpCarrier};
+pub(super) use inbox::Inbox;
+pub(super) use segmentation::{Ask, Segmentation, SegmentationChange};
+pub(super) use sight::{Shows, Sight};
+pub(super) use udp::UdpCarrier;
+pub(super) use xdp::{Traffic, XdpCarrier};
 
 /// A door to the carrier network, as the worker that owns it uses it: a batch of datagrams a call, each in a UMEM frame.
-pub trait Door {
+pub(super) trait Door {
     /// Takes in what has arrived, and appends it to `arrivals`: `most` datagrams or, where they come as superframes, some more.
     /// Returns whether there may be more.
     ///
@@ -43,7 +43,7 @@ pub trait Door {
 }
 
 /// What a worker lends a door for a call.
-pub struct Room<'a> {
+pub(super) struct Room<'a> {
     /// The memory of all frames.
     pub umem: &'a Umem,
     /// Free frames.
@@ -69,7 +69,7 @@ pub struct Arrival {
 }
 
 /// A datagram for the carrier network.
-pub struct Sealed {
+pub(super) struct Sealed {
     /// The frame that it is in, with room for headers before it.
     pub frame: Frame,
     /// Where it stands in the chunk.
@@ -78,16 +78,16 @@ pub struct Sealed {
 
 /// Datagrams that can leave in one call, with equal headers: of one size but for the last, which may be smaller, or of sizes
 /// that change from one to the next; at most [`MAX_GROUP`] octets.
-pub type Group = ArrayVec<Sealed, MAX_DATAGRAMS>;
+pub(super) type Group = ArrayVec<Sealed, MAX_DATAGRAMS>;
 
 /// Datagrams of a group: as many as every kernel with UDP_SEGMENT cuts (`UDP_MAX_SEGMENTS`).
-pub const MAX_DATAGRAMS: usize = 64;
+pub(super) const MAX_DATAGRAMS: usize = 64;
 
 /// Most octets of a group: what the IPv4 length field can say, less IP and UDP headers, and a SOCKS5 header for each datagram.
-pub const MAX_GROUP: usize = 65_535 - 20 - 8 - MAX_DATAGRAMS * socks::HEADER;
+pub(super) const MAX_GROUP: usize = 65_535 - 20 - 8 - MAX_DATAGRAMS * socks::HEADER;
 
 /// Where a group goes, and what its outer headers say.
-pub struct GroupRoute {
+pub(super) struct GroupRoute {
     /// The peer, or the relay of a SOCKS5 server.
     pub to: SocketAddr,
     /// What such a relay wants in front of each datagram.

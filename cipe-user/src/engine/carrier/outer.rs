@@ -4,15 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
 use crate::inner::checksum::{Sum, transport_checksum};
-pub use crate::inner::ethernet::ETHERNET;
+pub(crate) use crate::inner::ethernet::ETHERNET;
 use crate::inner::headers::IpVersion;
-pub use crate::inner::ip::{IPV4, IPV6};
+pub(crate) use crate::inner::ip::{IPV4, IPV6};
 
 /// Octets of a UDP header.
-pub const UDP: usize = 8;
+pub(crate) const UDP: usize = 8;
 
 /// Frame offset of a datagram or message that is put into a fresh frame: room for any headers before.
-pub const FRESH: usize = 256;
+pub(crate) const FRESH: usize = 256;
 
 const _: () = assert!(FRESH >= ETHERNET + IPV6 + UDP + 8);
 
@@ -42,20 +42,20 @@ pub struct Marks {
 }
 
 /// Octets of Ethernet, IP and UDP in front of a datagram to `peer`.
-pub fn room(peer: IpAddr) -> usize {
+pub(crate) fn room(peer: IpAddr) -> usize {
     let ip = if peer.is_ipv4() { IPV4 } else { IPV6 };
     ETHERNET + ip + UDP
 }
 
 /// An Ethernet header.
-pub fn ethernet(hop: Hop, is_ipv4: bool) -> [u8; ETHERNET] {
+pub(crate) fn ethernet(hop: Hop, is_ipv4: bool) -> [u8; ETHERNET] {
     let mut header = [0; ETHERNET];
     write_ethernet(&mut header, ETHERNET, hop, is_ipv4);
     header
 }
 
 /// Writes an Ethernet header whose payload is the IP packet at `at`; `at` is at least [`ETHERNET`].
-pub fn write_ethernet(chunk: &mut [u8], at: usize, hop: Hop, is_ipv4: bool) {
+pub(crate) fn write_ethernet(chunk: &mut [u8], at: usize, hop: Hop, is_ipv4: bool) {
     let header = &mut chunk[at - ETHERNET..at];
     header[..6].copy_from_slice(&hop.destination);
     header[6..12].copy_from_slice(&hop.source);
@@ -66,7 +66,7 @@ pub fn write_ethernet(chunk: &mut [u8], at: usize, hop: Hop, is_ipv4: bool) {
 ///
 /// Addresses of two families cannot meet here: the engine resolves `from` by a route to `to`. `ip_id` is the IPv4
 /// identification; over IPv6 the UDP checksum is always written (RFC 8200 section 8.1), over IPv4 if `checksum`.
-pub fn write_frame(
+pub(crate) fn write_frame(
     chunk: &mut [u8],
     datagram: Range<usize>,
     hop: Hop,
@@ -133,7 +133,7 @@ fn ipv4(address: IpAddr) -> Ipv4Addr {
 
 /// A UDP datagram inside a carrier frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CarrierDatagram {
+pub(crate) struct CarrierDatagram {
     /// Where it came from. No header names the zone of a link-local address.
     pub from: SocketAddr,
     /// The local address that it was sent to, as little.
@@ -146,12 +146,12 @@ pub struct CarrierDatagram {
 
 /// Finds the UDP datagram in a whole Ethernet frame: up to two VLAN tags, IPv4 without options or IPv6 without
 /// extension headers, not a fragment. `None` for everything else; the XDP program lets only these through.
-pub fn parse_frame(frame: &[u8]) -> Option<CarrierDatagram> {
+pub(crate) fn parse_frame(frame: &[u8]) -> Option<CarrierDatagram> {
     parse_front(frame).filter(|datagram| datagram.payload.end <= frame.len())
 }
 
 /// The same in the first piece of a frame: the payload may reach beyond it.
-pub fn parse_front(frame: &[u8]) -> Option<CarrierDatagram> {
+pub(crate) fn parse_front(frame: &[u8]) -> Option<CarrierDatagram> {
     let mut at = 12;
     let mut ethertype: [u8; 2] = frame.get(at..at + 2)?.try_into().ok()?;
     for _ in 0..2 {

@@ -30,10 +30,10 @@ const LEAST_WAIT: Duration = Duration::from_secs(10);
 const MOST_WAIT: Duration = Duration::from_secs(640);
 
 /// Octets of a question's mark, which its answer copies: which question, and whether it went in a group.
-pub const MARK: usize = 9;
+pub(super) const MARK: usize = 9;
 
 /// A question's mark.
-pub type Mark = [u8; MARK];
+pub(super) type Mark = [u8; MARK];
 
 /// What is to be asked of the peer now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ const TELL: Duration = Duration::from_secs(1);
 
 /// What a look shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shows {
+pub(crate) enum Shows {
     /// Most datagrams are alone, and so many that it matters.
     SingleFrames,
     /// Much is sent.
@@ -32,7 +32,7 @@ pub enum Shows {
 
 /// A look at what arrives and leaves.
 #[derive(Debug)]
-pub struct Sight {
+pub(crate) struct Sight {
     since: Instant,
     /// When it was told last that much is sent.
     told: Option<Instant>,
@@ -61,24 +61,24 @@ impl Seen {
 
 impl Sight {
     /// The first look, from `now` on.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { since: now, told: None, received: Seen::default(), sent: Seen::default() }
     }
 
     /// Sees a message arrive of `datagrams` datagrams, the first of `octets` octets.
-    pub fn receive(&mut self, datagrams: usize, octets: usize) {
+    pub(crate) fn receive(&mut self, datagrams: usize, octets: usize) {
         self.received.take(datagrams, octets);
     }
 
     /// Sees so many datagrams leave in one call. Of what leaves, only very many that leave alone call for another door: on it,
     /// nothing can come in as a superframe any more.
-    pub fn send(&mut self, datagrams: usize) {
+    pub(crate) fn send(&mut self, datagrams: usize) {
         self.sent.take(datagrams, 0);
     }
 
     /// What this look shows so far, if anything; a new one begins with single frames, or when this one is over. Large
     /// datagrams that arrive alone are judged by what arrives: how they are answered is another matter.
-    pub fn shows(&mut self, now: Instant) -> Option<Shows> {
+    pub(crate) fn shows(&mut self, now: Instant) -> Option<Shows> {
         let Self { received, sent, .. } = self;
         let alone = received.alone.saturating_add(sent.alone);
         let many = alone >= MANY && alone > received.together.saturating_add(sent.together);

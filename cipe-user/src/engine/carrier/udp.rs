@@ -29,7 +29,7 @@ use crate::xsk::{Frame, Pool, Umem};
 const WAITING: usize = 4 << 20;
 
 /// A bound UDP socket that receives superframes, as one worker has it.
-pub struct UdpCarrier {
+pub(crate) struct UdpCarrier {
     shared: Arc<Shared>,
     /// Losses that were told already.
     losses: u64,
@@ -61,7 +61,7 @@ impl UdpCarrier {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn new(socket: UdpSocket) -> io::Result<Self> {
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
         if socket.local_addr()?.is_ipv4() {
@@ -88,7 +88,7 @@ impl UdpCarrier {
     }
 
     /// The same socket for one worker more, to send by. One worker alone receives.
-    pub fn for_another_worker(&self) -> Self {
+    pub(crate) fn for_another_worker(&self) -> Self {
         Self::of(self.shared.clone())
     }
 
@@ -100,34 +100,34 @@ impl UdpCarrier {
     ///
     /// # Errors
     /// There is no such device.
-    pub fn bind_to_device(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn bind_to_device(&self, name: &str) -> io::Result<()> {
         Ok(setsockopt(&self.shared.socket, sockopt::BindToDevice, &name.into())?)
     }
 
     /// Whether what it sends leaves in groups.
-    pub fn segmentation(&self) -> &Arc<Segmentation> {
+    pub(crate) fn segmentation(&self) -> &Arc<Segmentation> {
         &self.shared.segmentation
     }
 
     /// What is to be asked of the peer, and what has changed, about groups: to be called while something is sent.
-    pub fn tend_segmentation(&mut self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
+    pub(crate) fn tend_segmentation(&mut self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
         let (ask, change) = self.shared.segmentation.tend(now);
         (ask, change.or(self.change.take()))
     }
 
     /// From now on, or no longer, a group leaves as one whatever is known: it asks whether such arrive.
-    pub fn set_asks(&mut self, asks: bool) {
+    pub(crate) fn set_asks(&mut self, asks: bool) {
         self.asks = asks;
     }
 
     /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
-    pub fn new_losses(&mut self, of_all: &HashMap<u64, u64>) -> u64 {
+    pub(crate) fn new_losses(&mut self, of_all: &HashMap<u64, u64>) -> u64 {
         let losses = of_all.get(&self.shared.inode).copied().unwrap_or(self.losses);
         losses.saturating_sub(std::mem::replace(&mut self.losses, losses))
     }
 
     /// Whether the kernel has refused something as larger than the path: it knows what no ICMP error has told this socket.
-    pub fn met_smaller_path(&mut self, now: Instant) -> bool {
+    pub(crate) fn met_smaller_path(&mut self, now: Instant) -> bool {
         let tells = self.too_large && self.told.is_none_or(|told| now.duration_since(told) >= TELL);
         if tells {
             (self.too_large, self.told) = (false, Some(now));
@@ -160,7 +160,7 @@ impl UdpCarrier {
     }
 
     /// Sends one datagram, whether the kernel takes it or not.
-    pub fn send_one(&self, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>]) -> bool {
+    pub(crate) fn send_one(&self, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>]) -> bool {
         self.send_with(marks.dont_fragment, to, || self.send_parts(to, marks, parts, parts.len())).is_ok()
     }
 

@@ -18,25 +18,25 @@ use crate::xsk::{Packet, Pool, Umem};
 
 /// Datagrams that have gone through a card, at all workers.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     sent: AtomicU64,
     received: AtomicU64,
 }
 
 impl Traffic {
     /// Those that came.
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
     /// Both ways.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.sent.load(Ordering::Relaxed) + self.received()
     }
 }
 
 /// A carrier card.
-pub struct XdpCarrier {
+pub(crate) struct XdpCarrier {
     ifindex: u32,
     queues: Vec<Queue>,
     turns: Turns,
@@ -67,35 +67,35 @@ struct Queue {
 impl XdpCarrier {
     /// The card of this ifindex by its queues' sockets. It counts datagrams in `traffic`, and hands none out before
     /// [`XdpCarrier::begin`].
-    pub fn new(ifindex: u32, ports: Vec<XskPort>, traffic: Arc<Traffic>) -> Self {
+    pub(crate) fn new(ifindex: u32, ports: Vec<XskPort>, traffic: Arc<Traffic>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
         let received = Vec::with_capacity(BATCH);
         Self { ifindex, queues, turns: Turns::default(), received, waiting: Some(Vec::new()), traffic, live: None }
     }
 
     /// The same with a way to send live frames on the card.
-    pub fn with_live_frames(self, frames: LiveFrames) -> Self {
+    pub(crate) fn with_live_frames(self, frames: LiveFrames) -> Self {
         let (waiting, departures) = (Vec::with_capacity(LiveFrames::MOST), Vec::with_capacity(LiveFrames::MOST));
         Self { live: Some(Live { frames, waiting, departures }), ..self }
     }
 
     /// Hands out what has waited; what arrives from now on is [`Door::receive`]'s.
-    pub fn begin(&mut self) -> Vec<Arrival> {
+    pub(crate) fn begin(&mut self) -> Vec<Arrival> {
         self.waiting.take().unwrap_or_default()
     }
 
     /// Whether this worker has any of the card's queues.
-    pub fn has_queues(&self) -> bool {
+    pub(crate) fn has_queues(&self) -> bool {
         !self.queues.is_empty()
     }
 
     /// The sockets, for what is to be done with each.
-    pub fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
+    pub(crate) fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
         self.queues.iter_mut().map(|queue| &mut queue.port)
     }
 
     /// Sends what waits; whether the kernel took all.
-    pub fn flush(&mut self, pool: &mut Pool) -> bool {
+    pub(crate) fn flush(&mut self, pool: &mut Pool) -> bool {
         self.depart(pool);
         let mut all = true;
         self.ports().for_each(|port| all &= port.flush(pool));
@@ -122,7 +122,7 @@ impl XdpCarrier {
     }
 
     /// The sockets, to be closed.
-    pub fn into_ports(mut self, pool: &mut Pool) -> Vec<XskPort> {
+    pub(crate) fn into_ports(mut self, pool: &mut Pool) -> Vec<XskPort> {
         self.depart(pool);
         self.queues.into_iter().map(|queue| queue.port).collect()
     }

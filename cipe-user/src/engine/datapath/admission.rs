@@ -21,14 +21,14 @@ use crate::wire::packet::{self, Type};
 use crate::xsk::{Frame as Chunk, Packet, Pool, Umem};
 
 /// The most descriptors of one private frame: 64 KiB need 37 of them, in frames of 2048 octets with the kernel's 256 in front.
-pub const MOST_PIECES: usize = 40;
+pub(super) const MOST_PIECES: usize = 40;
 
 /// The descriptors of one private frame.
-pub type Pieces = ArrayVec<Packet, MOST_PIECES>;
+pub(super) type Pieces = ArrayVec<Packet, MOST_PIECES>;
 
 /// Packets of one private frame that may not go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dropped {
+pub(super) struct Dropped {
     /// Why.
     pub verdict: Verdict,
     /// How many: of a superframe, the segments that were not queued.
@@ -42,7 +42,7 @@ impl From<Verdict> for Dropped {
 }
 
 /// What admits the frames of a tunnel.
-pub struct Admission<'a> {
+pub(super) struct Admission<'a> {
     /// The tunnel.
     pub tunnel: &'a Tunnel,
     /// The memory of all frames.
@@ -60,7 +60,7 @@ pub struct Admission<'a> {
 impl Admission<'_> {
     /// Whether a private frame is one packet that may go as it is. A superframe may not, however small: its UDP datagrams are
     /// several.
-    pub fn fits(&self, pieces: &Pieces) -> bool {
+    pub(super) fn fits(&self, pieces: &Pieces) -> bool {
         let [packet] = pieces.as_slice() else { return false };
         let frame = packet.data(self.umem);
         let stamp = frame.first_chunk().copied().and_then(Stamp::from_mac);
@@ -73,7 +73,7 @@ impl Admission<'_> {
     }
 
     /// Checks a packet that came in one frame, and queues it where it stands.
-    pub fn single(&mut self, mut packet: Packet) -> Result<(), Dropped> {
+    pub(super) fn single(&mut self, mut packet: Packet) -> Result<(), Dropped> {
         let (at, end) = (packet.offset as usize + outer::ETHERNET, packet.offset as usize + packet.len as usize);
         let stamp = stamp(self.umem, &packet);
         let payload = self.umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed);
@@ -86,7 +86,7 @@ impl Admission<'_> {
     }
 
     /// Cuts what cannot go as it is: superframes, and packets larger than the tunnel takes; each part in a frame of its own.
-    pub fn cut(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
+    pub(super) fn cut(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
         let stamp = stamp(self.umem, pieces.first().ok_or(Verdict::PrivateMalformed)?)?;
         if stamp.gso_size > 0 {
             return self.cut_superframe(pieces, stamp.gso_size);
@@ -163,7 +163,7 @@ impl Admission<'_> {
     }
 
     /// Queues what stands at `at..end` of a frame, if it was found right and has room to be sealed there.
-    pub fn queue_in_place(
+    pub(super) fn queue_in_place(
         &mut self,
         frame: Chunk,
         at: usize,
@@ -201,7 +201,7 @@ fn complete_checksum(stamp: Stamp, packet: &mut [u8]) {
 }
 
 /// The IP version of a packet.
-pub fn version(inner: &Inner) -> IpVersion {
+pub(super) fn version(inner: &Inner) -> IpVersion {
     if inner.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
 }
 
@@ -213,7 +213,7 @@ fn way_out(tunnel: &Tunnel, inner: &Inner) -> Result<(Option<Slot>, Marks), Verd
 }
 
 /// The key to seal data under; `None`: bare (`nokey`).
-pub fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
+pub(super) fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
     if tunnel.peer.is_none() {
         return Err(Verdict::NoPeer);
     }

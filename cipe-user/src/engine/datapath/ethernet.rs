@@ -15,7 +15,7 @@ const TAG: usize = 4;
 
 /// Hands the opened frames of one tunnel to its device: runs of segments in frames of one header as superframes, the rest one by
 /// one, as they came.
-pub fn deliver<D: Device>(outlet: &mut Outlet<'_, D>, coalescer: &mut Coalescer, batch: &mut [Delivery]) {
+pub(super) fn deliver<D: Device>(outlet: &mut Outlet<'_, D>, coalescer: &mut Coalescer, batch: &mut [Delivery]) {
     let (tunnel, umem) = (outlet.tunnel, outlet.umem);
     let mtu = tunnel.mtu.of(IpVersion::V4);
     for delivery in &mut *batch {

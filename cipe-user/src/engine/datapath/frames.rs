@@ -32,7 +32,7 @@ impl Admission<'_> {
     /// TOS the outer packet has the DSCP; its ECN field says that it takes no part (RFC 6040, compatibility mode). DF is copied
     /// where the frame fits the carrier path; with DF, what does not fit is dropped, and its sender told if this host has a way
     /// there. All else the carrier's IP cuts.
-    pub fn ethernet(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
+    pub(super) fn ethernet(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
         let stamp = take_stamp(self.umem, pieces.first_mut().ok_or(Verdict::PrivateMalformed)?)?;
         if let EthernetStamp::Superframe(gso_size) = stamp
             && self.cut_frame(pieces, gso_size)?

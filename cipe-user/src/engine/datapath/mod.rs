@@ -50,11 +50,11 @@ use crate::inner::coalesce::Coalescer;
 use crate::inner::too_big;
 use crate::xsk::{Pool, Umem};
 
-pub use control::ControlMessage;
-pub use crew::Crew;
-pub use outlet::{Device, Devices, Injected};
-pub use packets::Outgoing;
-pub use table::TunnelTable;
+pub(super) use control::ControlMessage;
+pub(super) use crew::Crew;
+pub(super) use outlet::{Device, Devices, Injected};
+pub(super) use packets::Outgoing;
+pub(super) use table::TunnelTable;
 
 use cipe_common::Verdict;
 use packets::{Delivery, Incoming};
@@ -62,7 +62,7 @@ use rounds::Targets;
 use table::Addresses;
 
 /// Outer header of our own messages.
-pub const OWN: Marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
+pub(super) const OWN: Marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
 
 /// The packet path of one worker.
 pub struct Datapath {

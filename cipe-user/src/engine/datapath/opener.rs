@@ -15,7 +15,7 @@ use crate::engine::tunnel::{Candidates, Opened, Tunnel};
 use crate::xsk::Umem;
 
 /// What opening takes.
-pub struct Opener<'a> {
+pub(super) struct Opener<'a> {
     /// The tunnels, with their keys.
     pub tunnels: &'a TunnelTable<Tunnel>,
     /// The memory of all frames.
@@ -26,12 +26,12 @@ pub struct Opener<'a> {
 
 impl<'a> Opener<'a> {
     /// The key that a datagram is to be opened under; none for a bare one, or if it has gone since.
-    pub fn key_of(&self, item: &Incoming) -> Option<&'a Arc<LiveKey>> {
+    pub(super) fn key_of(&self, item: &Incoming) -> Option<&'a Arc<LiveKey>> {
         self.tunnels.get(&item.tunnel)?.keys.get(item.slot?)
     }
 
     /// Decrypts each datagram under its key.
-    pub fn decrypt(&mut self, incoming: &mut [Incoming]) {
+    pub(super) fn decrypt(&mut self, incoming: &mut [Incoming]) {
         for batch in incoming.chunks_mut(BATCH) {
             let keys: ArrayVec<_, BATCH> = batch.iter().map(|item| self.key_of(item)).collect();
             let mut jobs = jobs(batch.iter_mut().zip(keys), |item| item.sealed(self.umem));
@@ -40,7 +40,7 @@ impl<'a> Opener<'a> {
     }
 
     /// Says of each decrypted datagram what it is, or why it is dropped; `opened` is empty before.
-    pub fn judge_all(&mut self, incoming: &mut [Incoming], opened: &mut Vec<Result<Opened, Verdict>>) {
+    pub(super) fn judge_all(&mut self, incoming: &mut [Incoming], opened: &mut Vec<Result<Opened, Verdict>>) {
         opened.extend(incoming.iter().map(|item| self.judge(item)));
         self.try_previous(incoming, opened);
         self.accept(incoming, opened);

@@ -91,7 +91,7 @@ impl Incoming {
 }
 
 /// An opened inner packet or frame.
-pub struct Delivery {
+pub(super) struct Delivery {
     /// Its tunnel.
     pub tunnel: u16,
     /// The frame that it is in, until that is handed on.
@@ -102,14 +102,14 @@ pub struct Delivery {
 
 impl Delivery {
     /// The octets of the inner packet; none if its frame was handed on.
-    pub fn octets<'a>(&'a self, umem: &'a Umem) -> &'a [u8] {
+    pub(super) fn octets<'a>(&'a self, umem: &'a Umem) -> &'a [u8] {
         let chunk = self.frame.as_ref().map_or(&[][..], |frame| umem.chunk(frame));
         chunk.get(self.inner.clone()).unwrap_or_default()
     }
 }
 
 /// What a cipher does for the packets that have a key; `parts` tells IV and blocks of one.
-pub fn jobs<'a, T: 'a>(
+pub(super) fn jobs<'a, T: 'a>(
     packets: impl Iterator<Item = (&'a mut T, Option<&'a Arc<LiveKey>>)>,
     parts: impl Fn(&'a mut T) -> ([u8; 8], &'a mut [u8]),
 ) -> ArrayVec<Job<'a>, BATCH> {

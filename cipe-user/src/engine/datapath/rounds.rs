@@ -25,7 +25,7 @@ const REMEMBERED: usize = 1 << 14;
 const IPV6_FRAGMENT: u8 = 44;
 
 /// Numbers of the tunnels whose datagrams are in one, outermost last.
-pub type Inside = ArrayVec<u16, DEEPEST>;
+pub(super) type Inside = ArrayVec<u16, DEEPEST>;
 
 /// What is inside the datagrams that were sealed last. All workers share it.
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Rounds {
 type Flow = (IpAddr, u16, u16);
 
 /// The tunnels of a worker by the flows of their datagrams.
-pub struct Targets {
+pub(super) struct Targets {
     tunnels: HashMap<Flow, u16>,
     flows: HashMap<u16, Flow>,
     /// The port that each tunnel has of its own.
@@ -90,17 +90,17 @@ impl Default for Targets {
 
 impl Targets {
     /// Whether there are several, so that one may carry another.
-    pub fn has_several(&self) -> bool {
+    pub(super) fn has_several(&self) -> bool {
         self.flows.len() > 1
     }
 
     /// Takes up the port that a tunnel's datagrams leave, for the targets that follow.
-    pub fn set_port(&mut self, number: u16, port: u16) {
+    pub(super) fn set_port(&mut self, number: u16, port: u16) {
         self.own.insert(number, port);
     }
 
     /// Takes up that a tunnel's datagrams go to `target`, or nowhere.
-    pub fn set(&mut self, number: u16, target: Option<SocketAddr>) {
+    pub(super) fn set(&mut self, number: u16, target: Option<SocketAddr>) {
         let from = self.own.get(&number).copied().unwrap_or(0);
         let flow = target.map(|target| (target.ip(), target.port(), from));
         if self.flows.get(&number).copied() == flow {
@@ -122,7 +122,7 @@ impl Targets {
     }
 
     /// The tunnel that a packet is a datagram of, or the first piece of one, and the payload of UDP.
-    pub fn find<'a>(&self, packet: &'a [u8]) -> Option<(u16, &'a [u8])> {
+    pub(super) fn find<'a>(&self, packet: &'a [u8]) -> Option<(u16, &'a [u8])> {
         let ip = Inner::parse(packet)?;
         let udp = match (ip.protocol, ip.source) {
             (UDP, IpAddr::V4(_)) if u16::from_be_bytes([packet[6], packet[7]]) & 0x1FFF == 0 => ip.header,

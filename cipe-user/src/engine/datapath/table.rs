@@ -51,7 +51,7 @@ impl<T> TunnelTable<T> {
 
 /// Tunnel numbers by carrier address. The port chooses a list, which is one address long but on hosts with several
 /// addresses that share a port.
-pub struct Addresses {
+pub(super) struct Addresses {
     /// By port: place of the list's first entry in `entries`, plus 1; 0: none. Touched where a port is in use only.
     first: Box<[u32]>,
     entries: Vec<Entry>,
@@ -75,7 +75,7 @@ impl Default for Addresses {
 
 impl Addresses {
     /// The tunnel that an address is the own one of.
-    pub fn get(&self, address: &SocketAddr) -> Option<u16> {
+    pub(super) fn get(&self, address: &SocketAddr) -> Option<u16> {
         let mut place = self.first[usize::from(address.port())];
         while let Some(entry) = place.checked_sub(1).and_then(|place| self.entries.get(place as usize)) {
             if entry.address == *address {
@@ -87,7 +87,7 @@ impl Addresses {
     }
 
     /// Gives an address to a tunnel; one that had it before has it no longer.
-    pub fn insert(&mut self, address: SocketAddr, number: u16) {
+    pub(super) fn insert(&mut self, address: SocketAddr, number: u16) {
         self.remove(&address);
         let first = &mut self.first[usize::from(address.port())];
         let entry = Entry { address, number, next: *first };
@@ -104,7 +104,7 @@ impl Addresses {
     }
 
     /// Takes an address back; nothing happens if nobody has it.
-    pub fn remove(&mut self, address: &SocketAddr) {
+    pub(super) fn remove(&mut self, address: &SocketAddr) {
         let port = usize::from(address.port());
         let (mut before, mut place) = (None, self.first[port]);
         while let Some(entry) = place.checked_sub(1).and_then(|place| self.entries.get(place as usize)) {

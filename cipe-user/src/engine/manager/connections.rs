@@ -15,10 +15,10 @@ use crate::control::server::Connection;
 const STATUS: Duration = Duration::from_secs(5);
 
 /// Events that may wait for a connection's task; beyond, a daemon that does not read loses them.
-pub const EVENTS: usize = 256;
+pub(super) const EVENTS: usize = 256;
 
 /// What the connections' tasks tell the manager.
-pub enum Said {
+pub(super) enum Said {
     /// A request of this connection's.
     Request(u64, Request),
     /// It has closed.
@@ -26,7 +26,7 @@ pub enum Said {
 }
 
 /// All connections, by number.
-pub struct Daemons {
+pub(super) struct Daemons {
     all: HashMap<u64, Daemon>,
     /// Whose tunnel is whose, by the tunnel's number.
     of_tunnels: HashMap<u16, u64>,
@@ -50,12 +50,12 @@ struct Daemon {
 
 impl Daemons {
     /// None yet; what they say is to be sent there.
-    pub fn new(say: mpsc::Sender<Said>) -> Self {
+    pub(super) fn new(say: mpsc::Sender<Said>) -> Self {
         Self { all: HashMap::new(), of_tunnels: HashMap::new(), say, last: 0 }
     }
 
     /// Takes up a new connection.
-    pub fn enter(&mut self, connection: Connection) {
+    pub(super) fn enter(&mut self, connection: Connection) {
         self.last += 1;
         let (sender, events) = mpsc::channel(EVENTS);
         let pid = connection.peer().map_or(0, |peer| peer.pid.unsigned_abs());
@@ -65,27 +65,27 @@ impl Daemons {
     }
 
     /// Forgets a connection that has closed; returns its tunnel, which [`Self::part`] takes from it.
-    pub fn leave(&mut self, connection: u64) -> Option<u16> {
+    pub(super) fn leave(&mut self, connection: u64) -> Option<u16> {
         self.all.remove(&connection)?.tunnel
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
     /// The process behind a connection.
-    pub fn pid(&self, connection: u64) -> Option<u32> {
+    pub(super) fn pid(&self, connection: u64) -> Option<u32> {
         Some(self.all.get(&connection)?.pid)
     }
 
     /// The tunnel of a connection.
-    pub fn tunnel_of(&self, connection: u64) -> Option<u16> {
+    pub(super) fn tunnel_of(&self, connection: u64) -> Option<u16> {
         self.all.get(&connection)?.tunnel
     }
 
     /// Gives a connection its tunnel.
-    pub fn join(&mut self, connection: u64, number: u16) {
+    pub(super) fn join(&mut self, connection: u64, number: u16) {
         if let Some(daemon) = self.all.get_mut(&connection) {
             daemon.tunnel = Some(number);
             self.of_tunnels.insert(number, connection);
@@ -93,14 +93,14 @@ impl Daemons {
     }
 
     /// Takes a tunnel from its connection.
-    pub fn part(&mut self, number: u16) {
+    pub(super) fn part(&mut self, number: u16) {
         if let Some(daemon) = self.of_tunnels.remove(&number).and_then(|connection| self.all.get_mut(&connection)) {
             daemon.tunnel = None;
         }
     }
 
     /// Says something to a connection. One that does not read loses it: what comes again, or, with its tunnel, what does not.
-    pub fn say(&self, connection: u64, event: Event) {
+    pub(super) fn say(&self, connection: u64, event: Event) {
         let Some(daemon) = self.all.get(&connection) else { return };
         match daemon.events.try_send(event) {
             Ok(()) => {}
@@ -115,24 +115,24 @@ impl Daemons {
     }
 
     /// Says something to the daemon of a tunnel.
-    pub fn tell(&self, number: u16, event: Event) {
+    pub(super) fn tell(&self, number: u16, event: Event) {
         if let Some(connection) = self.of_tunnels.get(&number) {
             self.say(*connection, event);
         }
     }
 
     /// Tells a tunnel's daemon something for its log that the operator should look at.
-    pub fn notice(&self, number: u16, message: String) {
+    pub(super) fn notice(&self, number: u16, message: String) {
         self.tell(number, Event::Notice { message, well: false });
     }
 
     /// Tells a tunnel's daemon something for its log that is as it should be.
-    pub fn news(&self, number: u16, message: String) {
+    pub(super) fn news(&self, number: u16, message: String) {
         self.tell(number, Event::Notice { message, well: true });
     }
 
     /// Hands a status over to who asked for it, as fast as it is read.
-    pub fn report(&self, connection: u64, all: Vec<Status>) {
+    pub(super) fn report(&self, connection: u64, all: Vec<Status>) {
         if let Some(daemon) = self.all.get(&connection) {
             tokio::spawn(report(daemon.events.clone(), all));
         }
@@ -140,7 +140,7 @@ impl Daemons {
 }
 
 /// Hands over a whole status, however many tunnels it has, as fast as its reader reads.
-pub async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
+pub(super) async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
     for event in all.into_iter().map(|status| Event::Status(Box::new(status))).chain([Event::StatusEnd]) {
         // The reader has gone.
         if events.send(event).await.is_err() {
@@ -155,7 +155,7 @@ fn comes_once(event: &Event) -> bool {
 }
 
 /// Carries the requests of one connection to the manager, and its events back.
-pub async fn converse(
+pub(super) async fn converse(
     number: u64,
     mut connection: Connection,
     mut events: mpsc::Receiver<Event>,

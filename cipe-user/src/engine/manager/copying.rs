@@ -13,7 +13,7 @@ const COARSE_DRIVERS: [&str; 3] = ["igb", "igc", "ixgbe"];
 
 /// What is asked of a card.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Copying {
+pub(super) struct Copying {
     /// To bind sockets with.
     pub mode: Mode,
     /// Why not for zero copy, where the driver has it.
@@ -22,7 +22,7 @@ pub struct Copying {
 
 /// What was got.
 #[derive(Clone, Copy, Debug)]
-pub struct Got {
+pub(super) struct Got {
     /// Sockets.
     pub queues: usize,
     /// Those that are zero copy.
@@ -33,7 +33,7 @@ pub struct Got {
 
 impl Copying {
     /// Decides for a card, with or without XDP in its driver, and frames of so many octets; `given_up`: nothing came by zero copy.
-    pub fn of(card: &Card, generic: bool, frame_size: u32, given_up: bool) -> Self {
+    pub(super) fn of(card: &Card, generic: bool, frame_size: u32, given_up: bool) -> Self {
         // XDP in the stack sees what the driver has made a socket buffer of: of frames of ours it would make none.
         if generic || netdev::has_zero_copy(card.ifindex) == Some(false) {
             return Self { mode: Mode::Copy, why: None };
@@ -53,7 +53,7 @@ impl Copying {
     }
 
     /// For people.
-    pub fn note(&self, got: Got) -> String {
+    pub(super) fn note(&self, got: Got) -> String {
         let Got { queues, zero_copy, multi_buffer } = got;
         let what = match (zero_copy, &self.why) {
             (0, None) => "copy mode".to_owned(),
@@ -67,7 +67,7 @@ impl Copying {
 
 impl Got {
     /// By the sockets.
-    pub fn of(sockets: &[Socket]) -> Self {
+    pub(super) fn of(sockets: &[Socket]) -> Self {
         Self {
             queues: sockets.len(),
             zero_copy: sockets.iter().filter(|socket| socket.zero_copy()).count(),

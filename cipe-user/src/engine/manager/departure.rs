@@ -13,7 +13,7 @@ use crate::kernel::hub::{Framing, Hub};
 
 /// What goes.
 #[derive(Default)]
-pub struct Departure {
+pub(super) struct Departure {
     /// Tunnels, with the ends of an Ethernet tunnel's own pair.
     tunnels: Vec<(u16, Tenant, Option<[u32; 2]>)>,
     /// A device that did not become a tunnel's.
@@ -70,7 +70,7 @@ impl Departure {
 }
 
 /// What there is of a tunnel that does not come to be.
-pub enum Begun {
+pub(super) enum Begun {
     /// All but that it is alive.
     Tunnel(u16),
     /// It has entered the hub in this slot, perhaps with a device.

@@ -14,7 +14,7 @@ use crate::kernel::policies::{self, Policies};
 
 /// What has changed.
 #[derive(Debug, PartialEq, Eq)]
-pub enum HostChange {
+pub(super) enum HostChange {
     /// A network device.
     Link(LinkEvent),
     /// The host's addresses: these are all of them now.
@@ -24,7 +24,7 @@ pub enum HostChange {
 }
 
 /// The followers.
-pub struct Followers {
+pub(super) struct Followers {
     links: mpsc::UnboundedReceiver<LinkEvent>,
     addresses: watch::Receiver<HashSet<IpAddr>>,
     policies: watch::Receiver<Policies>,
@@ -36,19 +36,19 @@ impl Followers {
     ///
     /// # Errors
     /// No netlink socket can be opened, or something cannot be listed.
-    pub async fn start(netlink: &Netlink, next_hops: NextHops) -> anyhow::Result<Self> {
+    pub(super) async fn start(netlink: &Netlink, next_hops: NextHops) -> anyhow::Result<Self> {
         let addresses = netlink.watch_addresses().await?;
         let links = netlink.watch_links().await?;
         Ok(Self { links, addresses, policies: policies::follow(netlink).await?, next_hops })
     }
 
     /// The host's addresses, as they are now.
-    pub fn local_addresses(&mut self) -> HashSet<IpAddr> {
+    pub(super) fn local_addresses(&mut self) -> HashSet<IpAddr> {
         self.addresses.borrow_and_update().clone()
     }
 
     /// The policies, as they are at any time.
-    pub fn policies(&self) -> watch::Receiver<Policies> {
+    pub(super) fn policies(&self) -> watch::Receiver<Policies> {
         self.policies.clone()
     }
 
@@ -56,7 +56,7 @@ impl Followers {
     ///
     /// # Errors
     /// One of them has ended.
-    pub async fn next(&mut self) -> anyhow::Result<HostChange> {
+    pub(super) async fn next(&mut self) -> anyhow::Result<HostChange> {
         let ended = |what| format!("{what} cannot be followed any longer; the system log says why");
         tokio::select! {
             event = self.links.recv() => event.map(HostChange::Link).with_context(|| ended("network devices")),

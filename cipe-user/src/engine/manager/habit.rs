@@ -17,7 +17,7 @@ const FEW: u64 = 500;
 
 /// Of one device.
 #[derive(Debug)]
-pub struct Habit {
+pub(super) struct Habit {
     single_frames: bool,
     wait: Duration,
     /// When the UDP sockets got it back.
@@ -41,13 +41,13 @@ impl Default for Habit {
 
 impl Habit {
     /// Whether single frames come in numbers, as far as is known.
-    pub fn has_single_frames(&self) -> bool {
+    pub(super) fn has_single_frames(&self) -> bool {
         self.single_frames
     }
 
     /// Single frames come in numbers; whether that is new. The sooner they come again, the longer it takes until the device
     /// counts as calm.
-    pub fn see_single_frames(&mut self, now: Instant) -> bool {
+    pub(super) fn see_single_frames(&mut self, now: Instant) -> bool {
         if self.single_frames {
             return false;
         }
@@ -59,7 +59,7 @@ impl Habit {
 
     /// Looks at how many datagrams have gone through AF_XDP so far; whether there were so few for so long that the UDP
     /// sockets are to have the device back.
-    pub fn is_calm(&mut self, total: u64, now: Instant) -> bool {
+    pub(super) fn is_calm(&mut self, total: u64, now: Instant) -> bool {
         let calm = self.calm.get_or_insert(Calm { since: now, looked: now, total });
         let passed = now.duration_since(calm.looked);
         if passed < LOOK {
@@ -72,7 +72,7 @@ impl Habit {
     }
 
     /// The UDP sockets get the device back; returns how long it was calm at least.
-    pub fn leave(&mut self, now: Instant) -> Duration {
+    pub(super) fn leave(&mut self, now: Instant) -> Duration {
         (self.single_frames, self.left, self.calm) = (false, Some(now), None);
         self.wait
     }

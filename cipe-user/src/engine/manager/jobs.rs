@@ -7,16 +7,16 @@ use anyhow::Context as _;
 use tokio::task::JoinSet;
 
 /// The jobs that are under way; `T` is how one may end.
-pub struct Jobs<T>(JoinSet<T>);
+pub(super) struct Jobs<T>(JoinSet<T>);
 
 impl<T: Send + 'static> Jobs<T> {
     /// None yet.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(JoinSet::new())
     }
 
     /// Starts one.
-    pub fn start(&mut self, job: impl Future<Output: Into<T>> + Send + 'static) {
+    pub(super) fn start(&mut self, job: impl Future<Output: Into<T>> + Send + 'static) {
         self.0.spawn(async { job.await.into() });
     }
 
@@ -24,7 +24,7 @@ impl<T: Send + 'static> Jobs<T> {
     ///
     /// # Errors
     /// It panicked.
-    pub async fn next(&mut self) -> anyhow::Result<T> {
+    pub(super) async fn next(&mut self) -> anyhow::Result<T> {
         match self.0.join_next().await {
             Some(done) => done.context("a job of the control thread broke off; the system log says why"),
             None => std::future::pending().await,
@@ -32,7 +32,7 @@ impl<T: Send + 'static> Jobs<T> {
     }
 
     /// Waits until all have ended, but no longer than that; then breaks them off.
-    pub async fn end(mut self, longest: Duration) {
+    pub(super) async fn end(mut self, longest: Duration) {
         let all = async { while self.0.join_next().await.is_some() {} };
         if tokio::time::timeout(longest, all).await.is_err() {
             tracing::warn!("{} jobs of the control thread are broken off", self.0.len());

@@ -32,7 +32,7 @@ impl Previous {
 }
 
 /// The keys of all tunnels.
-pub struct Keyring {
+pub(super) struct Keyring {
     writer: KeyWriter,
     /// The receive keys before the present ones, while they are kept.
     previous: BTreeMap<u16, Previous>,
@@ -40,47 +40,47 @@ pub struct Keyring {
 
 impl Keyring {
     /// None yet.
-    pub fn new(writer: KeyWriter) -> Self {
+    pub(super) fn new(writer: KeyWriter) -> Self {
         Self { writer, previous: BTreeMap::new() }
     }
 
     /// Reads the keys, as workers do.
-    pub fn reader(&self) -> KeyReader {
+    pub(super) fn reader(&self) -> KeyReader {
         self.writer.reader()
     }
 
     /// Puts a key into a slot of a tunnel.
-    pub fn set(&mut self, number: u16, slot: Slot, key: &[u8; KEY]) {
+    pub(super) fn set(&mut self, number: u16, slot: Slot, key: &[u8; KEY]) {
         self.writer.set(number.into(), slot, key);
     }
 
     /// Empties a slot of a tunnel.
-    pub fn clear(&mut self, number: u16, slot: Slot) {
+    pub(super) fn clear(&mut self, number: u16, slot: Slot) {
         self.writer.clear(number.into(), slot);
     }
 
     /// Empties all slots of a tunnel.
-    pub fn clear_tunnel(&mut self, number: u16) {
+    pub(super) fn clear_tunnel(&mut self, number: u16) {
         self.previous.remove(&number);
         self.writer.clear_tunnel(number.into());
     }
 
     /// How long ago a key was put into a slot.
-    pub fn age(&self, number: u16, slot: Slot) -> Option<Duration> {
+    pub(super) fn age(&self, number: u16, slot: Slot) -> Option<Duration> {
         self.writer.age(number.into(), slot)
     }
 
     /// Makes `key` the receive key; the one before it becomes the previous one. A peer may announce several keys before it
     /// uses one, and go on under its old key until then: so a key that it has not used never takes the place of one that it
     /// has. `used`: generation of the receive key that the peer began with last.
-    pub fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration, used: u64) {
+    pub(super) fn set_receive_key(&mut self, number: u16, key: &[u8; KEY], keep: Duration, used: u64) {
         let previous = self.previous.remove(&number);
         let previous = set_receive_key(&mut self.writer, number.into(), key, keep, used, previous);
         self.previous.extend(previous.map(|previous| (number, previous)));
     }
 
     /// Empties the slots of previous keys whose time is over at `now`; `used`: as above, by tunnel.
-    pub fn forget_previous(&mut self, used: impl Fn(u16) -> u64, now: Instant) {
+    pub(super) fn forget_previous(&mut self, used: impl Fn(u16) -> u64, now: Instant) {
         self.previous.retain(|number, previous| {
             let over = previous.is_over(used(*number), now);
             if over {

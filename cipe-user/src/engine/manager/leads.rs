@@ -10,7 +10,7 @@ use crate::kernel::nexthop::NextHop;
 
 impl Tunnels {
     /// Where a tunnel leads whose datagrams leave by the device of this ifindex.
-    pub fn leads(&self, number: u16, ifindex: u32) -> PeerRoute {
+    pub(super) fn leads(&self, number: u16, ifindex: u32) -> PeerRoute {
         let mut device = ifindex;
         // More steps than there are tunnels have met one twice: others go round, and end there.
         for step in 0..=self.len() {
@@ -29,7 +29,7 @@ impl Tunnels {
     }
 
     /// Tunnels whose way leads elsewhere since that of another tunnel has changed: number, target and next hop.
-    pub fn changed_by_others(&self) -> Vec<(u16, SocketAddr, NextHop)> {
+    pub(super) fn changed_by_others(&self) -> Vec<(u16, SocketAddr, NextHop)> {
         let mut changed = Vec::new();
         for (number, tenant) in self.iter() {
             let Some(hop) = tenant.looked_up.filter(|hop| self.of_device(hop.ifindex).is_some()) else { continue };
@@ -42,7 +42,7 @@ impl Tunnels {
 
     /// Takes up where a tunnel leads; returns what is to be said of it. Of a way into the tunnel itself nothing, until a
     /// datagram has come in by it. `counted`: its own datagrams that the programs have dropped so far.
-    pub fn set_leads(&mut self, number: u16, leads: PeerRoute, counted: u64) -> Option<String> {
+    pub(super) fn set_leads(&mut self, number: u16, leads: PeerRoute, counted: u64) -> Option<String> {
         let tenant = self.get_mut(number)?;
         let before = std::mem::replace(&mut tenant.leads, leads);
         if before != leads {

@@ -8,7 +8,7 @@ use crate::kernel::zone::Shown;
 
 /// Where the route to a tunnel's peer leads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PeerRoute {
+pub(super) enum PeerRoute {
     /// Out of this host, straight or through other tunnels.
     #[default]
     Out,
@@ -23,14 +23,14 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// What is known of a tunnel's own datagrams that came into it.
 #[derive(Debug, Default)]
-pub struct Loops {
+pub(super) struct Loops {
     counted: u64,
     last: Option<Instant>,
 }
 
 impl Loops {
     /// Takes up how many there were so far; whether that is news.
-    pub fn see(&mut self, counted: u64, now: Instant) -> bool {
+    pub(super) fn see(&mut self, counted: u64, now: Instant) -> bool {
         if std::mem::replace(&mut self.counted, counted) == counted {
             return false;
         }
@@ -39,13 +39,13 @@ impl Loops {
     }
 
     /// The way is another one: the next datagram is news, those until now are not.
-    pub fn forget(&mut self, counted: u64) {
+    pub(super) fn forget(&mut self, counted: u64) {
         *self = Self { counted, last: None };
     }
 }
 
 /// What is said of them.
-pub fn line(target: SocketAddr, protocol: Protocol) -> String {
+pub(super) fn line(target: SocketAddr, protocol: Protocol) -> String {
     let (ip, port, target) = (target.ip(), target.port(), Shown(target));
     let bridge = match protocol {
         Protocol::Ip => "",
@@ -61,7 +61,7 @@ pub fn line(target: SocketAddr, protocol: Protocol) -> String {
 }
 
 /// What is said of datagrams that go round.
-pub fn line_of_round(target: SocketAddr) -> String {
+pub(super) fn line_of_round(target: SocketAddr) -> String {
     let (ip, target) = (target.ip(), Shown(target));
     format!(
         "looped route: datagrams to {target} go round through other tunnels; add a route to {ip} over the carrier device"

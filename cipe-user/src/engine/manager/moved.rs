@@ -19,7 +19,7 @@ pub(super) const ELSEWHERE: u32 = 0;
 
 /// When devices in other network namespaces are looked for next.
 #[derive(Default)]
-pub struct Moved {
+pub(super) struct Moved {
     looked: Option<Instant>,
 }
 

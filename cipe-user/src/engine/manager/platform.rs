@@ -14,7 +14,7 @@ use crate::kernel::netlink::Netlink;
 use crate::xsk::{MultiBuffer, Socket, SocketConfig, Umem};
 
 /// Shared by the rooms and by the jobs that they start.
-pub struct Platform {
+pub(super) struct Platform {
     // The order in which they go: no program hands a packet to a worker that has ended.
     programs: Mutex<Programs>,
     pub netlink: Netlink,
@@ -28,7 +28,7 @@ pub struct Platform {
 
 impl Platform {
     /// All of it; `sends_live`: the memory is a map's.
-    pub fn new(
+    pub(super) fn new(
         programs: Programs,
         netlink: Netlink,
         workers: Workers,
@@ -39,22 +39,22 @@ impl Platform {
     }
 
     /// The programs and their maps; never held while something is waited for.
-    pub fn programs(&self) -> MutexGuard<'_, Programs> {
+    pub(super) fn programs(&self) -> MutexGuard<'_, Programs> {
         locked(&self.programs)
     }
 
     /// What the programs have dropped of a tunnel's packets so far, by verdict; `None` if that cannot be read.
-    pub fn verdicts(&self, number: u16) -> Option<[u64; Verdict::COUNT]> {
+    pub(super) fn verdicts(&self, number: u16) -> Option<[u64; Verdict::COUNT]> {
         self.programs().verdicts(number.into()).inspect_err(|error| tracing::warn!("{error}")).ok()
     }
 
     /// Octets of a frame.
-    pub fn frame_size(&self) -> u32 {
+    pub(super) fn frame_size(&self) -> u32 {
         self.umem.frame_size()
     }
 
     /// The largest MTU of a tunnel of this protocol that the frames have room for, in octets.
-    pub fn largest_mtu(&self, protocol: Protocol) -> usize {
+    pub(super) fn largest_mtu(&self, protocol: Protocol) -> usize {
         frames::largest_mtu(self.frame_size()) as usize - protocol.header()
     }
 
@@ -62,7 +62,12 @@ impl Platform {
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub async fn bind_queue(&self, ifindex: u32, queue: u32, mut config: SocketConfig) -> anyhow::Result<Socket> {
+    pub(super) async fn bind_queue(
+        &self,
+        ifindex: u32,
+        queue: u32,
+        mut config: SocketConfig,
+    ) -> anyhow::Result<Socket> {
         if self.lacks.contains(&Feature::MultiBuffer) {
             config.multi_buffer = MultiBuffer::No;
         }
@@ -73,7 +78,7 @@ impl Platform {
 }
 
 /// Logs what does not keep a tunnel from going.
-pub fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
+pub(super) fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
     if let Err(error) = result {
         tracing::warn!("while removing a tunnel: {error}");
     }

@@ -12,7 +12,7 @@ use super::platform::Platform;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Programs that keep AF_XDP off devices.
-pub struct Rivals {
+pub(super) struct Rivals {
     platform: Arc<Platform>,
     /// Their numbers, by ifindex.
     programs: BTreeMap<u32, u32>,
@@ -21,17 +21,17 @@ pub struct Rivals {
 
 impl Rivals {
     /// None yet.
-    pub fn new(platform: Arc<Platform>) -> Self {
+    pub(super) fn new(platform: Arc<Platform>) -> Self {
         Self { platform, programs: BTreeMap::new(), looked: None }
     }
 
     /// The program on a device that was refused for it.
-    pub fn on(&self, ifindex: u32) -> Option<u32> {
+    pub(super) fn on(&self, ifindex: u32) -> Option<u32> {
         self.programs.get(&ifindex).copied()
     }
 
     /// Notes which program keeps AF_XDP off a device that has just been refused, if it is one.
-    pub async fn note(&mut self, ifindex: u32) {
+    pub(super) async fn note(&mut self, ifindex: u32) {
         if let Some(program) = self.attached(ifindex).await {
             self.programs.insert(ifindex, program);
         }

@@ -19,11 +19,11 @@ use crate::repeats::{Repeats, counted};
 const TCP_HEADERS: usize = 40;
 
 /// What is said where the carrier path leaves nothing for packets.
-pub const TOO_SMALL: &str = "MTU too small";
+pub(super) const TOO_SMALL: &str = "MTU too small";
 
 /// The sizes of one tunnel.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub(super) struct Sizes {
     device: usize,
     /// The carrier's path MTU does not count (`forcemtu`).
     forced: bool,
@@ -41,7 +41,7 @@ pub struct Sizes {
 
 impl Sizes {
     /// Those of a tunnel whose carrier path is not known yet.
-    pub fn new(attach: &Attach) -> Self {
+    pub(super) fn new(attach: &Attach) -> Self {
         let device = attach.mtu as usize;
         Self {
             device,
@@ -57,13 +57,13 @@ impl Sizes {
     }
 
     /// What is in force.
-    pub fn mtu(&self) -> TunnelMtu {
+    pub(super) fn mtu(&self) -> TunnelMtu {
         self.mtu
     }
 
     /// What the programs must know of the tunnel, whose device has the address `mac` and stands on the hub in this slot, and
     /// whose datagrams go to `target`.
-    pub fn entry(&self, hub: usize, mac: [u8; 6], target: Option<SocketAddr>) -> TunnelEntry {
+    pub(super) fn entry(&self, hub: usize, mac: [u8; 6], target: Option<SocketAddr>) -> TunnelEntry {
         let nokey = if self.nokey { TunnelEntry::NOKEY } else { 0 };
         // 0 would say that there is no limit; where nothing passes, any other will do.
         let mss = if self.clamps { self.mtu.of(IpVersion::V4).saturating_sub(TCP_HEADERS).max(1) } else { 0 };

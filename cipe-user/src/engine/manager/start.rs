@@ -27,7 +27,7 @@ const UMEM_OF_WORKER: u32 = 32 << 20;
 const UMEM: u32 = 64 << 20;
 
 /// All of it.
-pub struct Started {
+pub(super) struct Started {
     pub platform: Arc<Platform>,
     /// The one writer of the key slots.
     pub keys: KeyWriter,
@@ -47,7 +47,7 @@ pub struct Started {
 ///
 /// # Errors
 /// One line that says what was refused, where, and how to go on: no root, no AF_XDP, no memory.
-pub async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::Result<Started> {
+pub(super) async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::Result<Started> {
     let netlink = Netlink::new()?;
     raise_descriptor_limit();
     let Inheritance { swept, hubs } = netlink.inherit().await?;

@@ -15,7 +15,7 @@ const MOST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Of one card whose driver has zero copy.
 #[derive(Debug, Default)]
-pub struct Trial {
+pub(super) struct Trial {
     /// When it was given up, and for how long.
     given_up: Option<(Instant, Duration)>,
     /// How long it was given up for last.
@@ -24,7 +24,7 @@ pub struct Trial {
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TrialChange {
+pub(super) enum TrialChange {
     /// Let the kernel copy, for so long at least.
     GiveUp(Duration),
     /// Try zero copy again.
@@ -33,14 +33,20 @@ pub enum TrialChange {
 
 impl Trial {
     /// Whether the kernel is to copy now.
-    pub fn is_given_up(&self) -> bool {
+    pub(super) fn is_given_up(&self) -> bool {
         self.given_up.is_some()
     }
 
     /// Takes up how many datagrams have come by the card since it was opened at `opened`, with zero copy or copies. A peer that
     /// is away looks like zero copy that brings nothing: then copies bring nothing either, and do no harm. Zero copy is tried again
     /// when copies bring something.
-    pub fn look(&mut self, zero_copy: bool, opened: Instant, received: u64, now: Instant) -> Option<TrialChange> {
+    pub(super) fn look(
+        &mut self,
+        zero_copy: bool,
+        opened: Instant,
+        received: u64,
+        now: Instant,
+    ) -> Option<TrialChange> {
         match (self.given_up, zero_copy) {
             (None, true) if received > 0 => {
                 self.last = None;

@@ -18,7 +18,7 @@ use crate::kernel::nexthop::NextHop;
 use crate::kernel::zone;
 
 /// One tunnel as the control thread sees it.
-pub struct Tenant {
+pub(super) struct Tenant {
     pub connection: u64,
     /// The workers have taken it: the programs may hand packets to them.
     pub is_open: bool,
@@ -77,7 +77,7 @@ pub struct Tenant {
 
 /// The SOCKS5 server of a tunnel, whose TCP connection is the daemon's.
 #[derive(Clone, Copy, Debug)]
-pub struct Socks {
+pub(super) struct Socks {
     pub server: SocketAddr,
     /// Where it relays datagrams, while it does.
     pub relay: Option<SocketAddr>,
@@ -85,12 +85,12 @@ pub struct Socks {
 
 impl Tenant {
     /// Where datagrams are sent.
-    pub fn target(&self) -> Option<SocketAddr> {
+    pub(super) fn target(&self) -> Option<SocketAddr> {
         self.socks.map_or(self.peer, |socks| socks.relay)
     }
 
     /// What the programs must know of it. Before the workers have taken it, it is not alive to them.
-    pub fn entry(&self) -> TunnelEntry {
+    pub(super) fn entry(&self) -> TunnelEntry {
         if !self.is_open {
             return TunnelEntry::default();
         }
@@ -100,18 +100,18 @@ impl Tenant {
     }
 
     /// Index of the device that its link-local carrier addresses belong to.
-    pub fn zone(&self) -> Option<u32> {
+    pub(super) fn zone(&self) -> Option<u32> {
         zone::of(self.listens).or(self.target().and_then(zone::of))
     }
 
     /// Notes what that device is called.
-    pub fn name_zone(&mut self) {
+    pub(super) fn name_zone(&mut self) {
         self.zone_name = self.zone().map(zone::name);
     }
 }
 
 /// All tunnels, by number.
-pub struct Tunnels {
+pub(super) struct Tunnels {
     all: HashMap<u16, Tenant>,
     /// By the ifindex of their devices.
     devices: HashMap<u32, u16>,
@@ -135,72 +135,72 @@ impl Default for Tunnels {
 
 impl Tunnels {
     /// A number for one more; `None` if all are in use.
-    pub fn new_number(&mut self) -> Option<u16> {
+    pub(super) fn new_number(&mut self) -> Option<u16> {
         let number = free_number(self.last_number, |number| self.all.contains_key(&number))?;
         self.last_number = number;
         Some(number)
     }
 
     /// Takes up a new tunnel.
-    pub fn insert(&mut self, number: u16, tenant: Tenant) {
+    pub(super) fn insert(&mut self, number: u16, tenant: Tenant) {
         self.devices.insert(tenant.device.index, number);
         self.all.insert(number, tenant);
     }
 
     /// Takes a tunnel out.
-    pub fn remove(&mut self, number: u16) -> Option<Tenant> {
+    pub(super) fn remove(&mut self, number: u16) -> Option<Tenant> {
         let tenant = self.all.remove(&number)?;
         self.devices.remove(&tenant.device.index);
         Some(tenant)
     }
 
     /// One tunnel.
-    pub fn get(&self, number: u16) -> Option<&Tenant> {
+    pub(super) fn get(&self, number: u16) -> Option<&Tenant> {
         self.all.get(&number)
     }
 
     /// The same to change it.
-    pub fn get_mut(&mut self, number: u16) -> Option<&mut Tenant> {
+    pub(super) fn get_mut(&mut self, number: u16) -> Option<&mut Tenant> {
         self.all.get_mut(&number)
     }
 
     /// All of them with their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (u16, &Tenant)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &Tenant)> {
         self.all.iter().map(|(number, tenant)| (*number, tenant))
     }
 
     /// The same to change them.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u16, &mut Tenant)> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u16, &mut Tenant)> {
         self.all.iter_mut().map(|(number, tenant)| (*number, tenant))
     }
 
     /// The numbers of those that something is true of.
-    pub fn numbers(&self, which: impl Fn(&Tenant) -> bool) -> Vec<u16> {
+    pub(super) fn numbers(&self, which: impl Fn(&Tenant) -> bool) -> Vec<u16> {
         self.iter().filter(|(_, tenant)| which(tenant)).map(|(number, _)| number).collect()
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.all.len()
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
     /// The tunnel whose device has this ifindex.
-    pub fn of_device(&self, ifindex: u32) -> Option<u16> {
+    pub(super) fn of_device(&self, ifindex: u32) -> Option<u16> {
         self.devices.get(&ifindex).copied()
     }
 
     /// A tunnel's device has left this network namespace: nobody here has an index of it.
-    pub fn forget_device(&mut self, ifindex: u32) {
+    pub(super) fn forget_device(&mut self, ifindex: u32) {
         self.devices.remove(&ifindex);
     }
 
     /// A carrier device could not be opened for a tunnel.
-    pub fn refuse(&mut self, number: u16, ifindex: u32) {
+    pub(super) fn refuse(&mut self, number: u16, ifindex: u32) {
         if let Some(tenant) = self.all.get_mut(&number) {
             tenant.refused = Some(ifindex);
             self.refused.insert(ifindex);
@@ -208,7 +208,7 @@ impl Tunnels {
     }
 
     /// Something has changed about a carrier device: it may be tried again.
-    pub fn forget_refusal(&mut self, ifindex: u32) {
+    pub(super) fn forget_refusal(&mut self, ifindex: u32) {
         if self.refused.remove(&ifindex) {
             for tenant in self.all.values_mut() {
                 tenant.refused.take_if(|refused| *refused == ifindex);
@@ -217,7 +217,7 @@ impl Tunnels {
     }
 
     /// How long a worker may stay awake: as long as the tunnel that wants most.
-    pub fn busy_poll(&self) -> Duration {
+    pub(super) fn busy_poll(&self) -> Duration {
         self.all.values().map(|tenant| tenant.busy_poll).max().unwrap_or_default()
     }
 }

@@ -25,7 +25,7 @@ use crate::kernel::routes::Flow;
 use crate::kernel::zone;
 
 /// The way to a tunnel's peer has changed.
-pub struct News {
+pub(super) struct News {
     tunnel: u16,
     /// The peer that was followed; the tunnel may have another by now.
     peer: SocketAddr,
@@ -33,14 +33,14 @@ pub struct News {
 }
 
 /// Follows the ways to the tunnels' peers.
-pub struct Ways {
+pub(super) struct Ways {
     next_hops: NextHops,
     news: mpsc::Sender<News>,
 }
 
 impl Ways {
     /// Followers that tell of new ways there.
-    pub fn new(next_hops: NextHops, news: mpsc::Sender<News>) -> Self {
+    pub(super) fn new(next_hops: NextHops, news: mpsc::Sender<News>) -> Self {
         Self { next_hops, news }
     }
 

@@ -19,10 +19,10 @@ use crate::xsk::{Pool, Umem};
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Most workers.
-pub const MOST: usize = PRIVATE_QUEUES as usize - 1;
+pub(super) const MOST: usize = PRIVATE_QUEUES as usize - 1;
 
 /// All workers of the engine, by number. Queue q of any device belongs to worker q modulo their count.
-pub struct Workers {
+pub(super) struct Workers {
     handles: Vec<Handle>,
     crew: Arc<Crew>,
 }
@@ -33,7 +33,7 @@ impl Workers {
     ///
     /// # Errors
     /// As [`worker::start`].
-    pub fn start(
+    pub(super) fn start(
         count: usize,
         umem: &Umem,
         pool: Pool,
@@ -60,58 +60,58 @@ impl Workers {
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.handles.len()
     }
 
     /// Packets that a worker has worked on for others.
-    pub fn helped(&self, worker: usize) -> u64 {
+    pub(super) fn helped(&self, worker: usize) -> u64 {
         self.crew.helped(worker)
     }
 
     /// Tells all of them; each gets a command of its own, made for its number.
-    pub fn tell_all(&self, mut command: impl FnMut(usize) -> Command) {
+    pub(super) fn tell_all(&self, mut command: impl FnMut(usize) -> Command) {
         for (number, handle) in self.handles.iter().enumerate() {
             handle.send(command(number));
         }
     }
 
     /// Tells all of them; what is returned tells when each has done it.
-    pub fn ask_all(&self, mut command: impl FnMut(usize, Done) -> Command) -> Answers {
+    pub(super) fn ask_all(&self, mut command: impl FnMut(usize, Done) -> Command) -> Answers {
         let (done, answers) = Answers::to_come();
         self.tell_all(|worker| command(worker, done.clone()));
         answers
     }
 
     /// Tells all but one.
-    pub fn tell_others(&self, but: usize, command: impl Fn() -> Command) {
+    pub(super) fn tell_others(&self, but: usize, command: impl Fn() -> Command) {
         for (_, handle) in self.handles.iter().enumerate().filter(|(number, _)| *number != but) {
             handle.send(command());
         }
     }
 
     /// Tells the one that a tunnel is at home with: it has the tunnel's UDP socket.
-    pub fn tell_home(&self, tunnel: u16, command: Command) {
+    pub(super) fn tell_home(&self, tunnel: u16, command: Command) {
         self.handles[usize::from(tunnel) % self.handles.len()].send(command);
     }
 }
 
 /// What workers owe that were told to do something. Only jobs wait for it, never the manager's loop: one that hangs would stop
 /// all tunnels.
-pub struct Answers {
+pub(super) struct Answers {
     all_done: mpsc::Receiver<()>,
     deadline: Instant,
 }
 
 impl Answers {
     /// Those to commands that carry a clone of what is returned beside them, from now on.
-    pub fn to_come() -> (Done, Self) {
+    pub(super) fn to_come() -> (Done, Self) {
         let (done, all_done) = mpsc::channel(1);
         (done, Self { all_done, deadline: Instant::now() + COMMAND_DEADLINE })
     }
 
     /// Waits until each has done it; `false` if one has not within [`COMMAND_DEADLINE`].
-    pub async fn in_time(mut self) -> bool {
+    pub(super) async fn in_time(mut self) -> bool {
         let in_time = tokio::time::timeout_at(self.deadline, self.all_done.recv()).await.is_ok();
         if !in_time {
             let seconds = COMMAND_DEADLINE.as_secs();
@@ -122,7 +122,7 @@ impl Answers {
 }
 
 /// What of `all`, one for each queue of a device, belongs to worker `number` of `count`.
-pub fn share_of<T>(all: Vec<T>, count: usize) -> Vec<Vec<T>> {
+pub(super) fn share_of<T>(all: Vec<T>, count: usize) -> Vec<Vec<T>> {
     let mut shares: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
     for (queue, one) in all.into_iter().enumerate() {
         shares[queue % count].push(one);
@@ -132,13 +132,13 @@ pub fn share_of<T>(all: Vec<T>, count: usize) -> Vec<Vec<T>> {
 
 /// Queues of a hub for `count` workers. Of several, native XDP leaves the first and generic XDP the last empty
 /// (`cipe-ebpf/src/private.rs`).
-pub fn hub_queues(count: usize) -> u32 {
+pub(super) fn hub_queues(count: usize) -> u32 {
     if count == 1 { 1 } else { count as u32 + 1 }
 }
 
 /// How many workers to start, if nobody said it: one for each receive queue of the card that has most, on as many CPUs
 /// as this process may use. More would only wait for each other's packets.
-pub fn suitable_count(receive_queues: u32) -> usize {
+pub(super) fn suitable_count(receive_queues: u32) -> usize {
     (receive_queues as usize).min(allowed_cpus().len()).clamp(1, MOST)
 }
 

@@ -113,7 +113,7 @@ impl LiveKey {
 
 /// The keys of one tunnel that are live in some worker: each is expanded once, and has one replay filter.
 #[derive(Default)]
-pub struct Expanded(Mutex<Vec<(Kind, Weak<LiveKey>)>>);
+pub(crate) struct Expanded(Mutex<Vec<(Kind, Weak<LiveKey>)>>);
 
 /// What a slot's key is for. A key that both directions use is two.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::inner::ip;
 use crate::wire::packet::{self, KeyKind, Type};
 
 /// IV and first cipher block of a datagram: what the replay filter knows it by.
-pub type Head = [u8; 16];
+pub(crate) type Head = [u8; 16];
 
 /// What an opened packet is.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ const SENDS_IP: &str = "the peer sends IP packets (protocol 3), and this end tak
     run ciped-db or ciped-di at both ends, or ciped-cb or ciped-ci at both";
 
 /// Some packets of a batch that passed all checks but that for replays: what each is known by, and what it is.
-pub type Candidates<'a> = ArrayVec<(&'a Head, &'a mut Result<Opened, Verdict>), BATCH>;
+pub(crate) type Candidates<'a> = ArrayVec<(&'a Head, &'a mut Result<Opened, Verdict>), BATCH>;
 
 impl Tunnel {
     /// The slot that opens a datagram, by its length and key flag.

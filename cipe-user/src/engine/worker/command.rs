@@ -14,10 +14,10 @@ use crate::kernel::bpf::{Ends, LiveFrames};
 use crate::xsk::{Injector, Socket};
 
 /// Kept by a worker until it has carried out a command.
-pub type Done = tokio::sync::mpsc::Sender<()>;
+pub(crate) type Done = tokio::sync::mpsc::Sender<()>;
 
 /// What the control thread tells a worker.
-pub enum Command {
+pub(crate) enum Command {
     /// A carrier device was opened, in this slot; the sender is dropped when frames can come. They wait until
     /// [`Command::BeginCarrier`].
     AddCarrier(usize, Box<NewCarrier>, Done),
@@ -76,7 +76,7 @@ pub enum Command {
 }
 
 /// A carrier device, as one worker gets it.
-pub struct NewCarrier {
+pub(crate) struct NewCarrier {
     /// The device.
     pub ifindex: u32,
     /// Sockets of its receive queues.

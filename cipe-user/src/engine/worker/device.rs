@@ -17,7 +17,7 @@ use crate::kernel::bpf::Ends;
 use crate::xsk::{Injector, Packet, Pool, Umem};
 
 /// Sockets of one device.
-pub struct PrivateDevice {
+pub(super) struct PrivateDevice {
     ports: Vec<XskPort>,
     turns: Turns,
     injector: Injector,
@@ -34,7 +34,7 @@ enum Kind {
 }
 
 /// The hidden end of a hub: where the packets of all its tunnels come from and go to; or that of an Ethernet tunnel's own pair.
-pub struct HubDevice {
+pub(super) struct HubDevice {
     pub(super) device: PrivateDevice,
     pub(super) ends: Ends,
     /// The tunnel whose own it is.
@@ -42,7 +42,7 @@ pub struct HubDevice {
 }
 
 /// What opened packets leave by.
-pub struct Private<'a> {
+pub(super) struct Private<'a> {
     pub(super) hubs: &'a mut [Option<HubDevice>],
     pub(super) lans: &'a mut [Option<PrivateDevice>],
 }
@@ -61,12 +61,12 @@ impl Devices for Private<'_> {
 
 impl PrivateDevice {
     /// The hidden end of a veth pair, with the sockets of this worker's queues, and the way in for superframes.
-    pub fn hidden(ports: Vec<XskPort>, injector: Injector) -> Self {
+    pub(super) fn hidden(ports: Vec<XskPort>, injector: Injector) -> Self {
         Self::new(ports, injector, Kind::Hidden)
     }
 
     /// A LAN card; `superframes`: it cuts such itself.
-    pub fn lan(ports: Vec<XskPort>, injector: Injector, superframes: bool) -> Self {
+    pub(super) fn lan(ports: Vec<XskPort>, injector: Injector, superframes: bool) -> Self {
         Self::new(ports, injector, Kind::Lan { superframes })
     }
 
@@ -75,19 +75,19 @@ impl PrivateDevice {
     }
 
     /// Takes one batch of frames; returns whether there may be more.
-    pub fn receive(&mut self, received: &mut Vec<Packet>, pool: &mut Pool) -> bool {
+    pub(super) fn receive(&mut self, received: &mut Vec<Packet>, pool: &mut Pool) -> bool {
         let Self { ports, turns, .. } = self;
         let (_, more) = turns.take(ports.len(), BATCH, |port, most| ports[port].receive(received, most, pool));
         more
     }
 
     /// The sockets.
-    pub fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
+    pub(super) fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
         self.ports.iter_mut()
     }
 
     /// The sockets, to be closed.
-    pub fn into_ports(self) -> Vec<XskPort> {
+    pub(super) fn into_ports(self) -> Vec<XskPort> {
         self.ports
     }
 }

@@ -39,7 +39,7 @@ use crate::control::protocol::{Event, Protocol};
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::scheduling;
 use crate::xsk::{Frame, Held, Packet, Pool, Socket, Umem};
-pub use command::{Command, Done, NewCarrier};
+pub(super) use command::{Command, Done, NewCarrier};
 use device::{HubDevice, PrivateDevice};
 use pacing::Spaced;
 use patience::Patience;
@@ -52,7 +52,7 @@ const PRIVATE_FILL: u32 = 2048;
 const ORIGINAL_PACKETS: u64 = 32_767;
 
 /// The control thread's hold on a worker.
-pub struct Handle {
+pub(super) struct Handle {
     commands: Sender<Command>,
     crew: Arc<Crew>,
     number: usize,
@@ -61,7 +61,7 @@ pub struct Handle {
 
 impl Handle {
     /// Hands a command over and wakes the worker.
-    pub fn send(&self, command: Command) {
+    pub(super) fn send(&self, command: Command) {
         // A worker that is gone has nothing left to do for us; its end is reported by its thread.
         let _ = self.commands.send(command);
         self.crew.rouse(self.number);
@@ -154,7 +154,7 @@ struct Worker {
 }
 
 /// Which worker, and where it runs.
-pub struct WorkerPlace {
+pub(super) struct WorkerPlace {
     /// Its number, from 0 on.
     pub number: usize,
     /// All workers.
@@ -169,7 +169,7 @@ pub struct WorkerPlace {
 ///
 /// # Errors
 /// If the kernel refuses an epoll or event descriptor, raw sockets, random octets or a thread.
-pub fn start(
+pub(super) fn start(
     place: WorkerPlace,
     umem: Umem,
     pool: Pool,

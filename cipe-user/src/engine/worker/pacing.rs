@@ -9,7 +9,7 @@ use crate::engine::pace::Pace;
 use crate::wire::packet::Type;
 
 /// One tunnel's.
-pub struct Spaced {
+pub(super) struct Spaced {
     tunnel: u16,
     pace: Pace,
     waiting: VecDeque<Outgoing>,

@@ -47,7 +47,7 @@ impl Turns {
 }
 
 /// The patience of the thread that made it.
-pub struct Patience {
+pub(super) struct Patience {
     /// None if nothing can be learnt, or nothing is to be changed.
     schedstat: Option<File>,
     policy: SchedulingPolicy,
@@ -57,7 +57,7 @@ pub struct Patience {
 
 impl Patience {
     /// Makes the calling thread patient, unless somebody chose its policy (`CPUSchedulingPolicy=` of a service).
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         let schedstat = (scheduling::policy() == Some(SchedulingPolicy::Other))
             .then(|| File::open("/proc/thread-self/schedstat").ok())
             .flatten();
@@ -70,7 +70,7 @@ impl Patience {
     }
 
     /// Judges anew, if it is time to. To be called after a waking.
-    pub fn judge(&mut self, now: Instant) {
+    pub(super) fn judge(&mut self, now: Instant) {
         if now < self.next {
             return;
         }

@@ -18,16 +18,16 @@ const MOST_WAIT: Duration = Duration::from_secs(640);
 
 /// Of one device, by kind.
 #[derive(Debug, Default)]
-pub struct Refusals([OfKind; KINDS.len()]);
+pub(super) struct Refusals([OfKind; KINDS.len()]);
 
 impl Refusals {
     /// Whether superframes with such IP headers are to be sent now.
-    pub fn allow(&self, headers: &[u8], now: Instant) -> bool {
+    pub(super) fn allow(&self, headers: &[u8], now: Instant) -> bool {
         self.0[kind(headers)].allow(now)
     }
 
     /// Takes up how sending one went. Returns the kind, why, and for how long none is to be sent, when that begins.
-    pub fn take_in(
+    pub(super) fn take_in(
         &mut self,
         headers: &[u8],
         sent: Result<(), Errno>,

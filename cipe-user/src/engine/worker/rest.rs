@@ -29,7 +29,7 @@ const MANY: usize = 16;
 const GATHER: Duration = Duration::from_micros(20);
 
 /// The waiting of one worker.
-pub struct Rest {
+pub(super) struct Rest {
     ready: Vec<epoll::Event>,
     ceiling: Duration,
     awake: Duration,
@@ -37,18 +37,18 @@ pub struct Rest {
 
 impl Rest {
     /// One that always sleeps at once.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { ready: Vec::with_capacity(EVENTS), ceiling: Duration::ZERO, awake: Duration::ZERO }
     }
 
     /// Sets the longest time to stay awake for; zero always sleeps at once.
-    pub fn stay_awake(&mut self, ceiling: Duration) {
+    pub(super) fn stay_awake(&mut self, ceiling: Duration) {
         self.ceiling = ceiling;
         self.awake = self.awake.min(ceiling);
     }
 
     /// Rests for a moment if that is worth it after a waking that brought `packets`.
-    pub fn gather(&self, packets: usize) {
+    pub(super) fn gather(&self, packets: usize) {
         if self.gathers(packets) {
             std::thread::sleep(GATHER);
         }
@@ -62,7 +62,7 @@ impl Rest {
     ///
     /// # Errors
     /// What epoll says, but for an interrupted wait.
-    pub fn wait(&mut self, epoll: &OwnedFd, longest: Duration) -> rustix::io::Result<impl Iterator<Item = u64>> {
+    pub(super) fn wait(&mut self, epoll: &OwnedFd, longest: Duration) -> rustix::io::Result<impl Iterator<Item = u64>> {
         if !self.has_seen_some(epoll, self.awake.min(longest))? {
             let asleep = Instant::now();
             self.look(epoll, longest)?;

@@ -35,14 +35,14 @@ const UDP: u8 = 17;
 
 /// Seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub(super) enum Direction {
     In,
     Out,
 }
 
 /// All policies of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ipsec {
+pub(super) struct Ipsec {
     policies: Vec<XfrmPolicy>,
     /// What matches no policy is dropped: in, out.
     blocks: [bool; 2],
@@ -81,7 +81,7 @@ struct Selector {
 
 impl Ipsec {
     /// What the policies do with one direction of a flow, in words.
-    pub fn on(&self, flow: &CarrierFlow, direction: Direction) -> Option<String> {
+    pub(super) fn on(&self, flow: &CarrierFlow, direction: Direction) -> Option<String> {
         let matching =
             self.policies.iter().filter(|policy| policy.direction == direction && policy.selector.has(flow, direction));
         let way = if direction == Direction::In { "in" } else { "out" };
@@ -182,7 +182,7 @@ fn word(octets: &[u8], at: usize) -> Option<u32> {
 ///
 /// # Errors
 /// The kernel's.
-pub fn read() -> io::Result<Ipsec> {
+pub(super) fn read() -> io::Result<Ipsec> {
     let mut socket = Socket::new(NETLINK_XFRM)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddress::new(0, 0))?;
@@ -235,14 +235,14 @@ fn ask(socket: &Socket, kind: u16, flags: u16, octets: usize, mut answer: impl F
 }
 
 /// Notifications that policies have changed.
-pub struct XfrmEvents(TokioSocket);
+pub(super) struct XfrmEvents(TokioSocket);
 
 impl XfrmEvents {
     /// Subscribes.
     ///
     /// # Errors
     /// This kernel has no xfrm.
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_XFRM)?;
         socket.socket_mut().bind_auto()?;
         socket.socket_mut().add_membership(XFRMNLGRP_POLICY)?;
@@ -253,7 +253,7 @@ impl XfrmEvents {
     ///
     /// # Errors
     /// The socket's; not that some were lost, which is a change like any other.
-    pub async fn next(&mut self) -> io::Result<()> {
+    pub(super) async fn next(&mut self) -> io::Result<()> {
         match self.0.recv_from_full().await {
             Ok(_) => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),

@@ -9,7 +9,7 @@ use cipe_user::control::protocol::{Under, Wanted};
 use cipe_user::wire::message::{Message, is_fresh};
 use cipe_user::wire::packet::{self, IV, KeyKind, Type};
 
-pub struct Ours {
+pub(super) struct Ours {
     socket: UdpSocket,
     /// The peer's address.
     pub peer: SocketAddr,
@@ -30,7 +30,7 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub fn new(socket: UdpSocket, peer: SocketAddr, algorithm: Algorithm, secret: &[u8; 16]) -> Self {
+    pub(super) fn new(socket: UdpSocket, peer: SocketAddr, algorithm: Algorithm, secret: &[u8; 16]) -> Self {
         Self {
             socket,
             peer,
@@ -49,7 +49,7 @@ impl Ours {
     }
 
     /// Sends an inner packet and waits for its echo, which must come.
-    pub fn ping(&mut self, packet: &[u8]) -> Vec<u8> {
+    pub(super) fn ping(&mut self, packet: &[u8]) -> Vec<u8> {
         self.data(packet);
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -61,7 +61,7 @@ impl Ours {
     }
 
     /// The same, but retransmits every 100 ms: for peers that have lost a key.
-    pub fn ping_until_answered(&mut self, packet: &[u8]) {
+    pub(super) fn ping_until_answered(&mut self, packet: &[u8]) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
             self.data(packet);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 /// Octets at one moment, or between two, in KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Memory {
+pub(super) struct Memory {
     /// Resident memory of the engines.
     pub engine: f64,
     /// Memory that the kernel uses: slabs, per-CPU areas, page tables and large allocations, including sockets of the bench.
@@ -18,7 +18,7 @@ impl Memory {
     ///
     /// # Errors
     /// `/proc` cannot be read.
-    pub fn now(engines: &[u32]) -> Result<Self> {
+    pub(super) fn now(engines: &[u32]) -> Result<Self> {
         let mut engine = 0.0;
         for pid in engines {
             engine += field(&fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS").context("VmRSS")?;
@@ -31,7 +31,7 @@ impl Memory {
     }
 
     /// The increase since `before`.
-    pub fn since(self, before: Self) -> Self {
+    pub(super) fn since(self, before: Self) -> Self {
         Self { engine: self.engine - before.engine, kernel: self.kernel - before.kernel }
     }
 }

@@ -28,7 +28,7 @@ use crate::tools;
 
 /// Arguments of the measurement.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// How many tunnels, one after the other
     #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 1_000, 10_000])]
     tunnels: Vec<usize>,
@@ -47,7 +47,7 @@ pub struct Args {
 
 /// Quantities, of one tunnel of many at one end unless noted otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Metric {
+pub(super) enum Metric {
     /// Time to make a tunnel.
     Setup,
     /// Resident memory of the engine, without key state.
@@ -95,7 +95,7 @@ impl Metric {
 
 /// One measurement, with the fields of all others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub(super) struct Record {
     /// The cipher.
     pub tunnel: Tunnel,
     /// Always from gateway to gateway.
@@ -142,7 +142,7 @@ const CHANGES: usize = 5;
 ///
 /// # Errors
 /// An engine does not start or refuses a tunnel, or nothing of a load arrives.
-pub fn run(args: &Args) -> Result<()> {
+pub(super) fn run(args: &Args) -> Result<()> {
     let records = if args.files.from.is_empty() { measure(args)? } else { read(&args.files.from)? };
     report::report(&records, args.files.write)
 }

@@ -32,7 +32,7 @@ const NOTE: &str = "Set-up, memory and key changes are those of one tunnel at on
 ///
 /// # Errors
 /// The document cannot be written.
-pub fn report(records: &[Record], write: bool) -> Result<()> {
+pub(super) fn report(records: &[Record], write: bool) -> Result<()> {
     let text = format!("## Many tunnels in one engine (`cargo xtask bench many`)\n\n{NOTE}\n\n{}", table(records));
     println!("\n{text}");
     if write {

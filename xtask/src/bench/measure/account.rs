@@ -32,7 +32,7 @@ impl Machine {
 }
 
 /// CPU time of every process and of the machine at one moment.
-pub struct Moment {
+pub(crate) struct Moment {
     at: Instant,
     machine: Machine,
     processes: BTreeMap<u32, CpuTime>,
@@ -40,7 +40,7 @@ pub struct Moment {
 
 /// CPU seconds used between two moments.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Used {
+pub(crate) struct Used {
     /// By the tunnel's processes in user mode.
     pub user: f64,
     /// By the tunnel's processes in the kernel.
@@ -58,7 +58,7 @@ impl Moment {
     ///
     /// # Errors
     /// `/proc` cannot be read.
-    pub fn now() -> Result<Self> {
+    pub(crate) fn now() -> Result<Self> {
         let processes = pids()?.into_iter().filter_map(|pid| Some((pid, CpuTime::of(pid)?))).collect();
         Ok(Self { at: Instant::now(), machine: Machine::now()?, processes })
     }
@@ -67,7 +67,7 @@ impl Moment {
     ///
     /// # Errors
     /// `/proc` cannot be read.
-    pub fn used(&self, tunnel: &[u32]) -> Result<Used> {
+    pub(crate) fn used(&self, tunnel: &[u32]) -> Result<Used> {
         let now = Self::now()?;
         let mut used = Used {
             softirq: now.machine.softirq - self.machine.softirq,
@@ -91,7 +91,7 @@ impl Moment {
 }
 
 /// CPUs that we may use.
-pub fn cpus() -> usize {
+pub(crate) fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -109,12 +109,12 @@ fn is_kernel_thread(pid: u32) -> bool {
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn tunnel(net: &Topology, side: Side) -> Result<Vec<u32>> {
+pub(crate) fn tunnel(net: &Topology, side: Side) -> Result<Vec<u32>> {
     net.gw(side).processes()
 }
 
 /// Peak resident memory of processes together, in MiB.
-pub fn peak_memory(pids: &[u32]) -> f64 {
+pub(crate) fn peak_memory(pids: &[u32]) -> f64 {
     let kib = |pid: &u32| {
         let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok())
@@ -126,7 +126,7 @@ pub fn peak_memory(pids: &[u32]) -> f64 {
 ///
 /// # Errors
 /// A kernel without scheduler statistics.
-pub fn run_time(pids: &[u32]) -> Result<Duration> {
+pub(crate) fn run_time(pids: &[u32]) -> Result<Duration> {
     let mut sum = 0;
     for pid in pids {
         for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
@@ -141,7 +141,7 @@ pub fn run_time(pids: &[u32]) -> Result<Duration> {
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn wait_until_quiet(within: Duration) -> Result<()> {
+pub(crate) fn wait_until_quiet(within: Duration) -> Result<()> {
     let deadline = Instant::now() + within;
     while Instant::now() < deadline {
         let before = Machine::now()?;

@@ -1,7 +1,7 @@
 //! The tests: the load of each, its duration, and its measurements.
 
-pub mod account;
-pub mod search;
+pub(super) mod account;
+pub(super) mod search;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use account::{Moment, Used};
 
 /// A test, each with one or more metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Test {
+pub(super) enum Test {
     /// Round trips on an idle tunnel
     Ping,
     /// One TCP stream with round trips during it, and CPU time
@@ -34,14 +34,14 @@ pub enum Test {
 
 impl Test {
     /// Its name on the command line.
-    pub fn name(self) -> String {
+    pub(super) fn name(self) -> String {
         clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
 /// Durations of the tests.
 #[derive(Clone, Copy, Debug)]
-pub struct Effort {
+pub(super) struct Effort {
     /// A TCP test.
     pub tcp: Duration,
     /// A trial of a UDP rate.
@@ -58,7 +58,7 @@ pub struct Effort {
 
 impl Effort {
     /// For figures that go into a report.
-    pub const FULL: Self = Self {
+    pub(super) const FULL: Self = Self {
         tcp: Duration::from_secs(4),
         trial: Duration::from_millis(600),
         steps: 8,
@@ -67,7 +67,7 @@ impl Effort {
         quiet: Duration::from_secs(15),
     };
     /// For a first look.
-    pub const QUICK: Self = Self {
+    pub(super) const QUICK: Self = Self {
         tcp: Duration::from_millis(1000),
         trial: Duration::from_millis(200),
         steps: 4,
@@ -77,7 +77,7 @@ impl Effort {
     };
 
     /// Approximate duration of a test.
-    pub fn of(&self, test: Test) -> Duration {
+    pub(super) fn of(&self, test: Test) -> Duration {
         // A search mostly ends early; each trial waits for late datagrams.
         let search = (self.trial + Duration::from_millis(330)) * (self.steps as u32);
         let own = match test {
@@ -96,10 +96,10 @@ const PING_INTERVAL: Duration = Duration::from_millis(5);
 const LOAD_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The result of a test: values and CPU time.
-pub type Values = Vec<(Metric, f64)>;
+pub(super) type Values = Vec<(Metric, f64)>;
 
 /// A network with a started tunnel.
-pub struct Bench<'a> {
+pub(super) struct Bench<'a> {
     /// The network.
     pub net: &'a Net,
     /// The hosts at both ends of the load.
@@ -113,7 +113,7 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// A load cannot be started, or nothing of it arrives.
-    pub fn run(&self, test: Test) -> Result<Values> {
+    pub(super) fn run(&self, test: Test) -> Result<Values> {
         account::wait_until_quiet(self.effort.quiet)?;
         let start = Moment::now()?;
         let mut values = match test {
@@ -149,7 +149,7 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// `/proc` cannot be read.
-    pub fn tunnel(&self) -> Result<Vec<u32>> {
+    pub(super) fn tunnel(&self) -> Result<Vec<u32>> {
         Ok([account::tunnel(self.net, Side::A)?, account::tunnel(self.net, Side::B)?].concat())
     }
 

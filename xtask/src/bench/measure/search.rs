@@ -17,7 +17,7 @@ const KEEPS_UP: f64 = 0.85;
 
 /// The result of a trial.
 #[derive(Clone, Copy, Debug)]
-pub struct Trial {
+pub(crate) struct Trial {
     /// Datagrams a second that were really sent.
     pub sent: f64,
     /// Datagrams a second that arrived.
@@ -34,7 +34,7 @@ impl From<&Report> for Trial {
 
 /// The result of the search.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Found {
+pub(crate) struct Found {
     /// The highest rate really sent that lost at most [`LOSS`]; 0 if none did.
     pub rate: f64,
     /// Rate of the flood that arrived.
@@ -45,7 +45,7 @@ pub struct Found {
 ///
 /// # Errors
 /// A trial fails.
-pub fn loss_free(steps: usize, mut trial: impl FnMut(Pace) -> Result<Trial>) -> Result<Found> {
+pub(crate) fn loss_free(steps: usize, mut trial: impl FnMut(Pace) -> Result<Trial>) -> Result<Found> {
     let flood = trial(Pace::Flood)?.arrived;
     let mut found = Found { rate: 0.0, flood };
     let (mut passed, mut failed) = (None, None);

@@ -37,7 +37,7 @@ impl Node {
 }
 
 /// The graph of all stacks.
-pub fn svg(title: &str, stacks: &Stacks) -> String {
+pub(super) fn svg(title: &str, stacks: &Stacks) -> String {
     let mut threads: BTreeMap<&str, Node> = BTreeMap::new();
     for (thread, frames, count) in stacks.iter() {
         threads.entry(thread).or_default().add(frames, count);
@@ -93,7 +93,7 @@ impl Canvas {
 }
 
 /// The name, shortened to this number of letters; `None` if it would be too short to read.
-pub fn shortened(name: &str, letters: usize) -> Option<String> {
+pub(super) fn shortened(name: &str, letters: usize) -> Option<String> {
     if name.chars().count() <= letters {
         return Some(name.to_owned());
     }

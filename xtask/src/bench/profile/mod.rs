@@ -22,7 +22,7 @@ use stacks::Stacks;
 
 /// Arguments of the profile.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// The tunnel
     #[arg(long, value_enum, default_value_t = Tunnel::CipeBlowfish, hide_possible_values = true)]
     tunnel: Tunnel,
@@ -63,7 +63,7 @@ const ROWS: usize = 20;
 ///
 /// # Errors
 /// A program is missing, or perf fails.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     tools::need_namespaces()?;
     if program::find("perf").is_none() && args.install {
         tools::apt_install(&["linux-perf"])?;

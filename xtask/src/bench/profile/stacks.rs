@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// A function in a stack.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Frame {
+pub(super) struct Frame {
     /// Its name without its hash.
     pub name: String,
     /// Whether it runs in the kernel.
@@ -13,7 +13,7 @@ pub struct Frame {
 
 /// Threads with their sampled stacks, from the outermost function to the innermost.
 #[derive(Clone, Debug, Default)]
-pub struct Stacks {
+pub(super) struct Stacks {
     counts: BTreeMap<(String, Vec<Frame>), u64>,
     /// Samples of other processes.
     pub foreign: u64,
@@ -25,7 +25,7 @@ const IDLE: [&str; 5] = ["pv_native_safe_halt", "native_safe_halt", "default_idl
 impl Stacks {
     /// Reads `perf script --fields comm,pid,ip,sym`: a line with thread and process, a line a frame from the innermost
     /// outwards, an empty line. Samples of idle CPUs, and of processes that are not `wanted`, are left out.
-    pub fn parse(text: &str, wanted: impl Fn(u32) -> bool) -> Self {
+    pub(super) fn parse(text: &str, wanted: impl Fn(u32) -> bool) -> Self {
         let mut stacks = Self::default();
         for sample in text.split("\n\n") {
             let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
@@ -46,22 +46,22 @@ impl Stacks {
     }
 
     /// Every stack with its thread and its count.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[Frame], u64)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &[Frame], u64)> {
         self.counts.iter().map(|((thread, frames), &count)| (thread.as_str(), frames.as_slice(), count))
     }
 
     /// Samples in all.
-    pub fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.counts.values().sum()
     }
 
     /// Samples by thread name, the most first.
-    pub fn threads(&self) -> Vec<(String, u64)> {
+    pub(super) fn threads(&self) -> Vec<(String, u64)> {
         sums(self.iter().map(|(thread, _, count)| (thread.to_owned(), count)))
     }
 
     /// Samples by the function that was running, the most first.
-    pub fn functions(&self) -> Vec<(Frame, u64)> {
+    pub(super) fn functions(&self) -> Vec<(Frame, u64)> {
         sums(self.iter().filter_map(|(_, frames, count)| Some((frames.last()?.clone(), count))))
     }
 }

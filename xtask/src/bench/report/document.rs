@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 ///
 /// # Errors
 /// The document cannot be read or written.
-pub fn replace(path: &Path, name: &str, text: &str) -> Result<()> {
+pub(super) fn replace(path: &Path, name: &str, text: &str) -> Result<()> {
     let old = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
     fs::write(path, replaced(&old, name, text)).with_context(|| format!("{}", path.display()))
 }

@@ -35,7 +35,7 @@ impl Goal {
 }
 
 /// A table of every goal whose quantities were all measured; `None` if there is none.
-pub fn table(results: &Results) -> Option<String> {
+pub(super) fn table(results: &Results) -> Option<String> {
     let goals = goals(results);
     if goals.is_empty() {
         return None;

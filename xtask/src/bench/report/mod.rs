@@ -15,7 +15,7 @@ use super::record::{Metric, Offloads, Results, Series, Topology};
 use super::tunnel::{INNER_MTU, Tunnel};
 use crate::tools;
 use plot::{Best, Panel, Plot};
-pub use table::Table;
+pub(super) use table::Table;
 
 /// The document, and the folder of its plots.
 const DOCUMENT: &str = "docs/BENCHMARKS.md";
@@ -25,7 +25,7 @@ const PLOTS: &str = "docs/bench";
 const QUIET: f64 = 5.0;
 
 /// A number with at least three significant digits.
-pub fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value.abs() {
         0.0..10.0 => format!("{value:.2}"),
         10.0..100.0 => format!("{value:.1}"),
@@ -37,7 +37,7 @@ pub fn number(value: f64) -> String {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn report(results: &Results, compare: Tunnel, write: bool) -> Result<()> {
+pub(super) fn report(results: &Results, compare: Tunnel, write: bool) -> Result<()> {
     let report = Report { results, compare };
     println!("\n{}", report.text(false)?);
     if write {
@@ -56,7 +56,7 @@ pub fn report(results: &Results, compare: Tunnel, write: bool) -> Result<()> {
 ///
 /// # Errors
 /// The document cannot be written.
-pub fn replace_section(command: &str, text: &str) -> Result<()> {
+pub(super) fn replace_section(command: &str, text: &str) -> Result<()> {
     document::replace(&tools::workspace().join(DOCUMENT), command, text)?;
     println!("written: {DOCUMENT}");
     Ok(())

@@ -6,7 +6,7 @@ use crate::bench::tunnel::{Kind, Tunnel};
 use crate::svg::Svg;
 
 /// A plot.
-pub struct Plot {
+pub(super) struct Plot {
     /// Title.
     pub title: String,
     /// Unit, and which direction is good.
@@ -19,7 +19,7 @@ pub struct Plot {
 
 /// Which values are good; decides the scale, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Best {
+pub(super) enum Best {
     /// Rates, on a linear scale.
     Highest,
     /// Costs, on a linear scale.
@@ -29,7 +29,7 @@ pub enum Best {
 }
 
 /// One panel.
-pub struct Panel {
+pub(super) struct Panel {
     /// Title of this panel.
     pub title: String,
     /// Its rows.
@@ -49,7 +49,7 @@ const FAINT: &str = "fill=\"#7b8794\"";
 
 impl Plot {
     /// The picture.
-    pub fn svg(&self) -> String {
+    pub(super) fn svg(&self) -> String {
         let rows = self.panels.iter().map(|panel| panel.bars.len()).max().unwrap_or_default();
         let (width, height) = (PANEL * self.panels.len() as f64 + 2.0 * MARGIN, TOP + ROW * rows as f64 + BOTTOM);
         let mut svg = Svg::new(width, height);

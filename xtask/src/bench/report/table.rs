@@ -1,24 +1,24 @@
 //! Tables in markdown whose columns also line up in a terminal.
 
 /// Rows under a head; the first columns are left-aligned, the others right-aligned.
-pub struct Table {
+pub(crate) struct Table {
     left: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with these column heads; the first `left` columns have text, the others figures.
-    pub fn new(left: usize, head: &[&str]) -> Self {
+    pub(crate) fn new(left: usize, head: &[&str]) -> Self {
         Self { left, rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()] }
     }
 
     /// Adds a row, of as many cells as the head.
-    pub fn row(&mut self, row: Vec<String>) {
+    pub(crate) fn row(&mut self, row: Vec<String>) {
         self.rows.push(row);
     }
 
     /// As markdown, with an empty line after it.
-    pub fn markdown(&self) -> String {
+    pub(crate) fn markdown(&self) -> String {
         let columns = self.rows[0].len();
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));

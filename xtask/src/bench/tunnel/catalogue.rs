@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 /// Inner MTU of every tunnel, so that a UDP payload of 1400 octets is not fragmented; only the plain wire keeps its 1500.
-pub const INNER_MTU: usize = 1428;
+pub(crate) const INNER_MTU: usize = 1428;
 
 /// A tunnel, by the name it has on the command line and in results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Tunnel {
+pub(crate) enum Tunnel {
     /// Ours, Blowfish
     CipeBlowfish,
     /// Ours, IDEA
@@ -47,7 +47,7 @@ pub enum Tunnel {
 
 /// The kind of a tunnel; the report separates kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// This project's.
     Ours,
     /// Another encrypting tunnel, in user space.
@@ -60,23 +60,23 @@ pub enum Kind {
 
 impl Tunnel {
     /// Every tunnel, in the order of the tables.
-    pub fn all() -> &'static [Self] {
+    pub(crate) fn all() -> &'static [Self] {
         <Self as clap::ValueEnum>::value_variants()
     }
 
     /// Its name on the command line and in results.
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// A description in one line.
-    pub fn what(self) -> String {
+    pub(crate) fn what(self) -> String {
         let value = clap::ValueEnum::to_possible_value(&self);
         value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
     }
 
     /// Its kind.
-    pub fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> Kind {
         match self {
             Self::CipeBlowfish
             | Self::CipeIdea

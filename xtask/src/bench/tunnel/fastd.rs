@@ -10,12 +10,13 @@ use super::process::{Process, device, output, start_both};
 use crate::bench::program::{Need, Source};
 
 /// Programs that it needs.
-pub const NEEDS: &[Need] = &[Need { program: "fastd", source: Source::Debian("fastd"), version: &["--version"] }];
+pub(super) const NEEDS: &[Need] =
+    &[Need { program: "fastd", source: Source::Debian("fastd"), version: &["--version"] }];
 
 const PORT: u16 = 10000;
 
 /// Starts both ends with new keys.
-pub fn start(net: &Topology) -> Result<[Process; 2]> {
+pub(super) fn start(net: &Topology) -> Result<[Process; 2]> {
     let keys = [KeyPair::generate()?, KeyPair::generate()?];
     let of = |side: Side| if side == Side::A { &keys[0] } else { &keys[1] };
     start_both(net, "fastd", |side, command| {

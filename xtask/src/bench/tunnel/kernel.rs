@@ -15,13 +15,13 @@ use crate::bench::program::{Need, Source};
 use crate::tools;
 
 /// The program that configures the kernel's WireGuard.
-pub const NEEDS_WIREGUARD: &[Need] =
+pub(super) const NEEDS_WIREGUARD: &[Need] =
     &[Need { program: "wg", source: Source::Debian("wireguard-tools"), version: &["--version"] }];
 
 const DEVICE: &str = "vxlan0";
 
 /// VXLAN between the carrier addresses.
-pub fn vxlan(net: &Topology) -> Result<()> {
+pub(super) fn vxlan(net: &Topology) -> Result<()> {
     for side in [Side::A, Side::B] {
         let (local, remote) = (side.carrier().to_string(), side.other().carrier().to_string());
         let kind = ["link", "add", DEVICE, "type", "vxlan", "id", "42", "dstport", "4789", "dev", "wire0"];
@@ -32,7 +32,7 @@ pub fn vxlan(net: &Topology) -> Result<()> {
 }
 
 /// The inner addresses on the wire itself.
-pub fn veth(net: &Topology) -> Result<()> {
+pub(super) fn veth(net: &Topology) -> Result<()> {
     for side in [Side::A, Side::B] {
         let (gw, peer) = (net.gw(side), side.other().tunnel().to_string());
         gw.ip(&["addr", "add", &format!("{}/32", side.tunnel()), "peer", &peer, "dev", "wire0"])?;
@@ -53,7 +53,7 @@ fn keys(side: Side) -> (&'static str, &'static str) {
 }
 
 /// The kernel's WireGuard.
-pub fn wireguard(net: &Topology) -> Result<()> {
+pub(super) fn wireguard(net: &Topology) -> Result<()> {
     let wg = program::find("wg").context("wg is not installed")?;
     for side in [Side::A, Side::B] {
         let gw = net.gw(side);
@@ -85,7 +85,7 @@ nix::setsockopt_impl!(EspInUdp, libc::IPPROTO_UDP, libc::UDP_ENCAP, libc::c_int,
 const ESP_IN_UDP: libc::c_int = 2;
 
 /// ESP in UDP with AES-128-GCM between the carrier addresses, by an xfrm interface. The sockets receive as long as they live.
-pub fn esp(net: &Topology) -> Result<Vec<UdpSocket>> {
+pub(super) fn esp(net: &Topology) -> Result<Vec<UdpSocket>> {
     let mut sockets = Vec::new();
     for side in [Side::A, Side::B] {
         let gw = net.gw(side);
@@ -133,7 +133,7 @@ fn associate(gw: &Namespace, side: Side, from: Side) -> Result<()> {
 }
 
 /// Why this machine's kernel cannot make a device of `kind`, such as `wireguard`; `None`: it can.
-pub fn lacks(kind: &str) -> Option<String> {
+pub(super) fn lacks(kind: &str) -> Option<String> {
     let further: &[&str] = if kind == "xfrm" { &["dev", "lo", "if_id", XFRM_ID] } else { &[] };
     let try_it = || -> Result<()> {
         let namespace = Namespace::new("probe")?;

@@ -23,14 +23,14 @@ use cipe_tests::ping;
 use cipe_tests::topology::{Side, Topology};
 
 use super::program::Need;
-pub use catalogue::{INNER_MTU, Kind, Tunnel};
-pub use ours::use_options;
+pub(super) use catalogue::{INNER_MTU, Kind, Tunnel};
+pub(super) use ours::use_options;
 use process::Process;
-pub use process::remove_sockets;
+pub(super) use process::remove_sockets;
 
 impl Tunnel {
     /// Programs it needs, the one that gives its version first.
-    pub fn needs(self) -> &'static [Need] {
+    pub(super) fn needs(self) -> &'static [Need] {
         match self {
             Self::CipeBlowfish
             | Self::CipeIdea
@@ -51,7 +51,7 @@ impl Tunnel {
     }
 
     /// Why this kernel does not have it; `None`: it has it, or the tunnel is not the kernel's.
-    pub fn lacking(self) -> Option<String> {
+    pub(super) fn lacking(self) -> Option<String> {
         match self {
             Self::Wireguard => kernel::lacks("wireguard"),
             Self::Esp => kernel::lacks("xfrm"),
@@ -63,7 +63,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// The tunnel does not start; the error has the ends of its logs.
-    pub fn start(self, net: &Topology) -> Result<Running> {
+    pub(super) fn start(self, net: &Topology) -> Result<Running> {
         let running = match self {
             Self::CipeBlowfish
             | Self::CipeIdea
@@ -87,7 +87,7 @@ impl Tunnel {
 }
 
 /// A started tunnel; dropping it ends it.
-pub enum Running {
+pub(super) enum Running {
     /// Two daemons of ours, with their engines.
     Ours(Box<Pair>),
     /// Both ends of another one.
@@ -107,7 +107,7 @@ impl Running {
     }
 
     /// The ends of the logs.
-    pub fn logs(&self) -> String {
+    pub(super) fn logs(&self) -> String {
         match self {
             Self::Ours(pair) => format!("{}\n{}", pair.a.log().text(), pair.b.log().text()),
             Self::Peer(ends) => ends.iter().map(Process::log).collect::<Vec<_>>().join("\n"),

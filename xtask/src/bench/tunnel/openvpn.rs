@@ -11,13 +11,13 @@ use crate::bench::program::{Need, Source};
 
 const OPENVPN: Need = Need { program: "openvpn", source: Source::Debian("openvpn"), version: &["--version"] };
 /// Programs that it needs with a static key.
-pub const NEEDS_BF: &[Need] = &[OPENVPN];
+pub(super) const NEEDS_BF: &[Need] = &[OPENVPN];
 /// Programs that it needs with TLS.
-pub const NEEDS_AES: &[Need] =
+pub(super) const NEEDS_AES: &[Need] =
     &[OPENVPN, Need { program: "openssl", source: Source::Debian("openssl"), version: &["version"] }];
 
 /// Blowfish-CBC and HMAC-SHA1 under a static key.
-pub fn start_bf(net: &Topology) -> Result<[Process; 2]> {
+pub(super) fn start_bf(net: &Topology) -> Result<[Process; 2]> {
     let key = net.directory().join("openvpn.key");
     output("openvpn", &["--genkey", "secret", &key.to_string_lossy()])?;
     start_both(net, "openvpn", |side, command| {
@@ -30,7 +30,7 @@ pub fn start_bf(net: &Topology) -> Result<[Process; 2]> {
 }
 
 /// AES-256-GCM under keys of TLS, each end knowing the other's certificate by its fingerprint.
-pub fn start_aes(net: &Topology) -> Result<[Process; 2]> {
+pub(super) fn start_aes(net: &Topology) -> Result<[Process; 2]> {
     let path = |side: Side, what: &str| net.directory().join(format!("openvpn.{}.{what}.pem", side.letter()));
     for side in [Side::A, Side::B] {
         let (key, certificate) = (path(side, "key"), path(side, "cert"));

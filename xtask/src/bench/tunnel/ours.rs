@@ -12,12 +12,12 @@ static OPTIONS: OnceLock<Vec<String>> = OnceLock::new();
 
 /// Gives every tunnel of ours these options from now on, each `NAME=VALUE` or, for a boolean, `NAME`; only the first call has
 /// an effect.
-pub fn use_options(options: &[String]) {
+pub(crate) fn use_options(options: &[String]) {
     OPTIONS.get_or_init(|| options.to_vec());
 }
 
 /// Starts both daemons and, where there are keys, waits for the dynamic ones.
-pub fn start(tunnel: Tunnel, net: &Topology) -> Result<Pair> {
+pub(super) fn start(tunnel: Tunnel, net: &Topology) -> Result<Pair> {
     let idea = matches!(tunnel, Tunnel::CipeIdea | Tunnel::CipeIdeaLan);
     let short_cut = matches!(tunnel, Tunnel::CipeBlowfishLan | Tunnel::CipeIdeaLan);
     let ethernet = tunnel == Tunnel::CipeIdeaEthernet;

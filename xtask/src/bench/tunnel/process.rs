@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const SOCKETS: &str = "/var/run/wireguard";
 
 /// A running program. Dropping it ends it.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     log: PathBuf,
 }
@@ -32,7 +32,7 @@ impl Process {
     ///
     /// # Errors
     /// A program that is not there.
-    pub fn start(
+    pub(crate) fn start(
         net: &Topology,
         side: Side,
         program: &str,
@@ -52,7 +52,7 @@ impl Process {
     ///
     /// # Errors
     /// The end of the log, if the program ends before or takes longer than [`SOON`].
-    pub fn wait_for_device(&mut self, net: &Topology, side: Side) -> Result<()> {
+    pub(crate) fn wait_for_device(&mut self, net: &Topology, side: Side) -> Result<()> {
         let changes = net.gw(side).device_changes()?;
         self.wait_until(
             "the device",
@@ -69,7 +69,7 @@ impl Process {
     ///
     /// # Errors
     /// As [`Process::wait_for_device`].
-    pub fn wait_by_looking(&mut self, what: &str, there: impl FnMut() -> bool) -> Result<()> {
+    pub(crate) fn wait_by_looking(&mut self, what: &str, there: impl FnMut() -> bool) -> Result<()> {
         self.wait_until(what, there, |pid, left| {
             // Returns when the program has ended, or when the next check is due.
             let _ = wait_gone(pid, LOOK.min(left));
@@ -99,7 +99,7 @@ impl Process {
     }
 
     /// The last lines of the log.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
         let lines: Vec<&str> = text.lines().collect();
@@ -123,7 +123,7 @@ impl Drop for Process {
 
 /// Name of a tunnel's device. WireGuard programs name a socket after it, in a directory of the whole machine, so the name is
 /// unique.
-pub fn device(side: Side) -> String {
+pub(super) fn device(side: Side) -> String {
     format!("{}{}", device_prefix(), side.letter())
 }
 
@@ -132,12 +132,12 @@ fn device_prefix() -> String {
 }
 
 /// Control socket of a WireGuard program.
-pub fn socket(side: Side) -> PathBuf {
+pub(super) fn socket(side: Side) -> PathBuf {
     Path::new(SOCKETS).join(format!("{}.sock", device(side)))
 }
 
 /// Removes the sockets that killed WireGuard programs of ours have left.
-pub fn remove_sockets() {
+pub(crate) fn remove_sockets() {
     for side in [Side::A, Side::B] {
         // Usually there is none.
         let _ = fs::remove_file(socket(side));
@@ -145,7 +145,7 @@ pub fn remove_sockets() {
 }
 
 /// Whether the device of a side is there.
-pub fn has_device(net: &Topology, side: Side) -> bool {
+pub(super) fn has_device(net: &Topology, side: Side) -> bool {
     net.gw(side).devices().is_ok_and(|devices| devices.contains(&device(side)))
 }
 
@@ -153,7 +153,7 @@ pub fn has_device(net: &Topology, side: Side) -> bool {
 ///
 /// # Errors
 /// The program is missing or fails.
-pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
+pub(super) fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let path = program::find(program).with_context(|| format!("{program} is not installed"))?;
     let output = Command::new(path).args(arguments).stdin(Stdio::null()).output()?;
     if !output.status.success() {
@@ -166,7 +166,7 @@ pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
 ///
 /// # Errors
 /// Those of [`Process::start`] and [`Process::wait_for_device`].
-pub fn start_both(
+pub(super) fn start_both(
     net: &Topology,
     program: &str,
     arguments: impl Fn(Side, &mut Command) -> Result<()>,

@@ -9,14 +9,14 @@ use super::process::{Process, device, output, start_both};
 use crate::bench::program::{Need, Source};
 
 /// Programs that it needs.
-pub const NEEDS: &[Need] = &[Need { program: "tincd", source: Source::Debian("tinc"), version: &["--version"] }];
+pub(super) const NEEDS: &[Need] = &[Need { program: "tincd", source: Source::Debian("tinc"), version: &["--version"] }];
 
 /// OpenSSL 3 keeps Blowfish in its legacy provider.
 const OPENSSL: &str = "openssl_conf = init\n[init]\nproviders = both\n[both]\ndefault = on\nlegacy = on\n\
                        [on]\nactivate = 1\n";
 
 /// Starts both ends; each makes its own keys.
-pub fn start(net: &Topology) -> Result<[Process; 2]> {
+pub(super) fn start(net: &Topology) -> Result<[Process; 2]> {
     let folder = |side: Side| net.directory().join(format!("tinc{}", side.letter()));
     let host = |at: Side, of: Side| folder(at).join(format!("hosts/n{}", of.letter()));
     for side in [Side::A, Side::B] {

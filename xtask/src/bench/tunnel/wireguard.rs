@@ -13,13 +13,13 @@ use super::process::{Process, device, socket, start_both};
 use crate::bench::program::{Need, Source};
 
 /// Programs that wireguard-go needs.
-pub const NEEDS_GO: &[Need] =
+pub(super) const NEEDS_GO: &[Need] =
     &[Need { program: "wireguard-go", source: Source::Debian("wireguard-go"), version: &["--version"] }];
 /// Programs that boringtun needs.
-pub const NEEDS_BORINGTUN: &[Need] =
+pub(super) const NEEDS_BORINGTUN: &[Need] =
     &[Need { program: "boringtun-cli", source: Source::Crate("boringtun-cli"), version: &["--version"] }];
 /// Programs that gotatun needs.
-pub const NEEDS_GOTATUN: &[Need] =
+pub(super) const NEEDS_GOTATUN: &[Need] =
     &[Need { program: "gotatun", source: Source::Crate("gotatun-cli"), version: &["--version"] }];
 
 const PORT: u16 = 51820;
@@ -39,7 +39,7 @@ fn keys(side: Side) -> (&'static str, &'static str) {
 }
 
 /// Starts both ends in the foreground and makes them peers.
-pub fn start(tunnel: Tunnel, net: &Topology) -> Result<[Process; 2]> {
+pub(super) fn start(tunnel: Tunnel, net: &Topology) -> Result<[Process; 2]> {
     let program = tunnel.needs().first().context("each of the three is a program")?.program;
     let mut ends = start_both(net, program, |side, command| {
         command.arg("-f");

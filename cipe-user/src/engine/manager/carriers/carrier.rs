@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::engine::carrier::Traffic;
 
 /// A device whose datagrams come by AF_XDP.
-pub struct Carrier {
+pub(crate) struct Carrier {
     /// AF_XDP transmits from the UMEM itself.
     pub zero_copy: bool,
     /// Index in the workers' tables, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`](cipe_common::maps::CARRIER_QUEUES).
@@ -37,12 +37,12 @@ pub struct Carrier {
 
 impl Carrier {
     /// Whether superframes of the other end come uncut, of which AF_XDP can make nothing.
-    pub fn loses_superframes(&self) -> bool {
+    pub(crate) fn loses_superframes(&self) -> bool {
         self.generic && self.superframes
     }
 
     /// Whether what is sent in numbers leaves as live frames, if the choice is ours.
-    pub fn sends_live(&self) -> bool {
+    pub(crate) fn sends_live(&self) -> bool {
         self.takes_live
     }
 }

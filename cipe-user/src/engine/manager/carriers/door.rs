@@ -21,20 +21,20 @@ use crate::kernel::{ethtool, netdev};
 use crate::xsk::{Mode, MultiBuffer, SocketConfig};
 
 /// Opens and closes devices, one after the other: workers hold back all UDP sockets for one that closes.
-pub struct Doors {
+pub(super) struct Doors {
     platform: Arc<Platform>,
     turn: Mutex<()>,
 }
 
 impl Doors {
     /// All doors of an engine.
-    pub fn new(platform: Arc<Platform>) -> Self {
+    pub(super) fn new(platform: Arc<Platform>) -> Self {
         Self { platform, turn: Mutex::new(()) }
     }
 
     /// Whether a device can be sent live frames. Of several queues a veth picks that of the CPU for them and one by the flow
     /// for what a socket sends, so that they would overtake each other.
-    pub fn may_send_live(&self, card: &Card) -> bool {
+    pub(super) fn may_send_live(&self, card: &Card) -> bool {
         let single = || card.receive_queues == 1 && ethtool::transmit_queues(card.ifindex) == Some(1);
         self.platform.sends_live && card.veth && single()
     }
@@ -43,7 +43,13 @@ impl Doors {
     ///
     /// # Errors
     /// What is refused on it, in words for an operator; it stays with the UDP sockets.
-    pub async fn open(&self, card: Card, slot: usize, mode: XdpPreference, given_up: bool) -> anyhow::Result<Carrier> {
+    pub(super) async fn open(
+        &self,
+        card: Card,
+        slot: usize,
+        mode: XdpPreference,
+        given_up: bool,
+    ) -> anyhow::Result<Carrier> {
         let _turn = self.turn.lock().await;
         let platform = &self.platform;
         let ifindex = card.ifindex;
@@ -144,7 +150,7 @@ impl Doors {
     }
 
     /// Gives a device back to the UDP sockets; what its AF_XDP sockets have got is read before anything else, if a tunnel uses it.
-    pub async fn close(&self, ifindex: u32, slot: usize, is_used: bool) {
+    pub(super) async fn close(&self, ifindex: u32, slot: usize, is_used: bool) {
         let _turn = self.turn.lock().await;
         let Platform { workers, .. } = &*self.platform;
         if is_used {

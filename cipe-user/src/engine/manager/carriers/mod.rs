@@ -17,11 +17,11 @@ use super::trial::{Trial, TrialChange};
 use crate::kernel::bpf::XdpPreference;
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netdev;
-pub use carrier::Carrier;
+pub(super) use carrier::Carrier;
 use door::Doors;
 
 /// The carrier devices in use.
-pub struct Carriers {
+pub(super) struct Carriers {
     doors: Arc<Doors>,
     /// By ifindex.
     devices: HashMap<u32, Device>,
@@ -42,7 +42,7 @@ enum Device {
 }
 
 /// What has come of opening or closing a device.
-pub enum Ended {
+pub(super) enum Ended {
     /// AF_XDP has it, which this tunnel asked for, or does not get it; `unlikely`: as was to be expected of it.
     Opened { ifindex: u32, asker: u16, unlikely: bool, carrier: anyhow::Result<Carrier> },
     /// It has gone back to the UDP sockets.
@@ -51,7 +51,7 @@ pub enum Ended {
 
 /// Whether AF_XDP serves a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
+pub(super) enum Served {
     /// It does.
     Open,
     /// It is on its way in or out: which of both it is to be is chosen anew then.
@@ -62,7 +62,7 @@ pub enum Served {
 
 impl Carriers {
     /// None yet.
-    pub fn new(platform: Arc<Platform>) -> Self {
+    pub(super) fn new(platform: Arc<Platform>) -> Self {
         Self {
             doors: Arc::new(Doors::new(platform)),
             devices: HashMap::new(),
@@ -72,12 +72,12 @@ impl Carriers {
     }
 
     /// Whether AF_XDP serves a device as a carrier, or is about to, or still does.
-    pub fn has(&self, ifindex: u32) -> bool {
+    pub(super) fn has(&self, ifindex: u32) -> bool {
         self.devices.contains_key(&ifindex)
     }
 
     /// A device that AF_XDP serves.
-    pub fn get(&self, ifindex: u32) -> Option<&Carrier> {
+    pub(super) fn get(&self, ifindex: u32) -> Option<&Carrier> {
         match self.devices.get(&ifindex) {
             Some(Device::Open(carrier)) => Some(carrier),
             _ => None,
@@ -92,12 +92,12 @@ impl Carriers {
     }
 
     /// The devices that AF_XDP serves, with the numbers of the programs that were attached.
-    pub fn programs(&self) -> Vec<(u32, u32)> {
+    pub(super) fn programs(&self) -> Vec<(u32, u32)> {
         self.open().filter_map(|(ifindex, carrier)| Some((ifindex, carrier.program?))).collect()
     }
 
     /// Adds a tunnel to those of a device, if AF_XDP serves that. A device that is changing is one to choose for anew after that.
-    pub fn join(&mut self, ifindex: u32, number: u16) -> Served {
+    pub(super) fn join(&mut self, ifindex: u32, number: u16) -> Served {
         match self.devices.get_mut(&ifindex) {
             Some(Device::Open(carrier)) => {
                 carrier.tunnels.insert(number);
@@ -119,7 +119,7 @@ impl Carriers {
     ///
     /// # Errors
     /// There is no slot for it.
-    pub fn begin(
+    pub(super) fn begin(
         &mut self,
         card: Card,
         mode: XdpPreference,
@@ -147,7 +147,7 @@ impl Carriers {
     }
 
     /// Takes up a device that is open, or was refused. One that went meanwhile is closed again.
-    pub fn opened(
+    pub(super) fn opened(
         &mut self,
         ifindex: u32,
         carrier: Option<Carrier>,
@@ -165,14 +165,14 @@ impl Carriers {
     }
 
     /// Closes a device that is open for nobody: all who wanted it have gone meanwhile.
-    pub fn close_unused(&mut self, ifindex: u32, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) {
+    pub(super) fn close_unused(&mut self, ifindex: u32, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) {
         if self.get(ifindex).is_some_and(|carrier| carrier.tunnels.is_empty()) {
             self.close(ifindex, jobs);
         }
     }
 
     /// Takes a tunnel off a device, and closes that after its last.
-    pub fn release(&mut self, ifindex: u32, number: u16, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) {
+    pub(super) fn release(&mut self, ifindex: u32, number: u16, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) {
         if let Some(Device::Open(carrier)) = self.devices.get_mut(&ifindex) {
             carrier.tunnels.remove(&number);
             self.close_unused(ifindex, jobs);
@@ -180,14 +180,14 @@ impl Carriers {
     }
 
     /// Closes a device and forgets what was seen on it; returns the tunnels that used it, which send by their UDP sockets.
-    pub fn close(&mut self, ifindex: u32, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) -> BTreeSet<u16> {
+    pub(super) fn close(&mut self, ifindex: u32, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) -> BTreeSet<u16> {
         self.habits.remove(&ifindex);
         self.shut(ifindex, false, jobs)
     }
 
     /// Closes a device; what its sockets have got is read before anything else. `choose`: doors are chosen anew after that.
     /// Returns the tunnels that used it.
-    pub fn shut(
+    pub(super) fn shut(
         &mut self,
         ifindex: u32,
         choose: bool,
@@ -211,27 +211,27 @@ impl Carriers {
     }
 
     /// Takes up that a device is closed; whether its doors are to be chosen anew.
-    pub fn closed(&mut self, ifindex: u32) -> bool {
+    pub(super) fn closed(&mut self, ifindex: u32) -> bool {
         matches!(self.devices.remove(&ifindex), Some(Device::Closing { choose: true, .. }))
     }
 
     /// Whether a device that might deliver superframes was seen not to.
-    pub fn has_single_frames(&self, ifindex: u32) -> bool {
+    pub(super) fn has_single_frames(&self, ifindex: u32) -> bool {
         self.habits.get(&ifindex).is_some_and(Habit::has_single_frames)
     }
 
     /// Takes up that a device delivers single frames; whether that is new.
-    pub fn see_single_frames(&mut self, ifindex: u32) -> bool {
+    pub(super) fn see_single_frames(&mut self, ifindex: u32) -> bool {
         self.habits.entry(ifindex).or_default().see_single_frames(Instant::now())
     }
 
     /// Whether a device can be sent live frames.
-    pub fn may_send_live(&self, card: &Card) -> bool {
+    pub(super) fn may_send_live(&self, card: &Card) -> bool {
         self.doors.may_send_live(card)
     }
 
     /// Follows which devices take live frames; returns those where that has changed.
-    pub fn follow_live_frames(&mut self) -> Vec<u32> {
+    pub(super) fn follow_live_frames(&mut self) -> Vec<u32> {
         let mut changed = Vec::new();
         for (ifindex, device) in &mut self.devices {
             let Device::Open(carrier) = device else { continue };
@@ -247,7 +247,7 @@ impl Carriers {
     }
 
     /// Devices that might deliver superframes and are calm.
-    pub fn calm(&mut self, now: Instant) -> Vec<u32> {
+    pub(super) fn calm(&mut self, now: Instant) -> Vec<u32> {
         let mut calm = Vec::new();
         for (ifindex, device) in &self.devices {
             let Device::Open(carrier) = device else { continue };
@@ -259,12 +259,12 @@ impl Carriers {
     }
 
     /// A calm device goes back to the UDP sockets; returns for how many seconds it was calm.
-    pub fn leave_calm(&mut self, ifindex: u32, now: Instant) -> u64 {
+    pub(super) fn leave_calm(&mut self, ifindex: u32, now: Instant) -> u64 {
         self.habits.entry(ifindex).or_default().leave(now).as_secs()
     }
 
     /// Devices that zero copy is to be given up on, or to be tried on again.
-    pub fn look_at_zero_copy(&mut self, now: Instant) -> Vec<(u32, TrialChange)> {
+    pub(super) fn look_at_zero_copy(&mut self, now: Instant) -> Vec<(u32, TrialChange)> {
         let mut changed = Vec::new();
         for (ifindex, device) in &self.devices {
             let Device::Open(carrier) = device else { continue };
@@ -289,6 +289,6 @@ impl Device {
 
 /// Whether a device is one that AF_XDP was never made for, or of which it is only to be tried whether it has native XDP: a VLAN has
 /// not.
-pub fn is_unlikely(card: &Card) -> bool {
+pub(super) fn is_unlikely(card: &Card) -> bool {
     card.kind != CardKind::Ethernet || card.superframes
 }

@@ -22,7 +22,7 @@ use crate::xsk::{Injector, Mode, SocketConfig};
 use slots::Slots;
 
 /// The hubs of an engine.
-pub struct Hubs {
+pub(super) struct Hubs {
     platform: Arc<Platform>,
     slots: Slots,
     /// Part of the devices' addresses that no engine before had.
@@ -44,7 +44,7 @@ impl DerefMut for Hubs {
 }
 
 /// Why a tunnel cannot be, and what was begun for it.
-pub struct Refused {
+pub(super) struct Refused {
     pub error: anyhow::Error,
     pub begun: Option<Begun>,
 }
@@ -57,7 +57,7 @@ impl<E: Into<anyhow::Error>> From<E> for Refused {
 
 impl Hubs {
     /// Those that a dead engine left, with devices on them.
-    pub fn inherited(platform: Arc<Platform>, hubs: Vec<Hub>, salt: [u8; 3]) -> Self {
+    pub(super) fn inherited(platform: Arc<Platform>, hubs: Vec<Hub>, salt: [u8; 3]) -> Self {
         Self { platform, slots: Slots::inherited(hubs), salt }
     }
 
@@ -66,7 +66,7 @@ impl Hubs {
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub async fn device(&mut self, wanted: TunnelDevice, mode: XdpMode) -> Result<(usize, Device), Refused> {
+    pub(super) async fn device(&mut self, wanted: TunnelDevice, mode: XdpMode) -> Result<(usize, Device), Refused> {
         let (slot, device) = match wanted.ethernet {
             true => self.find_ethernet_device(&wanted).await?,
             false => self.find_device(&wanted, mode).await?,
@@ -181,7 +181,7 @@ impl Hubs {
     }
 
     /// Takes a tunnel off a hub, which is returned if it was the last one: it is to be removed, or to be kept.
-    pub fn leave(&mut self, slot: usize) -> Option<Hub> {
+    pub(super) fn leave(&mut self, slot: usize) -> Option<Hub> {
         let place = self.slots.place_mut(slot)?;
         place.tunnels = place.tunnels.saturating_sub(1);
         place.going = place.tunnels == 0;
@@ -189,14 +189,14 @@ impl Hubs {
     }
 
     /// A hub that has no tunnel of this engine stays for the devices of daemons that have not come yet.
-    pub fn keep(&mut self, slot: usize) {
+    pub(super) fn keep(&mut self, slot: usize) {
         if let Some(place) = self.slots.place_mut(slot) {
             place.going = false;
         }
     }
 
     /// A hub was taken down or deleted; its tunnels end. That is no news of one that goes, or whose tunnels all go already.
-    pub fn lose(&mut self, slot: usize, deleted: bool, has_tunnels: bool) {
+    pub(super) fn lose(&mut self, slot: usize, deleted: bool, has_tunnels: bool) {
         if let Some(place) = self.slots.place_mut(slot) {
             place.lost |= deleted;
             let is_going = place.going || (place.tunnels > 0 && !has_tunnels);
@@ -207,7 +207,7 @@ impl Hubs {
     }
 
     /// The address of a new device: locally administered, and unlike those that engines before this one gave.
-    pub fn private_mac(&self, number: u16) -> [u8; 6] {
+    pub(super) fn private_mac(&self, number: u16) -> [u8; 6] {
         let ([a, b, c], [high, low]) = (self.salt, number.to_be_bytes());
         [0x1E, a, b, c, high, low]
     }

@@ -9,10 +9,10 @@ use crate::kernel::hub::{Framing, Hub};
 const TUNNELS: usize = 1024;
 
 /// The hubs, by slot: the number that stamps, maps and the workers know them by.
-pub struct Slots(Vec<Option<HubSlot>>);
+pub(crate) struct Slots(Vec<Option<HubSlot>>);
 
 /// A hub in its slot.
-pub struct HubSlot {
+pub(crate) struct HubSlot {
     pub hub: Hub,
     pub tunnels: usize,
     /// Mode got, for people; `None`: taken over from an engine that died, and not open yet.
@@ -33,33 +33,33 @@ impl HubSlot {
 
 impl Slots {
     /// Those that a dead engine left, with devices on them.
-    pub fn inherited(hubs: Vec<Hub>) -> Self {
+    pub(crate) fn inherited(hubs: Vec<Hub>) -> Self {
         let place = |hub| Some(HubSlot::new(hub));
         Self(hubs.into_iter().map(place).collect())
     }
 
     /// All hubs with their slots.
-    pub fn all(&self) -> impl Iterator<Item = (usize, &Hub)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (usize, &Hub)> {
         self.0.iter().enumerate().filter_map(|(slot, place)| Some((slot, &place.as_ref()?.hub)))
     }
 
     /// The hub in a slot.
-    pub fn get(&self, slot: usize) -> Option<&Hub> {
+    pub(crate) fn get(&self, slot: usize) -> Option<&Hub> {
         self.0.get(slot)?.as_ref().map(|place| &place.hub)
     }
 
     /// The same with what is known of it, to change that.
-    pub fn place_mut(&mut self, slot: usize) -> Option<&mut HubSlot> {
+    pub(crate) fn place_mut(&mut self, slot: usize) -> Option<&mut HubSlot> {
         self.0.get_mut(slot)?.as_mut()
     }
 
     /// Mode got on a hub.
-    pub fn note(&self, slot: usize) -> Option<&str> {
+    pub(crate) fn note(&self, slot: usize) -> Option<&str> {
         self.0.get(slot)?.as_ref()?.note.as_deref()
     }
 
     /// The slot of the hub that one of its ends belongs to.
-    pub fn of_device(&self, ifindex: u32) -> Option<usize> {
+    pub(crate) fn of_device(&self, ifindex: u32) -> Option<usize> {
         let is_end = |place: &HubSlot| {
             place.hub.hidden_index == ifindex || (place.hub.index == ifindex && place.moved.is_none())
         };
@@ -67,7 +67,7 @@ impl Slots {
     }
 
     /// The visible end of an Ethernet tunnel's pair has this index in another network namespace from now on.
-    pub fn set_moved(&mut self, slot: usize, index: u32) {
+    pub(crate) fn set_moved(&mut self, slot: usize, index: u32) {
         if let Some(place) = self.place_mut(slot) {
             place.moved = Some(index);
         }
@@ -75,7 +75,7 @@ impl Slots {
 
     /// The indexes by which the programs know an Ethernet tunnel's pair. One that the programs know another such pair by is that
     /// one's: the visible end passes for it, and the hidden end says whose a frame is.
-    pub fn ends(&self, slot: usize) -> Option<[u32; 2]> {
+    pub(crate) fn ends(&self, slot: usize) -> Option<[u32; 2]> {
         let place = self.0.get(slot)?.as_ref()?;
         let hidden = place.hub.hidden_index;
         let Some(index) = place.moved else { return Some([place.hub.index, hidden]) };
@@ -92,12 +92,12 @@ impl Slots {
     }
 
     /// Whether the pair in this slot is an Ethernet tunnel's own.
-    pub fn is_ethernet(&self, slot: usize) -> bool {
+    pub(crate) fn is_ethernet(&self, slot: usize) -> bool {
         self.get(slot).is_some_and(|hub| hub.framing == Framing::Ethernet)
     }
 
     /// A hub that takes one more tunnel.
-    pub fn with_room(&self, framing: Framing) -> Option<usize> {
+    pub(crate) fn with_room(&self, framing: Framing) -> Option<usize> {
         let room = |place: &HubSlot| place.hub.framing == framing && !place.lost && place.tunnels < TUNNELS;
         self.0.iter().position(|place| place.as_ref().is_some_and(room))
     }
@@ -106,7 +106,7 @@ impl Slots {
     ///
     /// # Errors
     /// All slots are in use.
-    pub fn put(&mut self, hub: Hub) -> anyhow::Result<usize> {
+    pub(crate) fn put(&mut self, hub: Hub) -> anyhow::Result<usize> {
         let free = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
         anyhow::ensure!(free < MAX_HUBS as usize, "all {MAX_HUBS} hubs of the engine are in use");
         if free == self.0.len() {
@@ -117,7 +117,7 @@ impl Slots {
     }
 
     /// Forgets a hub that is removed.
-    pub fn remove(&mut self, slot: usize) {
+    pub(crate) fn remove(&mut self, slot: usize) {
         if let Some(place) = self.0.get_mut(slot) {
             *place = None;
         }

@@ -13,7 +13,7 @@ use crate::kernel::links::Card;
 use crate::xsk::{Injector, MultiBuffer, SocketConfig};
 
 /// A LAN card with a short cut.
-pub struct LanCard {
+pub(crate) struct LanCard {
     pub card: Card,
     /// Index in the worker's table, and of its first socket in the map when multiplied by [`LAN_QUEUES`].
     pub slot: usize,
@@ -25,7 +25,7 @@ pub struct LanCard {
 
 impl LanCard {
     /// What the programs must know of it.
-    pub fn entry(&self) -> LanEntry {
+    pub(crate) fn entry(&self) -> LanEntry {
         LanEntry {
             sockets: self.slot as u32 * LAN_QUEUES,
             flags: self.flags,
@@ -39,7 +39,7 @@ impl LanCard {
 ///
 /// # Errors
 /// What is refused on it; nothing of it stays.
-pub async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpPreference) -> anyhow::Result<LanCard> {
+pub(super) async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpPreference) -> anyhow::Result<LanCard> {
     let (ifindex, name) = (card.ifindex, card.name.clone());
     let mode = platform.programs().attach_lan(ifindex, mode)?;
     let flags = if matches!(mode, AttachedMode::Generic { .. }) { LanEntry::GENERIC } else { 0 };
@@ -98,7 +98,7 @@ async fn open_queues(
 }
 
 /// Closes a card. The workers let go of its sockets when they come to it; until then the kernel has them busy.
-pub fn shut(platform: &Platform, ifindex: u32, slot: usize) {
+pub(super) fn shut(platform: &Platform, ifindex: u32, slot: usize) {
     log_failure(platform.programs().remove_lan_device(ifindex));
     platform.programs().detach_lan(ifindex);
     platform.workers.tell_all(|_| Command::RemoveLan(slot));

@@ -26,7 +26,7 @@ use card::LanCard;
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The short cuts of an engine.
-pub struct Lans {
+pub(super) struct Lans {
     platform: Arc<Platform>,
     /// Cards in use, by ifindex.
     open: HashMap<u32, LanCard>,
@@ -60,7 +60,7 @@ struct Taker {
 }
 
 /// What has come of opening a card for this tunnel.
-pub struct Opened {
+pub(super) struct Opened {
     pub ifindex: u32,
     pub asker: u16,
     pub lan: anyhow::Result<Box<LanCard>>,
@@ -68,7 +68,7 @@ pub struct Opened {
 
 impl Lans {
     /// None yet.
-    pub fn new(platform: Arc<Platform>) -> Self {
+    pub(super) fn new(platform: Arc<Platform>) -> Self {
         Self {
             platform,
             open: HashMap::new(),
@@ -84,7 +84,7 @@ impl Lans {
     }
 
     /// Whether the device is a card with a short cut, or about to be.
-    pub fn has(&self, ifindex: u32) -> bool {
+    pub(super) fn has(&self, ifindex: u32) -> bool {
         self.open.contains_key(&ifindex) || self.opening.contains_key(&ifindex)
     }
 
@@ -93,7 +93,7 @@ impl Lans {
     }
 
     /// What there is to say of a tunnel's short cut.
-    pub fn note(&self, number: u16) -> Option<String> {
+    pub(super) fn note(&self, number: u16) -> Option<String> {
         match (self.of_tunnel(number), self.hindrances.get(&number)) {
             (Some(lan), None) => Some(lan.note.clone()),
             (Some(lan), Some(hindrance)) => Some(format!("{}; {hindrance}", lan.note)),
@@ -105,7 +105,7 @@ impl Lans {
     ///
     /// # Errors
     /// It cannot be followed any longer.
-    pub async fn next_picture(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn next_picture(&mut self) -> anyhow::Result<()> {
         let Some(pictures) = &mut self.pictures else { return std::future::pending().await };
         pictures
             .changed()

@@ -259,7 +259,7 @@ impl StaticReplayFilter {
 /// The IVs that this end has sent under the static key, which both ends send under: a packet that comes in with one of
 /// them is our own, reflected (protocol section 6). Bounded as [`StaticReplayFilter`].
 #[derive(Debug)]
-pub struct SentIvs(Generations);
+pub(crate) struct SentIvs(Generations);
 
 impl Default for SentIvs {
     fn default() -> Self {
@@ -269,18 +269,18 @@ impl Default for SentIvs {
 
 impl SentIvs {
     /// Remembers an IV as it goes out.
-    pub fn insert(&mut self, iv: &[u8; 8]) {
+    pub(crate) fn insert(&mut self, iv: &[u8; 8]) {
         self.0.insert(self.0.fingerprint(iv));
     }
 
     /// Whether a packet with this IV is one of ours.
-    pub fn contains(&self, iv: &[u8; 8]) -> bool {
+    pub(crate) fn contains(&self, iv: &[u8; 8]) -> bool {
         self.0.contains(self.0.fingerprint(iv))
     }
 
     /// Octets of memory in use.
     #[cfg(test)]
-    pub fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         self.0.memory()
     }
 }

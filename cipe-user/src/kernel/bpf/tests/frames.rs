@@ -2,17 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-pub const ETHERNET: usize = 14;
-pub const IPV4: usize = 20;
-pub const IPV6: usize = 40;
-pub const UDP: usize = 8;
-pub const TCP: usize = 20;
+pub(super) const ETHERNET: usize = 14;
+pub(super) const IPV4: usize = 20;
+pub(super) const IPV6: usize = 40;
+pub(super) const UDP: usize = 8;
+pub(super) const TCP: usize = 20;
 
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 
 /// An Ethernet frame around an IP packet.
-pub fn ethernet(packet: &[u8]) -> Vec<u8> {
+pub(super) fn ethernet(packet: &[u8]) -> Vec<u8> {
     let ethertype = if packet[0] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xDD] };
     let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
     frame.extend(ethertype);
@@ -21,7 +21,7 @@ pub fn ethernet(packet: &[u8]) -> Vec<u8> {
 }
 
 /// The frame with one more VLAN tag, outermost.
-pub fn tagged(frame: &[u8], tpid: [u8; 2]) -> Vec<u8> {
+pub(super) fn tagged(frame: &[u8], tpid: [u8; 2]) -> Vec<u8> {
     let mut tagged = frame[..12].to_vec();
     tagged.extend(tpid);
     tagged.extend([0x00, 0x07]);
@@ -30,7 +30,7 @@ pub fn tagged(frame: &[u8], tpid: [u8; 2]) -> Vec<u8> {
 }
 
 /// A frame with a UDP datagram to `to`.
-pub fn udp(to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp(to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend(6543u16.to_be_bytes());
     segment.extend(to.port().to_be_bytes());
@@ -41,7 +41,7 @@ pub fn udp(to: SocketAddr, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A frame with a TCP segment to `to`, checksum complete. `options` are padded with END to a multiple of four.
-pub fn tcp(to: IpAddr, flags: u8, options: &[u8]) -> Vec<u8> {
+pub(super) fn tcp(to: IpAddr, flags: u8, options: &[u8]) -> Vec<u8> {
     let mut options = options.to_vec();
     options.resize(options.len().next_multiple_of(4), 0);
     let mut segment = Vec::new();
@@ -83,12 +83,12 @@ fn ip(to: IpAddr, protocol: u8, segment: &[u8]) -> Vec<u8> {
 }
 
 /// Ones' complement sum of the pseudo-header and the TCP segment that starts at `at`: 0xFFFF if its checksum is right.
-pub fn tcp_sum(packet: &[u8], at: usize) -> u16 {
+pub(super) fn tcp_sum(packet: &[u8], at: usize) -> u16 {
     fold(u32::from(pseudo_sum(packet, at)) + words(&packet[at..]))
 }
 
 /// Ones' complement sum of the TCP pseudo-header: the value of a partial checksum.
-pub fn pseudo_sum(packet: &[u8], at: usize) -> u16 {
+pub(super) fn pseudo_sum(packet: &[u8], at: usize) -> u16 {
     let addresses = if packet[0] >> 4 == 4 { &packet[12..20] } else { &packet[8..40] };
     fold(words(addresses) + u32::from(PROTOCOL_TCP) + (packet.len() - at) as u32)
 }
