@@ -34,6 +34,11 @@
 //! - **verdict**: the result for a packet; each packet is counted under one.
 //! - **original**: an implementation of 1996 to 2004, or one that behaves like it; **ours**: this program at the other end.
 
+#![cfg_attr(
+    not(feature = "harness"),
+    allow(unreachable_pub, reason = "the fuzz targets and benchmarks reach some items through the feature `harness`")
+)]
+
 pub mod ciped;
 pub mod cipher;
 pub mod cli;
