@@ -25,6 +25,8 @@ pub struct Due {
     pub silent: bool,
     /// Send a CT_PING.
     pub ping: bool,
+    /// The peer did not answer after too many network errors: the number of errors. Give up.
+    pub gone: Option<u32>,
 }
 
 /// The result of an error.
@@ -34,6 +36,8 @@ pub enum ErrorAction {
     Bear(u32),
     /// Too many: the number of errors.
     GiveUp(u32),
+    /// Too many of the network's, which anybody may have forged: the number of errors. The peer is asked before anything ends.
+    AskPeer(u32),
 }
 
 /// State of one tunnel.
@@ -49,7 +53,20 @@ pub struct Health {
     min_silence: Duration,
     /// When they are in doubt next, and the wait after that.
     doubt: (Duration, Duration),
+    /// The peer is asked whether it is there, after too many network errors.
+    last_call: Option<LastCall>,
 }
+
+/// CT_PINGs that decide whether a peer is there.
+#[derive(Clone, Copy, Debug)]
+struct LastCall {
+    next_ping: Duration,
+    ends: Duration,
+}
+
+/// CT_PINGs of a last call, and the time between them.
+const LAST_PINGS: u32 = 5;
+const LAST_PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One unanswered CT_PING may be a lost datagram; this many in a row mean that the peer cannot open our packets.
 const MIN_UNANSWERED_PINGS: u32 = 2;
@@ -59,8 +76,16 @@ impl Health {
     /// silence, and each further time after twice the wait before.
     pub fn new(limits: HealthOptions, min_silence: Duration, now: Duration) -> Self {
         let doubt = (now + min_silence, min_silence);
-        let mut health =
-            Self { limits, next_ping: None, answer_due: None, errors: 0, unanswered: 0, min_silence, doubt };
+        let mut health = Self {
+            limits,
+            next_ping: None,
+            answer_due: None,
+            errors: 0,
+            unanswered: 0,
+            min_silence,
+            doubt,
+            last_call: None,
+        };
         health.set_limits(limits, now);
         health
     }
@@ -74,7 +99,8 @@ impl Health {
 
     /// When [`Health::tick`] is due.
     pub fn deadline(&self) -> Option<Duration> {
-        [self.next_ping, self.answer_due].into_iter().flatten().min()
+        let last_call = self.last_call.map(|call| call.next_ping.min(call.ends));
+        [self.next_ping, self.answer_due, last_call].into_iter().flatten().min()
     }
 
     /// Checks the deadlines at `now`.
@@ -98,6 +124,15 @@ impl Health {
             }
             due.ping = true;
         }
+        if let Some(call) = &mut self.last_call {
+            if call.ends <= now {
+                self.last_call = None;
+                due.gone = Some(self.errors);
+            } else if call.next_ping <= now {
+                call.next_ping = now + LAST_PING_INTERVAL;
+                due.ping = true;
+            }
+        }
         due
     }
 
@@ -108,11 +143,28 @@ impl Health {
 
     /// A message of the peer's came: the count of errors starts again.
     pub fn heard(&mut self, now: Duration) {
-        (self.errors, self.unanswered) = (0, 0);
+        (self.errors, self.unanswered, self.last_call) = (0, 0, None);
         self.doubt = (now + self.min_silence, self.min_silence);
     }
 
-    /// A network error, or an unanswered CT_PING.
+    /// A network error at `now`. `heard`: an authentic packet has come from the peer since the last one.
+    ///
+    /// Who sends ICMP errors is not known, so they alone end nothing: beyond `maxerr` the peer is asked.
+    pub fn network_error(&mut self, heard: bool, now: Duration) -> ErrorAction {
+        if heard {
+            self.heard(now);
+        }
+        self.errors = self.errors.saturating_add(1);
+        match self.limits.maxerr {
+            Some(most) if self.errors > most && self.last_call.is_none() => {
+                self.last_call = Some(LastCall { next_ping: now, ends: now + LAST_PINGS * LAST_PING_INTERVAL });
+                ErrorAction::AskPeer(self.errors)
+            }
+            _ => ErrorAction::Bear(self.errors),
+        }
+    }
+
+    /// An unanswered CT_PING.
     pub fn error(&mut self) -> ErrorAction {
         self.errors = self.errors.saturating_add(1);
         match self.limits.maxerr {
@@ -179,6 +231,47 @@ mod tests {
         assert_eq!(usual.error(), ErrorAction::GiveUp(3));
         let mut patient = health(0, 0, None);
         assert!((0..1000).all(|_| matches!(patient.error(), ErrorAction::Bear(_))));
+    }
+
+    #[test]
+    fn network_errors_alone_end_nothing_while_the_peer_answers() {
+        let mut health = health(0, 0, Some(1));
+        for second in 0..1000 {
+            let now = second * SECOND;
+            health.network_error(false, now);
+            let due = health.tick(now);
+            assert_eq!(due.gone, None);
+            if due.ping {
+                health.heard(now);
+            }
+        }
+    }
+
+    #[test]
+    fn data_from_the_peer_sets_the_count_of_network_errors_back() {
+        let mut health = health(0, 0, Some(1));
+        assert!((0..1000).all(|second| health.network_error(true, second * SECOND) == ErrorAction::Bear(1)));
+    }
+
+    #[test]
+    fn a_peer_that_answers_none_of_the_last_pings_is_given_up() {
+        let mut health = health(0, 0, Some(1));
+        assert_eq!(health.network_error(false, SECOND), ErrorAction::Bear(1));
+        assert_eq!(health.deadline(), None);
+        assert_eq!(health.network_error(false, SECOND), ErrorAction::AskPeer(2));
+        let mut pings = 0;
+        for second in 1.. {
+            assert!(health.deadline().is_some_and(|at| at <= second * SECOND));
+            let due = health.tick(second * SECOND);
+            pings += u32::from(due.ping);
+            if due.gone.is_some() {
+                assert_eq!((due.gone, second, pings), (Some(3), 6, LAST_PINGS));
+                break;
+            }
+            if second == 2 {
+                assert_eq!(health.network_error(false, 2 * SECOND), ErrorAction::Bear(3));
+            }
+        }
     }
 
     #[test]

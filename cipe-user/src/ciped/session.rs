@@ -139,7 +139,8 @@ impl<R: CryptoRng> Session<R> {
         }
         let due = self.health.tick(now.at);
         if due.unanswered {
-            self.error("no answer to a ping", now, &mut steps);
+            let action = self.health.error();
+            self.error("no answer to a ping", action, now, &mut steps);
         }
         if due.silent {
             let actions = self.exchange.handle(Input::Unanswered, now);
@@ -147,6 +148,9 @@ impl<R: CryptoRng> Session<R> {
         }
         if due.ping {
             steps.push(self.control(&Message::Ping(&[]), now));
+        }
+        if let Some(count) = due.gone {
+            steps.push(give_up("no answer from the peer", count));
         }
         steps
     }
@@ -190,7 +194,7 @@ impl<R: CryptoRng> Session<R> {
                 Step::Log(Level::Info, format!("changing my address: {}", Shown(*me))),
                 self.control(&Message::Ping(&[]), now),
             ],
-            Event::NetworkError { message } => self.network_error(message, now),
+            Event::NetworkError { message, heard } => self.network_error(message, *heard, now),
             Event::Notice { message, well } => {
                 vec![Step::Log(if *well { Level::Info } else { Level::Warning }, message.clone())]
             }
@@ -202,10 +206,11 @@ impl<R: CryptoRng> Session<R> {
         }
     }
 
-    /// Handles an error of the carrier network.
-    pub fn network_error(&mut self, what: &str, now: Now) -> Vec<Step> {
+    /// Handles an error of the carrier network. `heard`: an authentic packet has come from the peer since the last one.
+    pub fn network_error(&mut self, what: &str, heard: bool, now: Now) -> Vec<Step> {
         let mut steps = Vec::new();
-        self.error(what, now, &mut steps);
+        let action = self.health.network_error(heard, now.at);
+        self.error(what, action, now, &mut steps);
         steps
     }
 
@@ -296,23 +301,29 @@ impl<R: CryptoRng> Session<R> {
         total.map(|total| Step::Log(level, counted(line, total))).into_iter().collect()
     }
 
-    fn error(&mut self, what: &str, now: Now, steps: &mut Vec<Step>) {
+    fn error(&mut self, what: &str, action: ErrorAction, now: Now, steps: &mut Vec<Step>) {
         steps.push(Step::LookUpPeer);
-        match self.health.error() {
+        match action {
             ErrorAction::Bear(count) => {
                 let text = format!("{what}; network error {count} since the peer was heard");
                 if self.repeats.entry(Topic::NetworkError).or_default().once_more(now.at).is_some() {
                     steps.push(Step::Log(Level::Warning, text));
                 }
             }
-            ErrorAction::GiveUp(count) => {
-                let text = format!(
-                    "{what}; {count} network errors since the peer was heard; raise maxerr, or set it to -1 to stay"
-                );
-                steps.push(Step::End(End::Failed(text)));
+            ErrorAction::AskPeer(count) => {
+                let text =
+                    format!("{what}; {count} network errors since the peer was heard; asking it before giving up");
+                steps.extend(self.tell(Topic::LastCall, Level::Warning, &text, now));
             }
+            ErrorAction::GiveUp(count) => steps.push(give_up(what, count)),
         }
     }
+}
+
+fn give_up(what: &str, count: u32) -> Step {
+    let text =
+        format!("{what}; {count} network errors since the peer was heard; raise maxerr, or set it to -1 to stay");
+    Step::End(End::Failed(text))
 }
 
 fn not_hexadecimal() -> Step {

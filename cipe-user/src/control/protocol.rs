@@ -377,10 +377,13 @@ pub enum Event {
         /// The former address; unspecified: none.
         before: SocketAddr,
     },
-    /// The network reported an error (ICMP) for one of our packets.
+    /// The network reported an error (ICMP) that quotes one of our packets.
     NetworkError {
         /// One line.
         message: String,
+        /// Whether an authentic packet has come from the peer since the last such report.
+        #[serde(default)]
+        heard: bool,
     },
     /// Something that the operator should see once.
     Notice {

@@ -1,10 +1,10 @@
-//! How many replies a second a tunnel sends.
+//! Limits a rate, such as that of the replies that a tunnel sends.
 
 use std::time::{Duration, Instant};
 
-/// Replies that may go out at once.
+/// Events that may happen at once.
 const BURST: u32 = 50;
-/// Time in which one more may go out: a thousand a second, as the kernel limits its own (`icmp_msgs_per_sec`).
+/// Time in which one more may happen: a thousand a second, as the kernel limits its own (`icmp_msgs_per_sec`).
 const ONE: Duration = Duration::from_millis(1);
 
 /// A token bucket that knows no clock.

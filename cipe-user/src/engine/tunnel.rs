@@ -6,6 +6,7 @@ mod ip_ids;
 pub(super) mod keys;
 pub(super) mod mtu;
 mod opening;
+pub(super) mod path_probe;
 pub(super) mod replay;
 
 use std::net::SocketAddr;

@@ -7,7 +7,10 @@
 //! AF_XDP bypasses the kernel's neighbour table, so the kernel does not see that an entry is in use. The task says so
 //! every [`NextHopTiming::refresh`], and asks again every [`NextHopTiming::retry`] while a neighbour does not answer. The entries stay
 //! ordinary ones (`NTF_USE`, not the kernel's managed ones, which would outlive a crashed engine and be asked for for
-//! ever). What the kernel changes without a word, such as a learned path MTU, is found at the same pace.
+//! ever).
+//!
+//! Path MTUs that the kernel has learned from ICMP do not count: anybody may have sent that. Those that are proven are told by
+//! [`NextHops::set_path_mtu`].
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -71,6 +74,12 @@ impl Default for NextHopTiming {
     }
 }
 
+/// The least path MTU that an ICMP error may claim, in octets: for IPv4 what Linux believes itself (`net.ipv4.route.min_pmtu`), for IPv6
+/// what each link must take (RFC 8200, section 5).
+pub(crate) fn least_mtu(to: IpAddr) -> u32 {
+    if to.is_ipv4() { 552 } else { 1280 }
+}
+
 /// The follower of all peers. Clones share it; its task ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct NextHops {
@@ -84,6 +93,7 @@ type Peer = Flow;
 enum Command {
     Watch(Peer, watch::Sender<NextHopState>),
     LookAgain(IpAddr),
+    PathMtu { to: IpAddr, mtu: u32, life: Duration },
 }
 
 impl NextHops {
@@ -125,8 +135,14 @@ impl NextHops {
         Self { commands: mpsc::unbounded_channel().0 }
     }
 
-    /// Looks up the way to `peer` now: it may have changed without a notification, as a path MTU does that the kernel
-    /// has learned. The watchers hear of it if it has.
+    /// Limits the MTU of the ways to `peer` to `mtu` octets for a time, and not to less than a path must take
+    /// ([`least_mtu`]). A greater one than is known changes nothing.
+    pub fn set_path_mtu(&self, peer: IpAddr, mtu: u32, life: Duration) {
+        // As in `watch`.
+        self.commands.send(Command::PathMtu { to: peer, mtu, life }).ok();
+    }
+
+    /// Looks up the way to `peer` now: it may have changed without a notification. The watchers hear of it if it has.
     pub fn look_again(&self, peer: IpAddr) {
         // As in `watch`.
         self.commands.send(Command::LookAgain(peer)).ok();

@@ -3,7 +3,9 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
@@ -21,10 +23,18 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The source address of the packets.
     pub source: IpAddr,
-    /// Path MTU in octets, if the route has its own (configured or learned); else the device's MTU applies.
+    /// MTU in octets that is configured for the route; if there is none, the device's MTU applies. A path MTU that the kernel has
+    /// learned from ICMP is left out: anybody can send that.
     pub mtu: Option<u32>,
     /// Whether the address is one of this host's own: packets never leave it.
     pub local: bool,
+}
+
+/// The kernel's answer.
+struct Found {
+    route: Route,
+    /// It is forgotten after a time, as what the kernel learns is.
+    expires: bool,
 }
 
 /// UDP datagrams, with the properties that routes and rules can distinguish. Their user is this process's (`uidrange`
@@ -74,10 +84,20 @@ impl Netlink {
     /// As [`Self::route`].
     pub async fn route_of(&self, flow: Flow) -> Result<Route> {
         let (peer, from) = (flow.to, flow.from);
-        let route = self.look_up(flow).await;
+        let mut route = self.look_up(flow).await;
+        // What expires may be the kernel's note of an ICMP message; below it is the route as it is configured.
+        if let Ok(Found { route: Route { mtu: mtu @ Some(_), .. }, expires: true }) = &mut route
+            && let Ok(configured) = self.ask(flow, RouteFlags::FibMatch).await
+        {
+            *mtu = mtu_of(&configured);
+        }
+        let route = route.map(|found| found.route);
         // If an address is not ours, IPv4 reports that the network is unreachable, and IPv6 finds a route anyway.
         if let Some(from) = from.filter(|from| route.is_err() || from.is_ipv6())
-            && !self.look_up(Flow { device: flow.device, ..Flow::new(from, None) }).await.is_ok_and(|route| route.local)
+            && !self
+                .look_up(Flow { device: flow.device, ..Flow::new(from, None) })
+                .await
+                .is_ok_and(|found| found.route.local)
         {
             let shown = |ip| ShownHost(ip, flow.device);
             return Err(Error::NotOurAddress { peer: shown(peer), from: shown(from) });
@@ -85,7 +105,20 @@ impl Netlink {
         route
     }
 
-    async fn look_up(&self, flow: Flow) -> Result<Route> {
+    async fn look_up(&self, flow: Flow) -> Result<Found> {
+        let peer = ShownHost(flow.to, flow.device);
+        let route = self.ask(flow, RouteFlags::empty()).await?;
+        match route.header.kind {
+            // IPv6 answers with a route of a refusing type.
+            RouteType::Unreachable => Err(no_route(peer, Errno::NETUNREACH)),
+            RouteType::Prohibit => Err(no_route(peer, Errno::ACCESS)),
+            RouteType::BlackHole => Err(no_route(peer, Errno::INVAL)),
+            _ => parse(&route, flow.from).ok_or_else(|| Error::Answer(what(peer))),
+        }
+    }
+
+    /// Asks the kernel for the route of a flow.
+    async fn ask(&self, flow: Flow, flags: RouteFlags) -> Result<RouteMessage> {
         let Flow { to, from, ports: [own_port, port], mark, device } = flow;
         let peer = ShownHost(to, device);
         let mut message = RouteMessage::default();
@@ -94,6 +127,7 @@ impl Netlink {
             IpAddr::V6(_) => (AddressFamily::Inet6, 128),
         };
         message.header.address_family = family;
+        message.header.flags = flags;
         message.header.destination_prefix_length = bits;
         message.attributes.push(RouteAttribute::Destination(to.into()));
         if let Some(from) = from {
@@ -107,22 +141,19 @@ impl Netlink {
         message.attributes.extend((port != 0).then_some(RouteAttribute::Dport(port)));
         message.attributes.extend(device.map(RouteAttribute::Oif));
         message.attributes.extend((mark != 0).then_some(RouteAttribute::Mark(mark)));
-        let what = || format!("cannot look up the carrier route to {peer}");
-        let answers = self.request(what, RouteNetlinkMessage::GetRoute(message), 0).await;
+        let answers = self.request(|| what(peer), RouteNetlinkMessage::GetRoute(message), 0).await;
         let answers = answers.map_err(|error| refusal(error, peer))?;
         let route = answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewRoute(route) => Some(route),
             _ => None,
         });
-        let route = route.ok_or_else(|| Error::Answer(what()))?;
-        match route.header.kind {
-            // IPv6 answers with a route of a refusing type.
-            RouteType::Unreachable => Err(no_route(peer, Errno::NETUNREACH)),
-            RouteType::Prohibit => Err(no_route(peer, Errno::ACCESS)),
-            RouteType::BlackHole => Err(no_route(peer, Errno::INVAL)),
-            _ => parse(&route, from).ok_or_else(|| Error::Answer(what())),
-        }
+        route.ok_or_else(|| Error::Answer(what(peer)))
     }
+}
+
+/// What is asked of the kernel, for errors.
+fn what(peer: ShownHost) -> String {
+    format!("cannot look up the carrier route to {peer}")
 }
 
 fn refusal(error: Error, peer: ShownHost) -> Error {
@@ -144,9 +175,9 @@ fn no_route(peer: ShownHost, errno: Errno) -> Error {
     Error::NoRoute { peer, cause }
 }
 
-fn parse(message: &RouteMessage, from: Option<IpAddr>) -> Option<Route> {
+fn parse(message: &RouteMessage, from: Option<IpAddr>) -> Option<Found> {
     let local = message.header.kind == RouteType::Local;
-    let (mut oif, mut gateway, mut source, mut mtu) = (None, None, from, None);
+    let (mut oif, mut gateway, mut source, mut expires) = (None, None, from, false);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => oif = Some(*index),
@@ -154,16 +185,24 @@ fn parse(message: &RouteMessage, from: Option<IpAddr>) -> Option<Route> {
             RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
             RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
             RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
+            RouteAttribute::CacheInfo(cache) => expires = cache.expires != 0,
             _ => {}
         }
     }
-    Some(Route { oif: oif?, gateway, source: source?, mtu, local })
+    let route = Route { oif: oif?, gateway, source: source?, mtu: mtu_of(message), local };
+    Some(Found { route, expires })
+}
+
+/// The MTU among the metrics of a route, in octets.
+fn mtu_of(message: &RouteMessage) -> Option<u32> {
+    let metrics = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    })?;
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 /// The IP address in a route attribute.

@@ -285,18 +285,17 @@ async fn a_peer_that_is_not_known_to_be_ours_gets_no_ct_kill() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn too_many_network_errors_end_the_daemon_with_one() {
+async fn too_many_network_errors_end_the_daemon_of_a_peer_that_does_not_answer() {
     let stage = Stage::new();
     let player = stage.daemon(1, "maxerr 2");
     let (connection, _) = stage.attach("cipcb0").await;
     for _ in 0..3 {
-        connection.send(&Event::NetworkError { message: "192.0.2.99: port unreachable".to_owned() }).unwrap();
+        connection
+            .send(&Event::NetworkError { message: "192.0.2.99: port unreachable".to_owned(), heard: false })
+            .unwrap();
     }
     let error = player.ended().await.unwrap_err().to_string();
-    assert!(
-        error.contains("cipcb0: 192.0.2.99: port unreachable; 3 network errors") && error.contains("maxerr"),
-        "{error}"
-    );
+    assert!(error.contains("cipcb0: no answer from the peer; 3 network errors") && error.contains("maxerr"), "{error}");
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -29,7 +29,7 @@ impl Daemon {
                 tracing::info!("{device}: the SOCKS5 server relays at {}", Shown(relay));
                 (Some(relay), Vec::new())
             }
-            socks::News::Lost(error) => (None, self.session.network_error(&error.to_string(), self.clock.now())),
+            socks::News::Lost(error) => (None, self.session.network_error(&error.to_string(), false, self.clock.now())),
         };
         self.relay_at = relay;
         self.facts.relay = relay;

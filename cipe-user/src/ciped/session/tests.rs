@@ -74,7 +74,7 @@ fn pings_go_out_in_time_and_a_missing_pong_is_an_error() {
 #[test]
 fn a_dead_peer_does_not_fill_the_log() {
     let mut session = session(1, "maxerr -1");
-    let error = Event::NetworkError { message: "port unreachable".to_owned() };
+    let error = Event::NetworkError { message: "port unreachable".to_owned(), heard: false };
     let lines: usize = (0..10_000).map(|_| logs(&session.event(&error, at(1))).len()).sum();
     assert_eq!(lines, 14);
 }
@@ -331,7 +331,7 @@ fn a_peer_that_does_not_answer_is_looked_up() {
     let mut session = session(1, "ping 10\ntoping 3\nmaxerr -1");
     session.tick(at(10));
     assert!(looks_up(&session.tick(at(13))), "an unanswered ping");
-    assert!(looks_up(&session.network_error("port unreachable", at(14))), "a network error");
+    assert!(looks_up(&session.network_error("port unreachable", false, at(14))), "a network error");
     session.event(&Event::KeyWanted { reason: Wanted::NoSendKey }, at(20));
     assert!((21..60).any(|second| looks_up(&session.tick(at(second)))), "an unanswered NK_IND");
 }

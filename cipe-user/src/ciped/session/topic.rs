@@ -12,6 +12,7 @@ pub(in crate::ciped) enum Topic {
     PeerSays,
     Kill,
     NetworkError,
+    LastCall,
     ReusedKey,
     NoAcknowledgement,
     NoIndication,

@@ -135,8 +135,9 @@ impl UdpCarrier {
         tells
     }
 
-    /// Sends while it is forbidden to cut what is sent, or is not, whatever other workers want: forbidden to routers, by
-    /// DF, and to this host, which refuses then what the path does not take.
+    /// Sends while it is forbidden to fragment what is sent, or is not, whatever other workers want: forbidden to routers, by
+    /// DF, and to this host, which refuses then what its device does not take. Path MTUs that the kernel has learned from ICMP do not
+    /// count either way; only without DF and over IPv6, where no router fragments, they do.
     fn send_with<T>(&self, dont_fragment: bool, to: SocketAddr, send: impl FnOnce() -> T) -> T {
         let state = &self.shared.dont_fragment;
         let present = state.read().unwrap_or_else(PoisonError::into_inner);
@@ -147,9 +148,9 @@ impl UdpCarrier {
         let mut present = state.write().unwrap_or_else(PoisonError::into_inner);
         let socket = &self.shared.socket;
         let set = match (to, dont_fragment) {
-            (SocketAddr::V4(_), true) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO),
-            (SocketAddr::V4(_), false) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT),
-            (SocketAddr::V6(_), true) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO),
+            (SocketAddr::V4(_), true) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE),
+            (SocketAddr::V4(_), false) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::OMIT),
+            (SocketAddr::V6(_), true) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE),
             (SocketAddr::V6(_), false) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DONT),
         };
         match set {

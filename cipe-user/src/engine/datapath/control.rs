@@ -9,7 +9,8 @@ use super::packets::Outgoing;
 use super::{Datapath, OWN};
 use crate::control::protocol::Under;
 use crate::engine::carrier::Ask;
-use crate::engine::carrier::outer::FRESH;
+use crate::engine::carrier::outer::{FRESH, Marks};
+use crate::engine::tunnel::path_probe;
 use crate::inner::headers::IpVersion;
 use crate::wire::message;
 use crate::wire::packet::{self, KeyKind, Type};
@@ -79,20 +80,40 @@ impl Datapath {
             Ask::Group(mark) => (mark, GROUP),
             Ask::Alone(mark) => (mark, 1),
         };
+        // As large as what it is about, which is what a card or a host below may not be able to cut.
+        let Some(tunnel) = self.tunnels.get(&number) else { return };
+        let octets = if tunnel.is_ours { tunnel.mtu.of(IpVersion::V4).max(SMALL) } else { SMALL };
+        self.seal_pings(number, &mark, (count, octets), OWN, outgoing);
+    }
+
+    /// Seals a CT_PING of the largest size for the carrier path of a tunnel, with DF, and appends it to `outgoing`. Without a dynamic key
+    /// nothing is sent, and the probe counts as unanswered.
+    pub fn seal_path_probe(&mut self, number: u16, mark: &path_probe::Mark, outgoing: &mut Vec<Outgoing>) {
+        let Some(tunnel) = self.tunnels.get(&number) else { return };
+        let octets = tunnel.mtu.of(IpVersion::V4).max(SMALL);
+        self.seal_pings(number, mark, (1, octets), Marks { dont_fragment: true, ..OWN }, outgoing);
+    }
+
+    fn seal_pings(
+        &mut self,
+        number: u16,
+        mark: &[u8],
+        (count, octets): (usize, usize),
+        marks: Marks,
+        outgoing: &mut Vec<Outgoing>,
+    ) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
         tunnel.keys.refresh(self.now);
         if tunnel.keys.sending() != Some(Slot::Send) {
             return;
         }
-        // As large as what it is about, which is what a card or a host below may not be able to cut.
-        let octets = if tunnel.is_ours { tunnel.mtu.of(IpVersion::V4).max(SMALL) } else { SMALL };
         let first = outgoing.len();
         for _ in 0..count {
             let Some(mut frame) = self.pool.take() else { break };
-            let mut message = message::Message::Ping(&mark).build(unix_time(), self.random.generator());
+            let mut message = message::Message::Ping(mark).build(unix_time(), self.random.generator());
             message.resize(octets, 0);
             self.umem.chunk_mut(&mut frame)[FRESH..FRESH + octets].copy_from_slice(&message);
-            outgoing.push(Outgoing::new(number, frame, FRESH, octets, Type::Control, Some(Slot::Send), OWN));
+            outgoing.push(Outgoing::new(number, frame, FRESH, octets, Type::Control, Some(Slot::Send), marks));
         }
         self.seal_from(first, outgoing);
     }

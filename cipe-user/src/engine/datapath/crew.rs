@@ -10,11 +10,13 @@ use arrayvec::ArrayVec;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::packets::{Incoming, Outgoing, jobs};
+use super::recent::RecentIvs;
 use super::rounds::Rounds;
 use crate::cipher::Lanes;
 use crate::engine::BATCH;
 use crate::engine::locked;
 use crate::engine::tunnel::keys::LiveKey;
+use crate::wire::packet;
 use crate::xsk::Umem;
 
 /// What all workers know of each other.
@@ -36,6 +38,8 @@ struct Member {
     taken: AtomicUsize,
     /// Packets that it has worked on for others.
     helped: AtomicU64,
+    /// The IVs of the datagrams that it sent last.
+    recent: RecentIvs,
 }
 
 /// At most [`BATCH`] packets to seal or to open, and their keys.
@@ -128,6 +132,7 @@ impl Crew {
                 done: Mutex::default(),
                 taken: AtomicUsize::new(0),
                 helped: AtomicU64::new(0),
+                recent: RecentIvs::default(),
             })
         };
         let members = (0..count).map(member).collect::<rustix::io::Result<_>>()?;
@@ -137,6 +142,18 @@ impl Crew {
     /// What is inside the datagrams that were sealed last.
     pub fn rounds(&self) -> &Rounds {
         &self.rounds
+    }
+
+    /// Remembers the IV of a datagram that a worker has sealed.
+    pub fn remember_sent(&self, member: usize, iv: [u8; packet::IV]) {
+        if let Some(member) = self.members.get(member) {
+            member.recent.remember(iv);
+        }
+    }
+
+    /// Whether one of the datagrams that were sealed last had this IV, of whichever worker and tunnel.
+    pub fn has_sent(&self, iv: [u8; packet::IV]) -> bool {
+        self.members.iter().any(|member| member.recent.contains(iv))
     }
 
     /// How many workers there are.

@@ -155,6 +155,7 @@ impl Datapath {
                 if is_dynamic {
                     tunnel.common.opened();
                 }
+                tunnel.common.note_heard();
                 let has_moved = tunnel.peer != Some(item.from);
                 follow_peer(tunnel, item.from, self.number, &self.reports);
                 if has_moved {
@@ -213,12 +214,16 @@ impl Datapath {
     fn control(&self, number: u16, message: &[u8], item: &Incoming) -> Verdict {
         if let Some(tunnel) = self.tunnels.get(&number)
             && let Ok(Message::Pong(mark)) = Message::parse(message)
-            && let Some(change) = tunnel.segmentation.answered(mark, self.now)
         {
-            if let Some(change) = change {
-                self.note_change(number, change);
+            if tunnel.common.path_probe.answered(mark, self.now) {
+                return Verdict::ControlReceived;
             }
-            return Verdict::ControlReceived;
+            if let Some(change) = tunnel.segmentation.answered(mark, self.now) {
+                if let Some(change) = change {
+                    self.note_change(number, change);
+                }
+                return Verdict::ControlReceived;
+            }
         }
         let under_static = item.slot == Some(Slot::Static);
         let event = Event::Control { payload: hex::encode(message), from: item.from, under_static };

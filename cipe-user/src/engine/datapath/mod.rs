@@ -29,6 +29,7 @@ mod outlet;
 mod packets;
 #[cfg(any(test, feature = "harness"))]
 pub mod pair;
+mod recent;
 mod rounds;
 mod table;
 
@@ -121,6 +122,11 @@ impl Datapath {
             opened: Vec::with_capacity(BATCH),
             deliveries: Vec::with_capacity(BATCH),
         })
+    }
+
+    /// Random octets, such as for the mark of a question.
+    pub fn draw<const N: usize>(&mut self) -> [u8; N] {
+        self.random.octets()
     }
 
     /// Gives a carrier address to a tunnel; one that had it before has it no longer.

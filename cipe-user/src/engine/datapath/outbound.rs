@@ -108,13 +108,17 @@ impl Datapath {
         let Some(slot) = out.slot else {
             // What stands in the place of the IV.
             let begin = self.umem.chunk(&out.frame).get(out.datagram.clone()).and_then(<[u8]>::first_chunk);
-            if let Some((inside, begin)) = out.inside.take().zip(begin) {
-                self.crew.rounds().remember(*begin, *inside);
+            if let Some(begin) = begin {
+                self.crew.remember_sent(self.number, *begin);
+                if let Some(inside) = out.inside.take() {
+                    self.crew.rounds().remember(*begin, *inside);
+                }
             }
             return;
         };
         let kind = if slot == Slot::Static { KeyKind::Static } else { KeyKind::Dynamic };
         let iv = packet::draw_iv(kind, || self.random.octets());
+        self.crew.remember_sent(self.number, iv);
         if let Some(inside) = out.inside.take() {
             self.crew.rounds().remember(iv, *inside);
         }

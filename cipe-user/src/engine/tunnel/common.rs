@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::locked;
+use crate::engine::tunnel::path_probe::PathProbe;
 use crate::engine::tunnel::replay::SentIvs;
 use crate::wire::packet;
 
@@ -35,6 +36,10 @@ pub struct Common {
     pub(super) frames_under: AtomicU64,
     /// It was told that the peer speaks another protocol.
     pub(super) told_of_protocol: AtomicBool,
+    /// Asks the peer about ICMP errors that prove nothing.
+    pub path_probe: PathProbe,
+    /// Something authentic has come from the peer since [`Common::was_heard`] was called last.
+    heard: AtomicBool,
 }
 
 /// Packets under a dynamic key fail, and none was opened since the first of them.
@@ -78,6 +83,19 @@ impl Common {
     /// There is no dynamic send key any more: whatever was asked for before it came, the next packet asks again.
     pub fn send_key_dropped(&self) {
         locked(&self.asked)[SENDING] = None;
+    }
+
+    /// Notes that an authentic packet has come from the peer.
+    pub fn note_heard(&self) {
+        // A store for each packet would move the cache line between the workers.
+        if !self.heard.load(Ordering::Relaxed) {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an authentic packet has come from the peer since the last call.
+    pub fn was_heard(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a key may be asked for in a direction, the last time not having been `too_soon`; if so, that is noted.

@@ -1,45 +1,167 @@
-//! ICMP errors for what a tunnel sent, by either door: they name its carrier port, so its UDP socket gets them.
+//! ICMP errors for datagrams that a tunnel sent, by either door: they name its carrier port, so its UDP socket gets them.
+//!
+//! Anybody may send such errors. One counts only if it quotes a datagram of ours: it went to the peer, and its IV is among those that
+//! were sent last. That a datagram was too large is believed on these terms, too; where the error quotes too little to hold an
+//! IV, the peer is asked (see [`crate::engine::tunnel::path_probe`]).
 
+use std::io::IoSliceMut;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 
 use super::{BATCH, Worker};
 use crate::control::protocol::Event;
+use crate::engine::carrier::socks;
+use crate::engine::tunnel::path_probe::Probing;
 use crate::kernel::zone;
+use crate::wire::packet::IV;
+
+/// How long a path MTU is believed that a router has told: as long as the kernel believes one.
+const PROVEN: Duration = Duration::from_secs(600);
+/// The same if all that is known is that the peer did not answer probes of the present size.
+const UNPROVEN: Duration = Duration::from_secs(60);
+
+/// An error of the network for one datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct NetworkError {
+    errno: Errno,
+    /// The path MTU that it tells, in octets, if it is about that.
+    mtu: u32,
+    /// Whether this host made it, such as for a datagram larger than the device takes.
+    is_local: bool,
+}
+
+/// What an error quotes of the datagram that it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Quote {
+    /// The IV.
+    Iv([u8; IV]),
+    /// The addresses, and less than the IV.
+    Short,
+}
+
+/// What the quoted octets of a UDP payload hold, the first `header` of which belong to a relay.
+fn quote(payload: &[u8], header: usize) -> Quote {
+    payload.get(header..).and_then(<[u8]>::first_chunk).map_or(Quote::Short, |iv| Quote::Iv(*iv))
+}
 
 impl Worker {
-    /// Empties a tunnel's error queue. That a datagram was too large for the path is no fault of the network: the kernel
-    /// has noted the path MTU, which is now looked up. All else is told to the daemon, once a batch.
-    pub(super) fn hear_errors(&self, number: u16) {
+    /// Reads a tunnel's error queue. Path MTUs change the tunnel's; all else is told to the daemon, once a batch.
+    pub(super) fn read_errors(&mut self, number: u16) {
+        let mark = self.datapath.draw();
         let (Some(endpoint), Some(tunnel)) = (self.endpoints.get(&number), self.datapath.tunnels.get(&number)) else {
             return;
         };
-        let (mut too_large, mut other) = (false, None);
+        let Some(target) = tunnel.target() else { return };
+        let header = if tunnel.socks { socks::HEADER } else { 0 };
+        let (mut lookup, mut too_large, mut other) = (false, None, None);
         let mut room = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
         for _ in 0..BATCH {
             let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-            // The datagram that it was about is of no interest.
-            let received = recvmsg::<SockaddrStorage>(endpoint.udp.as_raw_fd(), &mut [], Some(&mut room), flags);
+            let mut payload = [0; socks::HEADER + IV];
+            let mut parts = [IoSliceMut::new(&mut payload)];
+            let received = recvmsg::<SockaddrStorage>(endpoint.udp.as_raw_fd(), &mut parts, Some(&mut room), flags);
             let Ok(message) = received else { break };
-            for control in message.cmsgs().into_iter().flatten() {
-                let (ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _)) = control
-                else {
-                    continue;
-                };
-                match Errno::from_raw(error.ee_errno as i32) {
-                    Errno::EMSGSIZE => too_large = true,
-                    errno => other = Some(errno),
+            let (length, to) = (message.bytes, message.address.as_ref().and_then(address));
+            let error = message.cmsgs().into_iter().flatten().find_map(|control| match control {
+                ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+                    Some(NetworkError {
+                        errno: Errno::from_raw(error.ee_errno as i32),
+                        mtu: error.ee_info,
+                        is_local: error.ee_origin == libc::SO_EE_ORIGIN_LOCAL,
+                    })
                 }
+                _ => None,
+            });
+            let Some(error) = error else { continue };
+            if error.is_local {
+                lookup = true;
+                continue;
+            }
+            if to.is_none_or(|to| to.ip() != target.ip() || to.port() != target.port()) {
+                continue;
+            }
+            let is_proven = match quote(&payload[..length], header) {
+                Quote::Iv(iv) if self.error_budget.take(self.datapath.now) && self.crew.has_sent(iv) => true,
+                Quote::Iv(_) => continue,
+                Quote::Short => false,
+            };
+            match error.errno {
+                Errno::EMSGSIZE => too_large = Some((error.mtu, is_proven)),
+                errno => other = Some(errno),
             }
         }
-        if let Some(target) = tunnel.target().filter(|_| too_large) {
+        let now = self.datapath.now;
+        if lookup {
             self.next_hops.look_again(target.ip());
         }
-        if let Some(errno) = other {
-            let peer = tunnel.peer.map_or("the peer".to_owned(), |peer| zone::Shown(peer).to_string());
-            self.tell(number, Event::NetworkError { message: format!("{peer}: {}", errno.desc()) });
+        match too_large {
+            Some((mtu, true)) => self.next_hops.set_path_mtu(target.ip(), mtu, PROVEN),
+            // A peer that is not known to be ours may not take CT_PINGs of that size.
+            Some((mtu, false)) if !tunnel.is_ours => self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN),
+            Some((mtu, false)) if tunnel.common.path_probe.doubt(mtu, mark, now) => self.probing.push(number),
+            Some((_, false)) | None => {}
         }
+        if let Some(errno) = other {
+            let heard = tunnel.common.was_heard();
+            let message = format!("{}: {}", zone::Shown(target), errno.desc());
+            self.tell(number, Event::NetworkError { message, heard });
+        }
+        self.tend_probes(now);
+    }
+
+    /// Sends the probes of paths that are due, and believes errors whose probes stay unanswered.
+    pub(super) fn tend_probes(&mut self, now: Instant) {
+        if self.probing.is_empty() {
+            return;
+        }
+        self.datapath.now = now;
+        let mut probing = std::mem::take(&mut self.probing);
+        probing.retain(|number| {
+            let Some(tunnel) = self.datapath.tunnels.get(number) else { return false };
+            match (tunnel.common.path_probe.tend(now), tunnel.target()) {
+                (Some(Probing::Send(mark)), _) => {
+                    let mut outgoing = std::mem::take(&mut self.outgoing);
+                    self.datapath.seal_path_probe(*number, &mark, &mut outgoing);
+                    self.ship(&mut outgoing);
+                    self.outgoing = outgoing;
+                    self.flush();
+                    true
+                }
+                (Some(Probing::Believe(mtu)), Some(target)) => {
+                    self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN);
+                    false
+                }
+                (Some(Probing::Believe(_)), None) => false,
+                (None, _) => tunnel.common.path_probe.is_open(),
+            }
+        });
+        probing.append(&mut self.probing);
+        self.probing = probing;
+    }
+}
+
+/// The address that a datagram went to.
+fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = storage.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
+    v4.or_else(|| storage.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_iv_is_read_where_the_quote_holds_all_of_it() {
+        assert_eq!(quote(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 0), Quote::Iv([1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(quote(&[1, 2, 3, 4, 5, 6, 7], 0), Quote::Short);
+        assert_eq!(quote(&[], 0), Quote::Short);
+        let mut relayed = [0; 18];
+        relayed[10..].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(quote(&relayed, socks::HEADER), Quote::Iv([1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(quote(&relayed[..17], socks::HEADER), Quote::Short);
     }
 }

@@ -48,7 +48,7 @@ impl Worker {
                 if error.kind() != std::io::ErrorKind::WouldBlock {
                     tracing::debug!("tunnel {number}: {error}");
                 }
-                self.hear_errors(number);
+                self.read_errors(number);
                 false
             }
         }

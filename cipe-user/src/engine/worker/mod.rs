@@ -29,6 +29,7 @@ use rustix::event::epoll;
 use tokio::sync::oneshot;
 
 use super::BATCH;
+use super::bucket::Bucket;
 use super::carrier::{Arrival, Inbox, Shows, Sight, UdpCarrier, XdpCarrier, losses};
 use super::datapath::{Crew, Datapath, Outgoing, TunnelTable};
 use super::icmp::Icmp;
@@ -145,6 +146,10 @@ struct Worker {
     returns: Sender<Vec<Frame>>,
     /// Tunnels whose peers are asked whether groups of datagrams arrive.
     asking: Vec<u16>,
+    /// Tunnels whose carrier paths are probed.
+    probing: Vec<u16>,
+    /// Bounds the ICMP errors whose IVs are looked for.
+    error_budget: Bucket,
     /// Packets taken in or out in this waking.
     moved: usize,
     /// Longest time to stay awake for when there is nothing to do.
@@ -185,6 +190,8 @@ pub(super) fn start(
         returned,
         returns,
         asking: Vec::new(),
+        probing: Vec::new(),
+        error_budget: Bucket::new(Instant::now()),
         number,
         crew: crew.clone(),
         datapath: Datapath::new(number, crew.clone(), umem, pool, reports.clone())?,
@@ -252,6 +259,7 @@ impl Worker {
                 }
             }
             self.tend_questions();
+            self.tend_probes(self.datapath.now);
             patience.judge(self.datapath.now);
             rest.gather(std::mem::take(&mut self.moved));
         }

@@ -8,7 +8,7 @@ use futures_util::Stream;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::super::events::{Changes, NetlinkEvent};
 use super::super::links::{CardKind, LinkTable};
@@ -16,7 +16,7 @@ use super::super::local_addresses::local_of;
 use super::super::neighbours::Neighbour;
 use super::super::netlink::{Error, Netlink, Result};
 use super::super::routes::{self, Route};
-use super::{Command, NextHop, NextHopState, NextHopTiming, Peer};
+use super::{Command, NextHop, NextHopState, NextHopTiming, Peer, least_mtu};
 
 /// A neighbour: the device that it is reached by, and its IP address.
 type Hop = (u32, IpAddr);
@@ -54,6 +54,8 @@ pub(super) struct NextHopFollower {
     marked: HashSet<Peer>,
     /// Devices that a peer was ever reached by.
     carriers: HashSet<u32>,
+    /// Path MTUs by peer address, in octets, and until when they count.
+    path_mtus: HashMap<IpAddr, (u32, Instant)>,
 }
 
 impl NextHopFollower {
@@ -69,6 +71,7 @@ impl NextHopFollower {
             hops: HashMap::new(),
             marked: HashSet::new(),
             carriers: HashSet::new(),
+            path_mtus: HashMap::new(),
         })
     }
 
@@ -100,6 +103,7 @@ impl NextHopFollower {
                 command = commands.recv() => match command {
                     Some(Command::Watch(peer, state)) => self.add(peer, state),
                     Some(Command::LookAgain(address)) => self.mark(|peer, _| peer.to == address),
+                    Some(Command::PathMtu { to, mtu, life }) => self.set_path_mtu(to, mtu, Instant::now() + life),
                     None => return,
                 },
                 _ = refresh.tick() => self.refresh().await,
@@ -133,7 +137,7 @@ impl NextHopFollower {
     fn state(&self, peer: Peer) -> Option<NextHopState> {
         let entry = self.peers.get(&peer)?;
         Some(match &entry.route {
-            Ok(route) => self.next_hop(route, entry.hop(peer.to)),
+            Ok(route) => self.next_hop(route, entry.hop(peer.to), self.path_mtus.get(&peer.to)),
             Err(reason) => NextHopState::Unreachable(reason.clone()),
         })
     }
@@ -174,6 +178,17 @@ impl NextHopFollower {
                     self.mark(|_, _| true);
                 }
             }
+        }
+    }
+
+    fn set_path_mtu(&mut self, to: IpAddr, mtu: u32, until: Instant) {
+        let mtu = mtu.max(least_mtu(to));
+        if self.path_mtus.get(&to).is_some_and(|(known, _)| *known < mtu) {
+            return;
+        }
+        self.path_mtus.insert(to, (mtu, until));
+        for peer in self.peers.keys().filter(|peer| peer.to == to) {
+            self.publish(*peer);
         }
     }
 
@@ -244,7 +259,7 @@ impl NextHopFollower {
         }
     }
 
-    /// Forgets peers that nobody watches, looks up all others again, and uses all neighbours.
+    /// Forgets peers that nobody watches and path MTUs whose time is over, looks up all others again, and uses all neighbours.
     async fn refresh(&mut self) {
         let mut left = Vec::new();
         self.peers.retain(|peer, entry| {
@@ -257,6 +272,8 @@ impl NextHopFollower {
         for (hop, peer) in left {
             self.leave(hop, peer);
         }
+        let now = Instant::now();
+        self.path_mtus.retain(|_, (_, until)| now < *until);
         self.mark(|_, _| true);
         for hop in self.hops.keys().copied().collect::<Vec<_>>() {
             self.use_neighbour(hop).await;
@@ -298,7 +315,7 @@ impl NextHopFollower {
         }
     }
 
-    fn next_hop(&self, route: &Route, hop: Option<Hop>) -> NextHopState {
+    fn next_hop(&self, route: &Route, hop: Option<Hop>, path_mtu: Option<&(u32, Instant)>) -> NextHopState {
         let Some(card) = self.links.get(route.oif) else {
             return NextHopState::Unreachable("the carrier device is gone".into());
         };
@@ -308,7 +325,7 @@ impl NextHopFollower {
             source: route.source,
             source_mac: card.mac,
             destination_mac: neighbour.and_then(|neighbour| neighbour.mac).filter(|_| card.mac.is_some()),
-            mtu: route.mtu.unwrap_or(card.mtu).min(card.mtu),
+            mtu: path_mtu.map_or(u32::MAX, |(mtu, _)| *mtu).min(route.mtu.unwrap_or(card.mtu)).min(card.mtu),
             running: card.running,
             local: route.local,
         })
