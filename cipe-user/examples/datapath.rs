@@ -8,6 +8,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use cipe_common::EthernetStamp;
+use cipe_common::stamp::STAMP_TPID;
 use cipe_user::cipher::Algorithm;
 use cipe_user::control::protocol::Protocol;
 use cipe_user::engine::pair::{Datagram, End, Pair, tcp, udp};
@@ -19,8 +21,21 @@ const SEGMENT_OCTETS: usize = 1402;
 /// Segments of a superframe.
 const SEGMENTS: usize = 44;
 
-/// The kinds of packets.
-const TRAFFIC: [&str; 4] = ["udp-64", "udp-1400", "tcp-1402", "superframes"];
+/// The kinds of packets; those that begin with [`IN_FRAMES`] are in the frames of an Ethernet tunnel. `several`: of an engine
+/// that has several tunnels, which looks for datagrams of the others.
+const TRAFFIC: [&str; 10] = [
+    "udp-64",
+    "udp-1400",
+    "udp-several",
+    "tcp-1402",
+    "superframes",
+    "frame-udp-64",
+    "frame-udp-1400",
+    "frame-udp-several",
+    "frame-tcp-1402",
+    "frame-superframes",
+];
+const IN_FRAMES: &str = "frame-";
 const CIPHERS: [&str; 3] = ["none", "blowfish", "idea"];
 const DIRECTIONS: [&str; 2] = ["out", "in"];
 
@@ -43,13 +58,18 @@ fn main() -> anyhow::Result<()> {
 /// Total packets, and nanoseconds per packet in the fastest round.
 fn measure(direction: &str, cipher: &str, traffic: &str, rounds: usize) -> anyhow::Result<(usize, f64)> {
     let algorithm = if cipher == "idea" { Algorithm::Idea } else { Algorithm::Blowfish };
-    let mut pair = Pair::new(algorithm, Protocol::Ip)?;
+    let protocol = if traffic.starts_with(IN_FRAMES) { Protocol::Ethernet } else { Protocol::Ip };
+    let mut pair = Pair::new(algorithm, protocol)?;
     pair.change_key(&[1; 16], None);
     let Pair { a, b } = &mut pair;
     for end in [&mut *a, &mut *b] {
         end.tunnel().nokey = cipher == "none";
     }
     b.device.forgets = true;
+    if traffic.ends_with("several") {
+        a.add_other_target();
+        b.add_other_target();
+    }
     let (mut packets, mut best) = (0, f64::MAX);
     for _ in 0..rounds {
         push(a, traffic);
@@ -76,15 +96,27 @@ fn measure(direction: &str, cipher: &str, traffic: &str, rounds: usize) -> anyho
 
 /// Queues a batch of frames.
 fn push(end: &mut End, traffic: &str) {
+    let (traffic, in_frames) = traffic.strip_prefix(IN_FRAMES).map_or((traffic, false), |traffic| (traffic, true));
     let packets: Vec<(Vec<u8>, u16)> = match traffic {
         "udp-64" => vec![(udp(64 - 28), 0); BATCH],
-        "udp-1400" => vec![(udp(1400 - 28), 0); BATCH],
+        "udp-1400" | "udp-several" => vec![(udp(1400 - 28), 0); BATCH],
         "tcp-1402" => (0..BATCH).map(|n| (tcp((n * SEGMENT_OCTETS) as u32, n as u16, SEGMENT_OCTETS), 0)).collect(),
         _ => vec![(tcp(0, 0, SEGMENTS * SEGMENT_OCTETS), SEGMENT_OCTETS as u16); 3],
     };
     for (packet, gso_size) in packets {
-        assert!(end.push(&packet, gso_size), "a batch has its frames");
+        let has_room = match in_frames {
+            true => end.push_frame(&frame(&packet, gso_size)),
+            false => end.push(&packet, gso_size),
+        };
+        assert!(has_room, "a batch has its frames");
     }
+}
+
+/// A frame around an IPv4 packet, as the program of an Ethernet tunnel's pair redirects it: a superframe unless `gso_size` is 0.
+fn frame(packet: &[u8], gso_size: u16) -> Vec<u8> {
+    let stamp = [STAMP_TPID, EthernetStamp::Superframe(gso_size).to_tci().to_be_bytes()].concat();
+    let tag = if gso_size > 0 { &stamp[..] } else { &[] };
+    [&[2; 12], tag, &[0x08, 0x00], packet].concat()
 }
 
 #[inline(never)]

@@ -263,6 +263,13 @@ impl End {
         self.device.frames.drain(..).map(|frame| frame.get(ETHERNET..).unwrap_or_default().to_vec()).collect()
     }
 
+    /// Knows of a second tunnel, so that each packet is looked at for datagrams of the other.
+    pub fn add_other_target(&mut self) {
+        let here = self.tunnel().target();
+        self.datapath.targets.set(TUNNEL, here);
+        self.datapath.targets.set(TUNNEL + 1, Some(SocketAddr::from(([192, 0, 2, 3], 6789))));
+    }
+
     /// Leaves no room for reports until some are taken out.
     pub fn fill_reports(&mut self) {
         while self.datapath.reports.try_send((TUNNEL, WorkerReport::ManySent)).is_ok() {}
