@@ -130,6 +130,12 @@ impl<'a> Front<'a> {
         Self { data: ctx.data(), end: ctx.data_end(), context: PhantomData }
     }
 
+    /// Octets of it.
+    #[inline(always)]
+    pub fn len(self) -> usize {
+        self.end - self.data
+    }
+
     /// The header at a constant offset, if the front reaches that far. `T` is one of the octet structs of this module.
     #[inline(always)]
     pub fn at<T>(self, offset: usize) -> Option<&'a T> {

@@ -4,9 +4,11 @@
 //! no options, it is whole, no datagram of the tunnel's own, fits, may make another hop, comes from where its source address is routed to, and opens no
 //! connection. Everything else goes on untouched, so that errors, fragments and rules for new connections stay the kernel's.
 
+use core::ptr::null_mut;
+
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS},
-    helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_csum_diff, bpf_ktime_get_ns, bpf_xdp_get_buff_len},
     maps::lpm_trie::{Key, LpmTrie},
     programs::XdpContext,
 };
@@ -30,6 +32,10 @@ const UNFINISHED: u64 = 1_000_000_000;
 
 /// The shortest IP packet that fills an Ethernet frame; behind a shorter one stands padding.
 const SHORTEST: usize = 46;
+
+/// The most octets of a transport packet that are summed up to see whether its checksum is right, and how many at a time.
+const MOST_SUMMED: usize = 2048;
+const BLOCK: usize = 64;
 
 const SYN: u8 = 0x02;
 
@@ -118,7 +124,7 @@ fn judge_ipv4(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     let [_, _, _, _, _, _, a, b, c, d] = *words;
     let pseudo = sum(&[a, b, c, d]);
     let transport = total - size_of::<Ipv4>();
-    may_pass::<{ ETHERNET + size_of::<Ipv4>() }>(front, card, ip.protocol, pseudo, transport)?;
+    may_pass::<{ ETHERNET + size_of::<Ipv4>() }>(front, card, ip.protocol, pseudo, (frame, transport))?;
     let tunnel = into(&LAN_ROUTES4, (ip.source, ip.destination), total, card)?;
     let target = &TUNNELS.get(tunnel)?.target;
     let round = ip.protocol == PROTOCOL_UDP
@@ -138,7 +144,7 @@ fn judge_ipv6(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     }
     const ADDRESSES: usize = ETHERNET + 8;
     let pseudo = sum(front.at::<[Word; 16]>(ADDRESSES)?);
-    may_pass::<{ ETHERNET + size_of::<Ipv6>() }>(front, card, ip.next_header, pseudo, transport)?;
+    may_pass::<{ ETHERNET + size_of::<Ipv6>() }>(front, card, ip.next_header, pseudo, (frame, transport))?;
     let tunnel = into(&LAN_ROUTES6, (ip.source, ip.destination), total, card)?;
     let target = &TUNNELS.get(tunnel)?.target;
     let round = ip.next_header == PROTOCOL_UDP
@@ -153,14 +159,15 @@ fn holds(frame: usize, total: usize) -> bool {
     frame >= ETHERNET + total && frame <= ETHERNET + if total < SHORTEST { SHORTEST } else { total }
 }
 
-/// Whether a transport packet of this length may pass: it opens no connection, and is known to be whole and finished.
+/// Whether a transport packet may pass: it opens no connection, and is known to be whole and finished. `frame` and `length` are
+/// octets of its frame and of itself.
 #[inline(always)]
 fn may_pass<const OFFSET: usize>(
     front: Front<'_>,
     card: &Card,
     protocol: u8,
     addresses: u32,
-    length: usize,
+    (frame, length): (usize, usize),
 ) -> Option<()> {
     let generic = card.lan().flags & Lan::GENERIC != 0;
     let checksum = match protocol {
@@ -189,7 +196,8 @@ fn may_pass<const OFFSET: usize>(
     }
     let length = u16::from_ne_bytes((length as u16).to_be_bytes());
     let pseudo = addresses + u32::from(length) + u32::from(u16::from_ne_bytes([0, protocol]));
-    if fold(pseudo) == u16::from_ne_bytes(checksum) {
+    // By chance one finished checksum of 65,536 is that number, too: one a second or more, where much comes.
+    if fold(pseudo) == u16::from_ne_bytes(checksum) && !is_right::<OFFSET>(front, frame, pseudo) {
         // SAFETY: the pointer as in `Card::lan`, the helper takes no arguments. Two CPUs at once write the same, nearly.
         unsafe { (*card.lan).unfinished = bpf_ktime_get_ns() };
         return None;
@@ -203,6 +211,35 @@ fn may_pass<const OFFSET: usize>(
         }
     }
     Some(())
+}
+
+/// Whether the checksum of a transport packet is right as it stands, over all octets from `OFFSET` on and its pseudo header.
+/// `false` for a frame that cannot be read here to its end, or is longer than packets of a tunnel are. Padding counts as octets of
+/// the packet: if it is not zero, the answer is `false`.
+#[inline(always)]
+fn is_right<const OFFSET: usize>(front: Front<'_>, frame: usize, pseudo: u32) -> bool {
+    if frame > OFFSET + MOST_SUMMED || front.len() != frame {
+        return false;
+    }
+    let mut sum = pseudo;
+    let mut at = OFFSET;
+    while at < OFFSET + MOST_SUMMED {
+        let Some(block) = front.at::<[u8; BLOCK]>(at) else { break };
+        // SAFETY: the helper reads the octets of the block, whose number is one of whole words, and keeps nothing.
+        let added = unsafe { bpf_csum_diff(null_mut(), 0, block.as_ptr().cast_mut().cast(), BLOCK as u32, sum) };
+        sum = added as u32;
+        at += BLOCK;
+    }
+    let mut rest = u32::from(fold(sum));
+    for _ in 0..BLOCK / 2 {
+        let Some(word) = front.at::<Word>(at) else { break };
+        rest += u32::from(u16::from_ne_bytes(*word));
+        at += 2;
+    }
+    if let Some(last) = front.at::<u8>(at) {
+        rest += u32::from(u16::from_ne_bytes([*last, 0]));
+    }
+    fold(rest) == 0xFFFF
 }
 
 /// The live tunnel that a packet of this length between these addresses is routed into, if it may come from this card.

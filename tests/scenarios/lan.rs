@@ -131,8 +131,8 @@ fn everything_passes(offload: Offload, mode: &str, short: bool) -> Result<()> {
 
 /// A TCP stream from either side arrives, and of a short one only the SYN and its answer pass the kernel.
 fn only_openings_take_the_kernels_way(net: &Topology, short: bool) -> Result<()> {
-    /// Under generic XDP, a finished checksum that equals an unfinished one (1 of 65,536) sends TCP by the kernel for a second.
-    const ATTEMPTS: usize = 10;
+    /// A host repeats an opening if the answer takes more than a second, as it may on an emulated machine.
+    const ATTEMPTS: usize = 3;
     let octets = octets();
     let mut seen = Vec::new();
     for _ in 0..ATTEMPTS {

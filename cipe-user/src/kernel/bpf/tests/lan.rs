@@ -198,6 +198,48 @@ fn in_the_stack_what_may_be_unfinished_or_several_passes_and_so_does_its_stream(
     }
 }
 
+/// A finished TCP segment of so many octets of payload, whose right checksum is the number that an unfinished one would have.
+fn finished_and_looks_unfinished(to: &str, octets: usize) -> Vec<u8> {
+    let mut frame = tcp(ip(to), ACK, &[]);
+    frame.extend(std::iter::repeat_n(0x5A, octets));
+    let at = if ip(to).is_ipv4() { IPV4 } else { IPV6 };
+    let total = (frame.len() - ETHERNET) as u16;
+    match at {
+        IPV4 => {
+            frame[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&total.to_be_bytes());
+            frame = summed(frame);
+        }
+        _ => frame[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&(total - at as u16).to_be_bytes()),
+    }
+    let transport = ETHERNET + at;
+    let pseudo = pseudo_sum(&frame[ETHERNET..], at);
+    frame[transport + 16..transport + 18].copy_from_slice(&pseudo.to_be_bytes());
+    // The window makes the sum of all that is summed, the field and the pseudo header right.
+    frame[transport + 14..transport + 16].fill(0);
+    let padded = frame[transport..].chunks(2).map(|two| u16::from_be_bytes([two[0], *two.get(1).unwrap_or(&0)]));
+    let sum = padded.fold(u64::from(pseudo), |sum, word| sum + u64::from(word));
+    frame[transport + 14..transport + 16].copy_from_slice(&(0xFFFF - (sum % 0xFFFF) as u16).to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_finished_checksum_that_looks_unfinished_is_recognized() {
+    for address in [V4, V6] {
+        let Some((mut programs, _socket)) = ready(Lan::GENERIC) else { return };
+        for octets in (0..200).chain([1000, 1001, 1002, 1003, 1330]) {
+            let right = finished_and_looks_unfinished(address, octets);
+            assert!(!passes(&mut programs, &right), "{octets}");
+        }
+        assert!(!passes(&mut programs, &tcp(ip(address), ACK, &[])), "and its stream does not pass by the kernel");
+        for octets in [0, 1, 63, 64, 1330] {
+            let mut damaged = finished_and_looks_unfinished(address, octets);
+            let last = damaged.len() - 1;
+            damaged[last] ^= 1;
+            assert!(passes(&mut programs, &damaged), "{octets}");
+        }
+    }
+}
+
 #[test]
 fn the_checksum_of_the_header_stays_right_whatever_it_is() {
     let Some(ready) = ready(0) else { return };
