@@ -3,7 +3,7 @@
 use arbitrary::Arbitrary;
 use cipe_user::inner::checksum::{Sum, transport_checksum};
 use cipe_user::inner::coalesce::Coalescer;
-use cipe_user::inner::headers::{IpVersion, TCP, UDP};
+use cipe_user::inner::headers::{Headers, IpVersion, TCP, UDP};
 use cipe_user::inner::segment::Superframe;
 
 use crate::read;
@@ -33,7 +33,10 @@ pub fn run(input: &[u8]) {
     let mut states = [State::default(); 4];
     let packets: Vec<Vec<u8>> = specs.iter().take(256).map(|spec| packet(spec, &mut states)).collect();
     let mut coalescer = Coalescer::default();
-    packets.iter().for_each(|packet| coalescer.push(packet));
+    for packet in &packets {
+        let headers = Headers::parse(packet);
+        coalescer.push(headers.as_ref().ok().map(|headers| (&packet[..], headers)));
+    }
     let mut seen = vec![false; packets.len()];
     for run in coalescer.runs() {
         let members: Vec<usize> = run.packets().collect();

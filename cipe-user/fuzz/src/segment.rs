@@ -24,8 +24,8 @@ pub fn run(input: &[u8]) {
         (rest, turn) = (left, turn + 1);
     }
     let Ok(mut superframe) = Superframe::parse(&pieces, case.gso_size) else { return };
-    let (segments, total, longest) = (superframe.segments(), superframe.ip().total, superframe.longest());
-    assert!(superframe.ip().total <= case.octets.len());
+    let (segments, total, longest) = (superframe.segments(), superframe.headers().total(), superframe.longest());
+    assert!(superframe.headers().total() <= case.octets.len());
     let mut buffer = vec![0; longest];
     let (mut cut, mut octets) = (0, 0);
     while let Some(len) = superframe.cut(&mut buffer) {

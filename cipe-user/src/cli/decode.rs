@@ -10,7 +10,8 @@ use cipe_common::Verdict;
 use zeroize::Zeroizing;
 
 use crate::cipher::{Algorithm, KEY, Key, Lanes};
-use crate::inner::ip::{self, Inner};
+use crate::inner::headers::{Headers, IpVersion};
+use crate::inner::ip;
 use crate::wire::crc::crc;
 use crate::wire::message::Message;
 use crate::wire::packet::{self, IV, KeyKind, TRAILER, Type};
@@ -158,7 +159,7 @@ impl Display for Decoded {
         }
         match self.result {
             Ok((Type::Data, n)) => match ip::check(self.payload()) {
-                Ok(inner) => writeln!(f, "payload  {n} octets: {}", summary(&inner, self.payload()))?,
+                Ok(headers) => writeln!(f, "payload  {n} octets: {}", summary(&headers, self.payload()))?,
                 Err(_) => writeln!(f, "payload  {n} octets, not exactly one IP packet")?,
             },
             Ok((Type::Control, n)) => match Message::parse(self.payload()) {
@@ -222,9 +223,11 @@ fn message_summary(message: &Message<'_>) -> String {
 }
 
 /// Addresses, protocol, ports and the fields that the outer header copies.
-fn summary(inner: &Inner, payload: &[u8]) -> String {
-    let rest = payload.get(inner.header..).unwrap_or_default();
-    let (mut source, mut destination) = (inner.source.to_string(), inner.destination.to_string());
+fn summary(headers: &Headers, payload: &[u8]) -> String {
+    let rest = payload.get(headers.transport()..).unwrap_or_default();
+    let addresses =
+        headers.addresses(payload).map(|(source, destination)| (source.to_string(), destination.to_string()));
+    let (mut source, mut destination) = addresses.unwrap_or_default();
     let mut ports = |name| match *rest {
         [a, b, c, d, ..] => {
             let _ = write!(source, " port {}", u16::from_be_bytes([a, b]));
@@ -233,7 +236,7 @@ fn summary(inner: &Inner, payload: &[u8]) -> String {
         }
         _ => format!("short {name}"),
     };
-    let protocol = match (inner.protocol, rest.first()) {
+    let protocol = match (headers.protocol, rest.first()) {
         (6, _) => ports("TCP"),
         (17, _) => ports("UDP"),
         (1, Some(8)) | (58, Some(128)) => "ICMP echo request".into(),
@@ -241,12 +244,13 @@ fn summary(inner: &Inner, payload: &[u8]) -> String {
         (1 | 58, Some(kind)) => format!("ICMP type {kind}"),
         (number, _) => format!("protocol {number}"),
     };
-    let fragment = if inner.dont_fragment && inner.version() == 4 { ", DF" } else { "" };
+    let (version, fragment) = match headers.version {
+        IpVersion::V4 => (4, if headers.dont_fragment { ", DF" } else { "" }),
+        IpVersion::V6 => (6, ""),
+    };
     format!(
-        "IPv{} {source} to {destination}\n         {protocol}, TTL {}, TOS {:#04x}{fragment}",
-        inner.version(),
-        inner.ttl,
-        inner.tos
+        "IPv{version} {source} to {destination}\n         {protocol}, TTL {}, TOS {:#04x}{fragment}",
+        headers.ttl, headers.tos
     )
 }
 

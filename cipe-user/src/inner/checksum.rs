@@ -3,7 +3,7 @@
 //! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
 //! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
 
-use crate::inner::headers::{Headers, IpVersion, TCP, UDP};
+use crate::inner::headers::{Headers, IpVersion, Part, TCP, UDP};
 
 /// A running one's complement sum over octets that may come in pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -145,23 +145,17 @@ pub const UDP_CHECKSUM: usize = 6;
 /// the number that it had; and so does whatever this function is called for twice: either the field no longer holds
 /// the folded sum, or it holds the right checksum already. Only a packet that was damaged before it came here is
 /// changed for the better by mistake, if its field is that number: one of 65,535.
-pub fn complete_partial(packet: &mut [u8]) -> bool {
-    let Ok(headers) = Headers::parse(packet) else { return false };
-    complete(packet, &headers)
-}
-
-/// The same for a packet whose headers were read before.
 pub fn complete(packet: &mut [u8], headers: &Headers) -> bool {
     let (shortest, field) = match headers.protocol {
         TCP => (20, TCP_CHECKSUM),
         UDP => (8, UDP_CHECKSUM),
         _ => return false,
     };
-    if headers.fragment || headers.transport_len() < shortest || packet.len() < headers.ip.total {
+    if headers.part != Part::Whole || headers.transport_len() < shortest || packet.len() < headers.total() {
         return false;
     }
-    let (ip, transport) = packet[..headers.ip.total].split_at_mut(headers.transport);
-    let mut sum = Sum::pseudo_header(headers.version(), ip, headers.protocol, transport.len());
+    let (ip, transport) = packet[..headers.total()].split_at_mut(headers.transport());
+    let mut sum = Sum::pseudo_header(headers.version, ip, headers.protocol, transport.len());
     if transport[field..field + 2] != sum.folded() {
         return false;
     }
@@ -185,6 +179,10 @@ mod tests {
 
     use super::*;
     use crate::inner::test_packets::{Flow, naive_sum};
+
+    fn complete_partial(packet: &mut [u8]) -> bool {
+        Headers::parse(packet).is_ok_and(|headers| complete(packet, &headers))
+    }
 
     #[test]
     fn the_example_of_rfc_1071_sums_up() {

@@ -3,6 +3,8 @@
 
 use cipe_common::Verdict;
 
+use crate::inner::headers::{Headers, IpVersion};
+
 /// Octets of the field in TOS or traffic class.
 const MASK: u8 = 3;
 const NOT_ECT: u8 = 0;
@@ -10,28 +12,27 @@ const ECT_1: u8 = 1;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
-/// Takes the mark of an outer header over to the inner packet, whose IPv4 header checksum stays right or wrong as it is. `tos` is the
-/// outer TOS or traffic class.
+/// Takes the mark of an outer header over to the inner packet and to what was read of it. Its IPv4 header checksum stays right or
+/// wrong as it is. `tos` is the outer TOS or traffic class.
 ///
 /// # Errors
 /// [`Verdict::CongestionDrop`]: the packet met congestion, and nobody could be told (RFC 6040 section 4.2).
 #[inline]
-pub fn decapsulate(packet: &mut [u8], tos: u8) -> Result<(), Verdict> {
+pub fn decapsulate(packet: &mut [u8], headers: &mut Headers, tos: u8) -> Result<(), Verdict> {
     let outer = tos & MASK;
     // What says nothing that an inner packet does not say itself.
     if matches!(outer, NOT_ECT | ECT_0) {
         return Ok(());
     }
     let [first, second, ..] = packet else { return Ok(()) };
-    let is_ipv4 = *first >> 4 == 4;
-    let inner = if is_ipv4 { *second } else { *second >> 4 } & MASK;
-    let ecn = match (inner, outer) {
+    let ecn = match (headers.tos & MASK, outer) {
         (NOT_ECT, CE) => return Err(Verdict::CongestionDrop),
         (ECT_0 | ECT_1, CE) => CE,
         (ECT_0, ECT_1) => ECT_1,
         _ => return Ok(()),
     };
-    if !is_ipv4 {
+    headers.tos = headers.tos & !MASK | ecn;
+    if headers.version == IpVersion::V6 {
         *second = *second & !(MASK << 4) | ecn << 4;
         return Ok(());
     }
@@ -87,7 +88,9 @@ mod tests {
             for (inner, outer, expected) in TABLE {
                 let with = |ecn| Flow { tos: inner_dscp & !MASK | ecn, ip_options: 0, ..flow.clone() }.packet(b"payload");
                 let mut packet = with(inner);
-                let done = decapsulate(&mut packet, outer_dscp & !MASK | outer);
+                let mut headers = Headers::parse(&packet).unwrap();
+                let done = decapsulate(&mut packet, &mut headers, outer_dscp & !MASK | outer);
+                prop_assert_eq!(Headers::parse(&packet), Ok(headers));
                 match expected {
                     Some(ecn) => {
                         prop_assert_eq!(done, Ok(()));
@@ -104,7 +107,9 @@ mod tests {
 
         #[test]
         fn any_octets_are_taken(mut octets in prop::collection::vec(any::<u8>(), 0..40), tos in any::<u8>()) {
-            let _ = decapsulate(&mut octets, tos);
+            if let Ok(mut headers) = Headers::parse(&octets) {
+                let _ = decapsulate(&mut octets, &mut headers, tos);
+            }
         }
     }
 }

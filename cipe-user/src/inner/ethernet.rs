@@ -2,7 +2,9 @@
 //!
 //! Pure functions over slices. Any octets give an answer, none a panic.
 
-use crate::inner::ip::{self, Inner};
+use crate::inner::headers::{Headers, IpVersion};
+use crate::inner::ip;
+use crate::inner::payload::PayloadHeaders;
 
 /// Octets of an Ethernet header.
 pub const ETHERNET: usize = 14;
@@ -28,62 +30,50 @@ const LABEL: usize = 4;
 /// Of its third octet, the bit of the last entry.
 const BOTTOM_OF_STACK: u8 = 0x01;
 
-/// A frame, from its destination address on, without its FCS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EthernetFrame<'a> {
-    octets: &'a [u8],
-    /// Octets of header and tags.
-    header: usize,
+/// An Ethernet header and the tags behind it.
+#[derive(Clone, Copy)]
+struct Link {
+    octets: u8,
     ethertype: [u8; 2],
 }
 
-impl<'a> EthernetFrame<'a> {
-    /// Reads the header; `None` where there is none.
-    pub fn parse(octets: &'a [u8]) -> Option<Self> {
-        let mut header = ETHERNET;
-        let mut ethertype = *octets.get(header - 2..)?.first_chunk()?;
+impl Link {
+    /// Reads the header of a frame; `None` where there is none.
+    #[inline(always)]
+    fn parse(frame: &[u8]) -> Option<Self> {
+        let mut octets = ETHERNET;
+        let mut ethertype = *frame.get(octets - 2..)?.first_chunk()?;
         for _ in 0..MOST_TAGS {
-            let behind = octets.get(header + TAG - 2..).and_then(<[u8]>::first_chunk);
+            let behind = frame.get(octets + TAG - 2..).and_then(<[u8]>::first_chunk);
             let Some(behind) = behind.filter(|_| TAGS.contains(&ethertype)) else { break };
             ethertype = *behind;
-            header += TAG;
+            octets += TAG;
         }
-        Some(Self { octets, header, ethertype })
+        Some(Self { octets: octets as u8, ethertype })
     }
 
-    /// Octets of Ethernet header and VLAN tags.
-    pub fn header(&self) -> usize {
-        self.header
+    /// Whether it says that such an IP packet follows.
+    fn announces(&self, ip: &Headers) -> bool {
+        self.ethertype == if ip.version == IpVersion::V4 { IPV4 } else { IPV6 }
     }
+}
 
-    /// Whether it has a VLAN tag.
-    pub fn is_tagged(&self) -> bool {
-        self.header > ETHERNET
-    }
+/// Reads what a frame carries, from its destination address on and without its FCS: an IP packet that is whole, or something else.
+/// `None` where there is no Ethernet header.
+#[inline(always)]
+pub fn read(frame: &[u8]) -> Option<PayloadHeaders> {
+    let link = Link::parse(frame)?;
+    let content = frame.get(link.octets.into()..).unwrap_or_default();
+    let ip = [IPV4, IPV6].contains(&link.ethertype).then(|| Headers::parse(content).ok()).flatten();
+    let ip = ip.filter(|ip| ip.total() <= content.len() && link.announces(ip));
+    Some(PayloadHeaders::of_frame(link.octets, ip))
+}
 
-    /// What it carries, padding of short frames included.
-    pub fn content(&self) -> &'a [u8] {
-        self.octets.get(self.header..).unwrap_or_default()
-    }
-
-    /// The header of the IP packet that it carries, if it carries one that is whole.
-    pub fn ip(&self) -> Option<Inner> {
-        let content = self.content();
-        let inner = Inner::parse(content).filter(|inner| inner.total <= content.len())?;
-        let ethertype = if inner.source.is_ipv4() { IPV4 } else { IPV6 };
-        (self.ethertype == ethertype).then_some(inner)
-    }
-
-    /// The packet that it carries, if that is IP, without a tag before it or padding behind it.
-    pub fn plain_ip(&self) -> Option<&'a [u8]> {
-        let inner = self.ip().filter(|_| !self.is_tagged())?;
-        Some(self.content()).filter(|content| content.len() == inner.total)
-    }
-
-    /// Whether what it carries is what its ethertype says, as far as that is known here: IP or ARP.
-    fn is_coherent(&self) -> bool {
-        self.ip().is_some() || (self.ethertype == ARP && self.content().starts_with(&ARP_ETHERNET))
-    }
+/// What [`read`] would say of a frame that is whole. Its IP headers stand `header` octets behind its begin, and were read before.
+pub fn read_before(frame: &[u8], header: usize, ip: Headers) -> Option<PayloadHeaders> {
+    let link = Link::parse(frame)?;
+    let is_there = usize::from(link.octets) == header && link.announces(&ip);
+    Some(PayloadHeaders::of_frame(link.octets, is_there.then_some(ip)))
 }
 
 /// Octets before the IP packet that is in a frame behind tags of the kernel's most and MPLS labels (RFC 3032), which segments of a
@@ -113,23 +103,24 @@ pub fn link_header(frame: &[u8]) -> Option<usize> {
     }
 }
 
-/// What a frame carries, if that is an IP packet; else nothing.
-pub fn ip_of(octets: &mut [u8]) -> &mut [u8] {
-    let header = EthernetFrame::parse(octets).filter(|frame| frame.ip().is_some()).map(|frame| frame.header());
-    header.and_then(|header| octets.get_mut(header..)).unwrap_or_default()
-}
-
-/// Whether a payload is a frame beyond doubt: one that carries IP or ARP.
-pub fn is_surely_frame(payload: &[u8]) -> bool {
-    EthernetFrame::parse(payload).is_some_and(|frame| frame.is_coherent())
+/// Whether a payload is a frame beyond doubt: one that carries IP or ARP. `read` is what [`read`] says of it.
+pub fn is_surely_frame(payload: &[u8], read: Option<&PayloadHeaders>) -> bool {
+    read.is_some_and(|headers| {
+        let carries_arp = || {
+            let content = payload.get(headers.link()..).unwrap_or_default();
+            let is_arp = payload.get(..headers.link()).is_some_and(|link| link.ends_with(&ARP));
+            is_arp && content.starts_with(&ARP_ETHERNET)
+        };
+        headers.ip().is_some() || carries_arp()
+    })
 }
 
 /// Whether a payload is an IP packet to the octet, and reads as no frame that is known here. A frame that is addressed to a
 /// device of the address 6x:xx:xx:xx:LL:LL looks so, too, if the last two octets are its length less 40.
-pub fn is_bare_ip(payload: &[u8]) -> bool {
+pub fn is_bare_ip(payload: &[u8], read: Option<&PayloadHeaders>) -> bool {
     matches!(payload.first().map(|first| first >> 4), Some(4 | 6))
+        && !is_surely_frame(payload, read)
         && ip::check(payload).is_ok()
-        && !is_surely_frame(payload)
 }
 
 #[cfg(test)]
@@ -141,6 +132,14 @@ mod tests {
 
     const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
+    fn is_bare_ip(payload: &[u8]) -> bool {
+        super::is_bare_ip(payload, read(payload).as_ref())
+    }
+
+    fn is_surely_frame(payload: &[u8]) -> bool {
+        super::is_surely_frame(payload, read(payload).as_ref())
+    }
+
     fn frame(header: &[u8], content: &[u8]) -> Vec<u8> {
         [&MACS, header, content].concat()
     }
@@ -151,14 +150,19 @@ mod tests {
             let packet = flow.packet(b"payload");
             for tags in [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xA8, 0, 7, 0x81, 0, 0, 5]] {
                 let octets = frame(&[tags, &ethertype].concat(), &packet);
-                let read = EthernetFrame::parse(&octets).unwrap();
-                assert_eq!((read.header(), read.content()), (ETHERNET + tags.len(), &packet[..]));
-                assert_eq!(read.ip(), Inner::parse(&packet));
-                assert_eq!(ip_of(&mut octets.clone()), &packet[..]);
-                assert_eq!(read.plain_ip(), Some(&packet[..]).filter(|_| tags.is_empty()));
+                let mut found = read(&octets).unwrap();
+                let headers = Headers::parse(&packet).unwrap();
+                assert_eq!((found.link(), found.is_tagged()), (ETHERNET + tags.len(), !tags.is_empty()));
+                assert_eq!(found.packet(&octets), Some((&packet[..], &headers)));
+                assert_eq!(
+                    found.packet_mut(&mut octets.clone()),
+                    Some((&mut packet.clone()[..], &mut headers.clone()))
+                );
+                assert_eq!(found.plain_packet(&octets).is_some(), tags.is_empty());
                 let padded = [&octets[..], &[0; 9]].concat();
-                let padded = EthernetFrame::parse(&padded).unwrap();
-                assert_eq!((padded.ip(), padded.plain_ip()), (read.ip(), None));
+                assert_eq!((read(&padded), found.plain_packet(&padded)), (Some(found), None));
+                assert_eq!(read_before(&octets, found.link(), headers), Some(found));
+                assert_eq!(read_before(&octets, found.link() + 4, headers).unwrap().ip(), None, "behind more");
             }
         }
     }
@@ -188,10 +192,11 @@ mod tests {
         let packet = Flow::tcp4().packet(b"payload");
         for (header, content) in [(IPV6, &packet[..]), (ARP, &packet), (IPV4, &packet[..packet.len() - 1]), (IPV4, &[])]
         {
-            assert_eq!(EthernetFrame::parse(&frame(&header, content)).unwrap().ip(), None);
-            assert_eq!(ip_of(&mut frame(&header, content)), [0; 0]);
+            assert_eq!(read(&frame(&header, content)).unwrap().ip(), None);
         }
-        assert_eq!(EthernetFrame::parse(&MACS), None);
+        let ip = Headers::parse(&packet).unwrap();
+        assert_eq!(read_before(&frame(&IPV6, &packet), ETHERNET, ip).unwrap().ip(), None);
+        assert_eq!((read(&MACS), read_before(&MACS, ETHERNET, ip)), (None, None));
     }
 
     #[test]
@@ -232,9 +237,9 @@ mod tests {
             if let Some(place) = octets.get_mut(12..14) {
                 place.copy_from_slice(&ethertype);
             }
-            if let Some(frame) = EthernetFrame::parse(&octets) {
-                prop_assert_eq!(frame.header() + frame.content().len(), octets.len().max(frame.header()));
-                frame.plain_ip();
+            if let Some(found) = read(&octets) {
+                prop_assert!(found.link() <= octets.len());
+                prop_assert!(found.packet(&octets).is_none_or(|(packet, headers)| headers.total() <= packet.len()));
             }
             is_bare_ip(&octets);
         }

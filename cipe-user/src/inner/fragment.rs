@@ -3,8 +3,8 @@
 use cipe_common::Verdict;
 
 use crate::inner::checksum::Sum;
+use crate::inner::headers::Headers;
 use crate::inner::ip::IPV4;
-use crate::inner::ip::Inner;
 
 /// Octets of the longest header.
 const LONGEST_HEADER: usize = 60;
@@ -42,19 +42,19 @@ struct Header {
 }
 
 impl<'a> Fragments<'a> {
-    /// Reads the header of a whole IPv4 packet that is to be cut into packets of at most `mtu` octets. Octets behind its
-    /// end are ignored.
+    /// A whole IPv4 packet, whose headers were read before, that is to be cut into packets of at most `mtu` octets. Octets behind
+    /// its end are ignored.
     ///
     /// # Errors
     /// [`Verdict::TooBig`] for packets that must not be cut (DF, IPv6) or cannot be (`mtu` leaves no room behind the
     /// header); [`Verdict::PrivateMalformed`] where the slice ends before the packet, or the packet beyond what an
     /// offset can say.
-    pub fn parse(packet: &'a [u8], mtu: usize) -> Result<Self, Verdict> {
-        let ip = Inner::parse(packet).ok_or(Verdict::PrivateMalformed)?;
-        if ip.dont_fragment || mtu < ip.header + UNIT {
+    pub fn new(packet: &'a [u8], headers: &Headers, mtu: usize) -> Result<Self, Verdict> {
+        if headers.dont_fragment || mtu < headers.header() + UNIT {
             return Err(Verdict::TooBig);
         }
-        let (first, payload) = packet.get(..ip.total).ok_or(Verdict::PrivateMalformed)?.split_at(ip.header);
+        let packet = packet.get(..headers.total()).ok_or(Verdict::PrivateMalformed)?;
+        let (first, payload) = packet.split_at(headers.header());
         let field = u16::from_be_bytes([first[6], first[7]]);
         let offset = usize::from(field & OFFSET);
         if offset + payload.len().div_ceil(UNIT) > UNITS {

@@ -1,20 +1,32 @@
-//! One look at an inner packet that yields where its transport header stands and to which flow it belongs.
+//! One look at an inner packet that yields all that later stages need of its headers.
 //!
 //! Total: any octets give an answer, none a panic.
 
+use std::net::IpAddr;
+use std::ops::Range;
+
 use cipe_common::Verdict;
 
-use crate::inner::ip::Inner;
+use crate::inner::ip::{IPV4, IPV6};
 
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
+/// Protocol number of IPv6 that says that nothing follows.
+pub const NO_NEXT_HEADER: u8 = 59;
+
 const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 const SCTP: u8 = 132;
+/// In the IPv4 header, the bit and the field of fragments.
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET: u16 = 0x1FFF;
+/// Where the addresses stand.
+const ADDRESSES_V4: Range<usize> = 12..20;
+const ADDRESSES_V6: Range<usize> = 8..40;
 /// More extension headers than any sender stacks; bounds the walk.
 const MAX_EXTENSIONS: usize = 8;
 
@@ -27,84 +39,183 @@ pub enum IpVersion {
     V6,
 }
 
-/// What the headers of an inner packet say.
+/// Which part of a packet one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, which has the transport header.
+    First,
+    /// A later fragment.
+    Later,
+}
+
+/// What the headers of an inner packet say: read once each way, and handed from stage to stage beside the packet. Addresses and
+/// ports stay in the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
-    /// The IP header; its `total` is at least [`Headers::transport`].
-    pub ip: Inner,
+    /// IP version.
+    pub version: IpVersion,
+    /// TOS or traffic class, ECN bits included.
+    pub tos: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// May not be fragmented: the DF bit of IPv4; IPv6 never may.
+    pub dont_fragment: bool,
     /// Whether it is a fragment of a larger packet, so that its transport header or payload is elsewhere.
-    pub fragment: bool,
-    /// Number of the protocol that stands at [`Headers::transport`].
+    pub part: Part,
+    /// Number of the protocol that stands at [`Headers::transport`]; [`NO_NEXT_HEADER`] behind IPv6 extension headers that are cut
+    /// off or contradict the length.
     pub protocol: u8,
-    /// Offset of the transport header, or of the first IPv6 extension header that is neither hop-by-hop nor
-    /// destination options. In a fragment, of what follows the fragment header.
-    pub transport: usize,
-    /// The same number for every packet of a flow: a hash of addresses, protocol and, where it has them, ports. All
-    /// fragments have the number of their addresses and protocol alone, since only the first has ports.
-    pub flow: u32,
+    header: u8,
+    transport: u16,
+    total: u32,
 }
 
 impl Headers {
     /// Reads the headers at the start of `packet`. The slice may end before the packet does, as the first piece of a
-    /// superframe, or after it; whoever needs it whole compares the total length.
+    /// superframe, or after it; whoever needs it whole compares the total length. The layouts are those of RFC 791 and
+    /// RFC 8200. No checksum is looked at.
     ///
     /// # Errors
-    /// [`Verdict::PrivateNotIp`] where the version is neither 4 nor 6, [`Verdict::PrivateMalformed`] where the headers
-    /// are cut off or contradict themselves.
+    /// [`Verdict::PrivateNotIp`] where the version is neither 4 nor 6, [`Verdict::PrivateMalformed`] where the IP header is cut off
+    /// or its lengths contradict each other.
+    // Inline, as are its callers: the fields stay in registers until they are stored in one place. A copy right behind such narrow
+    // stores waits for them, which takes longer than to read the headers again.
+    #[inline(always)]
     pub fn parse(packet: &[u8]) -> Result<Self, Verdict> {
-        if !packet.first().is_some_and(|first| matches!(first >> 4, 4 | 6)) {
-            return Err(Verdict::PrivateNotIp);
-        }
-        let read = || {
-            let ip = Inner::parse(packet)?;
-            if ip.source.is_ipv4() { Some(Self::in_v4(packet, ip)) } else { Self::in_v6(packet, ip) }
+        let read = match packet.first().map(|first| first >> 4) {
+            Some(4) => Self::in_v4(packet),
+            Some(6) => Self::in_v6(packet),
+            _ => return Err(Verdict::PrivateNotIp),
         };
-        read().ok_or(Verdict::PrivateMalformed)
+        read.ok_or(Verdict::PrivateMalformed)
     }
 
-    fn in_v4(packet: &[u8], ip: Inner) -> Self {
-        let fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x3FFF != 0;
-        let ports = ports(packet, ip.header, ip.protocol, fragment);
-        let flow = flow_hash(&packet[12..20], ip.protocol, ports);
-        Self { ip, fragment, protocol: ip.protocol, transport: ip.header, flow }
+    #[inline(always)]
+    fn in_v4(packet: &[u8]) -> Option<Self> {
+        let fixed: &[u8; IPV4] = packet.first_chunk()?;
+        let header = (fixed[0] & 0xF) * 4;
+        let total = u16::from_be_bytes([fixed[2], fixed[3]]);
+        let octets = usize::from(header);
+        if octets < IPV4 || octets > usize::from(total) || octets > packet.len() {
+            return None;
+        }
+        let part = match u16::from_be_bytes([fixed[6], fixed[7]]) {
+            field if field & (MORE_FRAGMENTS | OFFSET) == 0 => Part::Whole,
+            field if field & OFFSET == 0 => Part::First,
+            _ => Part::Later,
+        };
+        Some(Self {
+            version: IpVersion::V4,
+            tos: fixed[1],
+            ttl: fixed[8],
+            dont_fragment: fixed[6] & 0x40 != 0,
+            part,
+            protocol: fixed[9],
+            header,
+            transport: header.into(),
+            total: total.into(),
+        })
     }
 
-    fn in_v6(packet: &[u8], ip: Inner) -> Option<Self> {
-        let mut protocol = ip.protocol;
-        let mut transport = ip.header;
-        let mut fragment = false;
+    fn in_v6(packet: &[u8]) -> Option<Self> {
+        let fixed: &[u8; IPV6] = packet.first_chunk()?;
+        let ip = Self {
+            version: IpVersion::V6,
+            tos: fixed[0] << 4 | fixed[1] >> 4,
+            ttl: fixed[7],
+            dont_fragment: true,
+            part: Part::Whole,
+            protocol: fixed[6],
+            header: IPV6 as u8,
+            transport: IPV6 as u16,
+            total: IPV6 as u32 + u32::from(u16::from_be_bytes([fixed[4], fixed[5]])),
+        };
+        match ip.protocol {
+            HOP_BY_HOP | DESTINATION_OPTIONS | FRAGMENT => {
+                Some(ip.behind_extensions(packet).unwrap_or(Self { protocol: NO_NEXT_HEADER, ..ip }))
+            }
+            _ => Some(ip),
+        }
+    }
+
+    fn behind_extensions(mut self, packet: &[u8]) -> Option<Self> {
         for _ in 0..MAX_EXTENSIONS {
             // Routing and authentication headers change what a checksum covers, so they count as the payload.
-            if fragment || !matches!(protocol, HOP_BY_HOP | DESTINATION_OPTIONS | FRAGMENT) {
+            if self.part != Part::Whole || !matches!(self.protocol, HOP_BY_HOP | DESTINATION_OPTIONS | FRAGMENT) {
                 break;
             }
-            let extension: &[u8; 2] = packet.get(transport..)?.first_chunk()?;
-            fragment = protocol == FRAGMENT;
-            protocol = extension[0];
-            transport += if fragment { 8 } else { (usize::from(extension[1]) + 1) * 8 };
-            if transport > packet.len() || transport > ip.total {
+            let extension = packet.get(self.transport()..)?;
+            let [next, length]: &[u8; 2] = extension.first_chunk()?;
+            if self.protocol == FRAGMENT {
+                let [_, _, high, low, ..]: &[u8; 8] = extension.first_chunk()?;
+                let begins = u16::from_be_bytes([*high, *low]) & 0xFFF8 == 0;
+                self.part = if begins { Part::First } else { Part::Later };
+                self.transport += 8;
+            } else {
+                self.transport += (u16::from(*length) + 1) * 8;
+            }
+            self.protocol = *next;
+            if self.transport() > packet.len() || self.transport() > self.total() {
                 return None;
             }
         }
-        let ports = ports(packet, transport, protocol, fragment);
-        Some(Self { ip, fragment, protocol, transport, flow: flow_hash(&packet[8..40], protocol, ports) })
+        Some(self)
     }
 
-    /// IP version.
-    pub fn version(&self) -> IpVersion {
-        if self.ip.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+    /// Octets of the IP header: 20 to 60, or 40 for IPv6 without its extension headers.
+    pub fn header(&self) -> usize {
+        self.header.into()
+    }
+
+    /// Offset of the transport header, or of the first IPv6 extension header that is neither hop-by-hop nor
+    /// destination options. In a fragment, of what follows the fragment header.
+    pub fn transport(&self) -> usize {
+        self.transport.into()
+    }
+
+    /// Octets of the whole packet as its header says; at least [`Headers::transport`].
+    pub fn total(&self) -> usize {
+        self.total as usize
     }
 
     /// Octets from the transport header to the end of the packet.
     pub fn transport_len(&self) -> usize {
-        self.ip.total - self.transport
+        self.total() - self.transport()
     }
-}
 
-fn ports(packet: &[u8], transport: usize, protocol: u8, fragment: bool) -> u32 {
-    let has_ports = !fragment && matches!(protocol, TCP | UDP | SCTP);
-    let ports = packet.get(transport..).and_then(|transport| transport.first_chunk());
-    if has_ports { ports.map_or(0, |ports| u32::from_be_bytes(*ports)) } else { 0 }
+    /// The headers of a segment of this packet, which is `total` octets long with all of them.
+    #[must_use]
+    pub fn of_segment(self, total: usize) -> Self {
+        Self { total: total.max(self.transport()) as u32, ..self }
+    }
+
+    /// Source and destination, which `packet` has if these are its headers.
+    pub fn addresses(&self, packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+        match self.version {
+            IpVersion::V4 => {
+                let [a, b]: &[[u8; 4]; 2] = packet.get(ADDRESSES_V4)?.as_chunks().0.try_into().ok()?;
+                Some(((*a).into(), (*b).into()))
+            }
+            IpVersion::V6 => {
+                let [a, b]: &[[u8; 16]; 2] = packet.get(ADDRESSES_V6)?.as_chunks().0.try_into().ok()?;
+                Some(((*a).into(), (*b).into()))
+            }
+        }
+    }
+
+    /// The same number for every packet of a flow: a hash of addresses, protocol and, where it has them, ports. All
+    /// fragments have the number of their addresses and protocol alone, since only the first has ports.
+    pub fn flow(&self, packet: &[u8]) -> u32 {
+        let addresses = packet.get(match self.version {
+            IpVersion::V4 => ADDRESSES_V4,
+            IpVersion::V6 => ADDRESSES_V6,
+        });
+        let has_ports = self.part == Part::Whole && matches!(self.protocol, TCP | UDP | SCTP);
+        let ports = packet.get(self.transport()..).and_then(<[u8]>::first_chunk).filter(|_| has_ports);
+        flow_hash(addresses.unwrap_or_default(), self.protocol, ports.map_or(0, |ports| u32::from_be_bytes(*ports)))
+    }
 }
 
 /// Spreads well rather than withstands attack: whoever picks the flows to collide slows down only those flows.
@@ -125,6 +236,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::inner::test_packets::Flow;
 
     const V4_TCP: [u8; 40] = [
         0x45, 0x2E, 0, 40, 0x12, 0x34, 0x40, 0, 63, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, // IPv4, DF
@@ -141,31 +253,38 @@ mod tests {
     #[test]
     fn the_transport_header_is_found() {
         let headers = Headers::parse(&V4_TCP).unwrap();
-        assert_eq!((headers.version(), headers.fragment), (IpVersion::V4, false));
-        assert_eq!((headers.protocol, headers.transport, headers.transport_len()), (TCP, 20, 20));
+        assert_eq!((headers.version, headers.part), (IpVersion::V4, Part::Whole));
+        assert_eq!((headers.protocol, headers.transport(), headers.transport_len()), (TCP, 20, 20));
         let headers = Headers::parse(&v6(UDP, &[0; 8])).unwrap();
-        assert_eq!((headers.version(), headers.fragment), (IpVersion::V6, false));
-        assert_eq!((headers.protocol, headers.transport, headers.transport_len()), (UDP, 40, 8));
+        assert_eq!((headers.version, headers.part), (IpVersion::V6, Part::Whole));
+        assert_eq!((headers.protocol, headers.transport(), headers.transport_len()), (UDP, 40, 8));
     }
 
     #[test]
     fn ipv6_options_are_skipped_and_other_extensions_are_the_payload() {
         let options = [DESTINATION_OPTIONS, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, TCP, 0, 0, 0, 0, 0, 0, 0];
         let headers = Headers::parse(&v6(HOP_BY_HOP, &options)).unwrap();
-        assert_eq!((headers.protocol, headers.transport, headers.fragment), (TCP, 64, false));
+        assert_eq!((headers.protocol, headers.transport(), headers.part), (TCP, 64, Part::Whole));
         let routing = Headers::parse(&v6(43, &[TCP, 0, 0, 0, 0, 0, 0, 0])).unwrap();
-        assert_eq!((routing.protocol, routing.transport), (43, 40));
+        assert_eq!((routing.protocol, routing.transport()), (43, 40));
     }
 
     #[test]
     fn fragments_are_recognized() {
-        for fragmentation in [[0x20, 0], [0, 1], [0x3F, 0xFF]] {
+        for (fragmentation, part) in
+            [([0x20, 0], Part::First), ([0, 1], Part::Later), ([0x3F, 0xFF], Part::Later), ([0xC0, 0], Part::Whole)]
+        {
             let mut packet = V4_TCP;
             packet[6..8].copy_from_slice(&fragmentation);
-            assert!(Headers::parse(&packet).unwrap().fragment);
+            assert_eq!(Headers::parse(&packet).unwrap().part, part);
         }
-        let headers = Headers::parse(&v6(FRAGMENT, &[UDP, 0xFF, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4])).unwrap();
-        assert_eq!((headers.fragment, headers.protocol, headers.transport), (true, UDP, 48));
+        for (field, part) in
+            [([0, 0], Part::First), ([0, 7], Part::First), ([0, 8], Part::Later), ([0xFF, 0], Part::Later)]
+        {
+            let headers =
+                Headers::parse(&v6(FRAGMENT, &[UDP, 0xFF, field[0], field[1], 0, 0, 0, 0, 1, 2, 3, 4])).unwrap();
+            assert_eq!((headers.part, headers.protocol, headers.transport()), (part, UDP, 48));
+        }
     }
 
     #[test]
@@ -182,8 +301,33 @@ mod tests {
         }
         assert_eq!(Headers::parse(&V4_TCP[..19]), malformed);
         assert_eq!(Headers::parse(&v6(UDP, &[])[..39]), malformed);
-        assert_eq!(Headers::parse(&v6(HOP_BY_HOP, &[TCP, 1, 0, 0, 0, 0, 0, 0])), malformed);
-        assert_eq!(Headers::parse(&v6(HOP_BY_HOP, &[TCP])), malformed);
+    }
+
+    #[test]
+    fn behind_extension_headers_that_cannot_be_read_is_nothing() {
+        for content in [&[TCP, 1, 0, 0, 0, 0, 0, 0][..], &[TCP], &[]] {
+            for next in [HOP_BY_HOP, DESTINATION_OPTIONS] {
+                let headers = Headers::parse(&v6(next, content)).unwrap();
+                assert_eq!((headers.protocol, headers.part, headers.transport()), (NO_NEXT_HEADER, Part::Whole, 40));
+                assert_eq!(headers.total(), 40 + content.len());
+            }
+        }
+        assert_eq!(Headers::parse(&v6(FRAGMENT, &[TCP, 0, 0, 1])).unwrap().protocol, NO_NEXT_HEADER);
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_packet() {
+        for flow in [Flow::tcp4(), Flow::udp6()] {
+            let packet = flow.packet(b"payload");
+            let headers = Headers::parse(&packet).unwrap();
+            assert_eq!(headers.addresses(&packet), Some((flow.source, flow.destination)));
+            assert_eq!(headers.addresses(&packet[..19]), None);
+        }
+    }
+
+    #[test]
+    fn what_stages_hand_on_is_small() {
+        assert_eq!((size_of::<Headers>(), size_of::<Option<Headers>>()), (16, 16));
     }
 
     #[test]
@@ -195,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_flow_is_told_by_addresses_protocol_and_ports_only() {
-        let flow = |packet: &[u8]| Headers::parse(packet).unwrap().flow;
+        let flow = |packet: &[u8]| Headers::parse(packet).unwrap().flow(packet);
         let base = flow(&V4_TCP);
         for at in 9..24 {
             let mut packet = V4_TCP;
@@ -216,7 +360,7 @@ mod tests {
         for port in 0..4096u16 {
             let mut packet = V4_TCP;
             packet[20..22].copy_from_slice(&port.to_be_bytes());
-            buckets[(Headers::parse(&packet).unwrap().flow % 16) as usize] += 1;
+            buckets[(Headers::parse(&packet).unwrap().flow(&packet) % 16) as usize] += 1;
         }
         assert!(buckets.iter().all(|bucket| (180..=340).contains(bucket)), "{buckets:?}");
     }
@@ -225,9 +369,11 @@ mod tests {
         #[test]
         fn any_octets_give_an_answer_with_offsets_in_order(packet in octets_like_ip()) {
             if let Ok(headers) = Headers::parse(&packet) {
-                prop_assert!(headers.ip.header <= headers.transport);
-                prop_assert!(headers.transport <= headers.ip.total);
-                prop_assert!(headers.transport <= packet.len());
+                prop_assert!(headers.header() <= headers.transport());
+                prop_assert!(headers.transport() <= headers.total());
+                prop_assert!(headers.transport() <= packet.len());
+                headers.flow(&packet);
+                prop_assert!(headers.addresses(&packet).is_some());
             }
         }
     }

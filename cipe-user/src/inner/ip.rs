@@ -1,6 +1,8 @@
-//! Inner IP headers, and the strict check of an opened data payload: exactly one IP packet (protocol section 6).
+//! The strict check of an opened data payload: exactly one IP packet (protocol section 6).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use cipe_common::Verdict;
+
+use crate::inner::headers::{Headers, IpVersion};
 
 /// Octets of an IPv4 header without options.
 pub const IPV4: usize = 20;
@@ -8,47 +10,6 @@ pub const IPV4: usize = 20;
 pub const IPV6: usize = 40;
 /// Below this an IPv4 link is none (RFC 791).
 pub const LEAST_MTU: usize = 68;
-
-use cipe_common::Verdict;
-
-/// What the way of a packet needs to know of its inner IP header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inner {
-    /// Inner sender.
-    pub source: IpAddr,
-    /// Inner receiver.
-    pub destination: IpAddr,
-    /// TTL or hop limit.
-    pub ttl: u8,
-    /// TOS or traffic class, ECN bits included.
-    pub tos: u8,
-    /// May not be fragmented: the DF bit of IPv4; IPv6 never may.
-    pub dont_fragment: bool,
-    /// Protocol, or the first next header of IPv6.
-    pub protocol: u8,
-    /// Octets of the header: 20 to 60, or 40 for IPv6 without its extension headers.
-    pub header: usize,
-    /// Octets of the whole packet as the header says; at least [`Inner::header`].
-    pub total: usize,
-}
-
-impl Inner {
-    /// Reads the header at the start of `packet`, which may end before the packet does or after it. The layouts are
-    /// those of RFC 791 and RFC 8200; `None` for other versions, a header that is cut off, or lengths that contradict
-    /// each other. The IPv4 checksum is not looked at.
-    pub fn parse(packet: &[u8]) -> Option<Self> {
-        match packet.first()? >> 4 {
-            4 => ipv4(packet),
-            6 => ipv6(packet),
-            _ => None,
-        }
-    }
-
-    /// IP version, 4 or 6.
-    pub fn version(&self) -> u8 {
-        if self.source.is_ipv4() { 4 } else { 6 }
-    }
-}
 
 /// Checks that `payload` is exactly one IPv4 or IPv6 packet, to the octet.
 ///
@@ -58,46 +19,11 @@ impl Inner {
 ///
 /// # Errors
 /// [`Verdict::BadInner`].
-pub fn check(payload: &[u8]) -> Result<Inner, Verdict> {
-    let inner = Inner::parse(payload).filter(|inner| inner.total == payload.len()).ok_or(Verdict::BadInner)?;
-    if inner.source.is_ipv4() && checksum(&payload[..inner.header]) != 0xFFFF {
-        return Err(Verdict::BadInner);
-    }
-    Ok(inner)
-}
-
-fn ipv4(packet: &[u8]) -> Option<Inner> {
-    let fixed: &[u8; 20] = packet.first_chunk()?;
-    let header = usize::from(fixed[0] & 0xF) * 4;
-    let total = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
-    if header < 20 || header > total || header > packet.len() {
-        return None;
-    }
-    Some(Inner {
-        source: Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15]).into(),
-        destination: Ipv4Addr::new(fixed[16], fixed[17], fixed[18], fixed[19]).into(),
-        ttl: fixed[8],
-        tos: fixed[1],
-        dont_fragment: fixed[6] & 0x40 != 0,
-        protocol: fixed[9],
-        header,
-        total,
-    })
-}
-
-fn ipv6(packet: &[u8]) -> Option<Inner> {
-    let fixed: &[u8; 40] = packet.first_chunk()?;
-    let address = |at: usize| fixed[at..].first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets));
-    Some(Inner {
-        source: address(8)?.into(),
-        destination: address(24)?.into(),
-        ttl: fixed[7],
-        tos: fixed[0] << 4 | fixed[1] >> 4,
-        dont_fragment: true,
-        protocol: fixed[6],
-        header: 40,
-        total: 40 + usize::from(u16::from_be_bytes([fixed[4], fixed[5]])),
-    })
+#[inline(always)]
+pub fn check(payload: &[u8]) -> Result<Headers, Verdict> {
+    let Ok(headers) = Headers::parse(payload) else { return Err(Verdict::BadInner) };
+    let is_right = || headers.version == IpVersion::V6 || checksum(&payload[..headers.header()]) == 0xFFFF;
+    if headers.total() == payload.len() && is_right() { Ok(headers) } else { Err(Verdict::BadInner) }
 }
 
 /// One's complement sum of a header (RFC 1071), folded to 16 bits; 0xFFFF over a header with a right checksum.
@@ -113,6 +39,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::inner::headers::IpVersion::{V4, V6};
 
     /// An ICMP packet of `n` octets with a right header.
     fn v4(n: u16) -> Vec<u8> {
@@ -136,13 +63,13 @@ mod tests {
     #[test]
     fn the_fields_are_read() {
         let inner = check(&v4(28)).unwrap();
-        assert_eq!((inner.version(), inner.ttl, inner.tos, inner.protocol, inner.header), (4, 63, 0xB8, 1, 20));
-        assert_eq!((inner.source, inner.destination), (Ipv4Addr::new(10, 0, 0, 1).into(), [10, 0, 0, 2].into()));
+        assert_eq!((inner.version, inner.ttl, inner.tos, inner.protocol, inner.header()), (V4, 63, 0xB8, 1, 20));
+        let addresses = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        assert_eq!(inner.addresses(&v4(28)), Some(addresses));
         assert!(inner.dont_fragment);
         let inner = check(&v6(9)).unwrap();
-        assert_eq!((inner.version(), inner.ttl, inner.tos, inner.protocol, inner.header), (6, 64, 0xB8, 17, 40));
-        assert_eq!(inner.source, "fd00::".parse::<IpAddr>().unwrap());
-        assert_eq!(inner.destination, "::1".parse::<IpAddr>().unwrap());
+        assert_eq!((inner.version, inner.ttl, inner.tos, inner.protocol, inner.header()), (V6, 64, 0xB8, 17, 40));
+        assert_eq!(inner.addresses(&v6(9)), Some(("fd00::".parse().unwrap(), "::1".parse().unwrap())));
     }
 
     #[test]
@@ -162,7 +89,7 @@ mod tests {
         packet[10..12].fill(0);
         let sum = !checksum(&packet);
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        assert_eq!(check(&packet).unwrap().header, 28);
+        assert_eq!(check(&packet).unwrap().header(), 28);
         packet[27] = 1;
         assert_eq!(check(&packet), Err(Verdict::BadInner));
     }
@@ -194,8 +121,8 @@ mod tests {
     #[test]
     fn a_header_is_read_from_the_first_piece_of_its_packet() {
         for (packet, header) in [(v4(28), 20), (v6(9), 40)] {
-            assert_eq!(Inner::parse(&packet[..header]), check(&packet).ok());
-            assert_eq!(Inner::parse(&packet[..header - 1]), None);
+            assert_eq!(Headers::parse(&packet[..header]).ok(), check(&packet).ok());
+            assert_eq!(Headers::parse(&packet[..header - 1]), Err(Verdict::PrivateMalformed));
         }
     }
 
@@ -205,7 +132,7 @@ mod tests {
                                     rest in proptest::collection::vec(any::<u8>(), 0..100)) {
             let payload: Vec<u8> = std::iter::once(first).chain(rest).collect();
             if let Ok(inner) = check(&payload) {
-                prop_assert!(inner.header <= payload.len());
+                prop_assert!(inner.header() <= payload.len());
             }
         }
     }

@@ -12,6 +12,7 @@ pub mod headers;
 pub mod ip;
 pub mod mss;
 pub mod nested;
+pub mod payload;
 pub mod segment;
 #[cfg(test)]
 pub(crate) mod test_packets;

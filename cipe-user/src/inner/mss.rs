@@ -3,7 +3,7 @@
 //!
 //! Any octets give an answer, none a panic.
 
-use crate::inner::headers::{Headers, IpVersion, TCP};
+use crate::inner::headers::{Headers, IpVersion, Part, TCP};
 
 /// Octets of IP and TCP headers without options, IPv4 and IPv6.
 const HEADERS: [usize; 2] = [40, 60];
@@ -16,16 +16,15 @@ const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_MSS: u8 = 2;
 
-/// Lowers the MSS of a SYN at the start of `octets` to what packets of `mtu` octets have room for; everything else stays as it
-/// is. The checksum is updated by the difference (RFC 1624), so that a wrong one stays wrong.
-pub fn clamp(octets: &mut [u8], mtu: usize) {
-    let Ok(headers) = Headers::parse(octets) else { return };
-    let is_whole = !headers.fragment && headers.ip.total <= octets.len();
+/// Lowers the MSS of a SYN at the start of `octets`, whose headers were read before, to what packets of `mtu` octets have room
+/// for; everything else stays as it is. The checksum is updated by the difference (RFC 1624), so that a wrong one stays wrong.
+pub fn clamp(octets: &mut [u8], headers: &Headers, mtu: usize) {
+    let is_whole = headers.part == Part::Whole && headers.total() <= octets.len();
     if headers.protocol != TCP || !is_whole || headers.transport_len() < TCP_HEADER {
         return;
     }
-    let tcp = &mut octets[headers.transport..headers.ip.total];
-    let largest = mtu.saturating_sub(HEADERS[usize::from(headers.version() == IpVersion::V6)]).max(1);
+    let tcp = &mut octets[headers.transport()..headers.total()];
+    let largest = mtu.saturating_sub(HEADERS[usize::from(headers.version == IpVersion::V6)]).max(1);
     let Some(value) = mss_of_syn(tcp) else { return };
     let old = u16::from_be_bytes([tcp[value], tcp[value + 1]]);
     let Some(new) = u16::try_from(largest).ok().filter(|new| *new < old) else { return };
@@ -66,6 +65,12 @@ mod tests {
     use crate::inner::checksum::Sum;
     use crate::inner::test_packets::Flow;
 
+    fn clamp(packet: &mut [u8], mtu: usize) {
+        if let Ok(headers) = Headers::parse(packet) {
+            super::clamp(packet, &headers, mtu);
+        }
+    }
+
     /// A SYN with these options, a multiple of four octets.
     fn syn(flow: &Flow, options: &[u8]) -> Vec<u8> {
         let mut segment = vec![0; TCP_HEADER];
@@ -75,8 +80,8 @@ mod tests {
         segment.extend(options);
         let mut packet = Flow { protocol: TCP, ..flow.clone() }.carrying(&segment);
         let headers = Headers::parse(&packet).unwrap();
-        let (ip, tcp) = packet.split_at_mut(headers.transport);
-        let mut sum = Sum::pseudo_header(headers.version(), ip, TCP, tcp.len());
+        let (ip, tcp) = packet.split_at_mut(headers.transport());
+        let mut sum = Sum::pseudo_header(headers.version, ip, TCP, tcp.len());
         sum.add(tcp);
         tcp[TCP_CHECKSUM..TCP_CHECKSUM + 2].copy_from_slice(&sum.checksum());
         packet

@@ -17,16 +17,15 @@ const WINDOW: usize = 512;
 /// Headers of every encapsulation are a whole number of such steps long, in octets.
 const STEP: usize = 2;
 
-/// Completes the checksum inside `packet`; returns whether there was one to complete. The outer checksums cover it as it will
-/// be (local checksum offload), and stay.
+/// Completes the checksum inside `packet`, whose own headers are `outer`; returns whether there was one to complete. The outer
+/// checksums cover it as it will be (local checksum offload), and stay.
 ///
 /// The outermost packet that fits is taken. By chance that is the wrong one for one of 65,536 packets in a UDP tunnel with
 /// checksums that is itself in another tunnel; the peer then drops it for its checksum, as after damage on a line.
-pub fn complete_inside(packet: &mut [u8]) -> bool {
-    let Ok(outer) = Headers::parse(packet) else { return false };
-    let end = outer.ip.total.min(packet.len());
-    let last = end.min(outer.transport + WINDOW);
-    (outer.transport..last).step_by(STEP).any(|at| complete_at(&mut packet[at..end]))
+pub fn complete_inside(packet: &mut [u8], outer: &Headers) -> bool {
+    let end = outer.total().min(packet.len());
+    let last = end.min(outer.transport() + WINDOW);
+    (outer.transport()..last).step_by(STEP).any(|at| complete_at(&mut packet[at..end]))
 }
 
 /// The same somewhere in an Ethernet frame, behind its header and headers of no matter what kind: MPLS, PPPoE, many tags. Only for
@@ -39,11 +38,11 @@ pub fn complete_hidden(frame: &mut [u8]) -> bool {
 /// The same where an IP packet may begin.
 fn complete_at(packet: &mut [u8]) -> bool {
     let Ok(headers) = Headers::parse(packet) else { return false };
-    let header_is_right = match headers.version() {
+    let header_is_right = match headers.version {
         IpVersion::V4 => {
             let mut sum = Sum::default();
-            sum.add(packet.get(..headers.ip.header).unwrap_or_default());
-            headers.ip.header >= IPV4 && sum.folded() == [0xFF; 2]
+            sum.add(packet.get(..headers.header()).unwrap_or_default());
+            headers.header() >= IPV4 && sum.folded() == [0xFF; 2]
         }
         IpVersion::V6 => true,
     };
@@ -58,6 +57,10 @@ mod tests {
 
     const ETHERNET4: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
     const ETHERNET6: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xDD];
+
+    fn complete_inside(packet: &mut [u8]) -> bool {
+        Headers::parse(packet).is_ok_and(|outer| super::complete_inside(packet, &outer))
+    }
 
     /// A packet of `protocol`, or to a UDP port, around `content`.
     enum Envelope {

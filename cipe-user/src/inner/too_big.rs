@@ -10,7 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use arrayvec::ArrayVec;
 
 use crate::inner::checksum::Sum;
-use crate::inner::ip::{Inner, LEAST_MTU};
+use crate::inner::headers::{Headers, IpVersion, Part};
+use crate::inner::ip::{IPV6, LEAST_MTU};
 
 /// Octets of ICMP in front of the quoted packet, in either version.
 const HEADER: usize = 8;
@@ -36,17 +37,18 @@ pub struct TooBigMessage {
 }
 
 impl TooBigMessage {
-    /// Says that `packet` is larger than `mtu` octets. The slice may end before the packet does.
+    /// Says that `packet`, whose headers were read before, is larger than `mtu` octets. The slice may end before the packet does.
     ///
     /// `None` for packets that no error may answer: ICMP errors, fragments but the first, those to several hosts, those
     /// not from a single one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e, which lets multicast packets be answered
-    /// by "packet too big"), and what is not IP; nor for an `mtu` that no link has.
-    pub fn too_big(packet: &[u8], mtu: usize) -> Option<Self> {
-        let ip = Inner::parse(packet)?;
+    /// by "packet too big"); nor for an `mtu` that no link has.
+    pub fn too_big(packet: &[u8], headers: &Headers, mtu: usize) -> Option<Self> {
         let mtu = u16::try_from(mtu).ok().filter(|mtu| usize::from(*mtu) >= LEAST_MTU)?;
-        let may_be_answered = match (ip.source, ip.destination) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => is_one_host(from) && is_one_host(to) && answerable_v4(packet, &ip),
-            (IpAddr::V6(from), IpAddr::V6(_)) => is_one_host_v6(from) && answerable_v6(packet, &ip)?,
+        let may_be_answered = match headers.addresses(packet)? {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                is_one_host(from) && is_one_host(to) && answerable_v4(packet, headers)
+            }
+            (IpAddr::V6(from), IpAddr::V6(_)) => is_one_host_v6(from) && answerable_v6(packet)?,
             _ => false,
         };
         if !may_be_answered {
@@ -54,19 +56,19 @@ impl TooBigMessage {
         }
         let [high, low] = mtu.to_be_bytes();
         let mut octets = ArrayVec::new();
-        let (header, room) = match ip.source {
-            IpAddr::V4(_) => ([UNREACHABLE, FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low], QUOTE_V4),
-            IpAddr::V6(_) => ([PACKET_TOO_BIG, 0, 0, 0, 0, 0, high, low], QUOTE_V6),
+        let (header, room) = match headers.version {
+            IpVersion::V4 => ([UNREACHABLE, FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low], QUOTE_V4),
+            IpVersion::V6 => ([PACKET_TOO_BIG, 0, 0, 0, 0, 0, high, low], QUOTE_V6),
         };
-        let quoted = packet.len().min(ip.total).min(room);
+        let quoted = packet.len().min(headers.total()).min(room);
         octets.extend(header);
         octets.extend(packet[..quoted].iter().copied());
-        if ip.source.is_ipv4() {
+        if headers.version == IpVersion::V4 {
             let mut sum = Sum::default();
             sum.add(&octets);
             octets[2..4].copy_from_slice(&sum.checksum());
         }
-        Some(Self { to: ip.source, octets })
+        Some(Self { to: headers.addresses(packet)?.0, octets })
     }
 }
 
@@ -80,12 +82,15 @@ fn is_one_host_v6(address: Ipv6Addr) -> bool {
     !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
 }
 
-fn answerable_v4(packet: &[u8], ip: &Inner) -> bool {
-    let offset = u16::from_be_bytes([packet[6], packet[7]]) & 0x1FFF;
+fn answerable_v4(packet: &[u8], headers: &Headers) -> bool {
     // Queries and their replies may be answered; of a type that nobody knows it cannot be said.
     let query = |kind: &u8| matches!(kind, 0 | 8..=10 | 13..=18);
-    offset == 0 && (ip.protocol != ICMP || packet.get(ip.header).is_some_and(query))
+    let is_query = || packet.get(headers.transport()).is_some_and(query);
+    headers.part != Part::Later && (headers.protocol != ICMP || is_query())
 }
+
+/// Offset of the field that says what follows the IPv6 header.
+const NEXT_HEADER: usize = 6;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -94,8 +99,8 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// Walks all extension headers to see whether an ICMPv6 error is behind them; `None` if they are cut off.
-fn answerable_v6(packet: &[u8], ip: &Inner) -> Option<bool> {
-    let (mut next, mut at) = (ip.protocol, ip.header);
+fn answerable_v6(packet: &[u8]) -> Option<bool> {
+    let (mut next, mut at) = (*packet.get(NEXT_HEADER)?, IPV6);
     while matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
         let extension: &[u8; 8] = packet.get(at..)?.first_chunk()?;
         let words = usize::from(extension[1]);

@@ -11,11 +11,12 @@ use super::TooBig;
 use super::packets::Outgoing;
 use crate::engine::carrier::outer::{self, FRESH, Marks};
 use crate::engine::tunnel::Tunnel;
-use crate::inner::checksum::complete_partial;
+use crate::inner::checksum::complete;
 use crate::inner::fragment::Fragments;
-use crate::inner::headers::IpVersion;
-use crate::inner::ip::{self, Inner};
+use crate::inner::headers::{Headers, IpVersion};
+use crate::inner::ip;
 use crate::inner::nested::complete_inside;
+use crate::inner::payload::PayloadHeaders;
 use crate::inner::segment::Superframe;
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Frame as Chunk, Packet, Pool, Umem};
@@ -25,6 +26,9 @@ pub(super) const MOST_PIECES: usize = 40;
 
 /// The descriptors of one private frame.
 pub(super) type Pieces = ArrayVec<Packet, MOST_PIECES>;
+
+/// The key to seal a payload under, `None` for bare (`nokey`), and what its outer header says.
+pub(super) type WayOut = (Option<Slot>, Marks);
 
 /// Packets of one private frame that may not go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +82,9 @@ impl Admission<'_> {
         let stamp = stamp(self.umem, &packet);
         let payload = self.umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed);
         let checked = payload.and_then(|payload| {
-            let inner = ip::check(payload).map_err(|_| malformed(payload))?;
-            complete_checksum(stamp?, payload);
-            way_out(self.tunnel, &inner)
+            let headers = read(payload)?;
+            complete_checksum(stamp?, payload, &headers);
+            Ok((way_out(self.tunnel, &headers)?, PayloadHeaders::of_packet(headers)))
         });
         self.queue_in_place(packet.frame, at, end, checked)
     }
@@ -94,9 +98,9 @@ impl Admission<'_> {
         let [packet] = pieces.as_mut_slice() else { return Err(Verdict::TooBig.into()) };
         let octets = packet.offset as usize + outer::ETHERNET..packet.offset as usize + packet.len as usize;
         let payload = self.umem.chunk_mut(&mut packet.frame).get_mut(octets).ok_or(Verdict::PrivateMalformed)?;
-        ip::check(payload).map_err(|_| malformed(payload))?;
-        complete_checksum(stamp, payload);
-        self.fragment(payload)
+        let headers = read(payload)?;
+        complete_checksum(stamp, payload, &headers);
+        self.fragment(payload, &headers)
     }
 
     fn cut_superframe(&mut self, pieces: &Pieces, gso_size: u16) -> Result<(), Dropped> {
@@ -113,21 +117,23 @@ impl Admission<'_> {
         if FRESH + packet::sealed_len(superframe.longest()) > self.umem.frame_size() as usize {
             return Err(all(Verdict::TooBig));
         }
-        let (slot, marks) = way_out(self.tunnel, superframe.ip()).map_err(all)?;
-        let largest = self.tunnel.mtu.of(version(superframe.ip()));
+        let headers = *superframe.headers();
+        let way = way_out(self.tunnel, &headers).map_err(all)?;
+        let largest = self.tunnel.mtu.of(headers.version);
         for index in 0..segments {
             let left = |dropped: Dropped| Dropped { packets: (segments - index) as u64, ..dropped };
             let mut frame = self.pool.take().ok_or_else(|| left(Verdict::NoFrame.into()))?;
             match superframe.cut(&mut self.umem.chunk_mut(&mut frame)[FRESH..]) {
                 Some(octets) if octets > largest => {
-                    let cut = self.fragment(&self.umem.chunk(&frame)[FRESH..FRESH + octets]);
+                    let segment = &self.umem.chunk(&frame)[FRESH..FRESH + octets];
+                    let cut = self.fragment(segment, &headers.of_segment(octets));
                     self.pool.put(frame);
                     // Its sender cuts anew what follows, too.
                     cut.map_err(left)?;
                 }
                 Some(octets) => {
-                    let out = Outgoing::new(self.tunnel.number, frame, FRESH, octets, Type::Data, slot, marks);
-                    self.outgoing.push(out);
+                    let headers = PayloadHeaders::of_packet(headers).of_segment(octets);
+                    self.queue(frame, FRESH, octets, way, Some(headers));
                 }
                 None => self.pool.put(frame),
             }
@@ -136,24 +142,21 @@ impl Admission<'_> {
     }
 
     /// Queues the fragments of a packet that is larger than the tunnel takes, or tells its sender if it must not be cut.
-    fn fragment(&mut self, packet: &[u8]) -> Result<(), Dropped> {
-        let inner = Inner::parse(packet).ok_or(Verdict::PrivateMalformed)?;
-        let largest = self.tunnel.mtu.of(version(&inner));
-        let mut fragments = match Fragments::parse(packet, largest) {
+    fn fragment(&mut self, packet: &[u8], headers: &Headers) -> Result<(), Dropped> {
+        let largest = self.tunnel.mtu.of(headers.version);
+        let mut fragments = match Fragments::new(packet, headers, largest) {
             Err(Verdict::TooBig) => {
-                self.too_big.tell(packet, largest, self.now);
+                self.too_big.tell(packet, headers, largest, self.now);
                 return Err(Verdict::TooBig.into());
             }
             other => other?,
         };
-        let (slot, marks) = way_out(self.tunnel, &inner)?;
+        let way = way_out(self.tunnel, headers)?;
+        let mut of_first = Some(PayloadHeaders::of_packet(*headers));
         loop {
             let mut frame = self.pool.take().ok_or(Verdict::NoFrame)?;
             match fragments.cut(&mut self.umem.chunk_mut(&mut frame)[FRESH..]) {
-                Some(octets) => {
-                    let out = Outgoing::new(self.tunnel.number, frame, FRESH, octets, Type::Data, slot, marks);
-                    self.outgoing.push(out);
-                }
+                Some(octets) => self.queue(frame, FRESH, octets, way, of_first.take()),
                 None => {
                     self.pool.put(frame);
                     return Ok(());
@@ -168,13 +171,12 @@ impl Admission<'_> {
         frame: Chunk,
         at: usize,
         end: usize,
-        checked: Result<(Option<Slot>, Marks), Verdict>,
+        checked: Result<(WayOut, PayloadHeaders), Verdict>,
     ) -> Result<(), Dropped> {
         let fits = at + packet::sealed_len(end.saturating_sub(at)) <= self.umem.frame_size() as usize;
         match checked {
-            Ok((slot, marks)) if fits => {
-                let out = Outgoing::new(self.tunnel.number, frame, at, end - at, Type::Data, slot, marks);
-                self.outgoing.push(out);
+            Ok((way, headers)) if fits => {
+                self.queue(frame, at, end - at, way, Some(headers));
                 Ok(())
             }
             other => {
@@ -182,6 +184,20 @@ impl Admission<'_> {
                 Err(other.err().unwrap_or(Verdict::TooBig).into())
             }
         }
+    }
+
+    /// Queues `octets` octets at `at` of a frame, which has room to be sealed there. `headers`: unless it is a later fragment, in
+    /// which nobody looks for any.
+    pub(super) fn queue(
+        &mut self,
+        frame: Chunk,
+        at: usize,
+        octets: usize,
+        (slot, marks): WayOut,
+        headers: Option<PayloadHeaders>,
+    ) {
+        let out = Outgoing::new(self.tunnel.number, frame, at, octets, Type::Data, slot, marks);
+        self.outgoing.push(Outgoing { headers, ..out });
     }
 }
 
@@ -192,24 +208,19 @@ fn stamp(umem: &Umem, first: &Packet) -> Result<Stamp, Verdict> {
 }
 
 /// Completes the checksum that the local stack left to the device, if it did.
-fn complete_checksum(stamp: Stamp, packet: &mut [u8]) {
+fn complete_checksum(stamp: Stamp, packet: &mut [u8], headers: &Headers) {
     if stamp.encapsulated {
-        complete_inside(packet);
+        complete_inside(packet, headers);
     } else {
-        complete_partial(packet);
+        complete(packet, headers);
     }
 }
 
-/// The IP version of a packet.
-pub(super) fn version(inner: &Inner) -> IpVersion {
-    if inner.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
-}
-
 /// The key to seal a packet under, and what its outer header copies.
-fn way_out(tunnel: &Tunnel, inner: &Inner) -> Result<(Option<Slot>, Marks), Verdict> {
+fn way_out(tunnel: &Tunnel, headers: &Headers) -> Result<WayOut, Verdict> {
     let slot = data_slot(tunnel)?;
-    let ttl = if tunnel.cttl == 0 { inner.ttl } else { tunnel.cttl };
-    Ok((slot, Marks { tos: inner.tos, ttl, dont_fragment: inner.dont_fragment && !tunnel.ignore_df }))
+    let ttl = if tunnel.cttl == 0 { headers.ttl } else { tunnel.cttl };
+    Ok((slot, Marks { tos: headers.tos, ttl, dont_fragment: headers.dont_fragment && !tunnel.ignore_df }))
 }
 
 /// The key to seal data under; `None`: bare (`nokey`).
@@ -220,9 +231,10 @@ pub(super) fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
     if tunnel.nokey { Ok(None) } else { tunnel.data_slot().map(Some) }
 }
 
-fn malformed(payload: &[u8]) -> Verdict {
-    match payload.first().map(|octet| octet >> 4) {
+/// The only look at the headers of a packet on its way out.
+fn read(payload: &[u8]) -> Result<Headers, Verdict> {
+    ip::check(payload).map_err(|_| match payload.first().map(|octet| octet >> 4) {
         Some(4 | 6) => Verdict::PrivateMalformed,
         _ => Verdict::PrivateNotIp,
-    }
+    })
 }

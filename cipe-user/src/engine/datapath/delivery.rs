@@ -4,9 +4,11 @@
 use cipe_common::Verdict;
 
 use super::outlet::{Device, Devices, Link, Outlet};
+use super::packets::Delivery;
 use super::{Datapath, ethernet};
 use crate::control::protocol::Protocol;
 use crate::engine::lan::{self, Exit, Exits};
+use crate::xsk::Umem;
 
 impl Datapath {
     /// Hands all opened packets to the devices of their tunnels.
@@ -24,16 +26,16 @@ impl Datapath {
                 ethernet::deliver(&mut outlet, coalescer, batch);
                 continue;
             }
-            let mut left = 0;
-            for delivery in &mut *batch {
-                if let Some(exit) = exit_of(exits, delivery.tunnel, delivery.octets(umem))
+            let mut left = batch.len();
+            let some_may_exit = if exits.is_empty() { &mut [] } else { &mut *batch };
+            for delivery in some_may_exit {
+                if let Some(exit) = exit_of(exits, delivery, umem)
                     && let Some(device) = devices.lan(exit.slot)
                     // Where it takes superframes each frame is copied anyway, and one of many segments costs less.
                     && !device.takes_superframes(delivery.octets(umem), now)
                 {
                     Outlet { device, tunnel, link: Link::Lan(exit.hop), umem, pool, now }.transmit(delivery);
-                } else {
-                    left += 1;
+                    left -= 1;
                 }
             }
             if left == 0 {
@@ -41,12 +43,12 @@ impl Datapath {
             }
             coalescer.clear();
             for delivery in &*batch {
-                coalescer.push(delivery.octets(umem));
+                coalescer.push(delivery.headers.plain_packet(delivery.octets(umem)));
             }
             for run in coalescer.runs() {
                 // Its packets have the addresses, the TTL and at most the length of the first.
-                let first = run.packets().next().map_or(&[][..], |index| batch[index].octets(umem));
-                if let Some(exit) = exit_of(exits, tunnel.number, first)
+                let first = run.packets().next().map(|index| &batch[index]);
+                if let Some(exit) = first.and_then(|first| exit_of(exits, first, umem))
                     && let Some(device) = devices.lan(exit.slot)
                 {
                     Outlet { device, tunnel, link: Link::Lan(exit.hop), umem, pool, now }.send(batch, &run);
@@ -61,10 +63,11 @@ impl Datapath {
 }
 
 /// The way of a packet straight out of a LAN card, if it has one.
-fn exit_of(exits: &mut Exits, tunnel: u16, packet: &[u8]) -> Option<Exit> {
+fn exit_of(exits: &mut Exits, delivery: &Delivery, umem: &Umem) -> Option<Exit> {
     if exits.is_empty() {
         return None;
     }
-    let (source, destination) = lan::plain(packet)?;
-    exits.find(tunnel, source, destination).filter(|exit| packet.len() <= exit.mtu)
+    let (packet, headers) = delivery.headers.packet(delivery.octets(umem))?;
+    let (source, destination) = lan::plain(packet, headers)?;
+    exits.find(delivery.tunnel, source, destination).filter(|exit| packet.len() <= exit.mtu)
 }

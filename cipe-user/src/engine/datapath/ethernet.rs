@@ -6,7 +6,6 @@ use super::outlet::{Device, Outlet};
 use super::packets::Delivery;
 use crate::engine::carrier::outer::ETHERNET;
 use crate::inner::coalesce::Coalescer;
-use crate::inner::ethernet::{EthernetFrame, ip_of};
 use crate::inner::headers::IpVersion;
 use crate::inner::mss;
 
@@ -27,17 +26,17 @@ pub(super) fn deliver<D: Device>(outlet: &mut Outlet<'_, D>, coalescer: &mut Coa
         if tunnel.clamp_mss
             && let Some(frame) = &mut delivery.frame
         {
-            let octets = umem.chunk_mut(frame).get_mut(delivery.inner.clone());
-            mss::clamp(ip_of(octets.unwrap_or_default()), mtu);
+            let octets = umem.chunk_mut(frame).get_mut(delivery.inner.clone()).unwrap_or_default();
+            if let Some((packet, headers)) = delivery.headers.packet_mut(octets) {
+                mss::clamp(packet, headers, mtu);
+            }
         }
     }
     let header = |delivery: &Delivery| delivery.octets(umem).first_chunk::<ETHERNET>().copied();
     for alike in batch.chunk_by_mut(|a, b| header(a) == header(b)) {
         coalescer.clear();
         for delivery in &*alike {
-            coalescer.push(
-                EthernetFrame::parse(delivery.octets(umem)).and_then(|frame| frame.plain_ip()).unwrap_or_default(),
-            );
+            coalescer.push(delivery.headers.plain_packet(delivery.octets(umem)));
         }
         for run in coalescer.runs() {
             outlet.send(alike, &run);

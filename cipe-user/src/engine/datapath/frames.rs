@@ -4,17 +4,17 @@ use arrayvec::ArrayVec;
 use cipe_common::stamp::STAMP_TPID;
 use cipe_common::{EthernetStamp, Verdict};
 
-use super::admission::{Admission, Dropped, MOST_PIECES, Pieces, data_slot, version};
-use super::packets::Outgoing;
+use super::admission::{Admission, Dropped, MOST_PIECES, Pieces, data_slot};
 use crate::engine::carrier::outer::{ETHERNET, FRESH, Marks};
 use crate::engine::tunnel::mtu::TunnelMtu;
-use crate::inner::checksum::complete_partial;
-use crate::inner::ethernet::{EthernetFrame, link_header};
-use crate::inner::headers::IpVersion;
+use crate::inner::checksum::complete;
+use crate::inner::ethernet::{self, link_header};
+use crate::inner::headers::{Headers, IpVersion};
 use crate::inner::mss;
 use crate::inner::nested::{complete_hidden, complete_inside};
+use crate::inner::payload::PayloadHeaders;
 use crate::inner::segment::Superframe;
-use crate::wire::packet::{self, Type};
+use crate::wire::packet;
 use crate::xsk::{Packet, Umem};
 
 /// Outer TTL of frames, unless `cttl` says another.
@@ -34,30 +34,51 @@ impl Admission<'_> {
     /// there. All else the carrier's IP cuts.
     pub(super) fn ethernet(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
         let stamp = take_stamp(self.umem, pieces.first_mut().ok_or(Verdict::PrivateMalformed)?)?;
-        if let EthernetStamp::Superframe(gso_size) = stamp
-            && self.cut_frame(pieces, gso_size)?
-        {
-            return Ok(());
-        }
+        let read_before = match stamp {
+            EthernetStamp::Superframe(gso_size) => match self.cut_frame(pieces, gso_size)? {
+                Some(whole) => Some(whole),
+                None => return Ok(()),
+            },
+            _ => None,
+        };
         let [_] = pieces.as_slice() else { return Err(Verdict::TooBig.into()) };
-        pieces.pop().map_or(Ok(()), |packet| self.frame(packet, stamp))
+        pieces.pop().map_or(Ok(()), |packet| self.frame(packet, stamp, read_before))
     }
 
-    /// Checks a frame, and queues it where it stands.
-    fn frame(&mut self, mut packet: Packet, stamp: EthernetStamp) -> Result<(), Dropped> {
+    /// Checks a frame, and queues it where it stands. `read_before`: where an IP packet was found in it, and its headers.
+    fn frame(
+        &mut self,
+        mut packet: Packet,
+        stamp: EthernetStamp,
+        read_before: Option<(usize, Headers)>,
+    ) -> Result<(), Dropped> {
         let (at, end) = (packet.offset as usize, packet.offset as usize + packet.len as usize);
         let octets = self.umem.chunk_mut(&mut packet.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed);
         let checked = octets.and_then(|octets| {
-            complete_checksum(octets, stamp);
-            let marks = self.marks_of_frame(octets)?;
-            Ok((data_slot(self.tunnel)?, marks))
+            let read = match &read_before {
+                Some((header, ip)) => ethernet::read_before(octets, *header, *ip),
+                None => ethernet::read(octets),
+            };
+            let mut headers = read.ok_or(Verdict::PrivateMalformed)?;
+            let packet = match &read_before {
+                Some((header, ip)) => octets.get_mut(*header..).zip(Some(ip)),
+                None => headers.packet_mut(octets).map(|(packet, headers)| (packet, &*headers)),
+            };
+            match (stamp, packet) {
+                (EthernetStamp::Hidden, _) => complete_hidden(octets),
+                (EthernetStamp::Encapsulated, Some((packet, headers))) => complete_inside(packet, headers),
+                (_, Some((packet, headers))) => complete(packet, headers),
+                (_, None) => false,
+            };
+            let marks = self.marks_of_frame(octets, &headers)?;
+            Ok(((data_slot(self.tunnel)?, marks), headers))
         });
         self.queue_in_place(packet.frame, at, end, checked)
     }
 
-    /// Cuts a superframe, and queues its segments, each with the headers before the IP packet and in a frame of its own. `false`: the
-    /// kernel has cut it, and it may go as it is.
-    fn cut_frame(&mut self, pieces: &Pieces, gso_size: u16) -> Result<bool, Dropped> {
+    /// Cuts a superframe, and queues its segments, each with the headers before the IP packet and in a frame of its own. If
+    /// the kernel has cut it, so that it may go as it is, returns where its IP packet stands, and the headers.
+    fn cut_frame(&mut self, pieces: &Pieces, gso_size: u16) -> Result<Option<(usize, Headers)>, Dropped> {
         let umem = self.umem;
         let link = pieces.first().map(|first| first.data(umem)).unwrap_or_default();
         let header = link_header(link).ok_or(Verdict::PrivateMalformed)?;
@@ -67,13 +88,15 @@ impl Admission<'_> {
         let mut superframe = Superframe::parse(&octets, gso_size)?;
         let segments = superframe.segments();
         if let (1, [_]) = (segments, pieces.as_slice()) {
-            return Ok(false);
+            return Ok(Some((header, *superframe.headers())));
         }
         let all = |verdict| Dropped { verdict, packets: segments as u64 };
         if FRESH + packet::sealed_len(header + superframe.longest()) > umem.frame_size() as usize {
             return Err(all(Verdict::TooBig));
         }
         let slot = data_slot(self.tunnel).map_err(all)?;
+        let of_longest = superframe.headers().of_segment(superframe.longest());
+        let read = ethernet::read_before(link, header, of_longest).ok_or(all(Verdict::PrivateMalformed))?;
         // Those of the first segment, than which none is longer, are those of all.
         let mut marks = None;
         for index in 0..segments {
@@ -82,12 +105,11 @@ impl Admission<'_> {
             let place = &mut umem.chunk_mut(&mut frame)[FRESH..];
             place[..header].copy_from_slice(link);
             let octets = header + superframe.cut(&mut place[header..]).unwrap_or_default();
-            let known = marks.map_or_else(|| self.marks_of_frame(&mut place[..octets]), Ok);
+            let known = marks.map_or_else(|| self.marks_of_frame(&mut place[..octets], &read), Ok);
             match known {
                 Ok(known) => {
                     marks = Some(known);
-                    let out = Outgoing::new(self.tunnel.number, frame, FRESH, octets, Type::Data, slot, known);
-                    self.outgoing.push(out);
+                    self.queue(frame, FRESH, octets, (slot, known), Some(read.of_segment(octets - header)));
                 }
                 Err(verdict) => {
                     self.pool.put(frame);
@@ -95,34 +117,33 @@ impl Admission<'_> {
                 }
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// What the outer header of a frame says; [`Verdict::TooBig`] if the carrier path does not take it.
-    fn marks_of_frame(&mut self, octets: &mut [u8]) -> Result<Marks, Verdict> {
+    fn marks_of_frame(&mut self, octets: &mut [u8], read: &PayloadHeaders) -> Result<Marks, Verdict> {
         let tunnel = self.tunnel;
-        let frame = EthernetFrame::parse(octets).ok_or(Verdict::PrivateMalformed)?;
-        let (header, is_tagged, inner) = (frame.header(), frame.is_tagged(), frame.ip());
+        let whole = octets.len();
         if tunnel.mtu == TunnelMtu::NONE {
             return Err(Verdict::TooBig);
         }
         let ttl = if tunnel.cttl == 0 { FRAME_TTL } else { tunnel.cttl };
         let mut marks = Marks { tos: 0, ttl, dont_fragment: false };
-        let Some(inner) = inner else { return Ok(marks) };
-        let largest = tunnel.mtu.of(version(&inner));
+        let (Some(headers), Some(packet)) = (read.ip(), octets.get_mut(read.link()..)) else { return Ok(marks) };
+        let largest = tunnel.mtu.of(headers.version);
         if tunnel.clamp_mss {
-            mss::clamp(&mut octets[header..], tunnel.mtu.of(IpVersion::V4));
+            mss::clamp(packet, headers, tunnel.mtu.of(IpVersion::V4));
         }
-        let dont_fragment = inner.dont_fragment && !tunnel.ignore_df;
-        if dont_fragment && inner.total > largest {
-            if !is_tagged {
-                self.too_big.tell(&octets[header..header + inner.total], largest, self.now);
+        let dont_fragment = headers.dont_fragment && !tunnel.ignore_df;
+        if dont_fragment && headers.total() > largest {
+            if !read.is_tagged() {
+                self.too_big.tell(packet, headers, largest, self.now);
             }
             return Err(Verdict::TooBig);
         }
-        marks.tos = inner.tos & DSCP;
+        marks.tos = headers.tos & DSCP;
         // Tags are more than the MTU counts.
-        marks.dont_fragment = dont_fragment && octets.len() <= ETHERNET + largest;
+        marks.dont_fragment = dont_fragment && whole <= ETHERNET + largest;
         Ok(marks)
     }
 }
@@ -142,18 +163,4 @@ fn take_stamp(umem: &Umem, first: &mut Packet) -> Result<EthernetStamp, Verdict>
     first.offset += TAG as u32;
     first.len -= TAG as u32;
     Ok(EthernetStamp::from_tci(u16::from_be_bytes([high, low])))
-}
-
-/// Completes the checksum that the local stack left to the device, if it did.
-fn complete_checksum(frame: &mut [u8], stamp: EthernetStamp) {
-    let header = match stamp {
-        EthernetStamp::Superframe(_) => link_header(frame),
-        _ => EthernetFrame::parse(frame).filter(|frame| frame.ip().is_some()).map(|frame| frame.header()),
-    };
-    let content = header.and_then(|header| frame.get_mut(header..)).unwrap_or_default();
-    match stamp {
-        EthernetStamp::Plain | EthernetStamp::Superframe(_) => complete_partial(content),
-        EthernetStamp::Encapsulated => complete_inside(content),
-        EthernetStamp::Hidden => complete_hidden(frame),
-    };
 }

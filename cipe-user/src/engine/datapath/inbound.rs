@@ -10,12 +10,12 @@ use super::crew::{Chunk, Packets};
 use super::opener::Opener;
 use super::packets::{Delivery, Incoming};
 use super::{Datapath, want};
-use crate::control::protocol::{Event, Protocol};
+use crate::control::protocol::Event;
 use crate::engine::BATCH;
 use crate::engine::carrier::{Arrival, socks};
 use crate::engine::report::{Reports, WorkerReport};
 use crate::engine::tunnel::{Opened, Tunnel};
-use crate::inner::{ecn, ethernet};
+use crate::inner::ecn;
 use crate::wire::clear;
 use crate::wire::message::Message;
 use crate::xsk::Frame;
@@ -167,17 +167,14 @@ impl Datapath {
                     want(&self.reports, tunnel, reason);
                 }
                 match opened {
-                    Opened::Data(range) => {
+                    Opened::Data(range, mut headers) => {
                         let inner = at + range.start..at + range.end;
                         let octets = &mut self.umem.chunk_mut(&mut item.frame)[inner.clone()];
                         // In a frame only an IP packet has the field.
-                        let packet = match tunnel.protocol {
-                            Protocol::Ip => octets,
-                            Protocol::Ethernet => ethernet::ip_of(octets),
-                        };
-                        match ecn::decapsulate(packet, item.tos) {
+                        let packet = headers.packet_mut(octets);
+                        match packet.map_or(Ok(()), |(packet, headers)| ecn::decapsulate(packet, headers, item.tos)) {
                             Ok(()) => {
-                                let delivery = Delivery { tunnel: number, frame: Some(item.frame), inner };
+                                let delivery = Delivery { tunnel: number, frame: Some(item.frame), inner, headers };
                                 return self.deliveries.push(delivery);
                             }
                             Err(verdict) => verdict,

@@ -4,10 +4,8 @@ use cipe_common::Verdict;
 
 use super::Datapath;
 use super::packets::Outgoing;
-use crate::control::protocol::Protocol;
 use crate::engine::carrier::socks;
-use crate::inner::ethernet::EthernetFrame;
-use crate::wire::packet::{IV, Type};
+use crate::wire::packet::IV;
 
 impl Datapath {
     /// Drops of `outgoing` from place `first` on what has gone round, and notes of the rest which tunnels' datagrams it holds.
@@ -30,17 +28,11 @@ impl Datapath {
     }
 
     fn goes_round(&self, out: &mut Outgoing) -> bool {
-        let Some(tunnel) = self.tunnels.get(&out.tunnel).filter(|_| out.kind == Type::Data) else { return false };
+        let Some(headers) = out.headers else { return false };
         let at = out.datagram.start + if out.slot.is_some() { IV } else { 0 };
         let payload = self.umem.chunk(&out.frame).get(at..at + out.octets).unwrap_or_default();
-        let packet = match tunnel.protocol {
-            Protocol::Ip => payload,
-            Protocol::Ethernet => {
-                let frame = EthernetFrame::parse(payload).filter(|frame| frame.ip().is_some());
-                frame.map_or(&[][..], |frame| frame.content())
-            }
-        };
-        let Some((carried, datagram)) = self.targets.find(packet) else { return false };
+        let found = headers.packet(payload).and_then(|(packet, headers)| self.targets.find(packet, headers));
+        let Some((carried, datagram)) = found else { return false };
         let is_relayed = self.tunnels.get(&carried).is_some_and(|tunnel| tunnel.socks);
         let Some(iv) = datagram.get(if is_relayed { socks::HEADER } else { 0 }..).and_then(<[u8]>::first_chunk) else {
             return false;

@@ -8,6 +8,9 @@
 //!            (coalesce)   (CRC, replay, ECN)    (classify)
 //! ```
 //!
+//! The headers of a packet are read once each way: in the admission, and in the judgement on what was decrypted. What was read
+//! goes along with it ([`PayloadHeaders`](crate::inner::payload::PayloadHeaders)).
+//!
 //! [`Datapath`] knows frames, keys and tunnels; no socket and no epoll. Its time is [`Datapath::now`], which whoever calls it sets;
 //! only a question to a peer bears the time of day. Of descriptors it touches those by which workers wake each other to share
 //! cipher work ([`Crew`]); one of no workers has none. So tests, fuzzers and benchmarks run it without a kernel. The worker around
@@ -48,6 +51,7 @@ use crate::cipher::Lanes;
 use crate::control::protocol::{Event, Wanted};
 use crate::engine::BATCH;
 use crate::inner::coalesce::Coalescer;
+use crate::inner::headers::Headers;
 use crate::inner::too_big;
 use crate::xsk::{Pool, Umem};
 
@@ -165,8 +169,8 @@ pub struct TooBig {
 
 impl TooBig {
     /// Has the sender of `packet` told that it is larger than `mtu` octets, if it may be told, and not too often.
-    fn tell(&mut self, packet: &[u8], mtu: usize, now: Instant) {
-        let message = too_big::TooBigMessage::too_big(packet, mtu).filter(|_| self.bucket.take(now));
+    fn tell(&mut self, packet: &[u8], headers: &Headers, mtu: usize, now: Instant) {
+        let message = too_big::TooBigMessage::too_big(packet, headers, mtu).filter(|_| self.bucket.take(now));
         self.messages.extend(message);
     }
 

@@ -46,6 +46,7 @@ impl<'a> Opener<'a> {
         self.accept(incoming, opened);
     }
 
+    #[inline(always)]
     fn judge(&self, item: &Incoming) -> Result<Opened, Verdict> {
         let tunnel = self.tunnels.get(&item.tunnel).ok_or(Verdict::TunnelDead)?;
         let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];

@@ -13,6 +13,7 @@ use crate::engine::BATCH;
 use crate::engine::carrier::outer::Marks;
 use crate::engine::tunnel::Head;
 use crate::engine::tunnel::keys::LiveKey;
+use crate::inner::payload::PayloadHeaders;
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Frame, Umem};
 
@@ -34,6 +35,8 @@ pub struct Outgoing {
     pub marks: Marks,
     /// Encrypted, or bare by order; nothing else may be shipped.
     pub ready: bool,
+    /// What was read of the payload; `None` for messages, and for fragments but the first.
+    pub headers: Option<PayloadHeaders>,
     /// Tunnels whose datagrams it holds, if it does.
     pub inside: Option<Box<Inside>>,
 }
@@ -53,7 +56,7 @@ impl Outgoing {
             Some(_) => at - packet::IV..at - packet::IV + packet::sealed_len(octets),
             None => at..at + octets,
         };
-        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none(), inside: None }
+        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none(), headers: None, inside: None }
     }
 
     /// What is now to be encrypted, and what its first block is chained to.
@@ -98,6 +101,8 @@ pub(super) struct Delivery {
     pub frame: Option<Frame>,
     /// Where it stands in the chunk: a packet, or in protocol 4 a whole frame.
     pub inner: Range<usize>,
+    /// What was read of it.
+    pub headers: PayloadHeaders,
 }
 
 impl Delivery {

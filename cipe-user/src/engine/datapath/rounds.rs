@@ -10,8 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
-use crate::inner::headers::UDP;
-use crate::inner::ip::Inner;
+use crate::inner::headers::{Headers, Part, UDP};
 use crate::wire::packet::IV;
 use arrayvec::ArrayVec;
 
@@ -21,8 +20,6 @@ const DEEPEST: usize = 8;
 /// Datagrams that are remembered, of all tunnels: what a busy engine seals in some milliseconds, which is longer than one is on its
 /// way from one tunnel of a host to the next.
 const REMEMBERED: usize = 1 << 14;
-
-const IPV6_FRAGMENT: u8 = 44;
 
 /// Numbers of the tunnels whose datagrams are in one, outermost last.
 pub(super) type Inside = ArrayVec<u16, DEEPEST>;
@@ -121,25 +118,18 @@ impl Targets {
         }
     }
 
-    /// The tunnel that a packet is a datagram of, or the first piece of one, and the payload of UDP.
-    pub(super) fn find<'a>(&self, packet: &'a [u8]) -> Option<(u16, &'a [u8])> {
-        let ip = Inner::parse(packet)?;
-        let udp = match (ip.protocol, ip.source) {
-            (UDP, IpAddr::V4(_)) if u16::from_be_bytes([packet[6], packet[7]]) & 0x1FFF == 0 => ip.header,
-            (UDP, IpAddr::V6(_)) => ip.header,
-            (IPV6_FRAGMENT, IpAddr::V6(_)) => {
-                let [next, _, high, low, ..]: &[u8; 8] = packet.get(ip.header..)?.first_chunk()?;
-                let begins = u16::from_be_bytes([*high, *low]) & 0xFFF8 == 0;
-                (*next == UDP && begins).then_some(ip.header + 8)?
-            }
-            _ => return None,
-        };
-        let (header, payload) = packet.get(udp..)?.split_first_chunk::<8>()?;
+    /// The tunnel that a packet is a datagram of, or the first fragment of one, and the payload of UDP.
+    pub(super) fn find<'a>(&self, packet: &'a [u8], headers: &Headers) -> Option<(u16, &'a [u8])> {
+        if headers.protocol != UDP || headers.part == Part::Later {
+            return None;
+        }
+        let (header, payload) = packet.get(headers.transport()..)?.split_first_chunk::<8>()?;
         let (from, to) = (u16::from_be_bytes([header[0], header[1]]), u16::from_be_bytes([header[2], header[3]]));
         if self.ports[usize::from(to / 64)] & 1 << (to % 64) == 0 {
             return None;
         }
-        Some((*self.tunnels.get(&(ip.destination, to, from))?, payload))
+        let (_, destination) = headers.addresses(packet)?;
+        Some((*self.tunnels.get(&(destination, to, from))?, payload))
     }
 }
 
@@ -147,6 +137,12 @@ impl Targets {
 mod tests {
     use super::*;
     use crate::inner::test_packets::Flow as Packets;
+
+    const IPV6_FRAGMENT: u8 = 44;
+
+    fn find<'a>(targets: &Targets, packet: &'a [u8]) -> Option<(u16, &'a [u8])> {
+        targets.find(packet, &Headers::parse(packet).ok()?)
+    }
 
     #[test]
     fn what_is_inside_is_known_until_as_many_others_came() {
@@ -168,23 +164,22 @@ mod tests {
         let mut targets = Targets::default();
         for flow in [Packets::udp4(), Packets::udp6()] {
             let packet = flow.packet(b"sealed octets");
-            let inner = Inner::parse(&packet).unwrap();
             let [from, to] = flow.ports;
-            let target = SocketAddr::new(inner.destination, to);
-            assert_eq!(targets.find(&packet), None);
+            let target = SocketAddr::new(flow.destination, to);
+            assert_eq!(find(&targets, &packet), None);
             targets.set_port(4, from);
             targets.set(4, Some(target));
-            assert_eq!(targets.find(&packet), Some((4, &b"sealed octets"[..])));
+            assert_eq!(find(&targets, &packet), Some((4, &b"sealed octets"[..])));
             let others = [
-                (Some(SocketAddr::new(inner.source, to)), from),
-                (Some(SocketAddr::new(inner.destination, to ^ 1)), from),
+                (Some(SocketAddr::new(flow.source, to)), from),
+                (Some(SocketAddr::new(flow.destination, to ^ 1)), from),
                 (Some(target), from ^ 1),
                 (None, from),
             ];
             for (target, from) in others {
                 targets.set_port(4, from);
                 targets.set(4, target);
-                assert_eq!(targets.find(&packet), None);
+                assert_eq!(find(&targets, &packet), None);
             }
             targets.set_port(4, from);
             targets.set(4, Some(target));
@@ -193,16 +188,16 @@ mod tests {
             targets.set(9, Some(target));
             targets.set_port(4, from);
             targets.set(4, None);
-            assert_eq!(targets.find(&packet), Some((9, &b"sealed octets"[..])));
+            assert_eq!(find(&targets, &packet), Some((9, &b"sealed octets"[..])));
             // And the earlier one, when the later goes.
             targets.set(4, Some(target));
             assert!(targets.has_several());
             targets.set(4, None);
-            assert_eq!(targets.find(&packet), Some((9, &b"sealed octets"[..])));
+            assert_eq!(find(&targets, &packet), Some((9, &b"sealed octets"[..])));
             targets.set_port(9, from);
             targets.set(9, None);
             for length in 0..packet.len() {
-                assert_eq!(targets.find(&packet[..length]), None);
+                assert_eq!(find(&targets, &packet[..length]), None);
             }
         }
         assert!(targets.tunnels.is_empty() && targets.flows.is_empty());
@@ -214,23 +209,22 @@ mod tests {
         let (v4, v6) = (Packets::udp4(), Packets::udp6());
         let mut first = v4.packet(b"sealed octets");
         first[6] |= 0x20;
-        let target =
-            |packet: &[u8], flow: &Packets| SocketAddr::new(Inner::parse(packet).unwrap().destination, flow.ports[1]);
+        let target = |flow: &Packets| SocketAddr::new(flow.destination, flow.ports[1]);
         targets.set_port(1, v4.ports[0]);
-        targets.set(1, Some(target(&first, &v4)));
-        assert_eq!(targets.find(&first).map(|found| found.0), Some(1));
+        targets.set(1, Some(target(&v4)));
+        assert_eq!(find(&targets, &first).map(|found| found.0), Some(1));
         first[7] |= 1;
-        assert_eq!(targets.find(&first), None, "a later piece");
+        assert_eq!(find(&targets, &first), None, "a later piece");
 
         let mut packet = v6.packet(b"sealed octets");
         targets.set_port(2, v6.ports[0]);
-        targets.set(2, Some(target(&packet, &v6)));
+        targets.set(2, Some(target(&v6)));
         packet[6] = IPV6_FRAGMENT;
         packet.splice(40..40, [UDP, 0, 0, 1, 0, 0, 0, 7]);
         let length = (packet.len() - 40) as u16;
         packet[4..6].copy_from_slice(&length.to_be_bytes());
-        assert_eq!(targets.find(&packet).map(|found| found.0), Some(2));
+        assert_eq!(find(&targets, &packet).map(|found| found.0), Some(2));
         packet[43] = 9;
-        assert_eq!(targets.find(&packet), None, "a later piece");
+        assert_eq!(find(&targets, &packet), None, "a later piece");
     }
 }

@@ -1,40 +1,26 @@
 //! Which packets a router passes on without a word, and what it changes in them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use crate::inner::headers::{TCP, UDP};
+use crate::inner::headers::{Headers, IpVersion, Part, TCP, UDP};
+use crate::inner::ip::{IPV4, IPV6};
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+/// Offset of the flags in a TCP header.
+const TCP_FLAGS: usize = 13;
 const SYN: u8 = 0x02;
 
 /// Source and destination of a packet that may go past the kernel: whole, without options or extension headers, with
 /// another hop to live, and no opening of a connection. `packet` was found to be exactly one IP packet.
-pub fn plain(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
-    let (transport, protocol, addresses) = match packet.first()? {
-        0x45 => {
-            let ip: &[u8; 20] = packet.first_chunk()?;
-            if ip[6] & 0x3F != 0 || ip[7] != 0 || ip[8] <= 1 {
-                return None;
-            }
-            let source = Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]);
-            let destination = Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]);
-            (20, ip[9], (source.into(), destination.into()))
-        }
-        first if first >> 4 == 6 => {
-            let ip: &[u8; 40] = packet.first_chunk()?;
-            if ip[7] <= 1 {
-                return None;
-            }
-            let source: &[u8; 16] = ip[8..].first_chunk()?;
-            let destination: &[u8; 16] = ip[24..].first_chunk()?;
-            (40, ip[6], (Ipv6Addr::from(*source).into(), Ipv6Addr::from(*destination).into()))
-        }
-        _ => return None,
-    };
-    match protocol {
-        TCP => packet.get(transport + 13).is_some_and(|flags| flags & SYN == 0).then_some(addresses),
-        UDP | ICMP | ICMPV6 => Some(addresses),
+pub fn plain(packet: &[u8], headers: &Headers) -> Option<(IpAddr, IpAddr)> {
+    let shortest = if headers.version == IpVersion::V4 { IPV4 } else { IPV6 };
+    if headers.transport() != shortest || headers.part != Part::Whole || headers.ttl <= 1 {
+        return None;
+    }
+    match headers.protocol {
+        TCP if packet.get(shortest + TCP_FLAGS).is_some_and(|flags| flags & SYN == 0) => headers.addresses(packet),
+        UDP | ICMP | ICMPV6 => headers.addresses(packet),
         _ => None,
     }
 }
@@ -64,6 +50,10 @@ mod tests {
     use super::*;
     use crate::inner::ip;
     use crate::inner::test_packets::Flow;
+
+    fn plain(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+        super::plain(packet, &Headers::parse(packet).ok()?)
+    }
 
     #[test]
     fn plain_packets_are_seen_and_others_are_not() {

@@ -9,10 +9,10 @@ use cipe_common::maps::Slot;
 
 use super::Tunnel;
 use crate::control::protocol::Protocol;
-use crate::engine::carrier::outer::ETHERNET;
 use crate::engine::{BATCH, locked};
 use crate::inner::ethernet;
 use crate::inner::ip;
+use crate::inner::payload::PayloadHeaders;
 use crate::wire::packet::{self, KeyKind, Type};
 
 /// IV and first cipher block of a datagram: what the replay filter knows it by.
@@ -21,8 +21,8 @@ pub(crate) type Head = [u8; 16];
 /// What an opened packet is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// An inner IP packet or Ethernet frame, at this place in the datagram.
-    Data(Range<usize>),
+    /// An inner IP packet or Ethernet frame, at this place in the datagram, and what was read of it.
+    Data(Range<usize>, PayloadHeaders),
     /// A key-exchange or control message, at this place in the datagram.
     Control(Range<usize>),
 }
@@ -30,7 +30,7 @@ pub enum Opened {
 impl Opened {
     /// Octets of it.
     fn octets(&self) -> usize {
-        let (Self::Data(place) | Self::Control(place)) = self;
+        let (Self::Data(place, _) | Self::Control(place)) = self;
         place.len()
     }
 }
@@ -79,42 +79,41 @@ impl Tunnel {
     ///
     /// # Errors
     /// The verdict that it is dropped under.
+    #[inline]
     pub fn judge(&self, datagram: &[u8], head: &Head, slot: Slot) -> Result<Opened, Verdict> {
         let (kind, n) = packet::unframe(&datagram[packet::IV..])?;
         let payload = packet::IV..packet::IV + n;
-        if kind == Type::Data {
-            self.check(&datagram[payload.clone()], slot)?;
-        }
+        let opened = match kind {
+            Type::Data => Opened::Data(payload.clone(), self.check(&datagram[payload], slot)?),
+            Type::Control => Opened::Control(payload),
+        };
         let iv: [u8; packet::IV] = std::array::from_fn(|i| head[i]);
         if slot == Slot::Static && locked(&self.common.sent_ivs).contains(&iv) {
             return Err(Verdict::Reflected);
         }
-        Ok(match kind {
-            Type::Data => Opened::Data(payload),
-            Type::Control => Opened::Control(payload),
-        })
+        Ok(opened)
     }
 
-    /// Whether a payload is what the tunnel carries: exactly one IP packet, or a frame.
+    /// Reads the headers of a payload, which only here happens on a packet's way in. It must be what the tunnel carries: exactly
+    /// one IP packet, or a frame.
     ///
     /// A peer that speaks protocol 3 sends IP packets only, which would be frames of nonsense. Of the few frames that read as IP
     /// packets, all are taken once another one has come under the same key.
-    fn check(&self, payload: &[u8], slot: Slot) -> Result<(), Verdict> {
+    #[inline(always)]
+    fn check(&self, payload: &[u8], slot: Slot) -> Result<PayloadHeaders, Verdict> {
         match self.protocol {
-            Protocol::Ip => ip::check(payload).map(drop),
+            Protocol::Ip => ip::check(payload).map(PayloadHeaders::of_packet),
             Protocol::Ethernet => {
                 let known = &self.common.frames_under;
                 let key = self.keys.generation(slot) << 2 | slot as u64;
-                if payload.len() < ETHERNET {
-                    return Err(Verdict::BadInner);
-                }
-                if ethernet::is_bare_ip(payload) {
-                    return if known.load(Relaxed) == key { Ok(()) } else { Err(Verdict::BadInner) };
+                let headers = ethernet::read(payload).ok_or(Verdict::BadInner)?;
+                if ethernet::is_bare_ip(payload, Some(&headers)) {
+                    return if known.load(Relaxed) == key { Ok(headers) } else { Err(Verdict::BadInner) };
                 }
                 if known.load(Relaxed) != key {
                     known.store(key, Relaxed);
                 }
-                Ok(())
+                Ok(headers)
             }
         }
     }
@@ -129,9 +128,10 @@ impl Tunnel {
                 datagram.get(packet::IV..packet::IV + n)?
             }
         };
+        let frame = ethernet::read(payload);
         let (other, text) = match self.protocol {
-            Protocol::Ip => (ethernet::is_surely_frame(payload), SENDS_FRAMES),
-            Protocol::Ethernet => (ethernet::is_bare_ip(payload), SENDS_IP),
+            Protocol::Ip => (ethernet::is_surely_frame(payload, frame.as_ref()), SENDS_FRAMES),
+            Protocol::Ethernet => (ethernet::is_bare_ip(payload, frame.as_ref()), SENDS_IP),
         };
         (other && !self.common.told_of_protocol.swap(true, Relaxed)).then_some(text)
     }
@@ -170,8 +170,8 @@ impl Tunnel {
     ///
     /// # Errors
     /// [`Verdict::BadInner`].
+    #[inline]
     pub fn judge_bare(&self, datagram: &[u8]) -> Result<Opened, Verdict> {
-        self.check(datagram, Slot::Static)?;
-        Ok(Opened::Data(0..datagram.len()))
+        Ok(Opened::Data(0..datagram.len(), self.check(datagram, Slot::Static)?))
     }
 }

@@ -1,5 +1,8 @@
 use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
+use crate::inner::ethernet;
+use crate::inner::headers::Headers;
+use crate::inner::payload::PayloadHeaders;
 use crate::inner::test_packets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::crc;
@@ -99,6 +102,10 @@ fn ip() -> Vec<u8> {
     Flow::udp4().packet(b"hello")
 }
 
+fn of_packet(packet: &[u8]) -> PayloadHeaders {
+    PayloadHeaders::of_packet(Headers::parse(packet).unwrap())
+}
+
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
 const KINDS: [(KeyKind, Slot, [u8; KEY]); 2] =
     [(KeyKind::Static, Slot::Static, STATIC), (KeyKind::Dynamic, Slot::Receive, RECEIVE)];
@@ -110,7 +117,7 @@ fn data_and_messages_open_under_either_key_and_every_cipher() {
         for (kind, slot, key) in KINDS {
             let payload = packet::IV..packet::IV + ip().len();
             let datagram = bed.data(kind, &key);
-            assert_eq!(bed.open(&datagram), Ok((slot, Opened::Data(payload.clone()))));
+            assert_eq!(bed.open(&datagram), Ok((slot, Opened::Data(payload.clone(), of_packet(&ip())))));
             let datagram = bed.packet(kind, &key, Type::Control, &ip(), |_| ());
             assert_eq!(bed.open(&datagram), Ok((slot, Opened::Control(payload))));
             let live = bed.tunnel.keys.get(slot).unwrap();
@@ -244,12 +251,12 @@ fn of_a_batch_each_packet_is_taken_once_and_no_more_than_the_share() {
     let bed = Bed::new(Algorithm::Blowfish, &[(Slot::Receive, RECEIVE)]);
     let share = LIMITS.receive_packets;
     let heads: Vec<Head> = (0..=share as u8).flat_map(|packet| [[packet; 16]; 2]).collect();
-    let mut opened: Vec<_> = heads.iter().map(|_| Ok(Opened::Data(8..28))).collect();
+    let mut opened: Vec<_> = heads.iter().map(|_| Ok(Opened::Data(8..28, of_packet(&ip())))).collect();
     bed.tunnel.accept(Slot::Receive, &mut heads.iter().zip(&mut opened).collect());
     for (number, opened) in opened.into_iter().enumerate() {
         let expected = match number as u64 {
             beyond if beyond > 2 * (share - 1) => Err(Verdict::NoReceiveKey),
-            first if first.is_multiple_of(2) => Ok(Opened::Data(8..28)),
+            first if first.is_multiple_of(2) => Ok(Opened::Data(8..28, of_packet(&ip()))),
             _ => Err(Verdict::Replayed),
         };
         assert_eq!(opened, expected, "{number}");
@@ -277,7 +284,7 @@ fn a_peer_that_goes_on_with_an_old_key_is_asked_for_another_and_still_heard() {
 #[test]
 fn a_bare_payload_must_be_one_ip_packet() {
     let bed = Bed::new(Algorithm::Blowfish, &[]);
-    assert_eq!(bed.tunnel.judge_bare(&ip()), Ok(Opened::Data(0..ip().len())));
+    assert_eq!(bed.tunnel.judge_bare(&ip()), Ok(Opened::Data(0..ip().len(), of_packet(&ip()))));
     assert_eq!(bed.tunnel.judge_bare(&ip()[1..]), Err(Verdict::BadInner));
     assert_eq!(bed.tunnel.judge_bare(&[]), Err(Verdict::BadInner));
 }
@@ -422,7 +429,10 @@ fn an_ethernet_tunnel_takes_frames_of_any_kind_and_no_bare_packets() {
         let datagram = bed.packet(KeyKind::Static, &STATIC, Type::Data, payload, |_| ());
         bed.open(&datagram).map(|(_, opened)| opened)
     };
-    let data = |payload: &[u8]| Ok(Opened::Data(packet::IV..packet::IV + payload.len()));
+    let data = |payload: &[u8]| {
+        let place = packet::IV..packet::IV + payload.len();
+        Ok(Opened::Data(place, ethernet::read(payload).unwrap()))
+    };
     for short in [&[][..], &[7; 13]] {
         assert_eq!(open(&mut bed, short), Err(Verdict::BadInner));
     }

@@ -18,7 +18,7 @@
 //! overtake.
 
 use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM};
-use crate::inner::headers::{Headers, IpVersion, TCP, UDP};
+use crate::inner::headers::{Headers, IpVersion, Part, TCP, UDP};
 
 /// Most segments of a superframe: with three more for the headers, well inside the 1024 slices of one `sendmsg`.
 pub const MAX_SEGMENTS: usize = 64;
@@ -100,13 +100,13 @@ impl Coalescer {
         self.open.fill(None);
     }
 
-    /// Takes the next packet of the batch, an inner IP packet to the octet. The first is number 0.
-    pub fn push(&mut self, packet: &[u8]) {
+    /// Takes the next packet of the batch, an inner IP packet to the octet with its headers, or what is to stay alone. The first is
+    /// number 0.
+    pub fn push(&mut self, packet: Option<(&[u8], &Headers)>) {
         let index = self.next.len();
         self.next.push(index);
-        let headers = Headers::parse(packet);
-        let slot = headers.as_ref().map_or(0, |headers| headers.flow as usize % SLOTS);
-        let segment = headers.ok().and_then(|headers| Segment::read(packet, &headers));
+        let slot = packet.map_or(0, |(packet, headers)| headers.flow(packet) as usize % SLOTS);
+        let segment = packet.and_then(|(packet, headers)| Segment::read(packet, headers));
         if let (Some(segment), Some(run)) = (&segment, self.open[slot])
             && self.runs[run].takes(segment)
         {
@@ -260,16 +260,16 @@ impl Segment {
 
     /// Takes a packet apart; `None` if it must not be joined with any other.
     fn read(packet: &[u8], found: &Headers) -> Option<Self> {
-        let version = found.version();
+        let version = found.version;
         let plain = match version {
             // No options, and of the flags none but DF.
-            IpVersion::V4 => found.transport == 20 && packet[6] & !0x40 == 0,
-            IpVersion::V6 => found.transport == 40,
+            IpVersion::V4 => found.transport() == 20 && packet.get(6).is_some_and(|flags| flags & !0x40 == 0),
+            IpVersion::V6 => found.transport() == 40,
         };
-        if !plain || found.fragment || found.ip.total != packet.len() {
+        if !plain || found.part != Part::Whole || found.total() != packet.len() {
             return None;
         }
-        let (ip, transport) = packet.split_at(found.transport);
+        let (ip, transport) = packet.split_at(found.transport());
         let (header, sequence, ending) = match found.protocol {
             TCP => tcp(transport)?,
             UDP => (udp(transport)?, 0, 0),

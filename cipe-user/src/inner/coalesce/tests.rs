@@ -24,10 +24,15 @@ fn stream(flow: &Flow, sizes: &[usize]) -> Vec<Vec<u8>> {
     sizes.iter().enumerate().map(segment).collect()
 }
 
+fn push(coalescer: &mut Coalescer, packet: &[u8]) {
+    let headers = Headers::parse(packet);
+    coalescer.push(headers.as_ref().ok().map(|headers| (packet, headers)));
+}
+
 /// The packet numbers of each run.
 fn runs_of(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<Vec<usize>> {
     coalescer.clear();
-    packets.iter().for_each(|packet| coalescer.push(packet));
+    packets.iter().for_each(|packet| push(coalescer, packet));
     coalescer.runs().map(|run| run.packets().collect()).collect()
 }
 

@@ -9,8 +9,7 @@
 use cipe_common::Verdict;
 
 use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM, transport_checksum};
-use crate::inner::headers::{Headers, IpVersion, TCP, UDP};
-use crate::inner::ip::Inner;
+use crate::inner::headers::{Headers, IpVersion, Part, TCP, UDP};
 
 /// Room for IP and transport headers with all options of IPv4 and TCP, and a few extension headers of IPv6.
 const MAX_HEADER: usize = 192;
@@ -49,16 +48,16 @@ impl<'a> Superframe<'a> {
     pub fn parse(pieces: &'a [&'a [u8]], gso_size: u16) -> Result<Self, Verdict> {
         let (octets, gathered) = gather(pieces);
         let headers = Headers::parse(&octets[..gathered])?;
-        let headers_len = headers.transport
+        let headers_len = headers.transport()
             + match headers.protocol {
-                TCP => tcp_header_len(&octets[headers.transport..gathered]).ok_or(Verdict::PrivateMalformed)?,
+                TCP => tcp_header_len(&octets[headers.transport()..gathered]).ok_or(Verdict::PrivateMalformed)?,
                 UDP => 8,
                 _ => return Err(Verdict::PrivateMalformed),
             };
-        let total = headers.ip.total;
+        let total = headers.total();
         let received: usize = pieces.iter().map(|piece| piece.len()).sum();
         let headers_are_whole = headers_len <= gathered && headers_len <= total;
-        if headers.fragment || gso_size == 0 || !headers_are_whole || received < total {
+        if headers.part != Part::Whole || gso_size == 0 || !headers_are_whole || received < total {
             return Err(Verdict::PrivateMalformed);
         }
         let payload = total - headers_len;
@@ -70,9 +69,9 @@ impl<'a> Superframe<'a> {
         Ok(superframe)
     }
 
-    /// Its IP header; the same for every segment but for the lengths.
-    pub fn ip(&self) -> &Inner {
-        &self.headers.ip
+    /// Its headers; the same for every segment but for the lengths ([`Headers::of_segment`]).
+    pub fn headers(&self) -> &Headers {
+        &self.headers
     }
 
     /// Segments in all; at least one.
@@ -98,14 +97,14 @@ impl<'a> Superframe<'a> {
         let len = self.headers_len + payload;
         let (headers, rest) = buffer.split_at_mut(self.headers_len);
         headers.copy_from_slice(&self.octets[..self.headers_len]);
-        let (ip, transport) = headers.split_at_mut(self.headers.transport);
+        let (ip, transport) = headers.split_at_mut(self.headers.transport());
         self.adjust_ip(ip, len);
         let field = self.adjust_transport(transport, payload);
         let has_checksum = self.headers.protocol == TCP || transport[field..field + 2] != [0; 2];
         transport[field..field + 2].fill(0);
 
         let protocol = self.headers.protocol;
-        let mut sum = Sum::pseudo_header(self.headers.version(), ip, protocol, transport.len() + payload);
+        let mut sum = Sum::pseudo_header(self.headers.version, ip, protocol, transport.len() + payload);
         sum.add(transport);
         self.copy(&mut rest[..payload], &mut sum);
         if has_checksum {
@@ -118,7 +117,7 @@ impl<'a> Superframe<'a> {
 
     /// Lengths, IPv4 id and IPv4 header checksum of the segment that is `len` octets long.
     fn adjust_ip(&self, ip: &mut [u8], len: usize) {
-        match self.headers.version() {
+        match self.headers.version {
             IpVersion::V4 => {
                 ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
                 let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(self.index as u16);

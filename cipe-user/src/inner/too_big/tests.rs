@@ -5,6 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::inner::test_packets::{Flow, naive_sum};
 
+fn too_big(packet: &[u8], mtu: usize) -> Option<TooBigMessage> {
+    TooBigMessage::too_big(packet, &Headers::parse(packet).ok()?, mtu)
+}
+
 fn with_source(source: &str) -> Vec<u8> {
     let base = if source.contains(':') { Flow::udp6() } else { Flow::udp4() };
     Flow { source: source.parse().unwrap(), ..base }.packet(&[7; 1400])
@@ -31,7 +35,7 @@ fn v6(next: u8, content: &[u8]) -> Vec<u8> {
 #[test]
 fn fragmentation_needed_is_laid_out_as_in_rfc_1191() {
     let packet = Flow::tcp4().packet(&[7; 1400]);
-    let message = TooBigMessage::too_big(&packet, 1352).unwrap();
+    let message = too_big(&packet, 1352).unwrap();
     assert_eq!(message.to, Flow::tcp4().source);
     assert_eq!(message.octets.len() + 20, 576);
     assert_eq!((message.octets[..2].to_vec(), message.octets[4..8].to_vec()), (vec![3, 4], vec![0, 0, 0x05, 0x48]));
@@ -42,7 +46,7 @@ fn fragmentation_needed_is_laid_out_as_in_rfc_1191() {
 #[test]
 fn packet_too_big_is_laid_out_as_in_rfc_4443() {
     let packet = Flow::tcp6().packet(&[7; 1400]);
-    let message = TooBigMessage::too_big(&packet, 1352).unwrap();
+    let message = too_big(&packet, 1352).unwrap();
     assert_eq!(message.to, Flow::tcp6().source);
     assert_eq!(message.octets.len() + 40, 1280);
     assert_eq!(message.octets[..8], [2, 0, 0, 0, 0, 0, 0x05, 0x48]);
@@ -54,14 +58,14 @@ fn a_short_packet_is_quoted_whole_and_nothing_behind_it() {
     let mut packet = Flow::udp4().packet(&[7; 100]);
     let whole = packet.len();
     packet.extend([0xEE; 20]);
-    let message = TooBigMessage::too_big(&packet, 68).unwrap();
+    let message = too_big(&packet, 68).unwrap();
     assert_eq!(message.octets[8..], packet[..whole]);
 }
 
 #[test]
 fn icmp_errors_are_not_answered_and_queries_are() {
     let answered = |base: fn() -> Flow| -> Vec<u8> {
-        (0..=255).filter(|kind| TooBigMessage::too_big(&icmp(base(), *kind), 1300).is_some()).collect()
+        (0..=255).filter(|kind| too_big(&icmp(base(), *kind), 1300).is_some()).collect()
     };
     assert_eq!(answered(Flow::udp4), [0, 8, 9, 10, 13, 14, 15, 16, 17, 18]);
     let informational: Vec<u8> = (128..=255).filter(|kind| *kind != 137).collect();
@@ -73,14 +77,14 @@ fn only_the_first_fragment_is_answered() {
     let fragment = |field: u16| {
         let mut packet = Flow::udp4().packet(&[7; 1400]);
         packet[6..8].copy_from_slice(&field.to_be_bytes());
-        TooBigMessage::too_big(&packet, 1300).is_some()
+        too_big(&packet, 1300).is_some()
     };
     assert!(fragment(0x2000));
     assert!(!fragment(0x2001));
     assert!(!fragment(0x00B9));
     let fragment6 = |field: [u8; 2]| {
         let content = [&[17, 0, field[0], field[1], 0, 0, 0, 1][..], &[7; 1400]].concat();
-        TooBigMessage::too_big(&v6(FRAGMENT, &content), 1300).is_some()
+        too_big(&v6(FRAGMENT, &content), 1300).is_some()
     };
     assert!(fragment6([0, 1]));
     assert!(!fragment6([0, 8]));
@@ -91,12 +95,12 @@ fn several_hosts_and_none_are_not_answered() {
     for source in
         ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"]
     {
-        assert_eq!(TooBigMessage::too_big(&with_source(source), 1300), None, "from {source}");
+        assert_eq!(too_big(&with_source(source), 1300), None, "from {source}");
     }
     for destination in ["224.0.0.5", "239.1.2.3", "255.255.255.255", "0.0.0.0"] {
-        assert_eq!(TooBigMessage::too_big(&with_destination(destination), 1300), None, "to {destination}");
+        assert_eq!(too_big(&with_destination(destination), 1300), None, "to {destination}");
     }
-    assert!(TooBigMessage::too_big(&with_destination("ff0e::101"), 1300).is_some(), "RFC 4443, section 2.4 e.3");
+    assert!(too_big(&with_destination("ff0e::101"), 1300).is_some(), "RFC 4443, section 2.4 e.3");
 }
 
 #[test]
@@ -108,8 +112,8 @@ fn icmpv6_is_found_behind_every_extension_header() {
             extension[0] = ICMPV6;
             extension[1] = if next == AUTHENTICATION { len / 4 - 2 } else { len / 8 - 1 } as u8;
             let packet = v6(next, &[&extension[..], &[kind, 0, 0, 0], &[7; 1400]].concat());
-            assert_eq!(TooBigMessage::too_big(&packet, 1300).is_some(), answered, "{kind} behind {next}");
-            assert_eq!(TooBigMessage::too_big(&packet[..40 + len - 1], 1300), None, "cut off in {next}");
+            assert_eq!(too_big(&packet, 1300).is_some(), answered, "{kind} behind {next}");
+            assert_eq!(too_big(&packet[..40 + len - 1], 1300), None, "cut off in {next}");
         }
     }
 }
@@ -124,7 +128,7 @@ proptest! {
         if let Some(octet) = octets.first_mut() {
             *octet = first;
         }
-        if let Some(message) = TooBigMessage::too_big(&octets, mtu) {
+        if let Some(message) = too_big(&octets, mtu) {
             prop_assert!(octets.starts_with(&message.octets[8..]));
         }
     }

@@ -7,6 +7,7 @@ use crate::engine::carrier::outer::FRESH;
 use crate::engine::datapath::pair::NO_LIMITS;
 use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::{Head, Tunnel};
+use crate::inner::headers::Headers;
 use crate::inner::test_packets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::{self, KeyKind, Type};
@@ -143,10 +144,11 @@ fn each_as_it_should_be(algorithm: Algorithm, batch: &[(u16, Under)]) {
             _ => Err(Verdict::BadCrc),
         };
         match (opened, expected) {
-            (Ok(Opened::Data(place)), Ok(slot)) => {
+            (Ok(Opened::Data(place, headers)), Ok(slot)) => {
                 assert_eq!(item.slot, Some(slot), "{what}");
                 let chunk = bed.umem.chunk(&item.frame);
                 assert!(chunk[item.datagram.clone()][place.clone()] == inner(index), "{what}");
+                assert_eq!(headers.ip(), Headers::parse(&inner(index)).as_ref().ok(), "{what}");
             }
             (Err(verdict), Err(expected)) => assert_eq!(*verdict, expected, "{what}"),
             other => panic!("{what}: {other:?}"),
