@@ -13,7 +13,7 @@ use cipe_tests::ping::{self, Plan};
 use cipe_tests::status::Status;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, process, traffic};
-use cipe_user::kernel::bpf::{LoadOptions, Programs, XdpPreference};
+use cipe_user::kernel::bpf::{LoadOptions, Programs, XdpMode};
 
 const MTU: usize = 1442;
 
@@ -192,7 +192,7 @@ fn foreign_program(net: &Topology, side: Side) -> Result<(Programs, u32)> {
         let mut programs = Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..LoadOptions::default() })?;
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         let ifindex = rustix::net::netdevice::name_to_index(&socket, "wire0")?;
-        programs.attach_carrier(ifindex, XdpPreference::Native)?;
+        programs.attach_carrier(ifindex, XdpMode::Native)?;
         Ok((programs, ifindex))
     })
 }

@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::kernel::bpf::XdpMode;
+
 /// Largest message in octets.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
@@ -115,19 +117,6 @@ pub enum CarrierChoice {
     Xdp,
     /// A UDP socket.
     Udp,
-}
-
-/// Where XDP programs run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum XdpMode {
-    /// Native if the driver has it, else generic.
-    #[default]
-    Auto,
-    /// In the driver, or not at all.
-    Native,
-    /// In the stack.
-    Generic,
 }
 
 /// The key under which a message is sealed.

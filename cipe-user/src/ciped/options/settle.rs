@@ -13,7 +13,8 @@ use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
 use super::value::{CipherName, IdeaWords};
-use crate::control::protocol::{CarrierChoice, Cipher, Interface, KeyOctets, MAX_MTU, Protocol, XdpMode};
+use crate::control::protocol::{CarrierChoice, Cipher, Interface, KeyOctets, MAX_MTU, Protocol};
+use crate::kernel::bpf::XdpMode;
 
 /// A carrier address and the text it was resolved from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use super::key::{self, KeyText};
 use super::problem::{Mistake, Origin};
 use super::value::{self, CipherName, HostName, IdeaWords, Mac, Mask, Show};
 use super::{Options, Program};
-use crate::control::protocol::{CarrierChoice, MAX_MTU, MIN_MTU, Protocol, XdpMode};
+use crate::control::protocol::{CarrierChoice, MAX_MTU, MIN_MTU, Protocol};
+use crate::kernel::bpf::XdpMode;
 
 /// A value and where it was set.
 #[derive(Clone, Debug)]

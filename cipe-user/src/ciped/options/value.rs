@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use super::problem::Mistake;
 use super::secret::masked;
-use crate::control::protocol::{CarrierChoice, XdpMode};
+use crate::control::protocol::CarrierChoice;
+use crate::kernel::bpf::XdpMode;
 
 pub(super) type Parsed<T> = Result<T, Mistake>;
 

@@ -17,7 +17,7 @@ use super::tunnels::{Socks, Tenant};
 use super::workers::Answers;
 use super::{Manager, Outcome};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, CarrierChoice, Cipher, Event, MAX_MTU, MIN_MTU, Protocol, VERSION, XdpMode};
+use crate::control::protocol::{Attach, CarrierChoice, Cipher, Event, MAX_MTU, MIN_MTU, Protocol, VERSION};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::carrier::outer::Hop;
 use crate::engine::tunnel::counters::Tally;
@@ -25,7 +25,6 @@ use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::{Egress, IpIds, KeyLimits, Tunnel};
 use crate::engine::worker::Command;
 use crate::kernel::addresses::AddressConfiguration;
-use crate::kernel::bpf::XdpPreference;
 use crate::kernel::device::TunnelDevice;
 use crate::kernel::netlink;
 use crate::kernel::routes::Flow;
@@ -126,7 +125,7 @@ impl Manager {
             cipher: attach.cipher,
             protocol: attach.protocol,
             carrier_door: if attach.socks.is_some() { CarrierChoice::Udp } else { attach.carrier },
-            xdp_mode: preference(attach.xdp_mode),
+            xdp_mode: attach.xdp_mode,
             me,
             listens,
             peer: known(attach.peer),
@@ -365,14 +364,6 @@ fn bind(address: SocketAddr, may_come: bool, device: Option<&str>) -> std::io::R
 fn known(peer: SocketAddr) -> Option<SocketAddr> {
     let learn = peer.ip().is_unspecified() || peer == SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     (!learn).then_some(peer)
-}
-
-fn preference(mode: XdpMode) -> XdpPreference {
-    match mode {
-        XdpMode::Auto => XdpPreference::Auto,
-        XdpMode::Native => XdpPreference::Native,
-        XdpMode::Generic => XdpPreference::Generic,
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::control::protocol::{CarrierChoice, Cipher, Protocol};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::counters::Tally;
-use crate::kernel::bpf::XdpPreference;
+use crate::kernel::bpf::XdpMode;
 use crate::kernel::device::Device;
 use crate::kernel::nexthop::NextHop;
 use crate::kernel::zone;
@@ -30,7 +30,7 @@ pub(super) struct Tenant {
     pub cipher: Cipher,
     pub protocol: Protocol,
     pub carrier_door: CarrierChoice,
-    pub xdp_mode: XdpPreference,
+    pub xdp_mode: XdpMode,
     /// As the peer sees it.
     pub me: SocketAddr,
     /// As bound: the same, or any address of this host.

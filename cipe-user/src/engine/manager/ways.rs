@@ -17,7 +17,7 @@ use crate::engine::carrier::outer::Hop;
 use crate::engine::carrier::{Path, Share};
 use crate::engine::tunnel::Egress;
 use crate::engine::worker::Command;
-use crate::kernel::bpf::XdpPreference;
+use crate::kernel::bpf::XdpMode;
 use crate::kernel::links::{self, CardKind};
 use crate::kernel::nexthop::{NextHop, NextHopState, NextHops};
 use crate::kernel::policies::CarrierFlow;
@@ -314,10 +314,10 @@ impl Manager {
         let by_sight = door == Door::Auto && card.superframes;
         if by_sight {
             // In the stack a superframe would still come now and then, and pass for one large datagram.
-            if mode == XdpPreference::Generic || !self.carriers.has_single_frames(ifindex) {
+            if mode == XdpMode::Generic || !self.carriers.has_single_frames(ifindex) {
                 return false;
             }
-            mode = XdpPreference::Native;
+            mode = XdpMode::Native;
         }
         let unlikely = is_unlikely(&card);
         let begun = match self.lans.has(ifindex) {

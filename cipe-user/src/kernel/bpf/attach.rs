@@ -12,6 +12,7 @@ use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
+use serde::{Deserialize, Serialize};
 
 use super::hook::name;
 use super::{
@@ -21,8 +22,9 @@ use super::{
 };
 
 /// The requested mode of XDP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum XdpPreference {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpMode {
     /// Native if the driver supports it, else generic.
     #[default]
     Auto,
@@ -89,7 +91,7 @@ impl Programs {
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::NativeRefused`], [`Error::Privilege`], [`Error::NoDevice`] or [`Error::Attach`].
-    pub fn attach_carrier(&mut self, ifindex: u32, preference: XdpPreference) -> Result<AttachedMode, Error> {
+    pub fn attach_carrier(&mut self, ifindex: u32, preference: XdpMode) -> Result<AttachedMode, Error> {
         let (link, mode) = self.attach_xdp(names::CARRIER_XDP, ifindex, preference)?;
         self.links.carrier.insert(ifindex, link);
         Ok(mode)
@@ -110,7 +112,7 @@ impl Programs {
         ends: Ends,
         visible: u32,
         hidden: u32,
-        preference: XdpPreference,
+        preference: XdpMode,
     ) -> Result<AttachedMode, Error> {
         let (tc, xdp) = ends.programs();
         let (xdp_link, mode) = self.attach_xdp(xdp, hidden, preference)?;
@@ -131,14 +133,14 @@ impl Programs {
         &mut self,
         program: &'static str,
         ifindex: u32,
-        preference: XdpPreference,
+        preference: XdpMode,
     ) -> Result<(XdpLink, AttachedMode), Error> {
         let device = name(ifindex)?;
         let xdp = xdp(&mut self.ebpf, program)?;
         let mut attach = |mode| xdp.attach_to_if_index(ifindex, mode).and_then(|id| xdp.take_link(id));
         let refused = match preference {
-            XdpPreference::Generic => None,
-            XdpPreference::Auto | XdpPreference::Native => match attach(aya::programs::XdpMode::Driver) {
+            XdpMode::Generic => None,
+            XdpMode::Auto | XdpMode::Native => match attach(aya::programs::XdpMode::Driver) {
                 Ok(link) => return Ok((link, AttachedMode::Native)),
                 Err(error) => match os_error(&error) {
                     Some(libc::EPERM | libc::EBUSY | libc::EEXIST | libc::ENODEV) => {
@@ -149,7 +151,7 @@ impl Programs {
             },
         };
         match (preference, refused) {
-            (XdpPreference::Native, Some(reason)) => Err(Error::NativeRefused { device, reason }),
+            (XdpMode::Native, Some(reason)) => Err(Error::NativeRefused { device, reason }),
             (_, refused) => match attach(aya::programs::XdpMode::Skb) {
                 Ok(link) => Ok((link, AttachedMode::Generic { refused })),
                 Err(error) => Err(attach_error(ifindex, device, program, &error)),

@@ -8,7 +8,7 @@ use aya::maps::{HashMap, MapData, XskMap};
 use aya::{Ebpf, Pod};
 use cipe_common::maps::{Lan, LanRoute, names};
 
-use super::{AttachedMode, Error, Programs, XdpPreference, forgotten, in_map, map};
+use super::{AttachedMode, Error, Programs, XdpMode, forgotten, in_map, map};
 use crate::kernel::forwarding::Prefix;
 
 /// [`Lan`] in a type of ours, for which aya's trait can be implemented.
@@ -51,7 +51,7 @@ impl Programs {
     ///
     /// # Errors
     /// As [`Self::attach_carrier`].
-    pub fn attach_lan(&mut self, ifindex: u32, preference: XdpPreference) -> Result<AttachedMode, Error> {
+    pub fn attach_lan(&mut self, ifindex: u32, preference: XdpMode) -> Result<AttachedMode, Error> {
         let (link, mode) = self.attach_xdp(names::LAN_XDP, ifindex, preference)?;
         self.links.lan.insert(ifindex, link);
         Ok(mode)

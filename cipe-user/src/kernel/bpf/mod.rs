@@ -38,7 +38,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::keys::KeyWriter;
 use super::zone;
-pub use attach::{AttachedMode, Ends, XdpPreference};
+pub use attach::{AttachedMode, Ends, XdpMode};
 pub use error::Error;
 pub use hook::{has_tcx, remove_leftovers};
 pub use live::LiveFrames;

@@ -15,7 +15,7 @@ use crate::engine::manager::copying::{Copying, Got};
 use crate::engine::manager::platform::Platform;
 use crate::engine::manager::workers::share_of;
 use crate::engine::worker::{Command, NewCarrier};
-use crate::kernel::bpf::{AttachedMode, XdpPreference};
+use crate::kernel::bpf::{AttachedMode, XdpMode};
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::{ethtool, netdev};
 use crate::xsk::{Mode, MultiBuffer, SocketConfig};
@@ -43,13 +43,7 @@ impl Doors {
     ///
     /// # Errors
     /// What is refused on it, in words for an operator; it stays with the UDP sockets.
-    pub(super) async fn open(
-        &self,
-        card: Card,
-        slot: usize,
-        mode: XdpPreference,
-        given_up: bool,
-    ) -> anyhow::Result<Carrier> {
+    pub(super) async fn open(&self, card: Card, slot: usize, mode: XdpMode, given_up: bool) -> anyhow::Result<Carrier> {
         let _turn = self.turn.lock().await;
         let platform = &self.platform;
         let ifindex = card.ifindex;

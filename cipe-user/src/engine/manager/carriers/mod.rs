@@ -14,7 +14,7 @@ use super::habit::Habit;
 use super::jobs::Jobs;
 use super::platform::Platform;
 use super::trial::{Trial, TrialChange};
-use crate::kernel::bpf::XdpPreference;
+use crate::kernel::bpf::XdpMode;
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netdev;
 pub(super) use carrier::Carrier;
@@ -122,7 +122,7 @@ impl Carriers {
     pub(super) fn begin(
         &mut self,
         card: Card,
-        mode: XdpPreference,
+        mode: XdpMode,
         by_sight: bool,
         asker: u16,
         jobs: &mut Jobs<impl From<Ended> + Send + 'static>,

@@ -11,9 +11,8 @@ use cipe_common::maps::{PRIVATE_QUEUES, private_socket_index};
 use super::departure::Begun;
 use super::platform::Platform;
 use super::workers::{hub_queues, share_of};
-use crate::control::protocol::XdpMode;
 use crate::engine::worker::Command;
-use crate::kernel::bpf::{Ends, XdpPreference};
+use crate::kernel::bpf::{Ends, XdpMode};
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::ethtool::{self, Offloads};
 use crate::kernel::features::Feature;
@@ -146,10 +145,10 @@ impl Hubs {
     async fn open(&self, slot: usize, hub: &Hub, mode: XdpMode) -> anyhow::Result<String> {
         let platform = &self.platform;
         let (ends, preference) = match (hub.framing, mode) {
-            (Framing::Superframes, _) => (Ends::Hub, XdpPreference::Generic),
-            (Framing::SingleFrames, _) => (Ends::Hub, XdpPreference::Native),
-            (Framing::Ethernet, XdpMode::Native) => (Ends::Ethernet, XdpPreference::Native),
-            (Framing::Ethernet, XdpMode::Auto | XdpMode::Generic) => (Ends::Ethernet, XdpPreference::Generic),
+            (Framing::Superframes, _) => (Ends::Hub, XdpMode::Generic),
+            (Framing::SingleFrames, _) => (Ends::Hub, XdpMode::Native),
+            (Framing::Ethernet, XdpMode::Native) => (Ends::Ethernet, XdpMode::Native),
+            (Framing::Ethernet, XdpMode::Auto | XdpMode::Generic) => (Ends::Ethernet, XdpMode::Generic),
         };
         // The program stamps what the engine is to segment, so it is attached first.
         let takes_superframes = self.framing(mode) == Framing::Superframes;
@@ -160,7 +159,7 @@ impl Hubs {
         let mut sockets = Vec::new();
         // One that another engine made may have more or fewer queues than there are workers now.
         let queues = platform.netlink.card(hub.hidden_index).await?.receive_queues.clamp(1, PRIVATE_QUEUES);
-        let queues = if preference == XdpPreference::Generic && queues > 1 { queues - 1 } else { queues };
+        let queues = if preference == XdpMode::Generic && queues > 1 { queues - 1 } else { queues };
         for queue in 0..queues {
             // No veth has zero copy: asking for it costs a bind that fails.
             let config = SocketConfig { mode: Mode::Copy, ..SocketConfig::default() };

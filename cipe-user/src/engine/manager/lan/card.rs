@@ -8,7 +8,7 @@ use crate::engine::manager::copying::{Copying, Got};
 use crate::engine::manager::platform::{Platform, log_failure};
 use crate::engine::manager::workers::share_of;
 use crate::engine::worker::Command;
-use crate::kernel::bpf::{AttachedMode, XdpPreference};
+use crate::kernel::bpf::{AttachedMode, XdpMode};
 use crate::kernel::links::Card;
 use crate::xsk::{Injector, MultiBuffer, SocketConfig};
 
@@ -39,7 +39,7 @@ impl LanCard {
 ///
 /// # Errors
 /// What is refused on it; nothing of it stays.
-pub(super) async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpPreference) -> anyhow::Result<LanCard> {
+pub(super) async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpMode) -> anyhow::Result<LanCard> {
     let (ifindex, name) = (card.ifindex, card.name.clone());
     let mode = platform.programs().attach_lan(ifindex, mode)?;
     let flags = if matches!(mode, AttachedMode::Generic { .. }) { LanEntry::GENERIC } else { 0 };

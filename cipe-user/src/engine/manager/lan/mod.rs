@@ -17,7 +17,7 @@ use super::jobs::Jobs;
 use super::platform::Platform;
 use super::platform::log_failure;
 use crate::engine::lan::LanTable;
-use crate::kernel::bpf::XdpPreference;
+use crate::kernel::bpf::XdpMode;
 use crate::kernel::forwarding::{self, Picture, Prefix};
 use crate::kernel::links::{Card, CardKind, LinkChange, LinkEvent};
 use card::LanCard;
@@ -139,7 +139,7 @@ impl Lans {
     fn begin(
         &mut self,
         card: Card,
-        mode: XdpPreference,
+        mode: XdpMode,
         asker: u16,
         jobs: &mut Jobs<impl From<Opened> + Send + 'static>,
     ) -> anyhow::Result<()> {
@@ -202,7 +202,7 @@ impl Manager {
         }
     }
 
-    async fn use_lan(&mut self, name: &str, number: u16, mode: XdpPreference) -> anyhow::Result<Joined> {
+    async fn use_lan(&mut self, name: &str, number: u16, mode: XdpMode) -> anyhow::Result<Joined> {
         self.lans.follow().await?;
         let card = self.platform.netlink.card_named(name).await?;
         let ifindex = card.ifindex;

@@ -88,28 +88,28 @@ async fn index(netlink: &Handle, name: &str) -> u32 {
 #[test]
 fn a_veth_runs_native_xdp_unless_generic_is_asked_for() {
     in_namespace(|programs, veth| {
-        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Auto).unwrap(), AttachedMode::Native);
+        assert_eq!(programs.attach_carrier(veth.visible, XdpMode::Auto).unwrap(), AttachedMode::Native);
         programs.detach_carrier(veth.visible);
-        let generic = programs.attach_carrier(veth.visible, XdpPreference::Generic).unwrap();
+        let generic = programs.attach_carrier(veth.visible, XdpMode::Generic).unwrap();
         assert_eq!(generic, AttachedMode::Generic { refused: None });
-        let busy = programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap_err().to_string();
+        let busy = programs.attach_carrier(veth.visible, XdpMode::Native).unwrap_err().to_string();
         let id = xdp(&mut programs.ebpf, names::CARRIER_XDP).unwrap().info().unwrap().id();
         assert_eq!(
             busy,
             format!("v0: another XDP program is attached (id {id}); detach it with `ip link set v0 xdp off`")
         );
         programs.detach_carrier(veth.visible);
-        assert_eq!(programs.attach_carrier(veth.visible, XdpPreference::Native).unwrap(), AttachedMode::Native);
+        assert_eq!(programs.attach_carrier(veth.visible, XdpMode::Native).unwrap(), AttachedMode::Native);
     });
 }
 
 #[test]
 fn loopback_falls_back_to_generic_with_the_reason() {
     in_namespace(|programs, _| {
-        let mode = programs.attach_carrier(DEVICE, XdpPreference::Auto).unwrap();
+        let mode = programs.attach_carrier(DEVICE, XdpMode::Auto).unwrap();
         assert_eq!(mode.to_string(), "generic (native refused: the driver has no native XDP)");
         programs.detach_carrier(DEVICE);
-        let error = programs.attach_carrier(DEVICE, XdpPreference::Native).unwrap_err().to_string();
+        let error = programs.attach_carrier(DEVICE, XdpMode::Native).unwrap_err().to_string();
         assert_eq!(error, "lo: native XDP refused (the driver has no native XDP); use generic XDP (xdp-mode=generic)");
     });
 }
@@ -121,7 +121,7 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
         programs
             .set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, mss: 1_000, hub: HUB.into(), ..Tunnel::default() })
             .unwrap();
-        programs.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpPreference::Auto).unwrap();
+        programs.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpMode::Auto).unwrap();
         let tap = tap();
         let _half_open = syn();
         let frame = stamped(&tap);
@@ -175,7 +175,7 @@ fn a_filter_stamps_as_a_link_does_and_is_found_when_its_engine_was_killed() {
 #[test]
 fn a_receive_queue_beyond_the_table_is_not_another_hubs() {
     in_namespace(|programs, veth| {
-        programs.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpPreference::Native).unwrap();
+        programs.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpMode::Native).unwrap();
         let last = xdp_socket();
         programs.set_private_socket(private_socket_index(HUB.into(), PRIVATE_QUEUES - 1), &last).unwrap();
         let next = xdp_socket();
@@ -205,7 +205,7 @@ fn a_receive_queue_beyond_the_table_is_not_another_carriers() {
         programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, ..Tunnel::default() }).unwrap();
         programs.add_carrier_address(local, TUNNEL).unwrap();
         programs.set_carrier_device(veth.hidden, 0).unwrap();
-        programs.attach_carrier(veth.hidden, XdpPreference::Native).unwrap();
+        programs.attach_carrier(veth.hidden, XdpMode::Native).unwrap();
         let (last, next) = (xdp_socket(), xdp_socket());
         programs.set_carrier_socket(CARRIER_QUEUES - 1, &last).unwrap();
         programs.set_carrier_socket(CARRIER_QUEUES, &next).unwrap();

@@ -149,7 +149,7 @@ fn what_the_engine_cannot_see_of_a_frame_stands_in_one_more_tag() {
         let device = EthernetDevice { tunnel: TUNNEL, hub: HUB };
         programs.set_tunnel(TUNNEL, Tunnel { flags: Tunnel::ALIVE, hub: HUB, ..Tunnel::default() }).unwrap();
         programs.set_ethernet_device([veth.visible, veth.hidden], device).unwrap();
-        programs.attach_private(Ends::Ethernet, veth.visible, veth.hidden, XdpPreference::Generic).unwrap();
+        programs.attach_private(Ends::Ethernet, veth.visible, veth.hidden, XdpMode::Generic).unwrap();
         ethtool::tag_in_the_frame("v0", veth.visible).unwrap();
         ethtool::set_offloads("v0", veth.visible, Offloads::SUPERFRAMES).unwrap();
         let (injector, mut look) = (Injector::before_tc(veth.visible).unwrap(), tap());

@@ -47,7 +47,7 @@ fn live_frames_arrive_whole_and_in_order() {
     in_namespace(|programs, Veth { visible, hidden }| {
         let (umem, mut pool) = memory(programs);
         for end in [visible, hidden] {
-            programs.attach_carrier(end, XdpPreference::Native).unwrap();
+            programs.attach_carrier(end, XdpMode::Native).unwrap();
         }
         let mut live = programs.live_frames(0).unwrap();
         let tap = tap();
@@ -73,12 +73,12 @@ fn live_frames_arrive_whole_and_in_order() {
 fn a_veth_takes_live_frames_while_its_peer_runs_native_xdp() {
     in_namespace(|programs, Veth { visible, hidden }| {
         assert!(!netdev::takes_xdp_frames(visible));
-        programs.attach_carrier(hidden, XdpPreference::Native).unwrap();
+        programs.attach_carrier(hidden, XdpMode::Native).unwrap();
         assert!(netdev::takes_xdp_frames(visible));
         assert!(!netdev::takes_xdp_frames(hidden));
         programs.detach_carrier(hidden);
         assert!(!netdev::takes_xdp_frames(visible));
-        programs.attach_carrier(hidden, XdpPreference::Generic).unwrap();
+        programs.attach_carrier(hidden, XdpMode::Generic).unwrap();
         assert!(!netdev::takes_xdp_frames(visible));
         assert!(!netdev::takes_xdp_frames(4_000_000));
     });
@@ -96,7 +96,7 @@ fn a_umem_is_no_larger_than_the_map_below_it() {
 fn a_run_sends_nothing_from_outside_the_chunks() {
     in_namespace(|programs, Veth { visible, hidden }| {
         for end in [visible, hidden] {
-            programs.attach_carrier(end, XdpPreference::Native).unwrap();
+            programs.attach_carrier(end, XdpMode::Native).unwrap();
         }
         let mut live = programs.live_frames(0).unwrap();
         let beyond = Departure::new(CHUNKS, OFFSET, 100).unwrap();

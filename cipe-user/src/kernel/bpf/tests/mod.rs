@@ -148,7 +148,7 @@ fn forgetting_what_is_not_known_is_no_error() {
 #[test]
 fn a_device_that_is_not_there_is_named_by_its_index() {
     let Some(mut programs) = programs() else { return };
-    let error = programs.attach_carrier(0x7FFF_FFFF, XdpPreference::Auto).unwrap_err();
+    let error = programs.attach_carrier(0x7FFF_FFFF, XdpMode::Auto).unwrap_err();
     assert_eq!(error.to_string(), "there is no network device with index 2147483647; it may have been removed");
 }
 
