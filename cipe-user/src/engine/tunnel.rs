@@ -91,7 +91,7 @@ pub struct Tunnel {
     /// That relay, while there is one.
     pub relay: Option<SocketAddr>,
     /// Way to the peer, or to the relay.
-    pub way: Egress,
+    pub egress: Egress,
     /// What its payloads are.
     pub protocol: Protocol,
     /// MTU of its device, in octets.
@@ -139,7 +139,7 @@ impl Tunnel {
             peer: None,
             socks: false,
             relay: None,
-            way: Egress::Socket,
+            egress: Egress::Socket,
             protocol: Protocol::Ip,
             device_mtu: 1442,
             clamp_mss: false,
@@ -175,7 +175,7 @@ impl Tunnel {
     pub fn prefetch(&self, slot: Slot) {
         std::hint::black_box(self.nokey);
         std::hint::black_box(self.peer.is_some());
-        std::hint::black_box(self.way == Egress::Socket);
+        std::hint::black_box(self.egress == Egress::Socket);
         std::hint::black_box(self.limits.send_packets);
         std::hint::black_box(self.counters.octets());
         std::hint::black_box(self.counters.of(Verdict::Sent));
@@ -193,7 +193,7 @@ impl Tunnel {
     pub fn set_peer(&mut self, peer: SocketAddr) {
         self.peer = Some(peer);
         if !self.socks {
-            self.way = Egress::Socket;
+            self.egress = Egress::Socket;
         }
     }
 

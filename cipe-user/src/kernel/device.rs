@@ -153,8 +153,11 @@ impl Netlink {
     }
 
     /// The index of a tunnel device in another network namespace, if it is in one.
-    pub async fn index_elsewhere(&self, device: &Device) -> Option<u32> {
-        self.elsewhere(device).await.ok().flatten().map(|(_, index)| index)
+    ///
+    /// # Errors
+    /// The namespaces cannot be listed.
+    pub async fn index_elsewhere(&self, device: &Device) -> Result<Option<u32>> {
+        Ok(self.elsewhere(device).await?.map(|(_, index)| index))
     }
 
     /// The number of the other network namespace that a tunnel device is in, and the device's index there.
@@ -164,8 +167,15 @@ impl Netlink {
         for namespace in self.namespaces().await? {
             let mut message = LinkMessage::default();
             message.attributes.push(LinkAttribute::IfNetnsId(namespace));
-            let links = self.request(what, RouteNetlinkMessage::GetLink(message), NLM_F_DUMP).await;
-            for link in links.unwrap_or_default() {
+            let links = match self.request(what, RouteNetlinkMessage::GetLink(message), NLM_F_DUMP).await {
+                Ok(links) => links,
+                // The namespace may have gone since it was listed.
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    continue;
+                }
+            };
+            for link in links {
                 if let RouteNetlinkMessage::NewLink(link) = link
                     && is_tunnel_device(&link)
                     && Card::from_message(&link).is_some_and(|card| card.mac == Some(device.mac))

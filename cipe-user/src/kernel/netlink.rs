@@ -92,6 +92,12 @@ impl Error {
         }
     }
 
+    /// Whether the kernel refused because the device does not exist.
+    #[must_use]
+    pub fn is_no_device(&self) -> bool {
+        self.is(Errno::NODEV)
+    }
+
     /// Whether the kernel refused with this errno.
     pub(super) fn is(&self, errno: Errno) -> bool {
         self.errno() == Some(errno.raw_os_error())

@@ -1,40 +1,40 @@
-//! Whether a card's driver may work on the engine's frames itself (zero copy), and what is told of that.
+//! The choice between zero copy, where a card's driver works on the engine's frames itself, and copy mode; and the status note on it.
 
 use crate::kernel::links::Card;
 use crate::kernel::netdev;
 use crate::xsk::{Mode, PACKET_HEADROOM, Socket};
 
-/// Octets beside an IP packet in a received frame: Ethernet, two VLAN tags, and the check sequence that some drivers leave.
-const FRAMING: u32 = 14 + 2 * 4 + 4;
+/// Octets of a received frame beside its IP packet: Ethernet header, two VLAN tags, and the check sequence that some drivers leave.
+const FRAME_OVERHEAD: u32 = 14 + 2 * 4 + 4;
 
 /// Drivers whose cards have receive buffers in steps of 1 KiB. With less behind the headroom, a card cuts frames into several
 /// descriptors, and without scatter-gather each passes for a frame (SRRCTL.BSIZEPKT in the manuals of 82576, I210, I225, 82599).
 const COARSE_DRIVERS: [&str; 3] = ["igb", "igc", "ixgbe"];
 
-/// What is asked of a card.
+/// The mode that is asked of a card.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Copying {
-    /// To bind sockets with.
+    /// The mode to bind sockets with.
     pub mode: Mode,
-    /// Why not for zero copy, where the driver has it.
+    /// Why it is not zero copy, where the driver has that.
     why: Option<String>,
 }
 
-/// What was got.
+/// The modes that the kernel granted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Got {
-    /// Sockets.
+    /// Number of sockets.
     pub queues: usize,
-    /// Those that are zero copy.
+    /// Number of sockets with zero copy.
     pub zero_copy: usize,
     /// All of them take packets in several pieces.
     multi_buffer: bool,
 }
 
 impl Copying {
-    /// Decides for a card, with or without XDP in its driver, and frames of so many octets; `given_up`: nothing came by zero copy.
+    /// The mode for a card; `generic`: with generic XDP; `frame_size`: in octets; `given_up`: nothing came by zero copy.
     pub(super) fn of(card: &Card, generic: bool, frame_size: u32, given_up: bool) -> Self {
-        // XDP in the stack sees what the driver has made a socket buffer of: of frames of ours it would make none.
+        // Generic XDP sees the socket buffers that the driver makes; of the engine's frames it would make none.
         if generic || netdev::has_zero_copy(card.ifindex) == Some(false) {
             return Self { mode: Mode::Copy, why: None };
         }
@@ -42,17 +42,18 @@ impl Copying {
             return Self { mode: Mode::Copy, why: Some("nothing came by zero copy; it is tried again".to_owned()) };
         }
         let driver = card.driver.as_deref().unwrap_or_default();
-        let (room, wanted) = (room(driver, frame_size), card.mtu + FRAMING);
+        let (room, wanted) = (room(driver, frame_size), card.mtu + FRAME_OVERHEAD);
         if room >= wanted {
             return Self { mode: Mode::Auto, why: None };
         }
         let why =
             format!("no zero copy: with frames of {frame_size} octets it takes {room}, and the MTU wants {wanted}");
-        let cure = if room_of_largest(driver) >= wanted { "; CIPE_LARGEST_MTU=3500 makes frames of 4096" } else { "" };
-        Self { mode: Mode::Copy, why: Some(why + cure) }
+        let remedy =
+            if room_of_largest(driver) >= wanted { "; CIPE_LARGEST_MTU=3500 makes frames of 4096" } else { "" };
+        Self { mode: Mode::Copy, why: Some(why + remedy) }
     }
 
-    /// For people.
+    /// The note for the status.
     pub(super) fn note(&self, got: Got) -> String {
         let Got { queues, zero_copy, multi_buffer } = got;
         let what = match (zero_copy, &self.why) {
@@ -66,7 +67,7 @@ impl Copying {
 }
 
 impl Got {
-    /// By the sockets.
+    /// The modes of these sockets.
     pub(super) fn of(sockets: &[Socket]) -> Self {
         Self {
             queues: sockets.len(),
@@ -76,7 +77,7 @@ impl Got {
     }
 }
 
-/// Octets of the largest frame that a driver puts into one of ours.
+/// The largest received frame that a driver puts into a frame of the engine, in octets.
 fn room(driver: &str, frame_size: u32) -> u32 {
     let room = frame_size - PACKET_HEADROOM;
     if COARSE_DRIVERS.contains(&driver) { room / 1024 * 1024 } else { room }
@@ -96,10 +97,10 @@ mod tests {
 
     #[test]
     fn a_full_frame_fits_a_chunk_behind_the_headroom_but_where_buffers_are_coarse() {
-        assert!(room("virtio_net", 2048) >= 1500 + FRAMING);
-        assert!(room("igb", 2048) < 1500 + FRAMING);
-        assert!(room("igb", 4096) >= 1500 + FRAMING);
-        assert!(room("ice", 4096) < 9000 + FRAMING);
+        assert!(room("virtio_net", 2048) >= 1500 + FRAME_OVERHEAD);
+        assert!(room("igb", 2048) < 1500 + FRAME_OVERHEAD);
+        assert!(room("igb", 4096) >= 1500 + FRAME_OVERHEAD);
+        assert!(room("ice", 4096) < 9000 + FRAME_OVERHEAD);
     }
 
     #[test]

@@ -1,46 +1,67 @@
-//! Tunnels that end, and what goes with them, in the order that lets no packet out unsealed.
+//! How tunnels end. This file is a part of the manager, not a room, because a tunnel leaves all rooms in a fixed order, in which no
+//! packet leaves in clear:
+//!
+//! 1. [`Manager::disconnect`] takes a tunnel out of the rooms: from then on its device drops all packets.
+//! 2. A job, [`Departure::take_down`], waits until the workers have closed its sockets, and removes its device.
+//! 3. [`Manager::departed`] frees its number, name and port, and then attaches the tunnels that wait for those.
 
 use std::sync::Arc;
 
+use super::Manager;
+use super::jobs::Outcome;
 use super::platform::{Platform, log_failure};
+use super::tunnel_devices::set_ethernet_devices;
 use super::tunnels::Tenant;
 use super::workers::Answers;
-use super::{Manager, Outcome};
 use crate::control::protocol::{Event, Protocol};
 use crate::engine::worker::Command;
 use crate::kernel::device::Device;
 use crate::kernel::hub::{Framing, Hub};
 
-/// What goes.
+/// Tunnels that end together, and what of theirs is to be removed.
 #[derive(Default)]
 pub(super) struct Departure {
-    /// Tunnels, with the ends of an Ethernet tunnel's own pair.
-    tunnels: Vec<(u16, Tenant, Option<[u32; 2]>)>,
+    tunnels: Vec<Departing>,
     /// A device that did not become a tunnel's.
     unused: Option<Device>,
-    /// Slots of the hubs that they leave, each as often as it is left. Not before the devices are gone: the last one to leave finds
-    /// its hub without any.
+    /// Slots of the hubs that they leave, each as often as it is left. They leave after their devices are removed: so the last
+    /// one that leaves finds a hub without devices.
     left: Vec<usize>,
-    /// Hubs that have no tunnel of this engine any more. One that still carries devices, of daemons that have not come to this
-    /// engine yet, stays.
+    /// Hubs without a tunnel of this engine. A hub that has devices of daemons that have not connected to this engine yet is kept.
     hubs: Vec<(usize, Hub)>,
-    /// Slots of those that stay.
-    staying: Vec<usize>,
-    /// The connection that asked for it in vain, and why: it is told when nothing of it is left.
+    /// Slots of the hubs that are kept.
+    kept: Vec<usize>,
+    /// The connection whose attach was refused, and why: it is told when all is removed.
     refused: Option<(u64, anyhow::Error)>,
 }
 
+/// A tunnel that ends.
+struct Departing {
+    number: u16,
+    tenant: Tenant,
+    /// The indexes of an Ethernet tunnel's own pair.
+    ends: Option<[u32; 2]>,
+}
+
+/// What was made for a tunnel whose attach is refused.
+pub(super) enum Begun {
+    /// The tunnel, which is not up.
+    Tunnel(u16),
+    /// It has entered the hub in this slot, perhaps with a device.
+    Device(usize, Option<Device>),
+}
+
 impl Departure {
-    /// Takes it down when the workers have let go of the tunnels.
-    async fn take_down(mut self, platform: Arc<Platform>, let_go: Answers) -> Outcome {
-        let_go.in_time().await;
-        for (_, tenant, _) in self.tunnels.iter().filter(|(_, tenant, _)| tenant.socks.is_none()) {
+    /// Removes all of it, when the workers have closed the tunnels' sockets.
+    async fn take_down(mut self, platform: Arc<Platform>, closed: Answers) -> Outcome {
+        closed.in_time().await;
+        for Departing { tenant, .. } in self.tunnels.iter().filter(|departing| departing.tenant.socks.is_none()) {
             log_failure(platform.programs().remove_carrier_address(tenant.listens));
         }
         let devices: Vec<&Device> =
-            self.tunnels.iter().map(|(_, tenant, _)| &tenant.device).chain(&self.unused).collect();
+            self.tunnels.iter().map(|departing| &departing.tenant.device).chain(&self.unused).collect();
         log_failure(platform.netlink.remove_all(&devices).await);
-        for (_, tenant, ends) in &self.tunnels {
+        for Departing { tenant, ends, .. } in &self.tunnels {
             match (tenant.protocol, ends) {
                 (Protocol::Ip, _) => log_failure(platform.programs().remove_private_address(tenant.device.mac)),
                 (Protocol::Ethernet, Some(ends)) => log_failure(platform.programs().remove_ethernet_device(*ends)),
@@ -54,7 +75,7 @@ impl Departure {
                 true
             });
             if is_in_use {
-                self.staying.push(slot);
+                self.kept.push(slot);
                 continue;
             }
             platform.workers.ask_all(|_, done| Command::RemoveHub(slot, done)).in_time().await;
@@ -69,21 +90,13 @@ impl Departure {
     }
 }
 
-/// What there is of a tunnel that does not come to be.
-pub(super) enum Begun {
-    /// All but that it is alive.
-    Tunnel(u16),
-    /// It has entered the hub in this slot, perhaps with a device.
-    Device(usize, Option<Device>),
-}
-
 impl Manager {
-    /// Removes tunnels and everything that they had.
+    /// Removes tunnels and all that they had.
     pub(super) fn detach_all(&mut self, numbers: &[u16]) {
         self.detach(numbers, None);
     }
 
-    /// Takes back what was begun for a tunnel that does not come to be, and then says why.
+    /// Removes what was made for a tunnel whose attach is refused, and then tells the daemon why.
     pub(super) fn take_back(&mut self, begun: Begun, connection: u64, error: anyhow::Error) {
         let refused = Some((connection, error));
         match begun {
@@ -96,39 +109,40 @@ impl Manager {
     }
 
     fn detach(&mut self, numbers: &[u16], refused: Option<(u64, anyhow::Error)>) {
-        let (done, let_go) = Answers::to_come();
+        let (done, closed) = Answers::to_come();
         let mut departure = Departure { refused, ..Departure::default() };
-        for number in numbers {
-            let Some(tenant) = self.disconnect(*number) else { continue };
-            self.platform.workers.tell_all(|_| Command::RemoveTunnel(*number, done.clone()));
+        for number in numbers.iter().copied() {
+            let Some(tenant) = self.disconnect(number) else { continue };
+            self.shared.platform.workers.tell_all(|_| Command::RemoveTunnel(number, done.clone()));
             let ends = self.hubs.ends(tenant.hub).filter(|_| tenant.protocol == Protocol::Ethernet);
             departure.left.push(tenant.hub);
-            departure.tunnels.push((*number, tenant, ends));
+            departure.tunnels.push(Departing { number, tenant, ends });
         }
-        if !departure.tunnels.is_empty() {
-            self.depart(departure, let_go);
+        if !departure.tunnels.is_empty() || departure.refused.is_some() {
+            self.depart(departure, closed);
         }
     }
 
-    fn depart(&mut self, departure: Departure, let_go: Answers) {
+    fn depart(&mut self, departure: Departure, closed: Answers) {
         self.departing += 1;
-        self.jobs.start(departure.take_down(self.platform.clone(), let_go));
+        self.shared.jobs.start(departure.take_down(self.shared.platform.clone(), closed));
     }
 
-    /// Forgets what is taken down, and lets those in who have waited for names and ports to be free.
-    pub(super) async fn departed(&mut self, Departure { tunnels, left, hubs, staying, refused, .. }: Departure) {
+    /// Forgets what is removed, and attaches the tunnels that wait for names and ports to be free.
+    pub(super) async fn departed(&mut self, departure: Departure) {
+        let Departure { tunnels, left, hubs, kept, refused, .. } = departure;
         self.departing -= 1;
-        staying.into_iter().for_each(|slot| self.hubs.keep(slot));
+        kept.into_iter().for_each(|slot| self.hubs.keep(slot));
         for (slot, _) in &hubs {
             self.hubs.remove(*slot);
         }
         if hubs.iter().any(|(_, hub)| hub.framing == Framing::Ethernet) {
-            self.set_ethernet_devices();
+            set_ethernet_devices(&self.shared, &self.hubs);
         }
-        for (number, ..) in &tunnels {
-            self.keys.clear_tunnel(*number);
+        for departing in &tunnels {
+            self.keys.clear_tunnel(departing.number);
         }
-        // With them the ports are free.
+        // This closes their sockets, so that the ports are free.
         drop(tunnels);
         let empty: Vec<_> = left.into_iter().filter_map(|slot| Some((slot, self.hubs.leave(slot)?))).collect();
         if !empty.is_empty() {
@@ -136,49 +150,45 @@ impl Manager {
             return self.depart(Departure { hubs: empty, refused, ..Departure::default() }, nothing);
         }
         if let Some((connection, error)) = refused {
-            self.daemons.say(connection, Event::Failed { message: format!("{error:#}") });
+            self.shared.daemons.send(connection, Event::Failed { message: format!("{error:#}") });
         }
-        while self.departing == 0
-            && let Some((connection, request)) = self.waiting.pop_front()
-        {
-            self.carry_out(connection, request).await;
-        }
+        self.carry_out_deferred().await;
     }
 
-    /// Takes a tunnel out of service; its device stays and drops everything.
+    /// Takes a tunnel out of all rooms; its device stays and drops all packets.
     fn disconnect(&mut self, number: u16) -> Option<Tenant> {
-        let tenant = self.tunnels.remove(number)?;
+        let tenant = self.shared.tunnels.remove(number)?;
         if tenant.lan.is_some() {
-            self.leave_lan(number);
+            self.lans.leave(number, &self.shared);
         }
-        self.set_busy_poll();
-        self.daemons.part(number);
-        log_failure(self.platform.programs().clear_tunnel(number.into()));
+        self.shared.update_busy_poll();
+        self.shared.daemons.unassign(number);
+        log_failure(self.shared.platform.programs().clear_tunnel(number.into()));
         if let Some(follower) = &tenant.follower {
             follower.abort();
         }
         if let Some(carrier) = tenant.carrier {
-            self.carriers.release(carrier, number, &mut self.jobs);
+            self.doors.release(carrier, number, &mut self.shared);
         }
         Some(tenant)
     }
 
-    /// Ends all tunnels. Their daemons live on, or they would have gone before, and so do their devices.
+    /// Ends the engine. The daemons of the tunnels that are left live on, and so do their devices, which drop all packets.
     pub(super) async fn close(mut self) {
-        let (done, let_go) = Answers::to_come();
-        let numbers = self.tunnels.numbers(|_| true);
+        let (done, closed) = Answers::to_come();
+        let numbers = self.shared.tunnels.numbers(|_| true);
         for number in &numbers {
             if let Some(tenant) = self.disconnect(*number) {
-                self.platform.workers.tell_all(|_| Command::RemoveTunnel(*number, done.clone()));
+                self.shared.platform.workers.tell_all(|_| Command::RemoveTunnel(*number, done.clone()));
                 tracing::info!("{}: drops all traffic until another engine takes it over", tenant.device.name);
             }
         }
         drop(done);
-        let_go.in_time().await;
+        closed.in_time().await;
         numbers.into_iter().for_each(|number| self.keys.clear_tunnel(number));
-        self.jobs.end(LONGEST_END).await;
+        self.shared.jobs.end(MAX_JOBS_END).await;
     }
 }
 
-/// How long the engine's end may take when the workers have let go of its tunnels.
-const LONGEST_END: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long the jobs under way may take at the engine's end.
+const MAX_JOBS_END: std::time::Duration = std::time::Duration::from_secs(5);

@@ -1,5 +1,5 @@
-//! What of the kernel is followed for as long as the engine runs. A follower that ends ends the engine: without it the engine would
-//! go on by what is no longer true.
+//! The followers of the kernel's state: devices, addresses, IPsec policies and next hops. A follower that ends ends the engine, which
+//! would go on with stale state without it.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -12,14 +12,14 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::NextHops;
 use crate::kernel::policies::{self, Policies};
 
-/// What has changed.
+/// A change of the host.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HostChange {
     /// A network device.
     Link(LinkEvent),
     /// The host's addresses: these are all of them now.
     Addresses(HashSet<IpAddr>),
-    /// Policies that AF_XDP would pass by.
+    /// IPsec policies, which AF_XDP would bypass.
     Policies,
 }
 
@@ -47,7 +47,7 @@ impl Followers {
         self.addresses.borrow_and_update().clone()
     }
 
-    /// The policies, as they are at any time.
+    /// The IPsec policies; the receiver always has the present ones.
     pub(super) fn policies(&self) -> watch::Receiver<Policies> {
         self.policies.clone()
     }

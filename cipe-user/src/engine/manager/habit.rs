@@ -1,24 +1,25 @@
-//! What a device that might deliver superframes was seen to do, and when that is to be found out anew.
+//! Whether single frames come on a device that might deliver superframes, and when the UDP sockets get it back to find that out anew.
 
 use std::time::{Duration, Instant};
 
-/// How long a device is calm before the UDP sockets get it back.
-const LEAST_WAIT: Duration = Duration::from_secs(10);
+/// How long a device has to be calm until the UDP sockets get it back.
+const MIN_CALM_TIME: Duration = Duration::from_secs(10);
 
-/// The same where single frames came again each time.
-const MOST_WAIT: Duration = Duration::from_secs(640);
+/// The same at most, where single frames came again soon each time.
+const MAX_CALM_TIME: Duration = Duration::from_secs(640);
 
-/// How often the datagrams are counted.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between two counts of the datagrams.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Datagrams in one look from which a device is not calm. Far fewer than what shows single frames within 50 ms
-/// (`carrier/sight.rs`), if they come evenly.
-const FEW: u64 = 500;
+/// Datagrams per second up to which a device is calm. It is far below the rate that shows single frames (`carrier/sight.rs`), if
+/// they come evenly.
+const MAX_CALM_RATE: u64 = 500;
 
-/// Of one device.
+/// The observations of one device.
 #[derive(Debug)]
 pub(super) struct Habit {
     single_frames: bool,
+    /// How long it has to be calm.
     wait: Duration,
     /// When the UDP sockets got it back.
     left: Option<Instant>,
@@ -28,14 +29,15 @@ pub(super) struct Habit {
 #[derive(Debug)]
 struct Calm {
     since: Instant,
-    looked: Instant,
-    /// Datagrams that had come then.
+    /// When the datagrams were counted last.
+    counted: Instant,
+    /// Datagrams that had come until then.
     total: u64,
 }
 
 impl Default for Habit {
     fn default() -> Self {
-        Self { single_frames: false, wait: LEAST_WAIT, left: None, calm: None }
+        Self { single_frames: false, wait: MIN_CALM_TIME, left: None, calm: None }
     }
 }
 
@@ -45,29 +47,29 @@ impl Habit {
         self.single_frames
     }
 
-    /// Single frames come in numbers; whether that is new. The sooner they come again, the longer it takes until the device
+    /// Notes that single frames come in numbers; returns whether that is new. The sooner they come again, the longer it takes until the device
     /// counts as calm.
     pub(super) fn see_single_frames(&mut self, now: Instant) -> bool {
         if self.single_frames {
             return false;
         }
         let soon = self.left.is_some_and(|left| now.duration_since(left) < self.wait);
-        self.wait = if soon { (2 * self.wait).min(MOST_WAIT) } else { LEAST_WAIT };
+        self.wait = if soon { (2 * self.wait).min(MAX_CALM_TIME) } else { MIN_CALM_TIME };
         self.single_frames = true;
         true
     }
 
-    /// Looks at how many datagrams have gone through AF_XDP so far; whether there were so few for so long that the UDP
-    /// sockets are to have the device back.
+    /// Takes the number of datagrams through AF_XDP so far; returns whether the device was calm for so long that the UDP sockets are
+    /// to have it back.
     pub(super) fn is_calm(&mut self, total: u64, now: Instant) -> bool {
-        let calm = self.calm.get_or_insert(Calm { since: now, looked: now, total });
-        let passed = now.duration_since(calm.looked);
-        if passed < LOOK {
+        let calm = self.calm.get_or_insert(Calm { since: now, counted: now, total });
+        let passed = now.duration_since(calm.counted);
+        if passed < COUNT_INTERVAL {
             return false;
         }
         let datagrams = total.saturating_sub(calm.total);
-        let since = if datagrams as f64 > FEW as f64 * passed.as_secs_f64() { now } else { calm.since };
-        *calm = Calm { since, looked: now, total };
+        let since = if datagrams as f64 > MAX_CALM_RATE as f64 * passed.as_secs_f64() { now } else { calm.since };
+        *calm = Calm { since, counted: now, total };
         now.duration_since(since) >= self.wait
     }
 
@@ -89,14 +91,14 @@ mod tests {
 
     #[test]
     fn a_device_with_little_traffic_is_calm_after_ten_seconds() {
-        for rate in [0, 1, FEW] {
+        for rate in [0, 1, MAX_CALM_RATE] {
             assert_eq!(seconds(&mut Habit::default(), rate, Instant::now()), Some(10), "{rate}");
         }
     }
 
     #[test]
     fn a_device_under_load_is_never_calm() {
-        assert_eq!(seconds(&mut Habit::default(), FEW + 1, Instant::now()), None);
+        assert_eq!(seconds(&mut Habit::default(), MAX_CALM_RATE + 1, Instant::now()), None);
     }
 
     #[test]
@@ -112,7 +114,7 @@ mod tests {
         let (mut habit, start) = (Habit::default(), Instant::now());
         assert!(!habit.is_calm(0, start));
         assert!(!habit.is_calm(100, start + Duration::from_millis(999)));
-        assert!(habit.is_calm(20 * FEW, start + Duration::from_secs(20)));
+        assert!(habit.is_calm(20 * MAX_CALM_RATE, start + Duration::from_secs(20)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Keys as the control thread keeps them: a receive key stays for a while beside its successor.
+//! The keys of all tunnels, and how long a receive key is kept beside its successor.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,8 +7,8 @@ use cipe_common::maps::{Slot, key_index};
 
 use crate::kernel::keys::{KEY, KeyReader, KeyWriter};
 
-/// A previous receive key, as the control thread keeps it. Its time begins with the first packet under its successor:
-/// until then the peer may still use it, and perhaps for good.
+/// A previous receive key. The time that it is kept begins with the first packet under its successor: until then the peer may still
+/// use it, perhaps for ever.
 #[derive(Debug)]
 struct Previous {
     /// Generation of the receive slot that holds the successor.
@@ -39,12 +39,12 @@ pub(super) struct Keyring {
 }
 
 impl Keyring {
-    /// None yet.
+    /// No key yet.
     pub(super) fn new(writer: KeyWriter) -> Self {
         Self { writer, previous: BTreeMap::new() }
     }
 
-    /// Reads the keys, as workers do.
+    /// A reader of the keys, such as the workers have.
     pub(super) fn reader(&self) -> KeyReader {
         self.writer.reader()
     }
@@ -79,7 +79,7 @@ impl Keyring {
         self.previous.extend(previous.map(|previous| (number, previous)));
     }
 
-    /// Empties the slots of previous keys whose time is over at `now`; `used`: as above, by tunnel.
+    /// Clears the slots of previous keys whose time is over at `now`; `used`: by tunnel, as for [`Self::set_receive_key`].
     pub(super) fn forget_previous(&mut self, used: impl Fn(u16) -> u64, now: Instant) {
         self.previous.retain(|number, previous| {
             let over = previous.is_over(used(*number), now);
@@ -91,8 +91,8 @@ impl Keyring {
     }
 }
 
-/// [`Keyring::set_receive_key`] on the slots of one tunnel; returns what becomes of its previous key. `used`: generation of
-/// the receive key that the peer began with last.
+/// [`Keyring::set_receive_key`] on the slots of one tunnel; returns its previous key, if it has one now. `used`: generation of the
+/// receive key that the peer began with last.
 fn set_receive_key(
     keys: &mut KeyWriter,
     tunnel: u32,

@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 
 use cipe_common::Verdict;
 
-use super::loops::{PeerRoute, line_of_round};
+use super::loops::{PeerRoute, round_notice};
 use super::tunnels::Tunnels;
 use crate::kernel::nexthop::NextHop;
 
 impl Tunnels {
-    /// Where a tunnel leads whose datagrams leave by the device of this ifindex.
+    /// Where the route of a tunnel leads whose datagrams leave by the device of this ifindex.
     pub(super) fn leads(&self, number: u16, ifindex: u32) -> PeerRoute {
         let mut device = ifindex;
-        // More steps than there are tunnels have met one twice: others go round, and end there.
+        // After more steps than there are tunnels, one was met twice: the loop is that of others, and is reported of them.
         for step in 0..=self.len() {
             match self.of_device(device) {
                 None => return PeerRoute::Out,
@@ -28,7 +28,7 @@ impl Tunnels {
         PeerRoute::Out
     }
 
-    /// Tunnels whose way leads elsewhere since that of another tunnel has changed: number, target and next hop.
+    /// Tunnels whose route leads elsewhere because that of another tunnel has changed: number, target and next hop.
     pub(super) fn changed_by_others(&self) -> Vec<(u16, SocketAddr, NextHop)> {
         let mut changed = Vec::new();
         for (number, tenant) in self.iter() {
@@ -40,16 +40,16 @@ impl Tunnels {
         changed
     }
 
-    /// Takes up where a tunnel leads; returns what is to be said of it. Of a way into the tunnel itself nothing, until a
-    /// datagram has come in by it. `counted`: its own datagrams that the programs have dropped so far.
+    /// Sets where a tunnel's route leads; returns the notice that it goes round, if that is new. A route into the tunnel itself is
+    /// not reported until a datagram has come in by it. `counted`: its own datagrams that the programs have dropped so far.
     pub(super) fn set_leads(&mut self, number: u16, leads: PeerRoute, counted: u64) -> Option<String> {
         let tenant = self.get_mut(number)?;
         let before = std::mem::replace(&mut tenant.leads, leads);
         if before != leads {
-            tenant.loops.forget(counted);
-            tenant.rounds.forget(tenant.counters.of(Verdict::RouteLoop));
+            tenant.loops.restart(counted);
+            tenant.rounds.restart(tenant.counters.of(Verdict::RouteLoop));
         }
         let target = tenant.target()?;
-        (leads == PeerRoute::Round && before != leads).then(|| line_of_round(target))
+        (leads == PeerRoute::Round && before != leads).then(|| round_notice(target))
     }
 }

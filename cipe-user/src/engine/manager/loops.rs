@@ -1,4 +1,4 @@
-//! Carrier routes that lead into tunnels: one tunnel through another is as good as any carrier, round is not.
+//! Carrier routes that lead into tunnels. A tunnel may be the carrier of another one, but not its own, straight or through others.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ pub(super) enum PeerRoute {
     Round,
 }
 
-/// Time without a datagram of its own in a tunnel after which the next one is news.
-const QUIET: Duration = Duration::from_secs(60);
+/// How long no datagram of its own has to come into a tunnel until the next one is reported again.
+const MIN_QUIET_TIME: Duration = Duration::from_secs(60);
 
-/// What is known of a tunnel's own datagrams that came into it.
+/// The count of a tunnel's own datagrams that came into it.
 #[derive(Debug, Default)]
 pub(super) struct Loops {
     counted: u64,
@@ -29,23 +29,23 @@ pub(super) struct Loops {
 }
 
 impl Loops {
-    /// Takes up how many there were so far; whether that is news.
-    pub(super) fn see(&mut self, counted: u64, now: Instant) -> bool {
+    /// Takes their number so far; returns whether it is to be reported.
+    pub(super) fn is_news(&mut self, counted: u64, now: Instant) -> bool {
         if std::mem::replace(&mut self.counted, counted) == counted {
             return false;
         }
         let last = self.last.replace(now);
-        counted > 0 && last.is_none_or(|last| now.duration_since(last) >= QUIET)
+        counted > 0 && last.is_none_or(|last| now.duration_since(last) >= MIN_QUIET_TIME)
     }
 
-    /// The way is another one: the next datagram is news, those until now are not.
-    pub(super) fn forget(&mut self, counted: u64) {
+    /// The route has changed: the next datagram is to be reported, those until now are not.
+    pub(super) fn restart(&mut self, counted: u64) {
         *self = Self { counted, last: None };
     }
 }
 
-/// What is said of them.
-pub(super) fn line(target: SocketAddr, protocol: Protocol) -> String {
+/// The notice of datagrams that came into their own tunnel.
+pub(super) fn inward_notice(target: SocketAddr, protocol: Protocol) -> String {
     let (ip, port, target) = (target.ip(), target.port(), Shown(target));
     let bridge = match protocol {
         Protocol::Ip => "",
@@ -60,8 +60,8 @@ pub(super) fn line(target: SocketAddr, protocol: Protocol) -> String {
     )
 }
 
-/// What is said of datagrams that go round.
-pub(super) fn line_of_round(target: SocketAddr) -> String {
+/// The notice of datagrams that go round through other tunnels.
+pub(super) fn round_notice(target: SocketAddr) -> String {
     let (ip, target) = (target.ip(), Shown(target));
     format!(
         "looped route: datagrams to {target} go round through other tunnels; add a route to {ip} over the carrier device"
@@ -73,18 +73,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loop_is_told_once_until_it_was_quiet_or_the_way_has_changed() {
+    fn a_loop_is_told_once_until_it_was_quiet_or_the_route_has_changed() {
         let (mut loops, start) = (Loops::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!loops.see(0, at(0)));
-        assert!(loops.see(5, at(1)));
+        assert!(!loops.is_news(0, at(0)));
+        assert!(loops.is_news(5, at(1)));
         for second in 2..200 {
-            assert!(!loops.see(5 + second, at(second)));
+            assert!(!loops.is_news(5 + second, at(second)));
         }
-        assert!(!loops.see(204, at(250)), "nothing came");
-        assert!(loops.see(205, at(260)));
-        loops.forget(207);
-        assert!(!loops.see(207, at(261)));
-        assert!(loops.see(208, at(262)));
+        assert!(!loops.is_news(204, at(250)), "nothing came");
+        assert!(loops.is_news(205, at(260)));
+        loops.restart(207);
+        assert!(!loops.is_news(207, at(261)));
+        assert!(loops.is_news(208, at(262)));
     }
 }

@@ -1,4 +1,4 @@
-//! What every room of the manager works with: netlink, the eBPF programs, the workers and the memory of their frames.
+//! The means of all rooms and jobs: netlink, the eBPF programs, the workers, and the memory of their frames.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -15,19 +15,19 @@ use crate::xsk::{MultiBuffer, Socket, SocketConfig, Umem};
 
 /// Shared by the rooms and by the jobs that they start.
 pub(super) struct Platform {
-    // The order in which they go: no program hands a packet to a worker that has ended.
+    // Dropped first, so that no program hands a packet to a worker that has ended.
     programs: Mutex<Programs>,
     pub netlink: Netlink,
     pub workers: Workers,
     umem: Umem,
-    /// Live frames can be sent from that memory.
+    /// Live frames can be sent from the frames' memory.
     pub sends_live: bool,
-    /// What the kernel lacks.
+    /// Features that the kernel lacks.
     pub lacks: Vec<Feature>,
 }
 
 impl Platform {
-    /// All of it; `sends_live`: the memory is a map's.
+    /// `sends_live`: the memory of the frames is a map's.
     pub(super) fn new(
         programs: Programs,
         netlink: Netlink,
@@ -43,12 +43,12 @@ impl Platform {
         locked(&self.programs)
     }
 
-    /// What the programs have dropped of a tunnel's packets so far, by verdict; `None` if that cannot be read.
+    /// The programs' counts of a tunnel's dropped packets, by verdict; `None` if they cannot be read, which is logged.
     pub(super) fn verdicts(&self, number: u16) -> Option<[u64; Verdict::COUNT]> {
         self.programs().verdicts(number.into()).inspect_err(|error| tracing::warn!("{error}")).ok()
     }
 
-    /// Octets of a frame.
+    /// The size of a frame, in octets.
     pub(super) fn frame_size(&self) -> u32 {
         self.umem.frame_size()
     }
@@ -77,9 +77,9 @@ impl Platform {
     }
 }
 
-/// Logs what does not keep a tunnel from going.
+/// Logs a failure that does not stop what is under way.
 pub(super) fn log_failure<E: std::fmt::Display>(result: Result<(), E>) {
     if let Err(error) = result {
-        tracing::warn!("while removing a tunnel: {error}");
+        tracing::warn!("{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! What the engine begins with: the programs, the workers and their memory, what a dead engine left, and what is followed.
+//! The start of the engine: it loads the programs, starts the workers with their memory, takes over the hubs that an engine that died
+//! left, and starts the followers.
 
 use std::sync::Arc;
 
@@ -22,28 +23,30 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHopTiming, NextHops};
 use crate::xsk::{Umem, UmemConfig};
 
-/// Octets of UMEM that a worker needs, and that the engine has at least; memory is used as its frames are.
-const UMEM_OF_WORKER: u32 = 32 << 20;
-const UMEM: u32 = 64 << 20;
+/// Octets of UMEM for each worker. A page of it takes memory only when its frames are used.
+const UMEM_PER_WORKER: u32 = 32 << 20;
 
-/// All of it.
+/// Octets of UMEM of an engine, at least.
+const MIN_UMEM: u32 = 64 << 20;
+
+/// The parts of an engine that has started.
 pub(super) struct Started {
     pub platform: Arc<Platform>,
     /// The one writer of the key slots.
     pub keys: KeyWriter,
-    /// Hubs that a dead engine left, with devices on them.
+    /// Hubs that an engine that died left, with devices on them.
     pub hubs: Vec<Hub>,
-    /// Octets that no engine before had.
+    /// Octets that no engine before this one had, for MAC addresses.
     pub salt: [u8; 3],
     pub next_hops: NextHops,
     pub followers: Followers,
-    /// What the workers report, with the numbers of the tunnels.
+    /// Reports of the workers, with the tunnels' numbers.
     pub reports: mpsc::Receiver<(u16, WorkerReport)>,
-    /// Workers that have ended.
+    /// Numbers of workers that have ended.
     pub ends: mpsc::Receiver<usize>,
 }
 
-/// Starts it; `workers`: how many, `None`: as suits the cards and CPUs; `largest_mtu`: of a tunnel, in octets.
+/// Starts an engine; `workers`: their number, `None`: by the cards and CPUs; `largest_mtu`: of a tunnel, in octets.
 ///
 /// # Errors
 /// One line that says what was refused, where, and how to go on: no root, no AF_XDP, no memory.
@@ -67,7 +70,7 @@ pub(super) async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::R
     }
     let debug = tracing::enabled!(tracing::Level::DEBUG);
     let frame_size = frames::frame_size(largest_mtu);
-    let frames = UMEM.max(count as u32 * UMEM_OF_WORKER) / frame_size;
+    let frames = MIN_UMEM.max(count as u32 * UMEM_PER_WORKER) / frame_size;
     let (wanted, limit) = (frames, locked::limit());
     let frames = locked::frames(wanted, frame_size, limit);
     if frames < wanted {
@@ -78,10 +81,10 @@ pub(super) async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::R
         );
     }
     let umem = UmemConfig { frames, frame_size, ..UmemConfig::default() };
-    // Live frames are sent from the memory of a map; larger ones than its values are not.
+    // Live frames are sent from the memory of a map, whose values have a fixed size; larger frames cannot be.
     let sends_live = frame_size as usize == CHUNK;
     let chunks = if sends_live { frames } else { 1 };
-    // What does not fit into one descriptor goes the kernel's way.
+    // The programs pass frames that do not fit into one descriptor to the kernel.
     let largest_frame =
         if lacks.contains(&Feature::MultiBuffer) { frames::largest_received(frame_size) } else { u32::MAX };
     let load = LoadOptions { debug, workers: count as u32, chunks, largest_frame, ..LoadOptions::default() };
@@ -106,7 +109,7 @@ pub(super) async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::R
     Ok(Started { platform, keys, hubs, salt: Random::new()?.octets(), next_hops, followers, reports, ends })
 }
 
-/// A tunnel takes two descriptors: its UDP socket, and its daemon's connection.
+/// Raises the limit of descriptors: a tunnel takes two, its UDP socket and its daemon's connection.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {

@@ -1,19 +1,19 @@
-//! Whether a card's zero copy brings anything: with some drivers nothing comes in by it, and no counter tells.
+//! The trial of a card's zero copy: with some drivers no packet comes in by it, and no counter shows that.
 
 use std::time::{Duration, Instant};
 
-/// How long a card with zero copy may bring nothing. Longer than drivers take to bring a link up that they took down to attach
-/// XDP, and than a key exchange that waits for an answer.
-const SILENCE: Duration = Duration::from_secs(15);
+/// How long a card with zero copy may receive nothing until it is given up. Drivers need less to bring up a link that they took down
+/// to attach XDP, and so does a key exchange that waits for an answer.
+const MAX_SILENCE: Duration = Duration::from_secs(15);
 
-/// How long the kernel copies then, at first; four times as long each time that zero copy again brings nothing. Each trial may cost
-/// all that comes in [`SILENCE`].
-const LEAST_WAIT: Duration = Duration::from_secs(60 * 60);
+/// How long the kernel copies then, at first; four times as long each time that nothing comes by zero copy again. Each trial may lose
+/// all packets of [`MAX_SILENCE`].
+const MIN_COPY_TIME: Duration = Duration::from_secs(60 * 60);
 
 /// The same at most.
-const MOST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_COPY_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Of one card whose driver has zero copy.
+/// The trial of one card whose driver has zero copy.
 #[derive(Debug, Default)]
 pub(super) struct Trial {
     /// When it was given up, and for how long.
@@ -22,10 +22,10 @@ pub(super) struct Trial {
     last: Option<Duration>,
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TrialChange {
-    /// Let the kernel copy, for so long at least.
+    /// Let the kernel copy, for this time at least.
     GiveUp(Duration),
     /// Try zero copy again.
     TryAgain,
@@ -37,10 +37,10 @@ impl Trial {
         self.given_up.is_some()
     }
 
-    /// Takes up how many datagrams have come by the card since it was opened at `opened`, with zero copy or copies. A peer that
-    /// is away looks like zero copy that brings nothing: then copies bring nothing either, and do no harm. Zero copy is tried again
-    /// when copies bring something.
-    pub(super) fn look(
+    /// Judges by the number of datagrams that the card has received since it was opened at `opened`, with zero copy or with copies.
+    /// A peer that is away looks like zero copy by which nothing comes: then nothing comes by copies either, and they do no harm.
+    /// Zero copy is tried again when something comes by copies.
+    pub(super) fn judge(
         &mut self,
         zero_copy: bool,
         opened: Instant,
@@ -52,8 +52,8 @@ impl Trial {
                 self.last = None;
                 None
             }
-            (None, true) if now.duration_since(opened) >= SILENCE => {
-                let wait = self.last.map_or(LEAST_WAIT, |last| (4 * last).min(MOST_WAIT));
+            (None, true) if now.duration_since(opened) >= MAX_SILENCE => {
+                let wait = self.last.map_or(MIN_COPY_TIME, |last| (4 * last).min(MAX_COPY_TIME));
                 (self.given_up, self.last) = (Some((now, wait)), Some(wait));
                 Some(TrialChange::GiveUp(wait))
             }
@@ -75,10 +75,10 @@ mod tests {
     #[test]
     fn zero_copy_that_brings_something_is_kept() {
         let (mut trial, start) = (Trial::default(), Instant::now());
-        assert_eq!(trial.look(true, start, 0, start + SILENCE - SECOND), None);
-        assert_eq!(trial.look(true, start, 1, start + SILENCE), None);
+        assert_eq!(trial.judge(true, start, 0, start + MAX_SILENCE - SECOND), None);
+        assert_eq!(trial.judge(true, start, 1, start + MAX_SILENCE), None);
         // It may be idle for as long as it likes.
-        assert_eq!(trial.look(true, start, 1, start + 1000 * SILENCE), None);
+        assert_eq!(trial.judge(true, start, 1, start + 1000 * MAX_SILENCE), None);
         assert!(!trial.is_given_up());
     }
 
@@ -88,26 +88,26 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..6 {
             let opened = now;
-            now += SILENCE;
-            let Some(TrialChange::GiveUp(wait)) = trial.look(true, opened, 0, now) else { panic!("it is kept") };
+            now += MAX_SILENCE;
+            let Some(TrialChange::GiveUp(wait)) = trial.judge(true, opened, 0, now) else { panic!("it is kept") };
             assert!(trial.is_given_up());
             waits.push(wait.as_secs() / 3600);
-            assert_eq!(trial.look(false, now, 9, now + wait - SECOND), None);
+            assert_eq!(trial.judge(false, now, 9, now + wait - SECOND), None);
             // Nothing comes by copies either: the peer is away.
-            assert_eq!(trial.look(false, now, 0, now + wait), None);
+            assert_eq!(trial.judge(false, now, 0, now + wait), None);
             now += wait;
-            assert_eq!(trial.look(false, now, 9, now), Some(TrialChange::TryAgain));
+            assert_eq!(trial.judge(false, now, 9, now), Some(TrialChange::TryAgain));
             assert!(!trial.is_given_up());
         }
         assert_eq!(waits, [1, 4, 16, 24, 24, 24]);
         // Once it brings something, all is forgotten.
-        assert_eq!(trial.look(true, now, 1, now), None);
-        assert_eq!(trial.look(true, now, 0, now + SILENCE), Some(TrialChange::GiveUp(LEAST_WAIT)));
+        assert_eq!(trial.judge(true, now, 1, now), None);
+        assert_eq!(trial.judge(true, now, 0, now + MAX_SILENCE), Some(TrialChange::GiveUp(MIN_COPY_TIME)));
     }
 
     #[test]
     fn a_card_without_zero_copy_is_left_alone() {
         let (mut trial, start) = (Trial::default(), Instant::now());
-        assert_eq!(trial.look(false, start, 0, start + 10 * SILENCE), None);
+        assert_eq!(trial.judge(false, start, 0, start + 10 * MAX_SILENCE), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The tunnels as the control thread sees them.
+//! The state of the tunnels on the control thread.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use cipe_common::maps::{MAX_TUNNELS, Tunnel as TunnelEntry};
 
+use super::carrier_socket::{CarrierSocket, known};
 use super::loops::{Loops, PeerRoute};
 use super::sizes::Sizes;
-use crate::control::protocol::{CarrierChoice, Cipher, Protocol};
+use crate::control::protocol::{Attach, CarrierChoice, Cipher, Protocol};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::counters::Tally;
@@ -17,34 +18,34 @@ use crate::kernel::device::Device;
 use crate::kernel::nexthop::NextHop;
 use crate::kernel::zone;
 
-/// One tunnel as the control thread sees it.
+/// The state of one tunnel.
 pub(super) struct Tenant {
     pub connection: u64,
     /// The workers have taken it: the programs may hand packets to them.
     pub is_open: bool,
-    /// What workers have reported of it before that, to be told behind the answer to the daemon.
+    /// Reports of workers before that; they are handled after the daemon has its answer.
     pub early: Vec<WorkerReport>,
     /// Slot of the hub that its device stands on.
     pub hub: usize,
     pub device: Device,
     pub cipher: Cipher,
     pub protocol: Protocol,
-    pub carrier_door: CarrierChoice,
+    pub carrier_choice: CarrierChoice,
     pub xdp_mode: XdpMode,
-    /// As the peer sees it.
+    /// Its own carrier address, as the peer sees it.
     pub me: SocketAddr,
-    /// As bound: the same, or any address of this host.
+    /// The address that its socket is bound to: the same, or any address of this host.
     pub listens: SocketAddr,
     pub peer: Option<SocketAddr>,
     /// The peer is reached through a SOCKS5 server.
     pub socks: Option<Socks>,
     pub counters: Tally,
     pub sizes: Sizes,
-    /// LAN card that it wants a short cut with, by name.
+    /// Name of the LAN card that it asks for a short cut with.
     pub lan: Option<String>,
-    /// How long the worker may stay awake for it.
+    /// The busy-poll time that it asks for.
     pub busy_poll: Duration,
-    /// Next hop to the peer, as it was last known.
+    /// Next hop to the peer that datagrams are sent to, as last known.
     pub hop: Option<NextHop>,
     /// Carrier device that AF_XDP sockets are open on for it, by ifindex.
     pub carrier: Option<u32>,
@@ -52,26 +53,27 @@ pub(super) struct Tenant {
     pub refused: Option<u32>,
     /// Mark of its datagrams; 0: none.
     pub mark: u32,
-    /// Next hop to the peer as the kernel tells it, also where that is none to use.
+    /// Next hop to the peer as the kernel looks it up, also if it cannot be used.
     pub looked_up: Option<NextHop>,
-    /// Where that leads.
+    /// Where that next hop leads.
     pub leads: PeerRoute,
-    /// Its datagrams that came into the tunnel itself.
+    /// The count of its datagrams that came into the tunnel itself.
     pub loops: Loops,
-    /// Its packets that came back to it through other tunnels.
+    /// The count of its packets that came back to it through other tunnels.
     pub rounds: Loops,
+    /// Notes for its status.
     pub notes: Vec<String>,
-    /// Datagrams of impossible lengths that were told of: by the programs, by the worker.
+    /// Counts of datagrams of impossible lengths that were reported: dropped by the programs, by the workers.
     pub bogus: (u64, u64),
-    /// What the way out is, where it is not by AF_XDP.
+    /// The status note on its door, where that is not AF_XDP.
     pub door: Option<String>,
     /// Device that its UDP socket is bound to, by name.
     pub carrier_device: Option<String>,
-    /// That socket.
+    /// Its UDP socket.
     pub carrier_socket: UdpCarrier,
     /// Name of the device that its link-local carrier addresses belong to, if it has such.
     pub zone_name: Option<String>,
-    /// Forwards news of the way to the peer.
+    /// The task that forwards changes of the next hop.
     pub follower: Option<tokio::task::AbortHandle>,
 }
 
@@ -79,22 +81,69 @@ pub(super) struct Tenant {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Socks {
     pub server: SocketAddr,
-    /// Where it relays datagrams, while it does.
+    /// Its relay of datagrams, while there is one.
     pub relay: Option<SocketAddr>,
 }
 
 impl Tenant {
+    /// A tunnel that the workers have not taken yet.
+    pub(super) fn new(
+        connection: u64,
+        attach: &Attach,
+        socket: &CarrierSocket,
+        hub: usize,
+        device: Device,
+        workers: usize,
+    ) -> Self {
+        let mut tenant = Self {
+            connection,
+            is_open: false,
+            early: Vec::new(),
+            hub,
+            device,
+            cipher: attach.cipher,
+            protocol: attach.protocol,
+            carrier_choice: if attach.socks.is_some() { CarrierChoice::Udp } else { attach.carrier },
+            xdp_mode: attach.xdp_mode,
+            me: socket.me,
+            listens: socket.listens,
+            peer: known(attach.peer),
+            socks: attach.socks.map(|server| Socks { server, relay: None }),
+            counters: Tally::new(workers),
+            sizes: Sizes::new(attach),
+            hop: None,
+            lan: attach.lan.clone(),
+            busy_poll: Duration::from_micros(attach.busy_poll_us.into()),
+            carrier: None,
+            refused: None,
+            mark: attach.mark,
+            looked_up: None,
+            leads: PeerRoute::default(),
+            loops: Loops::default(),
+            rounds: Loops::default(),
+            notes: Vec::new(),
+            bogus: (0, 0),
+            door: None,
+            carrier_device: attach.carrier_device.clone(),
+            carrier_socket: socket.udp.for_another_worker(),
+            zone_name: None,
+            follower: None,
+        };
+        tenant.name_zone();
+        tenant
+    }
+
     /// Where datagrams are sent.
     pub(super) fn target(&self) -> Option<SocketAddr> {
         self.socks.map_or(self.peer, |socks| socks.relay)
     }
 
-    /// What the programs must know of it. Before the workers have taken it, it is not alive to them.
+    /// Its entry in the programs' map; empty until the workers have taken it, so that the programs drop its packets.
     pub(super) fn entry(&self) -> TunnelEntry {
         if !self.is_open {
             return TunnelEntry::default();
         }
-        // A link-local address of another device may be there inside, too.
+        // The same link-local address may exist inside the tunnel, too, if it belongs to another device.
         let may_go_round = |target: &SocketAddr| zone::of(*target).is_none_or(|zone| zone == self.device.index);
         self.sizes.entry(self.hub, self.device.mac, self.target().filter(may_go_round))
     }
@@ -104,7 +153,7 @@ impl Tenant {
         zone::of(self.listens).or(self.target().and_then(zone::of))
     }
 
-    /// Notes what that device is called.
+    /// Notes the name of that device.
     pub(super) fn name_zone(&mut self) {
         self.zone_name = self.zone().map(zone::name);
     }
@@ -127,27 +176,27 @@ impl Default for Tunnels {
             all: HashMap::new(),
             devices: HashMap::new(),
             refused: BTreeSet::new(),
-            // The next one is 0.
+            // The next number is 0.
             last_number: u16::MAX,
         }
     }
 }
 
 impl Tunnels {
-    /// A number for one more; `None` if all are in use.
+    /// The number for a new tunnel; `None` if all are in use.
     pub(super) fn new_number(&mut self) -> Option<u16> {
         let number = free_number(self.last_number, |number| self.all.contains_key(&number))?;
         self.last_number = number;
         Some(number)
     }
 
-    /// Takes up a new tunnel.
+    /// Adds a new tunnel.
     pub(super) fn insert(&mut self, number: u16, tenant: Tenant) {
         self.devices.insert(tenant.device.index, number);
         self.all.insert(number, tenant);
     }
 
-    /// Takes a tunnel out.
+    /// Removes a tunnel.
     pub(super) fn remove(&mut self, number: u16) -> Option<Tenant> {
         let tenant = self.all.remove(&number)?;
         self.devices.remove(&tenant.device.index);
@@ -159,22 +208,22 @@ impl Tunnels {
         self.all.get(&number)
     }
 
-    /// The same to change it.
+    /// One tunnel, to change it.
     pub(super) fn get_mut(&mut self, number: u16) -> Option<&mut Tenant> {
         self.all.get_mut(&number)
     }
 
-    /// All of them with their numbers.
+    /// All tunnels with their numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &Tenant)> {
         self.all.iter().map(|(number, tenant)| (*number, tenant))
     }
 
-    /// The same to change them.
+    /// All tunnels with their numbers, to change them.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u16, &mut Tenant)> {
         self.all.iter_mut().map(|(number, tenant)| (*number, tenant))
     }
 
-    /// The numbers of those that something is true of.
+    /// The numbers of the tunnels that `which` is true for.
     pub(super) fn numbers(&self, which: impl Fn(&Tenant) -> bool) -> Vec<u16> {
         self.iter().filter(|(_, tenant)| which(tenant)).map(|(number, _)| number).collect()
     }
@@ -194,12 +243,12 @@ impl Tunnels {
         self.devices.get(&ifindex).copied()
     }
 
-    /// A tunnel's device has left this network namespace: nobody here has an index of it.
+    /// Forgets the index of a device that has left this network namespace.
     pub(super) fn forget_device(&mut self, ifindex: u32) {
         self.devices.remove(&ifindex);
     }
 
-    /// A carrier device could not be opened for a tunnel.
+    /// Notes that a carrier device could not be opened for a tunnel.
     pub(super) fn refuse(&mut self, number: u16, ifindex: u32) {
         if let Some(tenant) = self.all.get_mut(&number) {
             tenant.refused = Some(ifindex);
@@ -207,7 +256,7 @@ impl Tunnels {
         }
     }
 
-    /// Something has changed about a carrier device: it may be tried again.
+    /// Something has changed about a carrier device: it can be tried again for all tunnels.
     pub(super) fn forget_refusal(&mut self, ifindex: u32) {
         if self.refused.remove(&ifindex) {
             for tenant in self.all.values_mut() {
@@ -216,14 +265,14 @@ impl Tunnels {
         }
     }
 
-    /// How long a worker may stay awake: as long as the tunnel that wants most.
+    /// The longest busy-poll time that a tunnel asks for.
     pub(super) fn busy_poll(&self) -> Duration {
         self.all.values().map(|tenant| tenant.busy_poll).max().unwrap_or_default()
     }
 }
 
-/// The next free tunnel number after `last`. Freed ones are used again as late as possible: news of the tunnel before
-/// may still be on its way.
+/// The next free tunnel number after `last`. A freed number is used again as late as possible: events of the tunnel that had it may
+/// still be under way.
 fn free_number(last: u16, in_use: impl Fn(u16) -> bool) -> Option<u16> {
     let max = MAX_TUNNELS as u16;
     let next = if last < max { last + 1 } else { 0 };

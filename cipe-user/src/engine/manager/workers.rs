@@ -1,4 +1,4 @@
-//! The worker threads: how many, on which CPUs, and who is told what.
+//! The worker threads: their number, their CPUs, and the commands to them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::xsk::{Pool, Umem};
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Most workers.
-pub(super) const MOST: usize = PRIVATE_QUEUES as usize - 1;
+pub(super) const MAX_WORKERS: usize = PRIVATE_QUEUES as usize - 1;
 
 /// All workers of the engine, by number. Queue q of any device belongs to worker q modulo their count.
 pub(super) struct Workers {
@@ -29,7 +29,7 @@ pub(super) struct Workers {
 
 impl Workers {
     /// Starts `count` workers, which share the frames of `pool`. Several are pinned, each to a CPU of its own as far as
-    /// there are enough; one alone goes where the scheduler finds room. Returns also where their ends are told of.
+    /// there are enough; the scheduler places one alone. Returns also a receiver of the numbers of workers that have ended.
     ///
     /// # Errors
     /// As [`worker::start`].
@@ -51,8 +51,9 @@ impl Workers {
             handles.push(worker::start(place, umem.clone(), pool, reports.clone(), next_hops.clone())?);
             let ended = ended.clone();
             tokio::spawn(async move {
-                // It is never sent, only dropped.
+                // The worker never sends on it, but drops it at its end.
                 let _ = gone.await;
+                // It fails only when the manager has ended.
                 let _ = ended.send(number).await;
             });
         }
@@ -64,53 +65,53 @@ impl Workers {
         self.handles.len()
     }
 
-    /// Packets that a worker has worked on for others.
+    /// The number of packets that a worker has sealed or opened for other workers.
     pub(super) fn helped(&self, worker: usize) -> u64 {
         self.crew.helped(worker)
     }
 
-    /// Tells all of them; each gets a command of its own, made for its number.
+    /// Sends each worker a command that is made for its number.
     pub(super) fn tell_all(&self, mut command: impl FnMut(usize) -> Command) {
         for (number, handle) in self.handles.iter().enumerate() {
             handle.send(command(number));
         }
     }
 
-    /// Tells all of them; what is returned tells when each has done it.
+    /// The same, and returns their answers to come.
     pub(super) fn ask_all(&self, mut command: impl FnMut(usize, Done) -> Command) -> Answers {
         let (done, answers) = Answers::to_come();
         self.tell_all(|worker| command(worker, done.clone()));
         answers
     }
 
-    /// Tells all but one.
+    /// Sends all workers but one a command.
     pub(super) fn tell_others(&self, but: usize, command: impl Fn() -> Command) {
         for (_, handle) in self.handles.iter().enumerate().filter(|(number, _)| *number != but) {
             handle.send(command());
         }
     }
 
-    /// Tells the one that a tunnel is at home with: it has the tunnel's UDP socket.
+    /// Sends a command to the tunnel's home worker, which has the tunnel's UDP socket.
     pub(super) fn tell_home(&self, tunnel: u16, command: Command) {
         self.handles[usize::from(tunnel) % self.handles.len()].send(command);
     }
 }
 
-/// What workers owe that were told to do something. Only jobs wait for it, never the manager's loop: one that hangs would stop
-/// all tunnels.
+/// The answers of workers to a command. Only jobs wait for them, never the manager's loop: a worker that hangs would stop all
+/// tunnels.
 pub(super) struct Answers {
     all_done: mpsc::Receiver<()>,
     deadline: Instant,
 }
 
 impl Answers {
-    /// Those to commands that carry a clone of what is returned beside them, from now on.
+    /// The answers to commands that carry a clone of the returned [`Done`]; the deadline counts from now.
     pub(super) fn to_come() -> (Done, Self) {
         let (done, all_done) = mpsc::channel(1);
         (done, Self { all_done, deadline: Instant::now() + COMMAND_DEADLINE })
     }
 
-    /// Waits until each has done it; `false` if one has not within [`COMMAND_DEADLINE`].
+    /// Waits until all workers have done it; `false`, and a warning, if one has not within [`COMMAND_DEADLINE`].
     pub(super) async fn in_time(mut self) -> bool {
         let in_time = tokio::time::timeout_at(self.deadline, self.all_done.recv()).await.is_ok();
         if !in_time {
@@ -121,7 +122,7 @@ impl Answers {
     }
 }
 
-/// What of `all`, one for each queue of a device, belongs to worker `number` of `count`.
+/// Deals out `all`, one for each queue of a device, to `count` workers.
 pub(super) fn share_of<T>(all: Vec<T>, count: usize) -> Vec<Vec<T>> {
     let mut shares: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
     for (queue, one) in all.into_iter().enumerate() {
@@ -136,10 +137,10 @@ pub(super) fn hub_queues(count: usize) -> u32 {
     if count == 1 { 1 } else { count as u32 + 1 }
 }
 
-/// How many workers to start, if nobody said it: one for each receive queue of the card that has most, on as many CPUs
-/// as this process may use. More would only wait for each other's packets.
+/// The number of workers if none was asked for: one for each receive queue of the card that has most, and at most one for each CPU
+/// that this process may use. More would only wait for each other's packets.
 pub(super) fn suitable_count(receive_queues: u32) -> usize {
-    (receive_queues as usize).min(allowed_cpus().len()).clamp(1, MOST)
+    (receive_queues as usize).min(allowed_cpus().len()).clamp(1, MAX_WORKERS)
 }
 
 /// The CPUs that this process may use: those of its cgroup's cpuset and its affinity (sched_getaffinity(2)).
@@ -169,6 +170,6 @@ mod tests {
         assert!(cpus > 0);
         assert_eq!(suitable_count(0), 1);
         assert_eq!(suitable_count(1), 1);
-        assert_eq!(suitable_count(1000), cpus.min(MOST));
+        assert_eq!(suitable_count(1000), cpus.min(MAX_WORKERS));
     }
 }

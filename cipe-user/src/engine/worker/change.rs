@@ -61,8 +61,8 @@ impl Worker {
             !more
         });
         for tunnel in self.datapath.tunnels.values_mut() {
-            if matches!(tunnel.way, Egress::Carrier(path) if path.carrier == slot) {
-                tunnel.way = Egress::Socket;
+            if matches!(tunnel.egress, Egress::Carrier(path) if path.carrier == slot) {
+                tunnel.egress = Egress::Socket;
             }
         }
         if let Some(carrier) = self.carriers.get_mut(slot).and_then(Option::take) {

@@ -51,8 +51,8 @@ pub(crate) enum Command {
     SetPrivateHop(u16, Hop),
     /// A tunnel's device has another MTU, in octets, and so the tunnel takes up to another size.
     SetDeviceMtu(u16, usize, TunnelMtu),
-    /// The way to a tunnel's peer changed, and what fits it; of no use if the tunnel has another peer by now.
-    SetWay(u16, IpAddr, Egress, TunnelMtu),
+    /// The egress to a tunnel's peer and the tunnel's MTU changed; to be ignored if the tunnel has another peer by now.
+    SetEgress(u16, IpAddr, Egress, TunnelMtu),
     /// A tunnel's peer is at this address from now on.
     SetPeer(u16, SocketAddr),
     /// A tunnel's link-local addresses are at the device of this ifindex from now on.

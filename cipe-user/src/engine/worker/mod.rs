@@ -345,16 +345,16 @@ impl Worker {
                 self.change(number, |tunnel| (tunnel.device_mtu, tunnel.mtu) = (device, mtu));
             }
             Command::SetPrivateHop(number, hop) => self.change(number, |tunnel| tunnel.private_hop = hop),
-            Command::SetWay(number, peer, way, mtu) => self.change(number, |tunnel| {
+            Command::SetEgress(number, peer, egress, mtu) => self.change(number, |tunnel| {
                 if tunnel.target().is_some_and(|known| known.ip() == peer) {
-                    (tunnel.way, tunnel.mtu) = (way, mtu);
+                    (tunnel.egress, tunnel.mtu) = (egress, mtu);
                 }
             }),
             Command::SetPeer(number, peer) => self.change(number, |tunnel| tunnel.set_peer(peer)),
             Command::SetZone(number, zone) => self.set_zone(number, zone),
             Command::SetRelay(number, relay) => self.change(number, |tunnel| {
                 tunnel.relay = relay;
-                tunnel.way = if relay.is_some() { Egress::Socket } else { Egress::NoRoute };
+                tunnel.egress = if relay.is_some() { Egress::Socket } else { Egress::NoRoute };
             }),
             Command::SetSendLimits(number, packets, octets, paced) => {
                 self.change(number, |tunnel| {

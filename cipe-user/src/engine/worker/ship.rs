@@ -131,7 +131,7 @@ fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<GroupRoute, Verdict>
     }
     let asker = || tunnel.common.asker().filter(|_| first.kind == Type::Control);
     let peer = tunnel.peer.or_else(asker).ok_or(Verdict::NoPeer)?;
-    let path = match tunnel.way {
+    let path = match tunnel.egress {
         Egress::NoRoute => return Err(Verdict::NoRoute),
         Egress::Looped => return Err(Verdict::RouteLoop),
         Egress::Socket => None,

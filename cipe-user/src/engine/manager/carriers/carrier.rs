@@ -12,22 +12,23 @@ pub(crate) struct Carrier {
     pub zero_copy: bool,
     /// Index in the workers' tables, and of its first socket in the map when multiplied by [`CARRIER_QUEUES`](cipe_common::maps::CARRIER_QUEUES).
     pub slot: usize,
-    /// Modes got, for people.
+    /// The modes got, for people.
     pub note: String,
     /// Its name when it was opened.
     pub name: String,
+    /// The tunnels that use it.
     pub tunnels: BTreeSet<u16>,
-    /// Number of the program that was attached.
+    /// Id of the XDP program that was attached; `None`: unknown.
     pub program: Option<u32>,
-    /// XDP runs in the network stack.
+    /// It has generic XDP.
     pub generic: bool,
-    /// It might deliver superframes, if native XDP did not keep the other end from it.
+    /// It might deliver superframes without XDP; native XDP makes the other end cut them.
     pub superframes: bool,
-    /// The workers can send live frames on it, while it takes such.
+    /// The workers can send live frames on it, while it takes them.
     pub can_live: bool,
-    /// It takes live frames now: the other end runs native XDP, too.
+    /// It takes live frames now: its other end has native XDP, too.
     pub takes_live: bool,
-    /// Datagrams through it, both ways.
+    /// The count of datagrams through it, both ways.
     pub traffic: Arc<Traffic>,
     /// When it was opened.
     pub opened: Instant,
@@ -36,12 +37,12 @@ pub(crate) struct Carrier {
 }
 
 impl Carrier {
-    /// Whether superframes of the other end come uncut, of which AF_XDP can make nothing.
+    /// Whether superframes of the other end come uncut, which AF_XDP cannot take apart.
     pub(crate) fn loses_superframes(&self) -> bool {
         self.generic && self.superframes
     }
 
-    /// Whether what is sent in numbers leaves as live frames, if the choice is ours.
+    /// Whether datagrams that are sent in numbers leave as live frames, for a tunnel without a `carrier` option.
     pub(crate) fn sends_live(&self) -> bool {
         self.takes_live
     }

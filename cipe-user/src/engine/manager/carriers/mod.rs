@@ -1,8 +1,9 @@
-//! Carrier devices: opened when the first tunnel's way leads over them, closed after the last, or when what comes by them
-//! goes better by the UDP sockets. Both take a while, since workers and the kernel are waited for; the UDP sockets serve meanwhile.
+//! Carrier devices that AF_XDP serves: opened for the first tunnel whose next hop is on them, closed after the last, or when the UDP
+//! sockets are the faster door. Opening and closing wait for workers and the kernel, so they are jobs; the UDP sockets serve
+//! meanwhile.
 
 mod carrier;
-mod door;
+mod handover;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,45 +19,45 @@ use crate::kernel::bpf::XdpMode;
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netdev;
 pub(super) use carrier::Carrier;
-use door::Doors;
+use handover::Handover;
 
 /// The carrier devices in use.
 pub(super) struct Carriers {
-    doors: Arc<Doors>,
+    handover: Arc<Handover>,
     /// By ifindex.
     devices: HashMap<u32, Device>,
-    /// What was seen on devices that might deliver superframes.
+    /// How single frames come on devices that might deliver superframes.
     habits: HashMap<u32, Habit>,
-    /// What came of zero copy on devices whose drivers have it; it stays when a device is closed.
+    /// The trials of zero copy on devices whose drivers have it; they stay when a device is closed.
     trials: HashMap<u32, Trial>,
 }
 
 /// A carrier device and where it stands between the UDP sockets and AF_XDP.
 enum Device {
-    /// It gets its AF_XDP sockets; `gone`: they are not wanted any more.
+    /// Its AF_XDP sockets are being opened; `gone`: it is to be closed again then.
     Opening { slot: usize, gone: bool },
     /// AF_XDP serves it.
     Open(Carrier),
-    /// The UDP sockets get it back; `choose`: some tunnel may want it again then.
+    /// Its AF_XDP sockets are being closed; `choose`: doors are to be chosen anew then.
     Closing { slot: usize, choose: bool },
 }
 
-/// What has come of opening or closing a device.
+/// The result of opening or closing a device.
 pub(super) enum Ended {
-    /// AF_XDP has it, which this tunnel asked for, or does not get it; `unlikely`: as was to be expected of it.
+    /// AF_XDP serves the device for the tunnel `asker`, or cannot; `unlikely`: a refusal was to be expected of this device.
     Opened { ifindex: u32, asker: u16, unlikely: bool, carrier: anyhow::Result<Carrier> },
-    /// It has gone back to the UDP sockets.
+    /// The UDP sockets serve the device again.
     Closed { ifindex: u32 },
 }
 
 /// Whether AF_XDP serves a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Served {
-    /// It does.
+    /// Yes.
     Open,
-    /// It is on its way in or out: which of both it is to be is chosen anew then.
+    /// It is being opened or closed; doors are chosen anew after that.
     Changing,
-    /// It does not.
+    /// No.
     No,
 }
 
@@ -64,7 +65,7 @@ impl Carriers {
     /// None yet.
     pub(super) fn new(platform: Arc<Platform>) -> Self {
         Self {
-            doors: Arc::new(Doors::new(platform)),
+            handover: Arc::new(Handover::new(platform)),
             devices: HashMap::new(),
             habits: HashMap::new(),
             trials: HashMap::new(),
@@ -96,7 +97,8 @@ impl Carriers {
         self.open().filter_map(|(ifindex, carrier)| Some((ifindex, carrier.program?))).collect()
     }
 
-    /// Adds a tunnel to those of a device, if AF_XDP serves that. A device that is changing is one to choose for anew after that.
+    /// Adds a tunnel to the users of a device, if AF_XDP serves that. If the device is being opened or closed, doors are chosen anew
+    /// after that.
     pub(super) fn join(&mut self, ifindex: u32, number: u16) -> Served {
         match self.devices.get_mut(&ifindex) {
             Some(Device::Open(carrier)) => {
@@ -115,7 +117,7 @@ impl Carriers {
         }
     }
 
-    /// Begins to open a device for a tunnel.
+    /// Starts to open a device for a tunnel; `by_sight`: because single frames were seen on it.
     ///
     /// # Errors
     /// There is no slot for it.
@@ -132,10 +134,10 @@ impl Carriers {
         let slot = (0..MAX_CARRIERS as usize).find(|slot| !is_used(*slot));
         let slot = slot.ok_or_else(|| anyhow::anyhow!("all {MAX_CARRIERS} carrier slots are in use"))?;
         let given_up = self.trials.get(&ifindex).is_some_and(Trial::is_given_up);
-        let (doors, unlikely) = (self.doors.clone(), is_unlikely(&card));
+        let (handover, unlikely) = (self.handover.clone(), is_unlikely(&card));
         self.devices.insert(ifindex, Device::Opening { slot, gone: false });
         jobs.start(async move {
-            let mut carrier = doors.open(card, slot, mode, given_up).await;
+            let mut carrier = handover.open(card, slot, mode, given_up).await;
             if let Ok(carrier) = &mut carrier
                 && by_sight
             {
@@ -146,7 +148,7 @@ impl Carriers {
         Ok(())
     }
 
-    /// Takes up a device that is open, or was refused. One that went meanwhile is closed again.
+    /// Stores a device that was opened, or forgets one that was refused. A device that has gone meanwhile is closed again.
     pub(super) fn opened(
         &mut self,
         ifindex: u32,
@@ -164,7 +166,7 @@ impl Carriers {
         }
     }
 
-    /// Closes a device that is open for nobody: all who wanted it have gone meanwhile.
+    /// Closes a device that no tunnel uses: all that asked for it have gone meanwhile.
     pub(super) fn close_unused(&mut self, ifindex: u32, jobs: &mut Jobs<impl From<Ended> + Send + 'static>) {
         if self.get(ifindex).is_some_and(|carrier| carrier.tunnels.is_empty()) {
             self.close(ifindex, jobs);
@@ -185,7 +187,7 @@ impl Carriers {
         self.shut(ifindex, false, jobs)
     }
 
-    /// Closes a device; what its sockets have got is read before anything else. `choose`: doors are chosen anew after that.
+    /// Closes a device; its sockets are read out before any other socket. `choose`: doors are chosen anew after that.
     /// Returns the tunnels that used it.
     pub(super) fn shut(
         &mut self,
@@ -202,15 +204,15 @@ impl Carriers {
             Some(Device::Closing { .. }) | None => return BTreeSet::new(),
         };
         self.devices.insert(ifindex, Device::Closing { slot, choose });
-        let (doors, is_used) = (self.doors.clone(), !tunnels.is_empty());
+        let (handover, is_used) = (self.handover.clone(), !tunnels.is_empty());
         jobs.start(async move {
-            doors.close(ifindex, slot, is_used).await;
+            handover.close(ifindex, slot, is_used).await;
             Ended::Closed { ifindex }
         });
         tunnels
     }
 
-    /// Takes up that a device is closed; whether its doors are to be chosen anew.
+    /// Forgets a device that is closed; returns whether doors are to be chosen anew.
     pub(super) fn closed(&mut self, ifindex: u32) -> bool {
         matches!(self.devices.remove(&ifindex), Some(Device::Closing { choose: true, .. }))
     }
@@ -220,18 +222,18 @@ impl Carriers {
         self.habits.get(&ifindex).is_some_and(Habit::has_single_frames)
     }
 
-    /// Takes up that a device delivers single frames; whether that is new.
+    /// Notes that a device delivers single frames; returns whether that is new.
     pub(super) fn see_single_frames(&mut self, ifindex: u32) -> bool {
         self.habits.entry(ifindex).or_default().see_single_frames(Instant::now())
     }
 
     /// Whether a device can be sent live frames.
     pub(super) fn may_send_live(&self, card: &Card) -> bool {
-        self.doors.may_send_live(card)
+        self.handover.may_send_live(card)
     }
 
-    /// Follows which devices take live frames; returns those where that has changed.
-    pub(super) fn follow_live_frames(&mut self) -> Vec<u32> {
+    /// Polls which devices take live frames; returns those where that has changed.
+    pub(super) fn poll_live_frames(&mut self) -> Vec<u32> {
         let mut changed = Vec::new();
         for (ifindex, device) in &mut self.devices {
             let Device::Open(carrier) = device else { continue };
@@ -263,14 +265,14 @@ impl Carriers {
         self.habits.entry(ifindex).or_default().leave(now).as_secs()
     }
 
-    /// Devices that zero copy is to be given up on, or to be tried on again.
-    pub(super) fn look_at_zero_copy(&mut self, now: Instant) -> Vec<(u32, TrialChange)> {
+    /// Polls the trials of zero copy; returns the devices where it is to be given up, or tried again.
+    pub(super) fn poll_zero_copy(&mut self, now: Instant) -> Vec<(u32, TrialChange)> {
         let mut changed = Vec::new();
         for (ifindex, device) in &self.devices {
             let Device::Open(carrier) = device else { continue };
             let Some(trial) = self.trials.get_mut(ifindex) else { continue };
             let (opened, received) = (carrier.opened, carrier.traffic.received());
-            if let Some(change) = trial.look(carrier.some_zero_copy, opened, received, now) {
+            if let Some(change) = trial.judge(carrier.some_zero_copy, opened, received, now) {
                 changed.push((*ifindex, change));
             }
         }
@@ -287,8 +289,8 @@ impl Device {
     }
 }
 
-/// Whether a device is one that AF_XDP was never made for, or of which it is only to be tried whether it has native XDP: a VLAN has
-/// not.
+/// Whether AF_XDP is likely to be refused on a device: it is no Ethernet device, or it is only tried whether it has native XDP, which
+/// a VLAN has not.
 pub(super) fn is_unlikely(card: &Card) -> bool {
     card.kind != CardKind::Ethernet || card.superframes
 }

@@ -18,13 +18,14 @@ pub(crate) struct LanCard {
     /// Index in the worker's table, and of its first socket in the map when multiplied by [`LAN_QUEUES`].
     pub slot: usize,
     pub flags: u32,
+    /// The tunnels that use it.
     pub tunnels: BTreeSet<u16>,
-    /// Modes got, for people.
+    /// The modes got, for people.
     pub note: String,
 }
 
 impl LanCard {
-    /// What the programs must know of it.
+    /// Its entry in the programs' map.
     pub(crate) fn entry(&self) -> LanEntry {
         LanEntry {
             sockets: self.slot as u32 * LAN_QUEUES,
@@ -35,10 +36,10 @@ impl LanCard {
     }
 }
 
-/// Opens a card.
+/// Opens AF_XDP sockets on a card.
 ///
 /// # Errors
-/// What is refused on it; nothing of it stays.
+/// The operation that was refused; nothing stays open.
 pub(super) async fn open(platform: &Platform, card: Card, slot: usize, mode: XdpMode) -> anyhow::Result<LanCard> {
     let (ifindex, name) = (card.ifindex, card.name.clone());
     let mode = platform.programs().attach_lan(ifindex, mode)?;
@@ -62,7 +63,7 @@ pub(super) async fn open(platform: &Platform, card: Card, slot: usize, mode: Xdp
     Ok(lan)
 }
 
-/// Opens the queues of a card; how packets pass between it and us.
+/// Opens a socket on each queue of a card; returns the copy mode that the kernel granted, for people.
 async fn open_queues(
     platform: &Platform,
     ifindex: u32,
@@ -71,7 +72,7 @@ async fn open_queues(
     copying: Copying,
 ) -> anyhow::Result<String> {
     let mut sockets = Vec::new();
-    // What needs several frames is larger than a tunnel takes, and not redirected.
+    // A packet in several frames is larger than a tunnel takes, and the program does not redirect it.
     let multi_buffer = MultiBuffer::Wanted;
     let config = SocketConfig { mode: copying.mode, multi_buffer, ..SocketConfig::default() };
     for queue in 0..queues {
@@ -84,20 +85,20 @@ async fn open_queues(
     let count = platform.workers.count();
     let injectors = (0..count).map(|_| Injector::open(ifindex)).collect::<Result<Vec<_>, _>>()?;
     let mut shares = share_of(sockets, count).into_iter().zip(injectors);
-    // Until then nothing is redirected; a ring without frames would lose it.
+    // Until the workers have filled the rings, the program redirects nothing: an empty ring drops packets.
     let taken = platform.workers.ask_all(|_, done| {
         let (sockets, injector) = shares.next().expect("a share for each worker");
         Command::AddLan(slot, sockets, injector, !zero_copy, done)
     });
     if !taken.in_time().await {
-        // They hear it behind the other command.
+        // The workers carry it out after the other command.
         platform.workers.tell_all(|_| Command::RemoveLan(slot));
         anyhow::bail!("the workers do not take the card: the machine is too busy, or one hangs");
     }
     Ok(copying.note(got))
 }
 
-/// Closes a card. The workers let go of its sockets when they come to it; until then the kernel has them busy.
+/// Closes a card. The workers close its sockets later; until then the kernel keeps its queues busy.
 pub(super) fn shut(platform: &Platform, ifindex: u32, slot: usize) {
     log_failure(platform.programs().remove_lan_device(ifindex));
     platform.programs().detach_lan(ifindex);

@@ -1,4 +1,4 @@
-//! LAN cards with a short cut (`lan`): opened with the first tunnel that wants one, closed after the last.
+//! LAN cards with a short cut (`lan`): a card is opened for the first tunnel that asks for it, and closed after the last.
 
 mod card;
 mod tables;
@@ -12,18 +12,20 @@ use anyhow::Context as _;
 use cipe_common::maps::{LanRoute, MAX_LANS};
 use tokio::sync::watch;
 
-use super::Manager;
+use super::doors::Doors;
+use super::hubs::Hubs;
 use super::jobs::Jobs;
-use super::platform::Platform;
-use super::platform::log_failure;
+use super::platform::{Platform, log_failure};
+use super::poll::PollTimer;
+use super::shared::Shared;
 use crate::engine::lan::LanTable;
 use crate::kernel::bpf::XdpMode;
 use crate::kernel::forwarding::{self, Picture, Prefix};
 use crate::kernel::links::{Card, CardKind, LinkChange, LinkEvent};
 use card::LanCard;
 
-/// Between two looks at what the kernel does not tell: neighbours in use, and whether it forwards at all.
-const LOOK: Duration = Duration::from_secs(5);
+/// Interval between two polls of what the kernel does not notify of: neighbours in use, and whether forwarding is on.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The short cuts of an engine.
 pub(super) struct Lans {
@@ -32,18 +34,18 @@ pub(super) struct Lans {
     open: HashMap<u32, LanCard>,
     /// Cards that are being opened, with their slots and the tunnels that wait for them.
     opening: HashMap<u32, (usize, BTreeSet<u16>)>,
-    /// What the kernel forwards by, followed from the first wish for a short cut on.
+    /// The kernel's forwarding tables, followed from the first tunnel on that asks for a short cut.
     pictures: Option<watch::Receiver<Picture>>,
     picture: Picture,
-    /// What the programs have.
+    /// The routes that the programs have.
     installed: HashMap<Prefix, LanRoute>,
-    /// What the workers have.
+    /// The table that the workers have.
     table: Arc<LanTable>,
-    /// Whose packets may go by it, as the tables were made.
+    /// The tunnels that may use short cuts, as of the last tables.
     takers: Takers,
     /// Why a tunnel has no short cut.
     hindrances: BTreeMap<u16, String>,
-    looked: Instant,
+    poll: PollTimer,
 }
 
 /// Tunnels that have a short cut, by the ifindex of their devices.
@@ -59,7 +61,7 @@ struct Taker {
     forwards: [bool; 2],
 }
 
-/// What has come of opening a card for this tunnel.
+/// The result of opening a card for the tunnel `asker`.
 pub(super) struct Opened {
     pub ifindex: u32,
     pub asker: u16,
@@ -67,7 +69,7 @@ pub(super) struct Opened {
 }
 
 impl Lans {
-    /// None yet.
+    /// No card yet.
     pub(super) fn new(platform: Arc<Platform>) -> Self {
         Self {
             platform,
@@ -79,7 +81,7 @@ impl Lans {
             table: Arc::default(),
             takers: Takers::new(),
             hindrances: BTreeMap::new(),
-            looked: Instant::now(),
+            poll: PollTimer::new(POLL_INTERVAL),
         }
     }
 
@@ -92,7 +94,7 @@ impl Lans {
         self.open.values().find(|lan| lan.tunnels.contains(&number))
     }
 
-    /// What there is to say of a tunnel's short cut.
+    /// The status note on a tunnel's short cut.
     pub(super) fn note(&self, number: u16) -> Option<String> {
         match (self.of_tunnel(number), self.hindrances.get(&number)) {
             (Some(lan), None) => Some(lan.note.clone()),
@@ -101,10 +103,10 @@ impl Lans {
         }
     }
 
-    /// Waits until the kernel forwards by something else; for ever if nobody ever wanted a short cut. Cancel safe.
+    /// Waits for a change of the kernel's forwarding tables; for ever if no tunnel ever asked for a short cut. Cancel safe.
     ///
     /// # Errors
-    /// It cannot be followed any longer.
+    /// The tables cannot be followed any longer.
     pub(super) async fn next_picture(&mut self) -> anyhow::Result<()> {
         let Some(pictures) = &mut self.pictures else { return std::future::pending().await };
         pictures
@@ -115,7 +117,7 @@ impl Lans {
         Ok(())
     }
 
-    /// Follows what the kernel forwards by, from the first call on.
+    /// Follows the kernel's forwarding tables, from the first call on.
     async fn follow(&mut self) -> anyhow::Result<()> {
         if self.pictures.is_none() {
             let mut pictures = forwarding::follow(&self.platform.netlink).await?;
@@ -125,7 +127,7 @@ impl Lans {
         Ok(())
     }
 
-    /// Has a tunnel use the card if that is open, or wait for it if it is being opened; what it has then.
+    /// Adds a tunnel to the users of a card that is open, or to those that wait for one that is being opened; `None`: it is neither.
     fn join(&mut self, ifindex: u32, number: u16) -> Option<Joined> {
         if let Some(lan) = self.open.get_mut(&ifindex) {
             lan.tunnels.insert(number);
@@ -135,7 +137,7 @@ impl Lans {
         Some(Joined::Opening)
     }
 
-    /// Begins to open a card for a tunnel.
+    /// Starts to open a card for a tunnel.
     fn begin(
         &mut self,
         card: Card,
@@ -157,56 +159,52 @@ impl Lans {
         Ok(())
     }
 
-    /// Closes a card; everything goes the kernel's way. Returns the tunnels that used it.
+    /// Closes a card; the kernel forwards all its packets from then on. Returns the tunnels that used it.
     fn close(&mut self, ifindex: u32) -> BTreeSet<u16> {
         let Some(lan) = self.open.remove(&ifindex) else { return BTreeSet::new() };
         card::shut(&self.platform, ifindex, lan.slot);
         lan.tunnels
     }
-}
 
-/// What a tunnel has of a card.
-enum Joined {
-    /// A short cut, and what there is to say of it.
-    Open(String),
-    /// It waits for one.
-    Opening,
-}
-
-impl Manager {
-    /// Opens the short cut of a tunnel that wants one, if that can be. What hinders it is said once; its packets take the
-    /// kernel's way then.
-    pub(super) async fn enter_lan(&mut self, number: u16) {
-        let Some(tenant) = self.tunnels.get(number) else { return };
+    /// Opens the short cut of a tunnel that asks for one. If it cannot be opened, its daemon is told once, and the kernel forwards
+    /// the tunnel's packets.
+    pub(super) async fn enter(&mut self, number: u16, shared: &mut Shared, hubs: &Hubs, doors: &Doors) {
+        let Some(tenant) = shared.tunnels.get(number) else { return };
         let (Some(name), mode) = (tenant.lan.clone(), tenant.xdp_mode) else { return };
-        if self.lans.of_tunnel(number).is_some() {
+        if self.of_tunnel(number).is_some() {
             return;
         }
-        match self.use_lan(&name, number, mode).await {
-            Ok(Joined::Open(note)) => self.entered_lan(number, note),
+        match self.use_card(&name, number, mode, shared, hubs, doors).await {
+            Ok(Joined::Open(note)) => {
+                self.hindrances.remove(&number);
+                shared.daemons.news(number, note);
+            }
             Ok(Joined::Opening) => return,
-            Err(error) => self.hinder(number, &error),
+            Err(error) => self.hinder(number, &error, shared),
         }
-        self.renew_lans();
+        self.renew(&shared.tunnels, &shared.daemons);
     }
 
-    fn entered_lan(&mut self, number: u16, note: String) {
-        self.lans.hindrances.remove(&number);
-        self.daemons.news(number, note);
-    }
-
-    fn hinder(&mut self, number: u16, error: &anyhow::Error) {
+    fn hinder(&mut self, number: u16, error: &anyhow::Error, shared: &Shared) {
         let text = format!("no short cut: {error:#}");
-        if self.lans.hindrances.insert(number, text.clone()).as_ref() != Some(&text) {
-            self.daemons.notice(number, format!("{text}; packets take the kernel's way"));
+        if self.hindrances.insert(number, text.clone()).as_ref() != Some(&text) {
+            shared.daemons.notice(number, format!("{text}; packets take the kernel's way"));
         }
     }
 
-    async fn use_lan(&mut self, name: &str, number: u16, mode: XdpMode) -> anyhow::Result<Joined> {
-        self.lans.follow().await?;
+    async fn use_card(
+        &mut self,
+        name: &str,
+        number: u16,
+        mode: XdpMode,
+        shared: &mut Shared,
+        hubs: &Hubs,
+        doors: &Doors,
+    ) -> anyhow::Result<Joined> {
+        self.follow().await?;
         let card = self.platform.netlink.card_named(name).await?;
         let ifindex = card.ifindex;
-        if let Some(joined) = self.lans.join(ifindex, number) {
+        if let Some(joined) = self.join(ifindex, number) {
             return Ok(joined);
         }
         if card.kind != CardKind::Ethernet || card.mac.is_none() {
@@ -215,121 +213,134 @@ impl Manager {
         if card.enslaved {
             anyhow::bail!("{name}: part of another device (bridge, bond or VRF); name that one");
         }
-        if self.tunnels.of_device(ifindex).is_some() || self.hubs.of_device(ifindex).is_some() {
+        if shared.tunnels.of_device(ifindex).is_some() || hubs.of_device(ifindex).is_some() {
             anyhow::bail!("{name}: a tunnel's own device; name the card of the LAN");
         }
-        if self.carriers.has(ifindex) {
+        if doors.has(ifindex) {
             anyhow::bail!("{name}: AF_XDP serves it as a carrier already; set `carrier udp` for the tunnels over it");
         }
-        self.lans.begin(card, mode, number, &mut self.jobs)?;
+        self.begin(card, mode, number, &mut shared.jobs)?;
         Ok(Joined::Opening)
     }
 
-    /// Takes up that a card was opened for a tunnel, or could not be: each tunnel that waits for it then is served by it, or tries
-    /// for itself.
-    pub(super) async fn lan_opened(&mut self, ifindex: u32, asker: u16, lan: anyhow::Result<Box<LanCard>>) {
-        let waiting = self.lans.opening.remove(&ifindex).map(|(_, tunnels)| tunnels).unwrap_or_default();
+    /// Handles the result of opening a card for a tunnel. Each tunnel that waits for the card gets it, or else asks again for itself.
+    pub(super) async fn opened(&mut self, opened: Opened, shared: &mut Shared, hubs: &Hubs, doors: &Doors) {
+        let Opened { ifindex, asker, lan } = opened;
+        let waiting = self.opening.remove(&ifindex).map(|(_, tunnels)| tunnels).unwrap_or_default();
         let lan = match (lan, self.platform.netlink.card(ifindex).await) {
             // Its name may have changed while it was opened, or it has gone.
             (Ok(lan), Ok(card)) if card.name == lan.card.name => Ok(lan),
-            (Ok(lan), _) => {
+            (Ok(lan), card) => {
                 card::shut(&self.platform, ifindex, lan.slot);
-                Err(anyhow::anyhow!("{}: it has gone, or has another name", lan.card.name))
+                Err(match card {
+                    Ok(card) => anyhow::anyhow!("{}: it is called {} now", lan.card.name, card.name),
+                    Err(error) => anyhow::anyhow!("{}: {error}", lan.card.name),
+                })
             }
             (Err(error), _) => Err(error),
         };
         match lan {
             Ok(lan) => {
                 tracing::info!("{}", lan.note);
-                self.lans.open.insert(ifindex, *lan);
+                self.open.insert(ifindex, *lan);
             }
-            Err(error) if self.tunnels.get(asker).is_some() => self.hinder(asker, &error),
-            Err(_) => {}
+            Err(error) if shared.tunnels.get(asker).is_some() => self.hinder(asker, &error, shared),
+            Err(error) => tracing::debug!("{error:#}; its tunnel has gone"),
         }
-        let failed = !self.lans.open.contains_key(&ifindex);
+        let failed = !self.open.contains_key(&ifindex);
         for number in waiting.into_iter().filter(|number| !failed || *number != asker) {
-            self.enter_lan(number).await;
+            self.enter(number, shared, hubs, doors).await;
         }
-        if self.lans.open.get(&ifindex).is_some_and(|lan| lan.tunnels.is_empty()) {
-            self.lans.close(ifindex);
+        if self.open.get(&ifindex).is_some_and(|lan| lan.tunnels.is_empty()) {
+            self.close(ifindex);
         }
-        self.renew_lans();
+        self.renew(&shared.tunnels, &shared.daemons);
     }
 
     /// Takes a tunnel off its short cut, and closes the card after the last.
-    pub(super) fn leave_lan(&mut self, number: u16) {
-        self.lans.hindrances.remove(&number);
-        for (_, waiting) in self.lans.opening.values_mut() {
+    pub(super) fn leave(&mut self, number: u16, shared: &Shared) {
+        self.hindrances.remove(&number);
+        for (_, waiting) in self.opening.values_mut() {
             waiting.remove(&number);
         }
-        let found = self.lans.open.iter_mut().find(|(_, lan)| lan.tunnels.contains(&number));
+        let found = self.open.iter_mut().find(|(_, lan)| lan.tunnels.contains(&number));
         let Some((&ifindex, lan)) = found else { return };
         lan.tunnels.remove(&number);
         if lan.tunnels.is_empty() {
-            self.lans.close(ifindex);
+            self.close(ifindex);
         }
-        self.renew_lans();
+        self.renew(&shared.tunnels, &shared.daemons);
     }
 
-    /// Takes up what has happened to a device.
-    pub(super) async fn lan_changed(&mut self, event: &LinkEvent) {
-        // Nobody ever wanted a short cut: thousands of tunnel devices may come and go at no cost.
-        if self.lans.pictures.is_none() {
+    /// Handles a change of a network device: a card that has gone or has another name loses its short cut, and one that comes gets
+    /// its tunnels.
+    pub(super) async fn link_changed(&mut self, event: &LinkEvent, shared: &mut Shared, hubs: &Hubs, doors: &Doors) {
+        // Without any short cut, thousands of tunnel devices may come and go at no cost.
+        if self.pictures.is_none() {
             return;
         }
         let ifindex = event.ifindex;
-        let known = self.lans.open.get(&ifindex).map(|lan| lan.card.name.clone());
+        let known = self.open.get(&ifindex).map(|lan| lan.card.name.clone());
         match (event.change, known) {
-            (LinkChange::Deleted, Some(name)) => self.lose_lan(ifindex, &format!("{name}: it has gone")),
+            (LinkChange::Deleted, Some(name)) => self.lose(ifindex, &format!("{name}: it has gone"), shared),
             (LinkChange::Renamed, Some(name)) if name != event.name => {
-                self.lose_lan(ifindex, &format!("{name}: it is called {} now", event.name));
+                self.lose(ifindex, &format!("{name}: it is called {} now", event.name), shared);
             }
             (LinkChange::Changed, Some(name)) => {
-                // One that has another name by now is lost by the event that tells it, which is to come.
-                if let Ok(card) = self.platform.netlink.card(ifindex).await
-                    && card.name == name
-                    && let Some(lan) = self.lans.open.get_mut(&ifindex)
-                {
-                    lan.card = card;
-                    log_failure(self.platform.programs().set_lan_device(ifindex, lan.entry()));
-                    self.renew_lans();
+                let card = self.platform.netlink.card(ifindex).await;
+                match (card, self.open.get_mut(&ifindex)) {
+                    (Ok(card), Some(lan)) if card.name == name => {
+                        lan.card = card;
+                        log_failure(self.platform.programs().set_lan_device(ifindex, lan.entry()));
+                        self.renew(&shared.tunnels, &shared.daemons);
+                    }
+                    // A device that has gone or has another name loses its short cut by the event of that, which comes next.
+                    (Ok(_), _) => {}
+                    (Err(error), _) => tracing::debug!("{error}"),
                 }
             }
             _ => {}
         }
         if matches!(event.change, LinkChange::Added | LinkChange::Up | LinkChange::Renamed) {
-            for number in self.tunnels.numbers(|tenant| tenant.is_open && tenant.lan.as_ref() == Some(&event.name)) {
-                self.enter_lan(number).await;
+            for number in shared.tunnels.numbers(|tenant| tenant.is_open && tenant.lan.as_ref() == Some(&event.name)) {
+                self.enter(number, shared, hubs, doors).await;
             }
         }
     }
 
-    fn lose_lan(&mut self, ifindex: u32, reason: &str) {
-        for number in self.lans.close(ifindex) {
+    fn lose(&mut self, ifindex: u32, reason: &str, shared: &Shared) {
+        for number in self.close(ifindex) {
             let text = format!("no short cut: {reason}");
-            self.daemons.notice(number, format!("{text}; packets take the kernel's way"));
-            self.lans.hindrances.insert(number, text);
+            shared.daemons.notice(number, format!("{text}; packets take the kernel's way"));
+            self.hindrances.insert(number, text);
         }
-        self.renew_lans();
+        self.renew(&shared.tunnels, &shared.daemons);
     }
 
-    /// Tells the kernel which neighbours are in use, and looks whether it still forwards.
-    pub(super) async fn tend_lans(&mut self, now: Instant) {
-        if self.lans.open.is_empty() || now.duration_since(self.lans.looked) < LOOK {
+    /// Reports to the kernel which neighbours are in use, and checks whether it still forwards.
+    pub(super) async fn poll(&mut self, now: Instant, shared: &Shared) {
+        if self.open.is_empty() || !self.poll.is_due(now) {
             return;
         }
-        self.lans.looked = now;
-        let used: Vec<(u32, IpAddr)> = self.lans.table.take_used().collect();
+        let used: Vec<(u32, IpAddr)> = self.table.take_used().collect();
         for (ifindex, address) in used {
-            let near = self.lans.picture.neighbours.get(&(ifindex, address));
+            let near = self.picture.neighbours.get(&(ifindex, address));
             if near.is_some_and(|near| !near.fixed)
                 && let Err(error) = self.platform.netlink.use_neighbour(ifindex, address).await
             {
                 tracing::debug!("{error}");
             }
         }
-        if self.lans.takers_now(&self.tunnels) != self.lans.takers {
-            self.renew_lans();
+        if self.takers_now(&shared.tunnels) != self.takers {
+            self.renew(&shared.tunnels, &shared.daemons);
         }
     }
+}
+
+/// What a tunnel has of a card.
+enum Joined {
+    /// A short cut, and the note on it.
+    Open(String),
+    /// It waits for one.
+    Opening,
 }

@@ -1,34 +1,27 @@
-//! The tables that short cuts are decided by: which prefixes lead where, for the programs and for the workers.
+//! The routing tables of short cuts, for the programs and for the workers: which prefix leads to which tunnel or card.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use cipe_common::maps::{LanRoute, MAX_LAN_ROUTES, NO_TUNNEL};
 
+use super::super::connections::Daemons;
 use super::super::platform::log_failure;
 use super::super::tunnels::Tunnels;
-use super::super::{Daemons, Manager};
 use super::card::LanCard;
 use super::{Lans, Taker, Takers};
 use crate::engine::lan::{LanPort, LanTable, ShortCutTarget};
 use crate::engine::worker::Command;
 use crate::kernel::forwarding::{self, Prefix, PrefixMap, PrefixTarget};
 
-impl Manager {
-    /// Makes the tables of short cuts anew and hands out what has changed.
-    pub(in crate::engine::manager) fn renew_lans(&mut self) {
-        self.lans.renew(&self.tunnels, &self.daemons);
-    }
-}
-
 impl Lans {
-    /// Who may take short cuts now.
+    /// The tunnels that may use short cuts now.
     pub(super) fn takers_now(&self, tunnels: &Tunnels) -> Takers {
         let ruled = self.picture.ruled;
         let members = self.open.iter().flat_map(|(ifindex, lan)| lan.tunnels.iter().map(move |n| (*ifindex, lan, *n)));
         let taker = |(ifindex, lan, number): (u32, &LanCard, u16)| {
             let device = &tunnels.get(number)?.device;
-            // By name: that is how /proc knows them.
+            // By name, as in /proc/sys/net.
             let is_on = |v6| forwarding::is_on(&lan.card.name, v6) && forwarding::is_on(&device.name, v6);
             let forwards = [false, true].map(|v6| !ruled[usize::from(v6)] && is_on(v6));
             Some((device.index, Taker { number, lan: ifindex, forwards }))
@@ -36,13 +29,13 @@ impl Lans {
         members.filter_map(taker).collect()
     }
 
-    /// Makes the tables anew and hands out what has changed.
-    fn renew(&mut self, tunnels: &Tunnels, daemons: &Daemons) {
+    /// Makes the tables of short cuts anew, for the programs and for the workers, and tells daemons what has changed for them.
+    pub(in crate::engine::manager) fn renew(&mut self, tunnels: &Tunnels, daemons: &Daemons) {
         if self.pictures.is_none() {
             return;
         }
         let takers = self.takers_now(tunnels);
-        let way = |prefix: &Prefix, leads: &PrefixTarget| match leads {
+        let target = |prefix: &Prefix, leads: &PrefixTarget| match leads {
             PrefixTarget::Out(out) => match takers.get(&out.ifindex) {
                 Some(taker) if taker.forwards[usize::from(prefix.address.is_ipv6())] => {
                     ShortCutTarget::Tunnel { tunnel: taker.number, lan: taker.lan }
@@ -55,12 +48,13 @@ impl Lans {
             PrefixTarget::Elsewhere => ShortCutTarget::Kernel,
         };
         let routes = self.picture.routes.clone();
-        let ways: PrefixMap<ShortCutTarget> =
-            routes.iter().map(|(prefix, leads)| (*prefix, way(prefix, leads))).collect();
-        let ways = without_idle(&ways);
-        let wanted: HashMap<Prefix, LanRoute> = ways.iter().map(|(prefix, way)| (*prefix, entry(way))).collect();
+        let targets: PrefixMap<ShortCutTarget> =
+            routes.iter().map(|(prefix, leads)| (*prefix, target(prefix, leads))).collect();
+        let targets = without_redundant(&targets);
+        let wanted: HashMap<Prefix, LanRoute> =
+            targets.iter().map(|(prefix, target)| (*prefix, entry(target))).collect();
         let fits = wanted.len() <= MAX_LAN_ROUTES as usize;
-        let (ways, wanted) = if fits { (ways, wanted) } else { (PrefixMap::default(), HashMap::new()) };
+        let (targets, wanted) = if fits { (targets, wanted) } else { (PrefixMap::default(), HashMap::new()) };
         self.install(wanted);
         self.tell_hindrances(&takers, fits, daemons);
         self.takers = takers;
@@ -70,13 +64,13 @@ impl Lans {
             (*ifindex, port)
         });
         let near = self.picture.neighbours.iter().filter(|((ifindex, _), _)| self.open.contains_key(ifindex));
-        let table = LanTable::new(ways, ports.collect(), near.map(|(key, near)| (*key, near.mac)));
+        let table = LanTable::new(targets, ports.collect(), near.map(|(key, near)| (*key, near.mac)));
         table.keep_used(&self.table);
         self.table = Arc::new(table);
         self.platform.workers.tell_all(|_| Command::SetExits(self.table.clone()));
     }
 
-    /// Brings the programs' table up to date: first what keeps packets off the short cut, then what leads onto it.
+    /// Updates the programs' table: first the routes that keep packets off the short cut, then those that lead onto it.
     fn install(&mut self, wanted: HashMap<Prefix, LanRoute>) {
         let installed = &mut self.installed;
         let mut news: Vec<_> = wanted
@@ -96,7 +90,7 @@ impl Lans {
         *installed = wanted;
     }
 
-    /// Tells daemons what hinders their short cuts, when that changes.
+    /// Tells daemons why their tunnels' packets take no short cut, when that changes.
     fn tell_hindrances(&mut self, takers: &Takers, fits: bool, daemons: &Daemons) {
         let ruled = self.picture.ruled;
         let mut news = Vec::new();
@@ -121,16 +115,16 @@ impl Lans {
     }
 }
 
-/// Leaves out what tells the same as its absence: ways of the kernel's outside any other.
-fn without_idle(ways: &PrefixMap<ShortCutTarget>) -> PrefixMap<ShortCutTarget> {
-    let matters = |(prefix, way): &(&Prefix, &ShortCutTarget)| {
-        **way != ShortCutTarget::Kernel || ways.around(**prefix).any(|around| *around != ShortCutTarget::Kernel)
+/// Leaves out routes that change nothing: those to the kernel that lie in no other route.
+fn without_redundant(targets: &PrefixMap<ShortCutTarget>) -> PrefixMap<ShortCutTarget> {
+    let matters = |(prefix, target): &(&Prefix, &ShortCutTarget)| {
+        **target != ShortCutTarget::Kernel || targets.around(**prefix).any(|around| *around != ShortCutTarget::Kernel)
     };
-    ways.iter().filter(matters).map(|(prefix, way)| (*prefix, *way)).collect()
+    targets.iter().filter(matters).map(|(prefix, target)| (*prefix, *target)).collect()
 }
 
-fn entry(way: &ShortCutTarget) -> LanRoute {
-    match way {
+fn entry(target: &ShortCutTarget) -> LanRoute {
+    match target {
         ShortCutTarget::Tunnel { tunnel, lan } => LanRoute { lan: *lan, tunnel: u32::from(*tunnel) },
         ShortCutTarget::Lan { lan, .. } => LanRoute { lan: *lan, tunnel: NO_TUNNEL },
         ShortCutTarget::Kernel => LanRoute { lan: 0, tunnel: NO_TUNNEL },

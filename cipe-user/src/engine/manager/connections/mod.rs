@@ -1,4 +1,4 @@
-//! The daemons and those who ask for a status: their connections, each a task of its own, and what is said to them.
+//! The connections of the control socket, of daemons and of those who ask for a status. Each is served by a task of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use crate::control::channel::SendError;
 use crate::control::protocol::{Event, Request, Status};
 use crate::control::server::Connection;
 
-/// How long the reader of a status may take for one tunnel's.
-const STATUS: Duration = Duration::from_secs(5);
+/// How long the reader of a status may take for that of one tunnel, before its connection is closed.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Events that may wait for a connection's task; beyond, a daemon that does not read loses them.
-pub(super) const EVENTS: usize = 256;
+/// Events that may wait for a connection's task; a daemon that does not read loses those beyond.
+pub(super) const MAX_QUEUED_EVENTS: usize = 256;
 
-/// What the connections' tasks tell the manager.
-pub(super) enum Said {
-    /// A request of this connection's.
+/// An event of a connection, by the connection's number.
+pub(super) enum ConnectionEvent {
+    /// It has sent a request.
     Request(u64, Request),
     /// It has closed.
     Closed(u64),
@@ -28,44 +28,44 @@ pub(super) enum Said {
 /// All connections, by number.
 pub(super) struct Daemons {
     all: HashMap<u64, Daemon>,
-    /// Whose tunnel is whose, by the tunnel's number.
+    /// The connection of each tunnel.
     of_tunnels: HashMap<u16, u64>,
-    /// Where the connections' tasks speak to the manager.
-    say: mpsc::Sender<Said>,
+    /// From the connections' tasks to the manager.
+    to_manager: mpsc::Sender<ConnectionEvent>,
     /// Number of the last connection.
     last: u64,
 }
 
 /// A connection, as the manager sees it.
 struct Daemon {
-    /// Its process.
+    /// The process id of the peer; 0: unknown.
     pid: u32,
-    /// Its tunnel, from the attempt to attach it on.
+    /// Its tunnel, from the time on that the tunnel is handed to the workers.
     tunnel: Option<u16>,
     /// To its task.
     events: mpsc::Sender<Event>,
-    /// Has its task close it.
+    /// Tells its task to close it.
     close: Arc<Notify>,
 }
 
 impl Daemons {
-    /// None yet; what they say is to be sent there.
-    pub(super) fn new(say: mpsc::Sender<Said>) -> Self {
-        Self { all: HashMap::new(), of_tunnels: HashMap::new(), say, last: 0 }
+    /// No connection yet. Their events are sent to `to_manager`.
+    pub(super) fn new(to_manager: mpsc::Sender<ConnectionEvent>) -> Self {
+        Self { all: HashMap::new(), of_tunnels: HashMap::new(), to_manager, last: 0 }
     }
 
-    /// Takes up a new connection.
-    pub(super) fn enter(&mut self, connection: Connection) {
+    /// Adds a new connection, and starts its task.
+    pub(super) fn add(&mut self, connection: Connection) {
         self.last += 1;
-        let (sender, events) = mpsc::channel(EVENTS);
+        let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
         let pid = connection.peer().map_or(0, |peer| peer.pid.unsigned_abs());
         let close = Arc::new(Notify::new());
         self.all.insert(self.last, Daemon { pid, tunnel: None, events: sender, close: close.clone() });
-        tokio::spawn(converse(self.last, connection, events, close, self.say.clone()));
+        tokio::spawn(converse(self.last, connection, events, close, self.to_manager.clone()));
     }
 
-    /// Forgets a connection that has closed; returns its tunnel, which [`Self::part`] takes from it.
-    pub(super) fn leave(&mut self, connection: u64) -> Option<u16> {
+    /// Forgets a connection that has closed; returns its tunnel, which is still to be [unassigned](Self::unassign).
+    pub(super) fn remove(&mut self, connection: u64) -> Option<u16> {
         self.all.remove(&connection)?.tunnel
     }
 
@@ -84,8 +84,8 @@ impl Daemons {
         self.all.get(&connection)?.tunnel
     }
 
-    /// Gives a connection its tunnel.
-    pub(super) fn join(&mut self, connection: u64, number: u16) {
+    /// Assigns a tunnel to a connection.
+    pub(super) fn assign(&mut self, connection: u64, number: u16) {
         if let Some(daemon) = self.all.get_mut(&connection) {
             daemon.tunnel = Some(number);
             self.of_tunnels.insert(number, connection);
@@ -93,18 +93,19 @@ impl Daemons {
     }
 
     /// Takes a tunnel from its connection.
-    pub(super) fn part(&mut self, number: u16) {
+    pub(super) fn unassign(&mut self, number: u16) {
         if let Some(daemon) = self.of_tunnels.remove(&number).and_then(|connection| self.all.get_mut(&connection)) {
             daemon.tunnel = None;
         }
     }
 
-    /// Says something to a connection. One that does not read loses it: what comes again, or, with its tunnel, what does not.
-    pub(super) fn say(&self, connection: u64, event: Event) {
+    /// Sends an event to a connection. If too many wait already, because it does not read, the event is lost; and if the event comes
+    /// only once, the connection is closed, and its tunnel ends.
+    pub(super) fn send(&self, connection: u64, event: Event) {
         let Some(daemon) = self.all.get(&connection) else { return };
         match daemon.events.try_send(event) {
             Ok(()) => {}
-            // Its task has ended, and has said so.
+            // Its task has ended, and the event of that is on its way.
             Err(TrySendError::Closed(_)) => {}
             Err(TrySendError::Full(event)) if comes_once(&event) => {
                 tracing::warn!("control connection {connection} does not listen; it is closed");
@@ -114,24 +115,24 @@ impl Daemons {
         }
     }
 
-    /// Says something to the daemon of a tunnel.
+    /// Sends an event to the daemon of a tunnel.
     pub(super) fn tell(&self, number: u16, event: Event) {
         if let Some(connection) = self.of_tunnels.get(&number) {
-            self.say(*connection, event);
+            self.send(*connection, event);
         }
     }
 
-    /// Tells a tunnel's daemon something for its log that the operator should look at.
+    /// Sends a line for the log of a tunnel's daemon, for the operator to look at.
     pub(super) fn notice(&self, number: u16, message: String) {
         self.tell(number, Event::Notice { message, well: false });
     }
 
-    /// Tells a tunnel's daemon something for its log that is as it should be.
+    /// Sends a line for the log of a tunnel's daemon that tells of nothing wrong.
     pub(super) fn news(&self, number: u16, message: String) {
         self.tell(number, Event::Notice { message, well: true });
     }
 
-    /// Hands a status over to who asked for it, as fast as it is read.
+    /// Sends a status to the connection that asked for it, as fast as it reads.
     pub(super) fn report(&self, connection: u64, all: Vec<Status>) {
         if let Some(daemon) = self.all.get(&connection) {
             tokio::spawn(report(daemon.events.clone(), all));
@@ -139,8 +140,8 @@ impl Daemons {
     }
 }
 
-/// Hands over a whole status, however many tunnels it has, as fast as its reader reads.
-pub(super) async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
+/// Sends a status of any number of tunnels, as fast as its reader reads.
+async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
     for event in all.into_iter().map(|status| Event::Status(Box::new(status))).chain([Event::StatusEnd]) {
         // The reader has gone.
         if events.send(event).await.is_err() {
@@ -149,24 +150,25 @@ pub(super) async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
     }
 }
 
-/// Whether a daemon that has lost an event would wait for it for ever.
+/// Whether an event comes only once, so that a daemon that has lost it would wait for ever.
 fn comes_once(event: &Event) -> bool {
     matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown)
 }
 
-/// Carries the requests of one connection to the manager, and its events back.
-pub(super) async fn converse(
+/// Forwards the requests of one connection to the manager, and the manager's events to it. Sends [`ConnectionEvent::Closed`] at its
+/// end.
+async fn converse(
     number: u64,
     mut connection: Connection,
     mut events: mpsc::Receiver<Event>,
     close: Arc<Notify>,
-    say: mpsc::Sender<Said>,
+    to_manager: mpsc::Sender<ConnectionEvent>,
 ) {
     loop {
         tokio::select! {
             request = connection.receive() => match request {
                 Ok(Some(request)) => {
-                    if say.send(Said::Request(number, request)).await.is_err() {
+                    if to_manager.send(ConnectionEvent::Request(number, request)).await.is_err() {
                         return;
                     }
                 }
@@ -178,17 +180,17 @@ pub(super) async fn converse(
             },
             () = close.notified() => break,
             event = events.recv() => {
-                // The manager has forgotten it.
+                // The manager has forgotten the connection.
                 let Some(event) = event else { return };
                 if matches!(event, Event::Status(_) | Event::StatusEnd) {
-                    let delivered = tokio::time::timeout(STATUS, connection.deliver(&event)).await;
+                    let delivered = tokio::time::timeout(STATUS_TIMEOUT, connection.deliver(&event)).await;
                     if !matches!(delivered, Ok(Ok(()))) {
                         break;
                     }
                     continue;
                 }
                 match connection.send(&event) {
-                    // What it said before it went is still to be heard, such as its farewell to the peer; then its end is.
+                    // The requests that it sent before it closed are still to be read, such as the last message to its peer.
                     Ok(()) | Err(SendError::Closed) => {}
                     Err(error) => {
                         tracing::warn!("control connection {number}: {error}");
@@ -200,6 +202,9 @@ pub(super) async fn converse(
             }
         }
     }
-    // A manager that is gone has no connections.
-    let _ = say.send(Said::Closed(number)).await;
+    // It fails only when the manager has ended, which has no connections any more.
+    let _ = to_manager.send(ConnectionEvent::Closed(number)).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! How a carrier device passes between the UDP sockets and AF_XDP so that no flow overtakes itself: what has come by the one is
-//! read before what comes by the other.
+//! The handover of a carrier device between the UDP sockets and AF_XDP. It keeps the order of each flow: all datagrams that came by
+//! the one are read before those that come by the other.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,31 +20,31 @@ use crate::kernel::links::{Card, CardKind};
 use crate::kernel::{ethtool, netdev};
 use crate::xsk::{Mode, MultiBuffer, SocketConfig};
 
-/// Opens and closes devices, one after the other: workers hold back all UDP sockets for one that closes.
-pub(super) struct Doors {
+/// Opens and closes devices, one at a time: while a device is closed, the workers hold back all UDP sockets.
+pub(super) struct Handover {
     platform: Arc<Platform>,
-    turn: Mutex<()>,
+    one_at_a_time: Mutex<()>,
 }
 
-impl Doors {
-    /// All doors of an engine.
+impl Handover {
+    /// For all carrier devices of an engine.
     pub(super) fn new(platform: Arc<Platform>) -> Self {
-        Self { platform, turn: Mutex::new(()) }
+        Self { platform, one_at_a_time: Mutex::new(()) }
     }
 
-    /// Whether a device can be sent live frames. Of several queues a veth picks that of the CPU for them and one by the flow
-    /// for what a socket sends, so that they would overtake each other.
+    /// Whether live frames can be sent on a device. With several queues a veth queues live frames by CPU and a socket's datagrams by
+    /// flow, so that a flow would be reordered.
     pub(super) fn may_send_live(&self, card: &Card) -> bool {
         let single = || card.receive_queues == 1 && ethtool::transmit_queues(card.ifindex) == Some(1);
         self.platform.sends_live && card.veth && single()
     }
 
-    /// Has AF_XDP serve a device; `given_up`: nothing came by its zero copy.
+    /// Opens AF_XDP sockets on a device; `given_up`: without zero copy, by which nothing came.
     ///
     /// # Errors
-    /// What is refused on it, in words for an operator; it stays with the UDP sockets.
+    /// The operation that was refused, in words for an operator; the UDP sockets go on serving the device.
     pub(super) async fn open(&self, card: Card, slot: usize, mode: XdpMode, given_up: bool) -> anyhow::Result<Carrier> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.one_at_a_time.lock().await;
         let platform = &self.platform;
         let ifindex = card.ifindex;
         if card.kind != CardKind::Ethernet {
@@ -89,7 +89,7 @@ impl Doors {
         })
     }
 
-    /// Opens the queues of a device; what was got.
+    /// Opens a socket on each queue of a device; returns the modes that the kernel granted.
     async fn open_queues(
         &self,
         ifindex: u32,
@@ -102,7 +102,7 @@ impl Doors {
         let Platform { workers, .. } = &*self.platform;
         let base = slot as u32 * CARRIER_QUEUES;
         let mut sockets = Vec::new();
-        // A datagram of ours fits a frame. What needs several is a superframe, of which nothing can be made.
+        // A datagram for this host fits one frame. A packet in several frames is a superframe, which AF_XDP cannot take apart.
         let config = SocketConfig { mode, multi_buffer: MultiBuffer::Wanted, ..SocketConfig::default() };
         for queue in 0..queues {
             let socket = self.platform.bind_queue(ifindex, queue, config).await?;
@@ -126,7 +126,7 @@ impl Doors {
             let carrier = NewCarrier { ifindex, sockets, traffic: traffic.clone(), live: lives.next() };
             Command::AddCarrier(slot, Box::new(carrier), done)
         };
-        // Until then the program passes everything to the UDP sockets; a ring without frames would lose it.
+        // Until the workers have filled the rings, the program passes all datagrams to the UDP sockets: an empty ring drops them.
         let taken = workers.ask_all(share);
         let set = match taken.in_time().await {
             true => self.platform.programs().set_carrier_device(ifindex, base).map_err(anyhow::Error::from),
@@ -136,16 +136,16 @@ impl Doors {
             workers.ask_all(|_, done| Command::RemoveCarrier(slot, done)).in_time().await;
             return Err(error);
         }
-        // What was passed on before is to be read before.
+        // The datagrams that were passed to the UDP sockets before are read first.
         programs_over().await;
         workers.ask_all(|_, done| Command::EmptySockets(done)).in_time().await;
         workers.tell_all(|_| Command::BeginCarrier(slot));
         Ok(got)
     }
 
-    /// Gives a device back to the UDP sockets; what its AF_XDP sockets have got is read before anything else, if a tunnel uses it.
+    /// Gives a device back to the UDP sockets. If a tunnel uses it, its AF_XDP sockets are read out before any other socket.
     pub(super) async fn close(&self, ifindex: u32, slot: usize, is_used: bool) {
-        let _turn = self.turn.lock().await;
+        let _turn = self.one_at_a_time.lock().await;
         let Platform { workers, .. } = &*self.platform;
         if is_used {
             workers.ask_all(|_, done| Command::HoldSockets(true, done)).in_time().await;
@@ -164,11 +164,11 @@ impl Doors {
     }
 }
 
-/// Waits until no program runs any more that began before, and the kernel has handed on what such a one has passed:
-/// receiving is a read-side section of RCU, and membarrier(2) waits for the end of all of those.
+/// Waits until all program runs that have begun are over, and the kernel has delivered the packets that they passed: receiving is a
+/// read-side section of RCU, and membarrier(2) waits for the end of all of those.
 async fn programs_over() {
     let waited = tokio::task::spawn_blocking(|| membarrier(MembarrierCommand::Global)).await;
     if !matches!(waited, Ok(Ok(()))) {
-        tracing::debug!("membarrier: {waited:?}; what comes while a door changes may be overtaken");
+        tracing::debug!("membarrier: {waited:?}; datagrams that come while a door changes may be reordered");
     }
 }

@@ -1,18 +1,21 @@
-use super::connections::{converse, report};
-use super::*;
-use crate::control::protocol::{Cipher, Protocol, Status};
+use tokio::sync::mpsc;
+
+use super::{ConnectionEvent, Daemons, MAX_QUEUED_EVENTS, converse, report};
+use crate::control::protocol::{Cipher, Event, Protocol, Request, Status};
+use crate::control::run_dir::RunDir;
+use crate::control::server::Server;
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_status_of_any_number_of_tunnels_arrives_whole() {
-    const TUNNELS: usize = 5 * EVENTS;
+    const TUNNELS: usize = 5 * MAX_QUEUED_EVENTS;
     let directory = tempfile::tempdir().unwrap();
     let run_dir = RunDir::new(directory.path(), 1);
     let server = Server::bind(run_dir.clone()).unwrap();
     let mut client = crate::control::client::Client::connect(&run_dir).unwrap();
     let connection = server.accept().await.unwrap();
-    let (sender, events) = mpsc::channel(EVENTS);
-    let (say, _said) = mpsc::channel(1);
-    tokio::spawn(converse(1, connection, events, Default::default(), say));
+    let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
+    let (to_manager, _said) = mpsc::channel(1);
+    tokio::spawn(converse(1, connection, events, Default::default(), to_manager));
     let status = |number| Status {
         device: format!("cipcb{number}"),
         protocol: Protocol::Ip,
@@ -50,17 +53,17 @@ async fn what_a_daemon_said_before_it_went_is_heard() {
     for _ in 0..50 {
         let client = crate::control::client::Client::connect(&run_dir).unwrap();
         let connection = server.accept().await.unwrap();
-        let (sender, events) = mpsc::channel(EVENTS);
-        let (say, mut said) = mpsc::channel(4);
+        let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
+        let (to_manager, mut said) = mpsc::channel(4);
         for _ in 0..2 {
             sender.send(Event::DeviceDown).await.unwrap();
         }
         let farewell = Request::SendControl { payload: "71".to_owned(), under: Default::default(), announces: false };
         client.send(&farewell).unwrap();
         drop(client);
-        tokio::spawn(converse(1, connection, events, Default::default(), say));
-        assert!(matches!(said.recv().await, Some(Said::Request(1, Request::SendControl { .. }))));
-        assert!(matches!(said.recv().await, Some(Said::Closed(1))));
+        tokio::spawn(converse(1, connection, events, Default::default(), to_manager));
+        assert!(matches!(said.recv().await, Some(ConnectionEvent::Request(1, Request::SendControl { .. }))));
+        assert!(matches!(said.recv().await, Some(ConnectionEvent::Closed(1))));
     }
 }
 
@@ -71,13 +74,13 @@ async fn a_connection_that_loses_what_does_not_come_again_is_closed() {
     let run_dir = RunDir::new(directory.path(), 1);
     let server = Server::bind(run_dir.clone()).unwrap();
     let _client = crate::control::client::Client::connect(&run_dir).unwrap();
-    let (say, mut said) = mpsc::channel(4);
-    let mut daemons = Daemons::new(say);
-    daemons.enter(server.accept().await.unwrap());
-    daemons.join(1, 7);
+    let (to_manager, mut said) = mpsc::channel(4);
+    let mut daemons = Daemons::new(to_manager);
+    daemons.add(server.accept().await.unwrap());
+    daemons.assign(1, 7);
     // Its task has no turn meanwhile.
-    (0..=EVENTS).for_each(|_| daemons.news(7, "what comes again".to_owned()));
+    (0..=MAX_QUEUED_EVENTS).for_each(|_| daemons.news(7, "what comes again".to_owned()));
     daemons.tell(7, Event::DeviceDown);
-    assert!(matches!(said.recv().await, Some(Said::Closed(1))));
-    assert_eq!(daemons.leave(1), Some(7));
+    assert!(matches!(said.recv().await, Some(ConnectionEvent::Closed(1))));
+    assert_eq!(daemons.remove(1), Some(7));
 }
