@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use cipe_user::ciped::exchange::{Action, Exchange, Input, Now};
+use cipe_user::ciped::exchange::{Action, Exchange, Input, Now, TakenKeys};
 use cipe_user::control::protocol::Wanted;
 use cipe_user::wire::message::{DynamicKey, Message};
 use rand::SeedableRng;
@@ -30,7 +30,8 @@ const WANTED: [Wanted; 6] =
 pub fn run(input: &[u8]) {
     let Some(input) = read::<(u8, Vec<(bool, Op)>)>(input) else { return };
     let (tokxc, ops) = input;
-    let mut exchange = Exchange::new(Duration::from_secs(tokxc.into()), StdRng::seed_from_u64(1));
+    let mut exchange =
+        Exchange::new(Duration::from_secs(tokxc.into()), TakenKeys::new([0; 16]), StdRng::seed_from_u64(1));
     let mut now = Duration::ZERO;
     let (mut sending, mut announced, mut taken) = (false, None::<DynamicKey>, HashSet::new());
     for (under_static, op) in ops {

@@ -3,6 +3,7 @@
 //! All decisions about events are [`Session`]'s; this carries them out. If the engine dies, the interface stays and
 //! drops everything (fail closed) until a new engine has taken it over.
 
+mod keeper;
 mod reload;
 mod revive;
 mod statistics;
@@ -16,8 +17,8 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -33,6 +34,7 @@ use super::socks;
 use crate::control::client::Client;
 use crate::control::protocol::{Event, Request};
 use crate::kernel::zone::Shown;
+use keeper::Keeper;
 use waiting::Woken;
 use whereabouts::first_relay;
 
@@ -103,6 +105,8 @@ struct Daemon {
     relay: Option<socks::Relay>,
     /// Where that relays datagrams now.
     relay_at: Option<SocketAddr>,
+    /// Writes down what the next daemon has to know.
+    keeper: Keeper,
     /// It ends to begin again with addresses that are resolved anew.
     starts_over: bool,
 }
@@ -149,7 +153,8 @@ impl Daemon {
             }
         };
         let clock = Clock { start: Instant::now() };
-        let session = Session::new(&setup.options, clock.now(), (random()?, random()?));
+        let (keeper, past) = Keeper::open(setup.memory.clone(), random()?.random());
+        let session = Session::new(&setup.options, past, clock.now(), (random()?, random()?));
         let options = &setup.options;
         let peer = options.peer.address;
         let facts = Facts {
@@ -179,6 +184,7 @@ impl Daemon {
             peer_name,
             relay,
             relay_at: None,
+            keeper,
             starts_over: false,
         };
         if let Some(relay) = relay_at {
@@ -236,7 +242,10 @@ impl Daemon {
                     self.engine = None;
                     continue;
                 }
-                Woken::Timer => self.session.tick(now),
+                Woken::Timer => {
+                    self.keep().await;
+                    self.session.tick(now)
+                }
                 Woken::Relay(news) => self.relayed(news),
                 Woken::Resolved(answer) => match self.resolved(answer) {
                     Some(end) => return end,
@@ -279,6 +288,8 @@ impl Daemon {
                         name.look_up();
                     }
                 }
+                Step::Forget => self.forget_if_asked(),
+                Step::FallBack => self.fall_back(),
                 Step::End(end) => return Some(end),
             }
         }
@@ -317,6 +328,7 @@ impl Daemon {
             }
             None => tracing::warn!("{device}: no engine to remove the interface; the next engine removes it"),
         }
+        self.keep_last().await;
         run_script(self.setup.options.ipdown.clone(), self.facts.clone(), std::future::pending()).await;
         self.log_statistics().await;
         // Closing the connection ends the tunnel.

@@ -6,6 +6,7 @@ mod attach;
 pub mod daemon;
 pub mod exchange;
 pub mod health;
+pub mod memory;
 pub mod options;
 mod peer_name;
 pub mod scripts;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rand::CryptoRng;
 
-use super::exchange::{Action, Exchange, Input, Note, Now};
+use super::exchange::{Action, Exchange, Input, Note, Now, TakenKeys};
 use super::health::{ErrorAction, Health, HealthOptions};
 use super::options::Options;
 use crate::control::protocol::{Event, Request, Under};
@@ -65,9 +65,27 @@ pub enum Step {
     Me(SocketAddr),
     /// The peer does not answer: if it was given by name, the name may have a new address.
     LookUpPeer,
+    /// The peer's messages seem old: if somebody has asked to forget its clock, do.
+    Forget,
+    /// The peer does not answer where it is said to be: go back to its configured address.
+    FallBack,
     /// Stop.
     End(End),
 }
+
+/// What an earlier daemon knew of the peer.
+pub struct Past {
+    /// The newest time stamp of its key exchange, in seconds since 1970.
+    pub newest_stamp: Option<u32>,
+    /// The keys that it has announced.
+    pub taken: TakenKeys,
+}
+
+/// How much older than the newest one a key exchange message of the peer's may be, in seconds: datagrams overtake each other.
+const REORDERED: u32 = 2;
+/// How far a time stamp may be ahead of our clock to be remembered, in seconds. One of us has a wrong clock then; when it is
+/// corrected, the peer's messages must not seem old.
+const MAX_AHEAD: u32 = 600;
 
 /// One tunnel's state.
 pub struct Session<R> {
@@ -83,6 +101,8 @@ pub struct Session<R> {
     repeats: HashMap<Topic, Repeats>,
     /// The configuration of this end, for requests in clear.
     configuration: Configuration,
+    /// The newest time stamp of the peer's key exchange.
+    newest_stamp: Option<u32>,
     /// When the last such request was answered.
     configuration_told: Option<Duration>,
     rng: R,
@@ -90,10 +110,10 @@ pub struct Session<R> {
 
 impl<R: CryptoRng> Session<R> {
     /// Starts at `now`. `rngs` make keys and filler.
-    pub fn new(options: &Options, now: Now, rngs: (R, R)) -> Self {
+    pub fn new(options: &Options, past: Past, now: Now, rngs: (R, R)) -> Self {
         let tokxc = Duration::from_secs(options.tokxc.into());
         Self {
-            exchange: Exchange::new(tokxc, rngs.0),
+            exchange: Exchange::new(tokxc, past.taken, rngs.0),
             health: Health::new(limits(options), tokxc, now.at),
             tokxts: options.tokxts,
             peer_keeps_keys: false,
@@ -101,6 +121,7 @@ impl<R: CryptoRng> Session<R> {
             key_ends: None,
             repeats: HashMap::new(),
             configuration: clear::configuration(options),
+            newest_stamp: past.newest_stamp,
             configuration_told: None,
             rng: rngs.1,
         }
@@ -110,6 +131,21 @@ impl<R: CryptoRng> Session<R> {
     pub fn reload(&mut self, options: &Options, now: Now) {
         self.tokxts = options.tokxts;
         self.health.set_limits(limits(options), now.at);
+    }
+
+    /// The newest time stamp of the peer's key exchange, in seconds since 1970; to be kept for the next daemon.
+    pub fn newest_stamp(&self) -> Option<u32> {
+        self.newest_stamp
+    }
+
+    /// The keys that the peer has announced; to be kept for the next daemon.
+    pub fn taken_keys(&self) -> &TakenKeys {
+        self.exchange.taken_keys()
+    }
+
+    /// Takes the peer's messages of any age once more, since its clock may have gone back.
+    pub fn forget_stamps(&mut self) {
+        self.newest_stamp = None;
     }
 
     /// Maximum packets under one send key towards the peer as it is known now.
@@ -227,6 +263,23 @@ impl<R: CryptoRng> Session<R> {
             );
             return self.tell(Topic::Stale, Level::Warning, &text, now);
         }
+        if let Some(stamp) = message::stamp(payload).filter(|_| message.is_stamped()) {
+            if let Some(behind) =
+                self.newest_stamp.map(|newest| newest.wrapping_sub(stamp)).filter(|behind| is_old(*behind))
+            {
+                let text = format!(
+                    "a key exchange message is {behind} s older than one that came before; dropped: it is a recorded one, or the peer's \
+                     clock went back; if that is so, `cipe forget`"
+                );
+                let mut steps = vec![Step::Forget];
+                steps.extend(self.tell(Topic::Old, Level::Warning, &text, now));
+                return steps;
+            }
+            let is_newer = self.newest_stamp.is_none_or(|newest| stamp.wrapping_sub(newest).cast_signed() > 0);
+            if is_newer && stamp.wrapping_sub(now.unix).cast_signed() <= MAX_AHEAD.cast_signed() {
+                self.newest_stamp = Some(stamp);
+            }
+        }
         self.health.heard(now.at);
         let mut steps = match &message {
             Message::Ping(data) => vec![self.control(&Message::Pong(data), now)],
@@ -274,7 +327,7 @@ impl<R: CryptoRng> Session<R> {
                     }
                     steps.extend(self.tell(topic(note), level(note), &note.to_string(), now));
                     if matches!(note, Note::NoAcknowledgement { .. } | Note::NoIndication { .. }) {
-                        steps.push(Step::LookUpPeer);
+                        steps.extend([Step::FallBack, Step::LookUpPeer]);
                     }
                 }
             }
@@ -324,6 +377,11 @@ fn give_up(what: &str, count: u32) -> Step {
     let text =
         format!("{what}; {count} network errors since the peer was heard; raise maxerr, or set it to -1 to stay");
     Step::End(End::Failed(text))
+}
+
+/// Whether a message so many seconds behind the newest one came too late; what is ahead of it is far behind modulo 2^32.
+fn is_old(behind: u32) -> bool {
+    (REORDERED + 1..1 << 31).contains(&behind)
 }
 
 fn not_hexadecimal() -> Step {

@@ -1,5 +1,6 @@
 //! What a daemon runs by.
 
+use super::memory::MemoryFile;
 use super::options::{Draft, Options, Sources};
 use crate::control::launch::Launch;
 use crate::control::run_dir::RunDir;
@@ -15,6 +16,8 @@ pub struct Setup {
     pub options: Options,
     /// Where the engine is.
     pub run_dir: RunDir,
+    /// What is remembered from one daemon of the tunnel to the next.
+    pub memory: MemoryFile,
     /// How to start it.
     pub engine: Launch,
 }

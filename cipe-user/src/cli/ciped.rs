@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::logging::{self, Destination, SYSLOG_ONLY};
 use super::{engine, process};
 use crate::ciped::daemon::{self, Wish};
+use crate::ciped::memory::{self, MemoryFile};
 use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Severity, Sources};
 use crate::ciped::setup::Setup;
 use crate::control::launch::{Launch, Readiness, launch, report_failure};
@@ -139,7 +140,10 @@ fn serve(
     }
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     let engine = engine::launch(options.mtu + options.protocol.header() as u32)?;
-    let setup = Setup { sources, draft, options, run_dir, engine };
+    let carrier = format!("{} {}", options.me.text, options.peer.text);
+    let name = memory::file_name(sources.files.last().map(PathBuf::as_path), &carrier);
+    let memory = MemoryFile::new(&memory::directory(), &name);
+    let setup = Setup { sources, draft, options, run_dir, memory, engine };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let outcome = runtime.block_on(async {
         let wishes = wishes().context("cannot handle signals")?;

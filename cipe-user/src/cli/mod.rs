@@ -10,6 +10,7 @@ mod ciped;
 pub mod decode;
 mod doctor;
 mod engine;
+mod forget;
 mod genkey;
 mod logging;
 mod manuals;
@@ -57,6 +58,8 @@ enum Command {
     Check(check::Args),
     /// Check this machine for what would stop or slow down tunnels.
     Doctor(doctor::Args),
+    /// Accept a peer whose clock went back.
+    Forget(forget::Args),
     /// Print a new random static key.
     Genkey,
     /// Decrypt a captured carrier packet and show its contents.
@@ -96,6 +99,7 @@ fn run(command: Command) -> ExitCode {
         Command::Top(args) => finish("cipe", top::run(args)),
         Command::Check(args) => finish("cipe", check::run(args)),
         Command::Doctor(args) => finish("cipe", doctor::run(args)),
+        Command::Forget(args) => finish("cipe", forget::run(args)),
         Command::Genkey => finish("cipe", genkey::run()),
         Command::Decode(args) => finish("cipe", decode::run(args)),
         Command::Vectors(args) => finish("cipe", vectors::run(args)),

@@ -227,6 +227,13 @@ pub fn is_fresh(payload: &[u8], unix_time: u32, tokxts: u32) -> bool {
         })
 }
 
+/// The time stamp of a message that bears the same one at both offsets, as ours do. One of an original may have random octets at
+/// either.
+pub fn stamp(payload: &[u8]) -> Option<u32> {
+    let [first, second] = STAMP_OFFSETS.map(|at| payload.get(at..)?.first_chunk().copied().map(u32::from_be_bytes));
+    first.filter(|_| first == second)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -365,6 +372,15 @@ mod tests {
         assert!(!is_fresh(&payload, 1_000, 1));
         assert!(!is_fresh(&payload[..51], 1_000, 1));
         assert!(is_fresh(&[], 1_000, 0));
+    }
+
+    #[test]
+    fn a_stamp_is_told_if_both_places_agree() {
+        let mut payload = Message::Request.build(1_000, &mut rng());
+        assert_eq!(stamp(&payload), Some(1_000));
+        payload[50] ^= 1;
+        assert_eq!(stamp(&payload), None);
+        assert_eq!(stamp(&payload[..51]), None);
     }
 
     #[test]

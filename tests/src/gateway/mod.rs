@@ -66,6 +66,7 @@ pub struct Gateway {
     child: Child,
     daemon: Daemon,
     device: Option<String>,
+    options: PathBuf,
     directory: PathBuf,
     run_directory: PathBuf,
     bin: PathBuf,
@@ -77,6 +78,14 @@ pub struct Gateway {
     pub started: Instant,
     /// The command line.
     pub command: String,
+}
+
+/// What starts a daemon; its log is a pipe.
+fn command_of(namespace: &Namespace, program: &Path, options: &Path, run_directory: &Path) -> Command {
+    let mut command = namespace.command(program);
+    command.arg("-o").arg(options).env("CIPE_RUN_DIR", run_directory);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
 }
 
 impl Gateway {
@@ -139,10 +148,8 @@ impl Gateway {
         // There is one engine for each namespace: the run directory belongs to the namespace, not to the daemon.
         let run_directory = net.directory().join(format!("run{who}"));
         let bin = net.directory().join("bin");
-        let mut command = namespace.command(bin.join(daemon.program()));
-        command.arg("-o").arg(&path).env("CIPE_RUN_DIR", &run_directory);
+        let mut command = command_of(namespace, &bin.join(daemon.program()), &path, &run_directory);
         command.envs(environment.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let text = format!(
             "CIPE_RUN_DIR={} ip netns exec {} {} -o {}",
             run_directory.display(),
@@ -157,6 +164,7 @@ impl Gateway {
             child,
             daemon,
             device: None,
+            options: path,
             directory,
             run_directory,
             bin,
@@ -310,6 +318,19 @@ impl Gateway {
     /// A daemon that does not end within [`SOON`]; it is killed then.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.end(Signal::TERM)
+    }
+
+    /// Stops the daemon as [`Gateway::stop`] does, and starts it in `namespace` with the same option file.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::stop`], [`Gateway::start`] and [`Gateway::wait_up`].
+    pub fn restart(&mut self, namespace: &Namespace) -> Result<()> {
+        self.end(Signal::TERM)?;
+        let program = self.bin.join(self.daemon.program());
+        let mut child = command_of(namespace, &program, &self.options, &self.run_directory).spawn()?;
+        self.log = Log::follow(child.stderr.take().context("stderr is a pipe")?);
+        (self.child, self.started) = (child, Instant::now());
+        self.wait_up().map(drop)
     }
 
     /// Sends SIGKILL and waits for the end; the engine is left alone.

@@ -1,5 +1,6 @@
 //! The daemon against an engine that the test plays, over a real control socket.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process;
@@ -10,11 +11,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::ciped::memory::MemoryFile;
 use crate::ciped::options::{self, Draft, Program, Sources};
 use crate::control::launch::Launch;
 use crate::control::protocol::{Attach, Event, KeyOctets, Request, VERSION, Wanted};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
+use crate::wire::message::{DynamicKey, Message};
 
 /// A directory for sockets and scripts, and an engine that listens in it.
 struct Stage {
@@ -86,7 +89,8 @@ impl Stage {
             arguments: Vec::new(),
             deadline: Duration::from_secs(60),
         };
-        let setup = Setup { sources, draft, options, run_dir: self.run_dir(), engine };
+        let memory = MemoryFile::new(&self.directory.path().join("state"), OsStr::new(&format!("{number}.json")));
+        let setup = Setup { sources, draft, options, run_dir: self.run_dir(), memory, engine };
         let (wishes, receiver) = mpsc::channel(4);
         let (up_sender, up) = oneshot::channel();
         let task = tokio::spawn(run(setup, receiver, || {
@@ -140,6 +144,37 @@ async fn the_engine_is_told_what_the_options_say() {
     assert!(!attach.mss_clamp && !attach.static_data && attach.key.is_some());
     player.wishes.send(Wish::Stop).await.unwrap();
     player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_daemon_refuses_the_keys_that_the_one_before_it_has_taken() {
+    let stage = Stage::new();
+    let key = DynamicKey([7; 16]);
+    let mut message = Message::indication(&key).build(1_000_000, &mut StdRng::seed_from_u64(1)).to_vec();
+    let from = "192.0.2.99:6789".parse().unwrap();
+    for (is_taken, unix) in [(true, 1_000_000_u32), (false, 1_000_001)] {
+        for at in [48, 56] {
+            message[at..at + 4].copy_from_slice(&unix.to_be_bytes());
+        }
+        let player = stage.daemon(1, "");
+        let (mut connection, _) = stage.attach("cipcb0").await;
+        connection.send(&Event::Control { payload: hex::encode(&message), from, under_static: true }).unwrap();
+        // Its answer comes after all that the key brings about.
+        let ping = Message::Ping(b"").build(unix, &mut StdRng::seed_from_u64(2));
+        connection.send(&Event::Control { payload: hex::encode(&*ping), from, under_static: true }).unwrap();
+        let mut taken = false;
+        while let Some(request) = connection.receive().await.unwrap() {
+            taken |= matches!(request, Request::SetReceiveKey { .. });
+            if message_type(&request) == Some(0x73) {
+                player.wishes.send(Wish::Stop).await.unwrap();
+            }
+            if request == Request::OwnStatus {
+                connection.send(&Event::StatusEnd).unwrap();
+            }
+        }
+        player.ended().await.unwrap();
+        assert_eq!(taken, is_taken, "{unix}");
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

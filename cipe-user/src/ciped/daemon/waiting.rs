@@ -22,7 +22,8 @@ pub(super) enum Woken {
 impl Daemon {
     /// Waits for one event; if several are there, the operator's wish is first.
     pub(super) async fn wait(&mut self, wishes: &mut mpsc::Receiver<Wish>, script: Option<&mut Script>) -> Woken {
-        let deadline = self.session.deadline().map(|at| self.clock.start + at);
+        let deadline =
+            self.session.deadline().map(|at| self.clock.start + at).into_iter().chain(self.keep_deadline()).min();
         let timer = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,

@@ -37,6 +37,16 @@ impl Daemon {
         steps
     }
 
+    /// Sends to the configured address of a peer that does not answer: what has moved it may have been a recorded datagram.
+    pub(super) fn fall_back(&mut self) {
+        let peer = self.setup.options.peer.address;
+        if peer != self.peer && !peer.ip().is_unspecified() && peer.is_ipv4() == self.peer.is_ipv4() {
+            let (device, silent) = (&self.facts.device, Shown(self.peer));
+            tracing::warn!("{device}: no answer from {silent}; trying the configured peer {}", Shown(peer));
+            self.send(&Request::SetPeer { peer });
+        }
+    }
+
     /// Sends to the current address of the peer's name. If the host is the same, the peer's address stays: its port may
     /// have been learned. Another IP version needs another socket and own address: then the tunnel starts over.
     pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) -> Option<End> {

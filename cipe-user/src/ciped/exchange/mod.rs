@@ -16,6 +16,7 @@ mod retry;
 mod sender;
 #[cfg(test)]
 mod simulation;
+mod taken;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use zeroize::Zeroizing;
 use self::receiver::Receiver;
 use self::retry::Timing;
 use self::sender::Sender;
+pub use self::taken::TakenKeys;
 use crate::control::protocol::{KeyOctets, Under, Wanted};
 use crate::wire::message::Message;
 
@@ -140,9 +142,10 @@ pub struct Exchange<R> {
 
 impl<R: CryptoRng> Exchange<R> {
     /// A tunnel without dynamic keys. `tokxc` is the minimum time between exchanges; less than a second counts as one.
-    pub fn new(tokxc: Duration, rng: R) -> Self {
+    /// The peer's keys in `taken` are refused.
+    pub fn new(tokxc: Duration, taken: TakenKeys, rng: R) -> Self {
         let timing = Timing::new(tokxc);
-        Self { sender: Sender::new(timing), receiver: Receiver::new(timing), peer_keeps_keys: false, rng }
+        Self { sender: Sender::new(timing), receiver: Receiver::new(timing, taken), peer_keeps_keys: false, rng }
     }
 
     /// The engine has lost all dynamic keys. Keys that were used before stay refused, because their replay filters are
@@ -156,6 +159,11 @@ impl<R: CryptoRng> Exchange<R> {
     /// Whether the peer runs this program, as far as is known; an original may replace it at any time.
     pub fn peer_keeps_keys(&self) -> bool {
         self.peer_keeps_keys
+    }
+
+    /// The keys that the peer has announced.
+    pub fn taken_keys(&self) -> &TakenKeys {
+        self.receiver.taken()
     }
 
     /// When [`Input::Tick`] is due, on the clock of [`Now::at`]; `None` while nothing waits. Changes with every input.

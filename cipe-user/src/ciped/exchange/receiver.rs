@@ -1,12 +1,11 @@
 //! The peer's keys: requested by NK_REQ, taken at the NK_IND, acknowledged by NK_ACK.
 
-use std::collections::{HashSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use rand::CryptoRng;
 
 use super::retry::{Due, FirstWait, Retry, Timing};
+use super::taken::TakenKeys;
 use super::{Action, Note, Out};
 use crate::control::protocol::{KeyOctets, Under};
 use crate::wire::message::{DynamicKey, Message};
@@ -15,7 +14,7 @@ pub(super) struct Receiver {
     timing: Timing,
     /// Hash of the receive key.
     current: Option<u64>,
-    taken: Taken,
+    taken: TakenKeys,
     /// The NK_REQ that waits for its NK_IND.
     asking: Option<Retry>,
     /// When the last NK_REQ was sent, repetitions excluded.
@@ -32,11 +31,11 @@ pub(super) struct Receiver {
 const UNOPENED_ACK_WINDOW: Duration = Duration::from_secs(2);
 
 impl Receiver {
-    pub(super) fn new(timing: Timing) -> Self {
+    pub(super) fn new(timing: Timing, taken: TakenKeys) -> Self {
         Self {
             timing,
             current: None,
-            taken: Taken::default(),
+            taken,
             asking: None,
             asked: None,
             under: Under::Live,
@@ -47,6 +46,11 @@ impl Receiver {
 
     pub(super) fn start_over(&mut self) {
         (self.current, self.asking, self.asked, self.acknowledged) = (None, None, None, None);
+    }
+
+    /// The keys that the peer has announced.
+    pub(super) fn taken(&self) -> &TakenKeys {
+        &self.taken
     }
 
     pub(super) fn deadline(&self) -> Option<Duration> {
@@ -90,7 +94,7 @@ impl Receiver {
     ) {
         let hash = self.taken.hash(&key);
         if self.current != Some(hash) {
-            if !self.taken.insert(hash) {
+            if !self.taken.insert(&key) {
                 out.log(Note::ReusedKey);
                 return;
             }
@@ -124,36 +128,5 @@ impl Receiver {
                 out.log(Note::NoIndication { after });
             }
         }
-    }
-}
-
-/// The keys taken since the start, as keyed hashes, so that a replayed NK_IND cannot restore any of them. Beyond
-/// [`Taken::CAPACITY`], the oldest are dropped: 20 years of keys at the default tokey, and at most 32 MiB.
-#[derive(Default)]
-struct Taken {
-    hasher: RandomState,
-    hashes: HashSet<u64>,
-    order: VecDeque<u64>,
-}
-
-impl Taken {
-    const CAPACITY: usize = 1 << 20;
-
-    fn hash(&self, key: &DynamicKey) -> u64 {
-        self.hasher.hash_one(key.0)
-    }
-
-    /// `false` if it was there already.
-    fn insert(&mut self, hash: u64) -> bool {
-        if !self.hashes.insert(hash) {
-            return false;
-        }
-        if self.order.len() == Self::CAPACITY
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.hashes.remove(&oldest);
-        }
-        self.order.push_back(hash);
-        true
     }
 }

@@ -34,7 +34,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         Self {
-            exchange: Exchange::new(TOKXC, StdRng::seed_from_u64(1)),
+            exchange: Exchange::new(TOKXC, TakenKeys::new([0; 16]), StdRng::seed_from_u64(1)),
             now: Duration::ZERO,
             announced: None,
             in_use: None,
@@ -394,7 +394,7 @@ fn an_original_can_open_the_marker_behind_an_indication() {
 /// The second end that announces a key has already received the first one's marker.
 #[test]
 fn each_of_two_that_announce_one_after_the_other_knows_the_other() {
-    let mut ends = [1, 2].map(|seed| Exchange::new(TOKXC, StdRng::seed_from_u64(seed)));
+    let mut ends = [1, 2].map(|seed| Exchange::new(TOKXC, TakenKeys::new([0; 16]), StdRng::seed_from_u64(seed)));
     let now = Now::default();
     for first in [0, 1] {
         let mut on_the_way: VecDeque<_> = ends[first]
@@ -417,7 +417,7 @@ fn each_of_two_that_announce_one_after_the_other_knows_the_other() {
 
 #[test]
 fn markers_are_answered_once_and_stop_when_the_peer_is_known() {
-    let mut exchange = Exchange::new(TOKXC, StdRng::seed_from_u64(1));
+    let mut exchange = Exchange::new(TOKXC, TakenKeys::new([0; 16]), StdRng::seed_from_u64(1));
     let mut now = Now::default();
     let mut input = |input| {
         now.at += Duration::from_millis(100);

@@ -30,7 +30,11 @@ fn rng(seed: u64) -> StdRng {
 }
 
 fn session(seed: u64, extra: &str) -> Session<StdRng> {
-    Session::new(&options(extra), at(0), (rng(seed), rng(seed + 1)))
+    Session::new(&options(extra), past(None), at(0), (rng(seed), rng(seed + 1)))
+}
+
+fn past(newest_stamp: Option<u32>) -> Past {
+    Past { newest_stamp, taken: TakenKeys::new([0; 16]) }
 }
 
 fn received(payload: &[u8]) -> Event {
@@ -343,4 +347,77 @@ fn what_is_as_it_should_be_is_no_warning() {
         let steps = session(1, "").event(&event, at(0));
         assert!(matches!(&steps[..], [Step::Log(level, _)] if *level == expected), "{well}");
     }
+}
+
+fn takes_a_key(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(step, Step::Send(Request::SetReceiveKey { .. })))
+}
+
+fn indication(number: u8, unix: u32) -> Event {
+    received(&Message::indication(&DynamicKey([number; 16])).build(unix, &mut rng(number.into())))
+}
+
+/// What the next daemon of a tunnel gets from this one.
+fn kept(session: &Session<StdRng>) -> Past {
+    let taken = session.taken_keys();
+    Past { newest_stamp: session.newest_stamp(), taken: TakenKeys::restored(taken.salt(), taken.newest(usize::MAX)) }
+}
+
+#[test]
+fn the_next_daemon_takes_no_recorded_key() {
+    let mut first = session(1, "");
+    let recorded = [indication(1, 1_000_000), indication(2, 1_000_060)];
+    for event in &recorded {
+        assert!(takes_a_key(&first.event(event, at(60))));
+    }
+    let mut next = Session::new(&options(""), kept(&first), at(100), (rng(3), rng(4)));
+    for event in &recorded {
+        assert!(!takes_a_key(&next.event(event, at(100))));
+    }
+    assert!(takes_a_key(&next.event(&indication(3, 1_000_100), at(100))));
+    // Without what the first one knew, both would be taken.
+    let mut forgetful = session(5, "");
+    assert!(recorded.iter().all(|event| takes_a_key(&forgetful.event(event, at(100)))));
+}
+
+#[test]
+fn a_clock_that_goes_back_is_reported_until_it_is_forgotten() {
+    let mut session = session(1, "");
+    assert!(takes_a_key(&session.event(&indication(1, 1_000_000), at(0))));
+    // Datagrams overtake each other.
+    assert!(takes_a_key(&session.event(&indication(2, 999_998), at(0))));
+    let steps = session.event(&indication(3, 999_997), at(0));
+    assert!(!takes_a_key(&steps) && steps.iter().any(|step| matches!(step, Step::Forget)));
+    assert!(logs(&steps)[0].contains("3 s older") && logs(&steps)[0].contains("cipe forget"), "{:?}", logs(&steps));
+    session.forget_stamps();
+    assert!(takes_a_key(&session.event(&indication(4, 999_997), at(0))));
+}
+
+#[test]
+fn a_stamp_far_ahead_of_our_clock_is_not_remembered() {
+    let mut session = session(1, "");
+    assert!(takes_a_key(&session.event(&indication(1, 1_000_601), at(0))));
+    assert_eq!(session.newest_stamp(), None);
+    assert!(takes_a_key(&session.event(&indication(2, 1_000_600), at(0))));
+    assert!(takes_a_key(&session.event(&indication(3, 1_000_599), at(0))));
+}
+
+/// An original writes its time at one of two places, and random octets at the other.
+#[test]
+fn stamps_of_originals_tell_no_order() {
+    let mut session = session(1, "");
+    for (number, unix) in [(1, 1_000_000), (2, 999_000)] {
+        let mut payload = Message::indication(&DynamicKey([number; 16])).build(unix, &mut rng(9));
+        payload[56] ^= 1;
+        assert!(takes_a_key(&session.event(&received(&payload), at(0))));
+    }
+    assert_eq!(session.newest_stamp(), None);
+}
+
+#[test]
+fn an_exchange_without_an_answer_falls_back_to_the_configured_peer() {
+    let mut session = session(1, "");
+    session.event(&Event::KeyWanted { reason: Wanted::NoSendKey }, at(0));
+    let falls_back = (1..200).flat_map(|second| session.tick(at(second))).any(|step| matches!(step, Step::FallBack));
+    assert!(falls_back);
 }

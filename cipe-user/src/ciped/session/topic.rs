@@ -8,6 +8,7 @@ use crate::ciped::exchange::Note;
 pub(in crate::ciped) enum Topic {
     NewPeer,
     Stale,
+    Old,
     Unknown,
     PeerSays,
     Kill,

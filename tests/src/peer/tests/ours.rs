@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
-use cipe_user::ciped::exchange::{Action, Exchange, Input, Now};
+use cipe_user::ciped::exchange::{Action, Exchange, Input, Now, TakenKeys};
 use cipe_user::cipher::{Algorithm, Key, Lanes};
 use cipe_user::control::protocol::{Under, Wanted};
 use cipe_user::wire::message::{Message, is_fresh};
@@ -42,7 +42,7 @@ impl Ours {
             send: None,
             receive: None,
             sent: 0,
-            exchange: Exchange::new(Duration::from_secs(10), rand::rng()),
+            exchange: Exchange::new(Duration::from_secs(10), TakenKeys::new([0; 16]), rand::rng()),
             lanes: Lanes::new(),
             start: Instant::now(),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::super::{Action, Exchange, Input, Now};
+use super::super::{Action, Exchange, Input, Now, TakenKeys};
 use super::TOKXC;
 use crate::control::protocol::{Under, Wanted};
 use crate::wire::message::{DynamicKey, Message};
@@ -119,7 +119,10 @@ impl End {
     }
 
     pub(super) fn ours(seed: u64) -> Self {
-        Self::new(Kind::Ours(Box::new(Exchange::new(TOKXC, StdRng::seed_from_u64(!seed)))), seed)
+        Self::new(
+            Kind::Ours(Box::new(Exchange::new(TOKXC, TakenKeys::new([0; 16]), StdRng::seed_from_u64(!seed)))),
+            seed,
+        )
     }
 
     pub(super) fn original(seed: u64, habit: Habit) -> Self {

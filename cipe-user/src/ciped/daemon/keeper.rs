@@ -1,0 +1,120 @@
+//! Keeps what the daemon knows of the peer's messages in the tunnel's file.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::Daemon;
+use crate::ciped::exchange::TakenKeys;
+use crate::ciped::memory::{Memory, MemoryFile};
+use crate::ciped::session::Past;
+
+/// Least time between two writes.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is known at some time: the newest stamp, and the number of keys.
+type Known = (Option<u32>, usize);
+
+/// Writes the file in the background.
+pub(super) struct Keeper {
+    file: MemoryFile,
+    written: Known,
+    /// When the next write may begin.
+    next: Instant,
+    writing: Option<JoinHandle<anyhow::Result<()>>>,
+    /// The last write failed, which was logged.
+    fails: bool,
+    /// The file was there: if it is gone, somebody has asked to forget.
+    was_there: bool,
+}
+
+impl Keeper {
+    /// Reads the file of the tunnel. What cannot be read is as if it were new.
+    pub(super) fn open(file: MemoryFile, salt: [u8; 16]) -> (Self, Past) {
+        let memory = file.read().unwrap_or_else(|error| {
+            tracing::warn!("what the last daemon knew is lost: {error:#}; recorded key exchanges of the peer may be taken once more");
+            None
+        });
+        let was_there = memory.is_some();
+        let newest_stamp = memory.as_ref().and_then(|memory| memory.newest_stamp);
+        let taken = memory.and_then(|memory| memory.taken_keys()).unwrap_or_else(|| TakenKeys::new(salt));
+        let written = (newest_stamp, taken.len());
+        let keeper = Self { file, written, next: Instant::now(), writing: None, fails: false, was_there };
+        (keeper, Past { newest_stamp, taken })
+    }
+
+    /// When [`Daemon::keep`] is due.
+    pub(super) fn deadline(&self, known: Known) -> Option<Instant> {
+        (known != self.written).then_some(self.next)
+    }
+}
+
+impl Daemon {
+    fn known(&self) -> Known {
+        (self.session.newest_stamp(), self.session.taken_keys().len())
+    }
+
+    /// When there is something to write.
+    pub(super) fn keep_deadline(&self) -> Option<Instant> {
+        self.keeper.deadline(self.known())
+    }
+
+    /// Writes the file if that is due, and no write is under way.
+    pub(super) async fn keep(&mut self) {
+        let (known, now) = (self.known(), Instant::now());
+        if self.keeper.deadline(known).is_none_or(|at| at > now) {
+            return;
+        }
+        self.keeper.next = now + INTERVAL;
+        if self.keeper.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+            return;
+        }
+        self.end_write().await;
+        let memory = Memory::new(&self.facts.device, known.0, self.session.taken_keys());
+        let file = self.keeper.file.clone();
+        self.keeper.written = known;
+        self.keeper.writing = Some(tokio::task::spawn_blocking(move || file.write(&memory)));
+    }
+
+    /// Writes what is new, at the end.
+    pub(super) async fn keep_last(&mut self) {
+        self.end_write().await;
+        self.keeper.next = Instant::now();
+        self.keep().await;
+        self.end_write().await;
+    }
+
+    async fn end_write(&mut self) {
+        let Some(writing) = self.keeper.writing.take() else { return };
+        let written = writing.await.map_err(anyhow::Error::from).flatten();
+        match written {
+            Ok(()) => (self.keeper.fails, self.keeper.was_there) = (false, true),
+            Err(error) if !self.keeper.fails => {
+                self.keeper.fails = true;
+                tracing::warn!(
+                    "{}: cannot keep what is known of the peer's key exchanges: {error:#}; after a restart recorded ones may be taken",
+                    self.facts.device
+                );
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Forgets the newest stamp if somebody has removed the file.
+    pub(super) fn forget_if_asked(&mut self) {
+        if std::mem::take(&mut self.keeper.was_there) {
+            if self.keeper.file.exists() {
+                self.keeper.was_there = true;
+            } else {
+                tracing::info!(
+                    "{}: {} was removed: the peer's clock may have any time",
+                    self.facts.device,
+                    self.keeper.file.path().display()
+                );
+                self.session.forget_stamps();
+                self.keeper.written = (None, 0);
+            }
+        }
+    }
+}
