@@ -1,22 +1,22 @@
-//! The Internet checksum (RFC 1071), wide, and its place in inner TCP and UDP packets.
+//! The Internet checksum (RFC 1071), and its use in inner TCP and UDP packets.
 //!
-//! Sums run over native-endian words: one's complement addition does not care which octet of a word is called high,
-//! as long as the result is stored in the same order (RFC 1071, section 2, "byte order independence").
+//! Sums run over native-endian words. One's complement addition does not depend on the octet order, if the result is
+//! stored in the same order (RFC 1071, section 2, "byte order independence").
 
 use crate::inner::headers::{Headers, IpVersion, Part, TCP, UDP};
 
-/// A running one's complement sum over octets that may come in pieces of any length.
+/// A running one's complement sum over pieces of any length.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum {
     /// Congruent, modulo 2^16 - 1, to the sum of the native-endian 16-bit words.
     words: u64,
-    /// Whether an odd number of octets came so far, so that the next piece starts in the second half of a word.
+    /// Whether the number of octets so far is odd, so that the next piece starts in the second half of a word.
     odd: bool,
 }
 
 impl Sum {
-    /// The sum of the pseudo header of a transport packet of `len` octets behind the given IP header, to which the
-    /// packet is then added (RFC 9293, section 3.1; RFC 8200, section 8.1).
+    /// Returns the sum of the pseudo header for a transport packet of `len` octets behind the given IP header (RFC
+    /// 9293, section 3.1; RFC 8200, section 8.1). The caller then adds the transport packet.
     ///
     /// # Panics
     /// If `ip` is shorter than the fixed header of its version.
@@ -27,20 +27,20 @@ impl Sum {
             IpVersion::V4 => sum.add(&ip[12..20]),
             IpVersion::V6 => sum.add(&ip[8..40]),
         }
-        // The IPv4 form has a length of 16 bits, the IPv6 form one of 32: the same sum for all that fits in either.
+        // The length field has 16 bits in IPv4 and 32 bits in IPv6; the sum is the same for lengths below 64 KiB.
         let len = u32::from_ne_bytes((len as u32).to_be_bytes());
         let protocol = u16::from_ne_bytes([0, protocol]);
         sum.words = plus(sum.words, u64::from(len) + u64::from(protocol));
         sum
     }
 
-    /// Adds a piece.
+    /// Adds a piece to the sum.
     #[inline]
     pub fn add(&mut self, piece: &[u8]) {
         self.join(words(piece), piece.len());
     }
 
-    /// Copies `from` to `to` and adds it while it is in the nearest cache.
+    /// Copies `from` to `to`, and adds it to the sum while it is in the first-level cache.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -49,14 +49,14 @@ impl Sum {
         self.join(copy_words(to, from), from.len());
     }
 
-    /// The sum folded to 16 bits, as octets of the wire: what a stack leaves in a checksum field that a device is to
-    /// complete. Zero only if all octets so far were zero.
+    /// Returns the sum folded to 16 bits, in network order. A stack leaves this value in a checksum field that the
+    /// device has to complete. It is zero only if all octets so far were zero.
     #[inline]
     pub fn folded(self) -> [u8; 2] {
         fold(self.words).to_ne_bytes()
     }
 
-    /// The checksum: the folded sum inverted. Never 0xFFFF unless all octets so far were zero.
+    /// Returns the checksum: the folded sum inverted. It is 0xFFFF only if all octets so far were zero.
     #[inline]
     pub fn checksum(self) -> [u8; 2] {
         (!fold(self.words)).to_ne_bytes()
@@ -64,7 +64,7 @@ impl Sum {
 
     #[inline]
     fn join(&mut self, words: u64, len: usize) {
-        // A piece that starts in the second half of a word has each octet on the other side.
+        // A piece that starts in the second half of a word has its octets in the opposite halves.
         self.words = plus(self.words, if self.odd { words.rotate_left(8) } else { words });
         self.odd ^= len % 2 == 1;
     }
@@ -79,7 +79,7 @@ fn fold(words: u64) -> u16 {
     ((words & 0xFFFF) + (words >> 16)) as u16
 }
 
-/// One's complement addition of 64-bit words, of which 16-bit words are the digits.
+/// One's complement addition of 64-bit words, each a row of four 16-bit words.
 #[inline]
 fn plus(a: u64, b: u64) -> u64 {
     let (sum, carry) = a.overflowing_add(b);
@@ -91,7 +91,7 @@ fn word(octets: &[u8; 8]) -> u64 {
     u64::from_ne_bytes(*octets)
 }
 
-/// The words of up to seven octets.
+/// Sum of the words of up to seven octets.
 #[inline]
 fn tail_words(octets: &[u8]) -> u64 {
     let (mut words, mut rest) = (0, octets);
@@ -109,8 +109,7 @@ fn tail_words(octets: &[u8]) -> u64 {
     words
 }
 
-/// Eight sums of 32-bit words side by side, which compilers turn into vector additions; none overflows before a piece of
-/// 16 GiB.
+/// Eight parallel sums of 32-bit words, which compilers turn into vector additions. They cannot overflow before 16 GiB.
 fn words(piece: &[u8]) -> u64 {
     let (blocks, rest) = piece.as_chunks::<32>();
     let mut lanes = [0_u64; 8];
@@ -136,9 +135,9 @@ pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = 6;
 
-/// Completes the checksum of a TCP or UDP packet that the local stack left to the device (`CHECKSUM_PARTIAL`): one
-/// whose checksum field holds the folded sum of its pseudo header. Returns whether it did. Anything else is left as it is:
-/// other protocols, fragments, packets that end before their header says, UDP without a checksum.
+/// Completes the checksum of a TCP or UDP packet that the local stack left to the device (`CHECKSUM_PARTIAL`): the
+/// checksum field then holds the folded sum of the pseudo header. Returns whether it did so. All other packets stay
+/// unchanged: other protocols, fragments, packets that are cut off, UDP without a checksum.
 ///
 /// Nothing but that number in the field tells such a packet, and that is enough. What is written is computed from all
 /// octets *except* the field, so a packet that was complete, and whose right checksum happens to be that number, gets
@@ -165,8 +164,7 @@ pub fn complete(packet: &mut [u8], headers: &Headers) -> bool {
     true
 }
 
-/// The field for a finished sum: in UDP, 0 would say that there is no checksum, so its other form stands for it
-/// (RFC 768).
+/// Returns the checksum field for a finished sum. In UDP, 0 means "no checksum", so 0xFFFF replaces it (RFC 768).
 #[inline]
 pub fn transport_checksum(sum: Sum, protocol: u8) -> [u8; 2] {
     let checksum = sum.checksum();
@@ -227,7 +225,7 @@ mod tests {
     #[test]
     fn a_udp_checksum_of_zero_is_sent_in_its_other_form() {
         for flow in [Flow::udp4(), Flow::udp6()] {
-            // With its own checksum as the payload, a packet has a checksum of zero.
+            // A packet whose payload is its own checksum has a checksum of zero.
             let payload = &flow.packet(&[0; 2])[flow.transport() + 6..flow.transport() + 8].to_vec();
             let mut packet = flow.with_partial_checksum(payload);
             assert!(complete_partial(&mut packet));

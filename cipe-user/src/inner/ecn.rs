@@ -1,11 +1,12 @@
-//! Explicit congestion notification through the tunnel (RFC 6040): on the way out the outer header copies the field, as all of
-//! the TOS (normal mode); on the way in a router's mark goes over to the inner packet.
+//! Explicit congestion notification through the tunnel (RFC 6040). At the ingress, the outer header gets a copy of the
+//! field, as of the rest of the TOS (normal mode). At the egress, a congestion mark of a router is copied to the inner
+//! packet.
 
 use cipe_common::Verdict;
 
 use crate::inner::headers::{Headers, IpVersion};
 
-/// Octets of the field in TOS or traffic class.
+/// Bits of the ECN field in TOS or traffic class.
 const MASK: u8 = 3;
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
@@ -16,11 +17,11 @@ const CE: u8 = 3;
 /// wrong as it is. `tos` is the outer TOS or traffic class.
 ///
 /// # Errors
-/// [`Verdict::CongestionDrop`]: the packet met congestion, and nobody could be told (RFC 6040 section 4.2).
+/// [`Verdict::CongestionDrop`]: the packet met congestion, and its ends do not support ECN (RFC 6040, section 4.2).
 #[inline]
 pub fn decapsulate(packet: &mut [u8], headers: &mut Headers, tos: u8) -> Result<(), Verdict> {
     let outer = tos & MASK;
-    // What says nothing that an inner packet does not say itself.
+    // These two never change the inner field.
     if matches!(outer, NOT_ECT | ECT_0) {
         return Ok(());
     }
@@ -46,7 +47,7 @@ pub fn decapsulate(packet: &mut [u8], headers: &mut Headers, tos: u8) -> Result<
     Ok(())
 }
 
-/// A checksum after a word of what it covers has changed (RFC 1624, equation 3).
+/// Updates a checksum after a change of one of the words that it covers (RFC 1624, equation 3).
 fn updated(checksum: u16, before: u16, after: u16) -> u16 {
     let sum = u32::from(!checksum) + u32::from(!before) + u32::from(after);
     let sum = (sum & 0xFFFF) + (sum >> 16);
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
     use crate::inner::test_packets::{Flow, checksums_are_right};
 
-    /// Figure 4 of RFC 6040: by inner and outer field what goes on; `None`: dropped.
+    /// Figure 4 of RFC 6040: inner field, outer field, and the resulting inner field; `None`: dropped.
     const TABLE: [(u8, u8, Option<u8>); 16] = [
         (NOT_ECT, NOT_ECT, Some(NOT_ECT)),
         (NOT_ECT, ECT_0, Some(NOT_ECT)),

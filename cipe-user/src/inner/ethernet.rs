@@ -1,6 +1,7 @@
-//! Ethernet frames as payloads (protocol 4): what the tunnel must know of one, and how it tells one from an IP packet.
+//! Ethernet frames as payloads (protocol 4): their headers, VLAN tags and MPLS labels, and how to tell a frame from an
+//! IP packet.
 //!
-//! Pure functions over slices. Any octets give an answer, none a panic.
+//! Pure functions over slices. They accept any octets and never panic.
 
 use crate::inner::headers::{Headers, IpVersion};
 use crate::inner::ip;
@@ -12,22 +13,22 @@ pub const ETHERNET: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xDD];
 const ARP: [u8; 2] = [0x08, 0x06];
-/// Hardware type Ethernet, protocol IPv4, and the lengths of both addresses (RFC 826).
+/// Start of an ARP packet for IPv4 over Ethernet: hardware type, protocol, and the lengths of both addresses (RFC 826).
 const ARP_ETHERNET: [u8; 6] = [0x00, 0x01, 0x08, 0x00, 6, 4];
 /// Ethertypes of VLAN tags: IEEE 802.1Q and 802.1ad.
 const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xA8]];
-/// Octets of a tag, ethertype included.
+/// Octets of a VLAN tag, ethertype included.
 const TAG: usize = 4;
-/// Tags that are looked behind.
+/// Maximum VLAN tags that [`EthernetFrame::parse`] skips.
 const MOST_TAGS: usize = 2;
 
-/// Tags that the kernel looks behind (VLAN_MAX_DEPTH).
+/// Maximum VLAN tags that the kernel skips (`VLAN_MAX_DEPTH`).
 const KERNEL_TAGS: usize = 8;
 /// Ethertypes of MPLS, unicast and multicast.
 const MPLS: [[u8; 2]; 2] = [[0x88, 0x47], [0x88, 0x48]];
-/// Octets of an entry of the label stack.
+/// Octets of one entry of the MPLS label stack.
 const LABEL: usize = 4;
-/// Of its third octet, the bit of the last entry.
+/// The bit in an entry's third octet that marks the last entry.
 const BOTTOM_OF_STACK: u8 = 0x01;
 
 /// An Ethernet header and the tags behind it.
@@ -76,8 +77,8 @@ pub fn read_before(frame: &[u8], header: usize, ip: Headers) -> Option<PayloadHe
     Some(PayloadHeaders::of_frame(link.octets, is_there.then_some(ip)))
 }
 
-/// Octets before the IP packet that is in a frame behind tags of the kernel's most and MPLS labels (RFC 3032), which segments of a
-/// superframe repeat as they are; `None` behind anything else.
+/// Returns the octets before the IP packet in a frame with up to 8 VLAN tags and any MPLS labels (RFC 3032). The
+/// segments of a superframe repeat these octets unchanged. Returns `None` for a frame with any other header.
 pub fn link_header(frame: &[u8]) -> Option<usize> {
     let mut header = ETHERNET;
     let mut ethertype = *frame.get(header - 2..)?.first_chunk()?;
@@ -177,7 +178,7 @@ mod tests {
             (vlan.repeat(9), None),
             ([&vlan[..], &[0x88, 0x47, 0, 1, 0x20, 64, 0, 1, 0x31, 64]].concat(), Some(26)),
             (vec![0x88, 0x48, 0, 1, 0x21, 64], Some(18)),
-            // PPPoE, whose header has a length.
+            // PPPoE: its header has a length field.
             (vec![0x88, 0x64, 0x11, 0, 0, 1, 0, 50, 0, 0x21], None),
         ] {
             let ethertype: &[u8] = if header.contains(&0x88) { &[] } else { &IPV4 };

@@ -1,4 +1,4 @@
-//! Cuts IPv4 packets that may be cut (RFC 791, section 3.2, "An Example Fragmentation Procedure").
+//! Fragments IPv4 packets without DF (RFC 791, section 3.2, "An Example Fragmentation Procedure").
 
 use cipe_common::Verdict;
 
@@ -6,11 +6,11 @@ use crate::inner::checksum::Sum;
 use crate::inner::headers::Headers;
 use crate::inner::ip::IPV4;
 
-/// Octets of the longest header.
+/// Maximum octets of an IPv4 header.
 const LONGEST_HEADER: usize = 60;
-/// Fragments start at multiples of this many octets.
+/// Octets of a fragment offset unit.
 const UNIT: usize = 8;
-/// Units that the 13 bits of the offset can say.
+/// Number of units in the range of the 13-bit offset field.
 const UNITS: usize = 1 << 13;
 
 const MORE_FRAGMENTS: u16 = 0x2000;
@@ -18,20 +18,21 @@ const OFFSET: u16 = 0x1FFF;
 
 const END_OF_OPTIONS: u8 = 0;
 const NO_OPERATION: u8 = 1;
-/// The flag of options that all fragments carry.
+/// The flag of options that are copied to all fragments.
 const COPIED: u8 = 0x80;
 
-/// A packet that is being cut, front to back.
+/// A packet that is being fragmented, from front to back.
 pub struct Fragments<'a> {
-    /// Header of the first fragment, which is the packet's own, and of all later ones; lengths and flags to be set.
+    /// The header of the first fragment, which is that of the packet; below, that of all later fragments. Lengths and
+    /// flags are not set yet.
     first: &'a [u8],
     later: Header,
     payload: &'a [u8],
-    /// Payload octets cut so far; `None` when all are.
+    /// Payload octets cut so far; `None` after the last fragment.
     cut: Option<usize>,
-    /// Where the packet's payload starts in the packet that it is a fragment of, in units.
+    /// The packet's own fragment offset, in units.
     offset: usize,
-    /// Whether the packet is a fragment that others follow.
+    /// Whether the packet is itself a fragment, but not the last one.
     more: bool,
     mtu: usize,
 }
@@ -64,8 +65,8 @@ impl<'a> Fragments<'a> {
         Ok(Self { first, later: later_header(first), payload, cut: Some(0), offset, more, mtu })
     }
 
-    /// Writes the next fragment, a complete IPv4 packet, to the start of `buffer` and returns its length; `None` when
-    /// all are cut.
+    /// Writes the next fragment, a complete IPv4 packet, to the start of `buffer`. Returns its length; `None` after the
+    /// last fragment.
     ///
     /// # Panics
     /// If `buffer` is shorter than the MTU.
@@ -93,7 +94,7 @@ impl<'a> Fragments<'a> {
     }
 }
 
-/// The header without those options that only the first fragment carries. It is never longer than the first.
+/// Returns the header without the options that only the first fragment has. It is never longer than the first header.
 fn later_header(first: &[u8]) -> Header {
     let mut octets = [0; LONGEST_HEADER];
     octets[..IPV4].copy_from_slice(&first[..IPV4]);
@@ -102,7 +103,7 @@ fn later_header(first: &[u8]) -> Header {
         let option = match first.get(at + 1) {
             _ if *kind == NO_OPERATION => 1,
             Some(option) if *option >= 2 && at + usize::from(*option) <= first.len() => usize::from(*option),
-            // What cannot be read is no option of any fragment.
+            // A malformed option is not copied.
             _ => break,
         };
         if kind & COPIED != 0 {
@@ -111,7 +112,7 @@ fn later_header(first: &[u8]) -> Header {
         }
         at += option;
     }
-    // Options end at a whole word; the octets up to there are zero, which is the end of options.
+    // Options end at a whole word; the octets up to there are zero, which means "end of options".
     len = len.next_multiple_of(4);
     octets[0] = 0x40 | (len / 4) as u8;
     Header { octets, len }

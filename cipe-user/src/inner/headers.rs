@@ -1,6 +1,6 @@
 //! One look at an inner packet that yields all that later stages need of its headers.
 //!
-//! Total: any octets give an answer, none a panic.
+//! Accepts any octets and never panics.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -27,7 +27,7 @@ const OFFSET: u16 = 0x1FFF;
 /// Where the addresses stand.
 const ADDRESSES_V4: Range<usize> = 12..20;
 const ADDRESSES_V6: Range<usize> = 8..40;
-/// More extension headers than any sender stacks; bounds the walk.
+/// Maximum IPv6 extension headers: more than any sender uses.
 const MAX_EXTENSIONS: usize = 8;
 
 /// The version of an inner packet.
@@ -218,9 +218,10 @@ impl Headers {
     }
 }
 
-/// Spreads well rather than withstands attack: whoever picks the flows to collide slows down only those flows.
+/// Distributes flows evenly, but is not secure against attack: a sender that makes flows collide only slows down those
+/// flows.
 fn flow_hash(addresses: &[u8], protocol: u8, ports: u32) -> u32 {
-    // Fractional digits of pi: odd enough numbers with no structure.
+    // Digits of pi: constants without a pattern.
     let start = 0x2439_6A88_85A3_08D3 ^ (u64::from(protocol) << 32 | u64::from(ports));
     let words = addresses.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word));
     (words.fold(start, |hash, word| mix(hash ^ word, 0xA409_3822_299F_31D1)) >> 32) as u32

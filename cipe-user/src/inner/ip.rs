@@ -8,14 +8,14 @@ use crate::inner::headers::{Headers, IpVersion};
 pub const IPV4: usize = 20;
 /// Octets of an IPv6 header.
 pub const IPV6: usize = 40;
-/// Below this an IPv4 link is none (RFC 791).
+/// Minimum MTU of an IPv4 link in octets (RFC 791).
 pub const LEAST_MTU: usize = 68;
 
-/// Checks that `payload` is exactly one IPv4 or IPv6 packet, to the octet.
+/// Checks that `payload` is exactly one IPv4 or IPv6 packet.
 ///
-/// A CRC under CBC is no authentication, so everything that an honest sender always gets right is required. That
-/// includes the IPv4 header checksum: every stack fills it in in software, the next hop would drop the packet anyway,
-/// and it costs a spliced packet another factor of 65,536.
+/// A CRC under CBC is no authentication, so everything that an honest sender always gets right is required. This
+/// includes the IPv4 header checksum: every stack computes it in software, the next hop would drop a packet with a
+/// wrong one, and it makes a spliced packet 65,536 times less likely to pass.
 ///
 /// # Errors
 /// [`Verdict::BadInner`].
@@ -29,7 +29,7 @@ pub fn check(payload: &[u8]) -> Result<Headers, Verdict> {
 /// One's complement sum of a header (RFC 1071), folded to 16 bits; 0xFFFF over a header with a right checksum.
 fn checksum(header: &[u8]) -> u16 {
     let sum: u32 = header.as_chunks().0.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum();
-    // 30 words at most: two folds are enough.
+    // At most 30 words, so two folds are enough.
     let sum = (sum & 0xFFFF) + (sum >> 16);
     ((sum & 0xFFFF) + (sum >> 16)) as u16
 }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::inner::headers::IpVersion::{V4, V6};
 
-    /// An ICMP packet of `n` octets with a right header.
+    /// An ICMP packet of `n` octets with a correct header.
     fn v4(n: u16) -> Vec<u8> {
         let mut packet = vec![0; usize::from(n)];
         packet[..20].copy_from_slice(&[0x45, 0xB8, 0, 0, 0, 1, 0x40, 0, 63, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);

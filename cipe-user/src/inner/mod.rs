@@ -1,7 +1,7 @@
-//! Inside an IP packet: everything that looks into a packet of the private side, or makes one. Pure functions over slices: any
-//! octets give an answer, none a panic.
+//! Everything that reads or writes IP packets of the private side. Pure functions over slices: they accept any octets
+//! and never panic.
 //!
-//! May import `cipe-common` only, and no other room; imported by `engine` and `cli`.
+//! May import `cipe-common`, and no other module of this crate; imported by `engine` and `cli`.
 
 pub mod checksum;
 pub mod coalesce;

@@ -1,11 +1,11 @@
-//! Clamping the MSS option of TCP SYN packets in Ethernet frames, both ways: a bridge drops what is larger than its port takes
-//! without a word to the sender, and an original at the other end clamps nothing.
+//! Clamps the MSS option of TCP SYN packets in Ethernet frames, in both directions. It is needed because a bridge
+//! silently drops frames that are too large for a port, and an original CIPE at the other end does not clamp.
 //!
-//! Any octets give an answer, none a panic.
+//! Accepts any octets and never panics.
 
 use crate::inner::headers::{Headers, IpVersion, Part, TCP};
 
-/// Octets of IP and TCP headers without options, IPv4 and IPv6.
+/// Octets of IP and TCP headers without options, in IPv4 and in IPv6.
 const HEADERS: [usize; 2] = [40, 60];
 const TCP_HEADER: usize = 20;
 const TCP_FLAGS: usize = 13;
@@ -29,7 +29,7 @@ pub fn clamp(octets: &mut [u8], headers: &Headers, mtu: usize) {
     let old = u16::from_be_bytes([tcp[value], tcp[value + 1]]);
     let Some(new) = u16::try_from(largest).ok().filter(|new| *new < old) else { return };
     tcp[value..value + 2].copy_from_slice(&new.to_be_bytes());
-    // Behind an odd number of octets the value lies across two words of the sum.
+    // At an odd offset, the value lies in two words of the sum.
     let word = |value_of: u16| if value % 2 == 0 { value_of } else { value_of.swap_bytes() };
     let sum = u16::from_be_bytes([tcp[TCP_CHECKSUM], tcp[TCP_CHECKSUM + 1]]);
     let total = u32::from(!sum) + u32::from(!word(old)) + u32::from(word(new));
@@ -38,7 +38,7 @@ pub fn clamp(octets: &mut [u8], headers: &Headers, mtu: usize) {
     tcp[TCP_CHECKSUM..TCP_CHECKSUM + 2].copy_from_slice(&(!(folded as u16)).to_be_bytes());
 }
 
-/// Where the value of the MSS option of a SYN stands in its TCP header.
+/// Returns the offset of the MSS value in the TCP header of a SYN.
 fn mss_of_syn(tcp: &[u8]) -> Option<usize> {
     let end = (usize::from(tcp[12] >> 4) * 4).min(tcp.len());
     if tcp[TCP_FLAGS] & SYN == 0 {
@@ -95,7 +95,7 @@ mod tests {
                     let with = |mss: u16| {
                         let mss = mss.to_be_bytes();
                         let option = [2, 4, mss[0], mss[1]];
-                        // At an odd place, too.
+                        // With an odd offset, too.
                         let options = match before {
                             [] => [&[1][..], &option, &[3, 3, 7]].concat(),
                             _ => [before, &option, &[1, 3, 3, 7]].concat(),

@@ -1,20 +1,22 @@
-//! The unfinished checksum inside a packet that the kernel has put into another one: VXLAN, Geneve, GRE, IP in IP and the rest.
+//! Completes the partial checksum inside an encapsulated packet (VXLAN, Geneve, GRE, IP in IP and others).
 //!
-//! The kernel leaves the checksum of the *innermost* transport header to the device, and tells it by an offset, which a packet
-//! does not carry to the engine. There are more encapsulations than a list would name, on ports of the operator's choice, so
-//! the header is searched for, by what the kernel must have written: an IP header whose lengths and checksum are right, before
-//! a transport header whose checksum field holds the folded sum of the pseudo header. Only packets that the TC program knows
-//! to be encapsulated ([`cipe_common::Stamp::encapsulated`]) are searched: the payload of anybody else is not ours to mend.
+//! The kernel leaves the checksum of the *innermost* transport header to the device. It gives the device the offset of
+//! that header, but the offset does not reach the engine. A list of encapsulations would be incomplete, and the
+//! operator may choose their ports. So the code searches for the header, by what the kernel must have written: an IP
+//! header with correct lengths and checksum, before a transport header whose checksum field holds the folded sum of the
+//! pseudo header. It searches only packets that the TC program marks as encapsulated
+//! ([`cipe_common::Stamp::encapsulated`]), because it must not change the payload of other packets.
 
 use crate::inner::checksum::{Sum, complete};
 use crate::inner::ethernet::ETHERNET;
 use crate::inner::headers::{Headers, IpVersion};
 use crate::inner::ip::IPV4;
 
-/// Octets of headers of encapsulations that are searched: more than any kernel writes. Geneve has up to 260 with its options.
+/// Maximum octets of encapsulation headers that are searched: more than any kernel writes. Geneve has up to 260 with
+/// its options.
 const WINDOW: usize = 512;
 
-/// Headers of every encapsulation are a whole number of such steps long, in octets.
+/// Octets between two places that are tried: all encapsulation headers are a multiple of this long.
 const STEP: usize = 2;
 
 /// Completes the checksum inside `packet`, whose own headers are `outer`; returns whether there was one to complete. The outer
@@ -28,14 +30,14 @@ pub fn complete_inside(packet: &mut [u8], outer: &Headers) -> bool {
     (outer.transport()..last).step_by(STEP).any(|at| complete_at(&mut packet[at..end]))
 }
 
-/// The same somewhere in an Ethernet frame, behind its header and headers of no matter what kind: MPLS, PPPoE, many tags. Only for
-/// frames that the TC program knows to have one ([`cipe_common::EthernetStamp::Hidden`]).
+/// Does the same in an Ethernet frame, behind headers of any kind: MPLS, PPPoE, many VLAN tags. Only for frames in
+/// which the TC program has found such a checksum ([`cipe_common::EthernetStamp::Hidden`]).
 pub fn complete_hidden(frame: &mut [u8]) -> bool {
     let last = frame.len().min(ETHERNET + WINDOW);
     (ETHERNET..last).step_by(STEP).any(|at| complete_at(&mut frame[at..]))
 }
 
-/// The same where an IP packet may begin.
+/// Does the same for an IP packet at the start of `packet`, if there is one.
 fn complete_at(packet: &mut [u8]) -> bool {
     let Ok(headers) = Headers::parse(packet) else { return false };
     let header_is_right = match headers.version {
@@ -62,7 +64,7 @@ mod tests {
         Headers::parse(packet).is_ok_and(|outer| super::complete_inside(packet, &outer))
     }
 
-    /// A packet of `protocol`, or to a UDP port, around `content`.
+    /// The encapsulation: an IP protocol, or a UDP port.
     enum Envelope {
         Protocol(u8),
         Port(u16),
@@ -108,10 +110,10 @@ mod tests {
         for (what, envelope, header, inner) in cases {
             for outer in [Flow::tcp4(), Flow::tcp6(), Flow { ip_options: 2, ..Flow::tcp4() }] {
                 let (partial, right) = (inner.with_partial_checksum(b"payload"), inner.packet(b"payload"));
-                // Ethernet's padding may follow.
+                // Ethernet padding may follow.
                 for padding in [0, 3] {
                     let expected = wrap(&outer, &envelope, &header, &[&right[..], &[0; 3][..padding]].concat());
-                    // The checksum of the envelope is the one that it has when all is complete (local checksum offload).
+                    // The outer checksum is already the one of the complete packet (local checksum offload).
                     let mut packet = expected.clone();
                     let at = packet.len() - partial.len() - padding;
                     packet[at..at + partial.len()].copy_from_slice(&partial);

@@ -1,4 +1,4 @@
-//! Inner packets for tests, built with the slowest code that is obviously right.
+//! Inner packets for tests, built with slow code that is obviously correct.
 
 use std::net::IpAddr;
 
@@ -112,7 +112,7 @@ impl Flow {
         packet
     }
 
-    /// The packet as the local stack hands it to a device that computes checksums.
+    /// The packet as the local stack sends it to a device that computes checksums.
     pub(crate) fn with_partial_checksum(&self, payload: &[u8]) -> Vec<u8> {
         let mut packet = self.without_checksum(payload);
         let sum = naive_sum(&self.pseudo_header(&packet));
@@ -120,7 +120,7 @@ impl Flow {
         packet
     }
 
-    /// An IP packet of this protocol whose content is these octets.
+    /// An IP packet of this protocol with these octets as content.
     pub(crate) fn carrying(&self, content: &[u8]) -> Vec<u8> {
         [self.ip_header(content.len()), content.to_vec()].concat()
     }
@@ -133,7 +133,7 @@ impl Flow {
             let mut flow = self.clone();
             flow.id = self.id.wrapping_add(index as u16);
             flow.sequence = self.sequence.wrapping_add((index * size) as u32);
-            // CWR on the first, PSH and FIN on the last.
+            // CWR stays on the first segment only, PSH and FIN on the last only.
             flow.flags &= if index == 0 { 0xFF } else { 0x7F };
             flow.flags &= if index == last { 0xFF } else { 0xF6 };
             flow.packet(chunk)
@@ -177,7 +177,7 @@ impl Flow {
 
     fn v4_header(&self, transport_len: usize) -> Vec<u8> {
         let (IpAddr::V4(source), IpAddr::V4(destination)) = (self.source, self.destination) else {
-            panic!("addresses of two kinds")
+            panic!("addresses of two IP versions")
         };
         let mut header = vec![0x45 + self.ip_options as u8, self.tos];
         header.extend(((20 + self.ip_options * 4 + transport_len) as u16).to_be_bytes());
@@ -193,7 +193,7 @@ impl Flow {
 
     fn v6_header(&self, transport_len: usize) -> Vec<u8> {
         let (IpAddr::V6(source), IpAddr::V6(destination)) = (self.source, self.destination) else {
-            panic!("addresses of two kinds")
+            panic!("addresses of two IP versions")
         };
         let mut header = vec![0x60 | self.tos >> 4, self.tos << 4, 0x12, 0x34];
         header.extend(((self.ip_options * 8 + transport_len) as u16).to_be_bytes());
@@ -201,7 +201,7 @@ impl Flow {
         header.extend(source.octets());
         header.extend(destination.octets());
         if self.ip_options > 0 {
-            // Destination options: one padding option over all of it.
+            // Destination options: one padding option fills them.
             let pad = self.ip_options * 8 - 4;
             header.extend([self.protocol, self.ip_options as u8 - 1, 1, pad as u8]);
             header.resize(header.len() + pad, 0);

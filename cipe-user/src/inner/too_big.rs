@@ -1,9 +1,9 @@
-//! What the sender of a packet is told that is too large and must not be cut: ICMP "fragmentation needed" with the
-//! next hop's MTU (RFC 1191, section 4), and ICMPv6 "packet too big" (RFC 4443, section 3.2).
+//! Errors to the sender of a packet that is too large and must not be fragmented: ICMP "fragmentation needed" with the
+//! MTU of the next hop (RFC 1191, section 4), and ICMPv6 "packet too big" (RFC 4443, section 3.2).
 //!
-//! The message alone is written, as a raw ICMP socket takes it. The kernel puts the IP header in front and chooses the
-//! source address by the route to the sender, as for errors of its own; in ICMPv6, whose checksum covers the addresses,
-//! it also fills that in.
+//! Only the ICMP message is written, because a raw ICMP socket takes it so. The kernel adds the IP header and chooses
+//! the source address by the route to the sender, as for its own errors. It also computes the ICMPv6 checksum, which
+//! covers the addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,12 +13,11 @@ use crate::inner::checksum::Sum;
 use crate::inner::headers::{Headers, IpVersion, Part};
 use crate::inner::ip::{IPV6, LEAST_MTU};
 
-/// Octets of ICMP in front of the quoted packet, in either version.
+/// Octets of the ICMP header before the quoted packet, in either version.
 const HEADER: usize = 8;
-/// Octets of the offending packet that are quoted: as many as fit an IP packet of 576 octets (RFC 1812, section
-/// 4.3.2.3) ...
+/// Maximum quoted octets in ICMP: what fits an IP packet of 576 octets (RFC 1812, section 4.3.2.3).
 const QUOTE_V4: usize = 576 - 20 - HEADER;
-/// ... or one of 1280 octets (RFC 4443, section 2.4 c).
+/// Maximum quoted octets in ICMPv6: what fits an IP packet of 1280 octets (RFC 4443, section 2.4 c).
 const QUOTE_V6: usize = 1280 - 40 - HEADER;
 
 const ICMP: u8 = 1;
@@ -27,12 +26,12 @@ const UNREACHABLE: u8 = 3;
 const FRAGMENTATION_NEEDED: u8 = 4;
 const PACKET_TOO_BIG: u8 = 2;
 
-/// A message to the sender of a packet.
+/// An ICMP error for the sender of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TooBigMessage {
-    /// The sender.
+    /// The sender of the packet, who gets the error.
     pub to: IpAddr,
-    /// ICMP or ICMPv6 from the type on; the checksum of ICMPv6 is zero.
+    /// The message from its ICMP type on. In ICMPv6 the checksum is zero.
     pub octets: ArrayVec<u8, { HEADER + QUOTE_V6 }>,
 }
 
@@ -72,7 +71,7 @@ impl TooBigMessage {
     }
 }
 
-/// Directed broadcasts of networks that the host is on are known to the kernel, which refuses to send to them.
+/// The kernel knows the directed broadcast addresses of its own networks, and refuses to send to them.
 fn is_one_host(address: Ipv4Addr) -> bool {
     // 0.0.0.0/8 is "this network", 240.0.0.0/4 is reserved and holds the limited broadcast.
     !matches!(address.octets()[0], 0 | 127 | 224..)
@@ -83,7 +82,7 @@ fn is_one_host_v6(address: Ipv6Addr) -> bool {
 }
 
 fn answerable_v4(packet: &[u8], headers: &Headers) -> bool {
-    // Queries and their replies may be answered; of a type that nobody knows it cannot be said.
+    // Queries and replies may be answered. A message of an unknown type may be an error, so it is not answered.
     let query = |kind: &u8| matches!(kind, 0 | 8..=10 | 13..=18);
     let is_query = || packet.get(headers.transport()).is_some_and(query);
     headers.part != Part::Later && (headers.protocol != ICMP || is_query())

@@ -1,35 +1,36 @@
-//! Joins decrypted TCP segments and UDP datagrams into superframes, as GRO would have on a network card.
+//! Joins decrypted TCP segments and UDP datagrams into superframes, as GRO does on a network card.
 //!
-//! The promise is that nobody can tell afterwards: cutting a superframe, by the kernel or by [`super::segment`], gives
-//! back the very packets, octet for octet. So the rules are those of the kernel's `tcp_gro_receive`, `udp_gro_receive` and
-//! `inet_gro_receive`, and stricter where the segmentation of a superframe that comes in by `PACKET_VNET_HDR` knows
-//! less than GRO does:
+//! The result must be indistinguishable: the segmentation of a superframe, by the kernel or by [`super::segment`],
+//! gives exactly the original packets. So the rules are those of the kernel's `tcp_gro_receive`, `udp_gro_receive` and
+//! `inet_gro_receive`. They are stricter where the segmentation of a superframe from `PACKET_VNET_HDR` has less
+//! information than GRO:
 //!
 //! - TCP or UDP over IPv4 without options or over IPv6 without extension headers, no fragments;
-//! - equal in every header field and option but those that count on: IPv4 id (by one), sequence number (by the
-//!   payload before), lengths and checksums, and PSH and FIN, which end a run. So one acknowledgement number and one
-//!   window, one ECN codepoint, equal time stamps;
-//! - payloads of one size; the last may be shorter, never empty;
-//! - never SYN, RST, URG or CWR (which segmentation would leave on the first segment only);
-//! - IPv4 header and transport checksum are what a segmenter would write: a damaged packet stays damaged, and a UDP
-//!   datagram without a checksum stays without.
+//! - all header fields and options are equal, except those that change from segment to segment: IPv4 id (by one),
+//!   sequence number (by the previous payload), lengths and checksums, and PSH and FIN, which end a run. So there is
+//!   one acknowledgement number, one window, one ECN codepoint, and one time stamp;
+//! - payloads have one size; the last may be shorter, but not empty;
+//! - no SYN, RST, URG or CWR (segmentation would leave them on the first segment only);
+//! - the IPv4 header checksum and the transport checksum are those that segmentation writes: a damaged packet stays
+//!   damaged, and a UDP datagram without a checksum stays without.
 //!
-//! Order is kept inside each flow: a packet that cannot join ends the run of its flow. Packets of other flows may
+//! The order within a flow is kept: a packet that cannot join ends the run of its flow. Packets of other flows may
 //! overtake.
 
 use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM};
 use crate::inner::headers::{Headers, IpVersion, Part, TCP, UDP};
 
-/// Most segments of a superframe: with three more for the headers, well inside the 1024 slices of one `sendmsg`.
+/// Maximum segments of a superframe. With three more slices for the headers, this is well below the 1024 slices of one
+/// `sendmsg`.
 pub const MAX_SEGMENTS: usize = 64;
-/// Most octets of a superframe, without the Ethernet header: what the length fields of either version can say.
+/// Maximum octets of a superframe without the Ethernet header: the maximum of the length fields of either IP version.
 pub const MAX_SUPERFRAME: usize = 65_535;
 /// Octets of a `struct virtio_net_hdr`.
 pub const VNET_HEADER: usize = 10;
 
-/// Octets of the longest headers of a run: those of IPv6 and TCP.
+/// Maximum octets of the headers of a run: those of IPv6 and TCP.
 pub const MAX_HEADERS: usize = 40 + 60;
-/// Flows that can have an open run at a time, as long as their hashes differ.
+/// Maximum flows that have an open run at the same time, if their hashes differ.
 const SLOTS: usize = 256;
 
 const FIN: u8 = 0x01;
@@ -48,16 +49,16 @@ const VIRTIO_NET_HDR_GSO_UDP_L4: u8 = 5;
 /// Octets of a UDP header.
 const UDP_HEADER: usize = 8;
 
-/// Joins the packets of one batch at a time. Keeps its memory from batch to batch.
+/// Joins packets, one batch at a time. Keeps its memory for the next batch.
 pub struct Coalescer {
     runs: Vec<State>,
-    /// For each packet of the batch, the one that follows it in its run.
+    /// For each packet of the batch, the number of the next packet in its run.
     next: Vec<usize>,
-    /// By flow hash, the run that a packet of the flow may join.
+    /// For each flow hash, the run that a packet of the flow may join.
     open: [Option<usize>; SLOTS],
 }
 
-/// A run as it grows.
+/// A run that may still grow.
 struct State {
     segment: Segment,
     first: usize,
@@ -67,12 +68,12 @@ struct State {
     payload: usize,
 }
 
-/// What a packet brings to a run.
+/// The fields of a packet that decide whether it joins a run.
 #[derive(Clone, Copy)]
 struct Segment {
-    /// IP and transport headers with zeros for all that may differ inside a run.
+    /// IP and transport headers, with zeros in all fields that may differ inside a run.
     headers: [u8; MAX_HEADERS],
-    /// Octets of `headers` in use; 0 for a packet that can be in no run but its own.
+    /// Octets of `headers` in use; 0 for a packet that never joins another.
     headers_len: usize,
     version: IpVersion,
     /// [`TCP`] or [`UDP`].
@@ -82,7 +83,7 @@ struct Segment {
     /// Always 0 in UDP.
     sequence: u32,
     payload: usize,
-    /// PSH and FIN.
+    /// The PSH and FIN flags.
     ending: u8,
 }
 
@@ -93,7 +94,7 @@ impl Default for Coalescer {
 }
 
 impl Coalescer {
-    /// Forgets the last batch.
+    /// Starts a new batch.
     pub fn clear(&mut self) {
         self.runs.clear();
         self.next.clear();
@@ -123,17 +124,17 @@ impl Coalescer {
         self.runs.push(run);
     }
 
-    /// The runs of the batch, in the order of their first packets. Every packet is in exactly one.
+    /// Returns the runs of the batch, in the order of their first packets. Each packet is in exactly one run.
     pub fn runs(&mut self) -> impl Iterator<Item = Run<'_>> {
         self.runs.iter_mut().filter(|run| run.count > 1).for_each(State::write_headers);
         self.runs.iter().map(|run| Run { run, next: &self.next })
     }
 }
 
-/// Packets that leave as one: a superframe, or a single packet as it came.
+/// Packets that are sent as one: a superframe, or a single packet, unchanged.
 ///
-/// On the wire to an `AF_PACKET` socket with `PACKET_VNET_HDR` it is [`Run::vnet_header`], the Ethernet header,
-/// [`Run::headers`], and of each of [`Run::packets`] in order the octets from `headers().len()` on.
+/// An `AF_PACKET` socket with `PACKET_VNET_HDR` takes it as [`Run::vnet_header`], the Ethernet header,
+/// [`Run::headers`], and then the octets from `headers().len()` on of each of [`Run::packets`], in order.
 #[derive(Clone, Copy)]
 pub struct Run<'a> {
     run: &'a State,
@@ -141,30 +142,30 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Number of its packets.
+    /// Number of packets in the run.
     pub fn count(&self) -> usize {
         self.run.count
     }
 
-    /// Numbers of its packets in the batch, in order.
+    /// Returns the numbers of its packets in the batch, in order.
     pub fn packets(&self) -> impl Iterator<Item = usize> + use<'a> {
         let next = self.next;
         std::iter::successors(Some(self.run.first), move |packet| Some(next[*packet])).take(self.run.count)
     }
 
-    /// IP and transport headers of the superframe: its lengths, the checksum of the IPv4 header, PSH and FIN of the last
-    /// packet, and as transport checksum the folded sum of the pseudo header. Empty for a single packet.
+    /// Returns the IP and transport headers of the superframe: with its lengths, the IPv4 header checksum, PSH and FIN
+    /// of the last packet, and the folded sum of the pseudo header as transport checksum. Empty for a single packet.
     pub fn headers(&self) -> &'a [u8] {
         if self.run.count > 1 { &self.run.segment.headers[..self.run.segment.headers_len] } else { &[] }
     }
 
-    /// Transport payload octets of each packet but the last; 0 for a single packet.
+    /// Octets of transport payload in each packet but the last; 0 for a single packet.
     pub fn gso_size(&self) -> u16 {
         if self.run.count > 1 { self.run.segment.payload as u16 } else { 0 }
     }
 
-    /// The `struct virtio_net_hdr` that belongs before a link-layer header of `link` octets; all zero for a single
-    /// packet. Fields are in native byte order, as packet(7) sockets have it.
+    /// Returns the `struct virtio_net_hdr` for a link-layer header of `link` octets; all zeros for a single packet.
+    /// Fields are in native byte order, as packet(7) sockets require.
     pub fn vnet_header(&self, link: usize) -> [u8; VNET_HEADER] {
         let mut header = [0; VNET_HEADER];
         if self.run.count > 1 {
@@ -190,7 +191,7 @@ impl State {
         Self { segment, first: index, last: index, count: 1, payload: segment.payload }
     }
 
-    /// Whether `next` goes on where this run ends.
+    /// Whether `next` continues this run.
     fn takes(&self, next: &Segment) -> bool {
         let head = &self.segment;
         let id = head.id.wrapping_add(self.count as u16);
@@ -209,13 +210,13 @@ impl State {
         self.segment.ending = next.ending;
     }
 
-    /// Whether nothing more may join: a superframe can end in a short segment, PSH and FIN, but not go on behind them.
+    /// Whether no more packets may join: a short segment, PSH or FIN can only be at the end of a superframe.
     fn is_full(&self) -> bool {
         let short = self.payload < self.count * self.segment.payload;
         short || self.segment.ending != 0 || self.segment.headers_len == 0 || self.count == MAX_SEGMENTS
     }
 
-    /// Fills the gaps of the headers with what is true of the whole run.
+    /// Writes the header fields that hold for the whole run.
     fn write_headers(&mut self) {
         let segment = &mut self.segment;
         let len = segment.headers_len + self.payload;
@@ -245,7 +246,7 @@ impl State {
 }
 
 impl Segment {
-    /// Stands for a packet that is never joined.
+    /// A packet that never joins another.
     const OTHER: Self = Self {
         headers: [0; MAX_HEADERS],
         headers_len: 0,
@@ -258,7 +259,7 @@ impl Segment {
         ending: 0,
     };
 
-    /// Takes a packet apart; `None` if it must not be joined with any other.
+    /// Reads the fields of a packet; returns `None` if it must not be joined with any other.
     fn read(packet: &[u8], found: &Headers) -> Option<Self> {
         let version = found.version;
         let plain = match version {
@@ -309,7 +310,7 @@ impl Segment {
     }
 }
 
-/// Header length, sequence number and end (PSH and FIN) of a TCP segment; `None` if it must not be joined.
+/// Returns header length, sequence number, and PSH and FIN of a TCP segment; `None` if it must not be joined.
 fn tcp(segment: &[u8]) -> Option<(usize, u32, u8)> {
     let fixed: &[u8; 20] = segment.first_chunk()?;
     let header = usize::from(fixed[12] >> 4) * 4;
@@ -320,20 +321,21 @@ fn tcp(segment: &[u8]) -> Option<(usize, u32, u8)> {
     Some((header, sequence, fixed[13] & (PSH | FIN)))
 }
 
-/// Header length of a UDP datagram; `None` if it must not be joined: no checksum, or another length than its packet's.
+/// Returns the header length of a UDP datagram; `None` if it must not be joined: it has no checksum, or its length
+/// differs from the packet's.
 fn udp(datagram: &[u8]) -> Option<usize> {
     let [.., high, low, c, d]: &[u8; UDP_HEADER] = datagram.first_chunk()?;
     let length = usize::from(u16::from_be_bytes([*high, *low]));
     (length == datagram.len() && [*c, *d] != [0; 2]).then_some(UDP_HEADER)
 }
 
-/// Offset of the checksum in a transport header.
+/// Offset of the checksum field in a transport header.
 fn checksum_of(protocol: u8) -> usize {
     if protocol == UDP { UDP_CHECKSUM } else { TCP_CHECKSUM }
 }
 
-/// Whether the checksum at `field` is what this host would write: right, and of the two forms that zero has in one's
-/// complement, the one that [`Sum::checksum`] gives.
+/// Whether the checksum at `field` is correct, and the one that this host would write: one's complement has two zeros,
+/// and [`Sum::checksum`] always gives the same one.
 fn is_canonical(mut sum: Sum, octets: &[u8], field: usize) -> bool {
     sum.add(octets);
     sum.folded() == [0xFF; 2] && octets[field..field + 2] != [0xFF; 2]

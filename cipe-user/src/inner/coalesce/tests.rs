@@ -1,4 +1,4 @@
-//! What goes in as packets must come out as the same packets after the superframes are cut again.
+//! Packets are joined, and the superframes cut again: the result must be the same packets.
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 13 + at / 256) as u8).collect()
 }
 
-/// A flow sends `sizes` in order; the last segment has PSH.
+/// The packets of a flow with payloads of these `sizes`, in order; the last has PSH.
 fn stream(flow: &Flow, sizes: &[usize]) -> Vec<Vec<u8>> {
     let mut flow = flow.clone();
     let last = sizes.len() - 1;
@@ -40,7 +40,7 @@ fn runs(packets: &[Vec<u8>]) -> Vec<Vec<usize>> {
     runs_of(&mut Coalescer::default(), packets)
 }
 
-/// Builds each superframe as the kernel will see it, cuts it again, and returns the packets by run.
+/// Builds each superframe as the kernel gets it, cuts it again, and returns the packets run by run.
 fn sent(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for run in coalescer.runs() {
@@ -112,7 +112,7 @@ fn flows_that_come_mixed_are_joined_each() {
     assert_eq!(runs(&mixed), [[0, 2, 4, 6], [1, 3, 5, 7]]);
 }
 
-/// The same stream of three segments, the one in the middle changed by `change`.
+/// A stream of three segments; `change` changes the middle one.
 fn with_middle(flow: &Flow, change: impl Fn(&mut Flow)) -> Vec<Vec<u8>> {
     let mut packets = stream(flow, &[100; 3]);
     let mut middle = Flow { id: flow.id + 1, sequence: flow.sequence + 100, ..flow.clone() };
@@ -141,7 +141,7 @@ fn a_segment_that_differs_is_not_joined() {
         assert_eq!(runs(&with_middle(&flow, |_| ())), [[0, 1, 2]]);
         for (what, change) in changes {
             let packets = with_middle(&flow, change);
-            // Another port is another flow, and the third segment still does not follow the first.
+            // Another port is another flow; the third segment still does not continue the first.
             assert_eq!(runs(&packets), [[0], [1], [2]], "{what}");
         }
     }
@@ -202,7 +202,7 @@ fn a_damaged_segment_stays_damaged_and_alone() {
 fn a_checksum_of_zero_in_its_other_form_is_kept() {
     for flow in [Flow::tcp4(), Flow::tcp6()] {
         let field = flow.transport() + flow.checksum_field();
-        // With its own checksum as the payload, a packet has a checksum of zero.
+        // A packet whose payload is its own checksum has a checksum of zero.
         let payload = flow.packet(&[0; 2])[field..field + 2].to_vec();
         let first = flow.packet(&payload);
         let mut packets = vec![first, Flow { id: flow.id + 1, sequence: flow.sequence + 2, ..flow }.packet(&payload)];
@@ -241,7 +241,7 @@ fn other_packets_pass_as_they_are() {
     assert_eq!(runs(&[vec![], vec![0x45], vec![0xFF; 60]]), [[0], [1], [2]]);
 }
 
-/// What may happen to a segment on its way.
+/// An event on the path of a segment.
 #[derive(Clone, Debug)]
 enum Event {
     Sent(usize),
@@ -266,7 +266,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// One flow's packets under these events, with the flag bits that each gives, and whether they are of that flow still.
+/// The packets of a flow after these events with these flags, and whether each still belongs to the flow.
 fn travel(mut flow: Flow, events: &[(Event, u8)]) -> Vec<(Vec<u8>, bool)> {
     let mut packets = Vec::new();
     for (event, flags) in events {
@@ -306,7 +306,7 @@ proptest! {
         let mut queues: Vec<_> = flows
             .into_iter()
             .map(|(flow, events)| {
-                // Half of the cases without IP options, which keep a flow from being joined at all.
+                // Half of the cases have no IP options, because a flow with IP options is never joined.
                 let flow = if simple { Flow { ip_options: 0, ..flow } } else { flow };
                 travel(flow, &events).into_iter()
             })

@@ -11,7 +11,7 @@ fn fragments(packet: &[u8], mtu: usize) -> Result<Vec<Vec<u8>>, Verdict> {
     Ok(std::iter::from_fn(|| cutter.cut(&mut buffer).map(|len| buffer[..len].to_vec())).collect())
 }
 
-/// Flags and offset of a fragment.
+/// The flags and offset field of a fragment.
 fn field(fragment: &[u8]) -> u16 {
     u16::from_be_bytes([fragment[6], fragment[7]])
 }
@@ -20,7 +20,8 @@ fn header_len(packet: &[u8]) -> usize {
     usize::from(packet[0] & 0xF) * 4
 }
 
-/// RFC 791, section 3.2, "An Example Reassembly Procedure": a packet like the first fragment, with all payloads.
+/// Reassembles by RFC 791, section 3.2, "An Example Reassembly Procedure": the first fragment's header, with all
+/// payloads.
 fn reassemble(fragments: &[Vec<u8>]) -> Vec<u8> {
     let mut packet = fragments[0][..header_len(&fragments[0])].to_vec();
     let start = usize::from(field(&fragments[0]) & OFFSET) * 8;
@@ -62,7 +63,7 @@ fn with_options(options: &[u8], octets: usize) -> Vec<u8> {
 
 #[test]
 fn the_example_of_rfc_791_is_cut_as_there() {
-    // Appendix A, example 2: 452 octets of data behind a header of 20 over a link that takes 280.
+    // Appendix A, example 2: 452 octets of data behind a header of 20 octets, over a link with an MTU of 280.
     let packet = udp(452 - 8);
     let cut = fragments(&packet, 280).unwrap();
     let seen: Vec<(usize, u16)> = cut.iter().map(|fragment| (fragment.len(), field(fragment))).collect();

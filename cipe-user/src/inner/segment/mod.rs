@@ -1,17 +1,17 @@
-//! Cuts superframes: the TSO and USO that the kernel left to the device, done by the engine.
+//! Cuts superframes into segments: the TSO and USO that the kernel left to the device.
 //!
-//! A superframe is one IP packet of up to 64 KiB whose payload stands for several packets of `gso_size` octets each. It
-//! comes as the pieces of an AF_XDP multi-buffer frame, cut anywhere. What the segments carry is what the kernel's own
-//! software segmentation makes (Documentation/networking/segmentation-offloads.rst): IPv4 ids count up, TCP sequence
-//! numbers go on, PSH and FIN are on the last segment only, CWR on the first only, options are on all, lengths and
-//! checksums are each segment's own.
+//! A superframe is one IP packet of up to 64 KiB whose payload is that of several packets of `gso_size` octets each. It
+//! arrives as the pieces of an AF_XDP multi-buffer frame, split at any offset. The segments are those of the kernel's
+//! own software segmentation (Documentation/networking/segmentation-offloads.rst): IPv4 ids and TCP sequence numbers
+//! increase, PSH and FIN are on the last segment only, CWR on the first only, options are on all, and each has its own
+//! lengths and checksums.
 
 use cipe_common::Verdict;
 
 use crate::inner::checksum::{Sum, TCP_CHECKSUM, UDP_CHECKSUM, transport_checksum};
 use crate::inner::headers::{Headers, IpVersion, Part, TCP, UDP};
 
-/// Room for IP and transport headers with all options of IPv4 and TCP, and a few extension headers of IPv6.
+/// Maximum octets of IP and transport headers: all options of IPv4 and TCP, or a few extension headers of IPv6.
 const MAX_HEADER: usize = 192;
 
 const TCP_SEQUENCE: usize = 4;
@@ -20,30 +20,30 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// A superframe that is being cut, front to back.
+/// A superframe that is being cut, from front to back.
 pub struct Superframe<'a> {
-    /// What has not been cut yet; of the first piece, the octets from `at` on.
+    /// The rest that is not cut yet; of the first piece, the octets from `at` on.
     pieces: &'a [&'a [u8]],
     at: usize,
-    /// All headers, as they were; read from the pieces once.
+    /// All headers of the superframe, copied from the pieces once.
     octets: [u8; MAX_HEADER],
     headers_len: usize,
     headers: Headers,
     gso_size: usize,
-    /// Payload octets of the whole superframe, and of the segments cut so far.
+    /// Payload octets of the whole superframe; below, those cut so far.
     payload: usize,
     cut: usize,
-    /// Segments in all, and cut so far.
+    /// Number of segments; below, those cut so far.
     segments: usize,
     index: usize,
 }
 
 impl<'a> Superframe<'a> {
-    /// Reads the headers of the IP packet that `pieces` make one behind the other, from behind the Ethernet header.
-    /// `gso_size` is that of the frame stamp, in payload octets. Octets behind the end of the packet are ignored.
+    /// Reads the headers of the IP packet in `pieces`, which starts behind the Ethernet header. `gso_size` is the one
+    /// in the frame stamp, in payload octets. Octets behind the end of the packet are ignored.
     ///
     /// # Errors
-    /// [`Verdict::PrivateNotIp`]; [`Verdict::PrivateMalformed`] where the headers contradict the frame, the packet is a
+    /// [`Verdict::PrivateNotIp`]; [`Verdict::PrivateMalformed`] if the headers contradict the frame, the packet is a
     /// fragment or neither TCP nor UDP, or `gso_size` is 0.
     pub fn parse(pieces: &'a [&'a [u8]], gso_size: u16) -> Result<Self, Verdict> {
         let (octets, gathered) = gather(pieces);
@@ -74,18 +74,18 @@ impl<'a> Superframe<'a> {
         &self.headers
     }
 
-    /// Segments in all; at least one.
+    /// Number of segments; at least one.
     pub fn segments(&self) -> usize {
         self.segments
     }
 
-    /// Octets of the longest segment, which is the first.
+    /// Octets of the longest segment, the first.
     pub fn longest(&self) -> usize {
         self.headers_len + self.gso_size.min(self.payload)
     }
 
-    /// Writes the next segment, a complete IP packet, to the start of `buffer` and returns its length; `None` when all
-    /// are cut.
+    /// Writes the next segment, a complete IP packet, to the start of `buffer`. Returns its length; `None` after the
+    /// last segment.
     ///
     /// # Panics
     /// If `buffer` is shorter than [`Superframe::longest`].
@@ -115,7 +115,7 @@ impl<'a> Superframe<'a> {
         Some(len)
     }
 
-    /// Lengths, IPv4 id and IPv4 header checksum of the segment that is `len` octets long.
+    /// Sets lengths, IPv4 id and IPv4 header checksum for a segment of `len` octets.
     fn adjust_ip(&self, ip: &mut [u8], len: usize) {
         match self.headers.version {
             IpVersion::V4 => {
@@ -131,7 +131,7 @@ impl<'a> Superframe<'a> {
         }
     }
 
-    /// Sequence number and flags, or the UDP length; returns the offset of the checksum field.
+    /// Sets sequence number and flags, or the UDP length. Returns the offset of the checksum field.
     fn adjust_transport(&self, transport: &mut [u8], payload: usize) -> usize {
         if self.headers.protocol == UDP {
             transport[4..6].copy_from_slice(&((8 + payload) as u16).to_be_bytes());
@@ -149,7 +149,7 @@ impl<'a> Superframe<'a> {
         TCP_CHECKSUM
     }
 
-    /// Fills `to` with the next payload octets and adds them to `sum`. They are there: `parse` counted them.
+    /// Fills `to` with the next payload octets and adds them to `sum`. `parse` has checked that there are enough.
     fn copy(&mut self, mut to: &mut [u8], sum: &mut Sum) {
         while !to.is_empty() {
             let piece = &self.pieces[0][self.at..];
@@ -160,7 +160,7 @@ impl<'a> Superframe<'a> {
         }
     }
 
-    /// Goes on by `octets`, past pieces that are used up.
+    /// Advances by `octets`, and drops the pieces that are used up.
     fn skip(&mut self, octets: usize) {
         self.at += octets;
         while let Some((piece, later)) = self.pieces.split_first().filter(|(piece, _)| piece.len() <= self.at) {
@@ -170,7 +170,7 @@ impl<'a> Superframe<'a> {
     }
 }
 
-/// The first octets of the packet, as many as there are room, and how many they are.
+/// Returns the first octets of the packet, at most [`MAX_HEADER`], and their number.
 fn gather(pieces: &[&[u8]]) -> ([u8; MAX_HEADER], usize) {
     let mut octets = [0; MAX_HEADER];
     let mut gathered = 0;
@@ -182,7 +182,7 @@ fn gather(pieces: &[&[u8]]) -> ([u8; MAX_HEADER], usize) {
     (octets, gathered)
 }
 
-/// Octets of a TCP header by its data offset.
+/// Octets of a TCP header according to its data offset.
 fn tcp_header_len(header: &[u8]) -> Option<usize> {
     let len = usize::from(*header.get(12)? >> 4) * 4;
     (len >= 20).then_some(len)

@@ -1,4 +1,4 @@
-//! The segmenter against a second one that is slow and obvious, and against tables.
+//! Compares the segmenter with a second one that is slow and obviously correct, and with tables.
 
 use proptest::prelude::*;
 
@@ -99,7 +99,7 @@ fn the_largest_superframe_is_cut() {
     }
 }
 
-/// Cuts `packet` at the given places; some may be equal.
+/// Splits `packet` at the given offsets; some may be equal.
 fn pieces_of(packet: &[u8], mut places: Vec<usize>) -> Vec<&[u8]> {
     places.sort_unstable();
     places.push(packet.len());
@@ -122,7 +122,7 @@ proptest! {
         places in prop::collection::vec(prop_oneof![0usize..130, 0usize..9200], 0..6),
     ) {
         let payload = payload(len);
-        // The kernel leaves the sum of the pseudo header in the field.
+        // The kernel leaves the sum of the pseudo header in the checksum field.
         let mut packet = flow.with_partial_checksum(&payload);
         packet.resize(packet.len() + excess, 0xEE);
         let pieces = pieces_of(&packet, places);
