@@ -4,11 +4,11 @@
 //! drops everything (fail closed) until a new engine has taken it over.
 
 mod keeper;
+mod peer_location;
 mod reload;
 mod revive;
 mod statistics;
 mod waiting;
-mod whereabouts;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -35,8 +35,8 @@ use crate::control::client::Client;
 use crate::control::protocol::{Event, Request};
 use crate::kernel::zone::Shown;
 use keeper::Keeper;
+use peer_location::first_relay;
 use waiting::Woken;
-use whereabouts::first_relay;
 
 /// Attempts to attach at the start, where the engine may be about to end for want of tunnels.
 const FIRST_ATTEMPTS: u32 = 3;
