@@ -30,14 +30,14 @@ pub(super) enum AttachError {
 impl From<SendError> for AttachError {
     fn from(error: SendError) -> Self {
         match error {
-            // Its last tunnel had gone when we met it.
+            // The engine was about to end, because it had no more tunnels.
             SendError::Closed => Self::Gone,
             error => Self::Socket(error.to_string()),
         }
     }
 }
 
-/// What of a tunnel may differ from its options.
+/// The properties of a tunnel that may differ from its options.
 pub(super) struct Placement {
     /// Interface; `None`: the next free.
     pub device: Option<String>,
@@ -59,7 +59,7 @@ pub(super) struct Attached {
     pub me: SocketAddr,
 }
 
-/// Connects to the engine, which is started if need be, and has it make the tunnel; logs the modes it got.
+/// Connects to the engine, starts it if necessary, and requests the tunnel. Logs the modes in use.
 pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
     let request = Request::Attach(Box::new(attach_request(&setup.options, place)));
@@ -84,8 +84,8 @@ pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, 
     Ok(Attached { engine, device, me })
 }
 
-/// Whether the service manager waits for this daemon: then it is started at boot, perhaps before the network is, and on a
-/// standby that has its address only when it is needed.
+/// Whether a service manager started this daemon. Then it may run at boot before the network is up, or on a standby
+/// that does not have its address yet.
 fn is_service() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
@@ -120,7 +120,7 @@ fn attach_request(options: &Options, place: Placement) -> Attach {
         xdp_mode: options.xdp_mode,
         mark: options.mark,
         lan: options.lan.clone(),
-        // Until it makes itself known as one of ours.
+        // The peer counts as an original until it identifies itself.
         paced: place.send_packets == ORIGINAL_PACKETS,
         send_packets: place.send_packets,
         send_octets: SEND_OCTETS,

@@ -1,7 +1,7 @@
-//! One tunnel from start to end: the engine's events, timers, scripts and wishes of the operator, in one loop.
+//! One tunnel from start to end: one loop handles the engine's events, timers, scripts and the operator's commands.
 //!
-//! All decisions about events are [`Session`]'s; this carries them out. If the engine dies, the interface stays and
-//! drops everything (fail closed) until a new engine has taken it over.
+//! [`Session`] makes all decisions about events; the daemon carries them out. If the engine dies, the interface stays
+//! and drops all packets (fail closed) until a new engine has taken it over.
 
 mod keeper;
 mod peer_location;
@@ -38,15 +38,16 @@ use keeper::Keeper;
 use peer_location::first_relay;
 use waiting::Woken;
 
-/// Attempts to attach at the start, where the engine may be about to end for want of tunnels.
-const FIRST_ATTEMPTS: u32 = 3;
+/// Maximum attempts to attach at the start. The first may fail because the running engine has no tunnel and is about to
+/// end.
+const MAX_START_ATTEMPTS: u32 = 3;
 
-/// How long an engine that is busy may take to read the last message, at the end.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Maximum time for a busy engine to read the last message.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the operator wants of a running daemon.
+/// A command of the operator to a running daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum OperatorCommand {
     /// SIGTERM or SIGINT: stop.
     Stop,
     /// SIGHUP: read the option files again.
@@ -56,8 +57,8 @@ pub enum Wish {
 /// Runs a tunnel until it is asked to stop; calls `up` once the tunnel is up and `ip-up` has ended.
 ///
 /// # Errors
-/// The tunnel does not come up, or ends unasked: what, where, how to fix.
-pub async fn run(setup: Setup, mut wishes: mpsc::Receiver<Wish>, up: impl FnOnce()) -> anyhow::Result<()> {
+/// The tunnel does not come up, or ends without a command. The text says what is wrong, where, and how to fix it.
+pub async fn run(setup: Setup, mut commands: mpsc::Receiver<OperatorCommand>, up: impl FnOnce()) -> anyhow::Result<()> {
     let mut up = Some(up);
     let mut daemon = Daemon::start(setup).await?;
     loop {
@@ -66,7 +67,7 @@ pub async fn run(setup: Setup, mut wishes: mpsc::Receiver<Wish>, up: impl FnOnce
                 up();
             }
         };
-        let ended = daemon.serve(&mut wishes, say_up).await;
+        let ended = daemon.serve(&mut commands, say_up).await;
         daemon.stop(&ended).await;
         match ended {
             End::Asked(_) if daemon.starts_over => daemon = daemon.start_over().await?,
@@ -76,7 +77,7 @@ pub async fn run(setup: Setup, mut wishes: mpsc::Receiver<Wish>, up: impl FnOnce
     }
 }
 
-/// The clocks that [`Session`] is told.
+/// The clocks for [`Session`].
 #[derive(Clone, Copy)]
 struct Clock {
     start: Instant,
@@ -85,7 +86,7 @@ struct Clock {
 impl Clock {
     fn now(self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // Time stamps are of 32 bits and wrap with the protocol.
+        // Time stamps have 32 bits; they wrap, as in the protocol.
         Now { at: self.start.elapsed(), unix: unix as u32 }
     }
 }
@@ -97,24 +98,24 @@ struct Daemon {
     /// `None` while the engine is dead.
     engine: Option<Client>,
     facts: Facts,
-    /// The peer's address of now, which a new engine is told.
+    /// The peer's current carrier address, for a new engine.
     peer: SocketAddr,
-    /// The name that it had in the options.
+    /// The peer's name, if the option `peer` has a name.
     peer_name: Option<PeerName>,
-    /// The way through a SOCKS5 server.
+    /// The relay of the SOCKS5 server.
     relay: Option<socks::Relay>,
-    /// Where that relays datagrams now.
+    /// The current address of that relay.
     relay_at: Option<SocketAddr>,
-    /// Writes down what the next daemon has to know.
+    /// Saves what the next daemon has to know.
     keeper: Keeper,
-    /// It ends to begin again with addresses that are resolved anew.
+    /// Whether the tunnel starts again after its end, with addresses that are resolved again.
     starts_over: bool,
 }
 
-/// A script that runs.
+/// A running script.
 struct Script {
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// Dropped, it stops the script.
+    /// Stops the script when it is dropped.
     stop: oneshot::Sender<()>,
 }
 
@@ -122,13 +123,13 @@ impl Script {
     fn start(script: PathBuf, facts: Facts) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async {
-            // Nothing is ever sent.
+            // Nothing is ever sent; this waits until the sender is dropped.
             let _ = stopped.await;
         };
         Self { ended: Box::pin(run_script(script, facts, stopped)), stop }
     }
 
-    /// Ends it, with all that it has started, and waits for its end.
+    /// Ends the script and all processes that it has started, and waits for the end.
     async fn stop(self) {
         drop(self.stop);
         self.ended.await;
@@ -148,7 +149,7 @@ impl Daemon {
             };
             match attach(&setup, place).await {
                 Ok(attached) => break attached,
-                Err(AttachError::Gone) if attempt < FIRST_ATTEMPTS => attempt += 1,
+                Err(AttachError::Gone) if attempt < MAX_START_ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error.into()),
             }
         };
@@ -172,7 +173,10 @@ impl Daemon {
         let peer_name = options.peer_name.clone().map(|name| PeerName::new(name, peer.ip()));
         tracing::info!("{}: up, {} on {}, peer {}", facts.device, options.ipaddr, Shown(me), options.peer.text);
         if options.key.is_none() {
-            tracing::error!("{}: NO ENCRYPTION: everything here can be read on the way, as `nokey` says", facts.device);
+            tracing::error!(
+                "{}: NO ENCRYPTION: anybody on the path can read all packets, because of `nokey`",
+                facts.device
+            );
         }
         let mut daemon = Self {
             setup,
@@ -193,7 +197,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// The same tunnel again, its interface under the same name, with addresses that are resolved anew.
+    /// Starts the same tunnel again, with the same interface name and with addresses that are resolved again.
     async fn start_over(self) -> anyhow::Result<Self> {
         let Self { mut setup, facts, .. } = self;
         let (options, problems) = options::settle(&setup.draft, Vec::new());
@@ -205,11 +209,11 @@ impl Daemon {
         Self::start(setup).await
     }
 
-    async fn serve(&mut self, wishes: &mut mpsc::Receiver<Wish>, up: impl FnOnce()) -> End {
-        // Beside the loop, since a script may well use the tunnel, which needs keys.
+    async fn serve(&mut self, commands: &mut mpsc::Receiver<OperatorCommand>, up: impl FnOnce()) -> End {
+        // The script runs beside the loop: it may use the tunnel, which needs the loop for its keys.
         let mut script = Some(Script::start(self.setup.options.ipup.clone(), self.facts.clone()));
-        let end = self.serve_until_end(wishes, up, &mut script).await;
-        // What it would still set up comes after what ip-down takes down.
+        let end = self.serve_until_end(commands, up, &mut script).await;
+        // The script ends before ip-down runs; otherwise it could set up again what ip-down has removed.
         if let Some(script) = script {
             script.stop().await;
         }
@@ -218,18 +222,18 @@ impl Daemon {
 
     async fn serve_until_end(
         &mut self,
-        wishes: &mut mpsc::Receiver<Wish>,
+        commands: &mut mpsc::Receiver<OperatorCommand>,
         up: impl FnOnce(),
         script: &mut Option<Script>,
     ) -> End {
         let mut up = Some(up);
         loop {
             if self.engine.is_none()
-                && let Some(end) = self.revive(wishes).await
+                && let Some(end) = self.revive(commands).await
             {
                 return end;
             }
-            let woken = self.wait(wishes, script.as_mut()).await;
+            let woken = self.wait(commands, script.as_mut()).await;
             let now = self.clock.now();
             let steps = match woken {
                 Woken::Event(Some(Event::Renamed { device })) => {
@@ -251,11 +255,11 @@ impl Daemon {
                     Some(end) => return end,
                     None => continue,
                 },
-                Woken::Wish(Some(Wish::Reload)) => {
+                Woken::Command(Some(OperatorCommand::Reload)) => {
                     self.reload();
                     continue;
                 }
-                Woken::Wish(Some(Wish::Stop) | None) => return End::Asked("asked to stop".to_owned()),
+                Woken::Command(Some(OperatorCommand::Stop) | None) => return End::Asked("asked to stop".to_owned()),
                 Woken::ScriptEnded => {
                     *script = None;
                     if let Some(up) = up.take() {
@@ -300,7 +304,8 @@ impl Daemon {
         if let Some(engine) = &self.engine
             && let Err(error) = engine.send(request)
         {
-            // A dead engine is seen at the next receive. One that has hung for so long that nothing more can wait has lost this.
+            // The next receive detects a dead engine. This engine has hung for so long that the queue is full; the
+            // request is lost.
             tracing::warn!("{}: {error}", self.facts.device);
         }
     }
@@ -319,7 +324,7 @@ impl Daemon {
                         engine.send(&farewell)?;
                         engine.flush().await
                     };
-                    match tokio::time::timeout(FAREWELL, sent).await {
+                    match tokio::time::timeout(FAREWELL_TIMEOUT, sent).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::warn!("{device}: no CT_KILL sent: {error}"),
                         Err(_) => tracing::warn!("{device}: no CT_KILL sent: the engine does not read"),

@@ -20,7 +20,7 @@ pub struct HealthOptions {
 pub struct Due {
     /// A CT_PING had no answer: see [`Health::error`].
     pub unanswered: bool,
-    /// Several in a row had none, and nothing else has come from the peer for so long that it may have other keys than
+    /// Several in a row had no answer, and nothing else came from the peer for so long that it may have other keys than
     /// we assume.
     pub silent: bool,
     /// Send a CT_PING.
@@ -32,8 +32,8 @@ pub struct Due {
 /// The result of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorAction {
-    /// Tolerated: the number of errors since the last message of the peer's.
-    Bear(u32),
+    /// Tolerated; the number of errors since the last message of the peer.
+    Tolerate(u32),
     /// Too many: the number of errors.
     GiveUp(u32),
     /// Too many of the network's, which anybody may have forged: the number of errors. The peer is asked before anything ends.
@@ -160,7 +160,7 @@ impl Health {
                 self.last_call = Some(LastCall { next_ping: now, ends: now + LAST_PINGS * LAST_PING_INTERVAL });
                 ErrorAction::AskPeer(self.errors)
             }
-            _ => ErrorAction::Bear(self.errors),
+            _ => ErrorAction::Tolerate(self.errors),
         }
     }
 
@@ -169,7 +169,7 @@ impl Health {
         self.errors = self.errors.saturating_add(1);
         match self.limits.maxerr {
             Some(most) if self.errors > most => ErrorAction::GiveUp(self.errors),
-            _ => ErrorAction::Bear(self.errors),
+            _ => ErrorAction::Tolerate(self.errors),
         }
     }
 }
@@ -223,14 +223,14 @@ mod tests {
         let mut strict = health(0, 0, Some(0));
         assert_eq!(strict.error(), ErrorAction::GiveUp(1));
         let mut usual = health(0, 0, Some(2));
-        assert_eq!(usual.error(), ErrorAction::Bear(1));
-        assert_eq!(usual.error(), ErrorAction::Bear(2));
+        assert_eq!(usual.error(), ErrorAction::Tolerate(1));
+        assert_eq!(usual.error(), ErrorAction::Tolerate(2));
         usual.heard(SECOND);
-        assert_eq!(usual.error(), ErrorAction::Bear(1));
-        assert_eq!(usual.error(), ErrorAction::Bear(2));
+        assert_eq!(usual.error(), ErrorAction::Tolerate(1));
+        assert_eq!(usual.error(), ErrorAction::Tolerate(2));
         assert_eq!(usual.error(), ErrorAction::GiveUp(3));
         let mut patient = health(0, 0, None);
-        assert!((0..1000).all(|_| matches!(patient.error(), ErrorAction::Bear(_))));
+        assert!((0..1000).all(|_| matches!(patient.error(), ErrorAction::Tolerate(_))));
     }
 
     #[test]
@@ -250,13 +250,13 @@ mod tests {
     #[test]
     fn data_from_the_peer_sets_the_count_of_network_errors_back() {
         let mut health = health(0, 0, Some(1));
-        assert!((0..1000).all(|second| health.network_error(true, second * SECOND) == ErrorAction::Bear(1)));
+        assert!((0..1000).all(|second| health.network_error(true, second * SECOND) == ErrorAction::Tolerate(1)));
     }
 
     #[test]
     fn a_peer_that_answers_none_of_the_last_pings_is_given_up() {
         let mut health = health(0, 0, Some(1));
-        assert_eq!(health.network_error(false, SECOND), ErrorAction::Bear(1));
+        assert_eq!(health.network_error(false, SECOND), ErrorAction::Tolerate(1));
         assert_eq!(health.deadline(), None);
         assert_eq!(health.network_error(false, SECOND), ErrorAction::AskPeer(2));
         let mut pings = 0;
@@ -269,7 +269,7 @@ mod tests {
                 break;
             }
             if second == 2 {
-                assert_eq!(health.network_error(false, 2 * SECOND), ErrorAction::Bear(3));
+                assert_eq!(health.network_error(false, 2 * SECOND), ErrorAction::Tolerate(3));
             }
         }
     }

@@ -30,7 +30,7 @@ pub const ORIGINAL_PACKETS: u64 = 32_767;
 pub const OWN_PACKETS: u64 = 1 << 18;
 /// Maximum octets under one send key: far below the birthday bound of 64-bit blocks.
 pub const SEND_OCTETS: u64 = 256 << 20;
-/// Maximum packets under one receive key. The sender observes the actual limits; no correct sender reaches this one.
+/// Maximum packets under one receive key. Senders have lower limits; no correct sender reaches this one.
 pub const RECEIVE_PACKETS: u64 = 2 * OWN_PACKETS;
 
 /// How important a log line is.
@@ -44,7 +44,7 @@ pub enum Level {
     Debug,
 }
 
-/// Why the tunnel ends.
+/// The reason why the tunnel ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// Somebody asked for it.
@@ -148,12 +148,12 @@ impl<R: CryptoRng> Session<R> {
         self.newest_stamp = None;
     }
 
-    /// Maximum packets under one send key towards the peer as it is known now.
+    /// Maximum packets under one send key towards the peer, by what is known about the peer.
     pub fn send_packets(&self) -> u64 {
         if self.peer_keeps_keys { OWN_PACKETS } else { ORIGINAL_PACKETS }
     }
 
-    /// A new engine has the tunnel, with no dynamic key and with the limits of the start.
+    /// A new engine has taken over the tunnel, without dynamic keys and with the initial limits.
     pub fn start_over(&mut self) {
         self.exchange.start_over();
         self.peer_keeps_keys = false;
@@ -210,7 +210,7 @@ impl<R: CryptoRng> Session<R> {
                 Ok(payload) => self.message(&zeroize::Zeroizing::new(payload), *under_static, now),
                 Err(_) => vec![not_hexadecimal()],
             },
-            // Behind a NAT with a new mapping for each packet, this event comes for each packet.
+            // Behind a NAT with a new mapping for each packet, each packet causes this event.
             Event::NewPeer { peer } => {
                 let mut steps = vec![Step::Peer(*peer)];
                 steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {}", Shown(*peer)), now));
@@ -223,8 +223,8 @@ impl<R: CryptoRng> Session<R> {
             Event::NewMe { me, before } if before.ip().is_unspecified() => {
                 vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {}", Shown(*me)))]
             }
-            // A packet of ours tells the peer the new address; the peer may have nothing to send, and so would not
-            // notice the change.
+            // A packet from us shows the peer our new address. Without it, the peer learns the address only when we
+            // have data to send.
             Event::NewMe { me, .. } => vec![
                 Step::Me(*me),
                 Step::Log(Level::Info, format!("changing my address: {}", Shown(*me))),
@@ -357,7 +357,7 @@ impl<R: CryptoRng> Session<R> {
     fn error(&mut self, what: &str, action: ErrorAction, now: Now, steps: &mut Vec<Step>) {
         steps.push(Step::LookUpPeer);
         match action {
-            ErrorAction::Bear(count) => {
+            ErrorAction::Tolerate(count) => {
                 let text = format!("{what}; network error {count} since the peer was heard");
                 if self.repeats.entry(Topic::NetworkError).or_default().once_more(now.at).is_some() {
                     steps.push(Step::Log(Level::Warning, text));

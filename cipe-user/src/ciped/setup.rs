@@ -1,18 +1,18 @@
-//! What a daemon runs by.
+//! The configuration of a daemon.
 
 use super::memory::MemoryFile;
 use super::options::{Draft, Options, Sources};
 use crate::control::launch::Launch;
 use crate::control::run_dir::RunDir;
 
-/// What a daemon runs by.
+/// The options of a daemon, and how it reaches its engine.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Where the options came from, to be read again on SIGHUP.
     pub sources: Sources,
     /// As read at the start.
     pub draft: Draft,
-    /// What they come to.
+    /// The options in use, after names are resolved and rules are checked.
     pub options: Options,
     /// Where the engine is.
     pub run_dir: RunDir,

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::logging::{self, Destination, SYSLOG_ONLY};
 use super::{engine, process};
-use crate::ciped::daemon::{self, Wish};
+use crate::ciped::daemon::{self, OperatorCommand};
 use crate::ciped::memory::{self, MemoryFile};
 use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Severity, Sources};
 use crate::ciped::setup::Setup;
@@ -146,27 +146,27 @@ fn serve(
     let setup = Setup { sources, draft, options, run_dir, memory, engine };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let outcome = runtime.block_on(async {
-        let wishes = wishes().context("cannot handle signals")?;
-        daemon::run(setup, wishes, up).await
+        let commands = commands().context("cannot handle signals")?;
+        daemon::run(setup, commands, up).await
     });
     runtime.shutdown_timeout(EXIT_WAIT);
     outcome
 }
 
-/// Turns signals into wishes.
-fn wishes() -> std::io::Result<mpsc::Receiver<Wish>> {
+/// Turns signals into commands.
+fn commands() -> std::io::Result<mpsc::Receiver<OperatorCommand>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
         loop {
-            let wish = tokio::select! {
-                _ = terminate.recv() => Wish::Stop,
-                _ = interrupt.recv() => Wish::Stop,
-                _ = hang_up.recv() => Wish::Reload,
+            let command = tokio::select! {
+                _ = terminate.recv() => OperatorCommand::Stop,
+                _ = interrupt.recv() => OperatorCommand::Stop,
+                _ = hang_up.recv() => OperatorCommand::Reload,
             };
-            if sender.send(wish).await.is_err() {
+            if sender.send(command).await.is_err() {
                 return;
             }
         }

@@ -9,7 +9,7 @@ use crate::ciped::socks;
 use crate::control::protocol::Request;
 use crate::kernel::zone::{self, Shown};
 
-/// Asks the SOCKS5 server for a relay, if there is a server, before anything else is made.
+/// Requests a relay from the SOCKS5 server, if the options name one. This is the first step of the start.
 pub(super) async fn first_relay(options: &Options) -> anyhow::Result<Option<(socks::Relay, SocketAddr)>> {
     let Some((server, _)) = &options.socks else { return Ok(None) };
     let credentials = socks::Credentials::of_environment().map_err(anyhow::Error::msg)?;
@@ -47,8 +47,9 @@ impl Daemon {
         }
     }
 
-    /// Sends to the current address of the peer's name. If the host is the same, the peer's address stays: its port may
-    /// have been learned. Another IP version needs another socket and own address: then the tunnel starts over.
+    /// Sends to the current address of the peer's name. If the IP address is the same, the peer's port stays, because
+    /// it may have been learned. If the IP version changes, the tunnel starts over, because it needs another socket and
+    /// own address.
     pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) -> Option<End> {
         let name = self.peer_name.as_ref()?.text();
         let (topic, level, text) = match answer {

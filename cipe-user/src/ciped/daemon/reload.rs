@@ -3,7 +3,7 @@
 use super::Daemon;
 use crate::ciped::options::{self, Severity};
 
-/// Options that a running tunnel applies. A new `ipdown` and `arg` are for the next script.
+/// Options that a running tunnel applies. A new `ipdown` or `arg` applies to the next script.
 const LIVE_OPTIONS: &[&str] = &["ping", "toping", "maxerr", "tokxts", "ipdown", "arg"];
 
 impl Daemon {
@@ -32,7 +32,7 @@ impl Daemon {
         running.ipdown = options.ipdown;
         running.arg = options.arg.clone();
         self.facts.arg = options.arg;
-        // The next reload compares with the options that then apply.
+        // The next reload compares with the options that are in use then.
         self.setup.draft.take_over(&draft, LIVE_OPTIONS);
         self.facts.options = self.setup.draft.environment();
         self.session.reload(running, self.clock.now());

@@ -5,28 +5,28 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Daemon, Wish};
+use super::{Daemon, OperatorCommand};
 use crate::ciped::attach::{Attached, Placement, attach};
 use crate::ciped::session::End;
 use crate::control::protocol::Request;
 use crate::kernel::zone;
 
 /// The first pause before a dead engine is started again; it doubles each time.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+const MIN_BACK_OFF: Duration = Duration::from_millis(100);
 /// The longest such pause.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
+const MAX_BACK_OFF: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// Starts the engine again and attaches, with growing pauses, until this works or the operator stops the daemon.
-    pub(super) async fn revive(&mut self, wishes: &mut mpsc::Receiver<Wish>) -> Option<End> {
+    pub(super) async fn revive(&mut self, commands: &mut mpsc::Receiver<OperatorCommand>) -> Option<End> {
         let device = self.facts.device.clone();
         tracing::error!("{device}: the engine has gone; the interface drops all traffic until it is back");
-        let mut back_off = FIRST_BACK_OFF;
+        let mut back_off = MIN_BACK_OFF;
         loop {
             let attached = attach(&self.setup, self.place());
             tokio::select! {
                 biased;
-                wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
+                command = commands.recv() => if let Some(end) = self.without_engine(command) { return Some(end) },
                 outcome = attached => match outcome {
                     Ok(Attached { engine, me, .. }) => {
                         if me != self.facts.me {
@@ -48,16 +48,16 @@ impl Daemon {
             loop {
                 tokio::select! {
                     biased;
-                    wish = wishes.recv() => if let Some(end) = self.wish_without_engine(wish) { return Some(end) },
+                    command = commands.recv() => if let Some(end) = self.without_engine(command) { return Some(end) },
                     () = tokio::time::sleep_until(pause) => break,
                 }
             }
-            back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+            back_off = (back_off * 2).min(MAX_BACK_OFF);
         }
     }
 
-    /// Current addresses of the tunnel, for the next engine. Keeps a port that the system chose, because the peer knows
-    /// it.
+    /// Returns the current addresses of the tunnel, for the next engine. Keeps a port that the system chose, because
+    /// the peer knows it.
     fn place(&self) -> Placement {
         let configured = self.setup.options.me.address;
         let port = if configured.port() == 0 { self.facts.me.port() } else { configured.port() };
@@ -68,13 +68,13 @@ impl Daemon {
         Placement { device, me, peer: self.peer, send_packets: self.session.send_packets() }
     }
 
-    fn wish_without_engine(&mut self, wish: Option<Wish>) -> Option<End> {
-        match wish {
-            Some(Wish::Reload) => {
+    fn without_engine(&mut self, command: Option<OperatorCommand>) -> Option<End> {
+        match command {
+            Some(OperatorCommand::Reload) => {
                 self.reload();
                 None
             }
-            Some(Wish::Stop) | None => Some(End::Asked("asked to stop".to_owned())),
+            Some(OperatorCommand::Stop) | None => Some(End::Asked("asked to stop".to_owned())),
         }
     }
 }

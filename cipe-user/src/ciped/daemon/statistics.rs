@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Daemon;
 use crate::control::protocol::{Event, Request, Status};
 
-/// How long the engine may take to answer.
+/// Maximum time for the engine to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
 impl Daemon {

@@ -1,4 +1,4 @@
-//! The daemon against an engine that the test plays, over a real control socket.
+//! The daemon with an engine that the test simulates, over a real control socket.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
@@ -27,7 +27,7 @@ struct Stage {
 
 /// A running daemon.
 struct Player {
-    wishes: mpsc::Sender<Wish>,
+    commands: mpsc::Sender<OperatorCommand>,
     up: oneshot::Receiver<()>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -91,12 +91,12 @@ impl Stage {
         };
         let memory = MemoryFile::new(&self.directory.path().join("state"), OsStr::new(&format!("{number}.json")));
         let setup = Setup { sources, draft, options, run_dir: self.run_dir(), memory, engine };
-        let (wishes, receiver) = mpsc::channel(4);
+        let (commands, receiver) = mpsc::channel(4);
         let (up_sender, up) = oneshot::channel();
         let task = tokio::spawn(run(setup, receiver, || {
             let _ = up_sender.send(());
         }));
-        Player { wishes, up, task }
+        Player { commands, up, task }
     }
 
     /// Accepts a daemon and attaches its tunnel.
@@ -142,7 +142,7 @@ async fn the_engine_is_told_what_the_options_say() {
     assert_eq!((attach.version, attach.device.as_deref(), attach.prefix.as_str()), (VERSION, Some("cipcb5"), "cipcb"));
     assert_eq!((attach.mtu, attach.cttl, attach.send_seconds, attach.retry_seconds), (1400, 64, 60, 10));
     assert!(!attach.mss_clamp && !attach.static_data && attach.key.is_some());
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
 }
 
@@ -166,7 +166,7 @@ async fn a_daemon_refuses_the_keys_that_the_one_before_it_has_taken() {
         while let Some(request) = connection.receive().await.unwrap() {
             taken |= matches!(request, Request::SetReceiveKey { .. });
             if message_type(&request) == Some(0x73) {
-                player.wishes.send(Wish::Stop).await.unwrap();
+                player.commands.send(OperatorCommand::Stop).await.unwrap();
             }
             if request == Request::OwnStatus {
                 connection.send(&Event::StatusEnd).unwrap();
@@ -207,7 +207,7 @@ async fn two_daemons_agree_on_keys_for_both_directions() {
     assert!(send[0] == receive[1] && send[1] == receive[0] && send[0] != send[1]);
     drop(ends);
     for player in players {
-        player.wishes.send(Wish::Stop).await.unwrap();
+        player.commands.send(OperatorCommand::Stop).await.unwrap();
         player.ended().await.unwrap();
     }
 }
@@ -223,11 +223,11 @@ async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
     connection.send(&Event::NewPeer { peer }).unwrap();
     introduce(&connection);
     assert!(matches!(next(&mut connection).await, Request::SetSendLimits { .. }));
-    // The daemon answers this only after the event before it.
+    // The daemon handles this event after the previous one.
     let ping = hex::encode([0x72; 60]);
     connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x74));
     assert_eq!(next(&mut connection).await, Request::OwnStatus);
     connection.send(&Event::StatusEnd).unwrap();
@@ -241,7 +241,7 @@ async fn ip_up_runs_before_the_tunnel_is_called_up_and_beside_the_key_exchange()
     let stage = Stage::new();
     let (fifo, out) = (stage.path("fifo"), stage.path("out"));
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-    // Waits until the test writes, as a script that pings the peer waits for keys.
+    // Waits until the test writes, like a script that pings the peer and has to wait for keys.
     let text = format!("#!/bin/sh\nread word <{}\necho \"$# $3 $word\" >{}\n", fifo.display(), out.display());
     let script = stage.script("ip-up", &text);
     let mut player = stage.daemon(1, &format!("ipup {}", script.display()));
@@ -252,7 +252,7 @@ async fn ip_up_runs_before_the_tunnel_is_called_up_and_beside_the_key_exchange()
     tokio::task::spawn_blocking(move || std::fs::write(fifo, "go\n").unwrap()).await.unwrap();
     (&mut player.up).await.unwrap();
     assert_eq!(std::fs::read_to_string(out).unwrap(), format!("6 {} go\n", process::id()));
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
 }
 
@@ -275,7 +275,7 @@ async fn a_dead_engine_is_met_again_with_the_same_interface_port_and_peer() {
     assert_eq!((second.me.port(), second.peer), (40000, peer));
     connection.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
     assert!(message_type(&next(&mut connection).await).is_some());
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
 }
 
@@ -286,7 +286,7 @@ async fn a_daemon_without_an_engine_can_be_stopped() {
     let (connection, _) = stage.attach("cipcb0").await;
     stage.server = None;
     drop(connection);
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
 }
 
@@ -312,7 +312,7 @@ async fn a_peer_that_is_not_known_to_be_ours_gets_no_ct_kill() {
     let (mut connection, _) = stage.attach("cipcb0").await;
     connection.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
     while message_type(&next(&mut connection).await) != Some(0x70) {}
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     assert_eq!(next(&mut connection).await, Request::OwnStatus);
     connection.send(&Event::StatusEnd).unwrap();
     assert!(connection.receive().await.unwrap().is_none());
@@ -350,12 +350,12 @@ async fn options_that_cannot_be_read_again_change_nothing() {
     let player = stage.daemon(1, "");
     let (mut connection, _) = stage.attach("cipcb0").await;
     // The sources of the daemon under test have no options at all, so a reload finds errors.
-    player.wishes.send(Wish::Reload).await.unwrap();
+    player.commands.send(OperatorCommand::Reload).await.unwrap();
     let peer = "192.0.2.99:6789".parse().unwrap();
     let ping = hex::encode([0x72; 60]);
     connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
 }
 
@@ -375,7 +375,7 @@ async fn a_stop_during_ip_up_ends_it_before_ip_down_begins() {
     let player = stage.daemon(1, &format!("ipup {}\nipdown {}", ip_up.display(), ip_down.display()));
     let (connection, _) = stage.attach("cipcb0").await;
     tokio::task::spawn_blocking(move || std::fs::read(fifo).unwrap()).await.unwrap();
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
     drop(connection);
     assert_eq!(std::fs::read_to_string(out).unwrap(), "after\n");
@@ -399,13 +399,13 @@ async fn ip_down_gets_each_option_with_the_values_that_a_reload_has_set() {
     let peer = "192.0.2.99:6789".parse().unwrap();
     for arg in ["two", "three"] {
         write(&options_text(1, &extra(arg)));
-        player.wishes.send(Wish::Reload).await.unwrap();
-        // The daemon answers this only after the wish before it.
+        player.commands.send(OperatorCommand::Reload).await.unwrap();
+        // The daemon handles this event after the reload.
         let ping = hex::encode([0x72; 60]);
         connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
         assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     }
-    player.wishes.send(Wish::Stop).await.unwrap();
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
     while next(&mut connection).await != Request::OwnStatus {}
     connection.send(&Event::StatusEnd).unwrap();
     player.ended().await.unwrap();

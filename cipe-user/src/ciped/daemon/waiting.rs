@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
-use super::{Daemon, Script, Wish};
+use super::{Daemon, OperatorCommand, Script};
 use crate::ciped::options::Mistake;
 use crate::ciped::socks;
 use crate::control::protocol::Event;
@@ -12,7 +12,7 @@ use crate::control::protocol::Event;
 /// The event that woke the loop.
 pub(super) enum Woken {
     Event(Option<Event>),
-    Wish(Option<Wish>),
+    Command(Option<OperatorCommand>),
     Timer,
     ScriptEnded,
     Relay(socks::News),
@@ -20,8 +20,12 @@ pub(super) enum Woken {
 }
 
 impl Daemon {
-    /// Waits for one event; if several are there, the operator's wish is first.
-    pub(super) async fn wait(&mut self, wishes: &mut mpsc::Receiver<Wish>, script: Option<&mut Script>) -> Woken {
+    /// Waits for one event. If there are several, a command of the operator is first.
+    pub(super) async fn wait(
+        &mut self,
+        commands: &mut mpsc::Receiver<OperatorCommand>,
+        script: Option<&mut Script>,
+    ) -> Woken {
         let deadline =
             self.session.deadline().map(|at| self.clock.start + at).into_iter().chain(self.keep_deadline()).min();
         let timer = async {
@@ -56,7 +60,7 @@ impl Daemon {
         };
         tokio::select! {
             biased;
-            wish = wishes.recv() => Woken::Wish(wish),
+            command = commands.recv() => Woken::Command(command),
             news = relay => Woken::Relay(news),
             answer = resolved => Woken::Resolved(answer),
             event = event => Woken::Event(event.unwrap_or_else(|error| {

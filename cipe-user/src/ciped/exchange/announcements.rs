@@ -1,61 +1,62 @@
-//! When NK_IND have left for our keys, and whether the peer may have taken another one last than that of the key in use: an original
-//! takes whatever NK_IND comes last, perhaps that of an earlier key.
+//! The times at which NK_IND messages were sent, and whether the peer may have taken another key than the one in use.
+//! An original takes the key of the last NK_IND that arrives, which may be that of an earlier key.
 
 use std::time::Duration;
 
 use super::retry::Timing;
 
-/// How much later than the next key's NK_IND one may arrive.
-const REORDERED: Duration = Duration::from_secs(2);
+/// Maximum time by which the network delays an NK_IND behind the NK_IND of the next key.
+const MAX_REORDER_DELAY: Duration = Duration::from_secs(2);
 
-/// All times on the clock of the exchange.
+/// All times are on the clock of the exchange.
 pub(super) struct Announcements {
     timing: Timing,
-    /// When the last one left for the key that is announced, or in use.
+    /// When the last NK_IND was sent for the key that is announced or in use.
     last: Option<Duration>,
-    /// When the last one left for any key before that.
+    /// When the last NK_IND was sent for any earlier key.
     of_earlier_key: Option<Duration>,
-    /// When a key was announced last because the peer might lack the one in use.
+    /// When a new key was last announced because the peer might lack the key in use.
     diverged: Option<Duration>,
-    /// When the key in use was announced last once more.
+    /// When the key in use was last announced once more.
     repeated: Option<Duration>,
-    /// When the key in use is to be announced once more.
+    /// When to announce the key in use once more.
     due: Option<Duration>,
 }
 
 impl Announcements {
-    /// None has left.
+    /// The state before the first NK_IND.
     pub(super) fn new(timing: Timing) -> Self {
         Self { timing, last: None, of_earlier_key: None, diverged: None, repeated: None, due: None }
     }
 
-    /// All keys are lost. Those of before may still arrive.
+    /// All keys are lost. NK_IND messages of earlier keys may still arrive.
     pub(super) fn start_over(&mut self) {
         (self.diverged, self.due) = (None, None);
     }
 
-    /// The first one of a key leaves.
-    pub(super) fn begin(&mut self, now: Duration) {
-        self.another(now);
+    /// The first NK_IND of a key was sent.
+    pub(super) fn first_sent(&mut self, now: Duration) {
+        self.replacement_sent(now);
         self.due = None;
     }
 
-    /// The first one leaves of a key that takes the place of one without an answer.
-    pub(super) fn another(&mut self, now: Duration) {
+    /// The first NK_IND was sent for a key that replaces one without an NK_ACK.
+    pub(super) fn replacement_sent(&mut self, now: Duration) {
         self.of_earlier_key = self.last.replace(now);
     }
 
-    /// One leaves again for the same key.
-    pub(super) fn again(&mut self, now: Duration) {
+    /// An NK_IND was retransmitted for the same key.
+    pub(super) fn retransmitted(&mut self, now: Duration) {
         self.last = Some(now);
     }
 
-    /// One leaves once more for the key in use.
-    pub(super) fn once_more(&mut self, now: Duration) {
+    /// The key in use was announced once more.
+    pub(super) fn in_use_sent_again(&mut self, now: Duration) {
         (self.repeated, self.last) = (Some(now), Some(now));
     }
 
-    /// Whether a key may be announced because the peer might lack the one in use: once per tokxc at most. If so, that is noted.
+    /// Whether a key may be announced because the peer might lack the one in use: at most once per tokxc. If so, this
+    /// counts as such an announcement.
     pub(super) fn may_diverge(&mut self, now: Duration) -> bool {
         let may = self.diverged.is_none_or(|last| now >= last + self.timing.tokxc);
         if may {
@@ -64,13 +65,14 @@ impl Announcements {
         may
     }
 
-    /// The peer has taken a new key, which is in use from now on. One that `keeps_keys` takes none that is older.
-    pub(super) fn taken(&mut self, now: Duration, keeps_keys: bool) {
-        let may_be_overtaken = !keeps_keys && self.of_earlier_key.is_some_and(|at| now < at + REORDERED);
-        self.due = may_be_overtaken.then(|| self.not_too_often(now + REORDERED));
+    /// The peer has taken a new key, which is in use from now on. A peer that `keeps_keys` never takes an older key.
+    pub(super) fn taken_by_peer(&mut self, now: Duration, keeps_keys: bool) {
+        let may_be_overtaken = !keeps_keys && self.of_earlier_key.is_some_and(|at| now < at + MAX_REORDER_DELAY);
+        self.due = may_be_overtaken.then(|| self.not_too_often(now + MAX_REORDER_DELAY));
     }
 
-    /// The peer has taken the key in use once more. What made it doubtful meanwhile is looked into again.
+    /// The peer has taken the key in use once more. If there were new doubts in the meantime, it is announced again
+    /// later.
     pub(super) fn taken_again(&mut self, now: Duration) {
         self.due = self.due.map(|_| self.not_too_often(now));
     }
@@ -80,22 +82,22 @@ impl Announcements {
         self.due = Some(self.not_too_often(now));
     }
 
-    /// Nothing is announced once more: no key came through.
+    /// The exchange has failed: the key in use is not announced once more.
     pub(super) fn give_up(&mut self) {
         self.due = None;
     }
 
-    /// When the key in use is to be announced once more.
+    /// Returns when to announce the key in use once more.
     pub(super) fn due(&self) -> Option<Duration> {
         self.due
     }
 
-    /// Whether that is now; it is no longer due then.
+    /// Whether to announce the key in use once more now. If so, it is no longer due.
     pub(super) fn take_due(&mut self, now: Duration) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
     }
 
-    /// `at`, or later, so that the key in use is announced once more once per tokxc at most.
+    /// Returns `at`, or a later time, so that the key in use is announced once more at most once per tokxc.
     fn not_too_often(&self, at: Duration) -> Duration {
         self.repeated.map_or(at, |last| at.max(last + self.timing.tokxc))
     }
@@ -119,9 +121,9 @@ mod tests {
             [(seconds(1), false, Some(103)), (seconds(2), false, None), (seconds(1), true, None)]
         {
             let mut announcements = new();
-            announcements.begin(seconds(101) - between);
-            announcements.begin(seconds(101));
-            announcements.taken(seconds(101), keeps_keys);
+            announcements.first_sent(seconds(101) - between);
+            announcements.first_sent(seconds(101));
+            announcements.taken_by_peer(seconds(101), keeps_keys);
             assert_eq!(announcements.due(), due.map(seconds), "{between:?}, {keeps_keys}");
         }
     }
@@ -129,9 +131,9 @@ mod tests {
     #[test]
     fn the_first_key_of_all_is_not_doubted() {
         let mut announcements = new();
-        announcements.begin(seconds(1));
-        announcements.again(seconds(2));
-        announcements.taken(seconds(2), false);
+        announcements.first_sent(seconds(1));
+        announcements.retransmitted(seconds(2));
+        announcements.taken_by_peer(seconds(2), false);
         assert_eq!(announcements.due(), None);
     }
 
@@ -140,13 +142,13 @@ mod tests {
         let mut announcements = new();
         announcements.doubt(seconds(5));
         assert!(!announcements.take_due(seconds(4)) && announcements.take_due(seconds(5)));
-        announcements.once_more(seconds(5));
+        announcements.in_use_sent_again(seconds(5));
         announcements.taken_again(seconds(6));
         assert_eq!(announcements.due(), None, "nothing has made it doubtful");
         announcements.doubt(seconds(6));
         announcements.taken_again(seconds(7));
         assert_eq!(announcements.due(), Some(seconds(15)));
-        announcements.begin(seconds(8));
+        announcements.first_sent(seconds(8));
         assert_eq!(announcements.due(), None, "there is another key");
     }
 

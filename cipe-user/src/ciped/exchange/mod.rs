@@ -52,7 +52,7 @@ pub enum Input<'a> {
         /// Whether it was under the static key.
         under_static: bool,
     },
-    /// The send key has been useless for so long that an original has dropped it.
+    /// No data was sent under the send key for so long that an original has dropped the key.
     SendKeyForgotten,
     /// Several CT_PINGs in a row had no answer: the peer may have other keys than we assume.
     Unanswered,
@@ -183,7 +183,7 @@ impl<R: CryptoRng> Exchange<R> {
             Input::SendKeyForgotten => self.sender.key_forgotten(&mut out),
             Input::KeyWanted(Wanted::NoSendKey) => self.sender.key_missing(&mut out),
             Input::KeyWanted(Wanted::Age | Wanted::Packets | Wanted::Octets) => {
-                self.sender.key_spent(self.peer_keeps_keys, &mut out);
+                self.sender.key_expired(self.peer_keeps_keys, &mut out);
             }
             Input::KeyWanted(Wanted::NoReceiveKey | Wanted::ReceiveKeySpent) => {
                 self.receiver.key_missing(Under::Live, &mut out);
@@ -222,7 +222,7 @@ impl<R: CryptoRng> Exchange<R> {
                             }
                         }
                     }
-                    // An original means something else by it.
+                    // An original uses this message for another purpose.
                     Message::Kill(_) if self.peer_keeps_keys => self.sender.left(&mut out),
                     Message::Debug(_) | Message::Ping(_) | Message::Pong(_) | Message::Kill(_) => {}
                 }

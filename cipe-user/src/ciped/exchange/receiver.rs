@@ -58,7 +58,7 @@ impl Receiver {
     }
 
     /// A packet came under a key that we do not have, or the key has reached its limit. Sends an NK_REQ at once, but
-    /// starts such an exchange at most once per tokxc: forged datagrams must not make us send as many.
+    /// starts such an exchange at most once per tokxc: forged datagrams must not make us send one for each.
     pub(super) fn key_missing<R: CryptoRng>(&mut self, under: Under, out: &mut Out<'_, R>) {
         if self.asking.is_some() {
             return;
@@ -118,7 +118,7 @@ impl Receiver {
                 if self.asked.is_none_or(|asked| asked < retry.started) {
                     self.asked = Some(retry.started);
                 }
-                // The peer may lack the key of the first one.
+                // The peer may lack the key of the first NK_REQ.
                 let under = std::mem::replace(&mut self.under, Under::Static);
                 out.send_opening(&Message::Request, under, false);
             }

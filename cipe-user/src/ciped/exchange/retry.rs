@@ -10,9 +10,9 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// The first wait while no round trip has been measured.
+    /// The first wait before a round trip has been measured.
     const FIRST_WAIT: Duration = Duration::from_millis(250);
-    /// The shortest first wait, however near the peer is.
+    /// Minimum first wait, even if the peer is near.
     const MIN_FIRST_WAIT: Duration = Duration::from_millis(20);
 
     pub(super) fn new(tokxc: Duration) -> Self {
@@ -29,8 +29,8 @@ impl Timing {
         3 * self.tokxc
     }
 
-    /// The longest wait: short enough for a dozen attempts before [`Self::give_up`], so that an exchange succeeds on a
-    /// path that loses one datagram in five.
+    /// Maximum wait: short enough for a dozen attempts before [`Self::give_up`], so that an exchange succeeds on a path
+    /// that loses one datagram in five.
     fn longest(self) -> Duration {
         self.tokxc / 4
     }
@@ -52,8 +52,8 @@ impl FirstWait {
         self.wait
     }
 
-    /// An answer came this long after the first message. If the message was `repeated`, nobody knows which one was
-    /// answered (Karn); but next time the wait is longer, until it is long enough to measure the round trip.
+    /// An answer came `after` the first message. If the message was `repeated`, it is unknown which one was answered
+    /// (Karn's algorithm). Then the next wait is longer, until it is long enough to measure the round trip.
     pub(super) fn learn(&mut self, after: Duration, repeated: bool) {
         let wait = if repeated { 2 * self.wait } else { (4 * after).max(Timing::MIN_FIRST_WAIT) };
         self.wait = wait.min(self.timing.longest());
@@ -70,7 +70,7 @@ pub(super) struct Retry {
     wait: Duration,
     /// When it was sent last.
     sent: Duration,
-    /// Whether it was sent more than once, so that an answer measures no round trip (Karn).
+    /// Whether it was sent more than once, so that an answer measures no round trip (Karn's algorithm).
     pub repeated: bool,
 }
 
@@ -81,7 +81,7 @@ pub(super) enum Due {
     Wait,
     /// Send the message again.
     Again,
-    /// It was sent often enough.
+    /// It has been retransmitted often enough.
     GiveUp,
 }
 
@@ -115,7 +115,7 @@ impl Retry {
         (self.repeated, self.sent) = (true, now);
     }
 
-    /// Whether the last message has had time to reach even a near peer, so that a retransmission makes sense.
+    /// Whether the last message has had time to reach even a near peer, so that a retransmission is useful.
     pub(super) fn is_old(&self, now: Duration) -> bool {
         now >= self.sent + Timing::MIN_FIRST_WAIT
     }

@@ -1,4 +1,4 @@
-//! Our send keys: made, announced by NK_IND, used from the NK_ACK on.
+//! Our send keys: generated, announced by NK_IND, and used after the NK_ACK.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::wire::message::{DynamicKey, Message};
 
 pub(super) struct Sender {
     timing: Timing,
-    /// The dynamic key that the engine sends under.
+    /// The dynamic key in use by the engine.
     in_use: Option<KeyOctets>,
-    /// The key that waits for its NK_ACK.
+    /// The key that has no NK_ACK yet.
     pending: Option<Pending>,
     first_wait: FirstWait,
     announcements: Announcements,
@@ -22,15 +22,15 @@ pub(super) struct Sender {
 
 struct Pending {
     key: DynamicKey,
-    /// When it was announced first.
+    /// When its first NK_IND was sent.
     since: Duration,
-    /// The peer may lack the key in use.
+    /// Whether the peer may lack the key in use.
     under_static: bool,
     retry: Retry,
 }
 
 impl Pending {
-    /// The key that a repeated NK_IND goes under.
+    /// Returns the key under which a repeated NK_IND is sent.
     fn under(&self) -> Under {
         if self.under_static { Under::Static } else { Under::Live }
     }
@@ -59,17 +59,18 @@ impl Sender {
         }
     }
 
-    /// A packet was sent under the static key. While an exchange is under way, its timer does what is to be done; and
-    /// an event that crossed our last SetSendKey is out of date.
+    /// A packet was sent under the static key. Ignored during an exchange, whose timer handles it, and while a key is
+    /// in use: then the event was sent before our last SetSendKey arrived.
     pub(super) fn key_missing<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         if self.pending.is_none() && self.in_use.is_none() {
             self.begin(Under::Live, out);
         }
     }
 
-    /// The send key has served its time. A peer that keeps its old key is sent to under it until the NK_ACK. An original
-    /// is not, but it can still open the NK_IND under it: so each key is announced under the one before it.
-    pub(super) fn key_spent<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
+    /// The send key has reached its limit. If the peer keeps old receive keys, data is sent under the old key until the
+    /// NK_ACK. If it is an original, only the NK_IND is: the original can still open it. So each NK_IND is sent under
+    /// the previous key.
+    pub(super) fn key_expired<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
         if self.pending.as_ref().is_some_and(|pending| !self.is_in_use(&pending.key)) {
             return;
         }
@@ -77,16 +78,15 @@ impl Sender {
         self.begin(retired.map_or(Under::Live, Under::Retired), out);
     }
 
-    /// Nothing was sent for so long that the peer has forgotten the key: the next packet goes under the static one and asks
-    /// for another.
+    /// Nothing was sent for so long that the peer has dropped the key. The next packet is sent under the static key and
+    /// requests another key.
     pub(super) fn key_forgotten<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         if self.drop_key(out).is_some() {
             out.log(Note::Forgotten);
         }
     }
 
-    /// The peer may lack the key in use, as far as can be told from this side: another one is announced under the static
-    /// key, at most once per tokxc.
+    /// The peer may lack the key in use. Announces another key under the static key, at most once per tokxc.
     pub(super) fn diverged<R: CryptoRng>(&mut self, peer_keeps_keys: bool, out: &mut Out<'_, R>) {
         if let Some(pending) = &mut self.pending {
             pending.under_static = true;
@@ -101,28 +101,28 @@ impl Sender {
         self.begin(Under::Static, out);
     }
 
-    /// The peer goes away, and its keys go with it: when it is back, it opens what is under the static key alone.
+    /// The peer goes away and loses its keys. When it is back, it can only open packets under the static key.
     pub(super) fn left<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         self.drop_key(out);
     }
 
-    /// NK_REQ: the peer cannot open what we send, and could not open an NK_IND under the same key either.
+    /// NK_REQ: the peer cannot open our packets, so it could not open an NK_IND under the same key either.
     pub(super) fn requested<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         out.log(Note::Requested);
         let dropped = self.drop_key(out).is_some();
         match &mut self.pending {
             Some(pending) if dropped || pending.retry.is_old(out.now.at) => {
                 pending.retry.again(out.now.at);
-                self.announcements.again(out.now.at);
+                self.announcements.retransmitted(out.now.at);
                 announce(&pending.key, Under::Static, false, out);
             }
-            // It crossed the NK_IND that answers it.
+            // The request and the NK_IND crossed.
             Some(_) => {}
             None => self.begin(Under::Static, out),
         }
     }
 
-    /// NK_ACK: the peer has taken the key with this sum.
+    /// NK_ACK: the peer has taken the key with this checksum.
     pub(super) fn acknowledged<R: CryptoRng>(&mut self, sum: [u8; 4], peer_keeps_keys: bool, out: &mut Out<'_, R>) {
         let now = out.now.at;
         match self.pending.take_if(|pending| pending.key.has_sum(sum)) {
@@ -133,13 +133,13 @@ impl Sender {
                     self.announcements.taken_again(now);
                     return;
                 }
-                self.announcements.taken(now, peer_keeps_keys);
+                self.announcements.taken_by_peer(now, peer_keeps_keys);
                 self.in_use = Some(KeyOctets(key.0));
                 out.actions.push(Action::SetSendKey(KeyOctets(key.0)));
                 out.log(Note::NewSendKey { after });
             }
             None => {
-                // Of another key than the one in use: the peer may have taken that one last.
+                // The sum is that of another key than the one in use. The peer may have taken that key last.
                 let of_another = self.in_use.as_ref().is_some_and(|key| !DynamicKey(key.0).has_sum(sum));
                 if of_another && !peer_keeps_keys {
                     self.announcements.doubt(now);
@@ -158,7 +158,7 @@ impl Sender {
             return;
         };
         let after = now.saturating_sub(pending.retry.started);
-        // There are originals that refuse a key which they have taken before: to them, a lost NK_ACK is lost for good.
+        // Some originals refuse a key that they have taken before. If their NK_ACK is lost, they never repeat it.
         let another = now >= pending.since + self.timing.tokxc;
         match pending.retry.due(now) {
             Due::Wait if !another => {}
@@ -167,19 +167,19 @@ impl Sender {
                     pending.retry.again(now);
                 }
                 if after >= self.timing.tokxc && self.in_use.take().is_some() {
-                    // The peer may have lost the old key, and will in any case not keep it for ever.
+                    // The peer may have lost the old key, and does not keep it for ever.
                     out.actions.push(Action::DropSendKey);
                 }
                 if another {
                     (pending.key, pending.since) = (DynamicKey::random(out.rng), now);
-                    self.announcements.another(now);
+                    self.announcements.replacement_sent(now);
                 } else {
-                    self.announcements.again(now);
+                    self.announcements.retransmitted(now);
                 }
                 announce(&pending.key, pending.under(), another, out);
             }
             Due::GiveUp => {
-                // The next packet starts again.
+                // The next packet under the static key starts a new exchange.
                 self.pending = None;
                 self.announcements.give_up();
                 out.log(Note::NoAcknowledgement { after });
@@ -193,15 +193,15 @@ impl Sender {
         announce(&key, under, true, out);
         let retry = Retry::new(self.timing, now, self.first_wait.get());
         self.pending = Some(Pending { key, since: now, under_static, retry });
-        self.announcements.begin(now);
+        self.announcements.first_sent(now);
     }
 
-    /// Announces the key in use once more, so that it is the one that the peer takes last. Packets go on under it, and count on:
-    /// the peer counts from here on.
+    /// Announces the key in use once more, so that it is the last one that the peer takes. Data stays under this key;
+    /// its packet count continues, while the peer starts to count again.
     fn announce_again<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
         let Some(key) = self.in_use.as_ref().map(|key| DynamicKey(key.0)) else { return };
         let now = out.now.at;
-        self.announcements.once_more(now);
+        self.announcements.in_use_sent_again(now);
         announce(&key, Under::Static, false, out);
         let retry = Retry::new(self.timing, now, self.first_wait.get());
         self.pending = Some(Pending { key, since: now, under_static: true, retry });
@@ -211,7 +211,7 @@ impl Sender {
         self.in_use.as_ref().is_some_and(|in_use| in_use.0 == key.0)
     }
 
-    /// The key that was dropped, if there was one.
+    /// Drops the key in use. Returns it if there was one.
     fn drop_key<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) -> Option<KeyOctets> {
         let dropped = self.in_use.take();
         if dropped.is_some() {

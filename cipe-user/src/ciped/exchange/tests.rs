@@ -52,7 +52,7 @@ impl Machine {
                     message => {
                         let mut is_new = false;
                         if let Message::Indication { key, .. } = &message {
-                            // A key that is announced again while it is in use continues its count.
+                            // A key in use that is announced again continues its packet count.
                             is_new =
                                 self.announced.replace(key.clone()).as_ref() != Some(key) && self.in_use != Some(key.0);
                         }
@@ -133,7 +133,7 @@ fn the_same_key_is_announced_again_until_it_is_acknowledged() {
     assert_eq!(machine.acknowledge(), [Seen::SetSendKey(key.0)]);
 }
 
-/// An original that refuses a key because it has taken it before does not acknowledge it again either.
+/// Some originals refuse a key that they have taken before, and do not acknowledge it again either.
 #[test]
 fn after_tokxc_without_an_answer_another_key_is_announced() {
     let mut machine = Machine::new();

@@ -1,4 +1,4 @@
-//! Syntax of option files and arguments, byte for byte (protocol section 5).
+//! Syntax of option files and arguments (protocol section 5).
 //!
 //! Each line has one `name value`. A `#` in the first column makes the line a comment. There is no quoting and no
 //! continuation: the value begins after the blanks behind the name, and ends with the last octet of the line that is no

@@ -13,7 +13,7 @@ use super::value::{Parsed, Show};
 const KEY_DIGITS: usize = 32;
 const FIX: &str = "write 32 hexadecimal digits, such as the output of `cipe genkey` or md5sum";
 
-/// A static key as read, in both readings. Never shown.
+/// A static key in both readings. Never shown.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct KeyText {
     /// With the hexadecimal meaning of the digits.
@@ -40,8 +40,8 @@ impl Show for KeyText {
     }
 }
 
-/// Static key: 32 hexadecimal digits of either case; anything after the first word is ignored. The first 32 of a longer
-/// word are used: keys that old and new versions read alike have some 40.
+/// Reads a static key: 32 hexadecimal digits of either case; ignores everything after the first word. Uses the first 32
+/// digits of a longer word: keys that old and new versions read alike have about 40.
 pub(super) fn key(text: &[u8]) -> Parsed<Option<KeyText>> {
     let word = text.split(u8::is_ascii_whitespace).next().unwrap_or_default();
     if word.is_empty() {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::problem::Mistake;
 
-/// Maximum octets of an option file, with a wide margin; a larger file is no option file.
+/// Maximum octets of an option file; real files are much smaller.
 const MAX_FILE_OCTETS: u64 = 64 * 1024;
 
 /// Reads an option file after checking it and every directory above it.

@@ -77,7 +77,7 @@ pub struct Problem {
     pub severity: Severity,
     /// What is wrong and how to fix it.
     pub mistake: Mistake,
-    /// Its place.
+    /// Where it is.
     pub origin: Origin,
 }
 
@@ -92,7 +92,7 @@ impl Problem {
         Self { severity: Severity::Warning, mistake: mistake.without_keys(), origin }
     }
 
-    /// An option file that cannot be used. The text has its path, and none of its contents.
+    /// Returns an error about an option file that cannot be used. The text has its path, and none of its contents.
     pub fn unusable_file(mistake: Mistake, path: PathBuf) -> Self {
         Self { severity: Severity::Error, mistake, origin: Origin::Path(path) }
     }

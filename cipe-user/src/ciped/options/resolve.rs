@@ -7,7 +7,7 @@ use super::problem::Mistake;
 use super::value::HostName;
 use crate::kernel::zone;
 
-/// Every address of a host, at least one, with port 0; link-local ones with the zone from the resolver.
+/// Returns every address of a host, at least one, with port 0. Link-local addresses have the zone from the resolver.
 ///
 /// # Errors
 /// The name does not resolve.
@@ -28,11 +28,11 @@ fn host(name: &str) -> Result<Vec<SocketAddr>, Mistake> {
     Ok(found)
 }
 
-/// One address of a host on the tunnel, without a zone: of the family of `like` if that is given, else IPv4 before
-/// IPv6.
+/// Returns one address of a host on the tunnel, without a zone: of the family of `like` if that is given, otherwise
+/// IPv4 before IPv6.
 ///
 /// # Errors
-/// The name does not resolve, or not in this family; or it has a zone.
+/// The name does not resolve, has no address of this family, or has a zone.
 pub(super) fn one_host(name: &HostName, like: Option<IpAddr>) -> Result<IpAddr, Mistake> {
     if let Some((host, zone)) = name.0.split_once('%') {
         let what = format!("`{name}` has a zone; here the zone is always the tunnel's interface");
@@ -57,7 +57,7 @@ fn lacks_zone(address: SocketAddr) -> bool {
     zone::is_needed(address.ip()) && zone::of(address).is_none()
 }
 
-/// A port number, or a UDP service of /etc/services.
+/// Returns a port number, from a number or a UDP service of /etc/services.
 ///
 /// # Errors
 /// No such service.
@@ -68,7 +68,7 @@ pub(super) fn port(name: &str) -> Result<u16, Mistake> {
     let services = std::fs::read("/etc/services").unwrap_or_default();
     service(&String::from_utf8_lossy(&services), name).ok_or_else(|| {
         Mistake::new(
-            format!("`{name}` is no port and no UDP service"),
+            format!("`{name}` is neither a port nor a UDP service"),
             "write a number from 0 to 65535, or add it to /etc/services",
         )
     })
@@ -86,11 +86,11 @@ fn service(services: &str, name: &str) -> Option<u16> {
     })
 }
 
-/// Carrier address of `name`; families as in [`one_host`]. The zone of a link-local address is the one in the text
-/// (name or index of a device), or the one from the resolver.
+/// Returns the carrier address of `name`; the family is chosen as in [`one_host`]. The zone of a link-local address is
+/// the one in the text (name or index of a device), or the one from the resolver.
 ///
 /// # Errors
-/// Host or service does not resolve, there is no such device, or a zone is missing or out of place.
+/// Host or service does not resolve; there is no such device; a zone is missing or not allowed.
 pub fn endpoint(name: &EndpointName, like: Option<IpAddr>) -> Result<SocketAddr, Mistake> {
     let (host_name, zone) = name.host_and_zone();
     let mut found = host(host_name)?;

@@ -25,7 +25,7 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
-/// The settings of a tunnel. Fields have the meanings in [`super::SPECS`].
+/// The settings of a tunnel. [`super::SPECS`] describes the options.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Interface; `None`: the first free one of [`Options::prefix`].
@@ -94,7 +94,7 @@ pub struct Options {
     pub busy_poll: u32,
     /// Device that the carrier socket is bound to.
     pub carrier_device: Option<String>,
-    /// How to get to the carrier network.
+    /// How datagrams reach the carrier network.
     pub carrier: CarrierChoice,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
@@ -204,7 +204,7 @@ impl Settle<'_> {
     }
 
     fn set<'b, T>(&mut self, setting: &'b Setting<Option<T>>, name: &str, example: &str) -> Option<&'b T> {
-        // A value that was given and refused has been reported already; a file that could not be read may have it.
+        // A missing value has been reported already if it was refused; or it may be in a file that could not be read.
         let told = format!("option `{name}`:");
         let told =
             |problem: &Problem| problem.mistake.what.starts_with(&told) || matches!(problem.origin, Origin::Path(_));

@@ -104,9 +104,9 @@ options! {
     device: Option<String> = None, value::device, "device", "interface; the next free cipcbN, cipciN, cipdbN or cipdiN if not given";
     debug: bool = false, value::flag, "debug", "stay in the foreground, log to stderr";
     cipher: CipherName = CipherName::Blowfish, value::choice, "cipher", "blowfish or idea; the default depends on the program's name";
-    ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required, but for an Ethernet tunnel";
-    ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required, but for an Ethernet tunnel";
-    mtu: u32 = Options::MTU, value::number::<u32, { MIN_MTU as i64 }, { MAX_MTU as i64 }>, "mtu", "device MTU in octets, by default 1442, or 1428 of an Ethernet tunnel";
+    ipaddr: Option<HostName> = None, value::host, "ipaddr", "own address on the tunnel; required, except for an Ethernet tunnel";
+    ptpaddr: Option<HostName> = None, value::host, "ptpaddr", "the peer's address on the tunnel; required, except for an Ethernet tunnel";
+    mtu: u32 = Options::MTU, value::number::<u32, { MIN_MTU as i64 }, { MAX_MTU as i64 }>, "mtu", "device MTU in octets, by default 1442, or 1428 for an Ethernet tunnel";
     metric: u32 = 1, value::number::<u32, 0, 0x7FFF_FFFF>, "metric", "metric of the routes that come with the addresses";
     cttl: u8 = 0, value::number::<u8, 0, 255>, "cttl", "outer TTL; 0 copies the inner packet's, and is 64 for Ethernet frames";
     me: Option<EndpointName> = None, endpoint::own_endpoint, "me", "own carrier address:port; the system chooses parts that are zero or omitted";
@@ -132,7 +132,7 @@ options! {
     forcemtu: bool = false, value::flag, "forcemtu", "ignore the carrier's path MTU";
     ignoredf: bool = false, value::flag, "ignoredf", "do not copy DF to the outer packet";
     mssclamp: bool = true, value::flag, "mssclamp", "clamp the MSS of TCP through the tunnel";
-    carrier: CarrierChoice = CarrierChoice::Auto, value::choice, "carrier", "auto, xdp or udp: the way to the carrier network";
+    carrier: CarrierChoice = CarrierChoice::Auto, value::choice, "carrier", "auto, xdp or udp: how datagrams reach the carrier network";
     carrier_device: Option<String> = None, value::device, "carrier-device", "device, or VRF, that sends and receives carrier datagrams";
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
     mark: u32 = 0, value::mark, "mark", "mark of the datagrams for rules and firewalls (SO_MARK), decimal or 0x...; 0: none";

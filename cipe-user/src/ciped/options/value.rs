@@ -13,12 +13,12 @@ use crate::kernel::bpf::XdpMode;
 
 pub(super) type Parsed<T> = Result<T, Mistake>;
 
-/// Text of a value.
+/// The text of a value.
 pub(super) trait Show {
-    /// One line for `cipe check`, without what may be a key; `-` for none.
+    /// Returns one line for `cipe check`, without text that may be a key; `-` for none.
     fn show(&self) -> String;
 
-    /// As it is for the environment of a script; empty for none.
+    /// Returns the text for the environment of a script; empty for none.
     fn plain(&self) -> OsString {
         self.show().into()
     }
@@ -29,7 +29,7 @@ macro_rules! show_by_display {
 }
 show_by_display!(u8, u32, i32, Mask, Mac);
 
-/// Free text, into which a key may have strayed.
+/// Free text, which may contain a key by mistake.
 macro_rules! show_masked {
     ($($type:ty),*) => { $(impl Show for $type {
         fn show(&self) -> String {
@@ -81,7 +81,7 @@ impl<T: Show> Show for Option<T> {
 
 /// A value out of a fixed list.
 pub(super) trait Choice: Copy + PartialEq + 'static {
-    /// Names and what they stand for.
+    /// The names and their values.
     const ALL: &'static [(&'static str, Self)];
 }
 
@@ -143,7 +143,7 @@ pub(super) fn word(text: &[u8]) -> Parsed<&str> {
     }
 }
 
-/// Boolean: no value, `1`, `yes`, `true` and `on` are true, `0`, `no`, `false` and `off` are not.
+/// Boolean: no value, `1`, `yes`, `true` and `on` mean true; `0`, `no`, `false` and `off` mean false.
 pub(super) fn flag(text: &[u8]) -> Parsed<bool> {
     match text {
         b"" | b"1" | b"yes" | b"true" | b"on" => Ok(true),
@@ -167,18 +167,18 @@ pub(super) fn number<T: TryFrom<i64>, const MIN: i64, const MAX: i64>(text: &[u8
     })
 }
 
-/// A mark as ip-rule(8) and `wg` take it: decimal, or hexadecimal behind `0x`.
+/// A mark in the form of ip-rule(8) and `wg`: decimal, or hexadecimal behind `0x`.
 pub(super) fn mark(text: &[u8]) -> Parsed<u32> {
     let word = word(text)?;
     let mark = match word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")) {
-        // A sign is none of a digit.
+        // `from_str_radix` would accept a sign here.
         Some(digits) if digits.starts_with(|c: char| c.is_ascii_hexdigit()) => u32::from_str_radix(digits, 16).ok(),
         Some(_) => None,
         None => word.parse().ok().filter(|_| !word.starts_with('+')),
     };
     mark.ok_or_else(|| {
         Mistake::new(
-            format!("`{}` is no mark", clip(word)),
+            format!("`{}` is not a mark", clip(word)),
             "write a number from 0 to 4294967295, or 0x0 to 0xffffffff",
         )
     })
@@ -272,7 +272,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// Ethernet address: six octets in hexadecimal with colons between, neither a group's nor all zeros.
+/// Ethernet address: six octets in hexadecimal with colons between; not a group address, not all zeros.
 pub(super) fn hwaddr(text: &[u8]) -> Parsed<Option<Mac>> {
     let word = word(text)?;
     let octet = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() <= 2 && !part.starts_with('+'));

@@ -31,7 +31,7 @@ pub(in crate::ciped) enum Topic {
     PeerNameLost,
 }
 
-/// The topic of a note. Each may repeat often, caused by a dead peer, by a peer that requests key after key, or by
+/// The topic of a note. Each note may repeat often: because of a dead peer, a peer that requests key after key, or
 /// replayed packets.
 pub(super) fn topic(note: Note) -> Topic {
     match note {

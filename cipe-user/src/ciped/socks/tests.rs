@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use super::handshake::run;
 use super::*;
 
-/// What the client must send, and the server's answer.
+/// The octets that the client must send, and the server's answer.
 type Turn<'a> = (&'a [u8], &'a [u8]);
 
 /// Acts as a server: reads as many octets as the client must send, then answers.

@@ -1,4 +1,4 @@
-//! One end of the tunnel, with the parts of engine and daemon: ours, or the original's.
+//! One end of the tunnel, with the parts of engine and daemon: this program's, or an original's.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -129,7 +129,7 @@ impl End {
         Self::new(Kind::Original { pending: None, habit, taken: None }, seed)
     }
 
-    /// An original that takes no key twice.
+    /// An original that refuses a key that it has taken before.
     pub(super) fn particular(seed: u64) -> Self {
         Self::new(Kind::Original { pending: None, habit: Habit::Chains, taken: Some(HashSet::new()) }, seed)
     }
@@ -184,7 +184,7 @@ impl End {
         }
     }
 
-    /// The original announces a new key, on its own or because it was `asked`.
+    /// The original announces a new key, on its own or because the peer `asked` for it.
     pub(super) fn announce(&mut self, asked: bool, now: Duration) {
         let key = DynamicKey::random(&mut self.rng);
         let payload = Message::indication(&key).build(0, &mut self.rng);

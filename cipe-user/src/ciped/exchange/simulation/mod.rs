@@ -1,4 +1,5 @@
-//! Two ends of a tunnel on a bad path, in virtual time: the exchange under many random patterns of loss and reordering.
+//! Two ends of a tunnel on a bad path, in virtual time: the key exchange under many random patterns of loss and
+//! reordering.
 
 mod end;
 mod world;
@@ -116,8 +117,8 @@ fn an_original_that_took_an_earlier_key_last_gets_the_one_in_use_again() {
     }
 }
 
-/// From the NK_IND on, an original counts every valid packet for the key; on a long path many of them are under the
-/// static key.
+/// From the NK_IND on, an original counts every valid packet towards the key's limit; on a long path many of them are
+/// under the static key.
 #[test]
 fn an_original_far_away_is_never_deafened() {
     let ends = [End::ours(1).with_limits(100, u32::MAX), End::original(2, Habit::Chains).with_limits(u32::MAX, 200)];
@@ -165,7 +166,7 @@ fn ends_with_keys_that_the_other_lacks_find_each_other() {
         (Some(Habit::Forgets), Duration::from_secs(2)),
         (Some(Habit::Chains), Duration::from_secs(2)),
         (Some(Habit::Keeps), Duration::from_secs(2)),
-        // Everything under the key that nobody knows is lost, until its sender detects that.
+        // All packets under the unknown key are lost until their sender detects that.
         (Some(Habit::Stubborn), 2 * TOKXC),
     ] {
         let mut world = pair(OURS, second, 1);
@@ -276,7 +277,8 @@ fn recovers(first: Who, second: Who, seed: u64) {
     for i in 0..2 {
         let who = [first, second][i];
         world.ends[i] = end(who, seed + 5);
-        // An original that lost our key requests one once per tokxc, and no other end can know that it must.
+        // An original that lost our key requests one once per tokxc, and the other end cannot know that it should
+        // announce one.
         world.run_until(world.now + if who == OURS { 3 } else { 8 } * TOKXC);
         check(&mut world, "restart");
     }

@@ -10,8 +10,8 @@ use crate::control::protocol::{CarrierChoice, Interface, Protocol};
 use crate::kernel::{links, zone};
 
 impl Settle<'_> {
-    /// Own and the peer's address on the tunnel. An Ethernet tunnel needs none: its interface may be a port of a
-    /// bridge.
+    /// Returns the own and the peer's address on the tunnel. An Ethernet tunnel needs none, because its interface may
+    /// be a port of a bridge.
     pub(super) fn tunnel_addresses(&mut self) -> Option<(IpAddr, IpAddr)> {
         let (own, peer) = (&self.draft.ipaddr, &self.draft.ptpaddr);
         if self.draft.protocol == Protocol::Ethernet {
@@ -34,7 +34,7 @@ impl Settle<'_> {
         let ptpaddr = self.resolved("ptpaddr", resolve::one_host(peer_name?, Some(ipaddr)), &peer.origin)?;
         if ipaddr.is_unspecified() {
             let mistake = Mistake::new(
-                format!("option `ipaddr`: {ipaddr} is no address to use"),
+                format!("option `ipaddr`: {ipaddr} is not a usable address"),
                 "write this end's address on the tunnel",
             );
             return self.error(mistake, &own.origin);
@@ -47,7 +47,7 @@ impl Settle<'_> {
         Some((ipaddr, ptpaddr))
     }
 
-    /// The outer `None`: a mistake.
+    /// Returns the SOCKS5 server and its address, if there is one. The outer `None` means that the option is wrong.
     pub(super) fn socks(&mut self) -> Option<Option<(EndpointName, SocketAddr)>> {
         let socks = &self.draft.socks;
         let Some(name) = &socks.value else { return Some(None) };
@@ -99,7 +99,7 @@ impl Settle<'_> {
         let has_ipv4 = own.is_some();
         let mut broadcast = broadcast;
         if let (Protocol::Ethernet, Some(mask), None) = (draft.protocol, &draft.mask.value, broadcast) {
-            // As ifconfig does it; a network of one or two addresses has none for it.
+            // The broadcast address that ifconfig chooses; a network of one or two addresses has none.
             let hosts = u32::MAX.checked_shr(mask.0.into()).unwrap_or(0);
             broadcast = own.filter(|_| mask.0 < 31).map(|own| Ipv4Addr::from_bits(own.to_bits() | hosts).into());
         }
@@ -121,7 +121,8 @@ impl Settle<'_> {
         })
     }
 
-    /// `socks`: address of the SOCKS5 server; the own carrier address must be of its family.
+    /// Returns the own and the peer's carrier address. `socks`: address of the SOCKS5 server; the own address must be
+    /// of its family.
     pub(super) fn carrier_addresses(&mut self, socks: Option<IpAddr>) -> Option<(Endpoint, Endpoint)> {
         let (me, peer) = (&self.draft.me, &self.draft.peer);
         let peer_name = self.set(peer, "peer", "192.0.2.2:6789");
@@ -193,8 +194,9 @@ impl Settle<'_> {
         Some(())
     }
 
-    /// A packet with a loopback address never reaches another host. Debian gives a loopback address to the host's own
-    /// name in /etc/hosts, so with a name the operator has made no mistake.
+    /// Checks that packets from `own` can reach `peer`: a packet with a loopback address never reaches another host.
+    /// Debian gives a loopback address to the host's own name in /etc/hosts, so a name with such an address is not a
+    /// mistake of the operator.
     fn reachable_from(&mut self, own: Endpoint, peer: IpAddr) -> Option<Endpoint> {
         let (me, ip) = (&self.draft.me, own.address.ip());
         if !ip.is_loopback() || peer.is_loopback() {
