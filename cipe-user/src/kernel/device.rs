@@ -4,7 +4,7 @@
 //! Outbound, the device hands its frames unchanged to the hub: superframes stay whole, checksums partial. Inbound, a
 //! frame that the engine injects at the hidden end goes to the device with the frame's destination address.
 //!
-//! # What arrives on the hidden end (seen on Linux 6.18, AF_PACKET with PACKET_VNET_HDR)
+//! # Frames on the hidden end (seen on Linux 6.18, AF_PACKET with PACKET_VNET_HDR)
 //! | [`Offloads`](super::ethtool::Offloads) of the hub | TCP and UDP checksums | frames |
 //! | --- | --- | --- |
 //! | none | complete | cut to the MTU |

@@ -12,13 +12,13 @@ use rtnetlink::sys::{AsyncSocket, SocketAddr};
 
 use super::netlink::{Error, Result};
 
-/// Octets of notifications that may wait: a routing daemon may change hundreds of routes at once.
+/// Size of the receive buffer in octets: a routing daemon may change hundreds of routes at once.
 const RECEIVE_BUFFER_OCTETS: u32 = 1 << 20;
 
-/// If no notification comes for this long, all that waited have been read.
+/// If no notification comes for this long, all queued ones have been read.
 const DRAINED_AFTER: Duration = Duration::from_millis(10);
 
-/// Maximum time for reading the notifications that wait.
+/// Maximum time for reading the queued notifications.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The groups that report every change of routing.
@@ -61,21 +61,22 @@ impl NetlinkEvents {
     }
 }
 
-/// The notifications that a copy of the kernel tables is kept by. [`NetlinkEvent::Lost`] comes when all older ones were read and
-/// discarded: they must not be applied after everything is read again.
+/// Notifications for a copy of kernel tables. [`NetlinkEvent::Lost`] comes after all older notifications were read and
+/// discarded, because they must not be applied after everything has been read again.
 pub(super) struct Changes<E> {
     events: E,
-    /// Some are lost, and not all older ones are read yet.
+    /// Some notifications are lost, and older ones are still queued.
     lost: bool,
 }
 
 impl<E: Stream<Item = NetlinkEvent> + Unpin> Changes<E> {
-    /// Those of a subscription.
+    /// Creates the queue for a subscription.
     pub(super) fn new(events: E) -> Self {
         Self { events, lost: false }
     }
 
-    /// Waits for the next one; `None`: there are no more, and nothing can be followed any longer. Cancel safe.
+    /// Waits for the next notification; `None`: the subscription has ended, and nothing can be followed any longer.
+    /// Cancel safe.
     pub(super) async fn next(&mut self) -> Option<NetlinkEvent> {
         if !self.lost {
             match self.events.next().await {
@@ -84,7 +85,7 @@ impl<E: Stream<Item = NetlinkEvent> + Unpin> Changes<E> {
             }
         }
         let all = async { while let Ok(Some(_)) = tokio::time::timeout(DRAINED_AFTER, self.events.next()).await {} };
-        // Where they never end, what is older than the last second is read.
+        // If notifications never stop, this discards those of the last second.
         let _ = tokio::time::timeout(DRAIN_DEADLINE, all).await;
         self.lost = false;
         Some(NetlinkEvent::Lost)

@@ -26,12 +26,12 @@ impl Feature {
         match self {
             Self::MultiBuffer => xsk::has_multi_buffer(),
             Self::Tcx => bpf::has_tcx(),
-            Self::XdpFeatures => netdev::tells_xdp_features(),
+            Self::XdpFeatures => netdev::reports_xdp_features(),
             Self::UdpSuperframes => xsk::has_udp_superframes(),
         }
     }
 
-    /// Its name, the first Linux that has it, and the effect of its absence.
+    /// Returns its name, the first Linux release that has it, and the effect of its absence.
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::MultiBuffer => (
@@ -74,8 +74,8 @@ mod tests {
     use super::*;
     use crate::xsk::tests::net::{in_namespace, ip};
 
-    /// The answers must be those of binding, attaching and injecting in the other tests; and they depend on the kernel
-    /// only, not on the network namespace.
+    /// The results must match those of binding, attaching and injecting in the other tests; and they depend on the
+    /// kernel only, not on the network namespace.
     #[test]
     fn a_kernel_lacks_only_what_came_after_it() {
         let version = crate::kernel::release::Release::running().unwrap();

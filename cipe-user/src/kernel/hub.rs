@@ -3,8 +3,8 @@
 //! with a veth pair each, they would need a thousand of them.
 //!
 //! # Fail closed
-//! The kernel drops a packet that was routed into a tunnel device and was not taken by a program, whichever process is
-//! dead:
+//! The kernel drops every packet that was routed into a tunnel device and that no program took, even if daemon and
+//! engine are dead:
 //! - Tunnel devices have no ARP, so the kernel writes the device's own address as the destination of each frame (or the
 //!   TC program writes its stamp). Neither is the hidden end's address: the frame counts as for another host, and IP
 //!   drops it.
@@ -12,12 +12,12 @@
 //!   which accepts no source address there. `forwarding` is off too; that alone is not enough, because writing
 //!   `net.ipv4.ip_forward` sets it again on every device.
 //! - IPv6 is disabled on the hidden end, and no program listens for other protocols.
-//! - A frame that leaves the visible end for no tunnel device is dropped for the same reasons.
+//! - A frame that leaves the visible end and is for no tunnel device is dropped for the same reasons.
 //!
 //! An Ethernet tunnel has its own pair; the visible end is the tunnel's device. Frames in this pair, even those to the
 //! hidden end's own address, are dropped for the same reasons: no address, no route, no ARP.
 //!
-//! All this is state of the devices: no process must run for it.
+//! All this is state of the devices, so no process has to run.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ use super::sysctl::Family;
 
 /// The kernel chooses the number, so that processes never compete for a name.
 const NAME_TEMPLATE: &str = "cipehub%d";
-/// The largest MTU that veth accepts: no frame of a tunnel is ever too large for a hub.
+/// The maximum MTU of a veth: no frame of a tunnel is too large for a hub.
 pub(super) const MTU: u32 = 65_535;
 
 /// Switches of both ends, under net.ipv4.conf. The module's documentation gives the reasons.
@@ -43,7 +43,7 @@ const IPV4: [(&str, &str); 4] =
 /// The same under net.ipv6.conf.
 const IPV6: [(&str, &str); 1] = [("disable_ipv6", "1")];
 
-/// The kind of frames that tunnel devices hand to a hub.
+/// The kind of frames that tunnel devices send to a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// Superframes with partial checksums, for generic XDP: the engine segments them.
@@ -91,7 +91,7 @@ pub struct Hub {
     pub framing: Framing,
 }
 
-/// What a dead engine left.
+/// The devices that a dead engine left.
 #[derive(Debug, Default)]
 pub struct Inheritance {
     /// Names of tunnel devices whose owners have ended; they were removed.
@@ -101,7 +101,8 @@ pub struct Inheritance {
 }
 
 impl Netlink {
-    /// Makes a hub, up, with `queues` transmit and receive queues at either end. On an error nothing is left behind.
+    /// Makes a hub and sets it up, with `queues` transmit and receive queues at either end. After an error nothing is
+    /// left behind.
     ///
     /// # Errors
     /// The kernel refuses the pair or one of its settings.
@@ -173,8 +174,8 @@ impl Netlink {
         Ok(inheritance)
     }
 
-    /// The maximum of receive queues in use over all Ethernet devices, up or not, without `hubs`; 0: there is no
-    /// device.
+    /// Returns the maximum number of receive queues in use of all Ethernet devices except `hubs`, whether up or not; 0:
+    /// there is no device.
     ///
     /// # Errors
     /// Devices cannot be listed.
@@ -225,7 +226,7 @@ impl Netlink {
         }
     }
 
-    /// The last pair that this process made and did not finish: visible and hidden end.
+    /// Finds the last pair that this process made and did not finish: visible and hidden end.
     async fn unfinished(&self) -> Result<Option<(u32, u32)>> {
         let ours = |link: &&LinkMessage| {
             links::alias_of(link).is_none()
@@ -236,7 +237,7 @@ impl Netlink {
         Ok(hidden.and_then(|hidden| Some((links::lower_of(hidden)?, hidden.header.index))))
     }
 
-    /// Configures a new or adopted pair as this process's.
+    /// Configures a new or adopted pair for this process.
     async fn configure_hub(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
         let name = self.card(index).await?.name;
         self.silence(&name, index).await?;
@@ -246,7 +247,7 @@ impl Netlink {
         Ok(hub)
     }
 
-    /// Configures the hidden end of a new or adopted pair as this process's, and sets the offloads of the visible end.
+    /// Configures the hidden end of a new or adopted pair for this process, and sets the offloads of the visible end.
     /// The caller configures the rest of the visible end.
     pub(super) async fn configure_ends(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
         let name = self.card(index).await?.name;
@@ -265,7 +266,7 @@ impl Netlink {
         Ok(Hub { name, index, hidden_index, hidden_mac, framing })
     }
 
-    /// Makes an end send nothing of its own and accept no packet.
+    /// Configures an end so that it sends no packets of its own and accepts none.
     async fn silence(&self, name: &str, index: u32) -> Result<()> {
         for (switch, value) in IPV4 {
             self.set_switch(Family::Ipv4, (name, index), switch, value).await?;
@@ -278,8 +279,8 @@ impl Netlink {
         self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp)).await
     }
 
-    /// Names the hidden end after the visible one, if that name is free. Else it keeps its name; it also does if it is
-    /// up on a kernel before 6.2, which cannot rename such a device.
+    /// Renames the hidden end after the visible one. If the name is taken, or the end is up on a kernel before 6.2
+    /// (which cannot rename it), it keeps its name. Returns its name.
     async fn rename_hidden(&self, name: &str, hidden_index: u32) -> Result<String> {
         let wanted = format!("{name}x");
         let present = self.card(hidden_index).await?.name;

@@ -16,12 +16,12 @@ use super::ethtool;
 use super::events::{Changes, NetlinkEvent, NetlinkEvents};
 use super::netlink::{Error, Netlink, Result};
 
-/// What a device's frames begin with.
+/// The link-layer header of a device's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CardKind {
     /// A 14-octet Ethernet header; frames can be built for AF_XDP.
     Ethernet,
-    /// Something else (ppp, tun, another tunnel, loopback): only a socket can send there.
+    /// Another header, or none (ppp, tun, another tunnel, loopback): only a socket can send there.
     Other,
 }
 
@@ -39,11 +39,11 @@ pub struct VlanParent {
 pub struct Card {
     /// Its index.
     pub ifindex: u32,
-    /// Its present name.
+    /// Its current name.
     pub name: String,
     /// Its address, if it is an Ethernet device.
     pub mac: Option<[u8; 6]>,
-    /// Largest IP packet in octets.
+    /// Maximum IP packet in octets.
     pub mtu: u32,
     /// Ethernet or not.
     pub kind: CardKind,
@@ -51,22 +51,23 @@ pub struct Card {
     pub vlan: Option<VlanParent>,
     /// Receive queues in use; at least 1.
     pub receive_queues: u32,
-    /// It may deliver superframes: the other end is another device or host on this machine, which need not cut them.
+    /// Whether it may deliver superframes: the other end is another device or host on this machine, which need not
+    /// segment them.
     pub superframes: bool,
-    /// It is an end of a veth pair.
+    /// Whether it is an end of a veth pair.
     pub veth: bool,
-    /// Its driver, if it is a card of its own kind and sysfs tells.
+    /// Its driver, if it is hardware and sysfs is available.
     pub driver: Option<String>,
-    /// Taken up by the operator, its cable (or peer) present, and the kernel ready to send there.
+    /// Whether the operator has set it up, its cable (or peer) is present, and the kernel is ready to send.
     pub running: bool,
-    /// Taken up by the operator.
+    /// Whether the operator has set it up.
     pub up: bool,
-    /// It is a part of another device: a port of a bridge or bond, or in a VRF.
+    /// Whether it is a part of another device: a port of a bridge or bond, or in a VRF.
     pub enslaved: bool,
 }
 
 impl Card {
-    /// Reads a link message; `None` if it has no name. Queues are those allocated, not yet those in use.
+    /// Reads a link message; `None` if it has no name. The numbers of queues are those allocated, not those in use.
     pub(super) fn from_message(message: &LinkMessage) -> Option<Self> {
         let flags = message.header.flags;
         let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
@@ -107,29 +108,30 @@ impl Card {
         (!card.name.is_empty()).then_some(card)
     }
 
-    /// Drivers allocate queues for the largest machine; AF_XDP can bind to those that the device uses now.
+    /// Replaces the numbers of queues by those in use. Drivers allocate queues for the largest machine, but AF_XDP can
+    /// only bind to queues in use.
     pub(super) fn with_queues_in_use(self) -> Self {
         let receive_queues = ethtool::receive_queues(self.ifindex).unwrap_or(self.receive_queues);
         Self { receive_queues, ..self }
     }
 }
 
-/// Drivers of virtual machines' cards that hand on what the host did not cut.
+/// Drivers of virtual network cards that deliver superframes of other guests.
 const VIRTUAL_DRIVERS: [&str; 4] = ["virtio_net", "xen-netfront", "hv_netvsc", "vmxnet3"];
 
-/// Index of the device of this name; one that no device has, if there is none.
+/// Returns the index of the device with this name, or an unused index if there is none.
 pub fn index_of(name: &str) -> u32 {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
     socket.and_then(|socket| rustix::net::netdevice::name_to_index(socket, name)).unwrap_or(NO_DEVICE)
 }
 
-/// Pause before devices that could not be read are read again.
+/// Pause before another attempt to read the devices.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An index that no device has. 0 would say that any will do.
+/// An index that no device has. 0 would mean any device.
 const NO_DEVICE: u32 = i32::MAX as u32;
 
-/// The driver of a card; `None` without sysfs of this network namespace.
+/// Returns the driver of a card; `None` if sysfs of this network namespace is not mounted.
 fn driver_of(name: &str) -> Option<String> {
     let driver = std::fs::read_link(format!("/sys/class/net/{name}/device/driver")).ok()?;
     Some(driver.file_name()?.to_str()?.to_owned())
@@ -150,7 +152,7 @@ fn vlan_number(infos: &[LinkInfo]) -> Option<u16> {
 }
 
 impl Netlink {
-    /// Facts of the device with this index.
+    /// Returns the properties of the device with this index.
     ///
     /// # Errors
     /// There is no such device.
@@ -165,7 +167,7 @@ impl Netlink {
         Ok(card)
     }
 
-    /// Facts of the device of this name.
+    /// Returns the properties of the device with this name.
     ///
     /// # Errors
     /// There is no such device.
@@ -197,7 +199,7 @@ impl Netlink {
         Ok(links.collect())
     }
 
-    /// Follows all devices from now on. The task behind it ends when the receiver is dropped.
+    /// Follows all devices from now on. The task ends when the receiver is dropped.
     ///
     /// # Errors
     /// No netlink socket can be opened, or devices cannot be listed.
@@ -221,7 +223,7 @@ impl Netlink {
                 };
                 let changes = match event {
                     Some(NetlinkEvent::Message(message)) => table.apply(&message),
-                    // Missed messages: what changed shows when all devices are read again.
+                    // Notifications were lost: reading all devices again shows the changes.
                     Some(NetlinkEvent::Lost) => loop {
                         match table.reload(&netlink).await {
                             Ok(changes) => break changes,
@@ -248,7 +250,7 @@ impl Netlink {
     }
 }
 
-/// The device of this namespace that another one stands on, or a veth's other end.
+/// Returns the index of the device below this one in the same namespace, or of a veth's other end.
 pub(super) fn lower_of(link: &LinkMessage) -> Option<u32> {
     let foreign = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
     if link.attributes.iter().any(foreign) {
@@ -277,20 +279,20 @@ pub struct LinkEvent {
     pub name: String,
     /// Its address, if it is an Ethernet device.
     pub mac: Option<[u8; 6]>,
-    /// Largest IP packet in octets.
+    /// Maximum IP packet in octets.
     pub mtu: u32,
     /// What happened.
     pub change: LinkChange,
 }
 
-/// What can happen to a device.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkChange {
     /// Made, or moved into this network namespace.
     Added,
-    /// Taken up by the operator.
+    /// Set up by the operator.
     Up,
-    /// Taken down by the operator.
+    /// Set down by the operator.
     Down,
     /// Deleted, or moved to another network namespace.
     Deleted,
@@ -323,7 +325,7 @@ impl LinkTable {
         Ok(changes)
     }
 
-    /// Takes in one message; returns what it changed, in order.
+    /// Applies one message; returns the changes, in order.
     pub(super) fn apply(&mut self, message: &RouteNetlinkMessage) -> Vec<LinkEvent> {
         let mut changes = Vec::new();
         match message {
@@ -378,7 +380,7 @@ mod tests {
     use super::*;
     use crate::kernel::testnet::{Other, in_namespace};
 
-    /// Kernels without VLAN support cannot make such a device for a test.
+    /// A kernel without VLAN support cannot make such a device.
     #[test]
     fn a_vlan_device_knows_its_parent() {
         let mut link = LinkMessage::default();
@@ -408,7 +410,7 @@ mod tests {
         });
     }
 
-    /// B7 of the review: what had waited before an overrun was applied over what was read after it.
+    /// Notifications that were queued before an overrun must not be applied after everything is read again (fault B7).
     #[test]
     fn what_is_older_than_a_new_reading_is_not_applied_over_it() {
         in_namespace(|netlink| async move {

@@ -1,4 +1,4 @@
-//! The addresses that this host has, and their changes.
+//! The addresses of this host, and their changes.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ struct Addresses {
 
 impl KernelTable for Addresses {
     type Content = HashSet<IpAddr>;
-    const HOLDS: &'static str = "addresses";
+    const NAME: &'static str = "addresses";
 
     async fn changed(&mut self) -> Option<()> {
         self.events.next().await.map(drop)
@@ -33,7 +33,7 @@ impl KernelTable for Addresses {
 }
 
 impl Netlink {
-    /// Follows the addresses of all devices of the network namespace from now on. The task behind it ends when the receiver is
+    /// Follows the addresses of all devices of the network namespace from now on. The task ends when the receiver is
     /// dropped.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Netlink {
     }
 }
 
-/// The host's own address in a message: on a point-to-point device the other one is the peer's.
+/// Returns the host's own address in a message. On a point-to-point device, the message also has the peer's address.
 pub(super) fn local_of(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),

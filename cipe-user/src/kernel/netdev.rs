@@ -14,7 +14,7 @@ const NDO_XMIT: u64 = 4;
 const XSK_ZEROCOPY: u64 = 8;
 
 /// Whether the kernel reports XDP features of devices.
-pub fn tells_xdp_features() -> bool {
+pub fn reports_xdp_features() -> bool {
     Family::open("netdev").is_ok()
 }
 

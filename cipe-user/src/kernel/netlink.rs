@@ -23,7 +23,7 @@ const HEADER_OCTETS: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused a request.
-    #[error("{what}: {cause}{}{}", words(.reason), way_out(.cause))]
+    #[error("{what}: {cause}{}{}", words(.reason), remedy(.cause))]
     Refused {
         /// The request, such as `cipcb0: cannot set the MTU to 20`.
         what: String,
@@ -41,7 +41,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// The kernel's answer lacks an attribute that it always has, or never came.
-    #[error("{0}: no usable answer from the kernel")]
+    #[error("{0}: the kernel gave no usable answer")]
     Answer(String),
     /// The requested name is in use.
     #[error("{0}: a network device of this name exists; choose another or leave the name out for the next free one")]
@@ -73,7 +73,7 @@ fn words(reason: &Option<String>) -> String {
     reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default()
 }
 
-fn way_out(cause: &io::Error) -> &'static str {
+fn remedy(cause: &io::Error) -> &'static str {
     match cause.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::PERM) => "; it needs CAP_NET_ADMIN: run as root, or grant it",
         Some(Errno::NOMEM) => {
@@ -104,7 +104,7 @@ impl Error {
     }
 }
 
-/// Result of this room.
+/// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A connection to rtnetlink in the network namespace of the thread that opened it. Clones share it.
@@ -122,7 +122,7 @@ impl Netlink {
         let open = |cause| Error::Io { what: "cannot open a netlink socket".to_owned(), cause };
         let (mut connection, handle, _) = rtnetlink::new_connection().map_err(open)?;
         let socket = connection.socket_mut().socket_mut();
-        // The kernel then adds the reason as text, and does not send the request back.
+        // The kernel then adds the reason as text, and does not return the request.
         socket.set_ext_ack(true).map_err(open)?;
         socket.set_cap_ack(true).map_err(open)?;
         tokio::spawn(connection);

@@ -53,8 +53,8 @@ impl<const N: usize> Deref for SharedArray<N> {
 
 impl<const N: usize> Drop for SharedArray<N> {
     fn drop(&mut self) {
-        // SAFETY: exactly the region that `map` got; no reference outlives self. An error would mean that it was not
-        // mapped, which the line above excludes.
+        // SAFETY: exactly the region that `map` got; no reference outlives self. munmap fails only for a region that is
+        // not mapped.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len * size_of::<Words<N>>()) };
     }
 }

@@ -1,4 +1,4 @@
-//! Tables of the kernel that are small enough to be read whole whenever something of them changes.
+//! Follows small kernel tables: each is read completely after a change.
 
 use std::time::Duration;
 
@@ -6,44 +6,44 @@ use tokio::sync::watch;
 
 use super::netlink::Result;
 
-/// From the first change to the reading of all that came with it.
-const SETTLE: Duration = Duration::from_millis(10);
+/// Pause between the first change and the reading, so that changes that come together cause one reading.
+const SETTLE_DELAY: Duration = Duration::from_millis(10);
 
 /// Pause before a table that could not be read is read again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Such a table.
+/// A table of the kernel that is followed.
 pub(super) trait KernelTable: Send + 'static {
-    /// What is in it.
+    /// The contents of the table.
     type Content: Clone + PartialEq + Send + Sync + 'static;
 
-    /// What it holds, for the log.
-    const HOLDS: &'static str;
+    /// A name of the contents for the log.
+    const NAME: &'static str;
 
-    /// Waits for a change, which may be one of many; `None`: there will be no word of any. Cancel safe.
+    /// Waits for the next change; several changes may count as one. `None`: notifications have ended. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = Option<()>> + Send;
 
-    /// Reads it.
+    /// Reads the whole table.
     fn read(&mut self) -> impl Future<Output = Result<Self::Content>> + Send;
 }
 
-/// Follows a table from now on. The task behind it ends when the receiver is dropped.
+/// Follows a table from now on. The task ends when the receiver is dropped.
 ///
 /// # Errors
-/// It cannot be read.
+/// The table cannot be read.
 pub(super) async fn follow<T: KernelTable>(mut table: T) -> Result<watch::Receiver<T::Content>> {
     let (sender, receiver) = watch::channel(table.read().await?);
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 changed = table.changed() => if changed.is_none() {
-                    tracing::error!("netlink notifications ended: {} are not followed any longer", T::HOLDS);
+                    tracing::error!("netlink notifications ended: {} are not followed any longer", T::NAME);
                     return;
                 },
                 () = sender.closed() => return,
             }
-            // What comes together is read together.
-            tokio::time::sleep(SETTLE).await;
+            // Changes that come together cause one reading.
+            tokio::time::sleep(SETTLE_DELAY).await;
             let content = loop {
                 match table.read().await {
                     Ok(content) => break content,
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
     use crate::kernel::netlink::Error;
 
-    /// What is read, one after the other; an empty one cannot be read.
+    /// A table that returns these contents one after the other; `None` is a failed reading.
     struct Played {
         changes: mpsc::UnboundedReceiver<()>,
         contents: Vec<Option<u32>>,
@@ -75,7 +75,7 @@ mod tests {
 
     impl KernelTable for Played {
         type Content = u32;
-        const HOLDS: &'static str = "numbers";
+        const NAME: &'static str = "numbers";
 
         async fn changed(&mut self) -> Option<()> {
             self.changes.recv().await

@@ -56,7 +56,7 @@ impl fmt::Display for AttachedMode {
     }
 }
 
-/// The purpose of a veth pair, which decides the programs on its two ends.
+/// The use of a veth pair; it decides which programs are on its two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
     /// A hub's.

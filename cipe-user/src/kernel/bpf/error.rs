@@ -1,4 +1,4 @@
-//! The errors of this room, each with what to do about it.
+//! The errors of this module, each with its solution.
 
 use std::{error::Error as StdError, fmt::Write as _, io};
 
@@ -8,7 +8,7 @@ use cipe_common::maps::names;
 use super::{refusal, verifier};
 use crate::kernel::release::running;
 
-/// Boxed, so that aya's types do not leave this room.
+/// Boxed, so that aya's types stay inside this module.
 type Cause = Box<dyn StdError + Send + Sync>;
 
 /// A failure to load, attach or use the eBPF programs. The text includes the cause, so the error has no `source()`.
@@ -20,7 +20,7 @@ pub enum Error {
          allow bpf(2), too"
     )]
     Privilege {
-        /// What was tried.
+        /// The attempted operation.
         what: String,
     },
     /// The kernel has no bpf(2).
@@ -38,7 +38,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// The kernel refuses to make a map.
-    #[error("Linux {kernel} does not make the eBPF map {map} ({reason}); {way_out}")]
+    #[error("Linux {kernel} does not make the eBPF map {map} ({reason}); {remedy}")]
     MapRefused {
         /// Release of the running kernel.
         kernel: String,
@@ -46,8 +46,8 @@ pub enum Error {
         map: String,
         /// The kernel's answer.
         reason: String,
-        /// What to do.
-        way_out: &'static str,
+        /// How to solve it.
+        remedy: &'static str,
     },
     /// The kernel's verifier refuses a program.
     #[error(
@@ -63,7 +63,7 @@ pub enum Error {
         reason: String,
     },
     /// The kernel refuses a program before its verifier has checked it.
-    #[error("Linux {kernel} does not know the kind of the eBPF program {program} ({reason}); {way_out}")]
+    #[error("Linux {kernel} does not know the kind of the eBPF program {program} ({reason}); {remedy}")]
     KindRefused {
         /// Release of the running kernel.
         kernel: String,
@@ -71,8 +71,8 @@ pub enum Error {
         program: &'static str,
         /// The kernel's answer.
         reason: String,
-        /// What to do.
-        way_out: &'static str,
+        /// How to solve it.
+        remedy: &'static str,
     },
     /// The object cannot be read or does not fit the loader.
     #[error(
@@ -108,7 +108,7 @@ pub enum Error {
     /// There is no such device.
     #[error("there is no network device with index {ifindex}; it may have been removed")]
     NoDevice {
-        /// The index asked for.
+        /// The requested index.
         ifindex: u32,
     },
     /// Another program's XDP program is attached.
@@ -151,12 +151,12 @@ impl Error {
             return Self::Load { reason: chain(error) };
         };
         let sockets = [names::PRIVATE_SOCKETS, names::CARRIER_SOCKETS, names::LAN_SOCKETS];
-        let way_out = match io_error.raw_os_error() {
+        let remedy = match io_error.raw_os_error() {
             Some(libc::EINVAL) if sockets.contains(&name.as_str()) => "a kernel with XDP_SOCKETS is needed",
-            Some(errno) if refusal::way_out(errno).is_some() => refusal::way_out(errno).unwrap_or_default(),
+            Some(errno) if refusal::remedy(errno).is_some() => refusal::remedy(errno).unwrap_or_default(),
             _ => "Linux 6.1 or later is needed",
         };
-        Self::MapRefused { kernel: running(), map: name.clone(), reason: io_error.to_string(), way_out }
+        Self::MapRefused { kernel: running(), map: name.clone(), reason: io_error.to_string(), remedy }
     }
 
     /// Turns an error of loading a program into this type.
@@ -175,14 +175,14 @@ impl Error {
         match verifier::complaint(&log) {
             Some(complaint) => Self::Refused { kernel, program, reason: format!("{io_error}: {complaint}") },
             None => {
-                let way_out = match program {
-                    _ if io_error.raw_os_error().and_then(refusal::way_out).is_some() => {
-                        io_error.raw_os_error().and_then(refusal::way_out).unwrap_or_default()
+                let remedy = match program {
+                    _ if io_error.raw_os_error().and_then(refusal::remedy).is_some() => {
+                        io_error.raw_os_error().and_then(refusal::remedy).unwrap_or_default()
                     }
                     names::PRIVATE_TC | names::ETHERNET_TC => "a kernel with NET_CLS_BPF or NET_XGRESS is needed",
                     _ => "XDP programs for frames of several pieces are needed, which Linux 5.18 brought",
                 };
-                Self::KindRefused { kernel, program, reason: io_error.to_string(), way_out }
+                Self::KindRefused { kernel, program, reason: io_error.to_string(), remedy }
             }
         }
     }

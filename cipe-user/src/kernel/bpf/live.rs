@@ -1,7 +1,7 @@
-//! Transmitting without socket buffers: the kernel runs the carrier program, which copies our frames into pages of the
-//! kernel's, and hands them to a device's `ndo_xdp_xmit` (BPF_PROG_RUN with live frames, Linux 5.18;
-//! Documentation/bpf/bpf_prog_run.rst). Such a page costs less than a socket buffer, but the call itself costs as much
-//! as many of them: useful for bursts.
+//! Transmits without socket buffers: the kernel runs the carrier program, which copies our frames into pages of the
+//! kernel, and sends them by a device's `ndo_xdp_xmit` (BPF_PROG_RUN with live frames, Linux 5.18;
+//! Documentation/bpf/bpf_prog_run.rst). A page costs less than a socket buffer, but a call costs as much as many socket
+//! buffers, so it pays for bursts only.
 //!
 //! The program should be attached in native mode to some device: otherwise each run patches the kernel's dispatcher.
 
@@ -99,9 +99,9 @@ impl LiveFrames {
     /// Maximum frames of one call.
     pub const MOST: usize = DEPARTURES as usize;
 
-    /// Transmits frames, at most [`Self::MOST`], on a device that accepts XDP frames ([`crate::kernel::netdev`]);
-    /// returns how many, from the front, were handed to it. The device keeps none of their memory, and counts its own
-    /// later drops.
+    /// Transmits at most [`Self::MOST`] frames on a device that accepts XDP frames ([`crate::kernel::netdev`]). Returns
+    /// how many of them, from the front, the device got. The device keeps no reference to their memory, and counts its
+    /// own later drops.
     ///
     /// # Panics
     /// If there are more than [`Self::MOST`].

@@ -103,7 +103,7 @@ impl ForwardingFollower {
             tokio::select! {
                 event = notifications.next() => {
                     match event {
-                        Some(NetlinkEvent::Message(message)) => self.take_in(&message, &mut changed),
+                        Some(NetlinkEvent::Message(message)) => self.handle_message(&message, &mut changed),
                         Some(NetlinkEvent::Lost) => changed.all = true,
                         None => {
                             tracing::error!("netlink notifications ended: routes of short cuts are not followed any longer");
@@ -129,7 +129,7 @@ impl ForwardingFollower {
         }
     }
 
-    fn take_in(&mut self, message: &RouteNetlinkMessage, changed: &mut Changed) {
+    fn handle_message(&mut self, message: &RouteNetlinkMessage, changed: &mut Changed) {
         match message {
             RouteNetlinkMessage::NewNeighbour(neighbour) => {
                 if let Some(neighbour) = Neighbour::from_message(neighbour) {

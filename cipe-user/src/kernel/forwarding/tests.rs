@@ -7,7 +7,7 @@ use crate::kernel::testnet::{Other, in_namespace, until};
 const HERE: [u8; 4] = [192, 0, 2, 1];
 const THERE: [u8; 4] = [192, 0, 2, 2];
 
-fn way_out(picture: &Picture, address: [u8; 4]) -> Option<DeviceRoute> {
+fn egress(picture: &Picture, address: [u8; 4]) -> Option<DeviceRoute> {
     match picture.routes.longest(address.into()) {
         Some(PrefixTarget::Out(out)) => Some(*out),
         _ => None,
@@ -23,17 +23,17 @@ fn routes_are_seen_as_they_come_and_go() {
         let mut pictures = follow(&netlink).await.unwrap();
         let far = [203, 0, 113, 9];
         let near = Some(DeviceRoute { ifindex, gateway: None, mtu: None });
-        until(&mut pictures, |picture| way_out(picture, THERE) == near).await;
-        assert_eq!(way_out(&pictures.borrow(), HERE), None, "our own address");
+        until(&mut pictures, |picture| egress(picture, THERE) == near).await;
+        assert_eq!(egress(&pictures.borrow(), HERE), None, "our own address");
 
         netlink.add_route([203, 0, 113, 0], 24, THERE).await;
         let routed = Some(DeviceRoute { ifindex, gateway: Some(IpAddr::from(THERE)), mtu: None });
-        until(&mut pictures, |picture| way_out(picture, far) == routed).await;
+        until(&mut pictures, |picture| egress(picture, far) == routed).await;
         netlink.delete_route([203, 0, 113, 0], 24).await;
-        until(&mut pictures, |picture| way_out(picture, far).is_none()).await;
+        until(&mut pictures, |picture| egress(picture, far).is_none()).await;
 
         netlink.set_up("wire0", false).await;
-        until(&mut pictures, |picture| way_out(picture, THERE).is_none()).await;
+        until(&mut pictures, |picture| egress(picture, THERE).is_none()).await;
     });
 }
 

@@ -26,12 +26,12 @@ async fn hidden_name(netlink: &Netlink, hub: &Hub) -> String {
     netlink.card(hub.hidden_index).await.unwrap().name
 }
 
-/// Makes a hub look like a dead engine's.
+/// Makes a hub look like that of a dead engine.
 async fn kill_engine_of(netlink: &Netlink, hub: &Hub) {
     netlink.set_attribute(&hidden_name(netlink, hub).await, dead_alias(&alias_for(hub.framing))).await;
 }
 
-/// As on kernels before 6.2, which send no echo.
+/// As on kernels before 6.2, which send no echo of the new device.
 #[test]
 fn what_the_kernel_made_is_found_without_its_telling() {
     in_namespace(|netlink| async move {
@@ -114,8 +114,8 @@ fn a_hub_takes_its_devices_along() {
 #[test]
 fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
     in_namespace(|netlink| async move {
-        // A dead engine's hub with four devices: of a dead daemon, of a living one, one that an operator named, and one
-        // that was never finished.
+        // A dead engine's hub with four devices: of a dead daemon, of a living daemon, of an operator, and an
+        // unfinished one.
         let half_dead = netlink.make_hub(Framing::SingleFrames, 1).await.unwrap();
         for n in 0..4 {
             netlink.make(&half_dead, &wanted(n)).await.unwrap();
@@ -124,7 +124,7 @@ fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
         netlink.set_attribute("cipcb2", LinkAttribute::IfAlias("uplink to Berlin".to_owned())).await;
         netlink.set_attribute("cipcb3", LinkAttribute::IfAlias(String::new())).await;
         kill_engine_of(&netlink, &half_dead).await;
-        // A hub without devices, one that was never finished, and a living engine's without devices.
+        // A hub without devices, an unfinished one, and a hub of a living engine without devices.
         let dead = netlink.make_hub(Framing::Superframes, 1).await.unwrap();
         netlink.make(&dead, &wanted(4)).await.unwrap();
         netlink.set_attribute("cipcb4", dead_alias("cipe tunnel")).await;

@@ -1,4 +1,4 @@
-//! The table of peers, and the task that keeps it true.
+//! The table of peers, and the task that keeps it up to date.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use super::super::netlink::{Error, Netlink, Result};
 use super::super::routes::{self, Route};
 use super::{Command, NextHop, NextHopState, NextHopTiming, Peer, least_mtu};
 
-/// A neighbour: the device that it is reached by, and its IP address.
+/// A neighbour: index of the device that reaches it, and its IP address.
 type Hop = (u32, IpAddr);
 
 /// A peer in the table.
@@ -28,16 +28,16 @@ struct Entry {
 }
 
 impl Entry {
-    /// The neighbour that frames to the peer go to.
+    /// Returns the neighbour that gets the frames to the peer.
     fn hop(&self, peer: IpAddr) -> Option<Hop> {
         let route = self.route.as_ref().ok().filter(|route| !route.local)?;
         Some((route.oif, route.gateway.unwrap_or(peer)))
     }
 }
 
-/// A neighbour that peers are reached by.
+/// A neighbour that is the next hop of some peers.
 #[derive(Default)]
-struct Via {
+struct NeighbourUse {
     neighbour: Option<Neighbour>,
     peers: HashSet<Peer>,
 }
@@ -46,20 +46,20 @@ struct Via {
 pub(super) struct NextHopFollower {
     netlink: Netlink,
     links: LinkTable,
-    /// They could not be read when notifications were lost.
+    /// Whether the last attempt to read the links has failed.
     links_are_old: bool,
     peers: HashMap<Peer, Entry>,
-    hops: HashMap<Hop, Via>,
-    /// Peers whose route is to be asked for.
+    hops: HashMap<Hop, NeighbourUse>,
+    /// Peers that have to be looked up again.
     marked: HashSet<Peer>,
-    /// Devices that a peer was ever reached by.
+    /// Indexes of all devices that have ever been the egress device of a peer.
     carriers: HashSet<u32>,
-    /// Path MTUs by peer address, in octets, and until when they count.
+    /// Proven path MTUs by peer address, in octets, and when they expire.
     path_mtus: HashMap<IpAddr, (u32, Instant)>,
 }
 
 impl NextHopFollower {
-    /// An empty table, and all devices.
+    /// Creates an empty table of peers, and reads all devices.
     pub(super) async fn new(netlink: &Netlink) -> Result<Self> {
         let mut links = LinkTable::default();
         links.reload(netlink).await?;
@@ -75,7 +75,7 @@ impl NextHopFollower {
         })
     }
 
-    /// Serves until the last sender of commands is dropped.
+    /// Runs until the last sender of commands is dropped.
     pub(super) async fn run<E>(
         mut self,
         events: E,
@@ -93,7 +93,7 @@ impl NextHopFollower {
             let marked = self.marked.iter().next().copied();
             tokio::select! {
                 event = notifications.next() => match event {
-                    Some(NetlinkEvent::Message(message)) => self.take_in(*message),
+                    Some(NetlinkEvent::Message(message)) => self.handle_message(*message),
                     Some(NetlinkEvent::Lost) => self.start_over().await,
                     None => {
                         tracing::error!("netlink notifications ended: carrier routes are not followed any longer");
@@ -108,7 +108,7 @@ impl NextHopFollower {
                 },
                 _ = refresh.tick() => self.refresh().await,
                 _ = retry.tick() => self.retry().await,
-                // Ready at once: what has been notified meanwhile gets its turn between two look-ups.
+                // Always ready, so that new notifications and commands are handled between two look-ups.
                 () = async {}, if marked.is_some() => if let Some(peer) = marked {
                     self.look_up(peer).await;
                 },
@@ -117,7 +117,7 @@ impl NextHopFollower {
     }
 
     fn add(&mut self, peer: Peer, state: watch::Sender<NextHopState>) {
-        // A known peer that is being looked up right now publishes to the new watcher as well.
+        // A known peer that is marked publishes to the new watcher after its look-up.
         if !self.marked.contains(&peer)
             && let Some(known) = self.state(peer)
         {
@@ -133,7 +133,7 @@ impl NextHopFollower {
         }
     }
 
-    /// What is known of the way to a peer in the table.
+    /// Returns the state of a peer in the table.
     fn state(&self, peer: Peer) -> Option<NextHopState> {
         let entry = self.peers.get(&peer)?;
         Some(match &entry.route {
@@ -142,7 +142,7 @@ impl NextHopFollower {
         })
     }
 
-    fn take_in(&mut self, message: RouteNetlinkMessage) {
+    fn handle_message(&mut self, message: RouteNetlinkMessage) {
         match &message {
             RouteNetlinkMessage::NewNeighbour(neighbour) => {
                 if let Some(neighbour) = Neighbour::from_message(neighbour) {
@@ -153,8 +153,9 @@ impl NextHopFollower {
                 if let Some(neighbour) = Neighbour::from_message(neighbour) {
                     let hop = (neighbour.ifindex, neighbour.address);
                     self.set_neighbour(hop, None);
-                    // Somebody flushed it: one peer's look-up asks for it again, for all.
-                    self.marked.extend(self.hops.get(&hop).and_then(|via| via.peers.iter().next()));
+                    // Somebody flushed the entry. The look-up of one peer makes the kernel resolve it again, for all
+                    // peers.
+                    self.marked.extend(self.hops.get(&hop).and_then(|neighbour_use| neighbour_use.peers.iter().next()));
                 }
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
@@ -162,7 +163,7 @@ impl NextHopFollower {
                 self.mark(|peer, _| inside(peer.to));
             }
             RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-                // Routes that prefer an address go with it without a notification.
+                // The kernel removes routes with this preferred source address without a notification.
                 let (ifindex, changed) = (address.header.index, local_of(address));
                 self.mark(|peer, entry| {
                     let source = entry.route.as_ref().ok().map(|route| route.source);
@@ -172,8 +173,9 @@ impl NextHopFollower {
             }
             RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => self.mark(|_, _| true),
             _ => {
-                // A carrier that comes or goes may take routes along, or bring them back, without a notification. Other
-                // devices do not matter: their new routes are told, and making 10,000 tunnel devices costs nothing here.
+                // A carrier device that goes up or down may remove or restore routes without a notification. Other
+                // devices do not matter: the kernel reports their new routes, and 10,000 new tunnel devices cost
+                // nothing here.
                 if self.links.apply(&message).iter().any(|event| self.carriers.contains(&event.ifindex)) {
                     self.mark(|_, _| true);
                 }
@@ -198,17 +200,17 @@ impl NextHopFollower {
     }
 
     fn set_neighbour(&mut self, hop: Hop, neighbour: Option<Neighbour>) {
-        let Some(via) = self.hops.get_mut(&hop) else { return };
-        if via.neighbour == neighbour {
+        let Some(neighbour_use) = self.hops.get_mut(&hop) else { return };
+        if neighbour_use.neighbour == neighbour {
             return;
         }
-        via.neighbour = neighbour;
-        for peer in via.peers.iter().copied().collect::<Vec<_>>() {
+        neighbour_use.neighbour = neighbour;
+        for peer in neighbour_use.peers.iter().copied().collect::<Vec<_>>() {
             self.publish(peer);
         }
     }
 
-    /// Asks for the route of one peer, and for its neighbour if that is a new one.
+    /// Looks up the route of one peer, and its neighbour if that is a new one.
     async fn look_up(&mut self, peer: Peer) {
         self.marked.remove(&peer);
         let Some(entry) = self.peers.get_mut(&peer) else { return };
@@ -225,22 +227,24 @@ impl NextHopFollower {
                 self.hops.entry(new).or_default().peers.insert(peer);
             }
         }
-        if let Some(hop) = new.filter(|hop| self.hops.get(hop).is_some_and(|via| via.neighbour.is_none())) {
+        if let Some(hop) =
+            new.filter(|hop| self.hops.get(hop).is_some_and(|neighbour_use| neighbour_use.neighbour.is_none()))
+        {
             self.use_neighbour(hop).await;
         }
         self.publish(peer);
     }
 
     fn leave(&mut self, hop: Hop, peer: Peer) {
-        if let Some(via) = self.hops.get_mut(&hop) {
-            via.peers.remove(&peer);
-            if via.peers.is_empty() {
+        if let Some(neighbour_use) = self.hops.get_mut(&hop) {
+            neighbour_use.peers.remove(&peer);
+            if neighbour_use.peers.is_empty() {
                 self.hops.remove(&hop);
             }
         }
     }
 
-    /// Reads a neighbour's entry and tells the kernel that it is in use, unless an operator has set it.
+    /// Reads a neighbour's entry, and reports to the kernel that it is in use, unless an operator has set it.
     async fn use_neighbour(&mut self, hop: Hop) {
         let (ifindex, address) = hop;
         if self.links.get(ifindex).is_none_or(|card| card.kind != CardKind::Ethernet || !card.up) {
@@ -259,7 +263,8 @@ impl NextHopFollower {
         }
     }
 
-    /// Forgets peers that nobody watches and path MTUs whose time is over, looks up all others again, and uses all neighbours.
+    /// Removes peers without watchers and path MTUs that have expired, looks up all others again, and uses all
+    /// neighbours.
     async fn refresh(&mut self) {
         let mut left = Vec::new();
         self.peers.retain(|peer, entry| {
@@ -280,18 +285,21 @@ impl NextHopFollower {
         }
     }
 
-    /// Asks again for neighbours that do not answer, and for what could not be read.
+    /// Uses neighbours that do not answer again, and reads the devices again if that has failed.
     async fn retry(&mut self) {
         if self.links_are_old {
             self.start_over().await;
         }
-        let silent = self.hops.iter().filter(|(_, via)| via.neighbour.is_none_or(|neighbour| neighbour.mac.is_none()));
+        let silent = self
+            .hops
+            .iter()
+            .filter(|(_, neighbour_use)| neighbour_use.neighbour.is_none_or(|neighbour| neighbour.mac.is_none()));
         for hop in silent.map(|(hop, _)| *hop).collect::<Vec<_>>() {
             self.use_neighbour(hop).await;
         }
     }
 
-    /// Notifications were lost: reads everything again.
+    /// Reads everything again, because notifications were lost.
     async fn start_over(&mut self) {
         tracing::debug!("netlink notifications were lost; reading everything again");
         let read = self.links.reload(&self.netlink).await;
@@ -319,7 +327,7 @@ impl NextHopFollower {
         let Some(card) = self.links.get(route.oif) else {
             return NextHopState::Unreachable("the carrier device is gone".into());
         };
-        let neighbour = hop.and_then(|hop| self.hops.get(&hop)).and_then(|via| via.neighbour);
+        let neighbour = hop.and_then(|hop| self.hops.get(&hop)).and_then(|neighbour_use| neighbour_use.neighbour);
         NextHopState::Found(NextHop {
             ifindex: route.oif,
             source: route.source,
@@ -332,7 +340,7 @@ impl NextHopFollower {
     }
 }
 
-/// Whether an address lies inside a route's prefix.
+/// Whether an address is inside a route's prefix.
 fn prefix_of(route: &RouteMessage) -> impl Fn(IpAddr) -> bool + use<> {
     let bits = u32::from(route.header.destination_prefix_length);
     let family = u8::from(route.header.address_family);

@@ -5,10 +5,11 @@ use netlink_packet_route::link::LinkAttribute;
 use super::*;
 use crate::kernel::testnet::{Other, in_namespace, until};
 
-/// Never looks by itself, except for neighbours that do not answer: what a test sees was told by the kernel.
-const TOLD: NextHopTiming = NextHopTiming { refresh: Duration::from_secs(3600), retry: Duration::from_secs(1) };
-/// Short, so that a test does not wait for what the kernel does not tell.
-const TIMING: NextHopTiming = NextHopTiming { refresh: Duration::from_millis(200), retry: Duration::from_millis(100) };
+/// No polling, except for neighbours that do not answer: the test sees only what the kernel reports.
+const NO_POLLING: NextHopTiming = NextHopTiming { refresh: Duration::from_secs(3600), retry: Duration::from_secs(1) };
+/// Short, so that a test does not wait long for changes that the kernel does not report.
+const SHORT_INTERVALS: NextHopTiming =
+    NextHopTiming { refresh: Duration::from_millis(200), retry: Duration::from_millis(100) };
 const HERE: [u8; 4] = [192, 0, 2, 1];
 const THERE: [u8; 4] = [192, 0, 2, 2];
 const HERE2: [u8; 4] = [198, 51, 100, 1];
@@ -37,7 +38,7 @@ fn a_peer_on_the_link_is_resolved() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let running =
             |state: &NextHopState| resolved(state) && matches!(state, NextHopState::Found(hop) if hop.running);
         let state = until(&mut hops.watch(Flow::new(ip(THERE), None)), running).await;
@@ -63,8 +64,8 @@ fn an_ipv6_peer_is_resolved() {
         let (here, there) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
         netlink.add_address("wire0", here, 64).await;
         other.run(move |netlink| async move { netlink.add_address("far0", there, 64).await }).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
-        // The own address cannot be used until the kernel has seen that nobody else has it.
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
+        // The own address cannot be used before duplicate address detection has finished.
         let state = until(&mut hops.watch(Flow::new(there, Some(here))), resolved).await;
         assert!(goes_to(&state, mac_of(&other, "far0").await));
     });
@@ -76,7 +77,7 @@ fn a_peer_behind_a_router_goes_to_the_router() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.add_route(FAR, 32, THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let state = until(&mut hops.watch(Flow::new(ip(FAR), Some(ip(HERE)))), resolved).await;
         assert!(goes_to(&state, mac_of(&other, "far0").await));
     });
@@ -87,10 +88,10 @@ fn a_changed_address_of_the_neighbour_is_followed() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
-        // A replaced router tells its new address by a gratuitous ARP when it comes up.
+        // A router that replaces another announces its address by a gratuitous ARP when it comes up.
         other
             .run(|netlink| async move {
                 std::fs::write("/proc/sys/net/ipv4/conf/far0/arp_notify", "1").unwrap();
@@ -110,7 +111,7 @@ fn a_route_that_moves_to_another_card_is_followed() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.cable("wire1", HERE2, &other, "far1", THERE2).await;
         netlink.add_route(FAR, 32, THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(FAR), None));
         until(&mut watch, resolved).await;
         netlink.add_route(FAR, 32, THERE2).await;
@@ -126,7 +127,7 @@ fn a_route_that_goes_and_comes_back_is_followed() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.add_route(FAR, 32, THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(FAR), None));
         until(&mut watch, resolved).await;
         netlink.delete_route(FAR, 32).await;
@@ -144,7 +145,7 @@ fn a_card_that_goes_down_and_up_is_followed() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         netlink.set_up("wire0", false).await;
@@ -161,7 +162,7 @@ fn a_lost_cable_and_a_new_mtu_are_told() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         netlink.set_attribute("wire0", LinkAttribute::Mtu(1400)).await;
@@ -176,12 +177,12 @@ fn a_neighbour_that_falls_silent_and_comes_back_is_followed() {
     in_namespace(|netlink| async move {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
-        // The kernel's own pace is half a minute.
+        // The kernel's own interval is half a minute.
         for (switch, value) in [("base_reachable_time_ms", "100"), ("delay_first_probe_time", "0")] {
             std::fs::write(format!("/proc/sys/net/ipv4/neigh/wire0/{switch}"), value).unwrap();
         }
         std::fs::write("/proc/sys/net/ipv4/neigh/wire0/retrans_time_ms", "50").unwrap();
-        let hops = NextHops::new(&netlink, TIMING).await.unwrap();
+        let hops = NextHops::new(&netlink, SHORT_INTERVALS).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, resolved).await;
         other.run(|netlink| async move { netlink.set_arp("far0", false).await }).await;
@@ -215,10 +216,10 @@ fn nothing_is_missed_when_notifications_are_lost() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.cable("wire1", HERE2, &other, "far1", THERE2).await;
         netlink.add_route(FAR, 32, THERE).await;
-        // Loses every notification, and says so when it is told to.
+        // A stream that loses every notification; the test decides when it reports that.
         let (lose, mut lost) = mpsc::unbounded_channel();
         let events = futures_util::stream::poll_fn(move |context| lost.poll_recv(context));
-        let hops = NextHops::with_events(&netlink, events, TOLD).await.unwrap();
+        let hops = NextHops::with_events(&netlink, events, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(FAR), None));
         let mac = mac_of(&other, "far0").await;
         until(&mut watch, |state| goes_to(state, mac)).await;
@@ -237,7 +238,7 @@ fn a_neighbour_set_by_hand_stays_as_it_is() {
         let index = netlink.index("wire0").await;
         let neighbours = netlink.handle.neighbours();
         neighbours.add(index, ip(THERE)).link_layer_address(&MAC).execute().await.unwrap();
-        let hops = NextHops::new(&netlink, TIMING).await.unwrap();
+        let hops = NextHops::new(&netlink, SHORT_INTERVALS).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), None));
         until(&mut watch, |state| goes_to(state, Some(MAC))).await;
         // A second peer over the same neighbour, and a refresh, use it again.
@@ -253,7 +254,7 @@ fn a_neighbour_set_by_hand_stays_as_it_is() {
 #[test]
 fn an_own_address_as_peer_is_known_as_local() {
     in_namespace(|netlink| async move {
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(Ipv4Addr::LOCALHOST.into(), None));
         until(&mut watch, |state| matches!(state, NextHopState::Found(hop) if hop.local)).await;
     });
@@ -265,7 +266,7 @@ fn an_own_address_that_appears_later_makes_its_peers_reachable() {
         let other = Other::new();
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         let later = [192, 0, 2, 77];
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let mut watch = hops.watch(Flow::new(ip(THERE), Some(ip(later))));
         let NextHopState::Unreachable(reason) = until(&mut watch, |state| *state != NextHopState::Unknown).await else {
             panic!()
@@ -287,7 +288,7 @@ fn ten_thousand_peers_move_together() {
         netlink.cable("wire0", HERE, &other, "far0", THERE).await;
         netlink.cable("wire1", HERE2, &other, "far1", THERE2).await;
         netlink.add_route([10, 0, 0, 0], 8, THERE).await;
-        let hops = NextHops::new(&netlink, TOLD).await.unwrap();
+        let hops = NextHops::new(&netlink, NO_POLLING).await.unwrap();
         let peer = |number: u16| Ipv4Addr::from(0x0A00_0000 + u32::from(number)).into();
         let mut watches: Vec<_> = (1..=10_000).map(|number| hops.watch(Flow::new(peer(number), None))).collect();
         for watch in &mut watches {

@@ -50,7 +50,7 @@ fn a_policy_holds_for_the_flows_that_its_selector_has() {
         ] {
             assert_eq!(reason(&other), None, "{other:?}");
         }
-        // One that comes before it and says that nothing is to be done.
+        // A policy with a lower priority number that lets packets pass unchanged.
         assert!(ip(&format!("xfrm policy add {CARRIER} proto udp dir out priority 5")));
         assert_eq!(reason(&ours()), None);
     });
@@ -92,7 +92,7 @@ fn what_no_policy_allows_may_be_blocked() {
         if !has_ipsec() || !ip("xfrm policy setdefault out block") {
             return;
         }
-        assert!(reason(&ours()).is_some_and(|reason| reason.contains("no policy allows (dir out)")));
+        assert!(reason(&ours()).is_some_and(|reason| reason.contains("no policy allows them (dir out)")));
         assert!(ip(&format!("xfrm policy add {CARRIER} dir out")));
         assert_eq!(reason(&ours()), None);
     });
@@ -107,7 +107,7 @@ fn changes_are_told() {
         let found = until(&mut policies, |policies| policies.passed_by(&ours()).is_some()).await;
         assert!(found.passed_by(&ours()).is_some_and(|reason| reason.contains("`77: fwmark 0x5`")));
         assert_eq!(found.passed_by(&flow("[::1]:1", "[::2]:2")), None);
-        assert_eq!(found.passed_by(&CarrierFlow { mark: 5, ..ours() }), None, "the look-up has that");
+        assert_eq!(found.passed_by(&CarrierFlow { mark: 5, ..ours() }), None, "the look-up has this mark");
         assert!(ip("rule del priority 77"));
         until(&mut policies, |policies| policies.passed_by(&ours()).is_none()).await;
         if has_ipsec() {

@@ -1,5 +1,5 @@
-//! IPsec policies, by the netlink family xfrm. No crate that is used here knows its messages.
-//! Source: include/uapi/linux/xfrm.h, net/xfrm/xfrm_policy.c (`xfrm_policy_match`, `xfrm_selector_match`).
+//! IPsec policies, by the netlink family xfrm. No crate in use has its messages. Source: include/uapi/linux/xfrm.h,
+//! net/xfrm/xfrm_policy.c (`xfrm_policy_match`, `xfrm_selector_match`).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ const XFRM_MSG_GETPOLICY: u16 = 0x15;
 const XFRM_MSG_NEWPOLICY: u16 = 0x13;
 const XFRM_MSG_GETDEFAULT: u16 = 0x28;
 const XFRM_MSG_SETDEFAULT: u16 = 0x27;
-/// Group of notifications.
+/// The multicast group of policy changes.
 const XFRMNLGRP_POLICY: u32 = 4;
 const XFRMA_TMPL: u16 = 5;
 const XFRMA_MARK: u16 = 21;
@@ -33,7 +33,7 @@ const INFO: usize = 168;
 const ID: usize = 64;
 const UDP: u8 = 17;
 
-/// Seen from this host.
+/// Direction of a packet, as seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     In,
@@ -44,14 +44,14 @@ pub(super) enum Direction {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ipsec {
     policies: Vec<XfrmPolicy>,
-    /// What matches no policy is dropped: in, out.
+    /// Whether packets that match no policy are dropped: in, out.
     blocks: [bool; 2],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct XfrmPolicy {
     direction: Direction,
-    /// The lowest one decides.
+    /// The policy with the lowest priority applies.
     priority: u32,
     selector: Selector,
     effect: Effect,
@@ -61,7 +61,7 @@ struct XfrmPolicy {
 enum Effect {
     Blocks,
     Protects,
-    /// Says that the others do not hold.
+    /// A policy without a transformation: the packets pass unchanged.
     Nothing,
 }
 
@@ -80,7 +80,7 @@ struct Selector {
 }
 
 impl Ipsec {
-    /// What the policies do with one direction of a flow, in words.
+    /// Returns what the policies do with one direction of a flow, in words; `None` if nothing.
     pub(super) fn on(&self, flow: &CarrierFlow, direction: Direction) -> Option<String> {
         let matching =
             self.policies.iter().filter(|policy| policy.direction == direction && policy.selector.has(flow, direction));
@@ -94,7 +94,7 @@ impl Ipsec {
                 Some(format!("an IPsec policy (dir {way}, priority {priority}) is for these datagrams"))
             }
             None if self.blocks[usize::from(direction == Direction::Out)] => {
-                Some(format!("IPsec blocks what no policy allows (dir {way})"))
+                Some(format!("IPsec blocks these datagrams, because no policy allows them (dir {way})"))
             }
             None => None,
         }
@@ -109,8 +109,8 @@ impl Selector {
         };
         let port = |(port, mask): (u16, u16), address: SocketAddr| (address.port() ^ port) & mask == 0;
         self.is_ipv6 == flow.peer.is_ipv6()
-            && begins(source.ip(), &self.source)
-            && begins(destination.ip(), &self.destination)
+            && has_prefix(source.ip(), &self.source)
+            && has_prefix(destination.ip(), &self.destination)
             && port(self.source_port, source)
             && port(self.destination_port, destination)
             && matches!(self.protocol, 0 | UDP)
@@ -133,7 +133,7 @@ impl Selector {
 }
 
 /// Whether an address begins with these bits.
-fn begins(address: IpAddr, (prefix, bits): &([u8; 16], u8)) -> bool {
+fn has_prefix(address: IpAddr, (prefix, bits): &([u8; 16], u8)) -> bool {
     let octets = match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -147,8 +147,8 @@ fn begins(address: IpAddr, (prefix, bits): &([u8; 16], u8)) -> bool {
 }
 
 impl XfrmPolicy {
-    /// Reads what follows the header of XFRM_MSG_NEWPOLICY; `None` for a policy that is not about plain datagrams that this host
-    /// sends or receives: of forwarded ones, or for a mark or an interface of xfrm's own.
+    /// Parses the body of XFRM_MSG_NEWPOLICY. Returns `None` for a policy that does not apply to plain datagrams of
+    /// this host: for forwarded packets, or with a mark or an xfrm interface.
     fn parse(octets: &[u8]) -> Option<Self> {
         let direction = match octets.get(160)? {
             0 => Direction::In,
@@ -181,31 +181,37 @@ fn word(octets: &[u8], at: usize) -> Option<u32> {
 /// Reads all policies.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error.
 pub(super) fn read() -> io::Result<Ipsec> {
     let mut socket = Socket::new(NETLINK_XFRM)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddress::new(0, 0))?;
     let mut ipsec = Ipsec::default();
-    ask(&socket, XFRM_MSG_GETPOLICY, NLM_F_DUMP, ID, |kind, body| {
+    request(&socket, XFRM_MSG_GETPOLICY, NLM_F_DUMP, ID, |kind, body| {
         if kind == XFRM_MSG_NEWPOLICY {
             ipsec.policies.extend(XfrmPolicy::parse(body));
         }
     })?;
-    // Before 5.15 there was no other default than to let pass.
+    // Before Linux 5.15 the only default was to let packets pass.
     let of_default = |kind, body: &[u8]| {
         if matches!(kind, XFRM_MSG_SETDEFAULT | XFRM_MSG_GETDEFAULT) {
             ipsec.blocks = [0, 2].map(|at| body.get(at) == Some(&DEFAULT_BLOCK));
         }
     };
-    if let Err(error) = ask(&socket, XFRM_MSG_GETDEFAULT, 0, 4, of_default) {
+    if let Err(error) = request(&socket, XFRM_MSG_GETDEFAULT, 0, 4, of_default) {
         tracing::debug!("xfrm: default policies: {error}");
     }
     Ok(ipsec)
 }
 
-/// Asks with a body of so many zero octets, and hands the answers on: kind and body.
-fn ask(socket: &Socket, kind: u16, flags: u16, octets: usize, mut answer: impl FnMut(u16, &[u8])) -> io::Result<()> {
+/// Sends a request with a body of `octets` zero octets, and calls `answer` with the type and body of each answer.
+fn request(
+    socket: &Socket,
+    kind: u16,
+    flags: u16,
+    octets: usize,
+    mut answer: impl FnMut(u16, &[u8]),
+) -> io::Result<()> {
     let length = HEADER + octets;
     let mut message = Vec::with_capacity(length);
     message.extend((length as u32).to_ne_bytes());
@@ -234,11 +240,11 @@ fn ask(socket: &Socket, kind: u16, flags: u16, octets: usize, mut answer: impl F
     }
 }
 
-/// Notifications that policies have changed.
+/// Notifications of changed policies.
 pub(super) struct XfrmEvents(TokioSocket);
 
 impl XfrmEvents {
-    /// Subscribes.
+    /// Subscribes to them.
     ///
     /// # Errors
     /// This kernel has no xfrm.
@@ -249,10 +255,10 @@ impl XfrmEvents {
         Ok(Self(socket))
     }
 
-    /// Waits for one.
+    /// Waits for the next change.
     ///
     /// # Errors
-    /// The socket's; not that some were lost, which is a change like any other.
+    /// The error of the socket. Lost notifications are no error; they count as a change.
     pub(super) async fn next(&mut self) -> io::Result<()> {
         match self.0.recv_from_full().await {
             Ok(_) => Ok(()),

@@ -24,7 +24,7 @@ const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 1);
 const PREFIX: u8 = 24;
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 2);
 
-/// Longer than anything here takes: events that have not come by then never come.
+/// Longer than any step here: an event that has not come by then never comes.
 const EVENT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Both ends' ifindex.

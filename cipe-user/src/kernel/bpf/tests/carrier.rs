@@ -305,7 +305,7 @@ fn control_messages_in_clear_reach_the_engine_whatever_their_length() {
     assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), 6);
 }
 
-/// The rules once more, in a form that is easy to read: the action for a frame to a live tunnel at [`LOCAL`] and
+/// The rules once more, in a simple form: the expected action for a frame to a live tunnel at [`LOCAL`] and
 /// [`LOCAL_V6`], with a receive key.
 fn expected(frame: &[u8]) -> u32 {
     decide(frame).unwrap_or(XDP_PASS)

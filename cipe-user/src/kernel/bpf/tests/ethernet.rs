@@ -32,7 +32,8 @@ fn ready() -> Option<Programs> {
     Some(programs)
 }
 
-/// Whether a frame passes as it is. A tag that the program took off for a question may stand beside it afterwards, unseen.
+/// Whether a frame passes unchanged. A tag that the program removed may be beside the frame afterwards, where the test
+/// does not see it.
 fn passes(programs: &mut Programs, frame: &[u8]) -> bool {
     let (action, mut out) = programs.run_tc_of(names::ETHERNET_TC, frame, 0);
     if out != frame && is_tag([frame[12], frame[13]]) {
@@ -139,7 +140,7 @@ fn vnet_header(start: usize, field: usize, gso: Option<(u8, u16)>) -> [u8; VNET_
     header
 }
 
-/// What the kernel of a host sends, with all that it knows of a frame: the programs see it before the device does.
+/// The kernel of a host knows more about a frame than the frame says: the program sees it before the device does.
 #[test]
 fn what_the_engine_cannot_see_of_a_frame_stands_in_one_more_tag() {
     const TCPV4: u8 = 1;
@@ -185,7 +186,7 @@ fn what_the_engine_cannot_see_of_a_frame_stands_in_one_more_tag() {
                     };
                     let what = format!("{before:X?}, {gso:?}, finished {is_finished}, {flow:?}");
                     match injector.send(&[IoSlice::new(&vnet), IoSlice::new(&frame)]) {
-                        // A superframe that does not come from the kernel itself is checked by the code that would cut it.
+                        // The kernel checks a superframe from outside with the code that segments it.
                         Err(Errno::NOMEM) if gso.is_some() && before.starts_with(&[0x88, 0x47]) => {
                             eprintln!("skipped: superframes behind MPLS: this kernel does not cut them (mpls_gso)");
                             continue;

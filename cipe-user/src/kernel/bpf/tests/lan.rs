@@ -169,13 +169,14 @@ fn without_tunnel_socket_or_card_everything_passes() {
     assert!(!passes(&mut programs, &frame));
 
     programs.clear_tunnel(TUNNEL).unwrap();
-    assert!(passes(&mut programs, &frame), "fail closed is the business of the tunnel's device");
+    assert!(passes(&mut programs, &frame), "the tunnel's device fails closed, not this program");
     programs.set_tunnel(TUNNEL, Tunnel { flags: 1, mtu: MTU, ..Default::default() }).unwrap();
     programs.remove_lan_device(DEVICE).unwrap();
     assert!(passes(&mut programs, &frame));
 }
 
-/// A TCP segment as this host's stack gives it to the device, or as one of several that it makes.
+/// A TCP segment with a partial checksum, as this host's stack sends it to the device, or as one segment of a
+/// superframe.
 fn unfinished(to: &str) -> Vec<u8> {
     let mut frame = tcp(ip(to), ACK, &[]);
     let at = if ip(to).is_ipv4() { IPV4 } else { IPV6 };
@@ -194,7 +195,7 @@ fn in_the_stack_what_may_be_unfinished_or_several_passes_and_so_does_its_stream(
         assert!(passes(&mut programs, &unfinished(address)));
         assert!(passes(&mut programs, &finished), "the stream keeps its order");
         programs.set_lan_device(DEVICE, Lan { sockets: SOCKETS, mac: MAC, ..Lan::default() }).unwrap();
-        assert!(!passes(&mut programs, &unfinished(address)), "a driver hands over what was on the wire");
+        assert!(!passes(&mut programs, &unfinished(address)), "a driver delivers what was on the wire");
     }
 }
 
