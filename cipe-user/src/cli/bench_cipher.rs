@@ -6,7 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Octets between the starts of frames, as in a UMEM: at these distances, packets collide most in the cache's sets.
+/// Octets between the starts of two frames, as in a UMEM. At this distance, packets collide most in the cache sets.
 const STRIDE: usize = 2048;
 
 /// Octets in front of the datagram: Ethernet, IPv4 and UDP.
@@ -42,7 +42,7 @@ pub struct BenchCipher {
     json: bool,
 }
 
-/// One figure.
+/// One measurement.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Row {
     /// `blowfish` or `idea`.
@@ -62,7 +62,7 @@ pub struct Row {
     pub cycles_per_byte: Option<f64>,
 }
 
-/// Measures, and prints each figure on a line as soon as it is there.
+/// Measures, and prints each result as soon as it is known.
 ///
 /// # Errors
 /// Standard output fails.
@@ -141,7 +141,7 @@ impl Row {
     /// Prints the row as JSON or as a line of the table.
     ///
     /// # Errors
-    /// None is known; the type of serialization has one.
+    /// None is known, but the serialization can return one.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
         if json {
             println!("{}", serde_json::to_string(self)?);
@@ -198,7 +198,7 @@ impl Frames {
         );
     }
 
-    /// CBC and the checks. After the first time the output is noise; the CRC is computed all the same.
+    /// CBC and the checks. After the first run the output is noise; the CRC is computed anyway.
     fn open(&mut self, lanes: &mut Lanes, keys: &[Key]) {
         self.batch(
             keys,

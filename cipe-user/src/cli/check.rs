@@ -63,7 +63,7 @@ fn report(sources: &Sources) -> (String, bool) {
         line(format_args!("  resolved: me {}, peer {}{socks}", shown(&options.me), shown(&options.peer)));
         let who = match options.interface.configure {
             true => "the daemon sets the interface's addresses",
-            false => "ip-up sets the interface's addresses, as `ifconfig` says",
+            false => "ip-up sets the interface's addresses, because of `ifconfig`",
         };
         line(format_args!("  {who}"));
     }

@@ -24,7 +24,7 @@ use crate::control::run_dir::RunDir;
 
 /// How long a tunnel may take to come up: start of the engine, creation of the tunnel, and ip-up.
 const START_DEADLINE: Duration = Duration::from_secs(120);
-/// How long the daemon waits at its end for threads that still wait for an engine.
+/// Maximum wait at the end for threads that still wait for an engine.
 const EXIT_WAIT: Duration = Duration::from_millis(100);
 
 /// Arguments of the daemons.

@@ -66,7 +66,7 @@ fn read_key(path: &Path) -> anyhow::Result<Zeroizing<[u8; KEY]>> {
     let mut octets = Zeroizing::new([0; KEY]);
     let word = text.split_ascii_whitespace().next().unwrap_or_default();
     if hex::decode_to_slice(word, &mut *octets).is_err() {
-        bail!("{file}: begins with no key; a key is 32 hexadecimal digits");
+        bail!("{file}: does not begin with a key; a key is 32 hexadecimal digits");
     }
     Ok(octets)
 }
@@ -361,7 +361,7 @@ verdict  delivered
         for text in ["", "0001\n", "000102030405060708090a0b0c0d0e0f00", "key 00"] {
             std::fs::write(&file, text).unwrap();
             let message = format!("{:#}", read_key(&file).unwrap_err());
-            assert!(message.ends_with("key: begins with no key; a key is 32 hexadecimal digits"), "{message}");
+            assert!(message.ends_with("key: does not begin with a key; a key is 32 hexadecimal digits"), "{message}");
         }
         assert!(read_key(&directory.path().join("none")).is_err());
     }

@@ -13,7 +13,7 @@ use crate::engine::{EngineOptions, run as run_engine};
 
 /// Name in logs.
 const PROCESS_NAME: &str = "cipe-engine";
-/// How long the engine may take to load its programs: the kernel's verifier is slow on a small or busy machine. Shorter
+/// Maximum time for the engine to load its programs: the kernel's verifier is slow on a small or busy machine. Shorter
 /// than the deadline of a daemon that starts in the background.
 const START_DEADLINE: std::time::Duration = std::time::Duration::from_secs(90);
 

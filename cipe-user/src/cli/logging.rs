@@ -16,7 +16,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 const SYSLOG_SOCKET: &str = "/dev/log";
 /// Facility daemon (RFC 3164 section 4.1.1).
 const FACILITY: u8 = 3 << 3;
-/// Target of messages that reach the terminal in another way.
+/// Target of messages that are shown on the terminal in another way.
 pub(super) const SYSLOG_ONLY: &str = "syslog";
 
 /// The destination of messages.

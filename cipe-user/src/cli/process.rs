@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-/// Sets the name that `pgrep -x` and `ps` look for. In the background the executable is the link's target, `cipe`.
+/// Sets the name that `pgrep -x` and `ps` show. In the background, the name would be that of the link's target, `cipe`.
 pub(super) fn set_name(name: &str) {
     let outcome = CString::new(name).map(|name| rustix::thread::set_name(&name));
     if !matches!(outcome, Ok(Ok(()))) {

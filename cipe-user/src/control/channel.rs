@@ -1,7 +1,7 @@
 //! One end of a control connection: whole messages over a `SOCK_SEQPACKET` unix socket.
 //!
-//! Neither std nor tokio has a type for these. Tokio's datagram type accepts any unix socket, and only its readiness is
-//! used here.
+//! Neither std nor tokio has a type for such a socket. Tokio's datagram type accepts any unix socket; only its
+//! readiness is used here.
 
 use std::io;
 use std::marker::PhantomData;

@@ -15,7 +15,7 @@ use super::lock::{Lock, Wait};
 use super::protocol::{Event, Request};
 use super::run_dir::RunDir;
 
-/// How often an engine is started if each one ends before it is connected.
+/// Maximum starts of an engine, if each engine ends before it is connected.
 const MAX_ENGINE_STARTS: u32 = 5;
 
 /// Why there is no connection.
@@ -50,7 +50,7 @@ pub enum ConnectError {
     },
 }
 
-/// Requests that may wait for an engine that does not read: many more than a tunnel sends while the engine is busy.
+/// Maximum queued requests for an engine that does not read: many more than a tunnel sends while the engine is busy.
 const MAX_UNSENT_REQUESTS: usize = 1024;
 
 /// A connection to the engine.
@@ -101,7 +101,7 @@ impl Client {
         Self::over(socket, run)
     }
 
-    /// Waits for an event, and meanwhile sends the requests that wait; `None` when the engine has ended. Cancel safe.
+    /// Waits for an event, and meanwhile sends the queued requests; `None` when the engine has ended. Cancel safe.
     ///
     /// # Errors
     /// Errors of the socket, or an event that this version does not know.
@@ -127,7 +127,7 @@ impl Client {
         }
     }
 
-    /// Sends all requests that wait, and waits while the engine does not read.
+    /// Sends all queued requests, and waits while the engine does not read.
     ///
     /// # Errors
     /// The error of the first request that cannot be sent.
@@ -188,8 +188,8 @@ fn start_and_connect(run: &RunDir, engine: &Launch) -> Result<OwnedFd, ConnectEr
             break;
         }
         let launched = launch(engine);
-        // Try in either case: a failed start may have met an engine that was started by hand or by systemd. And an
-        // engine that came up may have ended again, if its last tunnel ended at that moment.
+        // Connects in either case: if the start failed, an engine may have been started by hand or by systemd. Or the
+        // started engine may have ended again, because its last tunnel ended at that moment.
         outcome = connect(run);
         if let (Err(_), Err(error)) = (&outcome, launched) {
             outcome = Err(error.into());

@@ -97,8 +97,8 @@ pub fn launch(launch: &Launch) -> Result<(), LaunchError> {
     }
 }
 
-/// Keeps every descriptor but stdin, stdout and stderr from programs that this process starts. Its own descriptors are
-/// close-on-exec anyway; its parent may have left others open.
+/// Sets close-on-exec on all descriptors except stdin, stdout and stderr, so that started programs do not inherit them.
+/// The parent may have left some open; this program's own are close-on-exec anyway.
 pub fn set_descriptors_close_on_exec() {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
 }
@@ -132,7 +132,7 @@ fn reap(mut child: Child) {
     }
 }
 
-/// The process that waits for this one to be up, and has no report yet.
+/// The process that waits for this one to be up and has not been told yet.
 #[derive(Debug)]
 pub enum Readiness {
     /// The parent, which started this process by [`launch`].

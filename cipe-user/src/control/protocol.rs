@@ -10,15 +10,15 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::kernel::bpf::XdpMode;
 
-/// Largest message in octets.
+/// Maximum octets of a message.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Changes whenever an older version would misread a message.
 pub const VERSION: u32 = 4;
 
-/// Smallest device MTU in octets: RFC 791's minimum.
+/// Minimum device MTU in octets (RFC 791).
 pub const MIN_MTU: u32 = 68;
-/// Largest device MTU in octets: the largest that fits a frame of the engine with all headers.
+/// Maximum device MTU in octets: it fits a frame of the engine with all headers.
 pub const MAX_MTU: u32 = 3500;
 
 /// 16 key octets, as hexadecimal text on the socket. Never in Debug output.
@@ -106,7 +106,7 @@ impl TryFrom<u8> for Protocol {
     }
 }
 
-/// How datagrams get to and from the carrier network.
+/// How datagrams reach the carrier network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CarrierChoice {
@@ -119,7 +119,7 @@ pub enum CarrierChoice {
     Udp,
 }
 
-/// The key under which a message is sealed.
+/// The key under which a message is encrypted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Under {
@@ -263,7 +263,7 @@ pub struct Attach {
     /// Maximum microseconds that a worker busy-polls for the next packet; the largest value of all tunnels applies to
     /// all.
     pub busy_poll_us: u32,
-    /// Whether data may be sent under the static key while there is no dynamic send key; else it is held back or
+    /// Whether data may be sent under the static key while there is no dynamic send key; otherwise it is queued or
     /// dropped.
     pub static_data: bool,
     /// Whether the own carrier address may change.
@@ -273,7 +273,7 @@ pub struct Attach {
     /// Device that the carrier socket is bound to, by name.
     #[serde(default)]
     pub carrier_device: Option<String>,
-    /// How to get to the carrier network.
+    /// How datagrams reach the carrier network.
     pub carrier: CarrierChoice,
     /// Where XDP programs run.
     pub xdp_mode: XdpMode,
@@ -374,7 +374,7 @@ pub enum Event {
         #[serde(default)]
         heard: bool,
     },
-    /// Something that the operator should see once.
+    /// A message that the operator should see once.
     Notice {
         /// One line.
         message: String,

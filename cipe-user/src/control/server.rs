@@ -12,7 +12,7 @@ use super::lock::{self, Lock, Wait};
 use super::protocol::{Event, Request};
 use super::run_dir::RunDir;
 
-/// Daemons that may wait for [`Server::accept`].
+/// Maximum daemons in the queue for [`Server::accept`].
 const BACKLOG: i32 = 4096;
 
 /// Why the engine cannot listen.
@@ -109,7 +109,7 @@ fn listen(run: &RunDir) -> io::Result<UnixListener> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // In this order: a process that finds the lock removed finds no socket of ours.
+        // In this order: a process that finds no lock finds no socket of this engine either.
         let _ = std::fs::remove_file(self.run.socket());
         self.lock = None;
         self.run.remove();

@@ -1,14 +1,15 @@
-//! Getting a socket onto a device queue: options, sharing the UMEM, and the patience that the kernel asks for.
+//! Binds a socket to a device queue: options, sharing of the UMEM, and retries while the queue is busy.
 //!
-//! What the kernel wants (net/xdp/xsk.c, `xsk_bind`; net/xdp/xsk_buff_pool.c, `xp_assign_dev`):
-//! - A second socket shares a UMEM by naming any *bound* socket that has it (`XDP_SHARED_UMEM`); afterwards the two are
-//!   equals, and either may be closed. For another device or queue it needs a fill and a completion ring of its own.
-//! - Flags cannot be given then: copy or zero copy, need_wakeup and multi-buffer are those of the UMEM that is shared.
+//! The rules of the kernel (net/xdp/xsk.c, `xsk_bind`; net/xdp/xsk_buff_pool.c, `xp_assign_dev`):
+//! - A new socket shares the UMEM of any *bound* socket (`XDP_SHARED_UMEM`). Afterwards the two are equal, and either
+//!   may be closed. For another device or queue, the new one needs its own fill and completion rings.
+//! - A shared bind has no flags of its own: copy or zero copy, need_wakeup and multi-buffer are those of the shared
+//!   UMEM.
 //! - The same memory may be registered more than once, as several kernel UMEMs.
 //!
-//! So there is no first socket that must stay: every bound socket is remembered here, weakly, with its flags. A new
-//! socket shares with any live one of the flags that it wants, and registers the memory anew if there is none. Thus
-//! copy and zero-copy devices pass frames to each other, and closing any socket disturbs no other.
+//! So no socket has to stay open for the others: this module keeps a weak reference to each bound socket, with its
+//! flags. A new socket shares the UMEM of any open one with the wanted flags; if there is none, it registers the memory
+//! again. So copy and zero-copy devices can exchange frames, and any socket can be closed at any time.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
@@ -25,19 +26,20 @@ use super::registration::Registration;
 use super::rings::{self, Refusal, Rings};
 use super::{Error, Umem};
 
-/// A closed socket frees its queue some time later, from a kernel work queue; so long is a new owner's patience.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Maximum wait for a busy queue: the kernel frees the queue of a closed socket later, from a work queue.
+const MAX_BUSY_WAIT: Duration = Duration::from_secs(2);
 
 /// A bound socket.
 pub(super) struct Bound {
     // Before the descriptor: a mapping keeps the socket alive in the kernel.
     pub(super) rings: Rings,
     pub(super) socket: OwnedFd,
-    /// What it was bound with.
+    /// The flags that it was bound with.
     pub(super) flags: SocketAddrXdpFlags,
 }
 
-/// Opens a socket and binds it to queue `queue.1` of device `queue.0`; returns it with the flags that it was bound with.
+/// Opens a socket and binds it to queue `queue.1` of device `queue.0`. Returns it with the flags that it was bound
+/// with.
 pub(super) fn open(
     umem: &Umem,
     queue: (u32, u32),
@@ -45,7 +47,7 @@ pub(super) fn open(
     config: &SocketConfig,
 ) -> Result<(Arc<OwnedFd>, Rings, SocketAddrXdpFlags), Error> {
     config.check()?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + MAX_BUSY_WAIT;
     let mut pause = Duration::from_millis(1);
     loop {
         match attempt(umem, queue, config) {
@@ -58,7 +60,8 @@ pub(super) fn open(
                 return Ok((socket, rings, flags));
             }
             Err((_, Errno::BUSY)) if Instant::now() < deadline => {
-                // The kernel tells nobody when the queue is free, so the deadline of an empty poll paces the attempts.
+                // No event reports that the queue is free, so this polls; the time-out of an empty poll is the
+                // interval.
                 let pause_now = Timespec::try_from(pause).expect("a pause is far below the range of time_t");
                 let _ = rustix::event::poll(&mut [], Some(&pause_now));
                 pause = (pause * 2).min(Duration::from_millis(50));
@@ -68,14 +71,14 @@ pub(super) fn open(
     }
 }
 
-/// Whether a socket with this UMEM has the queue.
+/// Whether an open socket with this UMEM has the queue.
 pub(super) fn has_live_socket(umem: &Umem, queue: (u32, u32)) -> bool {
     let known = umem.registrations().lock().unwrap_or_else(PoisonError::into_inner);
     known.iter().any(|other| other.queue == queue && other.socket.strong_count() > 0)
 }
 
-/// The flags to try, the best first. Zero copy without scatter-gather comes before copies with it: what it cannot receive
-/// is larger than a frame, and whoever can do without that has said so.
+/// Returns the flags to try, the best first. Zero copy without multi-buffer is preferred to multi-buffer with copies:
+/// it cannot receive packets larger than a frame, but [`MultiBuffer::Wanted`] accepts that.
 fn choices(config: &SocketConfig) -> ArrayVec<SocketAddrXdpFlags, 4> {
     let modes: &[_] = match config.mode {
         Mode::Copy => &[SocketAddrXdpFlags::XDP_COPY],
@@ -92,10 +95,10 @@ fn choices(config: &SocketConfig) -> ArrayVec<SocketAddrXdpFlags, 4> {
     modes.iter().flat_map(|mode| pieces.iter().map(move |pieces| common | *mode | *pieces)).collect()
 }
 
-/// Tries each way to get what is wanted; the refusal is that of the last.
+/// Tries all flags in order; on failure, returns the refusal of the last.
 pub(super) fn attempt(umem: &Umem, queue: (u32, u32), config: &SocketConfig) -> Result<Bound, Refusal> {
     let with = |flags| {
-        // The address says nothing about which of the live sockets is still bound, so each is asked in turn.
+        // It is not known which of the open sockets are still bound, so each is tried.
         for sharer in sharers(umem, queue, flags)? {
             match share(&sharer, queue, config) {
                 Ok((socket, rings)) => return Ok(Bound { rings, socket, flags }),
@@ -116,7 +119,7 @@ pub(super) fn attempt(umem: &Umem, queue: (u32, u32), config: &SocketConfig) -> 
     Err(refusal)
 }
 
-/// Live sockets of the UMEM with these flags. `EBUSY` if one of ours holds the queue itself.
+/// Returns the open sockets of the UMEM with these flags; `EBUSY` if one of them has the queue itself.
 fn sharers(umem: &Umem, queue: (u32, u32), flags: SocketAddrXdpFlags) -> Result<Vec<Arc<OwnedFd>>, Refusal> {
     let known = umem.registrations().lock().unwrap_or_else(PoisonError::into_inner);
     let live = known.iter().filter_map(|other| Some((other, other.socket.upgrade()?)));

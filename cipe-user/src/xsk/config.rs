@@ -1,33 +1,33 @@
-//! What a socket shall be.
+//! The configuration of a socket.
 
 use super::Error;
 
 /// How packets pass between UMEM and driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Zero copy where the driver has it, else copies. Asks the driver at each bind; where the answer is known to be no
-    /// (veth), [`Mode::Copy`] spares that.
+    /// Zero copy if the driver supports it, otherwise copies. Tries zero copy at each bind; use [`Mode::Copy`] for a
+    /// driver that is known not to support it (veth).
     #[default]
     Auto,
-    /// Copies; any driver.
+    /// Copies; works with any driver.
     Copy,
     /// Zero copy, or fail.
     ZeroCopy,
 }
 
-/// Packets larger than a frame, as several descriptors (`XDP_USE_SG`, kernel 6.6).
+/// The handling of packets larger than a frame, as several descriptors (`XDP_USE_SG`, kernel 6.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum MultiBuffer {
     /// They are dropped.
     No,
-    /// They arrive, and may be sent, unless that would cost zero copy: many drivers have the one without the other.
+    /// They can be received and sent, except if this would prevent zero copy: many drivers support only one of the two.
     Wanted,
-    /// They arrive and may be sent, or the bind fails.
+    /// They can be received and sent, or the bind fails.
     #[default]
     Needed,
 }
 
-/// Shape of a socket. Ring sizes count descriptors and are powers of two up to 2^20.
+/// The configuration of a socket. Ring sizes count descriptors and are powers of two up to 2^20.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketConfig {
     /// Receive ring, or 0 for a socket that only sends.
@@ -42,7 +42,8 @@ pub struct SocketConfig {
     pub mode: Mode,
     /// Packets larger than a frame.
     pub multi_buffer: MultiBuffer,
-    /// The kernel sleeps instead of spinning and says when it wants a system call (`XDP_USE_NEED_WAKEUP`).
+    /// Whether the kernel sleeps instead of spinning, and sets a flag when it needs a system call
+    /// (`XDP_USE_NEED_WAKEUP`).
     pub need_wakeup: bool,
 }
 

@@ -1,24 +1,24 @@
-//! The errors of this room. Each message names the object and what to do about the error.
+//! The errors of this module. Each message names the object and the remedy.
 
 use rustix::io::Errno;
 
-/// A set-up or system call of this room failed. The text includes the cause, so the error has no `source()`.
+/// A set-up or system call of this module failed. The text includes the cause, so the error has no `source()`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel or this room does not accept a size.
+    /// A size is not valid.
     #[error("AF_XDP {what} is {value}; {rule}")]
     Size {
         /// Which size.
         what: &'static str,
-        /// What was asked for.
+        /// The requested value.
         value: u64,
-        /// What is allowed.
+        /// The valid values.
         rule: &'static str,
     },
     /// The kernel refused the memory for the UMEM.
     #[error("UMEM of {octets} octets: {errno}{}", hint("mmap", *errno))]
     Memory {
-        /// Octets asked for.
+        /// The requested octets.
         octets: usize,
         /// Why.
         errno: Errno,

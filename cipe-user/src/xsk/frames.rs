@@ -1,14 +1,14 @@
 //! The owners of chunks: frames, the pool of free frames, packets, and the set of frames that a socket has given to the
 //! kernel.
 //!
-//! The unsafe blocks of `umem.rs` rest on this invariant: each chunk has one [`Frame`], or a [`FrameSet`] holds it,
-//! never both and never twice. Frames are made in two places only: [`Pool::full`] makes all of them, once for each
-//! UMEM, and [`FrameSet::take`] makes one in exchange for the set's own entry.
+//! The unsafe blocks of `umem.rs` depend on this invariant: each chunk either has one [`Frame`], or is in one
+//! [`FrameSet`], never both and never twice. Frames are made in two places only: [`Pool::full`] makes all of them, once
+//! for each UMEM, and [`FrameSet::take`] makes one and removes the set's entry.
 
 use super::umem::{Layout, Umem};
 
-/// The right to use one chunk of a UMEM. A dropped frame leaks its chunk until the UMEM is dropped; the leak shows as
-/// the difference between [`Pool::total`] and the frames counted elsewhere.
+/// The exclusive right to use one chunk of a UMEM. A dropped frame leaks its chunk until the UMEM is dropped; the leak
+/// shows as the difference between [`Pool::total`] and the frames counted elsewhere.
 #[derive(Debug)]
 #[must_use = "a dropped frame is lost to its UMEM"]
 pub struct Frame {
@@ -28,7 +28,7 @@ impl Frame {
     }
 }
 
-/// The free frames of one UMEM: last in, first out, so that a chunk that is still in the cache is used first.
+/// The free frames of one UMEM: last in, first out, because a chunk that was used last is still in the cache.
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<Frame>,
@@ -52,7 +52,7 @@ impl Pool {
         (1..=count).rev().map(pool).collect()
     }
 
-    /// Takes a free frame; its chunk still has the octets of the last user.
+    /// Takes a free frame. Its chunk still contains old octets.
     pub fn take(&mut self) -> Option<Frame> {
         self.free.pop()
     }
@@ -71,8 +71,8 @@ impl Pool {
         self.free.len()
     }
 
-    /// Number of frames that the pool began with. Equal to [`Pool::free`] when all sockets are closed and all packets
-    /// are put back.
+    /// Number of frames in the full pool. Equal to [`Pool::free`] when all sockets are closed and all packets are
+    /// returned.
     pub fn total(&self) -> usize {
         self.total
     }
@@ -92,7 +92,7 @@ pub struct Packet {
     pub offset: u32,
     /// Length in octets.
     pub len: u32,
-    /// The packet continues in the next descriptor (`XDP_PKT_CONTD`).
+    /// Whether the packet continues in the next descriptor (`XDP_PKT_CONTD`).
     pub more: bool,
 }
 
@@ -145,8 +145,8 @@ impl FrameSet {
         u64::from(index) * u64::from(self.layout.frame_size)
     }
 
-    /// Removes the frame whose chunk contains UMEM address `address`, and returns it with the address' offset in the
-    /// chunk; `None` if the set does not hold it.
+    /// Removes and returns the frame whose chunk contains UMEM address `address`, with the offset of the address in the
+    /// chunk; `None` if it is not in the set.
     pub(super) fn take(&mut self, address: u64) -> Option<(Frame, u32)> {
         let size = u64::from(self.layout.frame_size);
         let index = u32::try_from(address / size).ok().filter(|index| *index < self.layout.frames)?;

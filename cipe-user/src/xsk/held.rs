@@ -1,6 +1,6 @@
 //! Frames that a zero-copy driver still holds when their socket is closed. The kernel releases the driver's rings
-//! later, from a work queue (`xp_release_deferred`), and reports this to nobody. Until then, no socket can bind to the
-//! queue. The same holds for the frames of a socket that another thread still has when it is closed.
+//! later, from a work queue (`xp_release_deferred`), without a notification. Until then, no socket can bind to the
+//! queue. The same holds for the frames of a socket whose descriptor another thread still has.
 
 use std::os::fd::OwnedFd;
 use std::sync::Weak;
@@ -13,16 +13,16 @@ use super::bind;
 use super::config::{Mode, MultiBuffer, SocketConfig};
 use super::{Frame, Umem, UmemConfig};
 
-/// How long to wait for a driver to release its frames; after that, they are given up as lost.
+/// Maximum wait for a driver to release its frames; after that, they are lost.
 const DRIVER_RELEASE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Frames that a driver may still hold.
 #[must_use = "dropped frames are lost to their UMEM"]
 pub struct Held {
     frames: Vec<Frame>,
-    /// The socket, as long as a bind has it that shares its memory.
+    /// The socket, while a bind on another thread uses it to share its memory.
     others: Weak<OwnedFd>,
-    /// The device and the queue that the socket had.
+    /// Index of the device, and number of the queue.
     place: (u32, u32),
     umem: Umem,
 }
@@ -32,7 +32,8 @@ impl Held {
         Self { frames, others, place, umem }
     }
 
-    /// Waits until the driver has released the frames, and returns them; returns none if it does not. May take seconds.
+    /// Waits until the driver has released the frames, and returns them; returns none if the driver does not. May take
+    /// seconds.
     pub fn wait(self) -> Vec<Frame> {
         let deadline = Instant::now() + DRIVER_RELEASE_DEADLINE;
         let mut pause = Duration::from_millis(2);
@@ -41,7 +42,7 @@ impl Held {
                 tracing::warn!("{} frames are lost: the driver did not release them", self.frames.len());
                 return Vec::new();
             }
-            // No event reports the release, so the time-out of an empty poll sets the interval between the attempts.
+            // No event reports the release, so this polls; the time-out of an empty poll is the interval.
             let pause_now = Timespec::try_from(pause).expect("a pause is far below the range of time_t");
             let _ = rustix::event::poll(&mut [], Some(&pause_now));
             pause = (pause * 2).min(Duration::from_millis(100));
@@ -70,7 +71,7 @@ impl Held {
         let Ok((umem, _pool)) = Umem::new(probe) else { return false };
         match bind::attempt(&umem, self.place, &config) {
             Ok(_) => true,
-            // The device or the queue is gone, and the kernel has taken its buffers back before that.
+            // The device or the queue is gone, so the kernel has released the buffers.
             Err((_, errno)) => matches!(errno, Errno::NODEV | Errno::INVAL | Errno::NXIO),
         }
     }

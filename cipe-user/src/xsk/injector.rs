@@ -1,5 +1,5 @@
-//! Superframes into a device, by an `AF_PACKET` socket with `PACKET_VNET_HDR` (packet(7), linux/virtio_net.h). AF_XDP
-//! has no field for a frame's GSO data.
+//! Sends superframes on a device, by an `AF_PACKET` socket with `PACKET_VNET_HDR` (packet(7), linux/virtio_net.h).
+//! AF_XDP has no field for a frame's GSO data.
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, So
 
 use super::Error;
 
-/// A socket that transmits frames with GSO and checksum metadata on one device, and receives nothing.
+/// A socket that transmits frames with GSO and checksum metadata on one device. It receives nothing.
 #[derive(Debug)]
 pub struct Injector {
     socket: OwnedFd,
@@ -28,10 +28,10 @@ impl Injector {
         Ok(injector)
     }
 
-    /// One whose frames leave by the device's TC programs.
+    /// Opens a socket for device `ifindex` whose frames pass the device's TC programs.
     ///
     /// # Errors
-    /// Whatever the kernel refuses, with the device.
+    /// Any error of the kernel, with the device.
     pub fn before_tc(ifindex: u32) -> Result<Self, Error> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // A socket of protocol 0 receives nothing.
@@ -52,7 +52,7 @@ impl Injector {
 }
 
 impl std::fmt::Display for Injector {
-    /// The device.
+    /// Shows the device only.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&super::socket::device_name(self.ifindex))
     }

@@ -20,13 +20,13 @@ pub(super) struct Region {
     len: usize,
 }
 
-// SAFETY: plain memory that no thread owns; who may touch which part is the business of `umem.rs`.
+// SAFETY: plain memory that no thread owns; `umem.rs` decides who may access which part.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Maps at least `octets` octets of private memory, in huge pages if wanted and possible.
+    /// Maps at least `octets` octets of private memory, in huge pages if requested and possible.
     pub(super) fn anonymous(octets: usize, huge_pages: bool) -> Result<Self, Errno> {
         let rounded = octets.next_multiple_of(HUGE_PAGE);
         let huge = huge_pages.then(|| Self::map(rounded, MapFlags::HUGETLB | MapFlags::POPULATE).ok()).flatten();
@@ -54,8 +54,8 @@ impl Region {
         Ok(memory)
     }
 
-    /// Keeps the mapping out of core dumps, for it has packets in clear text, and out of child processes, for its pages
-    /// are pinned.
+    /// Excludes the mapping from core dumps, because it contains packets in clear, and from child processes, because
+    /// its pages are pinned.
     fn exclude_from_dump_and_fork(&self) {
         self.advise(Advice::LinuxDontDump);
         self.advise(Advice::LinuxDontFork);
@@ -70,7 +70,7 @@ impl Region {
         Ok(Self { start, len })
     }
 
-    /// Gives the kernel advice; a refusal does no harm.
+    /// Gives the kernel advice; a refusal has no effect.
     fn advise(&self, advice: Advice) {
         // SAFETY: the range is the whole of our mapping, and none of the advices used here changes its contents.
         let _ = unsafe { madvise(self.start.as_ptr().cast(), self.len, advice) };
@@ -89,7 +89,7 @@ impl Drop for Region {
     }
 }
 
-/// What the kernel keeps in rings: types for which any octets are a valid value.
+/// The elements of the kernel's rings: types for which any octets are valid.
 pub(super) trait Slot: Copy + Send {}
 
 /// A UMEM address, in fill and completion rings.

@@ -2,10 +2,10 @@
 //! `umem.rs`, one socket option in `socket.rs`.
 //!
 //! One worker owns one [`Umem`], its [`Pool`] of free frames, and a [`Socket`] for each device queue that it serves.
-//! All sockets use the same UMEM, so a frame received on one device is changed in place and transmitted on another.
-//! A [`Frame`] is the right to use one chunk; it is always in exactly one place: a pool, a packet, or a socket.
+//! All sockets use the same UMEM, so a frame that one device received is changed in place and transmitted on another. A
+//! [`Frame`] is the right to use one chunk; it is always in exactly one place: a pool, a packet, or a socket.
 //!
-//! Knows nothing of packet contents, eBPF or tunnels; imports no other room. Imported by `engine`.
+//! Does not know packet contents, eBPF or tunnels; imports no other module of this crate. Imported by `engine`.
 //!
 //! Kernel features, and what happens without them:
 //! - UMEM for several devices: 5.10. Older kernels refuse the second socket.
@@ -13,7 +13,7 @@
 //!   [`has_multi_buffer`] asks the kernel.
 //! - Large transmit batches in copy mode (`XDP_MAX_TX_SKB_BUDGET`): 6.17. Older kernels take 32 packets a system call,
 //!   and [`Socket::kick`] repeats it.
-//! - Zero copy: needs a driver that has it; else [`Mode::Auto`] falls back to copy mode.
+//! - Zero copy: needs support of the driver; otherwise [`Mode::Auto`] uses copy mode.
 //!
 //! The cost of a socket, measured on kernel 6.18 with 16,384 frames: about 1.2 MiB of kernel memory (80 octets a frame
 //! of its UMEM), 1 ms to bind, and 14 ms to close, most of it an RCU grace period.

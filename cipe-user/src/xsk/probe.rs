@@ -30,7 +30,7 @@ pub fn has_udp_superframes() -> bool {
 }
 
 /// Sends a superframe that no station receives on the loopback device, or, if that device is down, on the loopback
-/// device of a temporary network namespace. `None`: the kernel did not allow the test.
+/// device of a temporary network namespace. Returns whether the kernel accepts it; `None` if the test is not permitted.
 pub(super) fn superframe_is_taken() -> Option<bool> {
     let answer = match send_superframe() {
         Err(Errno::NETDOWN) => in_namespace(),
@@ -41,7 +41,7 @@ pub(super) fn superframe_is_taken() -> Option<bool> {
 
 /// Whether the loopback device of the calling thread's network namespace accepts the superframe.
 fn send_superframe() -> Result<bool, Errno> {
-    // A packet socket that cannot be opened says nothing about superframes.
+    // If no packet socket can be opened, the result is unknown.
     let injector = Injector::open(LOOPBACK).map_err(|_| Errno::NOTSUP)?;
     match injector.send(&[IoSlice::new(&SUPERFRAME)]) {
         Ok(()) => Ok(true),
@@ -75,8 +75,8 @@ fn set_loopback_up() -> Result<(), Errno> {
     }
 }
 
-/// A `virtio_net_hdr` with an unfinished checksum and GSO for UDP, and a frame of two datagrams of one octet each, from
-/// and to 192.0.2.1. The loopback device does not have the frame's destination address.
+/// A `virtio_net_hdr` with a partial checksum and GSO for UDP, and a frame of two datagrams of one octet each, from and
+/// to 192.0.2.1. The loopback device does not have the frame's destination address.
 const SUPERFRAME: [u8; 54] = [
     1, 5, 42, 0, 1, 0, 34, 0, 6,
     0, // flags, kind, length of headers, size of segments, checksum's start and offset

@@ -1,5 +1,5 @@
 //! The four rings of one device queue, and the frames that the kernel holds through them. Makes no system calls, so
-//! tests run it over plain memory and act as the kernel.
+//! tests use it with plain memory and simulate the kernel.
 
 use std::collections::VecDeque;
 
@@ -36,7 +36,7 @@ pub(super) struct Queue<D, A> {
     filled: FrameSet,
     /// Frames given to the kernel to transmit from.
     sending: FrameSet,
-    /// Frames of packets that were dropped here, until the next call that has a pool to return them to.
+    /// Frames of dropped packets, until the next call with a pool.
     stray: Vec<Frame>,
     /// The packet that `recv` is assembling; empty between calls.
     parts: Vec<Packet>,
@@ -87,7 +87,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
         let Some(ring) = self.receive.as_mut().filter(|_| max > 0) else { return 0 };
         let available = ring.available();
         let more = |n| ring.peek(n).options.contains(XdpDescOptions::XDP_PKT_CONTD);
-        // Take whole packets only: up to the last descriptor, at or behind `max`, that ends a packet.
+        // Takes whole packets only: up to the first descriptor at or behind `max` that ends a packet.
         let mut whole = 0;
         for n in 0..available {
             if whole as usize >= max {
@@ -98,7 +98,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
             }
         }
         if whole == 0 && available == ring.slots() {
-            // A packet without an end fills the ring, so nothing could ever follow it.
+            // A packet without an end fills the ring, so its end can never arrive.
             whole = available;
         }
         let mut received = 0;
@@ -180,7 +180,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
         reclaimed
     }
 
-    /// Transmit descriptors that the kernel has not picked up.
+    /// Returns the number of transmit descriptors that the kernel has not picked up.
     pub(super) fn unsent(&mut self) -> u32 {
         self.transmit.as_mut().map_or(0, Producer::pending)
     }
@@ -202,21 +202,23 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
         self.filled.len() + self.sending.len() + self.stray.len()
     }
 
-    /// Transmit frames that have not come back.
+    /// Returns the number of transmit frames that are not completed.
     pub(super) fn sending(&self) -> usize {
         self.sending.len()
     }
 
-    /// Takes the rings down and returns all frames: a zero-copy driver, or whoever still has the socket, may use each.
+    /// Removes the rings and returns all frames: a zero-copy driver, or another owner of the socket, may still use each
+    /// of them.
     pub(super) fn abandon(mut self) -> Vec<Frame> {
         drop((self.receive, self.transmit, self.fill, self.completion));
         self.stray.into_iter().chain(self.filled.take_all()).chain(self.sending.take_all()).collect()
     }
 
-    /// Takes the rings down and returns the frames that the kernel may still use: the transmit frames that it has
-    /// picked up and not completed. A released socket receives no more, so no receive frame is among them.
+    /// Removes the rings and returns the frames that the kernel may still use: the transmit frames that it has picked
+    /// up and not completed. A closed socket receives nothing, so there are no receive frames among them.
     ///
-    /// `socket` is the only descriptor of it; it is closed between the last look at the rings and the reuse of their frames.
+    /// `socket` is the only descriptor of the socket. It is closed after the rings are read for the last time, and
+    /// before their frames are used again.
     pub(super) fn dismantle(mut self, pool: &mut Pool, socket: impl Sized) -> FrameSet {
         let unsent: Vec<u64> =
             self.transmit.iter_mut().flat_map(|ring| ring.unconsumed().map(|d| d.addr).collect::<Vec<_>>()).collect();
@@ -232,7 +234,7 @@ impl<D: Memory<Slot = XdpDesc>, A: Memory<Slot = u64>> Queue<D, A> {
     }
 }
 
-/// Whether `len` octets from `offset` on stay inside a chunk.
+/// Whether `len` octets from `offset` on are inside a chunk.
 fn fits(layout: Layout, offset: u32, len: u32) -> bool {
     offset.checked_add(len).is_some_and(|end| end <= layout.frame_size)
 }

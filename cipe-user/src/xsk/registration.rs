@@ -1,15 +1,15 @@
-//! What a UMEM remembers of the sockets that are bound with it.
+//! The list of bound sockets that a UMEM keeps.
 
 use std::os::fd::OwnedFd;
 use std::sync::Weak;
 
 use rustix::net::xdp::SocketAddrXdpFlags;
 
-/// A bound socket that others may share a kernel UMEM with.
+/// A bound socket. Others may share its kernel UMEM.
 pub(super) struct Registration {
     pub(super) socket: Weak<OwnedFd>,
     /// Its device and queue.
     pub(super) queue: (u32, u32),
-    /// What it was bound with.
+    /// The flags that it was bound with.
     pub(super) flags: SocketAddrXdpFlags,
 }

@@ -1,18 +1,17 @@
 //! The two ends of an AF_XDP ring: a power-of-two array of slots between one producer and one consumer.
 //!
-//! Indices count freely over u32 and are masked when a slot is accessed. Each side owns one index and reads the
-//! other's:
+//! Indices are u32 that wrap; they are masked when a slot is accessed. Each side owns one index and reads the other's:
 //! - The producer writes slots, then stores its index with Release; the consumer loads it with Acquire, so it sees the
 //!   slots that the index covers.
 //! - The consumer reads slots, then stores its index with Release; the producer loads it with Acquire, so it overwrites
 //!   no slot that is still being read.
 //!
-//! The kernel does the same on its side (net/xdp/xsk_queue.h, "The structure of the shared state of the rings").
-//! An index of the kernel's that is impossible (more slots in use than there are) counts as "nothing to do".
+//! The kernel does the same on its side (net/xdp/xsk_queue.h, "The structure of the shared state of the rings"). If the
+//! kernel's index is impossible (more slots in use than there are), the ring counts as empty or full.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// `XDP_RING_NEED_WAKEUP`: the kernel sleeps and needs a system call to notice new slots.
+/// `XDP_RING_NEED_WAKEUP`: the kernel sleeps, and needs a system call to see new slots.
 const NEED_WAKEUP: u32 = 1;
 
 /// Memory of a ring: kernel memory in a socket, plain memory in tests.
@@ -39,7 +38,7 @@ pub(super) struct Producer<M> {
     memory: M,
     /// Next slot to write; ahead of the shared index until [`Producer::submit`].
     head: u32,
-    /// The consumer's index as last seen.
+    /// The last known value of the consumer's index.
     tail: u32,
 }
 
@@ -54,7 +53,7 @@ impl<M: Memory> Producer<M> {
         self.memory.slots()
     }
 
-    /// Number of slots that can be written; reads the consumer's index only if fewer than `want` are known to be free.
+    /// Returns the number of free slots. Reads the consumer's index only if fewer than `want` are known to be free.
     pub(super) fn free(&mut self, want: u32) -> u32 {
         let known = self.slots().saturating_sub(self.head.wrapping_sub(self.tail));
         if known >= want {
@@ -64,7 +63,8 @@ impl<M: Memory> Producer<M> {
         self.slots().saturating_sub(self.head.wrapping_sub(self.tail))
     }
 
-    /// Writes the next slot, which the consumer does not see yet. False, and nothing written, if the ring is full.
+    /// Writes the next slot; the consumer does not see it before [`Producer::submit`]. Returns false, and writes
+    /// nothing, if the ring is full.
     pub(super) fn push(&mut self, slot: M::Slot) -> bool {
         if self.free(1) == 0 {
             return false;
@@ -79,13 +79,13 @@ impl<M: Memory> Producer<M> {
         self.memory.producer().store(self.head, Ordering::Release);
     }
 
-    /// Slots pushed and not yet consumed.
+    /// Returns the number of slots that are pushed and not yet consumed.
     pub(super) fn pending(&mut self) -> u32 {
         self.tail = self.memory.consumer().load(Ordering::Acquire);
         self.head.wrapping_sub(self.tail).min(self.slots())
     }
 
-    /// The slots that [`Producer::pending`] counted. Call it only after the consumer has stopped for good.
+    /// Returns the slots that [`Producer::pending`] counted. Call it only after the consumer has stopped for good.
     pub(super) fn unconsumed(&mut self) -> impl Iterator<Item = M::Slot> {
         let pending = self.pending();
         let start = self.head.wrapping_sub(pending);
@@ -115,18 +115,18 @@ impl<M: Memory> Consumer<M> {
         self.memory.slots()
     }
 
-    /// Slots that can be read.
+    /// Returns the number of slots that can be read.
     pub(super) fn available(&self) -> u32 {
         let available = self.memory.producer().load(Ordering::Acquire).wrapping_sub(self.tail);
         if available <= self.slots() { available } else { 0 }
     }
 
-    /// Slot number `n` of those that [`Consumer::available`] counted.
+    /// Returns slot number `n` of those that [`Consumer::available`] counted.
     pub(super) fn peek(&self, n: u32) -> M::Slot {
         self.memory.read(self.tail.wrapping_add(n))
     }
 
-    /// Gives the first `n` available slots back to the producer.
+    /// Releases the first `n` available slots to the producer.
     pub(super) fn release(&mut self, n: u32) {
         self.tail = self.tail.wrapping_add(n);
         self.memory.consumer().store(self.tail, Ordering::Release);

@@ -1,4 +1,5 @@
-//! The rings of a socket, made and mapped before it is bound: Linux 6.1 maps none of a bound one (`EBUSY`).
+//! The rings of a socket. They are created and mapped before the socket is bound, because Linux 6.1 refuses to map
+//! those of a bound socket (`EBUSY`).
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,15 +17,15 @@ pub(super) type Refusal = (&'static str, Errno);
 
 /// A socket's four rings.
 pub(super) struct Rings {
-    /// Unless the socket only sends.
+    /// `None` for a socket that only sends.
     pub(super) receive: Option<Ring<XdpDesc>>,
-    /// Unless the socket only receives.
+    /// `None` for a socket that only receives.
     pub(super) transmit: Option<Ring<XdpDesc>>,
     pub(super) fill: Ring<u64>,
     pub(super) completion: Ring<u64>,
 }
 
-/// Opens a socket that is bound to nothing, with its rings.
+/// Opens an unbound socket and maps its rings.
 pub(super) fn open(config: &SocketConfig) -> Result<(OwnedFd, Rings), Refusal> {
     let socket = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
         .map_err(|errno| ("socket", errno))?;

@@ -19,36 +19,36 @@ use super::queue::{Anomalies, Queue};
 use super::rings::Rings;
 use super::{Error, Umem};
 
-/// How long [`Socket::close`] waits for packets in flight.
-const LAST_COMPLETIONS: Duration = Duration::from_millis(100);
+/// Maximum wait of [`Socket::close`] for packets in flight.
+const COMPLETION_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Packets that copy mode takes in one system call unless told otherwise (`TX_BATCH_SIZE`).
-const DEFAULT_BUDGET: u32 = 32;
+/// The kernel's default of packets per system call in copy mode (`TX_BATCH_SIZE`).
+const DEFAULT_TX_BUDGET: u32 = 32;
 
-/// Answer to [`Socket::kick`].
+/// The result of [`Socket::kick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Kick {
-    /// The kernel needs nothing more from us.
+    /// The kernel has taken all packets.
     Done,
-    /// The kernel took no more for now (device queue or send buffer full): kick again later.
+    /// The kernel takes no more packets now (device queue or send buffer full): call again later.
     Again,
 }
 
-/// What [`Socket::close`] got back.
+/// The frames of a closed socket.
 pub struct Closed {
-    /// Frames given to the pool.
+    /// Number of frames returned to the pool.
     pub returned: usize,
     /// Frames that the kernel may still read or write, lost until the UMEM is dropped.
     pub lost: usize,
-    /// Frames that come back later.
+    /// Frames that the kernel releases later.
     pub held: Option<Held>,
 }
 
 /// Counters of a socket since its bind: the kernel's (`XDP_STATISTICS`) and ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Packets dropped for other reasons than invalid descriptors, above all for an empty fill ring in copy mode.
+    /// Packets dropped for other reasons than invalid descriptors; in copy mode mostly because the fill ring was empty.
     pub rx_dropped: u64,
     /// Invalid addresses in the fill ring.
     pub rx_invalid_descs: u64,
@@ -56,23 +56,23 @@ pub struct Statistics {
     pub tx_invalid_descs: u64,
     /// Packets dropped because the receive ring was full.
     pub rx_ring_full: u64,
-    /// Times that the kernel found no frame in the fill ring.
+    /// How often the kernel found the fill ring empty.
     pub rx_fill_ring_empty_descs: u64,
-    /// Times that the kernel found nothing in the transmit ring.
+    /// How often the kernel found the transmit ring empty.
     pub tx_ring_empty_descs: u64,
-    /// What we refused.
+    /// Counts of our own checks.
     pub anomalies: Anomalies,
 }
 
-/// A socket bound to one queue of one device. Sends, receives, or both.
+/// A socket that is bound to one queue of one device. It sends, receives, or both.
 ///
-/// Dropping it without [`Socket::close`] releases the queue and loses the frames that it holds.
+/// If it is dropped without [`Socket::close`], the queue is released, and the frames that it holds are lost.
 pub struct Socket {
     // Rings before the descriptor: a mapping keeps the socket alive in the kernel.
     queue: Queue<Ring<XdpDesc>, Ring<u64>>,
     socket: Arc<OwnedFd>,
     object: String,
-    /// Its device and queue.
+    /// Index of its device, and number of its queue.
     place: (u32, u32),
     zero_copy: bool,
     multi_buffer: bool,
@@ -87,7 +87,7 @@ impl Socket {
     /// Waits up to 2 s while the queue is busy: the kernel frees the queue of a closed socket with some delay.
     ///
     /// # Errors
-    /// Ring sizes out of range; whatever the kernel refuses, with device, queue and a way out.
+    /// Invalid ring sizes, or a refusal of the kernel; the message has device, queue and a remedy.
     pub fn bind(umem: &Umem, ifindex: u32, queue: u32, config: SocketConfig) -> Result<Self, Error> {
         let place = (ifindex, queue);
         let object = format!("{} queue {queue}", device_name(ifindex));
@@ -116,19 +116,20 @@ impl Socket {
         })
     }
 
-    /// Whether the driver works on the UMEM itself (`XDP_OPTIONS`).
+    /// Whether the driver uses the UMEM directly (`XDP_OPTIONS`).
     pub fn zero_copy(&self) -> bool {
         self.zero_copy
     }
 
-    /// Whether packets larger than a frame come, and may be sent, as several descriptors.
+    /// Whether packets larger than a frame can be received and sent, as several descriptors.
     pub fn multi_buffer(&self) -> bool {
         self.multi_buffer
     }
 
-    /// Tops the fill ring up until `want` frames wait in it, as far as ring and pool allow; frames added.
+    /// Fills the fill ring until it has `want` frames, as far as ring and pool allow. Returns the number of frames
+    /// added.
     ///
-    /// An empty fill ring drops packets without a word; keep it above half.
+    /// If the fill ring is empty, the kernel silently drops packets; keep it above half.
     ///
     /// # Panics
     /// If the pool is of another UMEM.
@@ -136,15 +137,15 @@ impl Socket {
         self.queue.fill(pool, want)
     }
 
-    /// Appends received packets to `out`; descriptors appended. Stops at `max` descriptors or, since a packet of
-    /// several descriptors comes whole, at the end of the packet that goes past it.
+    /// Appends received packets to `out`. Returns the number of descriptors, about `max`: a packet of several
+    /// descriptors is never split, so the last packet may exceed `max`.
     pub fn recv(&mut self, out: &mut impl Extend<Packet>, max: usize) -> usize {
         self.queue.recv(out, max)
     }
 
-    /// Moves packets from the front of `packets` to the transmit ring; descriptors moved. What does not fit stays, a
-    /// packet of several descriptors as a whole; so does a last one that has no end yet. Packets that the kernel would
-    /// refuse are dropped and counted in [`Anomalies::send`]. [`Socket::kick`] afterwards.
+    /// Moves packets from the front of `packets` to the transmit ring. Returns the number of descriptors moved. Packets
+    /// stay in `packets` if they do not fit, or have no end yet. Packets that the kernel would refuse are dropped and
+    /// counted in [`Anomalies::send`]. Call [`Socket::kick`] afterwards.
     ///
     /// # Panics
     /// If a frame belongs to another UMEM.
@@ -152,7 +153,7 @@ impl Socket {
         self.queue.send(packets)
     }
 
-    /// Gives the frames of transmitted packets back to the pool; how many.
+    /// Returns the frames of transmitted packets to the pool. Returns their number.
     ///
     /// # Panics
     /// If the pool is of another UMEM.
@@ -160,16 +161,16 @@ impl Socket {
         self.queue.reclaim(pool)
     }
 
-    /// Descriptors that [`Socket::send`] would take now.
+    /// Returns the number of descriptors that [`Socket::send`] would take now.
     pub fn room(&mut self) -> usize {
         self.queue.room()
     }
 
-    /// Lets the kernel transmit what `send` has queued. In copy mode this call does the work, in zero-copy mode it
-    /// wakes the driver if that sleeps. Nothing queued: no system call.
+    /// Makes the kernel transmit the queued packets. In copy mode this system call does the work; in zero-copy mode it
+    /// wakes the driver if it sleeps. If nothing is queued, there is no system call.
     ///
     /// # Errors
-    /// What is not mere back-pressure: the device is down or gone.
+    /// The device is down or gone. Back-pressure is no error.
     pub fn kick(&mut self) -> Result<Kick, Error> {
         let mut unsent = self.queue.unsent();
         if self.zero_copy && self.need_wakeup && !self.queue.transmit_sleeps() {
@@ -178,7 +179,8 @@ impl Socket {
         while unsent > 0 {
             match rustix::net::send(&self.socket, &[], SendFlags::DONTWAIT) {
                 Ok(_) if self.zero_copy => return Ok(Kick::Done),
-                // Back-pressure, or a budget used up: progress tells which (`xsk_generic_xmit`).
+                // Back-pressure, or the budget is used up: it depends on whether packets were taken
+                // (`xsk_generic_xmit`).
                 Ok(_) | Err(Errno::AGAIN | Errno::BUSY | Errno::NOBUFS | Errno::INTR) => {}
                 Err(errno) => return Err(Error::socket(&self.object, "sendto", errno)),
             }
@@ -191,33 +193,34 @@ impl Socket {
         Ok(Kick::Done)
     }
 
-    /// Makes the driver look at the rings after the first [`Socket::fill`]. It found the fill ring empty at the bind, and not
-    /// every driver says then that it wants to be woken: it sleeps until it is.
+    /// Wakes the driver after the first [`Socket::fill`]. At the bind, the fill ring was empty, so the driver sleeps,
+    /// and not every driver then sets the need_wakeup flag.
     pub fn start(&self) {
         if self.zero_copy && self.need_wakeup {
-            // A poll wakes for both directions. What is wrong with the device shows later, in `kick`.
+            // A poll wakes the driver for both directions. `kick` reports errors of the device later.
             let _ = rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&Timespec::default()));
         }
         self.wake_rx();
     }
 
-    /// Wakes a driver that sleeps because the fill ring ran empty. To be called after [`Socket::fill`].
+    /// Wakes a driver that sleeps because the fill ring was empty. Call it after [`Socket::fill`].
     pub fn wake_rx(&self) {
         if self.need_wakeup && self.queue.fill_sleeps() {
-            // Whatever is wrong with the device shows in `poll` and `kick`; there is nothing to receive here.
+            // `poll` and `kick` report errors of the device; there is nothing to receive here.
             let _ = rustix::net::recv(&self.socket, &mut [0; 0], RecvFlags::DONTWAIT);
         }
     }
 
-    /// Frames that this socket holds: in the fill ring, under way in the kernel, in completions not yet reclaimed.
+    /// Number of frames that this socket holds: in the fill ring, in use by the kernel, and in completions that are not
+    /// reclaimed.
     pub fn in_kernel(&self) -> usize {
         self.queue.in_kernel()
     }
 
-    /// Counters since the bind.
+    /// Returns the counters since the bind.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn statistics(&self) -> Result<Statistics, Error> {
         let kernel = sockopt::xdp_statistics(&self.socket)
             .map_err(|errno| Error::socket(&self.object, "XDP_STATISTICS", errno))?;
@@ -232,21 +235,21 @@ impl Socket {
         })
     }
 
-    /// Closes the socket and gives every frame to the pool that the kernel no longer uses. Waits up to 100 ms for
+    /// Closes the socket and returns all frames that the kernel no longer uses to the pool. Waits up to 100 ms for
     /// packets in flight.
     ///
-    /// In copy mode only transmit frames that were picked up and never completed stay lost. A zero-copy driver lets go
-    /// of its frames some time after the close, without telling, and a bind on another thread may have the socket for a moment;
-    /// [`Held::wait`] for those.
+    /// In copy mode, only transmit frames that were picked up and never completed are lost. A zero-copy driver releases
+    /// its frames some time after the close, without a notification, and a bind on another thread may have the socket
+    /// for a moment; use [`Held::wait`] for these.
     ///
     /// # Panics
     /// If the pool is of another UMEM.
     pub fn close(mut self, pool: &mut Pool) -> Closed {
         let before = pool.free();
-        let deadline = Instant::now() + LAST_COMPLETIONS;
+        let deadline = Instant::now() + COMPLETION_TIMEOUT;
         self.queue.reclaim(pool);
         while self.queue.sending() > 0 && Instant::now() < deadline && self.kick().is_ok() {
-            // No event tells of a completion; its arrival is looked for each millisecond.
+            // No event reports a completion, so this polls every millisecond.
             let millisecond = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
             let _ = rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::empty())], Some(&millisecond));
             self.queue.reclaim(pool);
@@ -256,7 +259,7 @@ impl Socket {
         received.into_iter().for_each(|packet| pool.put(packet.frame));
         let Self { queue, socket, zero_copy, place, _umem: umem, .. } = self;
         let others = Arc::downgrade(&socket);
-        // Whoever binds at this moment may still have it, to share its memory.
+        // A bind on another thread may still use the socket, to share its memory.
         let only = Arc::into_inner(socket);
         match only {
             Some(socket) if !zero_copy => {
@@ -274,7 +277,7 @@ impl Socket {
 
 #[cfg(test)]
 impl Socket {
-    /// Closes it as if a zero-copy driver had all its frames.
+    /// Closes it as if a zero-copy driver still had all its frames.
     pub(super) fn close_held(self) -> Held {
         let Self { queue, socket, place, _umem: umem, .. } = self;
         let others = Arc::downgrade(&socket);
@@ -283,7 +286,7 @@ impl Socket {
         Held::new(frames, others, place, umem)
     }
 
-    /// What a bind has that shares its memory.
+    /// Returns the reference that a bind has while it shares the memory.
     pub(super) fn shared(&self) -> Arc<OwnedFd> {
         self.socket.clone()
     }
@@ -295,21 +298,22 @@ impl AsFd for Socket {
     }
 }
 
-/// The device's name for messages; its number where it has none any more.
+/// Returns the device's name for messages, or its number if the device is gone.
 pub(super) fn device_name(ifindex: u32) -> String {
     rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
         .and_then(|socket| netdevice::index_to_name(socket, ifindex))
         .unwrap_or_else(|_| format!("device {ifindex}"))
 }
 
-/// Makes copy mode take a whole transmit ring at a time. Neither is needed for correctness, so neither may fail.
+/// Makes copy mode take a whole transmit ring at once. Errors are ignored, because this affects only the speed.
 fn prepare_copies(socket: &OwnedFd, tx: u32, frame_size: u32) {
-    // Each packet in flight is an skb charged to the send buffer, whose default holds less than a hundred of them.
+    // Each packet in flight is an skb that counts against the send buffer; the default has space for less than a
+    // hundred.
     let octets = tx as usize * frame_size as usize;
     if sockopt::set_socket_send_buffer_size_force(socket, octets).is_err() {
         let _ = sockopt::set_socket_send_buffer_size(socket, octets);
     }
-    if tx > DEFAULT_BUDGET {
+    if tx > DEFAULT_TX_BUDGET {
         set_budget(socket, tx);
     }
 }

@@ -1,4 +1,4 @@
-//! The memory that packets live in.
+//! The memory of packets.
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -12,7 +12,7 @@ use super::{Error, Frame, Pool};
 /// `XDP_PACKET_HEADROOM`: octets that the kernel leaves in front of a received packet, before the UMEM's own headroom.
 pub const PACKET_HEADROOM: u32 = 256;
 
-/// Shape of a UMEM.
+/// The size of a UMEM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UmemConfig {
     /// Number of chunks, one frame each; 1 or more.
@@ -21,7 +21,7 @@ pub struct UmemConfig {
     pub frame_size: u32,
     /// Octets to leave free in front of a received packet, beyond the kernel's 256.
     pub headroom: u32,
-    /// Ask for huge pages; ordinary memory (with transparent huge pages) where there are none to be had.
+    /// Whether to use huge pages if available; otherwise ordinary memory (with transparent huge pages) is used.
     pub huge_pages: bool,
 }
 
@@ -31,7 +31,7 @@ impl Default for UmemConfig {
     }
 }
 
-/// Which UMEM, and how it is cut into chunks.
+/// The identity and the chunks of a UMEM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Unique in this process.
@@ -52,7 +52,7 @@ impl Layout {
     }
 }
 
-/// A UMEM. A cheap handle: clones are the same memory.
+/// A UMEM. Clones are cheap and refer to the same memory.
 #[derive(Clone)]
 pub struct Umem {
     shared: Arc<Shared>,
@@ -61,12 +61,12 @@ pub struct Umem {
 struct Shared {
     memory: Region,
     layout: Layout,
-    /// Sockets that are bound with this memory, for later ones to share their kernel UMEM.
+    /// Sockets that are bound with this memory; later ones share their kernel UMEM.
     registrations: Mutex<Vec<Registration>>,
 }
 
 impl Umem {
-    /// Maps memory of its own and makes all of its frames.
+    /// Maps new memory and makes all of its frames.
     ///
     /// # Errors
     /// Sizes out of range, or no memory.
@@ -74,11 +74,11 @@ impl Umem {
         Self::of(config, |octets| Region::anonymous(octets, config.huge_pages))
     }
 
-    /// The same over memory that somebody else sees, too: the first values of a `BPF_F_MMAPABLE` array, of `frame_size` octets
-    /// each. `huge_pages` is of no effect.
+    /// Does the same with the memory of a `BPF_F_MMAPABLE` array, which eBPF programs also see: its first values, of
+    /// `frame_size` octets each. `huge_pages` has no effect.
     ///
     /// # Errors
-    /// As [`Self::new`]; `fd` has less memory than that, or cannot be mapped.
+    /// As [`Self::new`]; or `fd` has too little memory, or cannot be mapped.
     pub fn over(fd: BorrowedFd<'_>, config: UmemConfig) -> Result<(Self, Pool), Error> {
         Self::of(config, |octets| Region::shared(fd, octets))
     }
@@ -97,7 +97,7 @@ impl Umem {
         if frames == 0 || frames > 1 << 22 {
             return Err(size("number of frames", frames, "it must be between 1 and 4194304"));
         }
-        // The kernel wants room for a packet behind both headrooms; less than an Ethernet header is a mistake.
+        // The kernel requires space for a packet behind both headrooms; less than an Ethernet header makes no sense.
         if headroom > frame_size - PACKET_HEADROOM - 64 {
             return Err(size(
                 "headroom",
@@ -133,7 +133,7 @@ impl Umem {
         unsafe { std::slice::from_raw_parts(self.start(frame).as_ptr(), self.frame_size() as usize) }
     }
 
-    /// The whole chunk of a frame, to be changed. Chunks of different frames can be borrowed at the same time.
+    /// The whole chunk of a frame, mutable. Chunks of different frames can be borrowed at the same time.
     ///
     /// # Panics
     /// If the frame belongs to another UMEM.

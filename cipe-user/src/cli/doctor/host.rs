@@ -23,7 +23,7 @@ pub(super) fn findings() -> Vec<Finding> {
     let mounts = text("/proc/mounts");
     findings.push(match mounts.lines().any(|line| line.split_whitespace().nth(2) == Some("bpf")) {
         true => Finding::new(Grade::Good, "a bpffs is mounted"),
-        false => Finding::new(Grade::Note, "no bpffs is mounted; none is needed by this version"),
+        false => Finding::new(Grade::Note, "no bpffs is mounted; this version does not need one"),
     });
     findings
 }

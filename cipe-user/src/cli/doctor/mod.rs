@@ -34,7 +34,7 @@ enum Grade {
     Good,
     /// Works, but may be slow or have unexpected effects.
     Note,
-    /// No tunnel comes up.
+    /// No tunnel can come up.
     Bad,
 }
 
@@ -73,14 +73,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Does the engine's first steps and undoes them.
+/// Tries the first steps of an engine, and undoes them.
 fn trials() -> Vec<Finding> {
     let programs = match Programs::load(&LoadOptions::default()) {
         Ok(_) => Finding::new(Grade::Good, "the kernel takes the eBPF programs"),
         Err(error) => Finding::new(Grade::Bad, format!("eBPF programs: {error}")),
     };
     let umem = match Umem::new(UmemConfig { frames: 64, ..UmemConfig::default() }) {
-        Ok(_) => Finding::new(Grade::Good, "AF_XDP can be had"),
+        Ok(_) => Finding::new(Grade::Good, "AF_XDP is available"),
         Err(error) => Finding::new(Grade::Bad, format!("AF_XDP: {error}")),
     };
     let lacks =
@@ -109,7 +109,7 @@ async fn cards(names: &[String]) -> anyhow::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Findings on a card as a carrier, or on the way to one.
+/// Findings on a card as a carrier, or below one.
 fn judge(card: &Card, driver: &str, program: Option<u32>, gro: Option<bool>) -> Vec<Finding> {
     let name = &card.name;
     let mut findings = Vec::new();
@@ -158,7 +158,7 @@ fn judge(card: &Card, driver: &str, program: Option<u32>, gro: Option<bool>) -> 
     findings
 }
 
-/// The kernels that the engine would choose; measures as the engine does.
+/// The kernels that the engine would choose, measured as the engine does.
 fn ciphers() -> Vec<Finding> {
     let lanes = Lanes::new();
     let chosen = lanes.report().into_iter().filter(|kernel| kernel.encrypts_from.is_some());

@@ -12,7 +12,7 @@ use anyhow::Context;
 use super::status::{self, Rates};
 use crate::control::client::Client;
 use crate::control::protocol::Status;
-use screen::{Screen, Wish};
+use screen::{Action, Screen};
 use table::{Row, Sort};
 
 /// Width of a line, in columns, if the output is no terminal.
@@ -48,7 +48,7 @@ fn interval(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "write seconds, from 0.1 to 3600".to_owned())
 }
 
-/// Asks and draws until it is stopped.
+/// Asks the engine and draws the table until the user quits.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let mut watch = Watch::new(args.device);
@@ -57,7 +57,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut tables = 0;
     loop {
         let next = Instant::now() + args.interval;
-        let seen = runtime.block_on(watch.look())?;
+        let seen = runtime.block_on(watch.query())?;
         tables += u64::from(seen.has_rates);
         let is_last = args.count == Some(tables);
         match &mut screen {
@@ -66,7 +66,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let mut lines =
                     if is_empty { vec![seen.headline] } else { table::lines(&seen.rows, sort, DEFAULT_WIDTH_COLUMNS) };
                 lines.push(String::new());
-                // The reader has closed the pipe: it wants no more.
+                // The reader has closed the pipe.
                 let is_unread = (is_empty || seen.has_rates) && writeln!(stdout(), "{}", lines.join("\n")).is_err();
                 if is_last || is_empty || is_unread {
                     return Ok(ExitCode::SUCCESS);
@@ -76,11 +76,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(screen) => loop {
                 screen.draw(&seen.headline, |width| table::lines(&seen.rows, sort, width))?;
                 match screen.wait(next)? {
-                    Wish::Quit => return Ok(ExitCode::SUCCESS),
-                    Wish::Sort => sort = sort.other(),
-                    Wish::Redraw => {}
-                    Wish::Look if is_last => return Ok(ExitCode::SUCCESS),
-                    Wish::Look => break,
+                    Action::Quit => return Ok(ExitCode::SUCCESS),
+                    Action::Sort => sort = sort.other(),
+                    Action::Redraw => {}
+                    Action::Refresh if is_last => return Ok(ExitCode::SUCCESS),
+                    Action::Refresh => break,
                 }
             },
         }
@@ -98,7 +98,7 @@ struct Watch {
 struct Seen {
     headline: String,
     rows: Vec<Row>,
-    /// There was an answer before.
+    /// Whether there was an answer before.
     has_rates: bool,
 }
 
@@ -107,8 +107,8 @@ impl Watch {
         Self { device, engine: None, before: None }
     }
 
-    /// Asks the engine. If it has ended, a new one may be there next time.
-    async fn look(&mut self) -> anyhow::Result<Seen> {
+    /// Asks the engine. If it has ended, a new one may run at the next time.
+    async fn query(&mut self) -> anyhow::Result<Seen> {
         if self.engine.is_none() {
             self.engine = status::connect()?;
         }

@@ -12,16 +12,16 @@ use crossterm::terminal::{
     Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
 };
 
-/// What the user wants next.
+/// The next action of the user or the timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    /// A new table: the interval has passed.
-    Look,
-    /// The same table again: scrolled, or in a window of another size.
+pub(super) enum Action {
+    /// Ask the engine again: the interval has passed.
+    Refresh,
+    /// Draw the same table again: it was scrolled, or the window has another size.
     Redraw,
-    /// The table in another order.
+    /// Change the order of the table.
     Sort,
-    /// To quit.
+    /// Quit.
     Quit,
 }
 
@@ -75,34 +75,34 @@ impl Screen {
         self.out.flush()
     }
 
-    /// Waits for a key that has a meaning, a new size, or the time `until`.
+    /// Waits for a key with a meaning, a new window size, or the time `until`.
     ///
     /// # Errors
     /// The terminal is closed.
-    pub(super) fn wait(&mut self, until: Instant) -> io::Result<Wish> {
+    pub(super) fn wait(&mut self, until: Instant) -> io::Result<Action> {
         loop {
             if !poll(until.saturating_duration_since(Instant::now()))? {
-                return Ok(Wish::Look);
+                return Ok(Action::Refresh);
             }
             match read()? {
                 Event::Key(key) => {
-                    if let Some(wish) = self.key(key) {
-                        return Ok(wish);
+                    if let Some(action) = self.key(key) {
+                        return Ok(action);
                     }
                 }
-                Event::Resize(..) => return Ok(Wish::Redraw),
+                Event::Resize(..) => return Ok(Action::Redraw),
                 _ => {}
             }
         }
     }
 
-    fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+    fn key(&mut self, key: KeyEvent) -> Option<Action> {
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
         self.scrolled = match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => return Some(Wish::Quit),
-            // In raw mode, the terminal turns no keys into signals.
-            KeyCode::Char('c' | 'd') if is_control => return Some(Wish::Quit),
-            KeyCode::Char('s') => return Some(Wish::Sort),
+            KeyCode::Char('q') | KeyCode::Esc => return Some(Action::Quit),
+            // In raw mode, the terminal does not turn keys into signals.
+            KeyCode::Char('c' | 'd') if is_control => return Some(Action::Quit),
+            KeyCode::Char('s') => return Some(Action::Sort),
             KeyCode::Up | KeyCode::Char('k') => self.scrolled.saturating_sub(1),
             KeyCode::Down | KeyCode::Char('j') => self.scrolled + 1,
             KeyCode::PageUp => self.scrolled.saturating_sub(self.page),
@@ -111,7 +111,7 @@ impl Screen {
             KeyCode::End => usize::MAX,
             _ => return None,
         };
-        Some(Wish::Redraw)
+        Some(Action::Redraw)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, netdevice};
 
-/// How long a test waits for an event before it fails.
+/// Maximum wait of a test for an event; after it the test fails.
 pub(crate) const EVENT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// EtherType of test frames: local experimental (IEEE 802), which tells them apart from the kernel's own frames.

@@ -86,7 +86,7 @@ fn round_trip(hook: Hook) {
         assert!(!sender.zero_copy() && !receiver.zero_copy());
         redirect.insert(0, &receiver).unwrap();
 
-        // Go around every ring many times.
+        // The indices pass the end of every ring many times.
         for round in 0..100_u32 {
             receiver.fill(&mut pool, 64);
             receiver.wake_rx();
@@ -353,12 +353,12 @@ fn frames_of_a_closed_socket_come_back_when_its_queue_is_free() {
             socket.fill(pool, 32);
             socket
         };
-        // Act as a driver that still holds all frames: a veth has no zero copy.
+        // Simulates a driver that still holds all frames, because a veth has no zero copy.
         let held = socket(&mut pool).close_held();
         assert_eq!(pool.free(), 32);
         held.wait().into_iter().for_each(|frame| pool.put(frame));
         assert_eq!(pool.free(), pool.total());
-        // The next socket has the queue already.
+        // Another socket already has the queue.
         let held = socket(&mut pool).close_held();
         let next = socket(&mut pool);
         held.wait().into_iter().for_each(|frame| pool.put(frame));
@@ -371,7 +371,7 @@ fn frames_of_a_closed_socket_come_back_when_its_queue_is_free() {
     });
 }
 
-/// The kernel goes on with a socket for as long as anybody has it.
+/// The kernel uses a socket as long as anybody has its descriptor.
 #[test]
 fn frames_of_a_socket_that_a_bind_still_has_come_back_when_that_has_ended() {
     in_namespace(|| {
@@ -383,7 +383,7 @@ fn frames_of_a_socket_that_a_bind_still_has_come_back_when_that_has_ended() {
         let closed = socket.close(&mut pool);
         assert_eq!((pool.free(), closed.returned, closed.lost), (32, 0, 0));
         let waiting = std::thread::spawn(|| closed.held.expect("frames that come later").wait());
-        // Its queue is nobody's before that.
+        // Until then, no socket can bind to its queue.
         let one_more = SocketConfig { rx: 0, ..small() };
         assert!(matches!(Socket::bind(&umem, two, 0, one_more), Err(Error::Socket { .. })));
         assert!(!waiting.is_finished());
