@@ -2,12 +2,12 @@
 //!
 //! Knows datagrams, frames, sockets and outer headers; knows no keys. Imported by the tunnel and its worker.
 
+mod door_stats;
 mod inbox;
 pub(super) mod losses;
 mod options;
 pub(super) mod outer;
 mod segmentation;
-mod sight;
 pub(super) mod socks;
 mod udp;
 mod xdp;
@@ -22,9 +22,9 @@ use cipe_common::Verdict;
 use self::outer::{Hop, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
+pub(super) use door_stats::{Shows, Sight};
 pub(super) use inbox::Inbox;
 pub(super) use segmentation::{Ask, Segmentation, SegmentationChange};
-pub(super) use sight::{Shows, Sight};
 pub(super) use udp::UdpCarrier;
 pub(super) use xdp::{Traffic, XdpCarrier};
 

@@ -11,7 +11,7 @@ const MAX_CALM_TIME: Duration = Duration::from_secs(640);
 /// Interval between two counts of the datagrams.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Datagrams per second up to which a device is calm. It is far below the rate that shows single frames (`carrier/sight.rs`), if
+/// Datagrams per second up to which a device is calm. It is far below the rate that shows single frames (`carrier/door_stats.rs`), if
 /// they come evenly.
 const MAX_CALM_RATE: u64 = 500;
 

@@ -4,17 +4,17 @@
 //! The control thread speaks to it by [`Command`]s and hears of it by [`Reports`]; keys come through the key map. With other
 //! workers it shares cipher work ([`Crew`]) and what is common to a tunnel.
 
-mod change;
+mod carriers;
 mod command;
 mod device;
 mod errors;
+mod idle;
 mod io;
 mod pacing;
-mod patience;
 mod refusals;
-mod rest;
+mod sched_policy;
 mod segmentation;
-mod ship;
+mod transmit;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,9 +42,9 @@ use crate::kernel::scheduling;
 use crate::xsk::{Frame, Held, Packet, Pool, Socket, Umem};
 pub(super) use command::{Command, Done, NewCarrier};
 use device::{HubDevice, PrivateDevice};
+use idle::Rest;
 use pacing::Spaced;
-use patience::Patience;
-use rest::Rest;
+use sched_policy::Patience;
 
 /// Most frames that wait for packets in the fill ring of a hub: for as long as a worker may wait for its turn on a busy CPU.
 const PRIVATE_FILL: u32 = 2048;
