@@ -1,4 +1,4 @@
-//! The sockets that tell senders of inner packets what is too large.
+//! The sockets for ICMP errors to senders of inner packets that are too large.
 
 use std::net::SocketAddr;
 
@@ -8,12 +8,12 @@ use rustix::net::{AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, i
 
 use crate::inner::too_big::TooBigMessage;
 
-/// Raw ICMP sockets. What they send goes the way of the kernel's own errors: routed by the kernel to the sender, which
-/// may be this host, from an address that belongs to that way. A packet put into the tunnel device instead would have to
-/// bear an address of ours as its source, and the kernel drops such as martians.
+/// Raw ICMP sockets. Their messages take the path of the kernel's own errors: the kernel routes them to the sender,
+/// which may be this host, and chooses a source address for that path. A packet in the tunnel device instead would need
+/// an address of ours as its source, and the kernel drops such packets as martians.
 pub(super) struct Icmp {
     v4: OwnedFd,
-    /// `None` where the kernel has no IPv6.
+    /// `None` if the kernel has no IPv6.
     v6: Option<OwnedFd>,
 }
 
@@ -31,12 +31,12 @@ impl Icmp {
     /// Sends one message.
     pub(super) fn send(&self, message: &TooBigMessage) {
         let socket = if message.to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-        // A sender that cannot be told learns it from its next packet, or by the MSS.
+        // If the error cannot be sent, the sender gets it for its next packet, or knows the MSS.
         let to = SocketAddr::new(message.to, 0);
         if let Some(socket) = socket
             && let Err(error) = sendto(socket, &message.octets, SendFlags::empty(), &to)
         {
-            tracing::debug!("{}: cannot be told that its packet is too big: {error}", message.to);
+            tracing::debug!("{}: cannot send that its packet is too big: {error}", message.to);
         }
     }
 }
@@ -44,7 +44,7 @@ impl Icmp {
 fn open(family: AddressFamily, protocol: Protocol) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::RAW, flags, Some(protocol))?;
-    // Nobody reads: the kernel keeps the least that it allows of the ICMP that arrives.
+    // Nobody reads these sockets, so the receive buffer is as small as the kernel allows.
     sockopt::set_socket_recv_buffer_size(&socket, 0)?;
     Ok(socket)
 }

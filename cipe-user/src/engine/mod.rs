@@ -1,8 +1,8 @@
-//! The engine: what the kernel module was. Tunnels, the packet path and its workers; keys come from daemons over the
-//! control socket and live in eBPF maps.
+//! The engine, in the role of the old kernel module: tunnels, the packet path, and its workers. Keys come from daemons
+//! over the control socket and are in eBPF maps.
 //!
-//! A control thread (`manager`) owns devices, maps and connections; workers own sockets, frames and ciphers. The packet
-//! path is pure functions over slices around them. May import every lower room; imported by `cli`.
+//! The control thread (`manager`) owns devices, maps and connections; workers own sockets, frames and ciphers. The
+//! datapath between them is functions over batches. May import every lower module; imported by `cli`.
 
 mod bucket;
 mod carrier;
@@ -23,11 +23,11 @@ mod worker;
 pub use datapath::pair;
 pub use manager::{EngineOptions, run};
 
-/// Packets of one batch: as many as the ciphers run side by side.
+/// Packets of one batch: as many as the ciphers process in parallel.
 pub const BATCH: usize = 128;
 
-/// What a mutex guards. A worker that died while it held it left nothing half done: all that is guarded so are sets and
-/// single values.
+/// Locks a mutex, even if a worker has died while it held the lock. The guarded data are sets and single values, so
+/// they are always consistent.
 fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,26 +1,26 @@
-//! AF_XDP sockets with the packets that wait for their transmit rings, and the turns that the queues of a device take.
+//! AF_XDP sockets with queued packets, and the round robin between the queues of a device.
 
 use std::collections::VecDeque;
 
 use crate::xsk::{Held, Kick, Packet, Pool, Socket};
 
-/// One such socket.
+/// An AF_XDP socket.
 pub(super) struct XskPort {
     socket: Socket,
     /// Frames to keep in the fill ring.
     fill: u32,
-    /// The pool had no more frames for the fill ring. A ring that is empty receives nothing that would be an occasion to
-    /// fill it.
+    /// Whether the pool had too few frames for the fill ring. An empty fill ring receives nothing, so no event would
+    /// cause a refill.
     is_short: bool,
     pending: VecDeque<Packet>,
-    /// Losses that were counted already.
+    /// Losses that are already counted.
     losses: u64,
-    /// Packets handed to the kernel that it may not have sent yet.
+    /// Whether there are packets that the kernel may not have sent yet.
     unsent: bool,
 }
 
 impl XskPort {
-    /// Stocks the fill ring with `fill` frames, and wakes the driver for them.
+    /// Fills the fill ring with `fill` frames, and wakes the driver.
     pub(super) fn new(socket: Socket, fill: u32, pool: &mut Pool) -> Self {
         let pending = VecDeque::with_capacity(super::BATCH);
         let mut port = Self { socket, fill, is_short: false, pending, losses: 0, unsent: false };
@@ -29,7 +29,7 @@ impl XskPort {
         port
     }
 
-    /// Takes what arrived, at most `max` packets, and restocks the fill ring.
+    /// Receives at most `max` packets, and refills the fill ring.
     pub(super) fn receive(&mut self, packets: &mut Vec<Packet>, max: usize, pool: &mut Pool) -> usize {
         let received = self.socket.recv(packets, max);
         if received > 0 {
@@ -44,7 +44,7 @@ impl XskPort {
         self.is_short = pool.free() == 0;
     }
 
-    /// Queues one packet for [`XskPort::flush`], or gives it back when the ring has no room left.
+    /// Queues one packet for [`XskPort::flush`]; returns it if the ring is full.
     pub(super) fn transmit(&mut self, packet: Packet, pool: &mut Pool) -> Result<(), Packet> {
         if self.pending.len() >= self.socket.room() {
             self.flush(pool);
@@ -56,8 +56,8 @@ impl XskPort {
         Ok(())
     }
 
-    /// Hands the waiting packets to the kernel and takes back the frames that it is done with; whether it took all, and has
-    /// the frames that it wants to receive into. Otherwise it is to be called again, without an event that would tell when.
+    /// Sends the queued packets, and takes completed frames back. Returns whether the kernel took all packets and the
+    /// fill ring is full. If not, call it again; no event reports when.
     pub(super) fn flush(&mut self, pool: &mut Pool) -> bool {
         let took_all = self.send(pool);
         if self.is_short {
@@ -78,7 +78,7 @@ impl XskPort {
         match self.socket.kick() {
             Ok(kick) => self.unsent = kick == Kick::Again,
             Err(error) => {
-                // The device is down or gone: no waiting helps, and the next packet tries again.
+                // The device is down or gone. Do not wait; the next packet tries again.
                 self.unsent = false;
                 tracing::debug!("{error}");
             }
@@ -87,48 +87,49 @@ impl XskPort {
         !self.unsent
     }
 
-    /// Packets that the kernel dropped for want of a frame or of room in the receive ring, since the last call.
+    /// Returns the number of packets that the kernel dropped since the last call, because the fill ring was empty or
+    /// the receive ring full.
     pub(super) fn new_losses(&mut self) -> u64 {
         let Ok(statistics) = self.socket.statistics() else { return 0 };
         let losses = statistics.rx_ring_full + statistics.rx_dropped;
         losses - std::mem::replace(&mut self.losses, losses)
     }
 
-    /// Closes the socket and takes its frames back, but for those that a zero-copy driver may still use.
+    /// Closes the socket and takes its frames back, except those that a zero-copy driver may still use.
     pub(super) fn close(mut self, pool: &mut Pool) -> Option<Held> {
-        // What waits still goes out: a farewell, for one.
+        // Send the queued packets first, such as a last message.
         self.flush(pool);
         for packet in self.pending {
             pool.put(packet.frame);
         }
         let closed = self.socket.close(pool);
         if closed.lost > 0 {
-            tracing::debug!("{} frames stayed with the kernel", closed.lost);
+            tracing::debug!("{} frames are lost to the kernel", closed.lost);
         }
         closed.held
     }
 }
 
-/// Which of the queues of a device is asked first.
+/// The next first queue of a device in round robin.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     first: usize,
 }
 
-/// Queues that can take turns, at most.
-pub(super) const MOST_QUEUES: usize = u64::BITS as usize;
+/// Maximum number of queues in round robin.
+pub(super) const MAX_QUEUES: usize = u64::BITS as usize;
 
 impl Turns {
-    /// Takes up to `most` packets, or as many as there are queues, from `queues` queues by `take(queue, most)`, and returns
-    /// how many, and whether there may be more. Each has an equal share first, then those that have more fill what the
-    /// others left: none starves, and one alone fills a batch.
+    /// Receives up to `most` packets, or as many as there are queues, from `queues` queues by `take(queue, most)`.
+    /// Returns their number, and whether there may be more. Each queue first gets an equal share; then queues with more
+    /// packets get the rest. So no queue starves, and a single busy queue can fill a batch.
     pub(super) fn take(
         &mut self,
         queues: usize,
         most: usize,
         mut take: impl FnMut(usize, usize) -> usize,
     ) -> (usize, bool) {
-        let queues = queues.min(MOST_QUEUES);
+        let queues = queues.min(MAX_QUEUES);
         if queues == 0 {
             return (0, false);
         }

@@ -1,9 +1,9 @@
-//! Random octets for IVs and padding: a ChaCha generator of the worker's own, seeded by the kernel.
+//! Random octets for IVs and padding: a ChaCha generator per worker, seeded by the kernel.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng, rngs::SysRng};
 
-/// Buffered generator: one refill serves some dozens of packets.
+/// A buffered generator: one refill serves some dozens of packets.
 pub(super) struct Random {
     generator: StdRng,
     buffer: [u8; 1024],
@@ -11,22 +11,22 @@ pub(super) struct Random {
 }
 
 impl Random {
-    /// Seeds from the kernel.
+    /// Seeds the generator from the kernel.
     ///
     /// # Errors
-    /// If the kernel has no random octets (early boot, seccomp).
+    /// The kernel has no random octets (early boot, seccomp).
     pub(super) fn new() -> anyhow::Result<Self> {
         let generator = StdRng::try_from_rng(&mut SysRng)
             .map_err(|error| anyhow::anyhow!("getrandom: {error}; the kernel gives no random numbers"))?;
         Ok(Self { generator, buffer: [0; 1024], used: 1024 })
     }
 
-    /// The generator itself.
+    /// Returns the generator.
     pub(super) fn generator(&mut self) -> &mut StdRng {
         &mut self.generator
     }
 
-    /// The next `N` random octets.
+    /// Returns the next `N` random octets.
     pub(super) fn octets<const N: usize>(&mut self) -> [u8; N] {
         const { assert!(N <= 64) };
         if self.buffer.len() - self.used < N {

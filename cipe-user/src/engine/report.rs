@@ -1,26 +1,26 @@
-//! What workers tell the control thread of a tunnel.
+//! Reports of workers to the control thread about a tunnel.
 
 use std::net::SocketAddr;
 
 use crate::control::protocol::Event;
 
-/// One such report.
+/// A report about a tunnel.
 #[derive(Debug)]
 pub enum WorkerReport {
-    /// For its daemon.
+    /// An event for its daemon.
     Event(Event),
-    /// Its peer is at another address than before, as this worker has seen and acts by.
+    /// The peer has another address; this worker uses it already.
     NewPeer {
-        /// That address.
+        /// The new address.
         peer: SocketAddr,
         /// Number of the worker.
         worker: usize,
     },
-    /// Many single frames go through UDP sockets, the last of them through the tunnel's.
+    /// Many single frames arrive or leave by UDP sockets, the last of them by this tunnel's.
     SingleFrames,
-    /// Much leaves by UDP sockets, the last of it by the tunnel's.
+    /// Many datagrams leave by UDP sockets, the last of them by this tunnel's.
     ManySent,
 }
 
-/// Where workers tell: tunnel number and report. A worker never waits for room there.
+/// The queue of reports: tunnel number and report. A worker never waits for space in it.
 pub(super) type Reports = tokio::sync::mpsc::Sender<(u16, WorkerReport)>;

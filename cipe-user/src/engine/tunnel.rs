@@ -1,4 +1,4 @@
-//! One tunnel as its worker sees it: keys, peer, way out, and the judgement on each opened packet.
+//! One tunnel in one worker: keys, peer, egress, and the checks of each decrypted packet.
 
 mod common;
 pub(super) mod counters;
@@ -28,104 +28,105 @@ pub(super) use common::Common;
 pub(super) use ip_ids::IpIds;
 pub(super) use opening::{Candidates, Head, Opened};
 
-/// How datagrams leave for the peer.
+/// How datagrams are sent to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Egress {
-    /// By AF_XDP on a carrier device; too large ones by the UDP socket.
+    /// By AF_XDP on a carrier device; datagrams that are too large by the UDP socket.
     Carrier(Path),
     /// By the tunnel's UDP socket: no Ethernet, no AF_XDP, or the next hop is not resolved yet.
     Socket,
-    /// Nowhere: no route, or no relay of the SOCKS5 server that it leads through.
+    /// Not at all: there is no route, or no relay of the SOCKS5 server.
     NoRoute,
-    /// Nowhere: the route leads back into a tunnel.
+    /// Not at all: the route leads back into a tunnel.
     Looped,
 }
 
-/// When a new key is to be asked for.
+/// The limits after which a new key is requested.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyLimits {
-    /// Packets under one send key.
+    /// Maximum packets under one send key.
     pub send_packets: u64,
-    /// Payload octets under one send key.
+    /// Maximum payload octets under one send key.
     pub send_octets: u64,
-    /// Age of a send key.
+    /// Maximum age of a send key.
     pub send_age: Duration,
-    /// Packets under one receive key, after which it is forgotten; 0: never.
+    /// Maximum packets under one receive key, after which it is dropped; 0: no limit.
     pub receive_packets: u64,
-    /// Age of a receive key that the peer should have replaced.
+    /// Maximum age of a receive key; the peer should have replaced it by then.
     pub receive_age: Duration,
-    /// Least time between two requests of one direction.
+    /// Minimum time between two requests of one direction.
     pub retry: Duration,
 }
 
 impl KeyLimits {
-    /// Packets that a peer may count for one key. An original forgets a key after twice `send_packets`, and counts those
-    /// under the static key, too, that came since the key was announced to it: all of them if the round trip is long. It
-    /// has to get the next NK_IND before that; some packets may be on their way through other workers.
+    /// Packets that a peer may count for one key before another is requested. An original drops a key after twice
+    /// `send_packets`. It also counts packets under the static key since the key was announced; if the round trip is
+    /// long, these are all of them. It must get the next NK_IND before its limit; the margin is for packets in flight
+    /// through other workers.
     fn counted_packets(self) -> u64 {
         let margin = self.send_packets / 16;
         self.send_packets.saturating_mul(2).saturating_sub(margin)
     }
 }
 
-/// A tunnel as one worker has it.
+/// A tunnel, as used by one worker.
 pub struct Tunnel {
-    /// Its number: index of maps and of the worker's table.
+    /// Its number: the index in maps and in the worker's table.
     pub number: u16,
     /// Live keys.
     pub keys: Keys,
-    /// Payloads travel bare.
+    /// Whether payloads are sent in clear (`nokey`).
     pub nokey: bool,
-    /// What became of its packets in this worker.
+    /// Its counters of this worker.
     pub counters: Arc<Counters>,
-    /// What it has in common with the same tunnel of other workers.
+    /// The data that all workers share.
     pub common: Arc<Common>,
-    /// Whether what leaves by its UDP socket leaves in groups.
+    /// Whether datagrams of its UDP socket are sent in groups.
     pub segmentation: Arc<Segmentation>,
-    /// Slot of the hub that its device hangs on, or of its own pair.
+    /// Slot of the hub that carries its device, or of its own pair.
     pub hub: usize,
-    /// The peer's carrier address, once known.
+    /// The peer's carrier address, if known.
     pub peer: Option<SocketAddr>,
-    /// The peer is reached through the relay of a SOCKS5 server.
+    /// Whether the peer is reached through the relay of a SOCKS5 server.
     pub socks: bool,
-    /// That relay, while there is one.
+    /// The address of the relay, if there is one.
     pub relay: Option<SocketAddr>,
-    /// Way to the peer, or to the relay.
+    /// The egress to the peer, or to the relay.
     pub egress: Egress,
-    /// What its payloads are.
+    /// The kind of packets that it carries.
     pub protocol: Protocol,
     /// MTU of its device, in octets.
     pub device_mtu: usize,
-    /// Clamp the MSS of TCP in frames; packets have been through the program that does it.
+    /// Whether to clamp the MSS of TCP in Ethernet frames; for IP packets, a program has done it.
     pub clamp_mss: bool,
-    /// Link-layer addresses from the hidden end to the tunnel device; of no use in protocol 4.
+    /// Link-layer addresses from the hidden end to the tunnel device; unused in protocol 4.
     pub private_hop: Hop,
-    /// Largest inner packets.
+    /// Maximum sizes of inner packets.
     pub mtu: TunnelMtu,
-    /// The peer has moved, and the control thread was not told yet.
+    /// Whether the peer has moved, and the control thread does not know yet.
     pub is_move_untold: bool,
-    /// The peer is known to be of our own kind.
+    /// Whether the peer is known to run this program.
     pub is_ours: bool,
-    /// Only `peer` may send to us.
+    /// Whether only `peer` may send to us.
     pub pinned: bool,
-    /// Data may go under the static key while there is no dynamic one.
+    /// Whether data may be sent under the static key while there is no dynamic one.
     pub static_data: bool,
-    /// Outer packets never carry DF.
+    /// Whether outer packets never have DF.
     pub ignore_df: bool,
     /// Outer TTL; 0: the inner packet's.
     pub cttl: u8,
-    /// UDP checksums over IPv4.
+    /// Whether to send UDP checksums over IPv4.
     pub checksum: bool,
-    /// What leaves is spaced: the peer may be an original.
+    /// Whether datagrams are paced, because the peer may be an original.
     pub paced: bool,
-    /// When to ask for keys.
+    /// When to request keys.
     pub limits: KeyLimits,
-    /// Identifications of outer IPv4 headers.
+    /// The ids of outer IPv4 headers.
     pub ip_ids: IpIds,
 }
 
 impl Tunnel {
-    /// A tunnel that has keys, an MTU of 1442 octets, and nothing else.
+    /// Creates a tunnel with keys and an MTU of 1442 octets, for tests.
     #[cfg(any(test, feature = "harness"))]
     pub fn with_keys(number: u16, keys: Keys, limits: KeyLimits) -> Self {
         Self {
@@ -158,7 +159,7 @@ impl Tunnel {
         }
     }
 
-    /// The same tunnel for another worker, before it has carried anything.
+    /// Returns the same tunnel for another worker.
     pub fn for_worker(&self, worker: usize, tally: &Tally) -> Self {
         Self {
             keys: self.keys.for_another_worker(),
@@ -170,8 +171,9 @@ impl Tunnel {
         }
     }
 
-    /// Prefetches what the next packet of this tunnel needs, `slot` being the key that it is under. Done for all packets of a
-    /// batch before any work on them, the cache misses overlap: one wait a batch instead of several a packet.
+    /// Prefetches the data that the next packet of this tunnel needs; `slot` is that of its key. If this is done for
+    /// all packets of a batch first, the cache misses overlap: there is one wait per batch instead of several per
+    /// packet.
     pub fn prefetch(&self, slot: Slot) {
         std::hint::black_box(self.nokey);
         std::hint::black_box(self.peer.is_some());
@@ -183,13 +185,13 @@ impl Tunnel {
         std::hint::black_box(self.keys.get(slot).map(|live| live.packets()));
     }
 
-    /// Where datagrams are sent: to the peer, or to the relay.
+    /// Returns the destination of datagrams: the peer, or the relay.
     pub fn target(&self) -> Option<SocketAddr> {
         if self.socks { self.relay } else { self.peer }
     }
 
-    /// The peer is at another address. Until the way there is known, it is the UDP socket's, which needs no address of a
-    /// next hop; that to a relay stays as it is.
+    /// Sets the peer's address. Until the next hop is known, the egress is the UDP socket, which does not need it. The
+    /// egress to a relay does not change.
     pub fn set_peer(&mut self, peer: SocketAddr) {
         self.peer = Some(peer);
         if !self.socks {
@@ -197,7 +199,7 @@ impl Tunnel {
         }
     }
 
-    /// The slot that data is sealed under now.
+    /// Returns the slot of the key for data.
     ///
     /// # Errors
     /// [`Verdict::NoSendKey`].
@@ -206,9 +208,9 @@ impl Tunnel {
         if slot == Slot::Static && !self.static_data { Err(Verdict::NoSendKey) } else { Ok(slot) }
     }
 
-    /// Accounts for one sealed packet and says whether a new send key is wanted now.
+    /// Counts one sealed packet. Returns the reason if a new send key must be requested now.
     ///
-    /// Messages are accounted for but ask for nothing: the exchange that sends them has timers of its own.
+    /// Messages are counted, but never cause a request: the key exchange that sends them has its own timers.
     pub fn sealed(&self, slot: Slot, octets: usize, kind: Type, now: Instant) -> Option<Wanted> {
         let limits = self.limits;
         let live = self.keys.get(slot)?;
@@ -227,40 +229,40 @@ impl Tunnel {
         } else {
             return None;
         };
-        self.ask(reason, now)
+        self.request(reason, now)
     }
 
-    /// Says whether a send key is to be asked for now, because data waits for one.
+    /// Returns a reason if a send key must be requested now, because data needs one.
     pub fn want_send_key(&self, now: Instant) -> Option<Wanted> {
-        self.ask(Wanted::NoSendKey, now)
+        self.request(Wanted::NoSendKey, now)
     }
 
-    /// Says whether the peer must be asked for a key: after a packet was dropped for want of one, when the key is spent, or
-    /// when the peer goes on with one whose time is over. After a pause its first packets are under the old key, while it
-    /// makes another of its own accord: so it is given the time of an exchange.
+    /// Returns a reason if the peer must be asked for a key now: because a packet was dropped without one, the key has
+    /// reached its limit, or the peer uses a key that is too old. After a pause, the peer's first packets are still
+    /// under the old key, while it makes a new one by itself; so it gets the time of one exchange.
     pub fn receiving(&self, now: Instant) -> Option<Wanted> {
         match self.keys.get(Slot::Receive) {
-            Some(_) if self.is_spent(Slot::Receive) => self.ask(Wanted::ReceiveKeySpent, now),
+            Some(_) if self.is_spent(Slot::Receive) => self.request(Wanted::ReceiveKeySpent, now),
             Some(live) if now.duration_since(live.since) > self.limits.receive_age => {
                 let overdue = now.duration_since(live.overdue_since(now));
-                if overdue < self.limits.retry { None } else { self.ask(Wanted::ReceiveKeySpent, now) }
+                if overdue < self.limits.retry { None } else { self.request(Wanted::ReceiveKeySpent, now) }
             }
             Some(_) => None,
-            None => self.ask(Wanted::NoReceiveKey, now),
+            None => self.request(Wanted::NoReceiveKey, now),
         }
     }
 
-    /// A packet under a dynamic key could not be opened, though there is a key. Says whether one is to be asked for: when that
-    /// has gone on for a while and none was opened.
+    /// Call this if a packet under a dynamic key could not be decrypted although there is a key. Returns a reason if a
+    /// key must be requested now: if this goes on for a while, and no packet could be decrypted.
     pub fn undecryptable(&self, now: Instant) -> Option<Wanted> {
         self.common.fails(self.limits.retry, now).then_some(Wanted::Undecryptable)
     }
 
-    fn ask(&self, reason: Wanted, now: Instant) -> Option<Wanted> {
+    fn request(&self, reason: Wanted, now: Instant) -> Option<Wanted> {
         let receiving = matches!(reason, Wanted::NoReceiveKey | Wanted::ReceiveKeySpent);
         let direction = if receiving { common::RECEIVING } else { common::SENDING };
         let key = self.keys.get(if receiving { Slot::Receive } else { Slot::Send });
-        // A key that came since the last request answered it.
+        // The last request was answered if a key came after it.
         let answered = |last| key.is_some_and(|key| key.since > last);
         let too_soon = |last| !answered(last) && now.duration_since(last) < self.limits.retry;
         self.common.may_ask(direction, too_soon, now).then_some(reason)

@@ -1,98 +1,98 @@
-//! What goes through the UDP sockets of a worker's tunnels: superframes, for which a socket is the fastest door, or single
-//! frames, for which AF_XDP is.
+//! Statistics of the datagrams through the UDP sockets of a worker's tunnels: superframes, for which a socket is the
+//! fastest door, or single frames, for which AF_XDP is.
 
 use std::time::{Duration, Instant};
 
-/// How long one look takes.
-const LOOK: Duration = Duration::from_millis(50);
+/// Length of a measuring window.
+const WINDOW: Duration = Duration::from_millis(50);
 
-/// Large datagrams alone in their frames, in one look, that are worth another door: about 10 Mbit/s.
-const LARGE: u32 = 64;
+/// Minimum large datagrams per window, alone in their frames, for which AF_XDP pays: about 10 Mbit/s.
+const MIN_LARGE: u32 = 64;
 
-/// Octets from which a datagram is large: acknowledgements stay below, and come one by one from any device.
-const LARGE_OCTETS: usize = 512;
+/// Minimum octets of a large datagram: acknowledgements are shorter, and arrive one by one from any device.
+const MIN_LARGE_OCTETS: usize = 512;
 
-/// The same for datagrams of any size: 50,000 a second.
-const MANY: u32 = 2_500;
+/// Minimum datagrams of any size per window, alone in their frames, for which AF_XDP pays: 50,000 per second.
+const MIN_ALONE: u32 = 2_500;
 
-/// Datagrams that leave in one look that are worth another way out: 10,000 a second.
-const MUCH: u32 = 500;
+/// Minimum sent datagrams per window for which live frames may pay: 10,000 per second.
+const MIN_SENT: u32 = 500;
 
-/// How often that is told at most: whoever hears it may have no other way.
-const TELL: Duration = Duration::from_secs(1);
+/// Minimum time between two such reports: the receiver may not be able to act on them.
+const MIN_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a look shows.
+/// What the statistics suggest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shows {
-    /// Most datagrams are alone, and so many that it matters.
+pub(crate) enum DoorHint {
+    /// Most datagrams are alone in their frames, and they are many.
     SingleFrames,
-    /// Much is sent.
+    /// Many datagrams are sent.
     ManySent,
 }
 
-/// A look at what arrives and leaves.
+/// The statistics of the current window.
 #[derive(Debug)]
-pub(crate) struct Sight {
+pub(crate) struct DoorStats {
     since: Instant,
-    /// When it was told last that much is sent.
-    told: Option<Instant>,
-    received: Seen,
-    sent: Seen,
+    /// When it was last reported that many datagrams are sent.
+    reported: Option<Instant>,
+    received: Counts,
+    sent: Counts,
 }
 
-/// Datagrams of one direction.
+/// The datagrams of one direction.
 #[derive(Debug, Default)]
-struct Seen {
+struct Counts {
     large: u32,
     alone: u32,
     together: u32,
 }
 
-impl Seen {
+impl Counts {
     fn take(&mut self, datagrams: usize, octets: usize) {
         if datagrams > 1 {
             self.together = self.together.saturating_add(datagrams as u32);
         } else {
             self.alone = self.alone.saturating_add(1);
-            self.large = self.large.saturating_add(u32::from(octets >= LARGE_OCTETS));
+            self.large = self.large.saturating_add(u32::from(octets >= MIN_LARGE_OCTETS));
         }
     }
 }
 
-impl Sight {
-    /// The first look, from `now` on.
+impl DoorStats {
+    /// Starts the first window at `now`.
     pub(crate) fn new(now: Instant) -> Self {
-        Self { since: now, told: None, received: Seen::default(), sent: Seen::default() }
+        Self { since: now, reported: None, received: Counts::default(), sent: Counts::default() }
     }
 
-    /// Sees a message arrive of `datagrams` datagrams, the first of `octets` octets.
+    /// Counts a received message of `datagrams` datagrams; the first has `octets` octets.
     pub(crate) fn receive(&mut self, datagrams: usize, octets: usize) {
         self.received.take(datagrams, octets);
     }
 
-    /// Sees so many datagrams leave in one call. Of what leaves, only very many that leave alone call for another door: on it,
-    /// nothing can come in as a superframe any more.
+    /// Counts datagrams that are sent in one call. For sent datagrams only the total counts, not their size: the change
+    /// to AF_XDP prevents that received ones come as superframes.
     pub(crate) fn send(&mut self, datagrams: usize) {
         self.sent.take(datagrams, 0);
     }
 
-    /// What this look shows so far, if anything; a new one begins with single frames, or when this one is over. Large
-    /// datagrams that arrive alone are judged by what arrives: how they are answered is another matter.
-    pub(crate) fn shows(&mut self, now: Instant) -> Option<Shows> {
+    /// Returns a suggestion, if there is one. A new window starts after single frames were found, or when the window is
+    /// over. For large single datagrams only the receiving direction counts, whatever is sent.
+    pub(crate) fn hint(&mut self, now: Instant) -> Option<DoorHint> {
         let Self { received, sent, .. } = self;
         let alone = received.alone.saturating_add(sent.alone);
-        let many = alone >= MANY && alone > received.together.saturating_add(sent.together);
-        let single_frames = many || received.large >= LARGE && received.alone > received.together;
-        let untold = self.told.is_none_or(|told| now.duration_since(told) >= TELL);
-        let much = untold && sent.alone.saturating_add(sent.together) >= MUCH;
-        if single_frames || now.duration_since(self.since) >= LOOK {
-            *self = Self { told: self.told, ..Self::new(now) };
+        let many = alone >= MIN_ALONE && alone > received.together.saturating_add(sent.together);
+        let single_frames = many || received.large >= MIN_LARGE && received.alone > received.together;
+        let unreported = self.reported.is_none_or(|reported| now.duration_since(reported) >= MIN_REPORT_INTERVAL);
+        let much = unreported && sent.alone.saturating_add(sent.together) >= MIN_SENT;
+        if single_frames || now.duration_since(self.since) >= WINDOW {
+            *self = Self { reported: self.reported, ..Self::new(now) };
         }
         if single_frames {
-            return Some(Shows::SingleFrames);
+            return Some(DoorHint::SingleFrames);
         }
-        self.told = if much { Some(now) } else { self.told };
-        much.then_some(Shows::ManySent)
+        self.reported = if much { Some(now) } else { self.reported };
+        much.then_some(DoorHint::ManySent)
     }
 }
 
@@ -100,16 +100,16 @@ impl Sight {
 mod tests {
     use super::*;
 
-    fn shows_single_frames(sight: &mut Sight, now: Instant) -> bool {
-        sight.shows(now) == Some(Shows::SingleFrames)
+    fn shows_single_frames(stats: &mut DoorStats, now: Instant) -> bool {
+        stats.hint(now) == Some(DoorHint::SingleFrames)
     }
 
     fn look(messages: &[(usize, usize)], times: usize) -> bool {
         let start = Instant::now();
-        let mut sight = Sight::new(start);
+        let mut stats = DoorStats::new(start);
         (0..times).any(|_| {
-            messages.iter().for_each(|(datagrams, octets)| sight.receive(*datagrams, *octets));
-            shows_single_frames(&mut sight, start)
+            messages.iter().for_each(|(datagrams, octets)| stats.receive(*datagrams, *octets));
+            shows_single_frames(&mut stats, start)
         })
     }
 
@@ -127,33 +127,33 @@ mod tests {
     #[test]
     fn what_leaves_together_does_not_hide_what_arrives_alone() {
         let start = Instant::now();
-        let mut sight = Sight::new(start);
-        sight.send(1000);
-        (0..LARGE).for_each(|_| sight.receive(1, 1468));
-        assert!(shows_single_frames(&mut sight, start));
+        let mut stats = DoorStats::new(start);
+        stats.send(1000);
+        (0..MIN_LARGE).for_each(|_| stats.receive(1, 1468));
+        assert!(shows_single_frames(&mut stats, start));
     }
 
     #[test]
     fn of_what_leaves_only_very_many_alone_count() {
         let start = Instant::now();
-        let mut sight = Sight::new(start);
-        (0..MANY - 1).for_each(|_| sight.send(1));
-        assert!(!shows_single_frames(&mut sight, start));
-        sight.send(1);
-        assert!(shows_single_frames(&mut sight, start));
+        let mut stats = DoorStats::new(start);
+        (0..MIN_ALONE - 1).for_each(|_| stats.send(1));
+        assert!(!shows_single_frames(&mut stats, start));
+        stats.send(1);
+        assert!(shows_single_frames(&mut stats, start));
     }
 
     #[test]
     fn much_that_leaves_is_told_once_a_second() {
         let start = Instant::now();
-        let mut sight = Sight::new(start);
+        let mut stats = DoorStats::new(start);
         let looks = 100;
-        let told = (0..looks).filter(|look| {
-            (0..MUCH).for_each(|_| sight.send(20));
-            sight.shows(start + LOOK * *look) == Some(Shows::ManySent)
+        let reported = (0..looks).filter(|look| {
+            (0..MIN_SENT).for_each(|_| stats.send(20));
+            stats.hint(start + WINDOW * *look) == Some(DoorHint::ManySent)
         });
-        assert_eq!(told.count() as u32, (LOOK * looks).as_secs() as u32);
-        assert_eq!(Sight::new(start).shows(start), None);
+        assert_eq!(reported.count() as u32, (WINDOW * looks).as_secs() as u32);
+        assert_eq!(DoorStats::new(start).hint(start), None);
     }
 
     #[test]
@@ -165,10 +165,10 @@ mod tests {
     #[test]
     fn what_was_seen_in_one_look_does_not_count_for_the_next() {
         let start = Instant::now();
-        let mut sight = Sight::new(start);
+        let mut stats = DoorStats::new(start);
         for look in 1..100 {
-            (0..50).for_each(|_| sight.receive(1, 1468));
-            assert!(!shows_single_frames(&mut sight, start + LOOK * look));
+            (0..50).for_each(|_| stats.receive(1, 1468));
+            assert!(!shows_single_frames(&mut stats, start + WINDOW * look));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where UDP sockets receive: many messages a call, each a datagram or a superframe of several.
+//! The receive buffers of UDP sockets: many messages per call, each a datagram or a superframe.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -7,48 +7,48 @@ use std::os::fd::AsRawFd;
 use arrayvec::ArrayVec;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg};
 
-/// Octets of the largest message, and some more, so that buffers do not fall on each other in the caches.
-const BUFFER: usize = 65_536 + 4_096 + 320;
+/// Octets of a buffer: the largest message, and an offset so that buffers do not collide in the caches.
+const BUFFER_OCTETS: usize = 65_536 + 4_096 + 320;
 
-/// Room for what one call receives. Memory is used as far as messages reach.
+/// Buffers for the messages of one call. Memory is used only as far as messages reach.
 #[derive(Default)]
 pub(crate) struct Inbox {
     buffers: Vec<u8>,
     headers: ArrayVec<Header, { Self::MESSAGES }>,
 }
 
-/// What is said beside a message.
+/// The metadata of a message.
 struct Header {
     from: SocketAddr,
-    /// Of the whole message.
+    /// Octets of the whole message.
     octets: usize,
-    /// Of each datagram but the last.
+    /// Octets of each datagram but the last.
     stride: usize,
     tos: u8,
     joined: bool,
 }
 
 impl Inbox {
-    /// Messages of one call.
+    /// Maximum messages of one call.
     pub(crate) const MESSAGES: usize = 16;
 
-    /// An empty one.
+    /// Creates empty buffers.
     pub(crate) fn new() -> Self {
-        Self { buffers: vec![0; Self::MESSAGES * BUFFER], headers: ArrayVec::new() }
+        Self { buffers: vec![0; Self::MESSAGES * BUFFER_OCTETS], headers: ArrayVec::new() }
     }
 
-    /// Receives what has arrived, as much as there is room for; returns whether there may be more.
+    /// Receives as many messages as there are buffers. Returns whether there may be more.
     ///
     /// # Errors
-    /// `WouldBlock` if nothing has arrived; else the error of an earlier datagram, whose details are in the socket's error
+    /// `WouldBlock` if there are none; otherwise the error of an earlier datagram, with details in the socket's error
     /// queue.
     pub(crate) fn receive(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
         self.headers.clear();
-        // The size of a superframe's datagrams, that of a joined one's fragments, and TOS. Not kept for the next call: the
-        // kernel writes into the headers how much it used, and nix does not undo that.
+        // The size of a superframe's datagrams, the size of fragments, and the TOS. Not kept for the next call: the
+        // kernel overwrites the lengths in the headers, and nix does not reset them.
         let control = nix::cmsg_space!(i32, i32, i32);
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(Self::MESSAGES, Some(control));
-        let mut chunks = self.buffers.chunks_exact_mut(BUFFER);
+        let mut chunks = self.buffers.chunks_exact_mut(BUFFER_OCTETS);
         let mut slices: [_; Self::MESSAGES] =
             std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let received = recvmmsg(socket.as_raw_fd(), &mut headers, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
@@ -56,9 +56,9 @@ impl Inbox {
         Ok(self.headers.is_full())
     }
 
-    /// The messages of the last call, in order.
+    /// Returns the messages of the last call, in order.
     pub(crate) fn messages(&self) -> impl Iterator<Item = ReceivedMessage<'_>> {
-        self.buffers.chunks_exact(BUFFER).zip(&self.headers).map(|(buffer, header)| ReceivedMessage {
+        self.buffers.chunks_exact(BUFFER_OCTETS).zip(&self.headers).map(|(buffer, header)| ReceivedMessage {
             from: header.from,
             tos: header.tos,
             is_joined: header.joined,
@@ -77,13 +77,13 @@ impl Header {
             tos: 0,
             joined: false,
         };
-        // There is room for all that is asked for, so nothing is cut off.
+        // There is space for all requested control messages, so none is cut off.
         for control in message.cmsgs().into_iter().flatten() {
             match control {
                 ControlMessageOwned::UdpGroSegments(size) => header.stride = usize::try_from(size).unwrap_or(0),
                 ControlMessageOwned::Ipv4Tos(tos) => header.tos = tos,
                 ControlMessageOwned::Ipv6TClass(class) => header.tos = class as u8,
-                // That of fragments; nix knows no name for it.
+                // The size of fragments, which nix does not know.
                 ControlMessageOwned::Unknown(_) => header.joined = true,
                 _ => {}
             }
@@ -102,11 +102,11 @@ fn address(from: Option<SockaddrStorage>) -> SocketAddr {
 /// One datagram, or a superframe of several from one sender.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReceivedMessage<'a> {
-    /// Where it came from.
+    /// Its source address.
     pub from: SocketAddr,
-    /// TOS or traffic class, of a superframe that of all its datagrams: the kernel joins none that differ.
+    /// TOS or traffic class. All datagrams of a superframe have the same: the kernel does not join others.
     pub tos: u8,
-    /// It came in fragments, which the kernel has joined.
+    /// Whether the kernel has reassembled it from fragments.
     pub is_joined: bool,
     octets: &'a [u8],
     stride: usize,

@@ -1,15 +1,15 @@
-//! What the kernel dropped at UDP sockets: their receive buffers were full, or a checksum was wrong.
+//! Datagrams that the kernel dropped at UDP sockets, because their receive buffers were full or a checksum was wrong.
 //!
-//! The count comes with no datagram; the kernel tells it in /proc/net/udp and udp6 (proc(5)), by the socket's inode.
+//! The count does not come with datagrams; it is in /proc/net/udp and udp6 (proc(5)), with the socket's inode.
 
 use std::collections::HashMap;
 
-/// Of the fields of a line, the socket's inode and the number of dropped datagrams.
+/// Positions of the socket's inode and the number of dropped datagrams among the fields of a line.
 const INODE: usize = 9;
 const DROPS: usize = 12;
 
-/// Datagrams dropped since each socket of this network namespace was made, by inode; those without any are left out.
-/// Empty where /proc does not say.
+/// Returns the datagrams dropped since each socket of this network namespace was made, by inode, without zeros. Empty
+/// if /proc cannot be read.
 pub(crate) fn of_all_sockets() -> HashMap<u64, u64> {
     let files = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
     let read = files.iter().filter_map(|file| std::fs::read_to_string(file).ok());

@@ -1,6 +1,6 @@
 //! Doors to the carrier network: a tunnel's own UDP socket, and the AF_XDP sockets of a carrier card.
 //!
-//! Knows datagrams, frames, sockets and outer headers; knows no keys. Imported by the tunnel and its worker.
+//! Knows datagrams, frames, sockets and outer headers, but no keys. Imported by the tunnel and its worker.
 
 mod door_stats;
 mod inbox;
@@ -22,108 +22,112 @@ use cipe_common::Verdict;
 use self::outer::{Hop, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
-pub(super) use door_stats::{Shows, Sight};
+pub(super) use door_stats::{DoorHint, DoorStats};
 pub(super) use inbox::Inbox;
 pub(super) use segmentation::{Ask, Segmentation, SegmentationChange};
 pub(super) use udp::UdpCarrier;
 pub(super) use xdp::{Traffic, XdpCarrier};
 
-/// A door to the carrier network, as the worker that owns it uses it: a batch of datagrams a call, each in a UMEM frame.
+/// A door to the carrier network, as used by the worker that owns it: a batch of datagrams per call, each in a UMEM
+/// frame.
 pub(super) trait Door {
-    /// Takes in what has arrived, and appends it to `arrivals`: `most` datagrams or, where they come as superframes, some more.
-    /// Returns whether there may be more.
+    /// Receives `most` datagrams, or a few more if they come as superframes, and appends them to `arrivals`. Returns
+    /// whether there may be more.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing; else that of a datagram sent earlier, whose details wait in a socket's error queue.
+    /// `WouldBlock` if there is nothing; otherwise the error of a datagram sent earlier, with details in the socket's
+    /// error queue.
     fn receive(&mut self, most: usize, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool>;
 
-    /// Sends a group, and returns how many of it, from the front, were taken. All frames are the pool's again, or the
-    /// kernel's.
+    /// Sends a group. Returns how many of it, from the front, were taken. All frames then belong to the pool or the
+    /// kernel.
     fn send(&mut self, group: Group, route: &GroupRoute, room: &mut Room<'_>) -> usize;
 }
 
-/// What a worker lends a door for a call.
+/// The worker's resources that a door uses during a call.
 pub(super) struct Room<'a> {
     /// The memory of all frames.
     pub umem: &'a Umem,
     /// Free frames.
     pub pool: &'a mut Pool,
-    /// Where sockets receive before there is a frame for each datagram.
+    /// The buffers of UDP sockets, before each datagram gets a frame.
     pub inbox: &'a mut Inbox,
-    /// What goes through UDP sockets.
-    pub sight: &'a mut Sight,
+    /// The statistics of the UDP sockets.
+    pub stats: &'a mut DoorStats,
 }
 
 /// A datagram from the carrier network.
 pub struct Arrival {
-    /// Own address that it was sent to; `None`: that of the tunnel whose socket got it.
+    /// The own address that it was sent to; `None`: that of the tunnel that owns the socket.
     pub to: Option<SocketAddr>,
-    /// Where it came from.
+    /// Its source address.
     pub from: SocketAddr,
     /// TOS or traffic class of its header.
     pub tos: u8,
-    /// It came in fragments, which the kernel joined.
+    /// Whether the kernel has reassembled it from fragments.
     pub was_joined: bool,
-    /// Its frame, and where it stands in the chunk; or what it was dropped under.
+    /// Its frame, and its range in the chunk; or the verdict if it was dropped.
     pub datagram: Result<(Frame, Range<usize>), Verdict>,
 }
 
 /// A datagram for the carrier network.
 pub(super) struct Sealed {
-    /// The frame that it is in, with room for headers before it.
+    /// Its frame, with space for headers in front.
     pub frame: Frame,
-    /// Where it stands in the chunk.
+    /// Its range in the chunk.
     pub datagram: Range<usize>,
 }
 
-/// Datagrams that can leave in one call, with equal headers: of one size but for the last, which may be smaller, or of sizes
-/// that change from one to the next; at most [`MAX_GROUP`] octets.
+/// Datagrams that can be sent in one call, with equal headers. Either all have one size, and the last may be smaller;
+/// or each has another size than the one before. At most [`MAX_GROUP`] octets.
 pub(super) type Group = ArrayVec<Sealed, MAX_DATAGRAMS>;
 
-/// Datagrams of a group: as many as every kernel with UDP_SEGMENT cuts (`UDP_MAX_SEGMENTS`).
+/// Maximum datagrams of a group: every kernel with UDP_SEGMENT supports as many (`UDP_MAX_SEGMENTS`).
 pub(super) const MAX_DATAGRAMS: usize = 64;
 
-/// Most octets of a group: what the IPv4 length field can say, less IP and UDP headers, and a SOCKS5 header for each datagram.
+/// Maximum octets of a group: the maximum of the IPv4 length field, less IP and UDP headers, and a SOCKS5 header for
+/// each datagram.
 pub(super) const MAX_GROUP: usize = 65_535 - 20 - 8 - MAX_DATAGRAMS * socks::HEADER;
 
-/// Where a group goes, and what its outer headers say.
+/// The destination of a group, and the fields of its outer headers.
 pub(super) struct GroupRoute {
     /// The peer, or the relay of a SOCKS5 server.
     pub to: SocketAddr,
-    /// What such a relay wants in front of each datagram.
+    /// The header that the relay expects in front of each datagram.
     pub relayed: Option<[u8; socks::HEADER]>,
     /// Type of service, TTL, DF.
     pub marks: Marks,
     /// UDP checksums over IPv4.
     pub checksum: bool,
-    /// IPv4 identification of the first datagram; the next ones count on. A UDP socket leaves it to the kernel.
+    /// IPv4 id of the first datagram; the next ones follow. With a UDP socket, the kernel chooses them.
     pub ip_id: u16,
-    /// The way there through AF_XDP; a UDP socket leaves that to the kernel too.
+    /// The path through AF_XDP; with a UDP socket, the kernel chooses it.
     pub path: Option<Path>,
 }
 
-/// A resolved way to the peer through an AF_XDP carrier.
+/// A resolved path to the peer through an AF_XDP carrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Slot of the carrier in the worker.
+    /// Slot of the carrier in the worker's table.
     pub carrier: usize,
     /// Link-layer addresses.
     pub hop: Hop,
     /// Own carrier address.
     pub source: SocketAddr,
-    /// Largest IP packet that the carrier takes, in octets.
+    /// Maximum IP packet of the carrier, in octets.
     pub mtu: usize,
-    /// What goes this way.
+    /// Which datagrams use this path.
     pub share: Share,
 }
 
-/// What goes through a card, and how; the rest goes by the UDP socket.
+/// Which datagrams a card sends, and how; the UDP socket sends the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// All, by AF_XDP.
     All,
-    /// Datagrams that would leave one a call, by AF_XDP: the card copies, and a UDP socket sends many a call for less.
+    /// By AF_XDP: datagrams that cannot be sent in a group. The card copies packets, so the UDP socket is faster for
+    /// groups.
     Alone,
-    /// What leaves in numbers, as live frames ([`crate::kernel::bpf::LiveFrames`]); of the rest, what [`Share::Alone`] has.
+    /// Large batches, as live frames ([`crate::kernel::bpf::LiveFrames`]); for the rest as [`Share::Alone`].
     Many,
 }

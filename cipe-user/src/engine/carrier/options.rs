@@ -1,10 +1,10 @@
-//! Socket options that nix has no name for yet.
+//! Socket options that nix does not have.
 
-// The one expands to the other.
+// The first macro expands to the second.
 use nix::{setsockopt_impl, sockopt_impl};
 
 sockopt_impl!(
-    /// Tells of a received datagram that it came in fragments, by the size of the largest (net/ipv4/ip_sockglue.c).
+    /// Reports that a received datagram was reassembled, by the size of its largest fragment (net/ipv4/ip_sockglue.c).
     FragmentSize,
     SetOnly,
     libc::IPPROTO_IP,
@@ -21,7 +21,7 @@ sockopt_impl!(
 );
 #[cfg(test)]
 sockopt_impl!(
-    /// Sends UDP without checksums over IPv4, which `UDP_SEGMENT` does not go with.
+    /// Sends UDP without checksums over IPv4. This excludes `UDP_SEGMENT`.
     NoChecksum,
     SetOnly,
     libc::SOL_SOCKET,

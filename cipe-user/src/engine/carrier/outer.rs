@@ -11,7 +11,7 @@ pub(crate) use crate::inner::ip::{IPV4, IPV6};
 /// Octets of a UDP header.
 pub(crate) const UDP: usize = 8;
 
-/// Frame offset of a datagram or message that is put into a fresh frame: room for any headers before.
+/// Offset of a new datagram or message in its frame: it leaves space for all headers.
 pub(crate) const FRESH: usize = 256;
 
 const _: () = assert!(FRESH >= ETHERNET + IPV6 + UDP + 8);
@@ -30,7 +30,7 @@ pub struct Hop {
     pub destination: [u8; 6],
 }
 
-/// What the header of one datagram says beside its addresses.
+/// Header fields of a datagram beside its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// TOS or traffic class.
@@ -41,7 +41,7 @@ pub struct Marks {
     pub dont_fragment: bool,
 }
 
-/// Octets of Ethernet, IP and UDP in front of a datagram to `peer`.
+/// Returns the octets of Ethernet, IP and UDP headers in front of a datagram to `peer`.
 pub(crate) fn room(peer: IpAddr) -> usize {
     let ip = if peer.is_ipv4() { IPV4 } else { IPV6 };
     ETHERNET + ip + UDP
@@ -54,7 +54,7 @@ pub(crate) fn ethernet(hop: Hop, is_ipv4: bool) -> [u8; ETHERNET] {
     header
 }
 
-/// Writes an Ethernet header whose payload is the IP packet at `at`; `at` is at least [`ETHERNET`].
+/// Writes an Ethernet header in front of the IP packet at `at`, which is at least [`ETHERNET`].
 pub(crate) fn write_ethernet(chunk: &mut [u8], at: usize, hop: Hop, is_ipv4: bool) {
     let header = &mut chunk[at - ETHERNET..at];
     header[..6].copy_from_slice(&hop.destination);
@@ -62,10 +62,10 @@ pub(crate) fn write_ethernet(chunk: &mut [u8], at: usize, hop: Hop, is_ipv4: boo
     header[12..].copy_from_slice(if is_ipv4 { &ETHERTYPE_IPV4 } else { &ETHERTYPE_IPV6 });
 }
 
-/// Writes Ethernet, IP and UDP headers in front of the datagram at `datagram` and returns where the frame starts.
+/// Writes Ethernet, IP and UDP headers in front of the datagram at `datagram`. Returns the start of the frame.
 ///
-/// Addresses of two families cannot meet here: the engine resolves `from` by a route to `to`. `ip_id` is the IPv4
-/// identification; over IPv6 the UDP checksum is always written (RFC 8200 section 8.1), over IPv4 if `checksum`.
+/// `from` and `to` always have the same IP version: the engine chooses `from` by a route to `to`. `ip_id` is the IPv4
+/// id. Over IPv6 the UDP checksum is always written (RFC 8200, section 8.1), over IPv4 only if `checksum`.
 pub(crate) fn write_frame(
     chunk: &mut [u8],
     datagram: Range<usize>,
@@ -134,23 +134,23 @@ fn ipv4(address: IpAddr) -> Ipv4Addr {
 /// A UDP datagram inside a carrier frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CarrierDatagram {
-    /// Where it came from. No header names the zone of a link-local address.
+    /// Its source. The zone of a link-local address is not in the headers.
     pub from: SocketAddr,
-    /// The local address that it was sent to, as little.
+    /// The local address that it was sent to, also without a zone.
     pub to: SocketAddr,
     /// TOS or traffic class.
     pub tos: u8,
-    /// Where the UDP payload stands in the frame.
+    /// Range of the UDP payload in the frame.
     pub payload: Range<usize>,
 }
 
 /// Finds the UDP datagram in a whole Ethernet frame: up to two VLAN tags, IPv4 without options or IPv6 without
-/// extension headers, not a fragment. `None` for everything else; the XDP program lets only these through.
+/// extension headers, no fragment. Returns `None` for all other frames; the XDP program redirects only such frames.
 pub(crate) fn parse_frame(frame: &[u8]) -> Option<CarrierDatagram> {
     parse_front(frame).filter(|datagram| datagram.payload.end <= frame.len())
 }
 
-/// The same in the first piece of a frame: the payload may reach beyond it.
+/// Does the same in the first piece of a frame; the payload may continue behind it.
 pub(crate) fn parse_front(frame: &[u8]) -> Option<CarrierDatagram> {
     let mut at = 12;
     let mut ethertype: [u8; 2] = frame.get(at..at + 2)?.try_into().ok()?;

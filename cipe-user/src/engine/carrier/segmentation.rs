@@ -1,14 +1,15 @@
-//! Whether a socket's datagrams leave in groups (`UDP_SEGMENT`), and what is done where such groups do not arrive.
+//! Whether a socket's datagrams are sent in groups (`UDP_SEGMENT`), and what to do if such groups are lost.
 //!
-//! Two things go wrong. The kernel refuses a group that it takes datagram by datagram: `EIO` where IPsec is on the path, or the
-//! device cannot complete checksums on some kernels. That costs nothing but a call. Or a card, its driver or a host below takes
-//! the group and loses it, without a word. No counter of this host tells; only the peer knows. So it is asked now and then,
-//! while groups leave: by a group of CT_PINGs as large as full datagrams. If no answer comes, one CT_PING of the same size goes
-//! alone. Only where the peer answers that one, and not the group, and does so [`STRIKES`] times in a row, groups are given up:
-//! a peer that is away, answers no CT_PING, or is behind a line that loses much, does not look like that.
+//! There are two faults. First, the kernel refuses a group but accepts its datagrams one by one: `EIO` if IPsec is on
+//! the path, or on some kernels if the device has no checksum offload. This costs only a call. Second, a card, its
+//! driver or a host below accepts the group and silently loses it. No counter of this host shows this; only the peer
+//! knows. So the peer is asked now and then while groups are sent: by a group of CT_PINGs as large as full datagrams.
+//! If there is no answer, a single CT_PING of the same size follows. Groups are given up only if the peer answers the
+//! single one but not the group, [`MAX_LOST_GROUPS`] times in a row. A peer that is away, answers no CT_PING, or is
+//! behind a lossy path does not look like that.
 //!
-//! What was given up is tried again later: what the kernel refused by data, which it refuses again at no loss, and what was lost
-//! by asking the peer first.
+//! After a while, groups are tried again: with data if the kernel refused them, because a refusal loses nothing; with
+//! questions to the peer if they were lost.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -16,47 +17,47 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-/// How long an answer may take. A line with a longer round trip tells nothing either way.
-const ANSWER: Duration = Duration::from_secs(1);
+/// Maximum time for an answer. On a path with a longer round trip, questions have no effect.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Groups unanswered in a row, each with a datagram alone that is answered, until groups are given up.
-const STRIKES: u32 = 3;
+/// Number of lost groups in a row, each with an answered single datagram, after which groups are given up.
+const MAX_LOST_GROUPS: u32 = 3;
 
-/// Between two questions while groups arrive.
-const CHECK: Duration = Duration::from_secs(10);
+/// Interval between two questions while groups arrive.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long groups are given up for, at first and at most; it doubles where they still do not arrive.
-const LEAST_WAIT: Duration = Duration::from_secs(10);
-const MOST_WAIT: Duration = Duration::from_secs(640);
+/// How long groups are given up: at first, and at most. The time doubles if they still do not arrive.
+const MIN_RETRY_WAIT: Duration = Duration::from_secs(10);
+const MAX_RETRY_WAIT: Duration = Duration::from_secs(640);
 
-/// Octets of a question's mark, which its answer copies: which question, and whether it went in a group.
+/// Octets of the mark in a question, which the answer copies: the number of the question, and whether it was a group.
 pub(super) const MARK: usize = 9;
 
-/// A question's mark.
+/// The mark of a question.
 pub(super) type Mark = [u8; MARK];
 
-/// What is to be asked of the peer now.
+/// A question to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Some CT_PINGs in one group, with this mark.
+    /// Several CT_PINGs in one group, with this mark.
     Group(Mark),
-    /// One alone.
+    /// A single CT_PING.
     Alone(Mark),
 }
 
-/// What has changed, for the log.
+/// A change, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentationChange {
     /// The kernel refuses groups.
     Refused(Errno, Duration),
-    /// Groups do not arrive.
+    /// Groups are lost.
     Lost(Duration),
     /// Groups are sent again.
     Works,
 }
 
 impl SegmentationChange {
-    /// A line for the log, and whether it is good news.
+    /// Returns a line for the log, and whether it is good news.
     pub fn notice(self) -> (String, bool) {
         match self {
             Self::Refused(errno, wait) => {
@@ -64,24 +65,24 @@ impl SegmentationChange {
                 (format!("the kernel refuses UDP_SEGMENT ({errno}): single datagrams, tried again in {wait} s"), false)
             }
             Self::Lost(wait) => {
-                let what = "what leaves by UDP_SEGMENT does not arrive, and single datagrams do";
+                let what = "groups of datagrams (UDP_SEGMENT) do not arrive, and single datagrams do";
                 let wait = wait.as_secs();
-                let cure = "the card or its driver cannot cut UDP (ethtool -K DEVICE tx-udp-segmentation off)";
+                let cure = "the card or its driver cannot segment UDP (ethtool -K DEVICE tx-udp-segmentation off)";
                 (format!("{what}: single datagrams, tried again in {wait} s; {cure}"), false)
             }
-            Self::Works => ("what leaves by UDP_SEGMENT arrives again".to_owned(), true),
+            Self::Works => ("groups of datagrams (UDP_SEGMENT) arrive again".to_owned(), true),
         }
     }
 }
 
-/// Of one socket, whichever worker sends by it.
+/// The state of one socket, shared by all workers.
 #[derive(Debug)]
 pub struct Segmentation {
-    /// Groups leave as such.
+    /// Whether datagrams are sent in groups.
     works: AtomicBool,
-    /// Groups sent.
+    /// Number of groups sent.
     groups: AtomicU64,
-    /// When there is something to do at the earliest, in ms since `start`.
+    /// When to poll next, in ms since `start`.
     due: AtomicU64,
     start: Instant,
     inner: Mutex<Inner>,
@@ -89,12 +90,12 @@ pub struct Segmentation {
 
 #[derive(Debug)]
 struct Inner {
-    /// Begins the marks of this socket's questions.
+    /// First octets of this socket's marks.
     salt: u32,
     number: u32,
     question: Option<Question>,
-    strikes: u32,
-    /// Groups sent when the peer was asked last.
+    lost_groups: u32,
+    /// Number of groups sent at the time of the last question.
     asked_at: u64,
     given_up: Option<GivenUp>,
     wait: Duration,
@@ -108,15 +109,22 @@ struct Question {
 
 #[derive(Clone, Copy, Debug)]
 struct GivenUp {
-    /// Why, if it was the kernel.
+    /// The error, if the kernel refused groups.
     refused: Option<Errno>,
 }
 
 impl Segmentation {
-    /// Groups leave until something is known against it. `salt` is any number that other sockets do not have.
+    /// Creates the initial state: datagrams are sent in groups. `salt` must differ from that of other sockets.
     pub fn new(salt: u32, now: Instant) -> Self {
-        let inner =
-            Inner { salt, number: 0, question: None, strikes: 0, asked_at: 0, given_up: None, wait: LEAST_WAIT };
+        let inner = Inner {
+            salt,
+            number: 0,
+            question: None,
+            lost_groups: 0,
+            asked_at: 0,
+            given_up: None,
+            wait: MIN_RETRY_WAIT,
+        };
         Self {
             works: AtomicBool::new(true),
             groups: AtomicU64::new(0),
@@ -126,17 +134,17 @@ impl Segmentation {
         }
     }
 
-    /// Whether groups leave as such.
+    /// Whether datagrams are sent in groups.
     pub fn works(&self) -> bool {
         self.works.load(Ordering::Relaxed)
     }
 
-    /// A group has left.
+    /// Counts a sent group.
     pub fn sent(&self) {
         self.groups.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The kernel refused a group whose datagrams it took one by one.
+    /// Records that the kernel refused a group but accepted its datagrams one by one.
     pub fn refused(&self, errno: Errno, now: Instant) -> SegmentationChange {
         let mut inner = self.inner();
         let wait = inner.give_up(Some(errno));
@@ -145,26 +153,26 @@ impl Segmentation {
         SegmentationChange::Refused(errno, wait)
     }
 
-    /// The way to the peer is another one: what was known of groups is of the one before.
+    /// Forgets everything about groups, because the path to the peer has changed.
     pub fn start_over(&self) {
         let mut inner = self.inner();
-        (inner.question, inner.strikes, inner.given_up, inner.wait) = (None, 0, None, LEAST_WAIT);
+        (inner.question, inner.lost_groups, inner.given_up, inner.wait) = (None, 0, None, MIN_RETRY_WAIT);
         self.works.store(true, Ordering::Relaxed);
         self.due.store(0, Ordering::Relaxed);
     }
 
-    /// Whether an answer is waited for: [`Segmentation::tend`] is to be called then, whether anything leaves or not.
+    /// Whether a question is open. Call [`Segmentation::poll`] then, even if nothing is sent.
     pub fn is_asking(&self) -> bool {
         self.inner().question.is_some()
     }
 
-    /// What is to be done now, if anything: to be called while something leaves.
-    pub fn tend(&self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
+    /// Returns the next question and a change, if any. Call it while sending.
+    pub fn poll(&self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
         if self.ms(now) < self.due.load(Ordering::Relaxed) {
             return (None, None);
         }
         let mut inner = self.inner();
-        // Another worker may have come first.
+        // Another worker may have polled meanwhile.
         if self.ms(now) < self.due.load(Ordering::Relaxed) {
             return (None, None);
         }
@@ -172,12 +180,12 @@ impl Segmentation {
             (Some(GivenUp { refused: Some(_), .. }), _) => {
                 inner.given_up = None;
                 self.works.store(true, Ordering::Relaxed);
-                self.set_due(now + ANSWER);
-                // No change to tell of before a group has been taken.
+                self.set_due(now + ANSWER_TIMEOUT);
+                // No change is reported before a group has been accepted.
                 (None, None)
             }
             (Some(_), None) => (Some(self.ask(&mut inner, true, now)), None),
-            // Still nothing: an answer would have ended this.
+            // The question about groups is still not answered.
             (Some(_), Some(_)) => {
                 let wait = inner.give_up(None);
                 self.set_due(now + wait);
@@ -193,8 +201,8 @@ impl Segmentation {
             }
             (None, Some(Question { in_group: true, .. })) => (Some(self.ask(&mut inner, false, now)), None),
             (None, Some(Question { in_group: false, answered: true })) => {
-                inner.strikes += 1;
-                if inner.strikes < STRIKES {
+                inner.lost_groups += 1;
+                if inner.lost_groups < MAX_LOST_GROUPS {
                     return (Some(self.ask(&mut inner, true, now)), None);
                 }
                 let wait = inner.give_up(None);
@@ -203,14 +211,14 @@ impl Segmentation {
                 (None, Some(SegmentationChange::Lost(wait)))
             }
             (None, Some(Question { in_group: false, answered: false })) => {
-                inner.strikes = 0;
-                self.set_due(now + CHECK);
+                inner.lost_groups = 0;
+                self.set_due(now + CHECK_INTERVAL);
                 (None, None)
             }
         }
     }
 
-    /// Takes up the data of a CT_PONG; `None` if it answers no question of ours.
+    /// Handles the data of a CT_PONG. Returns `None` if it does not answer a question of ours.
     pub fn answered(&self, data: &[u8], now: Instant) -> Option<Option<SegmentationChange>> {
         let mut inner = self.inner();
         let mark: &Mark = data.first_chunk()?;
@@ -218,36 +226,36 @@ impl Segmentation {
             return None;
         }
         if mark[8] == 0 {
-            // Alone: of use for the question that is open only.
+            // An answer to a single datagram counts for the open question only.
             let is_open = mark[4..8] == inner.number.to_be_bytes();
             if let Some(question) = inner.question.as_mut().filter(|question| is_open && !question.in_group) {
                 question.answered = true;
             }
             return Some(None);
         }
-        // Whenever it was asked: groups arrive.
+        // An answer to any group means that groups arrive.
         let had_given_up = inner.given_up.take_if(|given_up| given_up.refused.is_none()).is_some();
-        (inner.question, inner.strikes, inner.wait) = (None, 0, LEAST_WAIT);
+        (inner.question, inner.lost_groups, inner.wait) = (None, 0, MIN_RETRY_WAIT);
         if inner.given_up.is_none() {
             self.works.store(true, Ordering::Relaxed);
-            self.set_due(now + CHECK);
+            self.set_due(now + CHECK_INTERVAL);
         }
         Some(had_given_up.then_some(SegmentationChange::Works))
     }
 
-    /// Why no groups leave, for people.
+    /// Returns why no groups are sent, for the operator.
     pub fn note(&self) -> Option<String> {
         let given_up = self.inner().given_up?;
         Some(match given_up.refused {
             Some(errno) => format!("single datagrams, the kernel refuses UDP_SEGMENT: {}", errno.desc()),
-            None => "single datagrams, what leaves by UDP_SEGMENT does not arrive".to_owned(),
+            None => "single datagrams, groups (UDP_SEGMENT) do not arrive".to_owned(),
         })
     }
 
     fn ask(&self, inner: &mut Inner, in_group: bool, now: Instant) -> Ask {
         inner.number = inner.number.wrapping_add(1);
         inner.question = Some(Question { in_group, answered: false });
-        self.set_due(now + ANSWER);
+        self.set_due(now + ANSWER_TIMEOUT);
         let mut mark = [0; MARK];
         mark[..4].copy_from_slice(&inner.salt.to_be_bytes());
         mark[4..8].copy_from_slice(&inner.number.to_be_bytes());
@@ -269,12 +277,12 @@ impl Segmentation {
 }
 
 impl Inner {
-    /// Gives groups up for the returned time, and for longer the next time.
+    /// Gives groups up. Returns for how long; the next time is longer.
     fn give_up(&mut self, refused: Option<Errno>) -> Duration {
         let wait = self.wait;
-        self.wait = (2 * wait).min(MOST_WAIT);
+        self.wait = (2 * wait).min(MAX_RETRY_WAIT);
         self.given_up = Some(GivenUp { refused });
-        (self.question, self.strikes) = (None, 0);
+        (self.question, self.lost_groups) = (None, 0);
         wait
     }
 }

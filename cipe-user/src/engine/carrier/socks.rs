@@ -1,22 +1,22 @@
-//! The header that a SOCKS5 server wants in front of each datagram, and puts in front of those it relays (RFC 1928,
-//! section 7): two zeros, fragment number, address type, address, port.
+//! The header in front of each datagram to and from a SOCKS5 server (RFC 1928, section 7): two zeros, fragment number,
+//! address type, address, port.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// Octets of the header with an IPv4 address: what the MTU of a tunnel reserves (protocol section 2).
+/// Octets of the header with an IPv4 address; the MTU of a tunnel includes it (protocol section 2).
 pub(crate) const HEADER: usize = 10;
 
 const IPV4: u8 = 1;
 
-/// The header of a datagram to `peer`; `None` where that is not an IPv4 address.
+/// Returns the header of a datagram to `peer`; `None` if this is not an IPv4 address.
 pub(crate) fn header(peer: SocketAddr) -> Option<[u8; HEADER]> {
     let IpAddr::V4(address) = peer.ip() else { return None };
     let ([a, b, c, d], [high, low]) = (address.octets(), peer.port().to_be_bytes());
     Some([0, 0, 0, IPV4, a, b, c, d, high, low])
 }
 
-/// Where a relayed datagram came from; its payload is behind [`HEADER`] octets. `None` for a fragment, which RFC 1928 lets
-/// a client drop, for an address that is not IPv4, and for anything else.
+/// Returns the source of a relayed datagram; its payload is behind [`HEADER`] octets. `None` for a fragment, which a
+/// client may drop by RFC 1928, for an address that is not IPv4, and for invalid headers.
 pub(crate) fn parse(datagram: &[u8]) -> Option<SocketAddr> {
     match *datagram.first_chunk::<HEADER>()? {
         [0, 0, 0, IPV4, a, b, c, d, high, low] => {

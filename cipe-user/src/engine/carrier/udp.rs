@@ -1,5 +1,5 @@
-//! The UDP socket that owns a tunnel's carrier port: datagrams out and in many a call, in superframes where the device
-//! takes or delivers such (`UDP_SEGMENT` and `UDP_GRO`, udp(7)).
+//! The UDP socket that owns a tunnel's carrier port. It receives and sends many datagrams per call, as superframes if
+//! the device supports them (`UDP_SEGMENT` and `UDP_GRO`, udp(7)).
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -25,42 +25,42 @@ use super::{Arrival, Ask, Door, Group, GroupRoute, MAX_DATAGRAMS, Room, Segmenta
 use crate::engine::carrier::outer::{FRESH, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
-/// Octets that may wait in the kernel: 2 ms of full packets at 10 Gbit/s and what the kernel counts beside them.
-const WAITING: usize = 4 << 20;
+/// Size of the socket buffers in octets: 2 ms of full packets at 10 Gbit/s, with the kernel's overhead.
+const BUFFER_OCTETS: usize = 4 << 20;
 
-/// A bound UDP socket that receives superframes, as one worker has it.
+/// A bound UDP socket that receives superframes, as used by one worker.
 pub(crate) struct UdpCarrier {
     shared: Arc<Shared>,
-    /// Losses that were told already.
+    /// Losses that are already reported.
     losses: u64,
-    /// The kernel refused something as larger than the path, which was not told yet.
+    /// Whether the kernel refused a datagram as too large for the path, which is not reported yet.
     too_large: bool,
-    /// When that was told last.
+    /// When such a refusal was last reported.
     told: Option<Instant>,
-    /// What has changed about segmentation, which was not told yet.
+    /// A change of segmentation that is not reported yet.
     change: Option<SegmentationChange>,
-    /// The next group leaves as one whatever is known: it asks whether groups arrive.
+    /// Whether to send the next group as a group even if groups are given up: it is a question whether groups arrive.
     asks: bool,
 }
 
-/// The socket itself.
+/// The socket, shared by all workers.
 struct Shared {
     socket: UdpSocket,
     inode: u64,
-    /// Whether what it sends may not be cut; `None`: as the kernel likes. Read while something is sent, written when it
-    /// changes.
+    /// Whether the kernel must not fragment sent datagrams; `None`: the kernel's default. Read-locked while sending,
+    /// write-locked for a change.
     dont_fragment: RwLock<Option<bool>>,
     segmentation: Arc<Segmentation>,
 }
 
-/// Least time between two tales of a smaller path: whoever is to ignore that (`forcemtu`) meets it all the time.
-const TELL: Duration = Duration::from_millis(100);
+/// Minimum time between two reports of a smaller path MTU: with `forcemtu`, it is met all the time.
+const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 impl UdpCarrier {
-    /// Makes `socket` ready: not blocking, `UDP_GRO`, TOS and sizes of fragments told, a large receive buffer.
+    /// Configures `socket`: non-blocking, `UDP_GRO`, TOS and fragment sizes as control messages, large buffers.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel's error.
     pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
@@ -71,23 +71,23 @@ impl UdpCarrier {
             setsockopt(&socket, Ipv6FragmentSize, &true)?;
             setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)?;
         }
-        // Without CAP_NET_ADMIN over the first namespace the buffers stay as they are, and bursts are lost (and counted). What is
-        // sent stays in the send buffer until a card has sent it, or the receiver on a veth has taken it: the kernel's 208 KiB
-        // hold 92 datagrams that leave one by one, fewer than a batch has.
-        if let Err(error) = set_socket_recv_buffer_size_force(&socket, WAITING) {
+        // Without CAP_NET_ADMIN in the initial namespace, the buffers keep their size, and bursts are lost (and
+        // counted). Sent datagrams stay in the send buffer until a card has sent them, or the receiver on a veth has
+        // read them: the kernel's default of 208 KiB holds 92 single datagrams, fewer than a batch.
+        if let Err(error) = set_socket_recv_buffer_size_force(&socket, BUFFER_OCTETS) {
             tracing::debug!("receive buffer: {error}");
         }
-        if let Err(error) = set_socket_send_buffer_size_force(&socket, WAITING) {
+        if let Err(error) = set_socket_send_buffer_size_force(&socket, BUFFER_OCTETS) {
             tracing::debug!("send buffer: {error}");
         }
         let inode = rustix::fs::fstat(&socket)?.st_ino;
-        // Inodes of sockets are counted up: no other has this one while it lives.
+        // The kernel numbers socket inodes consecutively, so no other open socket has this one.
         let segmentation = Arc::new(Segmentation::new(inode as u32, Instant::now()));
         let shared = Arc::new(Shared { socket, inode, dont_fragment: RwLock::new(None), segmentation });
         Ok(Self::of(shared))
     }
 
-    /// The same socket for one worker more, to send by. One worker alone receives.
+    /// Returns the same socket for another worker, for sending. Only one worker receives.
     pub(crate) fn for_another_worker(&self) -> Self {
         Self::of(self.shared.clone())
     }
@@ -96,7 +96,7 @@ impl UdpCarrier {
         Self { shared, losses: 0, too_large: false, told: None, change: None, asks: false }
     }
 
-    /// Sends and receives by the device of this name alone from now on.
+    /// Binds the socket to the device of this name.
     ///
     /// # Errors
     /// There is no such device.
@@ -104,31 +104,33 @@ impl UdpCarrier {
         Ok(setsockopt(&self.shared.socket, sockopt::BindToDevice, &name.into())?)
     }
 
-    /// Whether what it sends leaves in groups.
+    /// Whether datagrams are sent in groups.
     pub(crate) fn segmentation(&self) -> &Arc<Segmentation> {
         &self.shared.segmentation
     }
 
-    /// What is to be asked of the peer, and what has changed, about groups: to be called while something is sent.
-    pub(crate) fn tend_segmentation(&mut self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
-        let (ask, change) = self.shared.segmentation.tend(now);
+    /// Returns the next question to the peer about groups, and a change, if any. Call it while sending.
+    pub(crate) fn poll_segmentation(&mut self, now: Instant) -> (Option<Ask>, Option<SegmentationChange>) {
+        let (ask, change) = self.shared.segmentation.poll(now);
         (ask, change.or(self.change.take()))
     }
 
-    /// From now on, or no longer, a group leaves as one whatever is known: it asks whether such arrive.
+    /// Sets whether the next group is a question whether groups arrive, and so is sent as a group in any case.
     pub(crate) fn set_asks(&mut self, asks: bool) {
         self.asks = asks;
     }
 
-    /// Datagrams that the kernel dropped at this socket since the last call, as [`super::losses::of_all_sockets`] has it.
+    /// Returns the number of datagrams that the kernel dropped at this socket since the last call; `of_all` comes from
+    /// [`super::losses::of_all_sockets`].
     pub(crate) fn new_losses(&mut self, of_all: &HashMap<u64, u64>) -> u64 {
         let losses = of_all.get(&self.shared.inode).copied().unwrap_or(self.losses);
         losses.saturating_sub(std::mem::replace(&mut self.losses, losses))
     }
 
-    /// Whether the kernel has refused something as larger than the path: it knows what no ICMP error has told this socket.
+    /// Whether the kernel has refused a datagram as too large: it knows a path MTU that no ICMP error has reported to
+    /// this socket.
     pub(crate) fn met_smaller_path(&mut self, now: Instant) -> bool {
-        let tells = self.too_large && self.told.is_none_or(|told| now.duration_since(told) >= TELL);
+        let tells = self.too_large && self.told.is_none_or(|told| now.duration_since(told) >= MIN_REPORT_INTERVAL);
         if tells {
             (self.too_large, self.told) = (false, Some(now));
         }
@@ -160,12 +162,12 @@ impl UdpCarrier {
         send()
     }
 
-    /// Sends one datagram, whether the kernel takes it or not.
+    /// Sends one datagram; a full buffer drops it.
     pub(crate) fn send_one(&self, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>]) -> bool {
         self.send_with(marks.dont_fragment, to, || self.send_parts(to, marks, parts, parts.len())).is_ok()
     }
 
-    /// Sends datagrams of `of_one` parts each, of one size but for the last, in one call.
+    /// Sends datagrams of `of_one` parts each in one call. All have one size; the last may be smaller.
     fn send_parts(&self, to: SocketAddr, marks: Marks, parts: &[IoSlice<'_>], of_one: usize) -> Result<(), Errno> {
         let Marks { tos, ttl, .. } = marks;
         let size = parts.iter().take(of_one).map(|part| part.len()).sum::<usize>() as u16;
@@ -182,7 +184,7 @@ impl UdpCarrier {
         }
         let to = SockaddrStorage::from(to);
         let send = || sendmsg(self.shared.socket.as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
-        // The error of an earlier datagram, which the peer's host or a router refused, must not cost this one.
+        // The error of an earlier datagram, which the peer's host or a router has refused, must not affect this one.
         let earlier = |error: &Errno| {
             matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE)
         };
@@ -207,7 +209,7 @@ impl Door for UdpCarrier {
                 let (was_joined, tos) = (message.is_joined, message.tos);
                 arrivals.push(Arrival { to: None, from: message.from, tos, was_joined, datagram });
             }
-            room.sight.receive(datagrams, first);
+            room.stats.receive(datagrams, first);
         }
         more |= arrivals.len() - before >= most;
         Ok(more)
@@ -221,7 +223,7 @@ impl Door for UdpCarrier {
             parts.push(IoSlice::new(&room.umem.chunk(&sealed.frame)[sealed.datagram.clone()]));
         }
         let of_one = parts.len() / group.len().max(1);
-        room.sight.send(group.len());
+        room.stats.send(group.len());
         let in_one = is_even && (group.len() == 1 || self.asks || self.shared.segmentation.works());
         let sent = match in_one {
             true => self.send_even(route, &parts, of_one),
@@ -234,7 +236,7 @@ impl Door for UdpCarrier {
 }
 
 impl UdpCarrier {
-    /// Sends datagrams of `of_one` parts each, of one size but for the last; returns how many were taken.
+    /// Sends datagrams of `of_one` parts each; all have one size, the last may be smaller. Returns how many were sent.
     fn send_even(&mut self, route: &GroupRoute, parts: &[IoSlice<'_>], of_one: usize) -> usize {
         let is_group = parts.len() > of_one;
         let send = || self.send_parts(route.to, route.marks, parts, of_one);
@@ -246,8 +248,8 @@ impl UdpCarrier {
                 parts.len() / of_one
             }
             Err(errno) if is_group && may_refuse_groups(errno) => self.send_refused(route, parts, of_one, errno),
-            // Larger than the path takes, as the kernel knows it; the tunnel may not yet, or is to ignore it (`forcemtu`).
-            // The kernel's IP then fragments each, but none with DF, and no segments.
+            // The kernel knows a smaller path MTU. The tunnel may not know it yet, or must ignore it (`forcemtu`). The
+            // kernel's IP then fragments single datagrams without DF, but no segments.
             Err(Errno::EMSGSIZE | Errno::EINVAL) => {
                 self.too_large = true;
                 let alone =
@@ -261,7 +263,7 @@ impl UdpCarrier {
         }
     }
 
-    /// Sends a group that was refused datagram by datagram. If those are taken as they are, it was for being a group.
+    /// Sends a refused group as single datagrams. If the kernel accepts these, it refused the group as such.
     fn send_refused(&mut self, route: &GroupRoute, parts: &[IoSlice<'_>], of_one: usize, errno: Errno) -> usize {
         let was_too_large = std::mem::take(&mut self.too_large);
         let sent = self.send_uneven(route, parts, of_one);
@@ -272,14 +274,14 @@ impl UdpCarrier {
         sent
     }
 
-    /// Sends datagrams of any sizes, many a call (sendmmsg(2)); returns how many were taken.
+    /// Sends datagrams of any sizes, many per call (sendmmsg(2)). Returns how many were sent.
     fn send_uneven(&mut self, route: &GroupRoute, parts: &[IoSlice<'_>], of_one: usize) -> usize {
         let datagrams: ArrayVec<&[IoSlice<'_>], MAX_DATAGRAMS> = parts.chunks(of_one).collect();
         let mut sent = 0;
         loop {
             let send = || self.send_many(route, &datagrams[sent..]);
             sent += self.send_with(route.marks.dont_fragment, route.to, send);
-            // What a call ends at is sent alone: its error is dealt with there.
+            // The datagram at which a call ended is sent alone, which handles its error.
             match datagrams.get(sent) {
                 Some(next) if self.send_even(route, next, of_one) == 1 => sent += 1,
                 _ => return sent,
@@ -287,7 +289,7 @@ impl UdpCarrier {
         }
     }
 
-    /// Sends datagrams in one call; returns how many the kernel took.
+    /// Sends datagrams in one call. Returns how many the kernel took.
     fn send_many(&self, route: &GroupRoute, datagrams: &[&[IoSlice<'_>]]) -> usize {
         if datagrams.is_empty() {
             return 0;
@@ -305,23 +307,24 @@ impl UdpCarrier {
     }
 }
 
-/// What the kernel may answer to a group where it takes its datagrams: `EIO` without checksum offload or with IPsec on the way,
-/// `EINVAL` for a socket or a size that it does not segment, the others where it knows no segmentation at all.
+/// Errors by which the kernel may refuse a group although it accepts its datagrams: `EIO` without checksum offload or
+/// with IPsec on the path, `EINVAL` for a socket or a size that it does not segment, the others if it does not support
+/// segmentation.
 fn may_refuse_groups(errno: Errno) -> bool {
     matches!(errno, Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT)
 }
 
-/// Whether datagrams of these lengths can leave in one UDP_SEGMENT call: of one size but for the last, which may be smaller.
+/// Whether datagrams of these lengths can be sent in one UDP_SEGMENT call: all have one size; the last may be smaller.
 fn is_even(mut lengths: impl Iterator<Item = usize>) -> bool {
     let Some(size) = lengths.next() else { return true };
     let mut is_over = false;
     lengths.all(|length| !std::mem::replace(&mut is_over, length < size) && length <= size)
 }
 
-/// The parts of a group's datagrams: of each its SOCKS5 header, if it needs one, and itself.
+/// The parts of a group's datagrams: for each the SOCKS5 header, if needed, and the datagram.
 type Parts<'a> = ArrayVec<IoSlice<'a>, { 2 * MAX_DATAGRAMS }>;
 
-/// Copies a datagram into a frame of its own, where it is opened; that costs little beside the opening.
+/// Copies a datagram into a frame of its own, where it is decrypted. The copy is cheap compared with the decryption.
 fn in_frame(octets: &[u8], umem: &Umem, pool: &mut Pool) -> Result<(Frame, Range<usize>), Verdict> {
     let place = FRESH..FRESH + octets.len();
     if place.end > umem.frame_size() as usize {

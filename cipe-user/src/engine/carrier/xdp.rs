@@ -1,5 +1,5 @@
-//! A carrier card by XDP: whole frames, with headers of our own making. They come by AF_XDP sockets, one a receive queue, and
-//! leave by one of those, or as live frames.
+//! A carrier card by XDP: whole frames, with headers that the engine writes. AF_XDP sockets receive, one per queue;
+//! they also send, or the engine sends live frames.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::kernel::bpf::LiveFrames;
 use crate::kernel::zone;
 use crate::xsk::{Packet, Pool, Umem};
 
-/// Datagrams that have gone through a card, at all workers.
+/// Datagrams through a card, of all workers.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     sent: AtomicU64,
@@ -24,12 +24,12 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Those that came.
+    /// Returns the number of received datagrams.
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Both ways.
+    /// Returns the number of datagrams in both directions.
     pub(crate) fn total(&self) -> u64 {
         self.sent.load(Ordering::Relaxed) + self.received()
     }
@@ -41,60 +41,60 @@ pub(crate) struct XdpCarrier {
     queues: Vec<Queue>,
     turns: Turns,
     received: Vec<Packet>,
-    /// Where all that arrives waits until [`XdpCarrier::begin`]; `None` from then on.
+    /// The queue of received datagrams until [`XdpCarrier::begin`]; `None` after that.
     waiting: Option<Vec<Arrival>>,
-    /// Counts what goes through the card.
+    /// The counter of the card's datagrams.
     traffic: Arc<Traffic>,
     live: Option<Live>,
 }
 
-/// The way out as live frames.
+/// Sending by live frames.
 struct Live {
     frames: LiveFrames,
     waiting: Vec<Packet>,
     departures: Vec<Departure>,
 }
 
-/// Part of a worker's frames that may wait so; the rest stays in the ring.
-const MOST_WAITING: usize = 4;
+/// Divisor for the part of a worker's frames that may be in this queue; the rest stays in the ring.
+const QUEUE_DIVISOR: usize = 4;
 
 struct Queue {
     port: XskPort,
-    /// Whether the frame of the last piece has more after it.
+    /// Whether the next descriptor continues the last frame.
     in_chain: bool,
 }
 
 impl XdpCarrier {
-    /// The card of this ifindex by its queues' sockets. It counts datagrams in `traffic`, and hands none out before
-    /// [`XdpCarrier::begin`].
+    /// Creates the card of this ifindex with the sockets of its queues. It counts datagrams in `traffic`, and returns
+    /// none before [`XdpCarrier::begin`].
     pub(crate) fn new(ifindex: u32, ports: Vec<XskPort>, traffic: Arc<Traffic>) -> Self {
         let queues = ports.into_iter().map(|port| Queue { port, in_chain: false }).collect();
         let received = Vec::with_capacity(BATCH);
         Self { ifindex, queues, turns: Turns::default(), received, waiting: Some(Vec::new()), traffic, live: None }
     }
 
-    /// The same with a way to send live frames on the card.
+    /// Adds sending by live frames.
     pub(crate) fn with_live_frames(self, frames: LiveFrames) -> Self {
         let (waiting, departures) = (Vec::with_capacity(LiveFrames::MOST), Vec::with_capacity(LiveFrames::MOST));
         Self { live: Some(Live { frames, waiting, departures }), ..self }
     }
 
-    /// Hands out what has waited; what arrives from now on is [`Door::receive`]'s.
+    /// Returns the queued datagrams. From now on, [`Door::receive`] returns new ones.
     pub(crate) fn begin(&mut self) -> Vec<Arrival> {
         self.waiting.take().unwrap_or_default()
     }
 
-    /// Whether this worker has any of the card's queues.
+    /// Whether this worker has any queues of the card.
     pub(crate) fn has_queues(&self) -> bool {
         !self.queues.is_empty()
     }
 
-    /// The sockets, for what is to be done with each.
+    /// Returns the sockets.
     pub(crate) fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
         self.queues.iter_mut().map(|queue| &mut queue.port)
     }
 
-    /// Sends what waits; whether the kernel took all.
+    /// Sends the queued packets. Returns whether the kernel took all.
     pub(crate) fn flush(&mut self, pool: &mut Pool) -> bool {
         self.depart(pool);
         let mut all = true;
@@ -102,7 +102,7 @@ impl XdpCarrier {
         all
     }
 
-    /// Sends what waits to leave as live frames.
+    /// Sends the queued live frames.
     fn depart(&mut self, pool: &mut Pool) {
         let Some(live) = &mut self.live else { return };
         live.departures.clear();
@@ -112,7 +112,7 @@ impl XdpCarrier {
         let sent = live.frames.send(self.ifindex, &live.departures);
         let mut waiting = live.waiting.drain(..);
         waiting.by_ref().take(sent).for_each(|packet| pool.put(packet.frame));
-        // The call was broken off: the program was not run for the rest.
+        // The call was interrupted: the program did not run for the rest.
         let Some(queue) = self.queues.first_mut() else { return waiting.for_each(|packet| pool.put(packet.frame)) };
         for packet in waiting {
             if let Err(refused) = queue.port.transmit(packet, pool) {
@@ -121,7 +121,7 @@ impl XdpCarrier {
         }
     }
 
-    /// The sockets, to be closed.
+    /// Returns the sockets, to be closed.
     pub(crate) fn into_ports(mut self, pool: &mut Pool) -> Vec<XskPort> {
         self.depart(pool);
         self.queues.into_iter().map(|queue| queue.port).collect()
@@ -131,7 +131,7 @@ impl XdpCarrier {
 impl Door for XdpCarrier {
     fn receive(&mut self, most: usize, room: &mut Room<'_>, arrivals: &mut Vec<Arrival>) -> io::Result<bool> {
         let arrivals = match &mut self.waiting {
-            Some(waiting) if waiting.len() >= room.pool.total() / MOST_WAITING => return Ok(false),
+            Some(waiting) if waiting.len() >= room.pool.total() / QUEUE_DIVISOR => return Ok(false),
             Some(waiting) => waiting,
             None => arrivals,
         };
@@ -172,7 +172,7 @@ impl Door for XdpCarrier {
 }
 
 impl XdpCarrier {
-    /// Queues one frame for [`XdpCarrier::flush`], or gives it back if there is no room.
+    /// Queues one frame for [`XdpCarrier::flush`]; returns it if there is no space.
     fn transmit(&mut self, packet: Packet, share: Share, pool: &mut Pool) -> Result<(), Packet> {
         if share == Share::Many
             && let Some(live) = &mut self.live
@@ -190,21 +190,21 @@ impl XdpCarrier {
     }
 }
 
-/// Reads where the headers begin, and forgets it. Another core has just written them: done for all packets of a batch before
-/// the first is parsed, the waits for them overlap.
+/// Prefetches the start of the headers. Another core has just written them; if this is done for all packets of a batch
+/// before the first is parsed, the cache misses overlap.
 fn prefetch(packets: &[Packet], umem: &Umem) {
     for packet in packets {
         std::hint::black_box(packet.data(umem).first().copied());
     }
 }
 
-/// What came in a frame by the device `ifindex`; nothing for the later pieces of one that is larger than a UMEM frame. Such a
-/// frame is no datagram of ours, each of which fits one, but a superframe; it counts once.
+/// Returns the datagram in a frame from the device `ifindex`. Returns `None` for the later pieces of a frame that is
+/// larger than a UMEM frame. Such a frame is a superframe, because each of our datagrams fits one; it counts once.
 fn arrival(packet: Packet, is_later_piece: bool, ifindex: u32, room: &mut Room<'_>) -> Option<Arrival> {
     let frame = packet.data(room.umem);
     let found = if packet.more { outer::parse_front(frame) } else { outer::parse_frame(frame) };
     let Some(found) = found.filter(|_| !is_later_piece) else {
-        // The XDP program sends only what it has parsed: there is nothing else.
+        // The XDP program redirects only frames that it has parsed, so this does not happen.
         room.pool.put(packet.frame);
         return None;
     };
@@ -219,7 +219,7 @@ fn arrival(packet: Packet, is_later_piece: bool, ifindex: u32, room: &mut Room<'
     Some(Arrival { to: Some(to), from, tos: found.tos, was_joined: false, datagram })
 }
 
-/// Puts carrier headers in front of a datagram.
+/// Writes the carrier headers in front of a datagram.
 fn framed(sealed: Sealed, route: &GroupRoute, path: &Path, ip_id: u16, umem: &Umem) -> Packet {
     let Sealed { mut frame, datagram } = sealed;
     let end = datagram.end;

@@ -1,12 +1,12 @@
-//! A worker's hold on the table, with the answers for the flows of the moment at hand.
+//! A worker's copy of the table, and a cache of its results.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::table::{Exit, LanTable};
 
-/// Flows whose answers are kept, as long as their hashes differ.
-const SLOTS: usize = 1024;
+/// Number of cached flows, if their hashes differ.
+const CACHE_SLOTS: usize = 1024;
 
 #[derive(Clone)]
 struct Answer {
@@ -16,7 +16,7 @@ struct Answer {
     exit: Option<Exit>,
 }
 
-/// The table, and answers that it gave.
+/// The table, and the cache.
 pub struct Exits {
     table: Arc<LanTable>,
     answers: Box<[Option<Answer>]>,
@@ -24,25 +24,25 @@ pub struct Exits {
 
 impl Default for Exits {
     fn default() -> Self {
-        Self { table: Arc::default(), answers: vec![None; SLOTS].into() }
+        Self { table: Arc::default(), answers: vec![None; CACHE_SLOTS].into() }
     }
 }
 
 impl Exits {
-    /// Goes by another table from now on.
+    /// Replaces the table.
     pub fn set(&mut self, table: Arc<LanTable>) {
         self.table = table;
         self.answers.fill(None);
     }
 
-    /// Whether there is no way straight out for any packet.
+    /// Whether no packets leave directly.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
-    /// As [`LanTable::exit`], and notes that the way is used.
+    /// As [`LanTable::exit`], and records that the neighbour is in use.
     pub fn find(&mut self, tunnel: u16, source: IpAddr, destination: IpAddr) -> Option<Exit> {
-        let slot = &mut self.answers[hash(source, destination) % SLOTS];
+        let slot = &mut self.answers[hash(source, destination) % CACHE_SLOTS];
         let known = slot
             .as_ref()
             .filter(|answer| answer.tunnel == tunnel && answer.source == source && answer.destination == destination);
@@ -67,7 +67,7 @@ fn hash(source: IpAddr, destination: IpAddr) -> usize {
             (bits >> 64) as u64 ^ bits as u64
         }
     };
-    // Fibonacci hashing: the high bits of the product depend on all of the factor.
+    // Fibonacci hashing: the high bits of the product depend on all bits of the factor.
     let mixed = (bits(source).rotate_left(32) ^ bits(destination)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed >> 40) as usize
 }

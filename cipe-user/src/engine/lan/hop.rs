@@ -1,4 +1,4 @@
-//! Which packets a router passes on without a word, and what it changes in them.
+//! Which packets a router forwards without a check, and what it changes in them.
 
 use std::net::IpAddr;
 
@@ -25,7 +25,7 @@ pub fn plain(packet: &[u8], headers: &Headers) -> Option<(IpAddr, IpAddr)> {
     }
 }
 
-/// Takes one hop off the header of a [`plain`] packet.
+/// Decrements the TTL of a [`plain`] packet.
 pub fn count_hop(header: &mut [u8]) {
     match header {
         [first, ..] if *first >> 4 == 6 => {

@@ -1,7 +1,8 @@
-//! The short cut of gateways: which opened packets go straight out of a LAN card, and how a router changes them.
+//! The short cut of gateways: which decrypted packets leave directly by a LAN card, and what is changed in them.
 //!
-//! What the kernel would do to a plain packet is done here; any other is left to it. Its counterpart for the other direction
-//! is the program of LAN cards, which judges by the same table. Knows no sockets: the worker sends, the manager makes tables.
+//! The short cut treats a plain packet as the kernel would; the kernel forwards all others. For the opposite direction,
+//! the program of LAN cards uses the same table. This module knows no sockets: the worker sends, and the manager makes
+//! the tables.
 
 mod exits;
 mod hop;

@@ -1,4 +1,4 @@
-//! What workers forward by: prefixes and neighbours, as they were at one moment.
+//! The table that workers forward by: prefixes and neighbours at one moment.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,50 +7,50 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::engine::carrier::outer::Hop;
 use crate::kernel::forwarding::PrefixMap;
 
-/// Where a prefix leads, as far as short cuts go.
+/// The destination of a prefix, for short cuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShortCutTarget {
     /// Into a tunnel with a short cut.
     Tunnel {
         /// Its number.
         tunnel: u16,
-        /// The LAN card that it has the short cut with, by ifindex.
+        /// The ifindex of the LAN card of its short cut.
         lan: u32,
     },
     /// Out of a LAN card with a short cut.
     Lan {
-        /// By ifindex.
+        /// The ifindex of the card.
         lan: u32,
         /// The router, if the addresses are not on the link itself.
         gateway: Option<IpAddr>,
-        /// Largest packet in octets, if the route says so.
+        /// Maximum packet in octets, if the route sets it.
         mtu: Option<usize>,
     },
-    /// Elsewhere: the kernel's business.
+    /// Elsewhere: the kernel forwards the packets.
     Kernel,
 }
 
 /// A LAN card with a short cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LanPort {
-    /// Slot in the worker's table.
+    /// Its slot in the worker's table.
     pub slot: usize,
     /// Its address.
     pub mac: [u8; 6],
-    /// Largest packet in octets.
+    /// Maximum packet in octets.
     pub mtu: usize,
 }
 
-/// A way straight out.
+/// The egress of packets that leave directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// Slot of the LAN card.
     pub slot: usize,
     /// Link-layer addresses.
     pub hop: Hop,
-    /// Largest packet in octets.
+    /// Maximum packet in octets.
     pub mtu: usize,
-    /// Place in [`LanTable`] of the neighbour that it leads to.
+    /// Index of the neighbour in [`LanTable`].
     neighbour: usize,
 }
 
@@ -60,7 +60,7 @@ struct Neighbour {
     used: AtomicBool,
 }
 
-/// Everything that short cuts are decided by.
+/// All data that decides about short cuts.
 #[derive(Default)]
 pub struct LanTable {
     ways: PrefixMap<ShortCutTarget>,
@@ -70,7 +70,7 @@ pub struct LanTable {
 }
 
 impl LanTable {
-    /// A table of prefixes, cards by ifindex, and neighbours by card and address.
+    /// Creates a table of prefixes, cards by ifindex, and neighbours by card and address.
     pub fn new(
         ways: PrefixMap<ShortCutTarget>,
         ports: HashMap<u32, LanPort>,
@@ -87,8 +87,8 @@ impl LanTable {
         self.ports.is_empty()
     }
 
-    /// The way straight out for packets of a tunnel between two addresses: the kernel would send them out of the tunnel's
-    /// LAN card to a neighbour that it knows, and such packets come by this tunnel.
+    /// Returns the egress for packets of a tunnel between two addresses. There is one if the kernel would send them by
+    /// the tunnel's LAN card to a known neighbour, and packets from `source` come by this tunnel.
     pub fn exit(&self, tunnel: u16, source: IpAddr, destination: IpAddr) -> Option<Exit> {
         let ShortCutTarget::Lan { lan, gateway, mtu } = *self.ways.longest(destination)? else { return None };
         if *self.ways.longest(source)? != (ShortCutTarget::Tunnel { tunnel, lan }) {
@@ -100,7 +100,7 @@ impl LanTable {
         Some(Exit { slot: port.slot, hop, mtu: mtu.unwrap_or(port.mtu).min(port.mtu), neighbour })
     }
 
-    /// Notes that packets go by a way, which the kernel does not see.
+    /// Records that packets are sent to a neighbour, which the kernel does not see.
     pub fn note_use(&self, exit: &Exit) {
         if let Some(neighbour) = self.neighbours.get(exit.neighbour)
             && !neighbour.used.load(Ordering::Relaxed)
@@ -109,7 +109,7 @@ impl LanTable {
         }
     }
 
-    /// Takes over what another table noted of neighbours that it had, too.
+    /// Copies what another table has recorded about the neighbours of both.
     pub fn keep_used(&self, before: &Self) {
         for key in before.take_used() {
             if let Some(place) = self.places.get(&key) {
@@ -118,7 +118,7 @@ impl LanTable {
         }
     }
 
-    /// Neighbours, by card and address, that packets went to since the last call.
+    /// Returns the neighbours, by card and address, that packets were sent to since the last call.
     pub fn take_used(&self) -> impl Iterator<Item = (u32, IpAddr)> {
         let used = self.neighbours.iter().filter(|neighbour| neighbour.used.swap(false, Ordering::Relaxed));
         used.map(|neighbour| neighbour.key)

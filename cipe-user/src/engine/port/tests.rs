@@ -7,7 +7,7 @@ use crate::xsk::{Mode, SocketConfig, Umem, UmemConfig};
 
 const FRAMES: u32 = 64;
 
-/// A queue of each of these lengths; who was asked, and for how much.
+/// Queues of these lengths; returns which were asked, and for how many packets.
 fn turns(waiting: &mut [usize], most: usize, turns: &mut Turns) -> (usize, bool) {
     turns.take(waiting.len(), most, |queue, most| {
         let got = waiting[queue].min(most);
@@ -38,7 +38,7 @@ fn one_queue_alone_fills_a_batch() {
 
 #[test]
 fn queues_that_give_more_than_they_were_asked_for_leave_the_others_their_turn() {
-    // A packet of several pieces comes whole.
+    // A packet of several descriptors is received as a whole.
     let mut asked = Vec::new();
     let (taken, more) = Turns::default().take(3, 4, |queue, most| {
         asked.push((queue, most));
@@ -70,7 +70,7 @@ fn a_fill_ring_that_ran_empty_while_the_pool_was_is_filled_again() {
         redirect.insert(0, &socket).unwrap();
         let mut port = XskPort::new(socket, FRAMES / 2, &mut pool);
 
-        // Everything is somewhere else: with ciphers, in other rings.
+        // All frames are elsewhere: in use by ciphers, or in other rings.
         let mut elsewhere: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
         let mut packets = Vec::new();
         (0..FRAMES).for_each(|_| tap.send(&frame(b"filler")));
@@ -79,7 +79,7 @@ fn a_fill_ring_that_ran_empty_while_the_pool_was_is_filled_again() {
             port.flush(&mut pool);
             packets.len() >= FRAMES as usize / 2
         });
-        assert!(!port.flush(&mut pool), "it wants to be asked again");
+        assert!(!port.flush(&mut pool), "it must be called again");
         elsewhere.drain(..).for_each(|frame| pool.put(frame));
         packets.drain(..).for_each(|packet| pool.put(packet.frame));
 

@@ -1,4 +1,4 @@
-//! What all workers have of a tunnel in common, beside its keys.
+//! The data of a tunnel that all workers share, except its keys.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -10,31 +10,31 @@ use crate::engine::tunnel::path_probe::PathProbe;
 use crate::engine::tunnel::replay::SentIvs;
 use crate::wire::packet;
 
-/// Indices of the directions that keys are asked for in.
+/// Index of the sending direction in requests for keys; below, of the receiving direction.
 pub(super) const SENDING: usize = 0;
 pub(super) const RECEIVING: usize = 1;
 
-/// What all workers have of a tunnel in common, beside its keys.
+/// The data of a tunnel that all workers share, except its keys.
 #[derive(Default)]
 pub struct Common {
     /// IVs sent under the static key.
     pub(super) sent_ivs: Mutex<SentIvs>,
-    /// While the peer is not known: where a datagram came from under a dynamic key that we have not. It may be the peer's,
-    /// whom only a question for a key can reach, and nothing else is sent there.
+    /// While the peer is not known: the source of the last datagram under a dynamic key that we do not have. It may be
+    /// the peer. Only requests for a key are sent there.
     asker: Mutex<Option<SocketAddr>>,
-    /// When the last key was asked for, sending and receiving.
+    /// When the last key was requested, for sending and receiving.
     asked: Mutex<[Option<Instant>; 2]>,
     /// Packets under the static key since the last send key was announced.
     static_packets: AtomicU64,
-    /// Whether `failing` is there: read for each packet that was opened.
+    /// Whether `failing` is set; it is read for each decrypted packet.
     fails: AtomicBool,
-    /// That what came last under a dynamic key could not be opened.
+    /// Set if the last packets under a dynamic key could not be decrypted.
     failing: Mutex<Option<Failing>>,
-    /// When a control message in clear was passed on last.
+    /// When a control message in clear was last passed on.
     clear: Mutex<Option<Instant>>,
-    /// The last key under which the peer has sent what is a frame and no IP packet: its generation and slot.
+    /// The last key under which the peer has sent a frame that is not an IP packet: its generation and slot.
     pub(super) frames_under: AtomicU64,
-    /// It was told that the peer speaks another protocol.
+    /// Whether the operator was told that the peer uses the other protocol.
     pub(super) told_of_protocol: AtomicBool,
     /// Asks the peer about ICMP errors that prove nothing.
     pub path_probe: PathProbe,
@@ -42,50 +42,50 @@ pub struct Common {
     heard: AtomicBool,
 }
 
-/// Packets under a dynamic key fail, and none was opened since the first of them.
+/// Packets under a dynamic key fail, and none has been decrypted since the first failure.
 struct Failing {
-    /// When a key is to be asked for.
+    /// When to request a key.
     ask: Instant,
-    /// How long to wait until it is asked for again, if still none was opened.
+    /// How long to wait before the next request, if there is still no success.
     wait: Duration,
 }
 
-/// How long packets under a dynamic key may fail, and none succeed, before a key is asked for: those in flight at a change
-/// of keys may.
-const FAILS: Duration = Duration::from_secs(1);
-/// Least time between two control messages in clear that are passed on.
-const CLEAR: Duration = Duration::from_millis(100);
-/// The longest wait between two questions for a key, in retry times: forged datagrams on a tunnel that is idle must not make it
-/// exchange keys for ever.
-const LONGEST_WAIT: u32 = 64;
+/// How long packets under a dynamic key may fail, without a success, before a key is requested: packets in flight at a
+/// key change may fail.
+const MAX_FAILING_TIME: Duration = Duration::from_secs(1);
+/// Minimum time between two control messages in clear that are passed on.
+const MIN_CLEAR_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum wait between two requests for a key, in retry times: forged datagrams on an idle tunnel must not cause key
+/// exchanges for ever.
+const MAX_WAIT_FACTOR: u32 = 64;
 
 impl Common {
-    /// Notes an IV that goes out under the static key.
+    /// Records an IV that is sent under the static key.
     pub fn note_iv(&self, iv: &[u8; packet::IV]) {
         locked(&self.sent_ivs).insert(iv);
     }
 
-    /// Notes where a datagram came from that could be the unknown peer's.
+    /// Records the source of a datagram that may be the unknown peer's.
     pub fn note_asker(&self, from: SocketAddr) {
         *locked(&self.asker) = Some(from);
     }
 
-    /// Where the last such datagram came from.
+    /// Returns the source of the last such datagram.
     pub fn asker(&self) -> Option<SocketAddr> {
         *locked(&self.asker)
     }
 
-    /// Forgets when keys were asked for: the next packet asks again.
+    /// Forgets the times of requests: the next packet requests a key again.
     pub fn ask_again(&self) {
         *locked(&self.asked) = [None; 2];
     }
 
-    /// There is no dynamic send key any more: whatever was asked for before it came, the next packet asks again.
+    /// There is no dynamic send key any more: the next packet requests one, even if one was requested recently.
     pub fn send_key_dropped(&self) {
         locked(&self.asked)[SENDING] = None;
     }
 
-    /// Notes that an authentic packet has come from the peer.
+    /// Records that an authentic packet has come from the peer.
     pub fn note_heard(&self) {
         // A store for each packet would move the cache line between the workers.
         if !self.heard.load(Ordering::Relaxed) {
@@ -98,7 +98,8 @@ impl Common {
         self.heard.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether a key may be asked for in a direction, the last time not having been `too_soon`; if so, that is noted.
+    /// Whether a key may be requested in a direction, because the last time was not `too_soon`. If so, the time is
+    /// recorded.
     pub(super) fn may_ask(&self, direction: usize, too_soon: impl FnOnce(Instant) -> bool, now: Instant) -> bool {
         let asked = &mut locked(&self.asked)[direction];
         let may = !asked.is_some_and(too_soon);
@@ -108,7 +109,7 @@ impl Common {
         may
     }
 
-    /// Counts `more` packets under the static key; returns how many there are since a send key was announced.
+    /// Counts `more` packets under the static key; returns their number since a send key was announced.
     pub(super) fn static_packets(&self, more: u64) -> u64 {
         match more {
             0 => self.static_packets.load(Ordering::Relaxed),
@@ -116,38 +117,38 @@ impl Common {
         }
     }
 
-    /// A packet under a dynamic key could not be opened. Whether a key is to be asked for now; after that, when `retry` has
-    /// passed, then twice as long, and so on until one is opened.
+    /// Call this if a packet under a dynamic key could not be decrypted. Returns whether to request a key now; the next
+    /// times are after `retry`, then twice as long, and so on, until a packet is decrypted.
     pub(super) fn fails(&self, retry: Duration, now: Instant) -> bool {
         let mut failing = locked(&self.failing);
         let failing = failing.get_or_insert_with(|| {
             self.fails.store(true, Ordering::Relaxed);
-            Failing { ask: now + FAILS, wait: retry }
+            Failing { ask: now + MAX_FAILING_TIME, wait: retry }
         });
         let ask = now >= failing.ask;
         if ask {
             failing.ask = now + failing.wait;
-            failing.wait = (2 * failing.wait).min(LONGEST_WAIT * retry);
+            failing.wait = (2 * failing.wait).min(MAX_WAIT_FACTOR * retry);
         }
         ask
     }
 
-    /// A send key is announced: the peer counts what it gets for this key from here on.
+    /// A send key is announced: the peer counts packets for this key from now on.
     pub fn count_from_here(&self) {
         self.static_packets.store(0, Ordering::Relaxed);
     }
 
-    /// Whether a control message in clear that comes now is passed on: few are, since anybody can send them.
+    /// Whether to pass on a control message in clear that has come now. Only a few are, since anybody can send them.
     pub fn may_pass_on_clear(&self, now: Instant) -> bool {
         let mut last = locked(&self.clear);
-        let may = last.is_none_or(|last| now.duration_since(last) >= CLEAR);
+        let may = last.is_none_or(|last| now.duration_since(last) >= MIN_CLEAR_INTERVAL);
         if may {
             *last = Some(now);
         }
         may
     }
 
-    /// A packet under a dynamic key was opened.
+    /// Call this if a packet under a dynamic key was decrypted.
     pub fn opened(&self) {
         if self.fails.load(Ordering::Relaxed) {
             *locked(&self.failing) = None;

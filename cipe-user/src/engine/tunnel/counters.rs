@@ -1,11 +1,12 @@
-//! Counters of one tunnel as one worker sees it: written by that worker alone, read by anybody.
+//! The counters of one tunnel in one worker: written by this worker only, read by all threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cipe_common::Verdict;
 
-/// Packets by verdict and payload octets. A single writer makes load-and-store enough: no locked instruction.
+/// Packets by verdict, and payload octets. There is only one writer, so load and store are enough; no locked
+/// instruction is needed.
 pub struct Counters {
     verdicts: [AtomicU64; Verdict::COUNT],
     octets_sent: AtomicU64,
@@ -53,74 +54,74 @@ impl Counters {
         add(&self.octets_delivered, octets as u64);
     }
 
-    /// Counts one datagram of an impossible length.
+    /// Counts one datagram of an invalid length, `octets`.
     pub fn bogus(&self, octets: usize) {
         self.count(Verdict::BadLength);
         self.bogus_length.store(octets as u64, Ordering::Relaxed);
     }
 
-    /// Length of the last such datagram.
+    /// Returns the length of the last such datagram.
     pub fn bogus_length(&self) -> u64 {
         self.bogus_length.load(Ordering::Relaxed)
     }
 
-    /// Notes that the peer has begun to use the key that the receive slot held at this generation.
+    /// Records that the peer uses the key that the receive slot had at this generation.
     pub fn use_receive_key(&self, generation: u64) {
         self.receive_key_used.store(generation, Ordering::Relaxed);
     }
 
-    /// Generation of the receive slot whose key the peer was last seen to begin with; 0: none yet.
+    /// Returns the generation of the newest receive key that the peer was seen to use; 0: none yet.
     pub fn receive_key_used(&self) -> u64 {
         self.receive_key_used.load(Ordering::Relaxed)
     }
 
-    /// Packets under one verdict.
+    /// Returns the number of packets under one verdict.
     pub fn of(&self, verdict: Verdict) -> u64 {
         self.verdicts[verdict as usize].load(Ordering::Relaxed)
     }
 
-    /// Payload octets sent and delivered.
+    /// Returns the payload octets sent and delivered.
     pub fn octets(&self) -> (u64, u64) {
         (self.octets_sent.load(Ordering::Relaxed), self.octets_delivered.load(Ordering::Relaxed))
     }
 }
 
-/// One tunnel's counters in all workers, added up when they are read.
+/// The counters of one tunnel in all workers; they are added when they are read.
 pub struct Tally(Vec<Arc<Counters>>);
 
 impl Tally {
-    /// Counters for `workers` workers.
+    /// Creates the counters for `workers` workers.
     pub fn new(workers: usize) -> Self {
         Self((0..workers).map(|_| Arc::default()).collect())
     }
 
-    /// How many workers there are.
+    /// Returns the number of workers.
     pub fn workers(&self) -> usize {
         self.0.len()
     }
 
-    /// Those that worker `number` counts with.
+    /// Returns the counters of worker `number`.
     pub fn of_worker(&self, number: usize) -> &Arc<Counters> {
         &self.0[number]
     }
 
-    /// Packets under one verdict.
+    /// Returns the number of packets under one verdict.
     pub fn of(&self, verdict: Verdict) -> u64 {
         self.0.iter().map(|counters| counters.of(verdict)).sum()
     }
 
-    /// Payload octets sent and delivered.
+    /// Returns the payload octets sent and delivered.
     pub fn octets(&self) -> (u64, u64) {
         let add = |(sent, delivered), (more_sent, more_delivered)| (sent + more_sent, delivered + more_delivered);
         self.0.iter().map(|counters| counters.octets()).fold((0, 0), add)
     }
 
-    /// Generation of the newest receive key that the peer was seen to begin with; 0: none yet.
+    /// Returns the generation of the newest receive key that the peer was seen to use; 0: none yet.
     pub fn receive_key_used(&self) -> u64 {
         self.0.iter().map(|counters| counters.receive_key_used()).max().unwrap_or(0)
     }
 
-    /// Length of a datagram of an impossible length, the last one that some worker has seen.
+    /// Returns the length of the last datagram of an invalid length that any worker has seen.
     pub fn bogus_length(&self) -> u64 {
         self.0.iter().map(|counters| counters.bogus_length()).max().unwrap_or(0)
     }

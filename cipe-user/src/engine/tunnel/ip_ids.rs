@@ -1,22 +1,22 @@
-//! Identifications of outer IPv4 headers: by them, and the addresses, a receiver tells whose fragments are whose (RFC 6864).
+//! Ids of outer IPv4 headers. With the addresses, they tell a receiver which fragments belong together (RFC 6864).
 
-/// Those of one tunnel in one worker, in turn. No other worker has them.
+/// The ids of one tunnel in one worker, in turn. No other worker uses them.
 #[derive(Clone, Copy, Debug)]
 pub struct IpIds {
     first: u16,
-    /// How many there are, at least 1.
+    /// Number of ids, at least 1.
     count: u32,
     next: u32,
 }
 
 impl IpIds {
-    /// The share of worker `number` of `workers`.
+    /// The share of worker number `number` of `workers`.
     pub fn of_worker(number: usize, workers: usize) -> Self {
         let count = ((1 << 16) / workers.max(1)).max(1);
         Self { first: (number * count) as u16, count: count as u32, next: 0 }
     }
 
-    /// The first of `many` in a row.
+    /// Returns the first of `many` consecutive ids.
     pub fn take(&mut self, many: usize) -> u16 {
         let many = many as u32;
         if self.next + many > self.count {

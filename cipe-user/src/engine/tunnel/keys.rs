@@ -1,5 +1,5 @@
-//! A tunnel's live keys as a worker holds them: expanded from the key map whenever a slot's generation changes, once for
-//! all workers.
+//! The live keys of a tunnel in a worker. They are expanded from the key map when the generation of a slot changes,
+//! once for all workers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
@@ -17,11 +17,11 @@ use crate::kernel::keys::{KEY, KeyReader};
 
 type Octets = Zeroizing<[u8; KEY]>;
 
-/// Packets already accepted under one key.
+/// The packets that were accepted under one key.
 pub enum Replay {
-    /// A dynamic key's, exact.
+    /// Of a dynamic key: exact.
     Dynamic(ReplayFilter),
-    /// The static key's, bounded.
+    /// Of the static key: bounded.
     Static(StaticReplayFilter),
 }
 
@@ -30,7 +30,7 @@ impl Replay {
         if slot == Slot::Static { Self::Static(Default::default()) } else { Self::Dynamic(Default::default()) }
     }
 
-    /// What a packet is known by, given its IV and first block.
+    /// Returns the fingerprint of a packet, from its IV and first block.
     pub fn fingerprint(&self, head: &[u8; 16]) -> Fingerprint {
         match self {
             Self::Dynamic(filter) => filter.fingerprint(head),
@@ -38,7 +38,7 @@ impl Replay {
         }
     }
 
-    /// Prefetches what [`Replay::insert`] needs.
+    /// Prefetches the data for [`Replay::insert`].
     pub fn prefetch(&self, packet: Fingerprint) {
         match self {
             Self::Dynamic(filter) => filter.prefetch(packet),
@@ -46,7 +46,7 @@ impl Replay {
         }
     }
 
-    /// Remembers a packet that passed every other check; whether it was new.
+    /// Records a packet that has passed all other checks. Returns whether it was new.
     pub fn insert(&mut self, packet: Fingerprint) -> bool {
         match self {
             Self::Dynamic(filter) => filter.insert(packet),
@@ -55,12 +55,12 @@ impl Replay {
     }
 }
 
-/// One expanded key and what happened under it, in all workers.
+/// An expanded key and its use, shared by all workers.
 pub struct LiveKey {
     octets: Octets,
     /// The expanded key.
     pub key: Key,
-    /// When the first worker took the key up.
+    /// When the first worker expanded it.
     pub since: Instant,
     packets: AtomicU64,
     octets_used: AtomicU64,
@@ -81,18 +81,18 @@ impl LiveKey {
         }
     }
 
-    /// Packets sealed or accepted.
+    /// Number of packets sealed or accepted.
     pub fn packets(&self) -> u64 {
         self.packets.load(Ordering::Relaxed)
     }
 
-    /// Payload octets sealed or accepted.
+    /// Number of payload octets sealed or accepted.
     #[cfg(test)]
     pub fn octets_used(&self) -> u64 {
         self.octets_used.load(Ordering::Relaxed)
     }
 
-    /// Accounts for so many packets more, and their payload octets; returns both so far.
+    /// Counts more packets and payload octets; returns both totals.
     pub fn account(&self, packets: u64, octets: u64) -> (u64, u64) {
         (
             self.packets.fetch_add(packets, Ordering::Relaxed) + packets,
@@ -100,22 +100,22 @@ impl LiveKey {
         )
     }
 
-    /// When the peer was first seen to go on with it though its time was over: `now`, if it was not before.
+    /// Returns when the peer was first seen to use the key after its lifetime; `now` if this is the first time.
     pub fn overdue_since(&self, now: Instant) -> Instant {
         *self.overdue.get_or_init(|| now)
     }
 
-    /// The packets accepted so far. No other worker accepts any more while this is held.
+    /// Locks and returns the packets accepted so far. No other worker accepts packets while this is held.
     pub fn replay(&self) -> MutexGuard<'_, Replay> {
         locked(&self.replay)
     }
 }
 
-/// The keys of one tunnel that are live in some worker: each is expanded once, and has one replay filter.
+/// The keys of one tunnel that are live in any worker. Each is expanded once, and has one replay filter.
 #[derive(Default)]
 pub(crate) struct Expanded(Mutex<Vec<(Kind, Weak<LiveKey>)>>);
 
-/// What a slot's key is for. A key that both directions use is two.
+/// The use of a slot's key. A key for both directions counts as two.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Static,
@@ -134,7 +134,7 @@ impl From<Slot> for Kind {
 }
 
 impl Expanded {
-    /// The key that another worker has expanded, or else what `make` makes.
+    /// Returns the key that another worker has expanded, or the result of `make`.
     fn get(&self, kind: Kind, octets: &Octets, make: impl FnOnce() -> LiveKey) -> Arc<LiveKey> {
         let mut keys = locked(&self.0);
         keys.retain(|(_, key)| key.strong_count() > 0);
@@ -148,23 +148,23 @@ impl Expanded {
     }
 }
 
-/// The four slots of one tunnel.
+/// The keys in the four slots of one tunnel.
 pub struct Keys {
     algorithm: Algorithm,
     table: KeyReader,
     tunnel: u32,
     refreshed: Option<Instant>,
-    /// [`KeyReader::changes`] when the slots were last looked at.
+    /// The value of [`KeyReader::changes`] at the last refresh.
     changes: Option<u64>,
     seen: [u64; SLOTS as usize],
-    /// What the map's slots held when they were last looked at. A live key may be in another slot for a moment.
+    /// The contents of the map's slots at the last refresh. A live key may be in another slot for a moment.
     wanted: [Option<Octets>; SLOTS as usize],
     live: [Option<Arc<LiveKey>>; SLOTS as usize],
     expanded: Arc<Expanded>,
 }
 
 impl Keys {
-    /// Keys of tunnel number `tunnel`; nothing is live before the first [`Keys::refresh`].
+    /// Creates the keys of tunnel number `tunnel`; no key is live before the first [`Keys::refresh`].
     pub fn new(algorithm: Algorithm, table: KeyReader, tunnel: u16) -> Self {
         Self {
             algorithm,
@@ -179,50 +179,51 @@ impl Keys {
         }
     }
 
-    /// The same tunnel's keys for one worker more.
+    /// Returns the same tunnel's keys for another worker.
     pub fn for_another_worker(&self) -> Self {
         let new = Self::new(self.algorithm, self.table.clone(), self.tunnel as u16);
         Self { expanded: self.expanded.clone(), ..new }
     }
 
-    /// Takes up what changed in the map. One atomic load when nothing did, in any tunnel.
+    /// Applies changes of the map. If nothing has changed in any tunnel, this costs one atomic load.
     ///
-    /// A receive key that moves to the previous slot keeps its replay filter and counts. The control thread writes it
-    /// there before it writes its successor; in between, both slots hold it, and it is live in the previous one only.
+    /// A receive key that moves to the previous slot keeps its replay filter and counts. The control thread writes the
+    /// key to the previous slot before it writes the new key to the receive slot. In between, both slots have the same
+    /// key, and it is live in the previous one only.
     pub fn refresh(&mut self, now: Instant) {
-        // Once a round: in the middle of a batch a slot must not come to mean another key.
+        // Once per round: the key of a slot must not change in the middle of a batch.
         if self.refreshed.replace(now) == Some(now) {
             return;
         }
-        // Asked for before the slots: a write meanwhile is a later change, and seen next time at the latest.
+        // Read before the slots: a later change is then seen at the next refresh.
         let changes = Some(self.table.changes());
         if std::mem::replace(&mut self.changes, changes) == changes {
             return;
         }
         for slot in [Slot::Static, Slot::Send] {
-            if self.look(slot) {
-                self.take_up(&[slot], now);
+            if self.read_slot(slot) {
+                self.make_live(&[slot], now);
             }
         }
-        // The receive slot is looked at first: who sees the new key there sees the old one in the previous slot, too.
-        let receive = self.look(Slot::Receive);
-        if self.look(Slot::Previous) || receive {
-            self.take_up(&[Slot::Previous, Slot::Receive], now);
+        // The receive slot is read first: if it has the new key, the previous slot has the old one already.
+        let receive = self.read_slot(Slot::Receive);
+        if self.read_slot(Slot::Previous) || receive {
+            self.make_live(&[Slot::Previous, Slot::Receive], now);
         }
     }
 
-    /// Notes what a slot of the map holds; whether that may have changed.
-    fn look(&mut self, slot: Slot) -> bool {
+    /// Reads a slot of the map. Returns whether its key may have changed.
+    fn read_slot(&mut self, slot: Slot) -> bool {
         let index = key_index(self.tunnel, slot);
         let generation = self.table.generation(index);
-        // A slot that is being written keeps its key until it is done, at the next batch.
+        // A slot that is being written keeps its key until the next batch.
         if generation == self.seen[slot as usize] || !generation.is_multiple_of(2) {
             return false;
         }
         let (generation, octets) = match self.table.read(index) {
             Some((generation, octets)) => (generation, Some(octets)),
             None if self.table.generation(index) == generation => (generation, None),
-            // Somebody began to write.
+            // The writer has just started to write.
             None => return false,
         };
         self.seen[slot as usize] = generation;
@@ -230,9 +231,9 @@ impl Keys {
         true
     }
 
-    /// Makes live what the map holds in `slots`; keys that are live in one of them already move as they are, and each
-    /// key is live once, in the first of its slots.
-    fn take_up(&mut self, slots: &[Slot], now: Instant) {
+    /// Makes the keys of the map in `slots` live. A key that is already live in one of them moves without a change. A
+    /// key in both is live in the first only.
+    fn make_live(&mut self, slots: &[Slot], now: Instant) {
         let mut known: ArrayVec<Arc<LiveKey>, 2> =
             slots.iter().filter_map(|slot| self.live[*slot as usize].take()).collect();
         for (place, slot) in slots.iter().enumerate() {
@@ -250,27 +251,27 @@ impl Keys {
         }
     }
 
-    /// A key that is in no slot, expanded for this tunnel's cipher.
+    /// Expands a key that is in no slot, for this tunnel's cipher.
     pub fn expand(&self, octets: &[u8; KEY]) -> Key {
         Key::new(self.algorithm, octets)
     }
 
-    /// The key in a slot.
+    /// Returns the key in a slot.
     pub fn get(&self, slot: Slot) -> Option<&Arc<LiveKey>> {
         self.live[slot as usize].as_ref()
     }
 
-    /// Generation of a slot in the map when it was last taken up.
+    /// Returns the generation of a slot at the last refresh.
     pub fn generation(&self, slot: Slot) -> u64 {
         self.seen[slot as usize]
     }
 
-    /// The slot that data is sealed under: the dynamic send key, else the static key.
+    /// Returns the slot of the key for data: the dynamic send key, or else the static key.
     pub fn sending(&self) -> Option<Slot> {
         [Slot::Send, Slot::Static].into_iter().find(|slot| self.get(*slot).is_some())
     }
 
-    /// The slot to try first for a packet under the peer's dynamic key.
+    /// Returns the slot to try first for a packet under the peer's dynamic key.
     pub fn receiving(&self) -> Option<Slot> {
         [Slot::Receive, Slot::Previous].into_iter().find(|slot| self.get(*slot).is_some())
     }
@@ -294,7 +295,7 @@ mod tests {
         (writer, keys)
     }
 
-    /// As the manager does it, with a look of the worker in between.
+    /// Changes a key like the manager; the worker refreshes in `between`.
     fn change(writer: &mut KeyWriter, old: &[u8; KEY], new: &[u8; KEY], between: impl FnOnce()) {
         writer.set(1, Slot::Previous, old);
         between();
@@ -378,14 +379,14 @@ mod tests {
         writer.set(1, Slot::Receive, &K1);
         keys.refresh(Instant::now());
         assert!(!use_once(&keys, Slot::Receive));
-        // The writer died between the two writes, and its successor withdrew the first.
+        // The writer died between the two writes, and its successor has undone the first.
         writer.set(1, Slot::Previous, &K1);
         keys.refresh(Instant::now());
         writer.clear(1, Slot::Previous);
         keys.refresh(Instant::now());
         assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K1), None));
         assert!(!use_once(&keys, Slot::Receive));
-        // The two slots change places.
+        // The keys of the two slots are exchanged.
         change(&mut writer, &K1, &K2, || {});
         keys.refresh(Instant::now());
         change(&mut writer, &K2, &K1, || {});
@@ -421,7 +422,7 @@ mod tests {
         }
         keys.refresh(Instant::now());
         assert!(use_once(&keys, Slot::Receive));
-        // The other one looks later, when the key has another successor already.
+        // The other worker refreshes later, when the key has been replaced once more.
         change(&mut writer, &K1, &K2, || {});
         other.refresh(Instant::now());
         assert!(!use_once(&other, Slot::Previous), "a replay by another worker is seen");
@@ -431,7 +432,7 @@ mod tests {
         for slot in [Slot::Static, Slot::Send] {
             assert_eq!(other.get(slot).unwrap().packets(), 0, "one key in several places is several");
         }
-        // What nobody holds any longer is forgotten.
+        // A key that no worker has is forgotten.
         drop((keys, other.live[Slot::Previous as usize].take()));
         let known = locked(&other.expanded.0).iter().filter(|(_, key)| key.strong_count() > 0).count();
         assert_eq!(known, 3);

@@ -1,4 +1,4 @@
-//! How large inner packets may be.
+//! The maximum sizes of inner packets.
 
 use std::net::IpAddr;
 
@@ -7,12 +7,13 @@ use crate::inner::headers::IpVersion;
 use crate::inner::ip::LEAST_MTU;
 use crate::wire::packet;
 
-/// Largest padding, P and CRC behind a payload (protocol section 2).
-const LARGEST_TAIL: usize = 12;
-/// Below this an IPv6 link must cut and join packets by itself (RFC 8200, section 5). The carrier's IP does it for us.
-const LEAST_IPV6: usize = 1280;
+/// Maximum octets of padding, P and CRC behind a payload (protocol section 2).
+const MAX_TAIL: usize = 12;
+/// Minimum MTU of IPv6: a link with less must fragment and reassemble itself (RFC 8200, section 5). The carrier's IP
+/// does this for us.
+const MIN_IPV6_MTU: usize = 1280;
 
-/// The largest inner packets that a tunnel takes, in octets.
+/// The maximum sizes of the inner packets of a tunnel, in octets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunnelMtu {
     ipv4: usize,
@@ -20,25 +21,25 @@ pub struct TunnelMtu {
 }
 
 impl TunnelMtu {
-    /// No packet is small enough: the carrier path's MTU leaves less than a link must take.
+    /// No packets: the path MTU of the carrier is too small for the minimum MTU of a link.
     pub const NONE: Self = Self { ipv4: 0, ipv6: 0 };
 
-    /// As the device says, whatever the carrier takes (`forcemtu`, or no carrier known).
+    /// According to the device MTU only (`forcemtu`, or no carrier known).
     pub fn of_device(device: usize) -> Self {
         Self { ipv4: device, ipv6: device }
     }
 
-    /// What the device takes and still fits into carrier packets of at most `path` octets to `peer` when it is sealed;
-    /// [`TunnelMtu::NONE`] where that is too little for a link.
+    /// According to the device MTU and the path: a sealed packet must fit a carrier packet of `path` octets to `peer`.
+    /// [`TunnelMtu::NONE`] if that is below the minimum MTU of a link.
     pub fn of_path(device: usize, path: usize, peer: IpAddr) -> Self {
-        let overhead = outer::room(peer) - outer::ETHERNET + packet::IV + LARGEST_TAIL;
+        let overhead = outer::room(peer) - outer::ETHERNET + packet::IV + MAX_TAIL;
         match path.saturating_sub(overhead).min(device) {
             fits if fits < LEAST_MTU => Self::NONE,
-            fits => Self { ipv4: fits, ipv6: fits.max(LEAST_IPV6).min(device) },
+            fits => Self { ipv4: fits, ipv6: fits.max(MIN_IPV6_MTU).min(device) },
         }
     }
 
-    /// For packets of one version.
+    /// For packets of one IP version.
     pub fn of(self, version: IpVersion) -> usize {
         match version {
             IpVersion::V4 => self.ipv4,

@@ -1,4 +1,4 @@
-//! What becomes of a datagram from the carrier: the key that opens it, and the judgement on what comes out.
+//! Decrypts datagrams from the carrier: selects the key, and checks the result.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,20 +15,20 @@ use crate::inner::ip;
 use crate::inner::payload::PayloadHeaders;
 use crate::wire::packet::{self, KeyKind, Type};
 
-/// IV and first cipher block of a datagram: what the replay filter knows it by.
+/// IV and first cipher block of a datagram, which identify it in the replay filter.
 pub(crate) type Head = [u8; 16];
 
-/// What an opened packet is.
+/// The contents of a decrypted packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Opened {
     /// An inner IP packet or Ethernet frame, at this place in the datagram, and what was read of it.
     Data(Range<usize>, PayloadHeaders),
-    /// A key-exchange or control message, at this place in the datagram.
+    /// A key-exchange or control message, in this range of the datagram.
     Control(Range<usize>),
 }
 
 impl Opened {
-    /// Octets of it.
+    /// The length in octets.
     fn octets(&self) -> usize {
         let (Self::Data(place, _) | Self::Control(place)) = self;
         place.len()
@@ -40,11 +40,11 @@ const SENDS_FRAMES: &str = "the peer sends Ethernet frames (protocol 4), and thi
 const SENDS_IP: &str = "the peer sends IP packets (protocol 3), and this end takes Ethernet frames (protocol 4): nothing is delivered; \
     run ciped-db or ciped-di at both ends, or ciped-cb or ciped-ci at both";
 
-/// Some packets of a batch that passed all checks but that for replays: what each is known by, and what it is.
+/// Packets of a batch that have passed all checks except the replay check: their heads, and their results.
 pub(crate) type Candidates<'a> = ArrayVec<(&'a Head, &'a mut Result<Opened, Verdict>), BATCH>;
 
 impl Tunnel {
-    /// The slot that opens a datagram, by its length and key flag.
+    /// Returns the slot of the key for a datagram, by its length and key flag.
     ///
     /// # Errors
     /// [`Verdict::BadLength`] or [`Verdict::NoReceiveKey`].
@@ -58,8 +58,8 @@ impl Tunnel {
         }
     }
 
-    /// Packets that a receive key may open yet. Beyond its share it opens nothing more, so that neither its use nor the
-    /// memory of its replay filter is without bound.
+    /// Packets that a receive key may still decrypt. A key over its limit decrypts nothing more, so that the use of the
+    /// key and the memory of its replay filter are bounded.
     fn share_left(&self, slot: Slot) -> u64 {
         let limit = self.limits.receive_packets;
         let dynamic = matches!(slot, Slot::Receive | Slot::Previous);
@@ -69,13 +69,13 @@ impl Tunnel {
         }
     }
 
-    /// Whether a receive key has opened its share.
+    /// Whether a receive key has reached its limit.
     pub(super) fn is_spent(&self, slot: Slot) -> bool {
         self.share_left(slot) == 0
     }
 
-    /// Judges a datagram that was decrypted in place under `slot`; `head` is as it was on the wire. What is good is still to
-    /// be accepted.
+    /// Checks a datagram that was decrypted in place under `slot`; `head` is as received. A good packet must still pass
+    /// [`Self::accept`].
     ///
     /// # Errors
     /// The verdict that it is dropped under.
@@ -118,8 +118,8 @@ impl Tunnel {
         }
     }
 
-    /// What to tell the operator, once, of a decrypted datagram that was dropped as [`Verdict::BadInner`]: the peer speaks the
-    /// other protocol.
+    /// Explains, once, why a decrypted datagram was dropped as [`Verdict::BadInner`]: the peer uses the other protocol.
+    /// Returns the text for the operator.
     pub fn explain(&self, datagram: &[u8]) -> Option<&'static str> {
         let payload = match self.nokey {
             true => datagram,
@@ -136,13 +136,13 @@ impl Tunnel {
         (other && !self.common.told_of_protocol.swap(true, Relaxed)).then_some(text)
     }
 
-    /// Takes each of the packets that were judged good under `slot` once, and no more than the key may open; the others
-    /// get the verdict that they are dropped under, and nothing is recorded of them.
+    /// Accepts each good packet under `slot` once, and not more than the key's limit. The others get a verdict, and
+    /// nothing about them is recorded.
     pub fn accept(&self, slot: Slot, packets: &mut Candidates<'_>) {
         let Some(live) = self.keys.get(slot) else {
             return packets.iter_mut().for_each(|(_, opened)| **opened = Err(Verdict::NoReceiveKey));
         };
-        // Held until they are accounted for: workers that open packets of one key do not exceed its share together.
+        // Held while they are counted, so that workers together do not exceed the key's limit.
         let mut replay = live.replay();
         let mut known_by = ArrayVec::<_, BATCH>::new();
         known_by.extend(packets.iter().map(|(head, _)| replay.fingerprint(head)));
@@ -166,7 +166,7 @@ impl Tunnel {
         }
     }
 
-    /// Judges a bare payload (`nokey`).
+    /// Checks a payload in clear (`nokey`).
     ///
     /// # Errors
     /// [`Verdict::BadInner`].

@@ -28,7 +28,7 @@ struct Bed {
     writer: KeyWriter,
     tunnel: Tunnel,
     now: Instant,
-    /// Last IV given out.
+    /// The last IV in use.
     iv: u8,
 }
 
@@ -53,7 +53,7 @@ impl Bed {
         self.now += Duration::from_secs(seconds);
     }
 
-    /// A sealed packet with an IV of its own; `spoil` may change the plaintext up to P, and the CRC is right again.
+    /// A sealed packet with a new IV; `spoil` may change the plaintext up to P, and the CRC is computed after that.
     fn packet(
         &mut self,
         kind: KeyKind,
@@ -79,7 +79,7 @@ impl Bed {
         self.packet(kind, key, Type::Data, &ip(), |_| ())
     }
 
-    /// As the worker does it.
+    /// Decrypts like a worker.
     fn open(&mut self, datagram: &[u8]) -> Result<(Slot, Opened), Verdict> {
         let slot = self.tunnel.slot_for(datagram)?;
         self.open_under(datagram, slot)
@@ -185,7 +185,7 @@ fn what_we_sent_under_the_static_key_is_not_taken_back() {
     for (kind, opens) in [(KeyKind::Static, false), (KeyKind::Dynamic, true)] {
         let datagram = bed.data(kind, &STATIC);
         bed.tunnel.common.note_iv(datagram.first_chunk().unwrap());
-        // Dynamic keys are of one direction each.
+        // A dynamic key is used in one direction only.
         assert_eq!(bed.open(&datagram).is_ok(), opens);
         assert_eq!(bed.open(&datagram), Err(if opens { Verdict::Replayed } else { Verdict::Reflected }));
     }
@@ -238,7 +238,7 @@ fn a_receive_key_opens_its_share_and_no_more() {
     assert_eq!(bed.tunnel.receiving(bed.now), None, "asked for once");
     let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
     assert_eq!(bed.open(&datagram), Err(Verdict::NoReceiveKey));
-    // One that was being opened meanwhile.
+    // A packet that was being decrypted meanwhile.
     assert_eq!(bed.open_under(&datagram, Slot::Receive), Err(Verdict::NoReceiveKey));
     for _ in 0..10 {
         let datagram = bed.data(KeyKind::Static, &STATIC);
@@ -351,7 +351,7 @@ fn a_key_that_came_since_answers_the_request() {
     bed.pass(1);
     bed.set(Slot::Send, &SEND);
     bed.set(Slot::Receive, &RECEIVE);
-    // At a million packets a second a key is used up long before the retry time is over.
+    // At a million packets a second, a key reaches its limit long before the retry time is over.
     let wanted = (0..).find_map(|_| bed.tunnel.sealed(Slot::Send, 1, Type::Data, bed.now));
     assert_eq!(wanted, Some(Wanted::Packets));
     assert_eq!(bed.tunnel.sealed(Slot::Send, 1, Type::Data, bed.now), None);
@@ -373,7 +373,7 @@ fn packets_that_fail_for_a_while_under_a_live_key_ask_for_another_ever_more_seld
         bed.pass(1);
     }
     assert_eq!(asked, [1, 11, 31, 71]);
-    // One that is opened ends it, and the next failure begins anew.
+    // A packet that is decrypted ends it; the next failure starts a new count.
     bed.tunnel.common.opened();
     assert_eq!(bed.tunnel.undecryptable(bed.now), None);
     bed.pass(1);
@@ -401,7 +401,7 @@ fn packets_under_the_static_key_since_the_announcement_count_for_a_key() {
     }
 }
 
-/// Only where a key lives for less than the retry time.
+/// Only if the lifetime of a key is below the retry time.
 #[test]
 fn a_send_key_that_was_dropped_is_asked_for_again_at_once() {
     let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
@@ -436,13 +436,13 @@ fn an_ethernet_tunnel_takes_frames_of_any_kind_and_no_bare_packets() {
     for short in [&[][..], &[7; 13]] {
         assert_eq!(open(&mut bed, short), Err(Verdict::BadInner));
     }
-    // Until a frame has come that is no IP packet, what reads as one is the other protocol's.
+    // Until a frame has come that is not an IP packet, a payload that looks like an IP packet counts as protocol 3.
     assert_eq!(open(&mut bed, &ip()), Err(Verdict::BadInner));
     for frame in [vec![0xFF; 14], in_frame(&ip()), in_frame(b"anything")] {
         assert_eq!(open(&mut bed, &frame), data(&frame));
     }
     assert_eq!(open(&mut bed, &ip()), data(&ip()));
-    // Another key is another peer.
+    // Another key means another peer.
     let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
     assert_eq!(bed.open(&datagram), Err(Verdict::BadInner));
 }

@@ -1,21 +1,21 @@
-//! Carrier devices that come and go while datagrams do: what has come by the door before is read before what comes by the
-//! next one, so that no flow overtakes itself.
+//! Adds and removes carrier devices while datagrams arrive. All datagrams of the old door are read before those of the
+//! new one, so that the order within each flow is kept.
 
 use super::{BATCH, NewCarrier, Source, Worker};
 use crate::engine::carrier::XdpCarrier;
 use crate::engine::tunnel::Egress;
 use crate::kernel::zone;
 
-/// Most frames that wait for packets in the fill ring of a carrier queue: 2 ms of them at a million packets a second.
-const CARRIER_FILL: u32 = 2048;
+/// Maximum frames in the fill ring of a carrier queue: 2 ms of packets at a million packets a second.
+const MAX_CARRIER_FILL: u32 = 2048;
 
-/// Calls that empty any door's buffers. What still comes then has not come before.
-const MOST_CALLS: usize = 1024;
+/// Maximum calls to empty the buffers of a door. What is still there after so many has arrived in the meantime.
+const MAX_DRAIN_CALLS: usize = 1024;
 
 impl Worker {
     pub(super) fn add_carrier(&mut self, slot: usize, NewCarrier { ifindex, sockets, traffic, live }: NewCarrier) {
         let others = self.carriers.iter().flatten().count();
-        let fill = self.fill(4, others, sockets.len()).clamp(64, CARRIER_FILL);
+        let fill = self.fill(4, others, sockets.len()).clamp(64, MAX_CARRIER_FILL);
         let ports = self.open_ports(sockets, Source::Carrier(slot), fill);
         if self.carriers.len() <= slot {
             self.carriers.resize_with(slot + 1, || None);
@@ -27,7 +27,8 @@ impl Worker {
         });
     }
 
-    /// The device of a tunnel's link-local addresses has another index: it went, and came back under its name.
+    /// The device of a tunnel's link-local addresses has a new index: it was removed, and made again under the same
+    /// name.
     pub(super) fn set_zone(&mut self, number: u16, zone: u32) {
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return };
         for address in &mut endpoint.addresses {
@@ -55,7 +56,7 @@ impl Worker {
 
     pub(super) fn remove_carrier(&mut self, slot: usize) {
         self.begin_carrier(slot);
-        (0..MOST_CALLS).find(|_| {
+        (0..MAX_DRAIN_CALLS).find(|_| {
             let more = self.inbound_carrier(slot);
             self.flush();
             !more
@@ -75,7 +76,7 @@ impl Worker {
         let numbers = self.datapath.tunnels.values().map(|tunnel| tunnel.number);
         let numbers: Vec<u16> = numbers.filter(|number| self.is_home_of(*number)).collect();
         for number in numbers {
-            (0..MOST_CALLS).find(|_| {
+            (0..MAX_DRAIN_CALLS).find(|_| {
                 let more = self.inbound_udp(number);
                 self.flush();
                 !more
@@ -83,7 +84,7 @@ impl Worker {
         }
     }
 
-    /// Whether this worker, of all, reads the tunnel's UDP socket.
+    /// Whether this worker is the one that reads the tunnel's UDP socket.
     pub(super) fn is_home_of(&self, number: u16) -> bool {
         usize::from(number) % self.crew.count() == self.number
     }

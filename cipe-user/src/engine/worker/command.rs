@@ -1,4 +1,4 @@
-//! What the control thread and its workers tell each other.
+//! The commands of the control thread to its workers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,76 +13,77 @@ use crate::engine::tunnel::{Egress, Tunnel};
 use crate::kernel::bpf::{Ends, LiveFrames};
 use crate::xsk::{Injector, Socket};
 
-/// Kept by a worker until it has carried out a command.
+/// A sender that a worker drops when it has carried out a command.
 pub(crate) type Done = tokio::sync::mpsc::Sender<()>;
 
-/// What the control thread tells a worker.
+/// A command of the control thread to a worker.
 pub(crate) enum Command {
-    /// A carrier device was opened, in this slot; the sender is dropped when frames can come. They wait until
-    /// [`Command::BeginCarrier`].
+    /// Adds a carrier device, in this slot. The sender is dropped when the device can receive frames; they are queued
+    /// until [`Command::BeginCarrier`].
     AddCarrier(usize, Box<NewCarrier>, Done),
-    /// Nothing is on its way to the UDP sockets any more that came before the frames of the carrier device in this slot.
+    /// Delivers the queued frames of the carrier device in this slot: all earlier datagrams of the UDP sockets have
+    /// been read.
     BeginCarrier(usize),
-    /// The carrier device in this slot is no longer used; the sender is dropped when all that has come is read, and its
-    /// sockets are closed.
+    /// Removes the carrier device in this slot. The sender is dropped when all its frames are read and its sockets are
+    /// closed.
     RemoveCarrier(usize, Done),
-    /// Read the UDP sockets until nothing is in them; the sender is dropped when that is done.
+    /// Reads all datagrams from the UDP sockets. The sender is dropped when the sockets are empty.
     EmptySockets(Done),
-    /// Let what comes to the UDP sockets wait there, or no longer; the sender is dropped when it is so.
+    /// Stops or resumes reading the UDP sockets. The sender is dropped when this is done.
     HoldSockets(bool, Done),
-    /// A hub, or an Ethernet tunnel's own pair, was opened: its slot, its hidden end's sockets, the way back in for superframes,
-    /// and which of both it is.
+    /// Adds a hub, or the pair of an Ethernet tunnel: its slot, the sockets of its hidden end, the injector of
+    /// superframes, and which of the two it is.
     AddHub(usize, Vec<Socket>, Injector, Ends),
-    /// The hub in this slot goes; the sender is dropped when its sockets are closed.
+    /// Removes the hub in this slot. The sender is dropped when its sockets are closed.
     RemoveHub(usize, Done),
-    /// A LAN card was opened: its slot, its sockets, another way out, and whether that should take superframes; the sender is
-    /// dropped when frames can come.
+    /// Adds a LAN card: its slot, its sockets, its injector, and whether to inject superframes. The sender is dropped
+    /// when the card can receive frames.
     AddLan(usize, Vec<Socket>, Injector, bool, Done),
-    /// The LAN card in this slot is no longer used.
+    /// Removes the LAN card in this slot.
     RemoveLan(usize),
-    /// What goes straight out of LAN cards.
+    /// Sets the table of packets that leave directly by LAN cards.
     SetExits(Arc<LanTable>),
-    /// A tunnel was made: its UDP socket, and the carrier addresses that are its own; the sender is dropped when frames can
-    /// come.
+    /// Adds a tunnel: with its UDP socket, and its own carrier addresses. The sender is dropped when it can receive
+    /// frames.
     AddTunnel(Box<Tunnel>, UdpCarrier, Vec<SocketAddr>, Done),
-    /// A tunnel goes; the sender is dropped when its socket is closed.
+    /// Removes a tunnel. The sender is dropped when its socket is closed.
     RemoveTunnel(u16, Done),
-    /// A tunnel's device has another address.
+    /// Sets the link-layer addresses of a tunnel's device.
     SetPrivateHop(u16, Hop),
-    /// A tunnel's device has another MTU, in octets, and so the tunnel takes up to another size.
+    /// Sets the MTU of a tunnel's device, in octets, and the resulting MTU of the tunnel.
     SetDeviceMtu(u16, usize, TunnelMtu),
-    /// The egress to a tunnel's peer and the tunnel's MTU changed; to be ignored if the tunnel has another peer by now.
+    /// Sets the egress to a tunnel's peer, and the tunnel's MTU. It is ignored if the tunnel has another peer by then.
     SetEgress(u16, IpAddr, Egress, TunnelMtu),
-    /// A tunnel's peer is at this address from now on.
+    /// Sets the address of a tunnel's peer.
     SetPeer(u16, SocketAddr),
-    /// A tunnel's link-local addresses are at the device of this ifindex from now on.
+    /// Sets the ifindex of the device of a tunnel's link-local addresses.
     SetZone(u16, u32),
-    /// Where a SOCKS5 server relays a tunnel's datagrams, if it does.
+    /// Sets the address where a SOCKS5 server relays a tunnel's datagrams; `None`: it relays none.
     SetRelay(u16, Option<SocketAddr>),
-    /// Packets and payload octets under one send key before a new one is wanted.
+    /// Sets the limits of packets and payload octets under one send key, and whether the tunnel is paced.
     SetSendLimits(u16, u64, u64, bool),
-    /// Stay awake for this long at most when there is nothing to do.
+    /// Sets the maximum time of busy-polling.
     BusyPoll(Duration),
-    /// Count what the kernel dropped at the rings; the sender is dropped when that is done.
+    /// Counts the packets that the kernel dropped because rings were full. The sender is dropped when that is done.
     CountLosses(Done),
-    /// A message to seal and send.
+    /// Seals and sends a message.
     SendControl(u16, ControlMessage),
-    /// A datagram in clear for this address, by the tunnel's UDP socket.
+    /// Sends a datagram in clear to this address, by the tunnel's UDP socket.
     SendClear(u16, SocketAddr, Vec<u8>),
-    /// A tunnel has no dynamic send key any more: the next packet asks for one.
+    /// The tunnel has no dynamic send key any more; the next packet requests one.
     SendKeyDropped(u16),
-    /// The end.
+    /// Ends the worker.
     Stop,
 }
 
-/// A carrier device, as one worker gets it.
+/// A carrier device, with the sockets of one worker.
 pub(crate) struct NewCarrier {
-    /// The device.
+    /// Index of the device.
     pub ifindex: u32,
-    /// Sockets of its receive queues.
+    /// Sockets of the receive queues that this worker serves.
     pub sockets: Vec<Socket>,
-    /// Where to count what goes through them.
+    /// The counter of the device's datagrams.
     pub traffic: Arc<Traffic>,
-    /// How to send live frames there.
+    /// For sending live frames on the device.
     pub live: Option<LiveFrames>,
 }

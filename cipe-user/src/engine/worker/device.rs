@@ -1,5 +1,5 @@
-//! A device of the private side as a worker has it: the hidden end of a hub or of an Ethernet tunnel's pair, or a LAN card with a
-//! short cut.
+//! A device of the private side, as used by one worker: the hidden end of a hub or of an Ethernet tunnel's pair, or a
+//! LAN card with a short cut.
 
 use std::io::IoSlice;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use crate::inner::coalesce::VNET_HEADER;
 use crate::kernel::bpf::Ends;
 use crate::xsk::{Injector, Packet, Pool, Umem};
 
-/// Sockets of one device.
+/// The sockets of one device.
 pub(super) struct PrivateDevice {
     ports: Vec<XskPort>,
     turns: Turns,
@@ -27,21 +27,21 @@ pub(super) struct PrivateDevice {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The hidden end of a veth pair. What a full queue drops, it would drop in single frames as well.
+    /// The hidden end of a veth pair. If its queue is full, single frames would be dropped as well.
     Hidden,
-    /// A card, and whether it is worth joining packets for. Single frames wait in a ring of their own for a full queue.
+    /// A card, and whether superframes are useful on it. If its queue is full, single frames wait in the transmit ring.
     Lan { superframes: bool },
 }
 
-/// The hidden end of a hub: where the packets of all its tunnels come from and go to; or that of an Ethernet tunnel's own pair.
+/// The hidden end of a hub, which carries the packets of all its tunnels; or of the pair of one Ethernet tunnel.
 pub(super) struct HubDevice {
     pub(super) device: PrivateDevice,
     pub(super) ends: Ends,
-    /// The tunnel whose own it is.
+    /// The Ethernet tunnel that owns the pair.
     pub(super) of: Option<u16>,
 }
 
-/// What opened packets leave by.
+/// The devices for decrypted packets.
 pub(super) struct Private<'a> {
     pub(super) hubs: &'a mut [Option<HubDevice>],
     pub(super) lans: &'a mut [Option<PrivateDevice>],
@@ -60,12 +60,12 @@ impl Devices for Private<'_> {
 }
 
 impl PrivateDevice {
-    /// The hidden end of a veth pair, with the sockets of this worker's queues, and the way in for superframes.
+    /// Creates the hidden end of a veth pair, with the sockets of this worker's queues and the injector of superframes.
     pub(super) fn hidden(ports: Vec<XskPort>, injector: Injector) -> Self {
         Self::new(ports, injector, Kind::Hidden)
     }
 
-    /// A LAN card; `superframes`: it cuts such itself.
+    /// Creates a LAN card; `superframes`: whether it segments superframes.
     pub(super) fn lan(ports: Vec<XskPort>, injector: Injector, superframes: bool) -> Self {
         Self::new(ports, injector, Kind::Lan { superframes })
     }
@@ -74,19 +74,19 @@ impl PrivateDevice {
         Self { ports, turns: Turns::default(), injector, kind, refusals: Refusals::default() }
     }
 
-    /// Takes one batch of frames; returns whether there may be more.
+    /// Receives one batch of frames. Returns whether there may be more.
     pub(super) fn receive(&mut self, received: &mut Vec<Packet>, pool: &mut Pool) -> bool {
         let Self { ports, turns, .. } = self;
         let (_, more) = turns.take(ports.len(), BATCH, |port, most| ports[port].receive(received, most, pool));
         more
     }
 
-    /// The sockets.
+    /// Returns the sockets.
     pub(super) fn ports(&mut self) -> impl Iterator<Item = &mut XskPort> {
         self.ports.iter_mut()
     }
 
-    /// The sockets, to be closed.
+    /// Returns the sockets, to be closed.
     pub(super) fn into_ports(self) -> Vec<XskPort> {
         self.ports
     }
@@ -112,15 +112,15 @@ impl Device for PrivateDevice {
     }
 
     fn inject(&mut self, headers: &[u8], pieces: &[IoSlice<'_>], pool: &mut Pool, now: Instant) -> Injected {
-        // What waits in a port may belong to the same flow, and came before.
+        // Queued packets may belong to the same flow, and are older.
         for port in &mut self.ports {
             port.flush(pool);
         }
         let sent = self.injector.send(pieces);
-        if let Some((what, errno, wait)) = self.refusals.take_in(headers, sent, now) {
+        if let Some((what, errno, wait)) = self.refusals.record(headers, sent, now) {
             let (injector, wait) = (&self.injector, wait.as_secs());
             match self.kind {
-                // Usual before Linux 6.2, for UDP.
+                // Usual for UDP before Linux 6.2.
                 Kind::Hidden => {
                     tracing::debug!("{injector}: superframes of {what} refused: {errno}; single frames for {wait} s");
                 }
@@ -138,7 +138,7 @@ impl Device for PrivateDevice {
 }
 
 impl Worker {
-    /// Takes one batch from a hub, seals it and sends it; returns whether there may be more.
+    /// Receives one batch from a hub, seals it and sends it. Returns whether there may be more.
     pub(super) fn outbound(&mut self, slot: usize) -> bool {
         let Some(Some(HubDevice { device, ends, of })) = self.hubs.get_mut(slot) else { return false };
         let more = device.receive(&mut self.received, &mut self.datapath.pool);
@@ -150,7 +150,7 @@ impl Worker {
         more
     }
 
-    /// Takes one batch from a LAN card, seals it and sends it; returns whether there may be more.
+    /// Receives one batch from a LAN card, seals it and sends it. Returns whether there may be more.
     pub(super) fn outbound_lan(&mut self, slot: usize) -> bool {
         let Some(Some(lan)) = self.lans.get_mut(slot) else { return false };
         let more = lan.receive(&mut self.received, &mut self.datapath.pool);
@@ -160,7 +160,7 @@ impl Worker {
                 Some([0x40..=0x4F, _, high, low, ..]) => usize::from(u16::from_be_bytes([*high, *low])),
                 _ => continue,
             };
-            // What follows is Ethernet's padding.
+            // The rest is Ethernet padding.
             packet.len = packet.len.min((ETHERNET + total) as u32);
         }
         self.datapath.seal(&mut self.received, &mut self.outgoing);

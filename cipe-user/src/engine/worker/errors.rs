@@ -110,11 +110,11 @@ impl Worker {
             let message = format!("{}: {}", zone::Shown(target), errno.desc());
             self.tell(number, Event::NetworkError { message, heard });
         }
-        self.tend_probes(now);
+        self.poll_probes(now);
     }
 
     /// Sends the probes of paths that are due, and believes errors whose probes stay unanswered.
-    pub(super) fn tend_probes(&mut self, now: Instant) {
+    pub(super) fn poll_probes(&mut self, now: Instant) {
         if self.probing.is_empty() {
             return;
         }
@@ -126,7 +126,7 @@ impl Worker {
                 (Some(Probing::Send(mark)), _) => {
                     let mut outgoing = std::mem::take(&mut self.outgoing);
                     self.datapath.seal_path_probe(*number, &mark, &mut outgoing);
-                    self.ship(&mut outgoing);
+                    self.transmit(&mut outgoing);
                     self.outgoing = outgoing;
                     self.flush();
                     true

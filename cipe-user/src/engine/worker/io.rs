@@ -1,4 +1,4 @@
-//! Between the carrier's doors and the datapath.
+//! Moves datagrams between the doors and the datapath.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -12,38 +12,38 @@ use crate::engine::BATCH;
 use crate::engine::carrier::{Door, Room, socks};
 use crate::engine::datapath::{ControlMessage, OWN};
 
-/// Datagrams taken in at once where other workers can open some of them.
-const SHARED: usize = 4 * BATCH;
+/// Maximum datagrams received at once if other workers can decrypt some of them.
+const MAX_SHARED: usize = 4 * BATCH;
 
 impl Worker {
-    /// Takes one batch from a carrier device; returns whether there may be more.
+    /// Receives one batch from a carrier device. Returns whether there may be more.
     pub(super) fn inbound_carrier(&mut self, slot: usize) -> bool {
-        // More than one batch only where there are others to open it.
-        let most = if self.crew.has_help(self.number) { SHARED } else { BATCH };
+        // More than one batch only if other workers can help to decrypt it.
+        let most = if self.crew.has_help(self.number) { MAX_SHARED } else { BATCH };
         let Some(Some(carrier)) = self.carriers.get_mut(slot) else { return false };
         let (umem, pool) = (&self.datapath.umem, &mut self.datapath.pool);
-        let mut room = Room { umem, pool, inbox: &mut self.inbox, sight: &mut self.sight };
+        let mut room = Room { umem, pool, inbox: &mut self.inbox, stats: &mut self.stats };
         let more = carrier.receive(most, &mut room, &mut self.arrivals);
         self.take_in(None);
         more.unwrap_or(false)
     }
 
-    /// Takes one batch from a tunnel's own UDP socket: superframes, fragments, other devices, carriers without AF_XDP.
-    /// Returns whether there may be more.
+    /// Receives one batch from a tunnel's own UDP socket: superframes, fragments, other devices, carriers without
+    /// AF_XDP. Returns whether there may be more.
     pub(super) fn inbound_udp(&mut self, number: u16) -> bool {
         if self.sockets_held {
             return false;
         }
         let Some(endpoint) = self.endpoints.get_mut(&number) else { return false };
         let (umem, pool) = (&self.datapath.umem, &mut self.datapath.pool);
-        let mut room = Room { umem, pool, inbox: &mut self.inbox, sight: &mut self.sight };
+        let mut room = Room { umem, pool, inbox: &mut self.inbox, stats: &mut self.stats };
         match endpoint.udp.receive(BATCH, &mut room, &mut self.arrivals) {
             Ok(more) => {
-                self.tell_of_single_frames(number);
+                self.report_door_hint(number);
                 self.take_in(Some(number));
                 more
             }
-            // Nothing there but the error of an earlier datagram.
+            // There is only the error of an earlier datagram.
             Err(error) => {
                 if error.kind() != std::io::ErrorKind::WouldBlock {
                     tracing::debug!("tunnel {number}: {error}");
@@ -54,27 +54,28 @@ impl Worker {
         }
     }
 
-    /// Opens what has arrived and delivers it. What bears no address of its own is for the tunnel `of_socket`.
+    /// Decrypts and delivers the received datagrams. A datagram without an address of its own is for the tunnel
+    /// `of_socket`.
     pub(super) fn take_in(&mut self, of_socket: Option<u16>) {
         self.moved += self.datapath.open(&mut self.arrivals, of_socket);
         self.datapath.deliver(&mut Private { hubs: &mut self.hubs, lans: &mut self.lans });
     }
 
-    /// Sends what is sealed, now or when its time comes, and what senders are told.
+    /// Sends the sealed datagrams, or queues them if they are paced, and sends the ICMP errors.
     pub(super) fn send_outgoing(&mut self) {
         let mut outgoing = std::mem::take(&mut self.outgoing);
         self.moved += outgoing.len();
-        self.hold_back(&mut outgoing);
-        self.ship(&mut outgoing);
+        self.queue_paced(&mut outgoing);
+        self.transmit(&mut outgoing);
         self.outgoing = outgoing;
         for message in self.datapath.too_big.take() {
             self.icmp.send(&message);
         }
     }
 
-    /// Seals and sends a message of the daemon's.
+    /// Seals and sends a message of the daemon.
     pub(super) fn send_control(&mut self, number: u16, message: &ControlMessage) {
-        // The keys as they are now: this is not in the middle of a batch.
+        // The current keys may be used: this is not in the middle of a batch.
         self.datapath.now = Instant::now();
         self.datapath.seal_message(number, message, &mut self.outgoing);
         self.send_outgoing();
@@ -91,7 +92,7 @@ impl Worker {
             (true, Some(relay), Some(header)) => {
                 Some(endpoint.udp.send_one(relay, OWN, &[IoSlice::new(&header), IoSlice::new(datagram)]))
             }
-            // Never past the server.
+            // Never bypass the server.
             (true, ..) => None,
         };
         tunnel.counters.count(match sent {

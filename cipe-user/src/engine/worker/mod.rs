@@ -1,8 +1,8 @@
-//! A worker: one thread that moves packets between the private side and the carrier. It waits for sockets, receives, and sends;
-//! what becomes of the packets is the [`Datapath`]'s, which it owns.
+//! A worker: one thread that moves packets between the private side and the carrier. It waits for sockets, receives,
+//! and sends. Its [`Datapath`] processes the packets.
 //!
-//! The control thread speaks to it by [`Command`]s and hears of it by [`Reports`]; keys come through the key map. With other
-//! workers it shares cipher work ([`Crew`]) and what is common to a tunnel.
+//! The control thread sends it [`Command`]s and receives its [`Reports`]; keys come through the key map. Workers share
+//! cipher work ([`Crew`]) and the common data of tunnels.
 
 mod carriers;
 mod command;
@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 
 use super::BATCH;
 use super::bucket::Bucket;
-use super::carrier::{Arrival, Inbox, Shows, Sight, UdpCarrier, XdpCarrier, losses};
+use super::carrier::{Arrival, DoorHint, DoorStats, Inbox, UdpCarrier, XdpCarrier, losses};
 use super::datapath::{Crew, Datapath, Outgoing, TunnelTable};
 use super::icmp::Icmp;
 use super::port::XskPort;
@@ -42,17 +42,18 @@ use crate::kernel::scheduling;
 use crate::xsk::{Frame, Held, Packet, Pool, Socket, Umem};
 pub(super) use command::{Command, Done, NewCarrier};
 use device::{HubDevice, PrivateDevice};
-use idle::Rest;
-use pacing::Spaced;
-use sched_policy::Patience;
+use idle::Idle;
+use pacing::PacedQueue;
+use sched_policy::PolicySelector;
 
-/// Most frames that wait for packets in the fill ring of a hub: for as long as a worker may wait for its turn on a busy CPU.
-const PRIVATE_FILL: u32 = 2048;
+/// Maximum frames in the fill ring of a hub: enough for the time in which a worker may wait for a busy CPU.
+const MAX_PRIVATE_FILL: u32 = 2048;
 
-/// Most packets under a send key towards an original (protocol section 3): a limit above it is for a peer of our own kind.
+/// Maximum packets under a send key towards an original (protocol section 3). A higher limit means that the peer runs
+/// this program.
 const ORIGINAL_PACKETS: u64 = 32_767;
 
-/// The control thread's hold on a worker.
+/// The control thread's handle of a worker.
 pub(super) struct Handle {
     commands: Sender<Command>,
     crew: Arc<Crew>,
@@ -61,9 +62,9 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// Hands a command over and wakes the worker.
+    /// Sends a command and wakes the worker.
     pub(super) fn send(&self, command: Command) {
-        // A worker that is gone has nothing left to do for us; its end is reported by its thread.
+        // Fails only if the worker has ended, which its thread reports.
         let _ = self.commands.send(command);
         self.crew.rouse(self.number);
     }
@@ -78,15 +79,15 @@ impl Drop for Handle {
     }
 }
 
-/// Where a tunnel's datagrams enter and leave.
+/// The carrier side of a tunnel.
 struct CarrierEndpoint {
-    /// The socket that owns the carrier port: door of last resort, and where ICMP errors arrive.
+    /// The socket that owns the carrier port: the door of last resort, and the receiver of ICMP errors.
     udp: UdpCarrier,
-    /// The carrier addresses that are its own.
+    /// The carrier addresses of the tunnel.
     addresses: Vec<SocketAddr>,
 }
 
-/// Epoll tokens: a kind in the upper half, an index in the lower.
+/// Epoll tokens: a type in the upper half, an index in the lower.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Wake,
@@ -126,9 +127,9 @@ struct Worker {
     hubs: Vec<Option<HubDevice>>,
     carriers: Vec<Option<XdpCarrier>>,
     lans: Vec<Option<PrivateDevice>>,
-    /// What waits for its time to leave, by tunnel.
-    spaced: Vec<Spaced>,
-    /// What comes to the UDP sockets waits there.
+    /// The queues of paced tunnels.
+    paced: Vec<PacedQueue>,
+    /// Whether the UDP sockets are not read now.
     sockets_held: bool,
     epoll: OwnedFd,
     commands: Receiver<Command>,
@@ -137,43 +138,43 @@ struct Worker {
     outgoing: Vec<Outgoing>,
     arrivals: Vec<Arrival>,
     inbox: Inbox,
-    sight: Sight,
+    stats: DoorStats,
     icmp: Icmp,
-    /// Told of path MTUs that the kernel has learned.
+    /// Told to look up paths whose MTU the kernel has learned.
     next_hops: NextHops,
-    /// Frames that a driver has let go of some time after its socket was closed, and where they are told of.
+    /// Frames that a driver has released after its socket was closed; below, the sender for them.
     returned: Receiver<Vec<Frame>>,
     returns: Sender<Vec<Frame>>,
-    /// Tunnels whose peers are asked whether groups of datagrams arrive.
+    /// Tunnels with an open question to the peer about groups of datagrams.
     asking: Vec<u16>,
     /// Tunnels whose carrier paths are probed.
     probing: Vec<u16>,
-    /// Bounds the ICMP errors whose IVs are looked for.
+    /// Bounds the number of ICMP errors whose IVs are searched for.
     error_budget: Bucket,
-    /// Packets taken in or out in this waking.
+    /// Packets received or sent since the last wake-up.
     moved: usize,
-    /// Longest time to stay awake for when there is nothing to do.
+    /// Maximum time of busy-polling.
     busy_poll: Duration,
     /// Dropped with the worker.
     _alive: oneshot::Sender<()>,
 }
 
-/// Which worker, and where it runs.
+/// The number of a worker, and where it runs.
 pub(super) struct WorkerPlace {
     /// Its number, from 0 on.
     pub number: usize,
-    /// All workers.
+    /// The work sharing of all workers.
     pub crew: Arc<Crew>,
     /// The CPU that it is pinned to.
     pub cpu: Option<usize>,
-    /// Dropped when the worker has ended, however that came.
+    /// Dropped when the worker has ended, for whatever reason.
     pub alive: oneshot::Sender<()>,
 }
 
-/// Starts a worker, with frames of its own in a UMEM that all share.
+/// Starts a worker, with its own frames in the UMEM that all workers share.
 ///
 /// # Errors
-/// If the kernel refuses an epoll or event descriptor, raw sockets, random octets or a thread.
+/// The kernel refuses an epoll or event descriptor, raw sockets, random octets, or a thread.
 pub(super) fn start(
     place: WorkerPlace,
     umem: Umem,
@@ -199,7 +200,7 @@ pub(super) fn start(
         hubs: Vec::new(),
         carriers: Vec::new(),
         lans: Vec::new(),
-        spaced: Vec::new(),
+        paced: Vec::new(),
         sockets_held: false,
         epoll,
         commands,
@@ -208,7 +209,7 @@ pub(super) fn start(
         outgoing: Vec::with_capacity(BATCH),
         arrivals: Vec::with_capacity(BATCH),
         inbox: Inbox::new(),
-        sight: Sight::new(Instant::now()),
+        stats: DoorStats::new(Instant::now()),
         icmp: Icmp::open().context("raw ICMP sockets, which need CAP_NET_RAW: run as root, or grant it")?,
         next_hops,
         moved: 0,
@@ -226,30 +227,30 @@ pub(super) fn start(
 
 impl Worker {
     fn run(mut self) {
-        let mut rest = Rest::new();
-        let mut patience = Patience::new(self.datapath.now);
+        let mut idle = Idle::new();
+        let mut policy = PolicySelector::new(self.datapath.now);
         let mut sources: Vec<Source> = Vec::with_capacity(64);
         loop {
-            // No event tells when the kernel takes more of what it refused; otherwise a look at the clock now and then.
+            // If the kernel has refused packets, no event reports when it takes them, so try again after a millisecond.
             let longest = if self.flush() { Duration::from_secs(1) } else { Duration::from_millis(1) };
-            let longest = longest.min(self.next_departure());
+            let longest = longest.min(self.next_paced());
             sources.clear();
             self.crew.set_asleep(self.number, true);
-            let woken = rest.wait(&self.epoll, longest).map(|tokens| sources.extend(tokens.map(Source::of)));
+            let woken = idle.wait(&self.epoll, longest).map(|tokens| sources.extend(tokens.map(Source::of)));
             self.crew.set_asleep(self.number, false);
             if let Err(error) = woken {
                 tracing::error!("epoll: {error}; the worker ends");
                 return;
             }
             if sources.contains(&Source::Wake) {
-                if !self.obey() {
+                if !self.handle_commands() {
                     return;
                 }
-                rest.stay_awake(self.busy_poll);
+                idle.set_limit(self.busy_poll);
                 self.datapath.help();
             }
-            self.depart_in_time();
-            // Serve the ready sources until all are empty, but hear commands between the rounds.
+            self.send_due();
+            // Serve the ready sources until all are empty, but check for commands after some rounds.
             for _ in 0..16 {
                 self.datapath.now = Instant::now();
                 sources.retain(|source| self.serve(*source));
@@ -258,14 +259,14 @@ impl Worker {
                     break;
                 }
             }
-            self.tend_questions();
-            self.tend_probes(self.datapath.now);
-            patience.judge(self.datapath.now);
-            rest.gather(std::mem::take(&mut self.moved));
+            self.poll_questions();
+            self.poll_probes(self.datapath.now);
+            policy.update(self.datapath.now);
+            idle.gather(std::mem::take(&mut self.moved));
         }
     }
 
-    /// One batch from one source; whether there may be more.
+    /// Serves one batch of a source. Returns whether there may be more.
     fn serve(&mut self, source: Source) -> bool {
         match source {
             Source::Wake => false,
@@ -276,7 +277,7 @@ impl Worker {
         }
     }
 
-    /// Sends what waits in the ports; whether the kernel took all.
+    /// Sends the queued packets of all ports. Returns whether the kernel took all.
     fn flush(&mut self) -> bool {
         let mut all = true;
         for carrier in self.carriers.iter_mut().flatten() {
@@ -290,11 +291,11 @@ impl Worker {
         all
     }
 
-    /// Carries out what the control thread asked; `false` at the end.
-    fn obey(&mut self) -> bool {
+    /// Carries out the commands of the control thread. Returns `false` at the end.
+    fn handle_commands(&mut self) -> bool {
         self.datapath.now = Instant::now();
         let mut count = [0; 8];
-        // An empty event descriptor only means that somebody read it before.
+        // The read fails if somebody has read the descriptor before, which does no harm.
         let _ = rustix::io::read(self.crew.wake_of(self.number), &mut count);
         self.returned.try_iter().flatten().for_each(|frame| self.datapath.pool.put(frame));
         loop {
@@ -314,7 +315,7 @@ impl Worker {
             Command::EmptySockets(_done) => self.empty_sockets(),
             Command::HoldSockets(hold, _done) => self.sockets_held = hold,
             Command::AddHub(slot, sockets, injector, ends) => {
-                let fill = self.fill(8, self.hubs.iter().flatten().count(), sockets.len()).clamp(256, PRIVATE_FILL);
+                let fill = self.fill(8, self.hubs.iter().flatten().count(), sockets.len()).clamp(256, MAX_PRIVATE_FILL);
                 let ports = self.open_ports(sockets, Source::Hub(slot), fill);
                 if self.hubs.len() <= slot {
                     self.hubs.resize_with(slot + 1, || None);
@@ -327,7 +328,7 @@ impl Worker {
             }
             Command::AddLan(slot, sockets, injector, superframes, _done) => {
                 let fill =
-                    (self.datapath.pool.total() as u32 / 8 / sockets.len().max(1) as u32).clamp(64, PRIVATE_FILL);
+                    (self.datapath.pool.total() as u32 / 8 / sockets.len().max(1) as u32).clamp(64, MAX_PRIVATE_FILL);
                 let ports = self.open_ports(sockets, Source::Lan(slot), fill);
                 if self.lans.len() <= slot {
                     self.lans.resize_with(slot + 1, || None);
@@ -375,7 +376,7 @@ impl Worker {
         }
     }
 
-    /// Changes a tunnel, if it is still there.
+    /// Changes a tunnel, if it still exists.
     fn change(&mut self, number: u16, change: impl FnOnce(&mut Tunnel)) {
         if let Some(tunnel) = self.datapath.tunnels.get_mut(&number) {
             change(tunnel);
@@ -433,8 +434,8 @@ impl Worker {
         first.counters.count_all(Verdict::RingFull, losses);
     }
 
-    /// Frames for the fill ring of each of some sockets of a new device: together a part of all, and the less the more `others` of
-    /// its kind have theirs, so that many devices leave some to send with.
+    /// Number of frames for the fill ring of each socket of a new device. Its sockets share one `part`th of the pool;
+    /// with `others` devices of the same kind they get less, so that frames for sending remain.
     fn fill(&self, part: usize, others: usize, sockets: usize) -> u32 {
         (self.datapath.pool.total() / part / (others + 1) / sockets.max(1)) as u32
     }
@@ -455,40 +456,41 @@ impl Worker {
         }
     }
 
-    /// Has frames come back when their driver has let go of them, which nothing tells of: another thread asks.
+    /// Takes frames back when their driver has released them. No event reports this, so another thread waits.
     fn await_frames(&self, held: Option<Held>) {
         let Some(held) = held else { return };
         let (returns, crew, number) = (self.returns.clone(), self.crew.clone(), self.number);
         let wait = move || {
             let frames = held.wait();
-            // A worker that has ended needs none.
+            // Fails only if the worker has ended, which needs no frames.
             let _ = returns.send(frames);
             crew.rouse(number);
         };
         if let Err(error) = std::thread::Builder::new().name("cipe-release".into()).spawn(wait) {
-            tracing::warn!("no thread to wait for a driver: {error}; the frames that it has are lost");
+            tracing::warn!("cannot start a thread to wait for a driver: {error}; the driver's frames are lost");
         }
     }
 
     fn watch(&self, fd: impl AsFd, source: Source) {
         let data = epoll::EventData::new_u64(source.token());
         if let Err(error) = epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN) {
-            tracing::error!("epoll: {error}; a socket goes unheard");
+            tracing::error!("epoll: {error}; a socket is not read");
         }
     }
 
-    /// Tells the control thread if most datagrams go through sockets alone, the last of them through a tunnel's.
-    fn tell_of_single_frames(&mut self, number: u16) {
-        let report = match self.sight.shows(self.datapath.now) {
-            Some(Shows::SingleFrames) => WorkerReport::SingleFrames,
-            Some(Shows::ManySent) => WorkerReport::ManySent,
+    /// Reports to the control thread if single datagrams, or many sent ones, call for another door. `number`: the
+    /// tunnel with the last of them.
+    fn report_door_hint(&mut self, number: u16) {
+        let report = match self.stats.hint(self.datapath.now) {
+            Some(DoorHint::SingleFrames) => WorkerReport::SingleFrames,
+            Some(DoorHint::ManySent) => WorkerReport::ManySent,
             None => return,
         };
-        // If the queue is full, a later look says it again.
+        // If the queue is full, a later window reports it again.
         let _ = self.reports.try_send((number, report));
     }
 
-    /// Tells the control thread; `false` if its queue is full.
+    /// Reports an event to the control thread. Returns `false` if its queue is full.
     fn tell(&self, number: u16, event: Event) -> bool {
         self.reports.try_send((number, WorkerReport::Event(event))).is_ok()
     }

@@ -1,4 +1,4 @@
-//! What of a paced tunnel's datagrams waits, sealed, until it may leave ([`Pace`]).
+//! Queues the sealed datagrams of paced tunnels until they may be sent ([`Pace`]).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,21 +8,21 @@ use crate::engine::datapath::Outgoing;
 use crate::engine::pace::Pace;
 use crate::wire::packet::Type;
 
-/// One tunnel's.
-pub(super) struct Spaced {
+/// The queue of one tunnel.
+pub(super) struct PacedQueue {
     tunnel: u16,
     pace: Pace,
-    waiting: VecDeque<Outgoing>,
-    /// When to look again.
+    queue: VecDeque<Outgoing>,
+    /// When more may be sent.
     next: Instant,
 }
 
-/// Without a datagram for so long, nothing is kept of a tunnel: whatever leaves then does so at once.
-const IDLE: Duration = Duration::from_secs(1);
+/// A queue that has been empty for so long is removed: its tunnel may send a burst again anyway.
+const MAX_EMPTY_TIME: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// Holds back what of paced tunnels has its time later.
-    pub(super) fn hold_back(&mut self, outgoing: &mut Vec<Outgoing>) {
+    /// Moves the datagrams of paced tunnels that may not be sent yet to their queues.
+    pub(super) fn queue_paced(&mut self, outgoing: &mut Vec<Outgoing>) {
         let is_paced = |number: u16| self.datapath.tunnels.get(&number).is_some_and(|tunnel| tunnel.paced);
         if !outgoing.iter().any(|out| out.kind == Type::Data && is_paced(out.tunnel)) {
             return;
@@ -31,65 +31,66 @@ impl Worker {
         let mut leaving = Vec::with_capacity(outgoing.len());
         let mut touched = Vec::new();
         for out in outgoing.drain(..) {
-            // Messages are few, and keys wait for them.
+            // Messages are few, and the key exchange waits for them.
             if out.kind != Type::Data || !is_paced(out.tunnel) {
                 leaving.push(out);
                 continue;
             }
-            let place = self.spaced.iter().position(|spaced| spaced.tunnel == out.tunnel).unwrap_or_else(|| {
-                let (pace, waiting) = (Pace::new(now), VecDeque::new());
-                self.spaced.push(Spaced { tunnel: out.tunnel, pace, waiting, next: now });
-                self.spaced.len() - 1
+            let place = self.paced.iter().position(|paced| paced.tunnel == out.tunnel).unwrap_or_else(|| {
+                let (pace, queue) = (Pace::new(now), VecDeque::new());
+                self.paced.push(PacedQueue { tunnel: out.tunnel, pace, queue, next: now });
+                self.paced.len() - 1
             });
-            let spaced = &mut self.spaced[place];
+            let paced = &mut self.paced[place];
             if !touched.contains(&place) {
                 touched.push(place);
             }
-            spaced.pace.count(1, now);
-            spaced.waiting.push_back(out);
+            paced.pace.count(1, now);
+            paced.queue.push_back(out);
         }
         for place in touched {
-            self.spaced[place].depart(now, &mut leaving);
+            self.paced[place].dequeue_due(now, &mut leaving);
         }
         *outgoing = leaving;
     }
 
-    /// Time until something that waits may leave.
-    pub(super) fn next_departure(&self) -> Duration {
-        let next = self.spaced.iter().filter(|spaced| !spaced.waiting.is_empty()).map(|spaced| spaced.next).min();
+    /// Returns the time until a queued datagram may be sent.
+    pub(super) fn next_paced(&self) -> Duration {
+        let next = self.paced.iter().filter(|paced| !paced.queue.is_empty()).map(|paced| paced.next).min();
         next.map_or(Duration::MAX, |next| next.saturating_duration_since(Instant::now()))
     }
 
-    /// Sends what may leave now.
-    pub(super) fn depart_in_time(&mut self) {
-        if self.spaced.is_empty() {
+    /// Sends the queued datagrams that may be sent now.
+    pub(super) fn send_due(&mut self) {
+        if self.paced.is_empty() {
             return;
         }
         let now = Instant::now();
         let mut leaving = Vec::new();
-        for spaced in self.spaced.iter_mut().filter(|spaced| spaced.next <= now) {
-            spaced.depart(now, &mut leaving);
+        for paced in self.paced.iter_mut().filter(|paced| paced.next <= now) {
+            paced.dequeue_due(now, &mut leaving);
         }
-        self.spaced.retain(|spaced| !spaced.waiting.is_empty() || now.saturating_duration_since(spaced.next) < IDLE);
+        self.paced
+            .retain(|paced| !paced.queue.is_empty() || now.saturating_duration_since(paced.next) < MAX_EMPTY_TIME);
         if !leaving.is_empty() {
-            self.ship(&mut leaving);
+            self.transmit(&mut leaving);
         }
     }
 
-    /// Sends what waits of a tunnel, which is paced no longer.
+    /// Sends the whole queue of a tunnel, which is no longer paced.
     pub(super) fn end_pacing(&mut self, number: u16) {
-        let Some(place) = self.spaced.iter().position(|spaced| spaced.tunnel == number) else { return };
-        let mut leaving = self.spaced.swap_remove(place).waiting.into();
-        self.ship(&mut leaving);
+        let Some(place) = self.paced.iter().position(|paced| paced.tunnel == number) else { return };
+        let mut leaving = self.paced.swap_remove(place).queue.into();
+        self.transmit(&mut leaving);
         self.flush();
     }
 }
 
-impl Spaced {
-    /// Moves what may leave now to `leaving`.
-    fn depart(&mut self, now: Instant, leaving: &mut Vec<Outgoing>) {
-        let due = self.pace.take(self.waiting.len(), now);
-        leaving.extend(self.waiting.drain(..due));
+impl PacedQueue {
+    /// Moves the datagrams that may be sent now to `leaving`.
+    fn dequeue_due(&mut self, now: Instant, leaving: &mut Vec<Outgoing>) {
+        let due = self.pace.take(self.queue.len(), now);
+        leaving.extend(self.queue.drain(..due));
         self.next = now + self.pace.gap();
     }
 }

@@ -1,4 +1,4 @@
-//! Sealed datagrams to the carrier, in groups that a door can send in one call.
+//! Sends sealed datagrams to the carrier, in groups that a door can send in one call.
 
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
@@ -12,11 +12,11 @@ use crate::engine::tunnel::{Egress, Tunnel};
 use crate::wire::packet::Type;
 
 impl Worker {
-    /// Sends all that is sealed, and counts it.
-    pub(super) fn ship(&mut self, outgoing: &mut Vec<Outgoing>) {
+    /// Sends all sealed datagrams, and counts them.
+    pub(super) fn transmit(&mut self, outgoing: &mut Vec<Outgoing>) {
         let mut mostly_alone = None;
-        let many = outgoing.len() >= MANY;
-        // Whether something waits for a card.
+        let many = outgoing.len() >= MIN_LIVE_BATCH;
+        // Whether packets are queued for a card.
         let mut begun = false;
         let mut last = None;
         let mut ask = None;
@@ -34,7 +34,7 @@ impl Worker {
                 Ok(mut route) => {
                     let alone =
                         || octets.len() == 1 && *mostly_alone.get_or_insert_with(|| is_mostly_alone(rest.as_slice()));
-                    route.path = route.path.and_then(|path| chosen(path, many, alone));
+                    route.path = route.path.and_then(|path| choose_path(path, many, alone));
                     let sealed = |out: Outgoing| Sealed { frame: out.frame, datagram: out.datagram };
                     let group = rest.by_ref().take(octets.len()).map(sealed).collect();
                     let door: &mut dyn Door = match route.path.and_then(|path| card(&mut self.carriers, path.carrier)) {
@@ -43,7 +43,7 @@ impl Worker {
                             card
                         }
                         None => {
-                            // What waits for a card came before.
+                            // The packets that are queued for a card are older.
                             if std::mem::take(&mut begun) {
                                 let carriers = self.carriers.iter_mut().flatten();
                                 carriers.for_each(|carrier| _ = carrier.flush(&mut self.datapath.pool));
@@ -52,7 +52,7 @@ impl Worker {
                         }
                     };
                     let (umem, pool) = (&self.datapath.umem, &mut self.datapath.pool);
-                    let mut room = Room { umem, pool, inbox: &mut self.inbox, sight: &mut self.sight };
+                    let mut room = Room { umem, pool, inbox: &mut self.inbox, stats: &mut self.stats };
                     (door.send(group, &route, &mut room), Verdict::CarrierFull)
                 }
                 Err(verdict) => {
@@ -70,7 +70,7 @@ impl Worker {
                 self.next_hops.look_again(target.ip());
             }
             if ask.is_none() {
-                let (asked, change) = udp.tend_segmentation(self.datapath.now);
+                let (asked, change) = udp.poll_segmentation(self.datapath.now);
                 ask = asked.map(|ask| (number, ask));
                 if let Some(change) = change {
                     self.datapath.note_change(number, change);
@@ -83,18 +83,18 @@ impl Worker {
             self.asking.push(number);
         }
         if let Some(last) = last {
-            self.tell_of_single_frames(last);
+            self.report_door_hint(last);
         }
     }
 }
 
-/// A card that this worker has queues of.
+/// Returns a card, if this worker has queues of it.
 fn card(carriers: &mut [Option<XdpCarrier>], slot: usize) -> Option<&mut XdpCarrier> {
     carriers.get_mut(slot)?.as_mut().filter(|card| card.has_queues())
 }
 
-/// A card's path for a group that leaves among `many`, or `alone`; `None`: the UDP socket is better.
-fn chosen(path: Path, many: bool, alone: impl FnOnce() -> bool) -> Option<Path> {
+/// Returns the path for a group in a batch of `many`, or that is sent `alone`; `None` if the UDP socket is better.
+fn choose_path(path: Path, many: bool, alone: impl FnOnce() -> bool) -> Option<Path> {
     match path.share {
         Share::All => Some(path),
         Share::Many if many => Some(path),
@@ -102,30 +102,30 @@ fn chosen(path: Path, many: bool, alone: impl FnOnce() -> bool) -> Option<Path> 
     }
 }
 
-/// Datagrams of one batch from which a run of the program costs less than socket buffers for them.
-const MANY: usize = 16;
+/// Minimum datagrams of a batch for live frames: from here on, a run of the program costs less than socket buffers.
+const MIN_LIVE_BATCH: usize = 16;
 
-/// Whether there are many, and most would leave alone: of tunnels in turn, of sizes in turn.
+/// Whether there are many groups, and most have one datagram, because tunnels or sizes alternate.
 fn is_mostly_alone(outgoing: &[Outgoing]) -> bool {
     let (mut rest, mut groups) = (outgoing, 0);
     while !rest.is_empty() {
         rest = &rest[group(rest).len()..];
         groups += 1;
     }
-    groups >= FEW && 2 * groups > outgoing.len()
+    groups >= MIN_SINGLE_GROUPS && 2 * groups > outgoing.len()
 }
 
-/// Groups that cost more system calls than the one for a card.
-const FEW: usize = 4;
+/// Minimum groups for which AF_XDP needs fewer system calls than the UDP socket.
+const MIN_SINGLE_GROUPS: usize = 4;
 
-/// Where a group goes.
+/// Returns the route of a group.
 ///
 /// # Errors
-/// The verdict that all of it is dropped under.
+/// The verdict for all dropped datagrams of the group.
 fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<GroupRoute, Verdict> {
     let first = group.first().ok_or(Verdict::NoFrame)?;
     let largest = group.iter().map(|out| out.datagram.len()).max().unwrap_or(0);
-    // Its key went between admission and sealing: fail closed.
+    // The key was removed between admission and sealing: fail closed.
     if !first.ready {
         return Err(Verdict::NoSendKey);
     }
@@ -135,14 +135,14 @@ fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<GroupRoute, Verdict>
         Egress::NoRoute => return Err(Verdict::NoRoute),
         Egress::Looped => return Err(Verdict::RouteLoop),
         Egress::Socket => None,
-        // What is larger than the path takes, the kernel's IP cuts for the socket.
+        // The kernel's IP fragments packets that are too large for the path, so they go to the socket.
         Egress::Carrier(path) => {
             let ip_len = outer::room(peer.ip()) - outer::ETHERNET + largest;
             Some(path).filter(|path| ip_len <= path.mtu)
         }
     };
     let (to, relayed) = if tunnel.socks {
-        // No relay, or one that cannot lead to this peer: never past the server.
+        // Without a relay, or with one that cannot reach this peer, drop the group; never bypass the server.
         let (relay, header) = tunnel.relay.zip(socks::header(peer)).ok_or(Verdict::NoRoute)?;
         (relay, Some(header))
     } else {
@@ -159,15 +159,16 @@ fn count(tunnel: &Tunnel, octets: usize, kind: Type) {
     }
 }
 
-/// What can leave in one call, from the front of `outgoing`: of one tunnel, and a [`crate::engine::carrier::Group`].
+/// Returns the datagrams at the front of `outgoing` that can be sent in one call: of one tunnel, and a valid
+/// [`crate::engine::carrier::Group`].
 fn group(outgoing: &[Outgoing]) -> &[Outgoing] {
     let Some(first) = outgoing.first() else { return outgoing };
-    if begins_row(outgoing) {
-        return &outgoing[..row(outgoing)];
+    if begins_run(outgoing) {
+        return &outgoing[..run_length(outgoing)];
     }
-    // One takes along what follows, up to where a row begins.
+    // Take datagrams of alternating sizes, up to where a run of equal sizes begins.
     let (mut len, mut total) = (1, first.datagram.len());
-    while len < MAX_DATAGRAMS && !begins_row(&outgoing[len..]) {
+    while len < MAX_DATAGRAMS && !begins_run(&outgoing[len..]) {
         let Some(next) = outgoing.get(len).filter(|next| is_alike(first, next)) else { break };
         total += next.datagram.len();
         if total > MAX_GROUP {
@@ -178,8 +179,8 @@ fn group(outgoing: &[Outgoing]) -> &[Outgoing] {
     &outgoing[..len]
 }
 
-/// Whether the first two are alike and of one size.
-fn begins_row(outgoing: &[Outgoing]) -> bool {
+/// Whether the first two can be in one group and have one size.
+fn begins_run(outgoing: &[Outgoing]) -> bool {
     matches!(outgoing, [one, other, ..] if is_alike(one, other) && one.datagram.len() == other.datagram.len())
 }
 
@@ -187,8 +188,8 @@ fn is_alike(one: &Outgoing, other: &Outgoing) -> bool {
     other.tunnel == one.tunnel && other.kind == one.kind && other.ready == one.ready && other.marks == one.marks
 }
 
-/// How many from the front of `outgoing` are of one size, but for the last, and alike.
-fn row(outgoing: &[Outgoing]) -> usize {
+/// Number of datagrams at the front of `outgoing` that can be in one group and have one size; the last may be smaller.
+fn run_length(outgoing: &[Outgoing]) -> usize {
     let Some((first, rest)) = outgoing.split_first() else { return 0 };
     let size = first.datagram.len();
     let mut total = size;
@@ -232,9 +233,9 @@ mod tests {
                 prop_assert!(group.len() <= MAX_DATAGRAMS && group.iter().all(|out| out.tunnel == first.tunnel));
                 prop_assert!(group.iter().map(|out| out.datagram.len()).sum::<usize>() <= MAX_GROUP);
                 let lengths: Vec<usize> = group.iter().map(|out| out.datagram.len()).collect();
-                let is_row = lengths[..lengths.len() - 1].iter().all(|length| *length == lengths[0])
+                let is_run = lengths[..lengths.len() - 1].iter().all(|length| *length == lengths[0])
                     && lengths.last() <= lengths.first();
-                prop_assert!(is_row || lengths.windows(2).all(|pair| pair[0] != pair[1]), "{lengths:?}");
+                prop_assert!(is_run || lengths.windows(2).all(|pair| pair[0] != pair[1]), "{lengths:?}");
                 rest = &rest[group.len()..];
             }
             prop_assert!(rest.is_empty());

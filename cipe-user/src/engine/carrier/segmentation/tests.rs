@@ -1,6 +1,6 @@
 use super::*;
 
-/// What the line does with what is asked.
+/// The behaviour of the path.
 #[derive(Clone, Copy)]
 struct Line {
     groups_arrive: bool,
@@ -24,14 +24,14 @@ impl Bench {
         Self { segmentation: Segmentation::new(7, now), now, asked: 0, changes: Vec::new() }
     }
 
-    /// Sends many groups for so long over a line, whose round trip is short.
+    /// Sends many groups for `time` over a path with a short round trip.
     fn run(&mut self, time: Duration, line: Line) {
         let end = self.now + time;
         while self.now < end {
             if self.segmentation.works() {
                 self.segmentation.sent();
             }
-            let (ask, change) = self.segmentation.tend(self.now);
+            let (ask, change) = self.segmentation.poll(self.now);
             self.changes.extend(change);
             self.now += Duration::from_millis(10);
             self.asked += u32::from(ask.is_some());
@@ -59,15 +59,15 @@ fn groups_that_arrive_go_on_and_are_asked_after_now_and_then() {
 fn groups_that_are_lost_while_single_datagrams_pass_are_given_up_and_tried_again_later() {
     let mut bench = Bench::new();
     bench.run(Duration::from_secs(9), LOSES_GROUPS);
-    assert_eq!(bench.changes, [SegmentationChange::Lost(LEAST_WAIT)]);
+    assert_eq!(bench.changes, [SegmentationChange::Lost(MIN_RETRY_WAIT)]);
     assert!(!bench.segmentation.works());
-    assert!(bench.segmentation.note().is_some_and(|note| note.contains("does not arrive")));
-    // As long as it is so, no data is risked, and the peer is asked less and less.
+    assert!(bench.segmentation.note().is_some_and(|note| note.contains("do not arrive")));
+    // As long as groups are lost, no data is sent in groups, and the peer is asked less and less often.
     bench.asked = 0;
     bench.run(Duration::from_secs(3600), LOSES_GROUPS);
     assert!(!bench.segmentation.works() && bench.asked < 20, "{}", bench.asked);
-    bench.run(MOST_WAIT + ANSWER, WORKS);
-    assert_eq!(bench.changes, [SegmentationChange::Lost(LEAST_WAIT), SegmentationChange::Works]);
+    bench.run(MAX_RETRY_WAIT + ANSWER_TIMEOUT, WORKS);
+    assert_eq!(bench.changes, [SegmentationChange::Lost(MIN_RETRY_WAIT), SegmentationChange::Works]);
     assert!(bench.segmentation.works() && bench.segmentation.note().is_none());
 }
 
@@ -76,7 +76,7 @@ fn a_peer_that_is_away_or_answers_no_ping_is_no_reason() {
     let mut bench = Bench::new();
     bench.run(Duration::from_secs(600), SILENT);
     assert_eq!((bench.changes.len(), bench.segmentation.works()), (0, true));
-    bench.run(CHECK, WORKS);
+    bench.run(CHECK_INTERVAL, WORKS);
     assert_eq!((bench.changes.len(), bench.segmentation.works()), (0, true));
 }
 
@@ -85,7 +85,7 @@ fn groups_that_are_lost_now_and_then_are_no_reason() {
     let mut bench = Bench::new();
     for round in 0..100 {
         let line = Line { groups_arrive: round % 3 == 2, alone_arrive: true };
-        bench.run(2 * ANSWER, line);
+        bench.run(2 * ANSWER_TIMEOUT, line);
     }
     assert_eq!((bench.changes.len(), bench.segmentation.works()), (0, true));
 }
@@ -105,8 +105,8 @@ fn a_late_answer_counts() {
 fn where_little_leaves_nothing_is_asked() {
     let mut bench = Bench::new();
     for _ in 0..1000 {
-        bench.now += ANSWER;
-        assert_eq!(bench.segmentation.tend(bench.now), (None, None));
+        bench.now += ANSWER_TIMEOUT;
+        assert_eq!(bench.segmentation.poll(bench.now), (None, None));
     }
 }
 
@@ -118,10 +118,10 @@ fn what_the_kernel_refuses_is_given_up_and_tried_again_ever_later() {
         let wait = Duration::from_secs(seconds);
         assert_eq!(bench.segmentation.refused(Errno::EIO, now), SegmentationChange::Refused(Errno::EIO, wait));
         assert!(!bench.segmentation.works());
-        bench.segmentation.tend(now + wait - Duration::from_millis(1));
+        bench.segmentation.poll(now + wait - Duration::from_millis(1));
         assert!(!bench.segmentation.works());
         now += wait;
-        bench.segmentation.tend(now);
+        bench.segmentation.poll(now);
         assert!(bench.segmentation.works());
     }
 }
@@ -143,5 +143,5 @@ fn another_way_to_the_peer_begins_anew() {
     assert!(bench.segmentation.works() && bench.segmentation.note().is_none());
     bench.changes.clear();
     bench.run(Duration::from_secs(9), LOSES_GROUPS);
-    assert_eq!(bench.changes, [SegmentationChange::Lost(LEAST_WAIT)]);
+    assert_eq!(bench.changes, [SegmentationChange::Lost(MIN_RETRY_WAIT)]);
 }

@@ -1,4 +1,4 @@
-//! A UDP door against a plain socket on the loopback.
+//! A UDP door and a plain socket on the loopback device.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,13 +6,13 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
 use super::super::options::NoChecksum;
-use super::super::{Inbox, Sealed, Sight, losses};
+use super::super::{DoorStats, Inbox, Sealed, losses};
 use super::*;
 use crate::engine::BATCH;
 use crate::kernel::testnet::in_namespace;
 use crate::xsk::UmemConfig;
 
-/// A door, what a worker lends it, and a socket that is connected to it.
+/// A door, the worker's resources for it, and a socket that is connected to it.
 struct Bench {
     sender: UdpSocket,
     carrier: UdpCarrier,
@@ -34,13 +34,13 @@ impl Bench {
         Self { sender, carrier, umem, pool, inbox: Inbox::new() }
     }
 
-    /// Lengths of what arrives in one call, or the verdicts in their place; and whether there may be more.
+    /// Returns the lengths of the datagrams received in one call, or their verdicts; and whether there may be more.
     fn receive(&mut self) -> io::Result<(Vec<Result<usize, Verdict>>, bool)> {
         let Self { sender, carrier, umem, pool, inbox } = self;
         let mut arrivals = Vec::new();
         let more = carrier.receive(
             BATCH,
-            &mut Room { umem, pool, inbox, sight: &mut Sight::new(Instant::now()) },
+            &mut Room { umem, pool, inbox, stats: &mut DoorStats::new(Instant::now()) },
             &mut arrivals,
         )?;
         let lengths = arrivals.into_iter().map(|Arrival { to, from, datagram, .. }| {
@@ -69,7 +69,7 @@ impl Bench {
             umem: &self.umem,
             pool: &mut self.pool,
             inbox: &mut self.inbox,
-            sight: &mut Sight::new(Instant::now()),
+            stats: &mut DoorStats::new(Instant::now()),
         };
         self.carrier.send(group, &route, &mut room)
     }
@@ -88,7 +88,7 @@ fn datagrams_arrive_in_frames_also_out_of_superframes() {
     sendmsg(bench.sender.as_raw_fd(), &pieces, &control, MsgFlags::empty(), None::<&SockaddrStorage>).unwrap();
     let expected = [Ok(0), Ok(100), Err(Verdict::BadLength), Ok(300), Ok(300), Ok(300), Ok(100)];
     assert_eq!(bench.receive().unwrap(), (expected.to_vec(), false));
-    assert!(bench.receive().is_err(), "an empty call leaves nothing of the one before");
+    assert!(bench.receive().is_err(), "an empty call returns nothing of the previous one");
     assert_eq!(bench.pool.free(), bench.pool.total());
 }
 
@@ -124,7 +124,7 @@ fn a_group_leaves_as_datagrams_of_its_sizes_and_gives_its_frames_back() {
 
 #[test]
 fn a_batch_that_leaves_datagram_by_datagram_has_room_in_the_kernel() {
-    /// Octets that the kernel counts for a full datagram, its own bookkeeping included.
+    /// Octets that the kernel counts for a full datagram, including its overhead.
     const COUNTED: usize = 2304;
     in_namespace(|_| async {
         let room = rustix::net::sockopt::socket_send_buffer_size(&Bench::new().carrier).unwrap();
@@ -136,7 +136,7 @@ fn a_batch_that_leaves_datagram_by_datagram_has_room_in_the_kernel() {
 fn what_the_kernel_drops_is_told_once() {
     let mut bench = Bench::new();
     assert_eq!(bench.carrier.new_losses(&losses::of_all_sockets()), 0);
-    // The buffer cannot be made smaller than it is large enough for two of these.
+    // The minimum size of the buffer is enough for two of these.
     rustix::net::sockopt::set_socket_recv_buffer_size(&bench.carrier, 1).unwrap();
     const SENT: usize = 100;
     for _ in 0..SENT {
@@ -173,7 +173,7 @@ fn what_is_larger_than_the_path_goes_in_fragments_and_is_told_of() {
                 assert_eq!(bench.send(lengths, None), lengths.len(), "{address}");
             }
             assert!(bench.carrier.met_smaller_path(start));
-            assert!(!bench.carrier.met_smaller_path(start + TELL), "told once");
+            assert!(!bench.carrier.met_smaller_path(start + MIN_REPORT_INTERVAL), "told once");
             for len in [1200, 1200, 16, 1400, 1400, 1400, 16, 16, 1400, 24, 1408] {
                 assert_eq!(bench.sender.recv(&mut [0; 2000]).unwrap(), len);
             }
@@ -192,7 +192,7 @@ fn what_came_in_fragments_is_marked() {
             }
             let mut arrivals = Vec::new();
             let mut room =
-                Room { umem: &umem, pool: &mut pool, inbox: &mut inbox, sight: &mut Sight::new(Instant::now()) };
+                Room { umem: &umem, pool: &mut pool, inbox: &mut inbox, stats: &mut DoorStats::new(Instant::now()) };
             carrier.receive(BATCH, &mut room, &mut arrivals).unwrap();
             let joined: Vec<bool> = arrivals.iter().map(|arrival| arrival.was_joined).collect();
             assert_eq!(joined, [false, true, false], "{address}");
@@ -200,8 +200,8 @@ fn what_came_in_fragments_is_marked() {
     });
 }
 
-/// A socket that sends no checksums is one that the kernel does not segment for: it answers EINVAL, as it answers EIO where
-/// IPsec is on the way.
+/// The kernel does not segment for a socket without checksums: it returns EINVAL, as it returns EIO with IPsec on the
+/// path.
 #[test]
 fn a_group_that_the_kernel_refuses_leaves_as_single_datagrams_and_so_do_later_ones() {
     let mut bench = Bench::new();
@@ -220,19 +220,19 @@ fn a_group_that_the_kernel_refuses_leaves_as_single_datagrams_and_so_do_later_on
     assert!(!segmentation.works());
     let now = Instant::now();
     assert!(matches!(
-        bench.carrier.tend_segmentation(now),
+        bench.carrier.poll_segmentation(now),
         (None, Some(SegmentationChange::Refused(Errno::EINVAL, _)))
     ));
-    assert_eq!(bench.carrier.tend_segmentation(now), (None, None), "told once");
+    assert_eq!(bench.carrier.poll_segmentation(now), (None, None), "told once");
     arrives(&mut bench, &[160, 160, 24]);
-    // Tried again, refused again.
-    bench.carrier.tend_segmentation(now + Duration::from_secs(60));
+    // Tried again, and refused again.
+    bench.carrier.poll_segmentation(now + Duration::from_secs(60));
     assert!(segmentation.works());
     arrives(&mut bench, &[160, 160, 24]);
     assert!(!segmentation.works());
     set(&bench, false);
-    bench.carrier.tend_segmentation(now + Duration::from_secs(60));
-    bench.carrier.tend_segmentation(now + Duration::from_secs(600));
+    bench.carrier.poll_segmentation(now + Duration::from_secs(60));
+    bench.carrier.poll_segmentation(now + Duration::from_secs(600));
     arrives(&mut bench, &[160, 160, 24]);
     assert!(segmentation.works());
     assert_eq!(bench.pool.free(), bench.pool.total());

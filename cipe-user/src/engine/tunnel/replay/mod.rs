@@ -1,35 +1,35 @@
-//! Which packets were seen before: exact, where a window of sequence numbers cannot be had (protocol section 6).
+//! The replay filters: exact, because the protocol has no sequence numbers for a window (protocol section 6).
 //!
-//! A packet is known by its IV and first cipher block. They are remembered as 64-bit fingerprints under a hash
-//! (SipHash, by the standard library's `RandomState`) whose key is random and never leaves the process, so nobody can
-//! choose packets that share a fingerprint or crowd a table. A fresh packet is taken for a replay with a chance of
-//! n / 2^64 where n packets are remembered: at the 2^18 packets of a key, 2^-46 a packet and under 2^-28 for a key's
-//! whole life. No replay is ever taken for fresh while it is remembered.
+//! A packet is identified by its IV and first cipher block. The filter stores 64-bit fingerprints under a keyed hash
+//! (SipHash, by the standard library's `RandomState`) with a random key that never leaves the process. So nobody can
+//! choose packets that share a fingerprint or fill one table. A fresh packet is taken for a replay with probability n /
+//! 2^64, where n is the number of stored packets: at the 2^18 packets of a key, 2^-46 per packet and below 2^-28 for
+//! the whole life of a key. A stored packet is never taken for a fresh one.
 //!
-//! **Insert a packet only after every other check has passed** (CRC, P, inner headers). Whoever lacks the key could
-//! otherwise send an invented packet with the IV and first block of a genuine one that it has overheard and delayed,
-//! and the genuine one would be refused.
+//! **Insert a packet only after all other checks have passed** (CRC, P, inner headers). Otherwise an attacker without
+//! the key could delay a genuine packet, send a forged one with the same IV and first block, and the genuine one would
+//! be refused.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// Entries at which a set is split into shards.
-const SPLIT: usize = 4096;
-/// Shards of a large set. Each grows by itself, so that one insertion moves a 256th of all entries at most.
+/// Number of entries at which a set is split into shards.
+const SPLIT_ENTRIES: usize = 4096;
+/// Number of shards of a large set. Each grows by itself, so that an insertion moves at most a 256th of all entries.
 const SHARDS: usize = 256;
-/// Slots of the smallest table with anything in it.
-const SMALLEST: usize = 16;
+/// Slots of the smallest table that is not empty.
+const MIN_SLOTS: usize = 16;
 
 /// An open-addressed table of fingerprints.
 #[derive(Debug, Default)]
 struct Table {
-    /// A power of two of them, or none; zero is a free one.
+    /// Slots, a power of two or none; zero means free.
     slots: Vec<u64>,
     used: usize,
 }
 
 impl Table {
-    /// The slot that holds `fingerprint`, or the free one where it belongs. There is one: at most three quarters are
-    /// used.
+    /// Returns the slot of `fingerprint`, or the free slot where it belongs. There is always one: at most three
+    /// quarters are in use.
     fn find(&self, fingerprint: u64) -> usize {
         let mask = self.slots.len() - 1;
         let mut at = fingerprint as usize & mask;
@@ -43,7 +43,7 @@ impl Table {
         !self.slots.is_empty() && self.slots[self.find(fingerprint)] != 0
     }
 
-    /// Prefetches the place of `fingerprint`.
+    /// Prefetches the slot of `fingerprint`.
     fn prefetch(&self, fingerprint: u64) {
         let mask = self.slots.len().wrapping_sub(1);
         std::hint::black_box(self.slots.get(fingerprint as usize & mask).copied());
@@ -61,7 +61,7 @@ impl Table {
     }
 
     fn grow(&mut self) {
-        let larger = vec![0; (self.slots.len() * 2).max(SMALLEST)];
+        let larger = vec![0; (self.slots.len() * 2).max(MIN_SLOTS)];
         let smaller = std::mem::replace(&mut self.slots, larger);
         for fingerprint in smaller.into_iter().filter(|slot| *slot != 0) {
             let at = self.find(fingerprint);
@@ -95,7 +95,7 @@ impl Set {
     fn insert(&mut self, fingerprint: u64) -> bool {
         if self.tables.is_empty() {
             self.tables = vec![Table::default()];
-        } else if self.used == SPLIT && self.tables.len() == 1 {
+        } else if self.used == SPLIT_ENTRIES && self.tables.len() == 1 {
             self.split();
         }
         let shard = self.shard(fingerprint);
@@ -120,20 +120,21 @@ impl Set {
     }
 }
 
-/// What a filter knows a packet by.
+/// The fingerprint of a packet in one filter.
 #[derive(Clone, Copy, Debug)]
 pub struct Fingerprint(u64);
 
-/// Zero means a free slot, so the fingerprint that would be zero shares one with another.
+/// Zero means a free slot, so the fingerprint 0 is replaced by another one.
 fn fingerprint(key: &RandomState, octets: &[u8]) -> u64 {
     let mut hasher = key.build_hasher();
     hasher.write(octets);
     hasher.finish().max(1)
 }
 
-/// The packets received under one dynamic key. It grows with them; the packet limit of the key bounds it.
+/// The packets received under one dynamic key. Its size follows their number, which the packet limit of the key bounds.
 ///
-/// Nothing while it is empty, 128 octets from the first packet, then at most 22 octets a packet: 4 MiB for 2^18.
+/// Memory: none while it is empty, 128 octets from the first packet on, then at most 22 octets per packet: 4 MiB for
+/// 2^18.
 #[derive(Debug, Default)]
 pub struct ReplayFilter {
     key: RandomState,
@@ -141,41 +142,43 @@ pub struct ReplayFilter {
 }
 
 impl ReplayFilter {
-    /// What this filter knows a packet by, given its IV and first cipher block. Nothing is remembered yet.
+    /// Returns the fingerprint of a packet, from its IV and first cipher block. Does not store it.
     pub fn fingerprint(&self, packet: &[u8; 16]) -> Fingerprint {
         Fingerprint(fingerprint(&self.key, packet))
     }
 
-    /// Prefetches what [`ReplayFilter::insert`] needs. Done for all packets of a batch before the first is inserted, the cache
-    /// misses overlap: each packet has a place of its own in a table that is larger than the caches near the core.
+    /// Prefetches the data for [`ReplayFilter::insert`]. Each packet has its own slot in a table that is larger than
+    /// the inner caches; if this is done for all packets of a batch first, the cache misses overlap.
     pub fn prefetch(&self, packet: Fingerprint) {
         self.seen.prefetch(packet.0);
     }
 
-    /// Remembers a packet by its fingerprint of this filter, and returns whether it was new. For packets that passed
-    /// every other check only, see the module.
+    /// Stores the fingerprint of a packet; returns whether it was new. Only for packets that have passed all other
+    /// checks, see the module.
     pub fn insert(&mut self, packet: Fingerprint) -> bool {
         self.seen.insert(packet.0)
     }
 
-    /// Octets of memory in use.
+    /// Returns the octets of memory in use.
     #[cfg(test)]
     pub fn memory(&self) -> usize {
         self.seen.memory()
     }
 }
 
-/// Entries of a generation, where a key has no end. At most 32 MiB for both generations, 16 of them from 2^20 on.
-const GENERATION: usize = 1 << 20;
+/// Entries of a generation, for a key without a limit. Both generations together need at most 32 MiB, from 2^20 entries
+/// on at least 16 MiB.
+const GENERATION_ENTRIES: usize = 1 << 20;
 
-/// A set that forgets: at least the last `limit` entries are in it, at most twice as many.
+/// A set that forgets old entries: it has at least the last `limit` entries, and at most twice as many.
 #[derive(Debug)]
 struct Generations {
     key: RandomState,
     limit: usize,
     recent: Set,
     older: Set,
-    /// Tables that were forgotten, given back one an insertion: giving back megabytes at once takes milliseconds.
+    /// Tables that are no longer used. One is freed per insertion, because freeing megabytes at once takes
+    /// milliseconds.
     retired: Vec<Table>,
 }
 
@@ -217,19 +220,17 @@ impl Generations {
     }
 }
 
-/// The packets received under the static key, which lives for ever: of the last 2^20 at least, of the last 2^21 at
-/// most.
+/// The packets received under the static key, which never expires: at least the last 2^20, at most the last 2^21.
 ///
-/// What that means: whoever records a packet under the static key and waits until 2^20 more have been received under
-/// it, or until the engine starts anew, can have it accepted once more. Data travels under that key only while a
-/// dynamic one is negotiated, so 2^20 of them are days where keys change every minute. Memory is used as by
-/// [`ReplayFilter`], up to 32 MiB.
+/// The consequence: an attacker who records a packet under the static key can replay it once after 2^20 more packets
+/// under this key, or after a restart of the engine. Data is under the static key only during a key exchange, so 2^20
+/// packets take days even if keys change every minute. Memory as for [`ReplayFilter`], up to 32 MiB.
 #[derive(Debug)]
 pub struct StaticReplayFilter(Generations);
 
 impl Default for StaticReplayFilter {
     fn default() -> Self {
-        Self(Generations::new(GENERATION))
+        Self(Generations::new(GENERATION_ENTRIES))
     }
 }
 
@@ -249,36 +250,36 @@ impl StaticReplayFilter {
         self.0.insert(packet.0)
     }
 
-    /// Octets of memory in use.
+    /// Returns the octets of memory in use.
     #[cfg(test)]
     pub fn memory(&self) -> usize {
         self.0.memory()
     }
 }
 
-/// The IVs that this end has sent under the static key, which both ends send under: a packet that comes in with one of
-/// them is our own, reflected (protocol section 6). Bounded as [`StaticReplayFilter`].
+/// The IVs that this end has sent under the static key, which both ends use: a received packet with one of them is our
+/// own packet, reflected (protocol section 6). Bounded like [`StaticReplayFilter`].
 #[derive(Debug)]
 pub(crate) struct SentIvs(Generations);
 
 impl Default for SentIvs {
     fn default() -> Self {
-        Self(Generations::new(GENERATION))
+        Self(Generations::new(GENERATION_ENTRIES))
     }
 }
 
 impl SentIvs {
-    /// Remembers an IV as it goes out.
+    /// Stores an IV that is sent.
     pub(crate) fn insert(&mut self, iv: &[u8; 8]) {
         self.0.insert(self.0.fingerprint(iv));
     }
 
-    /// Whether a packet with this IV is one of ours.
+    /// Whether this IV is one of ours.
     pub(crate) fn contains(&self, iv: &[u8; 8]) -> bool {
         self.0.contains(self.0.fingerprint(iv))
     }
 
-    /// Octets of memory in use.
+    /// Returns the octets of memory in use.
     #[cfg(test)]
     pub(crate) fn memory(&self) -> usize {
         self.0.memory()

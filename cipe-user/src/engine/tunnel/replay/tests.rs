@@ -1,4 +1,4 @@
-//! Exact, bounded, and never slow.
+//! The filters are exact, bounded, and never slow.
 
 use std::collections::HashSet;
 
@@ -57,11 +57,11 @@ fn a_difference_in_any_bit_is_another_packet() {
 fn the_work_of_one_insertion_stays_small() {
     let mut set = Set::default();
     let key = RandomState::new();
-    for number in 0..GENERATION as u64 {
+    for number in 0..GENERATION_ENTRIES as u64 {
         set.insert(fingerprint(&key, &packet(number)));
     }
-    // A growing table moves what it holds.
-    assert!(set.tables.iter().all(|table| table.used < 2 * SPLIT));
+    // A growing table moves its contents.
+    assert!(set.tables.iter().all(|table| table.used < 2 * SPLIT_ENTRIES));
 }
 
 #[test]
