@@ -1,7 +1,7 @@
 //! The scheduler: assigns the jobs of a batch to lanes, and refills lanes whose job has ended.
 
-use super::ladder::{KernelReport, Ladder};
-use super::mover::Mover;
+use super::block_copy::Mover;
+use super::kernel_choice::{KernelReport, Ladder};
 use super::stage::{Lane, Piece, Rows, STEPS, WIDTH};
 use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
 use arrayvec::ArrayVec;

@@ -2,17 +2,17 @@
 //!
 //! CBC encryption is serial within a message and parallel across messages; decryption is parallel within a message too.
 //! So a batch of [`Job`]s is spread over *lanes* ([`lanes`]), and the fastest kernel of this CPU for that number of
-//! lanes works on them in lock step ([`ladder`]).
+//! lanes works on them in lock step ([`kernel_choice`]).
 //!
 //! Knows blocks, keys and lanes; knows no packets, sockets or clocks. Imported by `wire` and `engine`.
 
+mod block_copy;
 mod blowfish;
 mod counter;
 mod idea;
 mod kernel;
-mod ladder;
+mod kernel_choice;
 mod lanes;
-mod mover;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ mod tests;
 mod transpose;
 
 pub use counter::cycles;
-pub use ladder::KernelReport;
+pub use kernel_choice::KernelReport;
 pub use lanes::Lanes;
 
 /// Octets of a cipher block and of an IV; every length here is a multiple of it.
