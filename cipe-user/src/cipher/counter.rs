@@ -1,6 +1,6 @@
 //! The clock for comparisons of ciphers.
 
-/// The time stamp counter, in cycles of its constant rate; none if the CPU has none.
+/// Returns the time stamp counter, in cycles of its constant rate; `None` if the CPU has none.
 pub fn cycles() -> Option<u64> {
     #[cfg(target_arch = "x86_64")]
     {

@@ -11,7 +11,7 @@ pub(super) trait Kernel<S>: Send {
     /// Maximum lanes of one call.
     fn lanes(&self) -> usize;
 
-    /// Lanes to use while more messages than [`Self::lanes`] wait.
+    /// Lanes to use while more messages than [`Self::lanes`] are queued.
     fn steady_lanes(&self) -> usize {
         self.lanes()
     }
@@ -27,15 +27,15 @@ pub(super) trait Kernel<S>: Send {
     /// `lanes()` on are left unchanged.
     fn encrypt(&mut self, keys: &[&S], chain: &mut [u64], rows: &mut Rows, steps: usize);
 
-    /// CBC-encrypts one message in place, from the IV `chain`. False, and nothing done, if this kernel has no method
-    /// that is faster than [`Self::encrypt`].
+    /// CBC-encrypts one message in place, from the IV `chain`. Returns false, and does nothing, if this kernel has no
+    /// method that is faster than [`Self::encrypt`].
     fn encrypt_alone(&mut self, _: &S, _: Algorithm, _chain: u64, _blocks: &mut [[u8; BLOCK]]) -> bool {
         false
     }
 
-    /// Decrypts each block without chaining; any number of them.
+    /// Decrypts any number of blocks without chaining.
     fn decrypt(&mut self, key: &S, blocks: &mut [u64]);
 
-    /// Erases what was derived from keys, at the end of a batch.
+    /// Erases all data that was derived from keys, at the end of a batch.
     fn wipe(&mut self) {}
 }

@@ -1,11 +1,11 @@
 //! The choice of a kernel for each number of lanes. It is measured at start, in about a millisecond, because neither
-//! the CPU's name nor its feature bits tell how fast its gathers and shuffles are.
+//! the CPU's name nor its feature bits show how fast its gathers and shuffles are.
 
 use super::kernel::Kernel;
 use super::stage::{Rows, STEPS, WIDTH};
 use std::time::{Duration, Instant};
 
-/// A kernel of at most so many lanes is measured at each number of lanes.
+/// Maximum lanes of a kernel that is measured at each number of lanes.
 const MAX_NARROW_LANES: usize = 8;
 
 /// Numbers of lanes at which wider kernels are measured: where one more vector of 16, 32 or 64 lanes begins, which
@@ -19,7 +19,7 @@ const MEASURED_ROWS: usize = 6;
 const FORCED_LEAD_NS: f64 = 1e12;
 
 /// Every kernel that this CPU can run, and the fastest for each number of lanes.
-pub(super) struct Ladder<S> {
+pub(super) struct KernelChoice<S> {
     kernels: Vec<Box<dyn Kernel<S>>>,
     /// Megabytes per second of each kernel: encryption, decryption.
     rates: Vec<[f64; 2]>,
@@ -31,7 +31,7 @@ pub(super) struct Ladder<S> {
     decrypt: [usize; WIDTH],
 }
 
-impl<S> Ladder<S> {
+impl<S> KernelChoice<S> {
     /// Measures the kernels with any key. A kernel `forced` by name, or by the first part of its name, is used wherever
     /// it can be.
     pub(super) fn new(mut kernels: Vec<Box<dyn Kernel<S>>>, forced: Option<&str>, key: &S) -> Self {
@@ -43,7 +43,7 @@ impl<S> Ladder<S> {
         {
             tracing::warn!("this CPU has no cipher kernel named {name}; choosing by measurement");
         }
-        let mut ladder = Self {
+        let mut choice = Self {
             uniform: [0; WIDTH],
             mixed: [0; WIDTH],
             decrypt: [0; WIDTH],
@@ -68,7 +68,7 @@ impl<S> Ladder<S> {
                 if !kernel.mixes_keys() {
                     cost[1] = f64::INFINITY;
                 }
-                let picks = [&mut ladder.uniform, &mut ladder.mixed, &mut ladder.decrypt];
+                let picks = [&mut choice.uniform, &mut choice.mixed, &mut choice.decrypt];
                 for ((cost, best), pick) in cost.into_iter().zip(&mut best).zip(picks) {
                     if cost < best[n - 1] {
                         best[n - 1] = cost;
@@ -76,14 +76,14 @@ impl<S> Ladder<S> {
                     }
                 }
             }
-            ladder.rates.push(rate);
+            choice.rates.push(rate);
         }
-        ladder.kernels = kernels;
-        ladder.wipe();
-        ladder
+        choice.kernels = kernels;
+        choice.wipe();
+        choice
     }
 
-    /// The kernel to encrypt `n` lanes, of one key or of several.
+    /// Returns the kernel to encrypt `n` lanes, of one key or of several.
     pub(super) fn encrypt(&mut self, n: usize, uniform: bool) -> &mut dyn Kernel<S> {
         let pick = if uniform { &self.uniform } else { &self.mixed };
         &mut *self.kernels[pick[n.clamp(1, WIDTH) - 1]]
@@ -94,12 +94,12 @@ impl<S> Ladder<S> {
         !self.kernels[self.uniform[n.clamp(1, WIDTH) - 1]].mixes_keys()
     }
 
-    /// The kernel to decrypt `n` blocks.
+    /// Returns the kernel to decrypt `n` blocks.
     pub(super) fn decrypt(&mut self, n: usize) -> &mut dyn Kernel<S> {
         &mut *self.kernels[self.decrypt[n.clamp(1, WIDTH) - 1]]
     }
 
-    /// The figures of each kernel, for `cipe doctor` and tables.
+    /// Returns the measurements of each kernel, for `cipe doctor` and tables.
     pub(super) fn report(&self, cipher: &'static str) -> impl Iterator<Item = KernelReport> {
         self.kernels.iter().enumerate().map(move |(index, kernel)| KernelReport {
             cipher,
@@ -131,9 +131,9 @@ pub struct KernelReport {
     pub constant_time: bool,
     /// Megabytes per second with all lanes busy: encryption, decryption.
     pub rate: [f64; 2],
-    /// Minimum messages of one key for which it is chosen to encrypt; none if never.
+    /// Minimum messages of one key for which it is chosen to encrypt; `None` if never.
     pub encrypts_from: Option<usize>,
-    /// Minimum blocks for which it is chosen to decrypt; none if never.
+    /// Minimum blocks for which it is chosen to decrypt; `None` if never.
     pub decrypts_from: Option<usize>,
 }
 

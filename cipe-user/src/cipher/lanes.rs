@@ -1,7 +1,7 @@
 //! The scheduler: assigns the jobs of a batch to lanes, and refills lanes whose job has ended.
 
-use super::block_copy::Mover;
-use super::kernel_choice::{KernelReport, Ladder};
+use super::block_copy::BlockCopier;
+use super::kernel_choice::{KernelChoice, KernelReport};
 use super::stage::{Lane, Piece, Rows, STEPS, WIDTH};
 use super::{BLOCK, Job, KEY, Key, Schedule, blowfish, idea};
 use arrayvec::ArrayVec;
@@ -9,25 +9,25 @@ use std::ptr;
 
 /// Runs batches of jobs through the fastest kernels of this CPU. Each worker has its own; it is not shared.
 pub struct Lanes {
-    blowfish: Ladder<blowfish::Schedule>,
-    idea: Ladder<idea::Schedule>,
+    blowfish: KernelChoice<blowfish::Schedule>,
+    idea: KernelChoice<idea::Schedule>,
     stage: Box<Stage>,
 }
 
-/// Blocks in work by a kernel, aligned so that no vector crosses a cache line.
+/// The blocks that a kernel processes, aligned so that no vector crosses a cache line.
 #[repr(C, align(64))]
 struct Stage {
     rows: Rows,
     chain: [u64; WIDTH],
     cipher: [u64; MAX_DECRYPT_BLOCKS],
     plain: [u64; MAX_DECRYPT_BLOCKS],
-    mover: Mover,
+    copier: BlockCopier,
 }
 
-/// Blocks that are decrypted in one call.
+/// Maximum blocks that are decrypted in one call.
 const MAX_DECRYPT_BLOCKS: usize = 512;
 
-/// Jobs that are scheduled together. A poll brings fewer; a longer batch is cut.
+/// Maximum jobs that are scheduled together. A worker's batch is not larger; a longer one is split.
 const MAX_BATCH_JOBS: usize = 128;
 
 /// A set of jobs of a batch.
@@ -46,14 +46,14 @@ impl Lanes {
     /// As [`Self::new`], with kernels forced by these names, not by the environment.
     pub fn with(blowfish: Option<&str>, idea: Option<&str>) -> Self {
         Self {
-            blowfish: Ladder::new(blowfish::kernels(), blowfish, &blowfish::Schedule::new(&[0; KEY])),
-            idea: Ladder::new(idea::kernels(), idea, &idea::Schedule::new(&[0; KEY], u16::from_be_bytes)),
+            blowfish: KernelChoice::new(blowfish::kernels(), blowfish, &blowfish::Schedule::new(&[0; KEY])),
+            idea: KernelChoice::new(idea::kernels(), idea, &idea::Schedule::new(&[0; KEY], u16::from_be_bytes)),
             stage: Box::new(Stage {
                 rows: [[0; WIDTH]; STEPS],
                 chain: [0; WIDTH],
                 cipher: [0; MAX_DECRYPT_BLOCKS],
                 plain: [0; MAX_DECRYPT_BLOCKS],
-                mover: Mover::detect(),
+                copier: BlockCopier::detect(),
             }),
         }
     }
@@ -80,7 +80,7 @@ impl Lanes {
 }
 
 impl Lanes {
-    /// The kernels of this CPU and how fast they were at start.
+    /// Returns the kernels of this CPU and their speed at the start.
     pub fn report(&self) -> Vec<KernelReport> {
         self.blowfish.report("blowfish").chain(self.idea.report("idea")).collect()
     }
@@ -141,24 +141,29 @@ fn members(mut set: Set) -> impl Iterator<Item = usize> {
     })
 }
 
-fn encrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
+fn encrypt_batch<S>(
+    kernels: &mut KernelChoice<S>,
+    of: fn(&Key) -> Option<&S>,
+    stage: &mut Stage,
+    jobs: &mut [Job<'_>],
+) {
     let sets = by_key(of, jobs);
-    // Jobs of different keys that run together. Jobs of one key are side by side: lanes with the same tables share the
-    // cache.
+    // Jobs of different keys that are processed together. Jobs of one key are side by side, because lanes with the same
+    // tables share the cache.
     let mut together = ArrayVec::<usize, MAX_BATCH_JOBS>::new();
     for same in &sets {
-        if sets.len() == 1 || ladder.wants_one_key(same.count_ones() as usize) {
-            encrypt_set(ladder, of, stage, jobs, members(*same), true);
+        if sets.len() == 1 || kernels.wants_one_key(same.count_ones() as usize) {
+            encrypt_set(kernels, of, stage, jobs, members(*same), true);
         } else {
             together.extend(members(*same));
         }
     }
-    encrypt_set(ladder, of, stage, jobs, together.into_iter(), false);
+    encrypt_set(kernels, of, stage, jobs, together.into_iter(), false);
 }
 
 /// Encrypts the jobs `waiting`, which all have the same key if `uniform`.
 fn encrypt_set<S>(
-    ladder: &mut Ladder<S>,
+    kernels: &mut KernelChoice<S>,
     of: fn(&Key) -> Option<&S>,
     stage: &mut Stage,
     jobs: &mut [Job<'_>],
@@ -184,7 +189,7 @@ fn encrypt_set<S>(
         if busy == 0 {
             return;
         }
-        let kernel = ladder.encrypt(busy, uniform);
+        let kernel = kernels.encrypt(busy, uniform);
         if busy == 1 {
             let Lane { job, done, .. } = lanes[0];
             let Job { key, data, .. } = &mut jobs[job];
@@ -194,14 +199,14 @@ fn encrypt_set<S>(
         }
         let running = if busy > kernel.lanes() { kernel.steady_lanes() } else { busy };
         let steps = lanes[..running].iter().fold(STEPS, |steps, lane| steps.min(lane.left));
-        stage.mover.fill(jobs, &lanes[..running], &mut stage.rows[..steps]);
+        stage.copier.fill(jobs, &lanes[..running], &mut stage.rows[..steps]);
         kernel.encrypt(&keys[..running], &mut stage.chain, &mut stage.rows, steps);
-        stage.mover.drain(jobs, &lanes[..running], &stage.rows[..steps]);
+        stage.copier.drain(jobs, &lanes[..running], &stage.rows[..steps]);
         for lane in &mut lanes[..running] {
             lane.done += steps * BLOCK;
             lane.left -= steps;
         }
-        // From last to first: the lane that takes an ended lane's place has then been checked already.
+        // From last to first: the lane that replaces a finished lane has already been checked.
         for column in (0..running).rev() {
             if lanes[column].left == 0 {
                 busy -= 1;
@@ -213,17 +218,22 @@ fn encrypt_set<S>(
     }
 }
 
-fn decrypt_batch<S>(ladder: &mut Ladder<S>, of: fn(&Key) -> Option<&S>, stage: &mut Stage, jobs: &mut [Job<'_>]) {
+fn decrypt_batch<S>(
+    kernels: &mut KernelChoice<S>,
+    of: fn(&Key) -> Option<&S>,
+    stage: &mut Stage,
+    jobs: &mut [Job<'_>],
+) {
     for same in by_key(of, jobs) {
         if let Some(key) = of(jobs[same.trailing_zeros() as usize].key) {
-            decrypt_set(ladder, key, stage, jobs, same);
+            decrypt_set(kernels, key, stage, jobs, same);
         }
     }
 }
 
-/// Puts the blocks of all jobs of `set` end to end, as many as the stage holds at a time: a short message shares its
-/// vectors with the next.
-fn decrypt_set<S>(ladder: &mut Ladder<S>, key: &S, stage: &mut Stage, jobs: &mut [Job<'_>], set: Set) {
+/// Decrypts the blocks of all jobs of `set` end to end, as many as fit the stage at a time, so a short message shares
+/// its vectors with the next one.
+fn decrypt_set<S>(kernels: &mut KernelChoice<S>, key: &S, stage: &mut Stage, jobs: &mut [Job<'_>], set: Set) {
     let mut waiting = members(set);
     let mut pieces = [Piece::default(); MAX_BATCH_JOBS];
     let mut rest: Option<Piece> = None;
@@ -237,7 +247,7 @@ fn decrypt_set<S>(ladder: &mut Ladder<S>, key: &S, stage: &mut Stage, jobs: &mut
             let left = piece.blocks;
             piece.blocks = left.min(stage.cipher.len() - filled);
             let cipher = &mut stage.cipher[filled..][..piece.blocks];
-            stage.mover.lay(&jobs[piece.job], &piece, cipher);
+            stage.copier.load_piece(&jobs[piece.job], &piece, cipher);
             if left > piece.blocks {
                 let start = piece.start + piece.blocks * BLOCK;
                 rest = Some(Piece { start, blocks: left - piece.blocks, chain: cipher[piece.blocks - 1], ..piece });
@@ -250,13 +260,13 @@ fn decrypt_set<S>(ladder: &mut Ladder<S>, key: &S, stage: &mut Stage, jobs: &mut
             return;
         }
         stage.plain[..filled].copy_from_slice(&stage.cipher[..filled]);
-        ladder.decrypt(filled).decrypt(key, &mut stage.plain[..filled]);
+        kernels.decrypt(filled).decrypt(key, &mut stage.plain[..filled]);
         let (mut cipher, mut plain) = (&stage.cipher[..filled], &stage.plain[..filled]);
         for piece in &pieces[..count] {
             let (before, blocks);
             (before, cipher) = cipher.split_at(piece.blocks);
             (blocks, plain) = plain.split_at(piece.blocks);
-            stage.mover.take(&mut jobs[piece.job], piece, blocks, before);
+            stage.copier.store_piece(&mut jobs[piece.job], piece, blocks, before);
         }
     }
 }

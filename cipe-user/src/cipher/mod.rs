@@ -4,7 +4,7 @@
 //! So a batch of [`Job`]s is spread over *lanes* ([`lanes`]), and the fastest kernel of this CPU for that number of
 //! lanes works on them in lock step ([`kernel_choice`]).
 //!
-//! Knows blocks, keys and lanes; knows no packets, sockets or clocks. Imported by `wire` and `engine`.
+//! Knows blocks, keys and lanes, but no packets, sockets or clocks. Imported by `wire` and `engine`.
 
 mod block_copy;
 mod blowfish;
@@ -70,7 +70,7 @@ impl Key {
     }
 }
 
-/// One CBC message, worked on in place.
+/// One CBC message, processed in place.
 pub struct Job<'a> {
     /// Key of this message; jobs of one batch may have different keys and algorithms.
     pub key: &'a Key,

@@ -1,4 +1,4 @@
-//! The stage: a buffer that holds blocks of many messages side by side while a kernel works on them.
+//! The stage: a buffer with blocks of many messages side by side, for a kernel.
 //!
 //! A block is a `u64` in the form that its cipher uses: Blowfish has the first word low, IDEA the first word high.
 //! Exclusive or works in either form, so chains use it too.
@@ -8,20 +8,19 @@ use super::{Algorithm, BLOCK};
 /// Lanes of the widest kernel.
 pub(super) const WIDTH: usize = 128;
 
-/// Maximum blocks of a lane on the stage at once. Frames start at multiples of a power of two, so the lines of all
-/// lanes compete for few sets of the cache: the lines at the ends of a stretch are fetched four times, those within it
-/// twice.
+/// Maximum blocks of a lane on the stage. Frames start at multiples of a power of two, so the cache lines of all lanes
+/// compete for few sets of the cache: the lines at the ends of a stretch are fetched four times, those within it twice.
 pub(super) const STEPS: usize = 48;
 
 /// Blocks of `WIDTH` messages, row by row: column `l` of row `s` is the `s`th block of lane `l`.
 pub(super) type Rows = [[u64; WIDTH]; STEPS];
 
-/// A message in work in a lane.
+/// A message that is being processed in a lane.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Lane {
     /// Index of the job.
     pub(super) job: usize,
-    /// Octets done so far.
+    /// Octets processed so far.
     pub(super) done: usize,
     /// Blocks that remain; never 0 in a busy lane.
     pub(super) left: usize,

@@ -1,4 +1,4 @@
-//! Every kernel against the plain ciphers of independent crates.
+//! Compares every kernel with the plain ciphers of independent crates.
 
 use super::*;
 use ::cipher::{Array, InnerIvInit, KeyInit};
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::cell::RefCell;
 
-/// CBC as the crates `blowfish`, `idea` and `cbc` do it.
+/// CBC with the crates `blowfish`, `idea` and `cbc`.
 fn oracle(algorithm: Algorithm, key: &[u8; KEY], iv: [u8; BLOCK], data: &mut [u8], encrypt: bool) {
     fn run<C>(cipher: C, iv: [u8; BLOCK], data: &mut [u8], encrypt: bool)
     where
@@ -41,7 +41,7 @@ fn blowfish_of(key: &[u8; KEY]) -> ::blowfish::BlowfishLE {
     ::blowfish::BlowfishLE::new_from_slice(key).expect("Blowfish takes 16 octets")
 }
 
-/// An engine that chooses its kernels, and one for every kernel of this CPU, by name.
+/// Returns an engine that chooses its kernels, and one for every kernel of this CPU, by name.
 fn engines() -> Vec<(String, Lanes)> {
     let choosing = Lanes::with(None, None);
     let forced = |report: KernelReport| {
@@ -129,7 +129,7 @@ fn agrees(
     Ok(())
 }
 
-/// A batch that is small enough for miri, which checks the memory accesses of the plain kernels and the scheduler.
+/// A batch that is small enough for miri, which checks the memory accesses of the plain kernels and of the scheduler.
 #[test]
 fn a_batch_of_each_algorithm_with_refilled_lanes_comes_back() {
     let algorithms = [Algorithm::Blowfish, Algorithm::Idea, Algorithm::IdeaLittle];
@@ -139,7 +139,7 @@ fn a_batch_of_each_algorithm_with_refilled_lanes_comes_back() {
     agrees(&mut engines(), &keys, &specs, 0).expect("the same as the plain ciphers");
 }
 
-/// The kernel's work on the keys of one part of a batch must not affect the next part.
+/// The keys of one part of a batch must not affect the next part.
 #[test]
 fn batches_of_any_number_of_keys_come_back() {
     let mut engines = engines();
@@ -183,5 +183,5 @@ fn every_kernel_passes_every_vector_of_the_original() {
             }
         }
     }
-    assert_eq!(seen, cases.len(), "a case has a variant that this test does not know");
+    assert_eq!(seen, cases.len(), "a case has an unknown variant");
 }

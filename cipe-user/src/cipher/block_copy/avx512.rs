@@ -1,4 +1,4 @@
-//! Moving blocks to and from the stage with AVX-512: eight blocks of eight messages at a time.
+//! Copies blocks to and from the stage with AVX-512: eight blocks of eight messages at a time.
 
 use super::plain;
 use crate::cipher::stage::{Lane, Piece, WIDTH};
@@ -6,13 +6,13 @@ use crate::cipher::transpose::{self, load, store};
 use crate::cipher::{Algorithm, BLOCK, Job};
 use std::arch::x86_64::*;
 
-/// Side of a tile: so many messages, and so many blocks of each, are transposed at once.
+/// Side of a tile: the number of messages, and of blocks of each, that are transposed at once.
 const TILE: usize = 8;
 
 /// Octets of a tile's row: a vector.
 const VECTOR_OCTETS: usize = TILE * BLOCK;
 
-/// As [`super::Mover::fill`].
+/// As [`super::BlockCopier::fill`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) {
     for (group, lanes) in lanes.chunks(TILE).enumerate() {
@@ -45,7 +45,7 @@ pub(super) fn fill(jobs: &[Job<'_>], lanes: &[Lane], rows: &mut [[u64; WIDTH]]) 
     }
 }
 
-/// As [`super::Mover::drain`].
+/// As [`super::BlockCopier::drain`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]]) {
     for (group, lanes) in lanes.chunks(TILE).enumerate() {
@@ -81,13 +81,13 @@ pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], rows: &[[u64; WIDTH]])
 /// Loads the blocks of part `part` of eight lines that `mask` selects, as columns.
 ///
 /// # Safety
-/// The lines have these blocks.
+/// Each line has these blocks.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn take_part(lines: [*const u8; TILE], part: usize, mask: __mmask8, order: Option<__m512i>) -> [__m512i; TILE] {
     let mut vectors = [_mm512_setzero_si512(); TILE];
     for i in 0..TILE {
-        // SAFETY: the caller guarantees the blocks; the instruction asks for no alignment.
+        // SAFETY: the caller guarantees the blocks; the instruction requires no alignment.
         let vector = unsafe { _mm512_maskz_loadu_epi64(mask, lines[i].add(part * VECTOR_OCTETS).cast()) };
         vectors[i] = reorder(vector, order);
     }
@@ -97,14 +97,14 @@ unsafe fn take_part(lines: [*const u8; TILE], part: usize, mask: __mmask8, order
 /// Stores columns as the blocks of part `part` of up to eight lines, those that `mask` selects.
 ///
 /// # Safety
-/// The lines have these blocks.
+/// Each line has these blocks.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn put_part(lines: &[*mut u8], part: usize, mask: __mmask8, order: Option<__m512i>, columns: [__m512i; TILE]) {
     let vectors = transpose::vectors(columns);
     for i in 0..TILE {
         if i < lines.len() {
-            // SAFETY: the caller guarantees the blocks; the instruction asks for no alignment.
+            // SAFETY: the caller guarantees the blocks; the instruction requires no alignment.
             unsafe {
                 _mm512_mask_storeu_epi64(lines[i].add(part * VECTOR_OCTETS).cast(), mask, reorder(vectors[i], order));
             }
@@ -112,7 +112,7 @@ unsafe fn put_part(lines: &[*mut u8], part: usize, mask: __mmask8, order: Option
     }
 }
 
-/// The algorithm of all lanes, if they have the same.
+/// Returns the algorithm of all lanes; `None` if they differ.
 #[inline(always)]
 fn one_algorithm(jobs: &[Job<'_>], lanes: &[Lane]) -> Option<Algorithm> {
     let of = |lane: &Lane| jobs[lane.job].key.algorithm;
@@ -120,19 +120,20 @@ fn one_algorithm(jobs: &[Job<'_>], lanes: &[Lane]) -> Option<Algorithm> {
     lanes.iter().all(|lane| of(lane) == first).then_some(first)
 }
 
-/// As [`super::Mover::lay`].
+/// As [`super::BlockCopier::load_piece`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn lay(job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
-    plain::lay(job, piece, to);
+pub(super) fn load_piece(job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
+    plain::load_piece(job, piece, to);
 }
 
-/// As [`super::Mover::take`].
+/// As [`super::BlockCopier::store_piece`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn take(job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u64]) {
-    plain::take(job, piece, blocks, cipher);
+pub(super) fn store_piece(job: &mut Job<'_>, piece: &Piece, blocks: &[u64], cipher: &[u64]) {
+    plain::store_piece(job, piece, blocks, cipher);
 }
 
-/// The permutation of octets within a quarter between wire and stage, the same both ways; none if no octet moves.
+/// Returns the permutation of octets within a quarter between wire and stage, the same in both directions; `None` if no
+/// octet moves.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn octet_order(algorithm: Algorithm) -> Option<__m512i> {

@@ -1,4 +1,4 @@
-//! Moving blocks on any CPU. Inlined into functions for which the compiler may use more instructions.
+//! Copies blocks on any CPU. Inlined into functions for which the compiler may use more instructions.
 
 use crate::cipher::stage::{Lane, Piece, STEPS, WIDTH};
 use crate::cipher::{BLOCK, Job};
@@ -28,12 +28,12 @@ pub(super) fn drain(jobs: &mut [Job<'_>], lanes: &[Lane], from: usize, rows: &[[
 }
 
 #[inline(always)]
-pub(super) fn lay(job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
+pub(super) fn load_piece(job: &Job<'_>, piece: &Piece, to: &mut [u64]) {
     job.key.algorithm.load(&job.data[piece.start..], to);
 }
 
 #[inline(always)]
-pub(super) fn take(job: &mut Job<'_>, piece: &Piece, plain: &[u64], cipher: &[u64]) {
+pub(super) fn store_piece(job: &mut Job<'_>, piece: &Piece, plain: &[u64], cipher: &[u64]) {
     let data = &mut job.data[piece.start..][..piece.blocks * BLOCK];
     let (Some((first, plain)), Some((head, data))) = (plain.split_first(), data.split_at_mut_checked(BLOCK)) else {
         return;

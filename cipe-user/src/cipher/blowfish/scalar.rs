@@ -1,7 +1,7 @@
 //! Blowfish in scalar registers, six to eight blocks interleaved. Runs on any CPU, with any mix of keys.
 //!
-//! A block alone waits for its table look-ups most of the time, for each round needs the result of the round before.
-//! Blocks of other lanes use this time.
+//! A single block waits for its table look-ups most of the time, because each round needs the result of the previous
+//! one. Blocks of other lanes use this time.
 
 use super::{ROUNDS, Schedule, join, split};
 use crate::cipher::kernel::Kernel;
@@ -12,7 +12,7 @@ use std::hint::black_box;
 /// Maximum lanes of a call: eight at once are faster than six and then two.
 const LANES: usize = 8;
 
-/// Lanes that keep a core busy: more of them only spill more registers.
+/// Lanes that keep a core busy; more lanes would only spill more registers.
 const STEADY_LANES: usize = 6;
 
 /// Lanes that [`encrypt_columns`] encrypts in full steps.
@@ -72,7 +72,7 @@ impl Kernel<Schedule> for Scalar {
     }
 }
 
-/// One block, a round at a time. Each round key is XORed in one round early, so that only the look-ups are on the
+/// Encrypts one block, round by round. Each round key is XORed in one round early, so that only the look-ups are on the
 /// critical path.
 #[inline]
 pub(super) fn encrypt_one(key: &Schedule, block: u64) -> u64 {
@@ -161,8 +161,7 @@ fn crypt<const N: usize>(
         left[lane] ^= p(&keys[lane].p, 0);
     }
     for round in (0..ROUNDS).step_by(2) {
-        // Two rounds of a lane at a time halve the spilled registers; and round keys are XORed in before they are
-        // needed.
+        // Two rounds of one lane at a time halve the spilled registers; round keys are XORed in before they are needed.
         for lane in 0..N {
             let (mut l, mut r) = (left[lane], right[lane]);
             r ^= p(&keys[lane].p, round + 1);

@@ -5,7 +5,7 @@ use crate::cipher::kernel::Kernel;
 use crate::cipher::stage::Rows;
 use crate::cipher::{Algorithm, BLOCK};
 
-/// Lanes of two 128-bit vectors of words: one vector waits while the other works.
+/// Lanes of two 128-bit vectors of words: while one vector waits for a result, the other is in work.
 const LANES: usize = 8;
 
 /// The kernel.
@@ -58,7 +58,7 @@ impl Kernel<Schedule> for Portable {
     }
 }
 
-/// One block, in scalar registers.
+/// Encrypts one block, in scalar registers.
 fn encrypt_one(k: &[u16; SUBKEYS], block: u64) -> u64 {
     let k = |i: usize| u32::from(k[i]);
     let [mut x1, mut x2, mut x3, mut x4] = [48, 32, 16, 0].map(|shift| u32::from((block >> shift) as u16));
@@ -112,7 +112,8 @@ fn decrypt<const N: usize>(key: &Schedule, blocks: &mut [u64]) {
     blocks.copy_from_slice(&padded[..blocks.len()]);
 }
 
-/// `N` blocks at once; `k` gives the subkey of each lane. Plain loops, which compilers turn into vectors.
+/// Processes `N` blocks at once; `k` gives the subkey of each lane. Plain loops, which compilers turn into vector
+/// instructions.
 #[inline(always)]
 fn crypt<const N: usize>(mut blocks: [u64; N], k: impl Fn(usize) -> [u16; N]) -> [u64; N] {
     let [mut x1, mut x2, mut x3, mut x4] = [[0; N]; 4];

@@ -1,4 +1,4 @@
-//! What the vector kernels of IDEA share: everything but the instructions.
+//! The common code of IDEA's vector kernels, without the instructions.
 //!
 //! A vector holds one of the four words of many blocks. The shuffles between blocks and words work within 128-bit
 //! parts, so the words of a block are at a position ([`place`]) that is the same in all four vectors but is not the
@@ -66,7 +66,7 @@ impl Uniform {
     }
 }
 
-/// Added to the address of a key, it means the key's other direction. No address of a key is odd.
+/// Added to the address of a key, it stands for the key's other direction. All addresses of keys are even.
 pub(super) const DECRYPTS: usize = 1;
 
 /// A key for each lane: row `i` is entry `i` of `W` lanes, at their positions.
@@ -109,7 +109,7 @@ macro_rules! kernel {
             uniform: Uniform,
             mixed: Box<Mixed<LANES>>,
             /// Addresses of the keys in `uniform` (the first entry) and in each lane of `mixed` (the others); 0 for
-            /// none. They are valid until [`Kernel::wipe`]: no key of a batch is dropped before that.
+            /// none. They are valid until [`Kernel::wipe`], because no key of a batch is dropped before that.
             holds: [usize; LANES + 1],
         }
 

@@ -33,14 +33,14 @@ pub(super) struct Keys<'a, const MANY: bool> {
 }
 
 impl<'a> Keys<'a, false> {
-    /// One key for all lanes; the contents of `each` are not used.
+    /// Creates the keys for one key in all lanes; the contents of `each` are not used.
     pub(super) fn one(first: &'a Schedule, each: &'a Each) -> Self {
         Self { first, each }
     }
 }
 
 impl<'a> Keys<'a, true> {
-    /// The keys of up to [`LANES`] lanes; none if they are too far apart in memory (8 GiB or more).
+    /// Creates the keys of up to [`LANES`] lanes; `None` if they are too far apart in memory (8 GiB or more).
     pub(super) fn many(keys: &[&'a Schedule], each: &'a mut Each) -> Option<Self> {
         let first = *keys.first()?;
         // Lanes without a key use the first one.
@@ -59,7 +59,7 @@ impl<'a> Keys<'a, true> {
 }
 
 impl<const MANY: bool> Keys<'_, MANY> {
-    /// The words of table `table` for a group of lanes, for indices below 256.
+    /// Returns the words of table `table` for a group of lanes and indices below 256.
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn look_up(self, table: usize, index: __m512i, group: usize) -> __m512i {
@@ -77,7 +77,7 @@ impl<const MANY: bool> Keys<'_, MANY> {
         }
     }
 
-    /// Round key `i` of a group of lanes.
+    /// Returns round key `i` of a group of lanes.
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn p(self, i: usize, group: usize) -> __m512i {

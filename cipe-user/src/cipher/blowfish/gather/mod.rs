@@ -60,7 +60,7 @@ impl Kernel<Schedule> for Gather {
         let rows = &mut rows[..steps];
         let mut from = 0;
         while from < keys.len() {
-            // Groups are always whole: what they write beyond their lanes must not belong to other lanes.
+            // Groups are always whole: they must not overwrite columns of other lanes.
             let together = together(&keys[from..]).filter(|lanes| from + lanes.next_multiple_of(GROUP) <= WIDTH);
             let lanes = together.unwrap_or(scalar::FULL_STEP_LANES).min(keys.len() - from);
             self.encrypt_some(&keys[from..][..lanes], together.is_some(), from, &mut chain[from..], rows);
@@ -111,7 +111,7 @@ impl Gather {
     }
 }
 
-/// How many of the lanes to run together; none if it is faster to run a few at a time.
+/// Returns how many of the lanes to process together; `None` if a few at a time are faster.
 fn together(keys: &[&Schedule]) -> Option<usize> {
     let mut seen = ArrayVec::<&Schedule, { MAX_KEYS_AND_LANES[1].0 }>::new();
     let mut most = 0;
