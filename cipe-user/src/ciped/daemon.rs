@@ -343,7 +343,7 @@ impl Daemon {
 }
 
 async fn run_script(script: PathBuf, facts: Facts, stop: impl Future<Output = ()>) {
-    if let Err(error) = scripts::run(&script, &facts, scripts::LIMIT, stop).await {
+    if let Err(error) = scripts::run(&script, &facts, scripts::MAX_RUN_TIME, stop).await {
         tracing::error!("{}: {error}", facts.device);
     }
 }

@@ -17,8 +17,8 @@ use crate::control::launch::set_descriptors_close_on_exec;
 
 pub use facts::Facts;
 
-/// How long a script may run.
-pub const LIMIT: Duration = Duration::from_secs(30);
+/// Maximum time for a script.
+pub const MAX_RUN_TIME: Duration = Duration::from_secs(30);
 /// How long to wait for output after a script has ended: programs that it left in the background may keep the output
 /// open.
 const OUTPUT_WAIT: Duration = Duration::from_secs(1);

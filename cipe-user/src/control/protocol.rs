@@ -101,7 +101,7 @@ impl TryFrom<u8> for Protocol {
         match number {
             3 => Ok(Self::Ip),
             4 => Ok(Self::Ethernet),
-            other => Err(format!("{other} is no protocol; 3 carries IP packets, 4 Ethernet frames")),
+            other => Err(format!("{other} is not a protocol; 3 carries IP packets, 4 Ethernet frames")),
         }
     }
 }

@@ -55,7 +55,7 @@ async fn a_script_gets_six_arguments_an_environment_and_three_descriptors() {
         out = out.display(),
         stray = stray.as_raw_fd(),
     );
-    run(&script(directory.path(), &text), &facts(), LIMIT, never()).await.unwrap();
+    run(&script(directory.path(), &text), &facts(), MAX_RUN_TIME, never()).await.unwrap();
     let text = std::fs::read_to_string(out).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let pid = std::process::id().to_string();
@@ -67,15 +67,16 @@ async fn a_script_gets_six_arguments_an_environment_and_three_descriptors() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_missing_script_is_no_error() {
-    run(Path::new("/nonexistent/ip-up"), &facts(), LIMIT, never()).await.unwrap();
+    run(Path::new("/nonexistent/ip-up"), &facts(), MAX_RUN_TIME, never()).await.unwrap();
 }
 
 #[tokio::test(flavor = "current_thread")]
 async fn failures_are_reported_with_the_way_out() {
     let directory = directory();
-    let failed = run(&script(directory.path(), "#!/bin/sh\nexit 3\n"), &facts(), LIMIT, never()).await.unwrap_err();
+    let failed =
+        run(&script(directory.path(), "#!/bin/sh\nexit 3\n"), &facts(), MAX_RUN_TIME, never()).await.unwrap_err();
     assert!(failed.to_string().contains("exit status: 3"), "{failed}");
-    let no_interpreter = run(&script(directory.path(), "exit 0\n"), &facts(), LIMIT, never()).await.unwrap_err();
+    let no_interpreter = run(&script(directory.path(), "exit 0\n"), &facts(), MAX_RUN_TIME, never()).await.unwrap_err();
     assert!(no_interpreter.to_string().contains("#!/bin/sh"), "{no_interpreter}");
 }
 
@@ -92,7 +93,7 @@ async fn what_a_script_leaves_in_the_background_does_not_hold_the_daemon() {
     let directory = directory();
     let pid_file = directory.path().join("pid");
     let text = format!("#!/bin/sh\nsleep 600 & echo $! >{}\n", pid_file.display());
-    run(&script(directory.path(), &text), &facts(), LIMIT, never()).await.unwrap();
+    run(&script(directory.path(), &text), &facts(), MAX_RUN_TIME, never()).await.unwrap();
     let pid: i32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
     rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
 }
@@ -157,7 +158,7 @@ async fn a_script_that_is_stopped_ends_with_all_that_it_started() {
             let pid = Pid::from_raw(pid).unwrap();
             background.replace(Some(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()));
         };
-        let stopped = run(&path, &facts(), LIMIT, started).await.unwrap_err();
+        let stopped = run(&path, &facts(), MAX_RUN_TIME, started).await.unwrap_err();
         assert!(matches!(stopped, ScriptError::Stopped { .. }), "{stopped}");
         let background = background.into_inner().unwrap();
         let mut ended = [rustix::event::PollFd::new(&background, rustix::event::PollFlags::IN)];
@@ -177,12 +178,12 @@ async fn a_script_that_others_can_write_is_not_run() {
     {
         set(&path, script_mode);
         set(directory.path(), directory_mode);
-        let refused = run(&path, &facts(), LIMIT, never()).await.unwrap_err().to_string();
+        let refused = run(&path, &facts(), MAX_RUN_TIME, never()).await.unwrap_err().to_string();
         assert!(refused.starts_with(name) && refused.contains("not run; chmod go-w"), "{refused}");
         assert!(!out.exists());
     }
     set(directory.path(), 0o755);
     set(&path, 0o755);
-    run(&path, &facts(), LIMIT, never()).await.unwrap();
+    run(&path, &facts(), MAX_RUN_TIME, never()).await.unwrap();
     assert!(out.exists());
 }

@@ -23,9 +23,9 @@ pub use handshake::{Credentials, SocksError};
 /// How long the server may take to give a relay.
 const RELAY_DEADLINE: Duration = Duration::from_secs(10);
 /// The first pause before another relay is requested; it doubles each time.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
+const MIN_BACK_OFF: Duration = Duration::from_millis(500);
 /// The longest such pause.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
+const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// A change of the relay.
 #[derive(Debug)]
@@ -67,11 +67,11 @@ impl Drop for Relay {
 }
 
 async fn follow(server: EndpointName, credentials: Option<Credentials>, mark: u32, tell: mpsc::Sender<News>) {
-    let mut back_off = FIRST_BACK_OFF;
+    let mut back_off = MIN_BACK_OFF;
     loop {
         let lost = match associate(&server, credentials.as_ref(), mark).await {
             Ok((connection, relay)) => {
-                back_off = FIRST_BACK_OFF;
+                back_off = MIN_BACK_OFF;
                 if tell.send(News::Relay(relay)).await.is_err() {
                     return;
                 }
@@ -83,7 +83,7 @@ async fn follow(server: EndpointName, credentials: Option<Credentials>, mark: u3
             return;
         }
         tokio::time::sleep(back_off).await;
-        back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+        back_off = (back_off * 2).min(MAX_BACK_OFF);
     }
 }
 

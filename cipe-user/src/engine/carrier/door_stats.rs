@@ -70,8 +70,8 @@ impl DoorStats {
         self.received.take(datagrams, octets);
     }
 
-    /// Counts datagrams that are sent in one call. For sent datagrams only the total counts, not their size: the change
-    /// to AF_XDP prevents that received ones come as superframes.
+    /// Counts datagrams that are sent in one call. Sent datagrams suggest AF_XDP only if very many are sent alone,
+    /// because with AF_XDP no superframes are received any more.
     pub(crate) fn send(&mut self, datagrams: usize) {
         self.sent.take(datagrams, 0);
     }

@@ -75,7 +75,8 @@ impl XdpCarrier {
 
     /// Adds sending by live frames.
     pub(crate) fn with_live_frames(self, frames: LiveFrames) -> Self {
-        let (waiting, departures) = (Vec::with_capacity(LiveFrames::MOST), Vec::with_capacity(LiveFrames::MOST));
+        let (waiting, departures) =
+            (Vec::with_capacity(LiveFrames::MAX_FRAMES), Vec::with_capacity(LiveFrames::MAX_FRAMES));
         Self { live: Some(Live { frames, waiting, departures }), ..self }
     }
 
@@ -178,7 +179,7 @@ impl XdpCarrier {
             && let Some(live) = &mut self.live
         {
             live.waiting.push(packet);
-            if live.waiting.len() == LiveFrames::MOST {
+            if live.waiting.len() == LiveFrames::MAX_FRAMES {
                 self.depart(pool);
             }
             return Ok(());

@@ -93,7 +93,7 @@ impl PolicySelector {
             SchedulingPolicy::Other => self.change(SchedulingPolicy::Batch, now + DECISION_INTERVAL),
             SchedulingPolicy::Batch if since.count < MIN_SLICES => return,
             SchedulingPolicy::Batch if waits_too_long(since) => {
-                self.change(SchedulingPolicy::Other, now + PREEMPTING_TIME)
+                self.change(SchedulingPolicy::Other, now + PREEMPTING_TIME);
             }
             SchedulingPolicy::Batch => {}
         }

@@ -97,20 +97,20 @@ pub struct LiveFrames {
 
 impl LiveFrames {
     /// Maximum frames of one call.
-    pub const MOST: usize = DEPARTURES as usize;
+    pub const MAX_FRAMES: usize = DEPARTURES as usize;
 
-    /// Transmits at most [`Self::MOST`] frames on a device that accepts XDP frames ([`crate::kernel::netdev`]). Returns
+    /// Transmits at most [`Self::MAX_FRAMES`] frames on a device that accepts XDP frames ([`crate::kernel::netdev`]). Returns
     /// how many of them, from the front, the device got. The device keeps no reference to their memory, and counts its
     /// own later drops.
     ///
     /// # Panics
-    /// If there are more than [`Self::MOST`].
+    /// If there are more than [`Self::MAX_FRAMES`].
     pub fn send(&mut self, ifindex: u32, frames: &[Departure]) -> usize {
         if frames.is_empty() {
             return 0;
         }
-        let first = self.number as usize * Self::MOST;
-        let places = &self.departures[first..first + Self::MOST][..frames.len()];
+        let first = self.number as usize * Self::MAX_FRAMES;
+        let places = &self.departures[first..first + Self::MAX_FRAMES][..frames.len()];
         for ([place], frame) in places.iter().zip(frames) {
             place.store(frame.0, Ordering::Relaxed);
         }
