@@ -25,7 +25,7 @@ pub struct Due {
     pub silent: bool,
     /// Send a CT_PING.
     pub ping: bool,
-    /// The peer did not answer after too many network errors: the number of errors. Give up.
+    /// The peer did not answer after too many network errors: give up. The number of errors.
     pub gone: Option<u32>,
 }
 
@@ -36,7 +36,7 @@ pub enum ErrorAction {
     Tolerate(u32),
     /// Too many: the number of errors.
     GiveUp(u32),
-    /// Too many of the network's, which anybody may have forged: the number of errors. The peer is asked before anything ends.
+    /// Too many network errors, which may be forged: ask the peer before giving up. The number of errors.
     AskPeer(u32),
 }
 
@@ -53,18 +53,18 @@ pub struct Health {
     min_silence: Duration,
     /// When they are in doubt next, and the wait after that.
     doubt: (Duration, Duration),
-    /// The peer is asked whether it is there, after too many network errors.
+    /// Set while the peer is asked for a last time, after too many network errors.
     last_call: Option<LastCall>,
 }
 
-/// CT_PINGs that decide whether a peer is there.
+/// The CT_PINGs of the last call, whose answer decides whether to give up.
 #[derive(Clone, Copy, Debug)]
 struct LastCall {
     next_ping: Duration,
     ends: Duration,
 }
 
-/// CT_PINGs of a last call, and the time between them.
+/// Number of CT_PINGs in the last call, and the interval between them.
 const LAST_PINGS: u32 = 5;
 const LAST_PING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -149,7 +149,8 @@ impl Health {
 
     /// A network error at `now`. `heard`: an authentic packet has come from the peer since the last one.
     ///
-    /// Who sends ICMP errors is not known, so they alone end nothing: beyond `maxerr` the peer is asked.
+    /// Anybody can forge ICMP errors, so they alone never end the tunnel: after more than `maxerr` errors, the peer is
+    /// asked.
     pub fn network_error(&mut self, heard: bool, now: Duration) -> ErrorAction {
         if heard {
             self.heard(now);

@@ -1,35 +1,35 @@
-//! Limits a rate, such as that of the replies that a tunnel sends.
+//! Limits a rate, for example of the ICMP errors that a tunnel sends.
 
 use std::time::{Duration, Instant};
 
-/// Events that may happen at once.
-const BURST: u32 = 50;
-/// Time in which one more may happen: a thousand a second, as the kernel limits its own (`icmp_msgs_per_sec`).
-const ONE: Duration = Duration::from_millis(1);
+/// Maximum events at once.
+const MAX_BURST: u32 = 50;
+/// Time for one more event: a thousand per second, the kernel's limit for its own ICMP messages (`icmp_msgs_per_sec`).
+const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// A token bucket that knows no clock.
+/// A token bucket without a clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     tokens: u32,
-    /// Up to when tokens have been put in.
+    /// When tokens were last added.
     filled: Instant,
 }
 
 impl Bucket {
-    /// A full one.
+    /// Creates a full bucket.
     pub(super) fn new(now: Instant) -> Self {
-        Self { tokens: BURST, filled: now }
+        Self { tokens: MAX_BURST, filled: now }
     }
 
-    /// Takes a token out, if there is one.
+    /// Takes a token. Returns `false` if there is none.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.filled);
-        let earned = (since.as_nanos() / ONE.as_nanos()).min(BURST.into()) as u32;
-        if earned >= BURST - self.tokens {
-            (self.tokens, self.filled) = (BURST, now);
+        let earned = (since.as_nanos() / REFILL_INTERVAL.as_nanos()).min(MAX_BURST.into()) as u32;
+        if earned >= MAX_BURST - self.tokens {
+            (self.tokens, self.filled) = (MAX_BURST, now);
         } else {
             self.tokens += earned;
-            self.filled += ONE * earned;
+            self.filled += REFILL_INTERVAL * earned;
         }
         let taken = self.tokens > 0;
         self.tokens -= u32::from(taken);
@@ -66,6 +66,6 @@ mod tests {
         while bucket.take(start) {}
         assert!(!bucket.take(start - Duration::from_secs(5)));
         assert!(!bucket.take(start));
-        assert!(bucket.take(start + ONE));
+        assert!(bucket.take(start + REFILL_INTERVAL));
     }
 }

@@ -57,7 +57,7 @@ impl XskPort {
     }
 
     /// Sends the queued packets, and takes completed frames back. Returns whether the kernel took all packets and the
-    /// fill ring is full. If not, call it again; no event reports when.
+    /// fill ring has all the frames that it needs. If not, call it again; no event reports when.
     pub(super) fn flush(&mut self, pool: &mut Pool) -> bool {
         let took_all = self.send(pool);
         if self.is_short {

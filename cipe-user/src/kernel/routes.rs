@@ -23,17 +23,17 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The source address of the packets.
     pub source: IpAddr,
-    /// MTU in octets that is configured for the route; if there is none, the device's MTU applies. A path MTU that the kernel has
-    /// learned from ICMP is left out: anybody can send that.
+    /// MTU in octets that is configured for the route; if there is none, the device's MTU applies. A path MTU that the
+    /// kernel has learned from ICMP is not included, because anybody can send ICMP errors.
     pub mtu: Option<u32>,
     /// Whether the address is one of this host's own: packets never leave it.
     pub local: bool,
 }
 
-/// The kernel's answer.
+/// The result of a look-up.
 struct Found {
     route: Route,
-    /// It is forgotten after a time, as what the kernel learns is.
+    /// Whether it expires, as routes with a learned path MTU do.
     expires: bool,
 }
 
@@ -85,7 +85,7 @@ impl Netlink {
     pub async fn route_of(&self, flow: Flow) -> Result<Route> {
         let (peer, from) = (flow.to, flow.from);
         let mut route = self.look_up(flow).await;
-        // What expires may be the kernel's note of an ICMP message; below it is the route as it is configured.
+        // A route that expires may have a path MTU from an ICMP error, so ask for the configured route.
         if let Ok(Found { route: Route { mtu: mtu @ Some(_), .. }, expires: true }) = &mut route
             && let Ok(configured) = self.ask(flow, RouteFlags::FibMatch).await
         {
@@ -151,7 +151,7 @@ impl Netlink {
     }
 }
 
-/// What is asked of the kernel, for errors.
+/// The request, for errors.
 fn what(peer: ShownHost) -> String {
     format!("cannot look up the carrier route to {peer}")
 }
@@ -193,7 +193,7 @@ fn parse(message: &RouteMessage, from: Option<IpAddr>) -> Option<Found> {
     Some(Found { route, expires })
 }
 
-/// The MTU among the metrics of a route, in octets.
+/// Returns the MTU among the metrics of a route, in octets.
 fn mtu_of(message: &RouteMessage) -> Option<u32> {
     let metrics = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Metrics(metrics) => Some(metrics),

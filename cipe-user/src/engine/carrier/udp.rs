@@ -137,9 +137,9 @@ impl UdpCarrier {
         tells
     }
 
-    /// Sends while it is forbidden to fragment what is sent, or is not, whatever other workers want: forbidden to routers, by
-    /// DF, and to this host, which refuses then what its device does not take. Path MTUs that the kernel has learned from ICMP do not
-    /// count either way; only without DF and over IPv6, where no router fragments, they do.
+    /// Sends with or without DF. With DF, routers must not fragment the datagram, and this host refuses it if it is
+    /// larger than the device's MTU. Path MTUs that the kernel has learned from ICMP are ignored, except over IPv6
+    /// without DF, where no router fragments. Other workers may send with the other setting at the same time.
     fn send_with<T>(&self, dont_fragment: bool, to: SocketAddr, send: impl FnOnce() -> T) -> T {
         let state = &self.shared.dont_fragment;
         let present = state.read().unwrap_or_else(PoisonError::into_inner);

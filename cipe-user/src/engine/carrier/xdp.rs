@@ -55,7 +55,7 @@ struct Live {
     departures: Vec<Departure>,
 }
 
-/// Divisor for the part of a worker's frames that may be in this queue; the rest stays in the ring.
+/// Divisor of a worker's frames: the maximum that is queued before [`XdpCarrier::begin`]; the rest stays in the ring.
 const QUEUE_DIVISOR: usize = 4;
 
 struct Queue {

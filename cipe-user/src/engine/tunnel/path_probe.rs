@@ -1,7 +1,9 @@
-//! Whether the carrier path takes datagrams of the present size, asked of the peer where an ICMP error says no and proves nothing.
+//! Asks the peer whether datagrams of the current size arrive, after an ICMP error that claims the opposite without
+//! proof.
 //!
-//! Some routers quote so little of a datagram that its IV is missing, and then anybody may have sent the error. So the peer gets some
-//! CT_PINGs of the largest size, with DF. If it answers one, the error is ignored; if not, it is believed.
+//! Some routers quote so little of a datagram that the IV is missing; anybody may have sent such an error. So the peer
+//! gets a few CT_PINGs of the maximum size, with DF. If it answers one, the error is ignored; if not, the error is
+//! believed.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,20 +14,20 @@ use crate::engine::locked;
 /// Octets of a probe's mark, which the answer copies.
 const MARK: usize = 12;
 
-/// The data of a CT_PING that probes the path. Other questions of the engine's have marks of other lengths.
+/// The data of a CT_PING that probes the path. Other questions of the engine have marks of other lengths.
 pub(crate) type Mark = [u8; MARK];
 
-/// CT_PINGs until an error is believed, and the time between them.
-const PROBES: u32 = 3;
-const INTERVAL: Duration = Duration::from_millis(300);
+/// Number of CT_PINGs before an error is believed, and the interval between them.
+const MAX_PROBES: u32 = 3;
+const PROBE_INTERVAL: Duration = Duration::from_millis(300);
 
-/// After an answer: how long errors that prove nothing are ignored.
-const QUIET: Duration = Duration::from_secs(3);
+/// How long errors without proof are ignored after an answer.
+const IGNORE_TIME: Duration = Duration::from_secs(3);
 
 /// Probes of one tunnel's path, shared by all workers.
 #[derive(Debug, Default)]
 pub struct PathProbe {
-    /// Whether `state` holds an open probe: read for each batch.
+    /// Whether `state` has an open probe; it is read for each batch.
     is_open: AtomicBool,
     state: Mutex<State>,
 }
@@ -45,20 +47,21 @@ struct Open {
     due: Instant,
 }
 
-/// What is to be done about an open probe.
+/// The next step of an open probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probing {
     /// Send a CT_PING with this mark.
     Send(Mark),
-    /// No answer: the path MTU is what the error claimed, in octets.
+    /// There was no answer: apply the path MTU of the error, in octets.
     Believe(u32),
 }
 
 impl PathProbe {
-    /// An error that proves nothing claims a path MTU of `claimed` octets; `mark` is random. Returns whether a probe begins.
+    /// Starts a probe because an error without proof claims a path MTU of `claimed` octets; `mark` is random. Returns
+    /// `false` if no probe is started, because one is open or the peer has just answered one.
     pub fn doubt(&self, claimed: u32, mark: Mark, now: Instant) -> bool {
         let mut state = locked(&self.state);
-        let is_quiet = state.answered.is_some_and(|answered| now.saturating_duration_since(answered) < QUIET);
+        let is_quiet = state.answered.is_some_and(|answered| now.saturating_duration_since(answered) < IGNORE_TIME);
         if is_quiet || state.open.is_some() {
             return false;
         }
@@ -67,21 +70,21 @@ impl PathProbe {
         true
     }
 
-    /// Whether a probe waits for its answer: [`Self::tend`] is to be called until then.
+    /// Whether a probe is open. Call [`Self::poll`] until it is not.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }
 
-    /// What is due at `now`.
-    pub fn tend(&self, now: Instant) -> Option<Probing> {
+    /// Returns the step that is due at `now`, if any.
+    pub fn poll(&self, now: Instant) -> Option<Probing> {
         if !self.is_open() {
             return None;
         }
         let mut state = locked(&self.state);
         let open = state.open.as_mut().filter(|open| open.due <= now)?;
-        if open.sent < PROBES {
+        if open.sent < MAX_PROBES {
             open.sent += 1;
-            open.due = now + INTERVAL;
+            open.due = now + PROBE_INTERVAL;
             return Some(Probing::Send(open.mark));
         }
         let claimed = open.claimed;
@@ -96,7 +99,7 @@ impl PathProbe {
             return false;
         }
         let mut state = locked(&self.state);
-        // Filler may stand behind the mark.
+        // Filler may follow the mark.
         let is_answer = state.open.as_ref().is_some_and(|open| data.starts_with(&open.mark));
         if is_answer {
             (state.open, state.answered) = (None, Some(now));
@@ -115,19 +118,19 @@ mod tests {
     #[test]
     fn an_answered_probe_refutes_the_error_and_silences_others_for_a_while() {
         let (probe, start) = (PathProbe::default(), Instant::now());
-        assert_eq!(probe.tend(start), None);
+        assert_eq!(probe.poll(start), None);
         assert!(probe.doubt(576, A_MARK, start));
         assert!(!probe.doubt(600, [8; MARK], start), "one at a time");
-        assert_eq!(probe.tend(start), Some(Probing::Send(A_MARK)));
-        assert_eq!(probe.tend(start), None, "not due");
+        assert_eq!(probe.poll(start), Some(Probing::Send(A_MARK)));
+        assert_eq!(probe.poll(start), None, "not due");
         assert!(!probe.answered(&[9; 1400], start), "an answer to something else");
         let mut data = vec![0; 1400];
         data[..MARK].copy_from_slice(&A_MARK);
         assert!(probe.answered(&data, start));
         assert!(!probe.answered(&data, start), "answered already");
-        assert_eq!(probe.tend(start + 10 * INTERVAL), None);
-        assert!(!probe.doubt(576, A_MARK, start + QUIET / 2));
-        assert!(probe.doubt(576, A_MARK, start + QUIET));
+        assert_eq!(probe.poll(start + 10 * PROBE_INTERVAL), None);
+        assert!(!probe.doubt(576, A_MARK, start + IGNORE_TIME / 2));
+        assert!(probe.doubt(576, A_MARK, start + IGNORE_TIME));
     }
 
     #[test]
@@ -136,7 +139,7 @@ mod tests {
         assert!(probe.doubt(576, A_MARK, start));
         let mut steps = Vec::new();
         for tenth in 0..20 {
-            steps.extend(probe.tend(start + tenth * Duration::from_millis(100)));
+            steps.extend(probe.poll(start + tenth * Duration::from_millis(100)));
         }
         assert_eq!(steps, [Probing::Send(A_MARK), Probing::Send(A_MARK), Probing::Send(A_MARK), Probing::Believe(576)]);
         assert!(!probe.is_open());

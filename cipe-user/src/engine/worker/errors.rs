@@ -1,8 +1,9 @@
-//! ICMP errors for datagrams that a tunnel sent, by either door: they name its carrier port, so its UDP socket gets them.
+//! ICMP errors about datagrams that a tunnel sent, by any door: they name its carrier port, so its UDP socket receives
+//! them.
 //!
-//! Anybody may send such errors. One counts only if it quotes a datagram of ours: it went to the peer, and its IV is among those that
-//! were sent last. That a datagram was too large is believed on these terms, too; where the error quotes too little to hold an
-//! IV, the peer is asked (see [`crate::engine::tunnel::path_probe`]).
+//! Anybody can send such errors. An error counts only if it quotes a datagram of ours: to the peer, and with one of the
+//! IVs that were sent last. This also holds for "fragmentation needed" and "packet too big"; if the quote is too short
+//! for an IV, the peer is asked (see [`crate::engine::tunnel::path_probe`]).
 
 use std::io::IoSliceMut;
 use std::net::SocketAddr;
@@ -19,37 +20,37 @@ use crate::engine::tunnel::path_probe::Probing;
 use crate::kernel::zone;
 use crate::wire::packet::IV;
 
-/// How long a path MTU is believed that a router has told: as long as the kernel believes one.
-const PROVEN: Duration = Duration::from_secs(600);
-/// The same if all that is known is that the peer did not answer probes of the present size.
-const UNPROVEN: Duration = Duration::from_secs(60);
+/// How long a proven path MTU applies: as long as in the kernel.
+const PROVEN_MTU_LIFE: Duration = Duration::from_secs(600);
+/// How long a path MTU applies if the only evidence is that the peer did not answer probes of the old size.
+const UNPROVEN_MTU_LIFE: Duration = Duration::from_secs(60);
 
-/// An error of the network for one datagram.
+/// An error of the network about one datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NetworkError {
     errno: Errno,
-    /// The path MTU that it tells, in octets, if it is about that.
+    /// The path MTU in the error, in octets, if it has one.
     mtu: u32,
-    /// Whether this host made it, such as for a datagram larger than the device takes.
+    /// Whether this host made the error, for example because a datagram was too large for the device.
     is_local: bool,
 }
 
-/// What an error quotes of the datagram that it is about.
+/// The part of our datagram that an error quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Quote {
-    /// The IV.
+    /// The quote has the IV.
     Iv([u8; IV]),
-    /// The addresses, and less than the IV.
+    /// The quote is too short for the IV.
     Short,
 }
 
-/// What the quoted octets of a UDP payload hold, the first `header` of which belong to a relay.
+/// Returns what is quoted of a UDP payload; its first `header` octets are for a relay.
 fn quote(payload: &[u8], header: usize) -> Quote {
     payload.get(header..).and_then(<[u8]>::first_chunk).map_or(Quote::Short, |iv| Quote::Iv(*iv))
 }
 
 impl Worker {
-    /// Reads a tunnel's error queue. Path MTUs change the tunnel's; all else is told to the daemon, once a batch.
+    /// Reads a tunnel's error queue. Path MTUs are applied; the last of all other errors is reported to the daemon.
     pub(super) fn read_errors(&mut self, number: u16) {
         let mark = self.datapath.draw();
         let (Some(endpoint), Some(tunnel)) = (self.endpoints.get(&number), self.datapath.tunnels.get(&number)) else {
@@ -99,9 +100,9 @@ impl Worker {
             self.next_hops.look_again(target.ip());
         }
         match too_large {
-            Some((mtu, true)) => self.next_hops.set_path_mtu(target.ip(), mtu, PROVEN),
-            // A peer that is not known to be ours may not take CT_PINGs of that size.
-            Some((mtu, false)) if !tunnel.is_ours => self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN),
+            Some((mtu, true)) => self.next_hops.set_path_mtu(target.ip(), mtu, PROVEN_MTU_LIFE),
+            // A peer that is not known to be ours may not accept CT_PINGs of that size.
+            Some((mtu, false)) if !tunnel.is_ours => self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN_MTU_LIFE),
             Some((mtu, false)) if tunnel.common.path_probe.doubt(mtu, mark, now) => self.probing.push(number),
             Some((_, false)) | None => {}
         }
@@ -113,7 +114,7 @@ impl Worker {
         self.poll_probes(now);
     }
 
-    /// Sends the probes of paths that are due, and believes errors whose probes stay unanswered.
+    /// Sends the path probes that are due, and applies path MTUs whose probes were not answered.
     pub(super) fn poll_probes(&mut self, now: Instant) {
         if self.probing.is_empty() {
             return;
@@ -122,7 +123,7 @@ impl Worker {
         let mut probing = std::mem::take(&mut self.probing);
         probing.retain(|number| {
             let Some(tunnel) = self.datapath.tunnels.get(number) else { return false };
-            match (tunnel.common.path_probe.tend(now), tunnel.target()) {
+            match (tunnel.common.path_probe.poll(now), tunnel.target()) {
                 (Some(Probing::Send(mark)), _) => {
                     let mut outgoing = std::mem::take(&mut self.outgoing);
                     self.datapath.seal_path_probe(*number, &mark, &mut outgoing);
@@ -132,7 +133,7 @@ impl Worker {
                     true
                 }
                 (Some(Probing::Believe(mtu)), Some(target)) => {
-                    self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN);
+                    self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN_MTU_LIFE);
                     false
                 }
                 (Some(Probing::Believe(_)), None) => false,
@@ -144,7 +145,7 @@ impl Worker {
     }
 }
 
-/// The address that a datagram went to.
+/// The destination of the datagram.
 fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = storage.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
     v4.or_else(|| storage.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
