@@ -110,7 +110,7 @@ fn each_mistake_says_what_where_and_how_to_fix() {
         ("key 00", ["the key has 2 digits", "/etc/cipe/b:7", "32 hexadecimal digits"]),
         ("peer 192.0.2.2:0", ["the port is 0", "/etc/cipe/b:7", "UDP port"]),
         ("peer [2001:db8::1]:9", ["no IPv4 address", "/etc/cipe/b:7", "one address family"]),
-        ("peer 192.0.2.2:no-such-service", ["no UDP service", "/etc/cipe/b:7", "/etc/services"]),
+        ("peer 192.0.2.2:no-such-service", ["nor a UDP service", "/etc/cipe/b:7", "/etc/services"]),
         ("ptpaddr 10.9.0.1", ["both 10.9.0.1", "/etc/cipe/b:7", "its own address"]),
         ("ipaddr 0.0.0.0", ["0.0.0.0 is no address", "/etc/cipe/b:7", "this end"]),
         ("socks 192.0.2.3:1080\ncarrier xdp", ["SOCKS5 server is reached by UDP", "/etc/cipe/b:8", "remove one"]),
