@@ -1,4 +1,4 @@
-//! What the eBPF programs and user space must agree on: map layouts, the frame stamp and the verdicts.
+//! Definitions that the eBPF programs and user space share: map layouts, the frame stamp and the verdicts.
 //!
 //! May be imported by every crate; imports nothing. All types here are plain old data without padding.
 

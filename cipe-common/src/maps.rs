@@ -16,8 +16,8 @@ pub mod names {
     pub const ETHERNET_DEVICES: &str = "ETHERNET_DEVICES";
     /// `HASH` from [`super::CarrierAddress`] to a tunnel number (u32).
     pub const CARRIER_ADDRESSES: &str = "CARRIER_ADDRESSES";
-    /// `HASH` of the addresses that this host has, as 16 octets ([`super::CarrierAddress`]), to zero (u32). A tunnel that listens on
-    /// its port at any address takes what is for one of them; all else with that port is in transit.
+    /// `HASH` from each address of this host, as 16 octets (see [`super::CarrierAddress`]), to zero (u32). A tunnel that listens on
+    /// any address takes only datagrams to one of these addresses. Other datagrams to its port are in transit.
     pub const LOCAL_ADDRESSES: &str = "LOCAL_ADDRESSES";
     /// `HASH` from a carrier device's ifindex (u32) to the index of its queue 0 in `CARRIER_SOCKETS` (u32).
     pub const CARRIER_DEVICES: &str = "CARRIER_DEVICES";
@@ -27,8 +27,8 @@ pub mod names {
     pub const KEYS: &str = "KEYS";
     /// `PERCPU_ARRAY` of [`super::Drops`] by [`super::drops_index`].
     pub const VERDICTS: &str = "VERDICTS";
-    /// `ARRAY` of u64 by tunnel number: when a packet under a dynamic key that we do not have was last let through, in
-    /// nanoseconds of `CLOCK_MONOTONIC`.
+    /// `ARRAY` of u64 by tunnel number: the time at which the program last passed on a packet under a dynamic key that we do
+    /// not have, in nanoseconds of `CLOCK_MONOTONIC`.
     pub const KEYLESS: &str = "KEYLESS";
     /// `HASH` from a LAN card's ifindex (u32) to [`super::Lan`].
     pub const LAN_DEVICES: &str = "LAN_DEVICES";
@@ -38,13 +38,13 @@ pub mod names {
     pub const LAN_ROUTES4: &str = "LAN_ROUTES4";
     /// The same for IPv6.
     pub const LAN_ROUTES6: &str = "LAN_ROUTES6";
-    /// `ARRAY` of [`super::CHUNK`] octets, `BPF_F_MMAPABLE`: the memory of all frames, by number of the chunk.
+    /// `ARRAY` of [`super::CHUNK`] octets, `BPF_F_MMAPABLE`, by chunk number: the memory of all frames.
     pub const CHUNKS: &str = "CHUNKS";
     /// `ARRAY` of [`super::Run`], `BPF_F_MMAPABLE`, by worker.
     pub const RUNS: &str = "RUNS";
-    /// `ARRAY` of [`super::Departure`], `BPF_F_MMAPABLE`, [`super::DEPARTURES`] for each worker.
+    /// `ARRAY` of [`super::Departure`], `BPF_F_MMAPABLE`, [`super::DEPARTURES_PER_WORKER`] for each worker.
     pub const DEPARTURES: &str = "DEPARTURES";
-    /// XDP (frags) program of carrier devices, which sends too.
+    /// XDP (frags) program of carrier devices. It receives and transmits.
     pub const CARRIER_XDP: &str = "carrier_xdp";
     /// TC egress program of the hubs' visible ends.
     pub const PRIVATE_TC: &str = "private_tc";
@@ -58,31 +58,31 @@ pub mod names {
     pub const LAN_XDP: &str = "lan_xdp";
 }
 
-/// Octets of a chunk in `CHUNKS`: a frame of the UMEM.
+/// Octets of a chunk in `CHUNKS`. A chunk is one frame of the UMEM.
 pub const CHUNK: usize = 2048;
 /// Chunks that one engine can have; user space resizes the map before loading.
 pub const MAX_CHUNKS: u32 = 1 << 19;
-/// Frames that a worker can send in one run of the program.
-pub const DEPARTURES: u32 = 512;
+/// The most frames that a worker can send in one run of the program.
+pub const DEPARTURES_PER_WORKER: u32 = 512;
 /// Tunnels that one engine can hold; user space may resize the maps to fewer before loading.
 pub const MAX_TUNNELS: u32 = 16_384;
-/// Addresses of the host that `LOCAL_ADDRESSES` holds. What is for others goes by the UDP socket.
+/// The most addresses of this host that `LOCAL_ADDRESSES` holds. Datagrams to any further address go to the UDP socket.
 pub const MAX_LOCAL_ADDRESSES: u32 = 16_384;
 /// Row of `VERDICTS` for drops whose tunnel is unknown.
 pub const NO_TUNNEL: u32 = u32::MAX;
-/// Veth pairs of one engine: hubs that its tunnel devices stand on, and one for each Ethernet tunnel.
+/// The most veth pairs of one engine: one for each hub, and one for each Ethernet tunnel.
 pub const MAX_HUBS: u32 = 64;
-/// Receive queues of a hub's hidden end that can have a socket: one for each worker, and one more.
+/// The most receive queues of a hub's hidden end that can have a socket: one for each worker, and one more.
 pub const PRIVATE_QUEUES: u32 = 16;
-/// Carrier devices of one engine.
+/// The most carrier devices of one engine.
 pub const MAX_CARRIERS: u32 = 64;
-/// Receive queues of a carrier device that can have a socket.
+/// The most receive queues of a carrier device that can have a socket.
 pub const CARRIER_QUEUES: u32 = 64;
-/// LAN cards with a short cut of one engine.
+/// The most LAN cards of one engine that have a short cut.
 pub const MAX_LANS: u32 = 16;
-/// Receive queues of a LAN card that can have a socket.
+/// The most receive queues of a LAN card that can have a socket.
 pub const LAN_QUEUES: u32 = 64;
-/// Prefixes of one IP version that the short cut knows.
+/// The most prefixes of one IP version that the short cut can hold.
 pub const MAX_LAN_ROUTES: u32 = 65_536;
 
 /// Value of `TUNNELS`.
@@ -93,25 +93,26 @@ pub struct Tunnel {
     pub flags: u32,
     /// Largest TCP MSS to let through, in octets, for IPv4; IPv6 is 20 less. 0: do not clamp.
     pub mss: u32,
-    /// The hub that its device stands on, below [`MAX_HUBS`].
+    /// The hub of its device, below [`MAX_HUBS`].
     pub hub: u32,
-    /// Largest IP packet that the short cut takes for it, in octets.
+    /// Largest IP packet that the short cut takes for this tunnel, in octets.
     pub mtu: u32,
-    /// Its device's address. One whose last two octets are the tunnel's number, big-endian, is found here; `PRIVATE_ADDRESSES`
-    /// is for the others.
+    /// MAC address of its device. If its last two octets are the tunnel's number, big-endian, the programs need no look-up in
+    /// `PRIVATE_ADDRESSES`.
     pub device: PrivateAddress,
-    /// Where its datagrams go, the peer or a relay; all zero: not known. Nothing that is sent there may come into the tunnel.
+    /// The address that its datagrams are sent to: the peer, or a relay. All zero if it is not known. A datagram to this address
+    /// may not enter the tunnel, since that would be a loop.
     pub target: CarrierAddress,
 }
 
 impl Tunnel {
-    /// The engine takes traffic for it.
+    /// The engine takes traffic for this tunnel.
     pub const ALIVE: u32 = 1;
-    /// Payloads travel bare (`nokey`): no length rule, no key flag.
+    /// Payloads are sent without encryption (`nokey`), so there is no length rule and no key flag.
     pub const NOKEY: u32 = 2;
 }
 
-/// Key of `PRIVATE_ADDRESSES`: what frames of a tunnel device have as their source.
+/// Key of `PRIVATE_ADDRESSES`: the source address of a tunnel device's frames.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrivateAddress {
@@ -154,7 +155,7 @@ pub struct CarrierAddress {
 }
 
 impl CarrierAddress {
-    /// Whether an IPv6 address is one of its link alone (fe80::/10): each device has its own.
+    /// Returns whether an IPv6 address is link-local (fe80::/10), so that it is valid on one device only.
     #[inline(always)]
     pub const fn is_link_local(address: &[u8; 16]) -> bool {
         address[0] == 0xFE && address[1] & 0xC0 == 0x80
@@ -165,82 +166,83 @@ impl CarrierAddress {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lan {
-    /// When a packet came last that looked like a superframe or had an unfinished checksum, in nanoseconds of
-    /// `CLOCK_MONOTONIC`; 0: never. Written by the program.
+    /// The time of the last packet that looked like a superframe or had an unfinished checksum, in nanoseconds of
+    /// `CLOCK_MONOTONIC`; 0: never. The program writes it.
     pub unfinished: u64,
     /// Index of the card's queue 0 in `LAN_SOCKETS`.
     pub sockets: u32,
     /// Bits of [`Lan::GENERIC`].
     pub flags: u32,
-    /// The card's own address: frames to any other are none of ours.
+    /// The card's MAC address. The program passes frames to any other address.
     pub mac: [u8; 6],
     /// Zero.
     pub reserved: [u8; 2],
 }
 
 impl Lan {
-    /// XDP runs in the stack, where superframes and unfinished checksums may come by.
+    /// XDP runs in the stack, so that the program may see superframes and unfinished checksums.
     pub const GENERIC: u32 = 1;
 }
 
-/// Value of `LAN_ROUTES4` and `LAN_ROUTES6`: where the kernel's routes lead, as far as the short cut goes.
+/// Value of `LAN_ROUTES4` and `LAN_ROUTES6`: the kernel's route for a prefix, reduced to what the short cut needs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LanRoute {
-    /// With a tunnel: ifindex of the LAN card that may send there; without: of the LAN card that the route leads out of;
-    /// 0: somewhere else, which is the kernel's business.
+    /// If `tunnel` is a tunnel: ifindex of the LAN card that may send to it. If not: ifindex of the route's egress LAN card.
+    /// 0: the route leads elsewhere, and the kernel forwards the packet.
     pub lan: u32,
-    /// The tunnel that the route leads into, or [`NO_TUNNEL`].
+    /// Number of the tunnel that the route leads to, or [`NO_TUNNEL`].
     pub tunnel: u32,
 }
 
-/// Value of `RUNS`: what a worker has the program send. Word by word, so that both sides can share it as atomics.
+/// Value of `RUNS`: the state of a run in which the program sends a worker's frames. All fields are words of 64 bits, so that both
+/// sides can share them as atomics.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {
-    /// Which of the worker's departures is next. Counted by the program.
+    /// Index of the worker's next departure. The program counts it up.
     pub next: u64,
     /// Ifindex of the device to send on.
     pub device: u64,
-    /// Frames that were handed on to the device. Counted by the program.
+    /// Frames that were redirected to the device. The program counts them.
     pub sent: u64,
-    /// Zero: two workers share no cache line.
+    /// Zero. Fills a cache line, so that two workers never share one.
     pub reserved: [u64; 5],
 }
 
-/// Value of `DEPARTURES`: where a frame stands that is to be sent. One word: the chunk in bits 0 to 31, the frame's offset in
-/// it in bits 32 to 47, its length in octets in bits 48 to 63.
+/// Value of `DEPARTURES`: the place of a frame to send. Bits 0 to 31 are the chunk's number, bits 32 to 47 the frame's offset in
+/// it, bits 48 to 63 the frame's length; both in octets.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Departure(pub u64);
 
 impl Departure {
-    /// Offsets are below this: a power of two, for the verifier.
-    pub const OFFSETS: usize = 256;
+    /// Offsets are below this. It is a power of two, so that a mask can be the bound that the verifier sees.
+    pub const OFFSET_LIMIT: usize = 256;
     /// The shortest frame, in octets: an Ethernet header.
-    pub const SHORTEST: usize = 14;
-    /// The longest frame, in octets, so that any fits into the rest of a chunk.
-    pub const LONGEST: usize = CHUNK - Self::OFFSETS;
+    pub const MIN_LENGTH: usize = 14;
+    /// The longest frame, in octets. It fits into a chunk at any offset.
+    pub const MAX_LENGTH: usize = CHUNK - Self::OFFSET_LIMIT;
 
-    /// The departure of `length` octets at `offset` in chunk `chunk`; `None` if no program sends such a frame.
+    /// Returns the departure of `length` octets at `offset` in chunk `chunk`; `None` if the offset or the length is out of bounds.
     pub fn new(chunk: u32, offset: usize, length: usize) -> Option<Self> {
-        let fits = offset < Self::OFFSETS && (Self::SHORTEST..=Self::LONGEST).contains(&length);
+        let fits = offset < Self::OFFSET_LIMIT && (Self::MIN_LENGTH..=Self::MAX_LENGTH).contains(&length);
         fits.then_some(Self(u64::from(chunk) | (offset as u64) << 32 | (length as u64) << 48))
     }
 
-    /// Number of the chunk.
+    /// Returns the number of the chunk.
     #[inline(always)]
     pub const fn chunk(self) -> u32 {
         self.0 as u32
     }
 
-    /// Octets before the frame.
+    /// Returns the frame's offset in the chunk, in octets.
     #[inline(always)]
     pub const fn offset(self) -> usize {
-        (self.0 >> 32) as usize & (Self::OFFSETS - 1)
+        (self.0 >> 32) as usize & (Self::OFFSET_LIMIT - 1)
     }
 
-    /// Octets of the frame.
+    /// Returns the length of the frame, in octets.
     #[inline(always)]
     pub const fn length(self) -> usize {
         (self.0 >> 48) as usize
@@ -253,22 +255,22 @@ impl Departure {
 pub enum Slot {
     /// The pre-shared key.
     Static = 0,
-    /// The dynamic key that we send under.
+    /// The dynamic key that we encrypt with.
     Send = 1,
-    /// The dynamic key that the peer sends under.
+    /// The dynamic key that the peer encrypts with.
     Receive = 2,
-    /// The peer's dynamic key before that, for packets still in flight.
+    /// The peer's dynamic key before the current one, for packets still in flight.
     Previous = 3,
 }
 
 /// Key slots of one tunnel.
 pub const SLOTS: u32 = 4;
 
-/// Value of `KEYS`. Written by the engine's control thread only, read by XDP and by the workers.
+/// Value of `KEYS`. Only the engine's control thread writes it; XDP and the workers read it.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeySlot {
-    /// Sequence lock and generation: odd while being written, another even number after each change, 0 never set.
+    /// Sequence lock and generation: odd during a write, a new even number after each change, 0 before the first one.
     pub generation: u64,
     /// 1 if the slot holds a live key.
     pub live: u32,
@@ -278,39 +280,39 @@ pub struct KeySlot {
     pub key: [u8; 16],
 }
 
-/// Index of a tunnel's slot in `KEYS`.
+/// Returns the index of a tunnel's slot in `KEYS`.
 #[inline(always)]
 pub const fn key_index(tunnel: u32, slot: Slot) -> u32 {
     tunnel * SLOTS + slot as u32
 }
 
-/// Index of a hub's receive queue in `PRIVATE_SOCKETS`.
+/// Returns the index of a hub's receive queue in `PRIVATE_SOCKETS`.
 #[inline(always)]
 pub const fn private_socket_index(hub: u32, queue: u32) -> u32 {
     hub * PRIVATE_QUEUES + queue
 }
 
-/// A tunnel's drops that the programs counted on one CPU, by [`crate::Verdict::kernel_index`]. They share an element because
-/// the kernel allocates each element of a per-CPU map by itself, at about a microsecond each.
+/// Drops of a tunnel that the programs counted on one CPU, by [`crate::Verdict::kernel_index`]. All counters of a tunnel are in
+/// one element, because the kernel needs about a microsecond to allocate each element of a per-CPU map.
 pub type Drops = [u64; KERNEL_VERDICTS];
 
-/// Counts in [`Drops`]. A power of two, so that programs can bound an index by a mask.
+/// Counters in [`Drops`]. It is a power of two, so that programs can bound an index by a mask.
 pub const KERNEL_VERDICTS: usize = 8;
 
-/// Entries of `VERDICTS` for `tunnels` tunnels and [`NO_TUNNEL`].
+/// Returns the number of entries of `VERDICTS` for `tunnels` tunnels and [`NO_TUNNEL`].
 #[inline(always)]
 pub const fn drops_entries(tunnels: u32) -> u32 {
     tunnels + 1
 }
 
-/// Index of a tunnel's [`Drops`] in `VERDICTS`; that of [`NO_TUNNEL`] is 0.
+/// Returns the index of a tunnel's [`Drops`] in `VERDICTS`. The index for [`NO_TUNNEL`] is 0.
 #[inline(always)]
 pub const fn drops_index(tunnel: u32) -> u32 {
     tunnel.wrapping_add(1)
 }
 
 const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 24 && size_of::<Tunnel>() == 48);
-const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSETS.is_power_of_two());
+const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSET_LIMIT.is_power_of_two());
 const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
 const _: () = assert!(KERNEL_VERDICTS.is_power_of_two() && crate::Verdict::KERNEL.len() <= KERNEL_VERDICTS);
 const _: () = assert!(size_of::<PrivateAddress>() == 8 && size_of::<EthernetDevice>() == 8 && MAX_HUBS <= 256);
@@ -321,8 +323,8 @@ mod tests {
 
     #[test]
     fn a_departure_reads_back_and_stays_in_its_chunk() {
-        let last = Departure::OFFSETS - 1;
-        for (chunk, offset, length) in [(0, 0, 14), (u32::MAX, last, Departure::LONGEST), (7, 214, 1500)] {
+        let last = Departure::OFFSET_LIMIT - 1;
+        for (chunk, offset, length) in [(0, 0, 14), (u32::MAX, last, Departure::MAX_LENGTH), (7, 214, 1500)] {
             let departure = Departure::new(chunk, offset, length).unwrap();
             assert_eq!((departure.chunk(), departure.offset(), departure.length()), (chunk, offset, length));
             assert!(offset + length <= CHUNK);
@@ -330,8 +332,8 @@ mod tests {
     }
 
     #[test]
-    fn what_reaches_out_of_a_chunk_does_not_depart() {
-        for (offset, length) in [(Departure::OFFSETS, 100), (0, Departure::LONGEST + 1), (0, 13)] {
+    fn a_frame_beyond_its_chunk_has_no_departure() {
+        for (offset, length) in [(Departure::OFFSET_LIMIT, 100), (0, Departure::MAX_LENGTH + 1), (0, 13)] {
             assert_eq!(Departure::new(0, offset, length), None);
         }
     }

@@ -1,36 +1,36 @@
-//! The frame stamp: what the TC program writes into the destination MAC address of a private frame.
+//! The frame stamp: data that the TC program writes into the destination MAC address of a private frame.
 //!
-//! Tunnel devices stand on one end of a veth pair whose other end belongs to the engine, so the address means nothing
-//! between the two. It carries to user space what XDP and AF_XDP cannot see.
+//! Tunnel devices are on top of one end of a veth pair, and the engine owns the other end. So the destination address has no other
+//! use between the two. The stamp tells user space what XDP and AF_XDP cannot see.
 
 /// First octet of every stamp. The group bit is clear, so a stray frame is addressed to somebody else.
 pub const MAGIC: u8 = 0xC2;
 
-/// Octets of a stamp: those of a MAC address.
+/// Octets of a stamp, which are those of a MAC address.
 pub const LEN: usize = 6;
 
-/// Of the octet with the hub, the bit that says [`Stamp::encapsulated`].
+/// The bit for [`Stamp::encapsulated`] in the octet that holds the hub.
 const ENCAPSULATED: u8 = 0x80;
 
 const _: () = assert!(crate::maps::MAX_HUBS <= ENCAPSULATED as u32);
 
-/// What TC knows of a frame, laid out as `MAGIC, encapsulated (1 bit) and hub (7 bits), gso_size (2, big-endian), tunnel (2,
-/// big-endian)`.
+/// What TC knows about a frame. Its layout is `MAGIC, encapsulated (1 bit) and hub (7 bits), gso_size (2 octets,
+/// big-endian), tunnel (2 octets, big-endian)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// The hub that the tunnel's device stands on.
+    /// The hub of the tunnel's device.
     pub hub: u8,
-    /// The kernel has put the packet into another one (VXLAN, GRE, IP in IP and the like) and left the checksum of the inner
-    /// transport header unfinished. Superframes of that kind are cut by the kernel.
+    /// The kernel has encapsulated the packet (VXLAN, GRE, IP in IP and the like) and left the checksum of the inner transport
+    /// header unfinished. The kernel itself segments superframes of that kind.
     pub encapsulated: bool,
-    /// Payload octets of each segment of a superframe; 0 for a single frame, and for what the kernel cuts.
+    /// Payload octets of each segment of a superframe; 0 for a single frame, and for frames that the kernel segments.
     pub gso_size: u16,
     /// Number of the tunnel, as given by the engine at attach.
     pub tunnel: u16,
 }
 
 impl Stamp {
-    /// The destination MAC address that says this.
+    /// Returns the stamp as a destination MAC address.
     #[inline(always)]
     pub const fn to_mac(self) -> [u8; LEN] {
         let g = self.gso_size.to_be_bytes();
@@ -39,7 +39,7 @@ impl Stamp {
         [MAGIC, hub, g[0], g[1], t[0], t[1]]
     }
 
-    /// Reads a stamp; `None` for an address that TC did not write.
+    /// Reads a stamp. Returns `None` for an address that TC did not write.
     #[inline(always)]
     pub const fn from_mac(mac: [u8; LEN]) -> Option<Self> {
         if mac[0] != MAGIC {
@@ -55,30 +55,31 @@ impl Stamp {
     }
 }
 
-/// TPID of the VLAN tag that says an [`EthernetStamp`], in the order of the wire: IEEE 802.1ad.
+/// TPID of the VLAN tag that holds an [`EthernetStamp`], in network order. It is that of IEEE 802.1ad.
 pub const STAMP_TPID: [u8; 2] = [0x88, 0xA8];
 
-/// What TC knows of a frame of an Ethernet tunnel (protocol 4), whose every octet means something. It is the TCI of one more VLAN
-/// tag in front of the frame, which has none if there is nothing to say, unless its own first tag could be taken for this one.
+/// What TC knows about a frame of an Ethernet tunnel (protocol 4). All octets of such a frame have a meaning, so the
+/// stamp cannot replace any of them: it is the TCI of one more VLAN tag in front of the frame. A frame with
+/// [`Self::Plain`] gets that tag only if its own first tag has the same TPID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EthernetStamp {
-    /// Nothing: one packet, whose checksum is where its headers say, finished or not.
+    /// One packet. Its checksum is at the place that its headers say, finished or not.
     #[default]
     Plain,
-    /// TCP or UDP to be cut into segments of so many payload octets, unless the kernel has cut it.
+    /// TCP or UDP to be cut into segments of this many payload octets, unless the kernel has already cut it.
     Superframe(u16),
     /// [`Stamp::encapsulated`].
     Encapsulated,
-    /// A checksum was left unfinished, behind headers of which the program knows nothing.
+    /// A checksum is unfinished, behind headers that the program does not know.
     Hidden,
 }
 
 impl EthernetStamp {
-    /// No payload of an IP packet has so many octets.
+    /// No IP packet has a payload of this many octets, so the value is free.
     const ENCAPSULATED: u16 = 0xFFFF;
     const HIDDEN: u16 = 0xFFFE;
 
-    /// The TCI that says this.
+    /// Returns the stamp as a TCI.
     #[inline(always)]
     pub const fn to_tci(self) -> u16 {
         match self {
@@ -89,7 +90,7 @@ impl EthernetStamp {
         }
     }
 
-    /// Reads a TCI. Each says something.
+    /// Reads a TCI. Every value is a valid stamp.
     #[inline(always)]
     pub const fn from_tci(tci: u16) -> Self {
         match tci {

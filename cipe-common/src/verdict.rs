@@ -1,9 +1,9 @@
-//! One enum says what became of a packet. A drop without a verdict does not exist.
+//! The verdicts: one enum for every outcome of a packet. Each drop has a verdict.
 
 macro_rules! verdicts {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What became of one packet. The discriminants index the counter maps; each packet is counted once,
-        /// and `Fragmented` beside that.
+        /// The outcome of one packet. The discriminants are the indexes of the counter maps. Each packet is counted once;
+        /// `Fragmented` is counted in addition.
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Verdict { $($(#[$doc])* $name,)* }
@@ -12,7 +12,7 @@ macro_rules! verdicts {
             /// Every verdict, in the order of the discriminants.
             pub const ALL: &'static [Verdict] = &[$(Verdict::$name,)*];
 
-            /// The name in status, metrics and documentation.
+            /// Returns the name in status, metrics and documentation.
             pub const fn name(self) -> &'static str {
                 match self { $(Verdict::$name => $text,)* }
             }
@@ -40,11 +40,11 @@ verdicts! {
     NoPeer = "no-peer",
     /// Outbound drop: no carrier route leads to the peer, or its SOCKS5 server has no relay for us.
     NoRoute = "no-route",
-    /// Outbound drop: the tunnel's own datagram came into it, or its way leads round through other tunnels.
+    /// Outbound drop: the tunnel's own datagram was routed into it, or its route is a loop through other tunnels.
     RouteLoop = "route-loop",
-    /// Outbound drop: larger than the tunnel takes.
+    /// Outbound drop: larger than the tunnel's MTU.
     TooBig = "too-big",
-    /// Outbound drop: a key is being negotiated and data must not go under the static key.
+    /// Outbound drop: a key is being negotiated and data must not be encrypted with the static key.
     NoSendKey = "no-send-key",
     /// Outbound drop: the carrier did not take it (ring or socket buffer full).
     CarrierFull = "carrier-full",
@@ -54,12 +54,12 @@ verdicts! {
     Delivered = "delivered",
     /// Inbound: a key-exchange or control message, handed to the daemon.
     ControlReceived = "control-received",
-    /// Beside the others: a carrier datagram arrived in fragments. The kernel joined them for the tunnel's UDP socket, and
-    /// the datagram is counted as what becomes of it, too.
+    /// In addition to another verdict: a carrier datagram arrived in fragments, and the kernel reassembled it for the tunnel's
+    /// UDP socket. The datagram's outcome is counted too.
     Fragmented = "fragmented",
     /// Inbound drop: not a multiple of 8 octets, or under 16.
     BadLength = "bad-length",
-    /// Inbound drop: sent under a dynamic key that we do not have (protocol section 2).
+    /// Inbound drop: encrypted with a dynamic key that we do not have (protocol section 2).
     NoReceiveKey = "no-receive-key",
     /// Inbound drop: the CRC does not match; wrong key, damage or forgery.
     BadCrc = "bad-crc",
@@ -69,33 +69,33 @@ verdicts! {
     BadType = "bad-type",
     /// Inbound drop: the payload is not exactly one IP packet; in protocol 4, no Ethernet frame.
     BadInner = "bad-inner",
-    /// Inbound drop: a router has marked the datagram (CE) in place of dropping it, and the packet in it does not take part in
-    /// congestion notification, so that nobody could be told (RFC 6040 section 4.2).
+    /// Inbound drop: a router marked the datagram as CE, and the inner packet does not support ECN. The mark could not reach the
+    /// sender, so the packet is dropped (RFC 6040 section 4.2).
     CongestionDrop = "congestion-drop",
-    /// Inbound drop: this very packet was accepted before.
+    /// Inbound drop: this packet was accepted before.
     Replayed = "replayed",
     /// Inbound drop: a packet of our own came back to us.
     Reflected = "reflected",
     /// Inbound drop: valid, but from an address other than the pinned peer's.
     WrongPeer = "wrong-peer",
-    /// Inbound drop: not from the relay of the tunnel's SOCKS5 server, or without a header of its own, or a fragment.
+    /// Inbound drop: not from the relay of the tunnel's SOCKS5 server, or without a SOCKS5 UDP header, or a fragment.
     BadRelay = "bad-relay",
     /// Inbound drop: a control packet that is no message of protocol section 3.
     BadMessage = "bad-message",
-    /// Inbound drop: a control message in clear (32 zero bits in front). Some are passed on to the daemon, which answers
-    /// questions about its configuration and believes nothing.
+    /// Inbound drop: a control message in clear text (it begins with 32 zero bits). Some are passed on to the daemon. It answers
+    /// questions about its configuration, and trusts nothing in such a message.
     ClearControl = "clear-control",
     /// Inbound drop: the daemon's queue was full.
     ControlFull = "control-full",
-    /// Inbound drop: the private device did not take it.
+    /// Inbound drop: the private device did not take the packet.
     PrivateFull = "private-full",
 
     // Either way.
     /// Drop: no free UMEM frame.
     NoFrame = "no-frame",
-    /// Drop: the receive ring of an engine socket was full or its fill ring empty, or a tunnel's UDP socket had no room: the
-    /// engine is too slow. The kernel does not say whose packets a ring lost: they are counted for the first of the tunnels
-    /// that share it.
+    /// Drop: the engine was too slow. The receive ring of a socket was full, its fill ring was empty, or the buffer of a tunnel's
+    /// UDP socket was full. The kernel does not report whose packets a ring lost, so they are counted for the first of the tunnels
+    /// that share the ring.
     RingFull = "ring-full",
 }
 
@@ -103,8 +103,8 @@ impl Verdict {
     /// Number of verdicts.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// Those that the eBPF programs count; the rest is the engine's. `NoReceiveKey`, `BadLength` and `RouteLoop` are
-    /// counted on both sides, each packet once.
+    /// The verdicts that the eBPF programs count. The engine counts all others, and also `NoReceiveKey`, `BadLength` and
+    /// `RouteLoop`; each packet is counted by one of the two.
     pub const KERNEL: &'static [Self] = &[
         Self::PrivateNotIp,
         Self::PrivateUnstamped,
@@ -116,7 +116,7 @@ impl Verdict {
         Self::NoReceiveKey,
     ];
 
-    /// Its index in [`Self::KERNEL`], if it stands there.
+    /// Returns its index in [`Self::KERNEL`]; `None` if the programs do not count it.
     #[inline(always)]
     pub const fn kernel_index(self) -> Option<usize> {
         let mut index = 0;
@@ -129,7 +129,7 @@ impl Verdict {
         None
     }
 
-    /// Whether the packet ended here against its sender's wish.
+    /// Returns whether the packet was dropped.
     pub const fn is_drop(self) -> bool {
         !matches!(self, Self::Sent | Self::ControlSent | Self::Delivered | Self::ControlReceived | Self::Fragmented)
     }

@@ -1,4 +1,4 @@
-//! Carrier side: is this UDP datagram one of ours, and worth the engine's time?
+//! Carrier side: finds the UDP datagrams of our tunnels and redirects those that the engine can use.
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_PASS,
@@ -20,16 +20,16 @@ use crate::{
     verdicts::Drop,
 };
 
-/// Of the packets that no receive key fits, one per tunnel and this many nanoseconds goes on to the engine, which asks
-/// for a key; the rest would only cost it time.
-const KEYLESS_INTERVAL: u64 = 100_000_000;
+/// Rate limit of packets for which we have no receive key: one per tunnel in this many nanoseconds is redirected to the
+/// engine, which then asks for a key. The others are dropped here.
+const KEYLESS_INTERVAL_NS: u64 = 100_000_000;
 
 /// A UDP datagram whose headers are where we expect them.
 struct Datagram {
     local: CarrierAddress,
     /// The UDP header's length field: header and payload.
     length: usize,
-    /// Octets from the UDP header to the end of what carries it: IP packet or frame, whichever ends first.
+    /// Octets from the UDP header to the end of the IP packet or of the frame, whichever comes first.
     room: usize,
     /// Offset of the UDP payload in the frame.
     payload: usize,
@@ -37,8 +37,9 @@ struct Datagram {
     frame: usize,
 }
 
-/// Returns the XDP action. Anything that is not plainly a datagram to one of our addresses passes untouched: IP options,
-/// extension headers and fragments too, which the kernel turns into datagrams for the engine's UDP socket, counted there.
+/// Returns the XDP action. A packet that is not clearly a datagram to one of our addresses passes unchanged. This
+/// includes packets with IP options or extension headers, and fragments: the kernel delivers them, reassembled, to the
+/// engine's UDP socket, which counts them.
 #[inline(always)]
 pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     let front = Front::of_xdp(ctx);
@@ -56,7 +57,7 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
         if (n < 16 || !n.is_multiple_of(8)) && !is_clear(front, datagram.payload, n) {
             return Err(Drop { tunnel, verdict: Verdict::BadLength });
         }
-        // A payload beyond the front is the engine's to look at.
+        // The program can only read the front. The engine checks a payload beyond it.
         if let Some(first) = front.at::<u8>(datagram.payload)
             && first & 0x80 != 0
             && !has_receive_key(tunnel)
@@ -64,19 +65,19 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
             may_ask_for_key(ctx, tunnel)?;
         }
     }
-    // The sockets of the next queues would be another device's.
+    // An index beyond the last queue would be that of another device's socket.
     if datagram.frame > largest_frame() || ctx.rx_queue_index() >= CARRIER_QUEUES {
         return Ok(XDP_PASS);
     }
     let device = ctx.ingress_ifindex() as u32;
-    // SAFETY: values are plain u32 that live in a preallocated element; a torn or reused one is some other base, whose
-    // sockets the kernel refuses for a frame of this device.
+    // SAFETY: values are plain u32 in a preallocated element. A reused element gives another device's base, and the kernel
+    // refuses its sockets for a frame of this device.
     let Some(base) = (unsafe { CARRIER_DEVICES.get(device) }) else { return Ok(XDP_PASS) };
     Ok(CARRIER_SOCKETS.redirect(base + ctx.rx_queue_index(), u64::from(XDP_PASS)).unwrap_or_else(|action| action))
 }
 
-/// Whether the payload of `n` octets is a control message in clear, which may have any length: 8 zero octets where a packet
-/// has its IV, and the first four are enough to tell.
+/// Returns whether the payload of `n` octets is a control message in clear text, which may have any length. Such a
+/// message has 8 zero octets in place of the IV. Checking the first four is enough.
 #[inline(always)]
 fn is_clear(front: Front<'_>, payload: usize, n: usize) -> bool {
     n > 8 && front.at::<[u8; 4]>(payload).is_some_and(|first| *first == [0; 4])
@@ -124,7 +125,7 @@ fn parse_ipv6<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option
     if ip.version_class_flow[0] >> 4 != 6 || ip.next_header != PROTOCOL_UDP {
         return None;
     }
-    // Which device a link-local address of a tagged frame belongs to, the kernel knows.
+    // A tagged frame belongs to a VLAN device that this program does not know, so the kernel handles its link-local addresses.
     if OFFSET != ETHERNET
         && (CarrierAddress::is_link_local(&ip.source) || CarrierAddress::is_link_local(&ip.destination))
     {
@@ -155,22 +156,22 @@ fn datagram(
     }
 }
 
-/// Octets of the largest frame that a socket takes. What is larger becomes a datagram for the engine's UDP socket.
+/// Octets of the largest frame that a socket takes. The kernel delivers larger ones to the engine's UDP socket.
 #[unsafe(no_mangle)]
 static LARGEST_FRAME: u32 = u32::MAX;
 
 #[inline(always)]
 fn largest_frame() -> usize {
-    // SAFETY: the loader sets it before the program is loaded, and nothing does later.
+    // SAFETY: the loader sets the value before it loads the program; nothing writes it later.
     unsafe { core::ptr::read_volatile(&raw const LARGEST_FRAME) as usize }
 }
 
-/// The tunnel that listens on the address, or on the port at any address of this host. A datagram for another host is in
-/// transit, whatever its port.
+/// Returns the tunnel that listens on this address, or on this port at any address of this host. A datagram to another host is in
+/// transit and belongs to no tunnel.
 #[inline(always)]
 fn tunnel_of(local: CarrierAddress) -> Option<u32> {
-    // SAFETY: values are plain u32; a torn or reused element is some other tunnel number, and the engine drops what
-    // does not decrypt under that tunnel's keys.
+    // SAFETY: values are plain u32. A reused element gives another tunnel's number, and the engine drops a datagram that does
+    // not decrypt with that tunnel's keys.
     unsafe {
         if let Some(tunnel) = CARRIER_ADDRESSES.get(local) {
             return Some(*tunnel);
@@ -186,13 +187,17 @@ fn has_receive_key(tunnel: u32) -> bool {
     is_live(tunnel, Slot::Receive) || is_live(tunnel, Slot::Previous)
 }
 
-/// A slot that is being written may look either way for a moment; the engine decides with its own copy of the keys.
+/// Returns whether a slot holds a live key. During a write the answer may be wrong; the engine decides with its own
+/// copy of the keys.
 #[inline(always)]
 fn is_live(tunnel: u32, slot: Slot) -> bool {
     KEYS.get(key_index(tunnel, slot)).is_some_and(|slot| slot.live != 0)
 }
 
-/// Lets one packet through per [`KEYLESS_INTERVAL`] (two CPUs at once may let through one each).
+/// Accepts one packet per [`KEYLESS_INTERVAL_NS`]. Two CPUs may accept one each at the same time.
+///
+/// # Errors
+/// The rate limit is reached.
 #[inline(always)]
 fn may_ask_for_key(ctx: &XdpContext, tunnel: u32) -> Result<(), Drop> {
     let refused = Drop { tunnel, verdict: Verdict::NoReceiveKey };
@@ -201,7 +206,7 @@ fn may_ask_for_key(ctx: &XdpContext, tunnel: u32) -> Result<(), Drop> {
     // valid as long as the map, which the program holds.
     unsafe {
         let now = bpf_ktime_get_ns();
-        if now.wrapping_sub(*last) < KEYLESS_INTERVAL && *last != 0 {
+        if now.wrapping_sub(*last) < KEYLESS_INTERVAL_NS && *last != 0 {
             return Err(refused);
         }
         *last = now;

@@ -1,5 +1,6 @@
-//! Private side of Ethernet tunnels (protocol 4): each has a veth pair of its own, so that the pair says whose a frame is, and no
-//! octet of the frame is touched. What else the engine must know stands in front of it ([`crate::tag`]). Fails closed.
+//! Private side of Ethernet tunnels (protocol 4). Each tunnel has its own veth pair, so the device identifies the
+//! tunnel, and no octet of a frame is changed. Further data for the engine are in a VLAN tag in front of the frame
+//! ([`crate::tag`]). Frames are dropped, never passed, if anything is wrong.
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_DROP,
@@ -18,8 +19,11 @@ use crate::{
     verdicts::Drop,
 };
 
-/// Checks and stamps a frame that leaves by the device. The kernel writes the tag beside it, the stamp at last, into the frame behind
-/// this program: the device has no VLAN offload.
+/// Checks and stamps a frame at the device's egress. The device has no VLAN offload, so the kernel writes the stamp's tag from the
+/// metadata into the frame after this program.
+///
+/// # Errors
+/// The tunnel is not alive, the frame is the tunnel's own datagram, or it could not be stamped.
 #[inline(always)]
 pub fn check(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
@@ -32,11 +36,10 @@ pub fn check(ctx: &TcContext) -> Result<(), Drop> {
         return Err(looped(device.tunnel, segments));
     }
     spread(ctx);
-    // No header, or no memory for one more tag.
     tag::stamp(ctx, gso_size as u16).map_err(|_| Drop { tunnel: device.tunnel, verdict: Verdict::PrivateMalformed })
 }
 
-/// Hands a frame to the engine's socket for the pair and the queue.
+/// Redirects a frame to the engine's socket for the pair and the queue.
 #[inline(always)]
 pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
     let (device, _) = alive(ctx.ingress_ifindex() as u32)?;
@@ -49,11 +52,11 @@ pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
     PRIVATE_SOCKETS.redirect(socket, u64::from(XDP_DROP)).map_err(|_| refused)
 }
 
-/// The live tunnel of one of its pair's ends, and its state.
+/// Returns the device and the tunnel for the ifindex of one end of a pair, if the tunnel is alive.
 #[inline(always)]
 fn alive(ifindex: u32) -> Result<(EthernetDevice, &'static Tunnel), Drop> {
-    // SAFETY: values are two u32 that live in a preallocated element; a torn or reused one names another tunnel's socket, which
-    // the kernel refuses for a frame of this device.
+    // SAFETY: values are two u32 in a preallocated element. A torn or reused one gives another tunnel's socket, which the kernel
+    // refuses for a frame of this device.
     let device = unsafe { ETHERNET_DEVICES.get(ifindex) }.copied();
     let dead = Drop { tunnel: device.map_or(NO_TUNNEL, |device| device.tunnel), verdict: Verdict::TunnelDead };
     let device = device.ok_or(dead)?;

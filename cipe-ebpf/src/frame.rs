@@ -1,11 +1,11 @@
-//! Packet access: headers as octet arrays (no alignment, no host order) behind one bounds check each.
+//! Packet access. Headers are octet arrays, without alignment or host byte order, and each takes one bounds check.
 
 use core::marker::PhantomData;
 
 use aya_ebpf::programs::{TcContext, XdpContext};
 use cipe_common::maps::CarrierAddress;
 
-/// Ethertypes and IP protocols, as they stand in the headers.
+/// Ethertypes and IP protocols, in network order.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xDD];
 pub const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
@@ -47,7 +47,7 @@ pub struct Ipv4 {
 }
 
 impl Ipv4 {
-    /// Whether more fragments follow or this is not the first one.
+    /// Returns whether this is a fragment, the first one included.
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x3FFF != 0
@@ -55,7 +55,7 @@ impl Ipv4 {
 }
 
 impl Ipv4 {
-    /// Whether the packet's content begins here: it is whole, or the first fragment.
+    /// Returns whether the packet is whole or the first fragment, so that the transport header follows.
     #[inline(always)]
     pub fn begins(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x1FFF == 0
@@ -82,7 +82,7 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    /// Whether it is the first one.
+    /// Returns whether this is the first fragment.
     #[inline(always)]
     pub fn begins(&self) -> bool {
         u16::from_be_bytes(self.offset) & 0xFFF8 == 0
@@ -110,8 +110,8 @@ pub struct Udp {
     pub checksum: [u8; 2],
 }
 
-/// The directly readable front of a packet. In TC, helpers that change the packet invalidate it (the verifier sees to
-/// that).
+/// The front of a packet, which a program can read directly. In TC, helpers that change the packet invalidate it; the verifier
+/// enforces that.
 #[derive(Clone, Copy)]
 pub struct Front<'a> {
     data: usize,
@@ -130,13 +130,14 @@ impl<'a> Front<'a> {
         Self { data: ctx.data(), end: ctx.data_end(), context: PhantomData }
     }
 
-    /// Octets of it.
+    /// Returns the number of octets in the front.
     #[inline(always)]
     pub fn len(self) -> usize {
         self.end - self.data
     }
 
-    /// The header at a constant offset, if the front reaches that far. `T` is one of the octet structs of this module.
+    /// Returns the header at a constant offset, or `None` if the front ends before its end. `T` is one of the octet structs of this
+    /// module.
     #[inline(always)]
     pub fn at<T>(self, offset: usize) -> Option<&'a T> {
         const { assert!(align_of::<T>() == 1) };
@@ -148,7 +149,8 @@ impl<'a> Front<'a> {
         Some(unsafe { &*((self.data + offset) as *const T) })
     }
 
-    /// Overwrites the header at a constant offset, if the front reaches that far. The caller keeps no reference into it.
+    /// Overwrites the header at a constant offset. Returns `false` if the front ends before its end. The caller keeps no reference
+    /// into it.
     #[inline(always)]
     pub fn put<T>(self, offset: usize, value: T) -> bool {
         const { assert!(align_of::<T>() == 1) };
@@ -162,17 +164,17 @@ impl<'a> Front<'a> {
     }
 }
 
-/// Whether a VLAN tag follows, and not a packet.
+/// Returns whether an ethertype is that of a VLAN tag.
 #[inline(always)]
 pub fn is_tag(ethertype: [u8; 2]) -> bool {
     matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ)
 }
 
-/// Offsets of what follows one VLAN tag, and two.
+/// Offsets of the header behind one VLAN tag, and behind two.
 pub const BEHIND_ONE: usize = ETHERNET + size_of::<Vlan>();
 pub const BEHIND_TWO: usize = BEHIND_ONE + size_of::<Vlan>();
 
-/// VLAN tags in a frame, two at most, and the ethertype behind them.
+/// Returns the number of VLAN tags in a frame, two at most, and the ethertype behind them; `None` if the front is too short.
 #[inline(always)]
 pub fn behind_tags(front: Front<'_>) -> Option<(usize, [u8; 2])> {
     let ethernet = front.at::<Ethernet>(0)?;
@@ -186,13 +188,13 @@ pub fn behind_tags(front: Front<'_>) -> Option<(usize, [u8; 2])> {
     Some((2, front.at::<Vlan>(BEHIND_ONE)?.ethertype))
 }
 
-/// Whether it is this IPv4 address.
+/// Returns whether `address` is this IPv4 address.
 #[inline(always)]
 pub fn is_v4(address: &CarrierAddress, [a, b, c, d]: [u8; 4]) -> bool {
     is_v6(address, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, a, b, c, d])
 }
 
-/// Whether it is this IPv6 address.
+/// Returns whether `address` is this IPv6 address.
 #[inline(always)]
 pub fn is_v6(address: &CarrierAddress, other: [u8; 16]) -> bool {
     let mut difference = 0;

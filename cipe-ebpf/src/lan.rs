@@ -1,8 +1,13 @@
-//! The short cut from a LAN card to the engine: what a router would do to a plain packet, and nothing for any other.
+//! The short cut from a LAN card to the engine. It forwards plain packets as a router does, and passes all others to the kernel.
 //!
-//! A packet is taken only if the kernel would forward it into a live tunnel without a word: its headers are sound and have
-//! no options, it is whole, no datagram of the tunnel's own, fits, may make another hop, comes from where its source address is routed to, and opens no
-//! connection. Everything else goes on untouched, so that errors, fragments and rules for new connections stay the kernel's.
+//! The program takes a packet only if the kernel would forward it to a live tunnel without an error:
+//! - Its headers are valid and have no options.
+//! - It is not a fragment, and not one of the tunnel's own datagrams.
+//! - It fits the tunnel's MTU, and its TTL allows one more hop.
+//! - The route to its source address leads to the card that it came from.
+//! - It does not open a connection.
+//!
+//! All other packets pass unchanged, so that the kernel handles errors, fragments and firewall rules for new connections.
 
 use core::ptr::null_mut;
 
@@ -26,20 +31,21 @@ use crate::{
     verdicts::Drop,
 };
 
-/// How long all TCP takes the kernel's way after a piece of it that must: the pieces of one stream keep to one way, and so
-/// to their order.
-const UNFINISHED: u64 = 1_000_000_000;
+/// Time for which all TCP of a card passes to the kernel after one packet that had to, in nanoseconds. The packets of a
+/// stream then take one path and keep their order.
+const UNFINISHED_HOLD_NS: u64 = 1_000_000_000;
 
-/// The shortest IP packet that fills an Ethernet frame; behind a shorter one stands padding.
-const SHORTEST: usize = 46;
+/// Octets of the shortest IP packet that fills an Ethernet frame. Padding follows a shorter one.
+const MIN_ETHERNET_PAYLOAD: usize = 46;
 
-/// The most octets of a transport packet that are summed up to see whether its checksum is right, and how many at a time.
-const MOST_SUMMED: usize = 2048;
-const BLOCK: usize = 64;
+/// The most octets of a transport packet whose checksum the program verifies.
+const MAX_SUMMED_OCTETS: usize = 2048;
+/// Octets that it sums up at a time.
+const SUM_BLOCK: usize = 64;
 
 const SYN: u8 = 0x02;
 
-/// What is known of the card that a packet came by.
+/// The card that a packet was received on.
 struct Card {
     ifindex: u32,
     lan: *mut Lan,
@@ -49,13 +55,13 @@ impl Card {
     #[inline(always)]
     fn lan(&self) -> &Lan {
         // SAFETY: the pointer comes from a successful look-up and stays valid while the program runs; all fields are plain
-        // integers and octets. A value that is replaced meanwhile is read as a mixture: at worst one packet is judged by
-        // an address or socket of the moment before.
+        // integers and octets. If user space replaces the value meanwhile, at worst one packet is judged by the old address or
+        // socket.
         unsafe { &*self.lan }
     }
 }
 
-/// A word of 16 bits as it lies in memory: one's complement sums do not care which octet is called high.
+/// A word of 16 bits in memory order. The byte order does not matter for a one's complement sum.
 type Word = [u8; 2];
 
 /// Returns the XDP action.
@@ -78,7 +84,7 @@ pub fn shorten(ctx: &XdpContext) -> Result<u32, Drop> {
         _ => None,
     };
     let Some(tunnel) = tunnel else { return Ok(XDP_PASS) };
-    // From here on the packet is changed, so there must be somebody to take it.
+    // The packet is changed from here on, so it must have a socket that takes it.
     if ctx.rx_queue_index() >= LAN_QUEUES || LAN_SOCKETS.get(socket).is_none() {
         return Ok(XDP_PASS);
     }
@@ -94,7 +100,7 @@ pub fn shorten(ctx: &XdpContext) -> Result<u32, Drop> {
     LAN_SOCKETS.redirect(socket, u64::from(XDP_DROP)).map_err(|_| refused)
 }
 
-/// One hop less: RFC 1141's way to keep the checksum right.
+/// Decrements the TTL and updates the checksum as in RFC 1141. Returns `false` if the front is too short.
 #[inline(always)]
 fn hop_ipv4(front: Front<'_>, ttl: u8, checksum: Word) -> bool {
     const TTL: usize = ETHERNET + 8;
@@ -111,7 +117,7 @@ fn hop_ipv6(front: Front<'_>) -> bool {
     front.put(HOP_LIMIT, limit.wrapping_sub(1))
 }
 
-/// The tunnel that an IPv4 packet may take the short cut into.
+/// Returns the tunnel that an IPv4 packet may take the short cut to; `None` if the kernel has to forward it.
 #[inline(always)]
 fn judge_ipv4(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     let words = front.at::<[Word; size_of::<Ipv4>() / 2]>(ETHERNET)?;
@@ -133,7 +139,7 @@ fn judge_ipv4(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     (!round).then_some(tunnel)
 }
 
-/// The tunnel that an IPv6 packet may take the short cut into.
+/// Returns the tunnel that an IPv6 packet may take the short cut to; `None` if the kernel has to forward it.
 #[inline(always)]
 fn judge_ipv6(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     let ip = front.at::<Ipv6>(ETHERNET)?;
@@ -153,14 +159,15 @@ fn judge_ipv6(front: Front<'_>, frame: usize, card: &Card) -> Option<u32> {
     (!round).then_some(tunnel)
 }
 
-/// Whether a frame holds exactly a packet of this length, and Ethernet's padding.
+/// Returns whether a frame holds one packet of this length and nothing else but Ethernet's padding.
 #[inline(always)]
 fn holds(frame: usize, total: usize) -> bool {
-    frame >= ETHERNET + total && frame <= ETHERNET + if total < SHORTEST { SHORTEST } else { total }
+    frame >= ETHERNET + total && frame <= ETHERNET + if total < MIN_ETHERNET_PAYLOAD { MIN_ETHERNET_PAYLOAD } else { total }
 }
 
-/// Whether a transport packet may pass: it opens no connection, and is known to be whole and finished. `frame` and `length` are
-/// octets of its frame and of itself.
+/// Returns `Some` if a transport packet may take the short cut: it opens no connection, is no superframe, and has a
+/// finished checksum. `frame` and `length` are the octets of the frame and of the transport packet; `addresses` is the
+/// sum over both IP addresses.
 #[inline(always)]
 fn may_pass<const OFFSET: usize>(
     front: Front<'_>,
@@ -180,7 +187,7 @@ fn may_pass<const OFFSET: usize>(
         }
         PROTOCOL_UDP => {
             let checksum = front.at::<Udp>(OFFSET)?.checksum;
-            // In the stack, what carries packets inside without a checksum of its own may be several.
+            // In generic mode, encapsulated packets without an outer checksum may be a superframe.
             if generic && checksum == [0; 2] {
                 return None;
             }
@@ -190,15 +197,17 @@ fn may_pass<const OFFSET: usize>(
         _ => return None,
     };
     if !generic {
-        // A driver hands over what was on the wire. Where the other end is this machine's stack (veth), the engine
-        // finishes what it left to the device.
+        // The driver delivers the packet as it was on the wire. On a veth device the sender is a local stack, which may leave the
+        // checksum to the device; the engine completes it.
         return Some(());
     }
     let length = u16::from_ne_bytes((length as u16).to_be_bytes());
     let pseudo = addresses + u32::from(length) + u32::from(u16::from_ne_bytes([0, protocol]));
-    // By chance one finished checksum of 65,536 is that number, too: one a second or more, where much comes.
+    // An unfinished checksum field holds the sum of the pseudo header. One finished checksum in 65,536 has the same
+    // value by chance, which under load is one a second or more, so such a checksum is verified.
     if fold(pseudo) == u16::from_ne_bytes(checksum) && !is_right::<OFFSET>(front, frame, pseudo) {
-        // SAFETY: the pointer as in `Card::lan`, the helper takes no arguments. Two CPUs at once write the same, nearly.
+        // SAFETY: the pointer is valid as in `Card::lan`; the helper takes no arguments. Two CPUs that write at once
+        // write nearly the same time.
         unsafe { (*card.lan).unfinished = bpf_ktime_get_ns() };
         return None;
     }
@@ -206,32 +215,32 @@ fn may_pass<const OFFSET: usize>(
     if protocol == PROTOCOL_TCP && unfinished != 0 {
         // SAFETY: the helper takes no arguments.
         let now = unsafe { bpf_ktime_get_ns() };
-        if now.wrapping_sub(unfinished) < UNFINISHED {
+        if now.wrapping_sub(unfinished) < UNFINISHED_HOLD_NS {
             return None;
         }
     }
     Some(())
 }
 
-/// Whether the checksum of a transport packet is right as it stands, over all octets from `OFFSET` on and its pseudo header.
-/// `false` for a frame that cannot be read here to its end, or is longer than packets of a tunnel are. Padding counts as octets of
-/// the packet: if it is not zero, the answer is `false`.
+/// Returns whether the checksum of a transport packet is correct. It sums the octets from `OFFSET` to the end of the
+/// frame and the pseudo header. Returns `false` for a frame that the program cannot read to its end, for one longer
+/// than [`MAX_SUMMED_OCTETS`], and if the padding is not zero.
 #[inline(always)]
 fn is_right<const OFFSET: usize>(front: Front<'_>, frame: usize, pseudo: u32) -> bool {
-    if frame > OFFSET + MOST_SUMMED || front.len() != frame {
+    if frame > OFFSET + MAX_SUMMED_OCTETS || front.len() != frame {
         return false;
     }
     let mut sum = pseudo;
     let mut at = OFFSET;
-    while at < OFFSET + MOST_SUMMED {
-        let Some(block) = front.at::<[u8; BLOCK]>(at) else { break };
-        // SAFETY: the helper reads the octets of the block, whose number is one of whole words, and keeps nothing.
-        let added = unsafe { bpf_csum_diff(null_mut(), 0, block.as_ptr().cast_mut().cast(), BLOCK as u32, sum) };
+    while at < OFFSET + MAX_SUMMED_OCTETS {
+        let Some(block) = front.at::<[u8; SUM_BLOCK]>(at) else { break };
+        // SAFETY: the helper reads the octets of the block, a multiple of its word size, and keeps no pointer.
+        let added = unsafe { bpf_csum_diff(null_mut(), 0, block.as_ptr().cast_mut().cast(), SUM_BLOCK as u32, sum) };
         sum = added as u32;
-        at += BLOCK;
+        at += SUM_BLOCK;
     }
     let mut rest = u32::from(fold(sum));
-    for _ in 0..BLOCK / 2 {
+    for _ in 0..SUM_BLOCK / 2 {
         let Some(word) = front.at::<Word>(at) else { break };
         rest += u32::from(u16::from_ne_bytes(*word));
         at += 2;
@@ -242,7 +251,8 @@ fn is_right<const OFFSET: usize>(front: Front<'_>, frame: usize, pseudo: u32) ->
     fold(rest) == 0xFFFF
 }
 
-/// The live tunnel that a packet of this length between these addresses is routed into, if it may come from this card.
+/// Returns the live tunnel that the destination is routed to, if it takes packets of `total` octets from this card, and
+/// if the route to the source leads back to this card.
 #[inline(always)]
 fn into<const N: usize>(
     routes: &LpmTrie<[u8; N], LanRoute>,

@@ -1,24 +1,25 @@
-//! Sending, in runs that the engine asks for (BPF_PROG_RUN with live frames, Documentation/bpf/bpf_prog_run.rst): the kernel
-//! makes a page for each frame, the program fills it and redirects it to the carrier device, and no socket buffer is made.
+//! Transmission in runs that the engine starts (BPF_PROG_RUN with live frames, Documentation/bpf/bpf_prog_run.rst). The kernel
+//! allocates a page for each frame. The program fills it and redirects it to the carrier device, without a socket buffer.
 //!
-//! It is no program of its own, since the kernel patches its dispatcher at each run of a program that is attached nowhere.
+//! This is part of the carrier program, because the kernel patches its dispatcher at each run of a program that is not attached.
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_DROP,
     helpers::generated::{bpf_redirect, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail, bpf_xdp_store_bytes},
     programs::XdpContext,
 };
-use cipe_common::maps::{DEPARTURES as MAX_DEPARTURES, Departure};
+use cipe_common::maps::{DEPARTURES_PER_WORKER, Departure};
 
 use crate::{
     bounds,
     maps::{CHUNKS, DEPARTURES, RUNS},
 };
 
-/// Where the engine's runs come from: loopback, which has this number in every network namespace, and which no carrier is.
+/// Ifindex of the ingress device of the engine's runs: loopback. It has this number in every network namespace and is
+/// never a carrier.
 const LOOPBACK: usize = 1;
 
-/// The worker that this is a run of, which it says in front of the frame; `None`: a frame that was received.
+/// Returns the worker that started this run, from the metadata in front of the frame; `None` for a received frame.
 #[inline(always)]
 pub fn worker_of(ctx: &XdpContext) -> Option<u32> {
     if ctx.ingress_ifindex() != LOOPBACK {
@@ -32,7 +33,7 @@ pub fn worker_of(ctx: &XdpContext) -> Option<u32> {
     Some(unsafe { (worker as *const u32).read_unaligned() })
 }
 
-/// Makes the worker's next frame of this one and sends it.
+/// Fills this frame with the worker's next departure. Returns the XDP action.
 #[inline(always)]
 pub fn send(ctx: &XdpContext, worker: u32) -> u32 {
     fill(ctx, worker).unwrap_or(XDP_DROP)
@@ -44,18 +45,18 @@ fn fill(ctx: &XdpContext, worker: u32) -> Option<u32> {
     // SAFETY: the pointer comes from a successful array look-up, is aligned, and stays valid as long as the map. The worker
     // that owns the element waits for this run.
     let (next, device) = unsafe { ((*run).next, (*run).device) };
-    if next >= u64::from(MAX_DEPARTURES) {
+    if next >= u64::from(DEPARTURES_PER_WORKER) {
         return None;
     }
     // SAFETY: as above.
     unsafe { (*run).next = next + 1 };
-    let departure = *DEPARTURES.get(worker.checked_mul(MAX_DEPARTURES)? + next as u32)?;
+    let departure = *DEPARTURES.get(worker.checked_mul(DEPARTURES_PER_WORKER)? + next as u32)?;
     let chunk = CHUNKS.get_ptr(departure.chunk())?;
     let (offset, length) = (departure.offset(), departure.length());
-    let length = bounds::within::<{ Departure::SHORTEST as u64 }, { Departure::LONGEST as u64 }>(length as u64)?;
+    let length = bounds::within::<{ Departure::MIN_LENGTH as u64 }, { Departure::MAX_LENGTH as u64 }>(length as u64)?;
     let grow = length as i32 - (ctx.data_end() - ctx.data()) as i32;
-    // SAFETY: the context is the one the kernel called us with; `length` octets from `offset` on are in the chunk, whose
-    // frame its worker has put up for this run.
+    // SAFETY: the context is the one the kernel called us with; `length` octets from `offset` on are in the chunk, and
+    // the worker keeps the frame for this run.
     let filled = unsafe {
         bpf_xdp_adjust_meta(ctx.ctx, size_of::<u32>() as i32) == 0
             && bpf_xdp_adjust_tail(ctx.ctx, grow) == 0

@@ -1,4 +1,4 @@
-//! A tunnel's own datagrams that come into it: what the rules of routes and firewalls, or bridges, have led back, whatever they say.
+//! Detects a tunnel's own datagrams that routes, firewall rules or bridges lead back into it.
 
 use aya_ebpf::programs::TcContext;
 use cipe_common::{Verdict, maps::CarrierAddress};
@@ -11,7 +11,8 @@ use crate::{
     verdicts::Drop,
 };
 
-/// The drop of such a datagram, or of a superframe of them, whose `segments` but one are counted here.
+/// Returns the drop for such a datagram, or for a superframe of `segments` of them. It counts all segments but one
+/// here; the caller counts that one with the drop.
 #[inline(always)]
 pub fn looped(tunnel: u32, segments: u32) -> Drop {
     let drop = Drop { tunnel, verdict: Verdict::RouteLoop };
@@ -19,8 +20,8 @@ pub fn looped(tunnel: u32, segments: u32) -> Drop {
     drop
 }
 
-/// Whether a frame holds a datagram to `target`, the tunnel's own, behind up to two VLAN tags. One that the kernel keeps beside the
-/// frame does not count.
+/// Returns whether a frame holds a datagram to `target`, the tunnel's own, behind up to two VLAN tags. A tag that the
+/// kernel keeps in the metadata is not one of the two.
 #[inline(always)]
 pub fn is_own_tagged(ctx: &TcContext, target: &CarrierAddress) -> bool {
     match behind_tags(Front::of_tc(ctx)) {
@@ -31,14 +32,14 @@ pub fn is_own_tagged(ctx: &TcContext, target: &CarrierAddress) -> bool {
     }
 }
 
-/// Whether the IP packet at offset `IP` is a datagram to `target`, or the first piece of one.
+/// Returns whether the IP packet at offset `IP` is a datagram to `target`, or the first fragment of one.
 #[inline(always)]
 pub fn is_own<const IP: usize>(ctx: &TcContext, ethertype: [u8; 2], target: &CarrierAddress) -> bool {
     if target.port == [0; 2] {
         return false;
     }
     let front = Front::of_tc(ctx);
-    // Our own datagrams have no IP options, and of extension headers that of fragments at most.
+    // Our own datagrams have no IP options, and no extension header but the fragment header.
     let udp = match ethertype {
         ETHERTYPE_IPV4 => match front.at::<Ipv4>(IP) {
             Some(ip) if ip.protocol == PROTOCOL_UDP && ip.begins() && is_v4(target, ip.destination) => {

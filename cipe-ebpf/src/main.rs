@@ -1,6 +1,6 @@
-//! The kernel side of the data path: six programs that classify, stamp and redirect. They never look into a payload.
+//! The kernel side of the data path: six programs that classify, stamp and redirect packets. They never decrypt a payload.
 //!
-//! Flat on purpose: every header is reached at a constant offset behind one bounds check, which is what the verifier can
+//! The code reads every header at a constant offset after one bounds check, because that is what the verifier can
 //! follow. Each program turns its packet into a `Result<action, Drop>`; drops are counted in one place.
 
 #![no_std]
@@ -27,7 +27,8 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-/// XDP on a carrier device: our datagrams to the engine, everything else on its way untouched. And what the engine sends.
+/// XDP on a carrier device: redirects our datagrams to the engine and passes all others unchanged. It also transmits
+/// the engine's frames.
 #[xdp(frags)]
 pub fn carrier_xdp(ctx: XdpContext) -> u32 {
     if let Some(worker) = live::worker_of(&ctx) {
@@ -36,7 +37,8 @@ pub fn carrier_xdp(ctx: XdpContext) -> u32 {
     carrier::classify(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
-/// TC egress on a hub, below the tunnel devices: stamps what the hidden end cannot see, drops what may not leave.
+/// TC egress on a hub, below the tunnel devices: stamps frames with data that the hidden end cannot see, and drops
+/// frames that may not leave.
 #[classifier]
 pub fn private_tc(ctx: TcContext) -> i32 {
     match private::stamp(&ctx) {
@@ -45,13 +47,14 @@ pub fn private_tc(ctx: TcContext) -> i32 {
     }
 }
 
-/// XDP on a hub's hidden end: stamped frames to the engine, nothing past it.
+/// XDP on a hub's hidden end: redirects stamped frames to the engine and drops all others.
 #[xdp(frags)]
 pub fn private_xdp(ctx: XdpContext) -> u32 {
     private::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
-/// Egress of an Ethernet tunnel's device: stamps what the hidden end cannot see, drops what may not leave.
+/// TC egress of an Ethernet tunnel's device: stamps frames with data that the hidden end cannot see, and drops frames
+/// that may not leave.
 #[classifier]
 pub fn ethernet_tc(ctx: TcContext) -> i32 {
     match ethernet::check(&ctx) {
@@ -60,13 +63,13 @@ pub fn ethernet_tc(ctx: TcContext) -> i32 {
     }
 }
 
-/// XDP on the hidden end of an Ethernet tunnel's device: its frames to the engine, nothing past it.
+/// XDP on the hidden end of an Ethernet tunnel's device: redirects its frames to the engine, or drops them.
 #[xdp(frags)]
 pub fn ethernet_xdp(ctx: XdpContext) -> u32 {
     ethernet::redirect(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
 }
 
-/// XDP on a LAN card with a short cut: plain packets for its tunnels to the engine, everything else on its way untouched.
+/// XDP on a LAN card with a short cut: redirects plain packets for its tunnels to the engine and passes all others unchanged.
 #[xdp(frags)]
 pub fn lan_xdp(ctx: XdpContext) -> u32 {
     lan::shorten(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
@@ -77,7 +80,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// Licence of the object. Dual, because the kernel offers the ring buffer and clock helpers to GPL-compatible programs only.
+/// Licence of the object. It is dual, because the kernel offers the ring buffer and clock helpers only to GPL-compatible programs.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

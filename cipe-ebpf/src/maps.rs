@@ -1,4 +1,4 @@
-//! The maps, sized for the largest engine; the loader shrinks them. Layouts and names are `cipe_common::maps`'.
+//! The maps, sized for the largest engine; the loader shrinks them. `cipe_common::maps` defines their layouts and names.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES as MAX_DEPARTURES, Departure, Drops, EthernetDevice, KeySlot, LAN_QUEUES, Lan, LanRoute,
+    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES_PER_WORKER, Departure, Drops, EthernetDevice, KeySlot, LAN_QUEUES, Lan, LanRoute,
     MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_LOCAL_ADDRESSES, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS,
     Tunnel, drops_entries,
 };
@@ -63,4 +63,4 @@ pub static CHUNKS: Array<[u8; CHUNK]> = Array::with_max_entries(MAX_CHUNKS, BPF_
 pub static RUNS: Array<Run> = Array::with_max_entries(PRIVATE_QUEUES, BPF_F_MMAPABLE);
 
 #[map]
-pub static DEPARTURES: Array<Departure> = Array::with_max_entries(PRIVATE_QUEUES * MAX_DEPARTURES, BPF_F_MMAPABLE);
+pub static DEPARTURES: Array<Departure> = Array::with_max_entries(PRIVATE_QUEUES * DEPARTURES_PER_WORKER, BPF_F_MMAPABLE);

@@ -1,5 +1,5 @@
-//! Private side: the stamp where the tunnel devices' frames enter a hub, and the way from its hidden end to the engine. Fails
-//! closed.
+//! Private side: stamps the frames of tunnel devices where they enter a hub, and redirects them from its hidden end to the engine.
+//! Frames are dropped, never passed, if anything is wrong.
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_DROP,
@@ -20,7 +20,10 @@ use crate::{
     verdicts::Drop,
 };
 
-/// Checks, clamps and stamps a frame that a tunnel device hands to its hub.
+/// Checks, clamps and stamps a frame that a tunnel device transmits through its hub.
+///
+/// # Errors
+/// The tunnel is not alive, the frame holds no IP packet, or it is the tunnel's own datagram.
 #[inline(always)]
 pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
@@ -36,7 +39,7 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
     }
     let not_ip = Drop { tunnel, verdict: Verdict::PrivateNotIp };
     if tag != 0 {
-        // A VLAN tag beside the frame would get lost on the way.
+        // A VLAN tag in the metadata would get lost on the way to the engine.
         return Err(not_ip);
     }
     // The field holds the ethertype in network order in its low half.
@@ -56,25 +59,28 @@ pub fn stamp(ctx: &TcContext) -> Result<(), Drop> {
         match contents(ctx) {
             Contents::Plain => {}
             Contents::Encapsulated => (stamp.encapsulated, stamp.gso_size) = (true, 0),
-            // SCTP, or UDP that is to be cut into fragments.
+            // SCTP, or UDP that the kernel cuts into fragments.
             Contents::Other => stamp.gso_size = 0,
         }
     }
     let mac = stamp.to_mac();
-    // Not even room for an Ethernet header: nothing that a network device hands us.
+    // It fails only for a frame shorter than an Ethernet header, which no network device sends.
     ctx.store(0, &mac, 0).map_err(|_| Drop { tunnel, verdict: Verdict::PrivateMalformed })
 }
 
-/// How many workers serve a hub.
+/// Number of workers that serve a hub. The loader sets it.
 #[unsafe(no_mangle)]
 static WORKERS: u32 = 1;
 
-/// Chooses the queue of the hub, and so the worker, by the flow, not by where a forwarded packet came in. What is written
-/// is taken for the receive queue and one more, for which the kernel picks the transmit queue of that number: 1 to the
-/// number of workers. Generic XDP at the hidden end then sees the receive queue before it, native XDP that queue itself.
+/// Chooses the queue of the hub, and so the worker, by the flow. Without this, the receive queue of a forwarded packet
+/// would decide.
+///
+/// The kernel takes `queue_mapping` as a receive queue plus one, and picks the transmit queue with that receive queue's
+/// number: from 1 to the number of workers. At the hidden end, generic XDP sees this number minus one, native XDP the
+/// number itself.
 #[inline(always)]
 pub fn spread(ctx: &TcContext) {
-    // SAFETY: the loader sets it before the program is loaded, and nothing does later.
+    // SAFETY: the loader sets the value before it loads the program; nothing writes it later.
     let workers = unsafe { core::ptr::read_volatile(&raw const WORKERS) };
     if workers > 1 {
         let skb = ctx.skb.skb;
@@ -83,7 +89,7 @@ pub fn spread(ctx: &TcContext) {
     }
 }
 
-/// Hands a stamped frame to the engine's socket for its hub and queue.
+/// Redirects a stamped frame to the engine's socket for its hub and queue.
 #[inline(always)]
 pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
     let front = Front::of_xdp(ctx);
@@ -96,20 +102,20 @@ pub fn redirect(ctx: &XdpContext) -> Result<u32, Drop> {
     if queue >= PRIVATE_QUEUES {
         return Err(refused);
     }
-    // A forged hub leads nowhere: the kernel gives a frame only to a socket bound to its own device and queue.
+    // A forged hub does no harm: the kernel delivers a frame only to a socket that is bound to the frame's own device and queue.
     let socket = private_socket_index(u32::from(stamp.hub), queue);
     PRIVATE_SOCKETS.redirect(socket, u64::from(XDP_DROP)).map_err(|_| refused)
 }
 
-/// The tunnel whose device a frame comes from, by its source address; none is as good as dead.
+/// Returns the number of the tunnel whose device sent a frame, by its source address, or [`NO_TUNNEL`].
 #[inline(always)]
 fn tunnel_of(front: Front<'_>) -> u32 {
     let Some(ethernet) = front.at::<Ethernet>(0) else { return NO_TUNNEL };
-    // Mostly it says its number itself, which costs no look-up but the one that is needed anyway.
+    // Most addresses end with the tunnel's number. Then the only look-up is one in `TUNNELS`, which the caller needs anyway.
     let number = u32::from(u16::from_be_bytes([ethernet.source[4], ethernet.source[5]]));
     if TUNNELS.get(number).is_some_and(|tunnel| tunnel.device.mac == ethernet.source) {
         return number;
     }
-    // SAFETY: values are plain u32; a device that is being removed may be counted under another tunnel, no more.
+    // SAFETY: values are plain u32. At worst, a frame of a device that is being removed is counted for another tunnel.
     unsafe { PRIVATE_ADDRESSES.get(PrivateAddress::new(ethernet.source)) }.copied().unwrap_or(NO_TUNNEL)
 }

@@ -1,4 +1,4 @@
-//! The stamp of Ethernet tunnels: one more VLAN tag in front of the frame, which the engine takes off again.
+//! The stamp of Ethernet tunnels: one more VLAN tag in front of the frame, which the engine removes.
 
 use aya_ebpf::{
     helpers::generated::{bpf_skb_vlan_pop, bpf_skb_vlan_push},
@@ -13,10 +13,10 @@ use crate::{
     },
 };
 
-/// `gso_size` of SCTP, which the kernel cuts.
+/// `gso_size` of SCTP, which the kernel segments.
 const GSO_BY_FRAGS: u16 = 0xFFFF;
 
-/// There is no header, or the kernel had no memory.
+/// The frame has no Ethernet header, or the kernel had no memory.
 pub struct Failed;
 
 impl From<i64> for Failed {
@@ -25,14 +25,14 @@ impl From<i64> for Failed {
     }
 }
 
-/// A VLAN tag, in the order of the wire.
+/// A VLAN tag, in network order.
 #[derive(Clone, Copy)]
 struct Tag {
     tpid: [u8; 2],
     tci: [u8; 2],
 }
 
-/// Says in a tag what the engine must know of a frame, if there is anything, or if the frame's own first tag looks like one.
+/// Pushes the tag with a frame's stamp. A plain frame gets no tag, unless its own first tag has the same TPID.
 #[inline(always)]
 pub fn stamp(ctx: &TcContext, gso_size: u16) -> Result<(), Failed> {
     let beside = beside(ctx);
@@ -46,7 +46,7 @@ pub fn stamp(ctx: &TcContext, gso_size: u16) -> Result<(), Failed> {
     }
 }
 
-/// What the engine must know of a frame.
+/// Returns the stamp of a frame.
 #[inline(always)]
 fn of_frame(ctx: &TcContext, beside: Option<Tag>, gso_size: u16) -> Result<EthernetStamp, Failed> {
     let superframe = match gso_size {
@@ -55,7 +55,7 @@ fn of_frame(ctx: &TcContext, beside: Option<Tag>, gso_size: u16) -> Result<Ether
     };
     let front = Front::of_tc(ctx);
     let (tags, ethertype) = behind_tags(front).ok_or(Failed)?;
-    // The engine looks behind two.
+    // The engine looks behind two tags at most. A tag in the metadata is one of them.
     let is_known = tags < 2 || beside.is_none();
     if is_known && matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6) {
         let is_tcp = match tags {
@@ -70,7 +70,7 @@ fn of_frame(ctx: &TcContext, beside: Option<Tag>, gso_size: u16) -> Result<Ether
             return Ok(match contents {
                 Contents::Plain => superframe,
                 Contents::Encapsulated => EthernetStamp::Encapsulated,
-                // SCTP, or UDP that is to be cut into fragments.
+                // SCTP, or UDP that the kernel cuts into fragments.
                 Contents::Other => EthernetStamp::Plain,
             });
         }
@@ -82,8 +82,9 @@ fn of_frame(ctx: &TcContext, beside: Option<Tag>, gso_size: u16) -> Result<Ether
     Ok(superframe)
 }
 
-/// What the packet is to the kernel, which answers where no tag is left in the frame: behind one of two that is taken off for the
-/// time, the other comes to stand beside it. `None` where the kernel takes the frame for another.
+/// Returns the kind of the packet behind `tags` tags; `None` if `skb->protocol` does not match the frame. The kernel
+/// answers only if the frame has no tag in it, so this function removes the first tag for the time of the question. The
+/// kernel then moves the other of two tags to the metadata.
 #[inline(always)]
 fn contents_behind(
     ctx: &TcContext,
@@ -116,7 +117,7 @@ fn contents_behind(
     Ok(Some(contents))
 }
 
-/// The tag that the kernel keeps beside a frame.
+/// Returns the VLAN tag that the kernel keeps in a frame's metadata.
 #[inline(always)]
 fn beside(ctx: &TcContext) -> Option<Tag> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
@@ -124,11 +125,11 @@ fn beside(ctx: &TcContext) -> Option<Tag> {
         let skb = ctx.skb.skb;
         ((*skb).vlan_present, (*skb).vlan_proto, (*skb).vlan_tci)
     };
-    // The TPID is in network order, the TCI in that of the host.
+    // The TPID is in network order, the TCI in host order.
     (is_there != 0).then(|| Tag { tpid: (tpid as u16).to_ne_bytes(), tci: (tci as u16).to_be_bytes() })
 }
 
-/// Puts a tag beside the frame; one that is there already goes into it.
+/// Puts a tag into the frame's metadata. The kernel writes a tag that is there already into the frame.
 #[inline(always)]
 fn push(ctx: &TcContext, tag: Tag) -> Result<(), Failed> {
     let (tpid, tci) = (u16::from_ne_bytes(tag.tpid), u16::from_be_bytes(tag.tci));

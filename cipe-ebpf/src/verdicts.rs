@@ -1,4 +1,4 @@
-//! Counting drops. What is passed or redirected is counted where it ends: by the kernel or by the engine.
+//! Counts drops. The kernel or the engine counts the packets that a program passes or redirects.
 
 use cipe_common::{
     Verdict,
@@ -7,7 +7,7 @@ use cipe_common::{
 
 use crate::{bounds::masked, maps::VERDICTS};
 
-/// A packet that ends here.
+/// A packet that the program drops.
 #[derive(Clone, Copy)]
 pub struct Drop {
     /// Its tunnel, or [`NO_TUNNEL`].
@@ -16,15 +16,14 @@ pub struct Drop {
 }
 
 impl Drop {
-    /// Counts the drop and returns `action`, for the caller to return. A tunnel beyond the table (a forged stamp) counts
-    /// as none.
+    /// Counts the drop and returns `action`. If the tunnel is beyond the table (a forged stamp), the drop counts for [`NO_TUNNEL`].
     #[inline(always)]
     pub fn count<A>(self, action: A) -> A {
         self.add(1);
         action
     }
 
-    /// Counts the segments of a superframe but one, which [`Drop::count`] does.
+    /// Counts all segments of a superframe but one. [`Drop::count`] counts that one.
     #[inline(always)]
     pub fn count_others(self, segments: u32) {
         self.add(u64::from(segments).saturating_sub(1));
@@ -38,7 +37,7 @@ impl Drop {
             let counter = drops.cast::<u64>().wrapping_add(masked::<KERNEL_VERDICTS>(index));
             // SAFETY: the pointer comes from a successful look-up of a per-CPU array, so it is valid and this CPU's own; the
             // index is below the number of counters there.
-            // XDP and TC may interrupt each other on one CPU; losing one count of a drop then is accepted.
+            // XDP and TC may interrupt each other on one CPU. One drop may then stay uncounted, which is accepted.
             unsafe { *counter += packets };
         }
     }

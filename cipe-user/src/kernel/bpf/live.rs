@@ -15,7 +15,7 @@ use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
-use cipe_common::maps::{DEPARTURES, Departure, Run, names};
+use cipe_common::maps::{DEPARTURES_PER_WORKER, Departure, Run, names};
 
 use super::error::{chain, os_error};
 use super::{Error, Programs, xdp};
@@ -50,7 +50,7 @@ impl LiveMaps {
         Ok(Self {
             chunks: array(ebpf, names::CHUNKS)?,
             runs: shared(ebpf, names::RUNS, workers)?,
-            departures: shared(ebpf, names::DEPARTURES, workers * DEPARTURES)?,
+            departures: shared(ebpf, names::DEPARTURES, workers * DEPARTURES_PER_WORKER)?,
         })
     }
 }
@@ -97,7 +97,7 @@ pub struct LiveFrames {
 
 impl LiveFrames {
     /// Maximum frames of one call.
-    pub const MAX_FRAMES: usize = DEPARTURES as usize;
+    pub const MAX_FRAMES: usize = DEPARTURES_PER_WORKER as usize;
 
     /// Transmits at most [`Self::MAX_FRAMES`] frames on a device that accepts XDP frames ([`crate::kernel::netdev`]). Returns
     /// how many of them, from the front, the device got. The device keeps no reference to their memory, and counts its
@@ -131,7 +131,7 @@ impl LiveFrames {
 
     fn run(&self, frames: u32) -> Result<(), ProgramError> {
         /// Octets of the input: the worker's number, then the shortest frame.
-        const DATA: usize = size_of::<u32>() + Departure::SHORTEST;
+        const DATA: usize = size_of::<u32>() + Departure::MIN_LENGTH;
         let mut data = [0; DATA];
         data[..size_of::<u32>()].copy_from_slice(&self.number.to_ne_bytes());
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.

@@ -30,7 +30,7 @@ use aya::{
 use cipe_common::{
     Verdict,
     maps::{
-        CARRIER_QUEUES, CarrierAddress, DEPARTURES, Drops, MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_TUNNELS,
+        CARRIER_QUEUES, CarrierAddress, DEPARTURES_PER_WORKER, Drops, MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_TUNNELS,
         PRIVATE_QUEUES, PrivateAddress, SLOTS, Tunnel, drops_entries, drops_index, names,
     },
 };
@@ -368,7 +368,7 @@ fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
         .map_max_entries(names::VERDICTS, drops_entries(tunnels))
         .map_max_entries(names::CHUNKS, options.chunks.clamp(1, MAX_CHUNKS))
         .map_max_entries(names::RUNS, options.workers)
-        .map_max_entries(names::DEPARTURES, options.workers * DEPARTURES)
+        .map_max_entries(names::DEPARTURES, options.workers * DEPARTURES_PER_WORKER)
         .map_max_entries(names::CARRIER_DEVICES, carriers)
         .map_max_entries(names::CARRIER_SOCKETS, carriers * CARRIER_QUEUES)
         .override_global(names::WORKERS, &options.workers, true)
