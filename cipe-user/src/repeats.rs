@@ -1,12 +1,12 @@
-//! Limits repeated log lines: the 1st, 2nd, 4th, 8th ... is written, so that neither a dead peer nor a sender of forged
-//! datagrams can fill a log.
+//! Rate limit for repeated log lines: only the 1st, 2nd, 4th, 8th and so on are written, so that neither a dead peer nor a
+//! sender of forged datagrams can fill a log.
 
 use std::time::Duration;
 
 /// If a line does not repeat for this long, the next one counts as the first again.
 const RESET_AFTER: Duration = Duration::from_secs(60);
 
-/// Whether to log `total`, given the total that was logged last (`told`).
+/// Returns whether to log `total`: it is at least twice the total that was logged last (`told`).
 pub const fn has_doubled(total: u64, told: u64) -> bool {
     total > 0 && total >= 2 * told
 }
@@ -33,7 +33,7 @@ impl Repeats {
     }
 }
 
-/// `line`, with the number of events so far if some of them were not logged.
+/// Returns `line`, and adds the number of events so far if some of them were not logged.
 pub fn counted(line: &str, total: u64) -> String {
     if total <= 2 { line.to_owned() } else { format!("{line}; {total} so far") }
 }
@@ -43,20 +43,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_time_that_the_count_has_doubled_is_told() {
+    fn each_doubling_of_the_count_is_logged() {
         let mut repeats = Repeats::default();
         let told: Vec<u64> = (0..1000).filter_map(|n| repeats.once_more(Duration::from_millis(n))).collect();
         assert_eq!(told, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
     }
 
     #[test]
-    fn what_happens_seldom_is_told_each_time() {
+    fn a_rare_event_is_logged_each_time() {
         let mut repeats = Repeats::default();
         assert!((1..100).all(|n| repeats.once_more(n * RESET_AFTER) == Some(1)));
     }
 
     #[test]
-    fn totals_that_grow_by_many_are_told_too() {
+    fn totals_that_grow_in_large_steps_are_logged() {
         assert!(!has_doubled(0, 0) && has_doubled(1000, 0) && !has_doubled(1999, 1000) && has_doubled(2000, 1000));
     }
 }

@@ -1,5 +1,4 @@
-//! What may go out: checks on packets from the private side, and the cutting of superframes. Those of Ethernet tunnels:
-//! [`super::frames`].
+//! Checks packets from the private side, and segments superframes. [`super::frames`] does the same for Ethernet tunnels.
 
 use std::time::Instant;
 
@@ -21,21 +20,21 @@ use crate::inner::segment::Superframe;
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Frame as Chunk, Packet, Pool, Umem};
 
-/// The most descriptors of one private frame: 64 KiB need 37 of them, in frames of 2048 octets with the kernel's 256 in front.
+/// The most descriptors of one private frame. 64 KiB need 37 of them, since each chunk of 2048 octets has 256 octets of headroom.
 pub(super) const MOST_PIECES: usize = 40;
 
 /// The descriptors of one private frame.
 pub(super) type Pieces = ArrayVec<Packet, MOST_PIECES>;
 
-/// The key to seal a payload under, `None` for bare (`nokey`), and what its outer header says.
+/// The key to seal a payload with (`None`: no encryption, `nokey`), and the fields of its outer header.
 pub(super) type WayOut = (Option<Slot>, Marks);
 
-/// Packets of one private frame that may not go out.
+/// Packets of one private frame that are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dropped {
-    /// Why.
+    /// The reason.
     pub verdict: Verdict,
-    /// How many: of a superframe, the segments that were not queued.
+    /// The number of packets. For a superframe, the segments that were not queued.
     pub packets: u64,
 }
 
@@ -45,7 +44,7 @@ impl From<Verdict> for Dropped {
     }
 }
 
-/// What admits the frames of a tunnel.
+/// The parts of a datapath that admit the frames of a tunnel.
 pub(super) struct Admission<'a> {
     /// The tunnel.
     pub tunnel: &'a Tunnel,
@@ -53,17 +52,17 @@ pub(super) struct Admission<'a> {
     pub umem: &'a Umem,
     /// Free frames.
     pub pool: &'a mut Pool,
-    /// Where packets are queued that are to be sealed.
+    /// The queue of packets to seal.
     pub outgoing: &'a mut Vec<Outgoing>,
-    /// Where senders are told what is too large.
+    /// The queue of ICMP messages to senders of packets that are too large.
     pub too_big: &'a mut TooBig,
     /// The time of the batch.
     pub now: Instant,
 }
 
 impl Admission<'_> {
-    /// Whether a private frame is one packet that may go as it is. A superframe may not, however small: its UDP datagrams are
-    /// several.
+    /// Returns whether a private frame is one packet that fits the MTU. A superframe never does, however small: it holds several
+    /// UDP datagrams.
     pub(super) fn fits(&self, pieces: &Pieces) -> bool {
         let [packet] = pieces.as_slice() else { return false };
         let frame = packet.data(self.umem);
@@ -76,7 +75,7 @@ impl Admission<'_> {
         payload.len() <= self.tunnel.mtu.of(version)
     }
 
-    /// Checks a packet that came in one frame, and queues it where it stands.
+    /// Checks a packet that is in one frame, and queues it in place.
     pub(super) fn single(&mut self, mut packet: Packet) -> Result<(), Dropped> {
         let (at, end) = (packet.offset as usize + outer::ETHERNET, packet.offset as usize + packet.len as usize);
         let stamp = stamp(self.umem, &packet);
@@ -89,7 +88,7 @@ impl Admission<'_> {
         self.queue_in_place(packet.frame, at, end, checked)
     }
 
-    /// Cuts what cannot go as it is: superframes, and packets larger than the tunnel takes; each part in a frame of its own.
+    /// Segments a superframe, or fragments a packet that is larger than the tunnel's MTU. Each part gets its own frame.
     pub(super) fn cut(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
         let stamp = stamp(self.umem, pieces.first().ok_or(Verdict::PrivateMalformed)?)?;
         if stamp.gso_size > 0 {
@@ -128,7 +127,7 @@ impl Admission<'_> {
                     let segment = &self.umem.chunk(&frame)[FRESH..FRESH + octets];
                     let cut = self.fragment(segment, &headers.of_segment(octets));
                     self.pool.put(frame);
-                    // Its sender cuts anew what follows, too.
+                    // The sender will resend the rest in smaller segments too.
                     cut.map_err(left)?;
                 }
                 Some(octets) => {
@@ -141,7 +140,7 @@ impl Admission<'_> {
         Ok(())
     }
 
-    /// Queues the fragments of a packet that is larger than the tunnel takes, or tells its sender if it must not be cut.
+    /// Queues the fragments of a packet that is larger than the tunnel's MTU. With DF, drops it and tells its sender.
     fn fragment(&mut self, packet: &[u8], headers: &Headers) -> Result<(), Dropped> {
         let largest = self.tunnel.mtu.of(headers.version);
         let mut fragments = match Fragments::new(packet, headers, largest) {
@@ -165,7 +164,7 @@ impl Admission<'_> {
         }
     }
 
-    /// Queues what stands at `at..end` of a frame, if it was found right and has room to be sealed there.
+    /// Queues the payload at `at..end` of a frame, if `checked` is right and the frame has room to seal it in place.
     pub(super) fn queue_in_place(
         &mut self,
         frame: Chunk,
@@ -186,8 +185,8 @@ impl Admission<'_> {
         }
     }
 
-    /// Queues `octets` octets at `at` of a frame, which has room to be sealed there. `headers`: unless it is a later fragment, in
-    /// which nobody looks for any.
+    /// Queues `octets` octets at `at` of a frame, which has room to seal them in place. `headers` is `None` for a fragment other
+    /// than the first.
     pub(super) fn queue(
         &mut self,
         frame: Chunk,
@@ -201,7 +200,7 @@ impl Admission<'_> {
     }
 }
 
-/// What TC knows of a frame, by its first piece.
+/// Reads the stamp from the first piece of a frame.
 fn stamp(umem: &Umem, first: &Packet) -> Result<Stamp, Verdict> {
     let mac: &[u8; stamp::LEN] = first.data(umem).first_chunk().ok_or(Verdict::PrivateMalformed)?;
     Stamp::from_mac(*mac).ok_or(Verdict::PrivateUnstamped)
@@ -216,14 +215,14 @@ fn complete_checksum(stamp: Stamp, packet: &mut [u8], headers: &Headers) {
     }
 }
 
-/// The key to seal a packet under, and what its outer header copies.
+/// Returns the key to seal a packet with, and the fields that its outer header copies.
 fn way_out(tunnel: &Tunnel, headers: &Headers) -> Result<WayOut, Verdict> {
     let slot = data_slot(tunnel)?;
     let ttl = if tunnel.cttl == 0 { headers.ttl } else { tunnel.cttl };
     Ok((slot, Marks { tos: headers.tos, ttl, dont_fragment: headers.dont_fragment && !tunnel.ignore_df }))
 }
 
-/// The key to seal data under; `None`: bare (`nokey`).
+/// Returns the key to seal data with; `None`: no encryption (`nokey`).
 pub(super) fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
     if tunnel.peer.is_none() {
         return Err(Verdict::NoPeer);
@@ -231,7 +230,7 @@ pub(super) fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
     if tunnel.nokey { Ok(None) } else { tunnel.data_slot().map(Some) }
 }
 
-/// The only look at the headers of a packet on its way out.
+/// Reads the headers of an outbound packet. This is the only time that they are read.
 fn read(payload: &[u8]) -> Result<Headers, Verdict> {
     ip::check(payload).map_err(|_| match payload.first().map(|octet| octet >> 4) {
         Some(4 | 6) => Verdict::PrivateMalformed,

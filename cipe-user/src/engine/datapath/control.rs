@@ -1,4 +1,4 @@
-//! Messages of the daemon's, and questions of the engine's own, sealed for the carrier.
+//! Seals the daemon's control messages, and the engine's own pings, for the carrier.
 
 use std::time::SystemTime;
 
@@ -15,24 +15,24 @@ use crate::inner::headers::IpVersion;
 use crate::wire::message;
 use crate::wire::packet::{self, KeyKind, Type};
 
-/// A message of the daemon's.
+/// A control message of the daemon.
 pub struct ControlMessage {
-    /// Before padding.
+    /// The message, without padding.
     pub octets: Vec<u8>,
-    /// The key to seal it under.
+    /// The key to seal it with.
     pub under: Under,
-    /// Packets under the static key count for the key that it announces from here on.
+    /// The message announces a key. From here on, packets under the static key count for that key.
     pub announces: bool,
 }
 
-/// Datagrams of a group that asks whether groups arrive.
-const GROUP: usize = 3;
+/// Datagrams in a group that tests whether groups arrive.
+const GROUP_DATAGRAMS: usize = 3;
 
-/// Octets of a question to a peer that is not known to be ours: within what its own messages have.
-const SMALL: usize = 160;
+/// Octets of a ping to a peer that may not be ours. Its own messages can be that large.
+const MIN_PING_OCTETS: usize = 160;
 
 impl Datapath {
-    /// Seals a message of the daemon's, and appends it to `outgoing`; counts why not.
+    /// Seals a message of the daemon and appends it to `outgoing`, or counts a verdict.
     pub fn seal_message(&mut self, number: u16, message: &ControlMessage, outgoing: &mut Vec<Outgoing>) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
         tunnel.keys.refresh(self.now);
@@ -57,7 +57,7 @@ impl Datapath {
         let chunk = self.umem.chunk_mut(&mut frame);
         chunk[FRESH..FRESH + octets.len()].copy_from_slice(octets);
         let out = match &message.under {
-            // No slot holds it, so it is sealed here and leaves as it is.
+            // No slot holds a retired key, so the message is sealed here and sent without further encryption.
             Under::Retired(key) => {
                 let key = tunnel.keys.expand(&key.0);
                 let iv = packet::draw_iv(KeyKind::Dynamic, || self.random.octets());
@@ -73,24 +73,24 @@ impl Datapath {
         self.seal_from(first, outgoing);
     }
 
-    /// Seals a question to the peer of a tunnel whether groups of datagrams arrive, and appends it to `outgoing`. Without a dynamic
-    /// key nothing is asked, and the question counts as unanswered.
+    /// Seals pings that test whether groups of datagrams reach the peer, and appends them to `outgoing`. Without a dynamic key it
+    /// sends nothing, and the test counts as unanswered.
     pub fn seal_question(&mut self, number: u16, ask: Ask, outgoing: &mut Vec<Outgoing>) {
         let (mark, count) = match ask {
-            Ask::Group(mark) => (mark, GROUP),
+            Ask::Group(mark) => (mark, GROUP_DATAGRAMS),
             Ask::Alone(mark) => (mark, 1),
         };
-        // As large as what it is about, which is what a card or a host below may not be able to cut.
+        // The pings are as large as data packets, since a card or a hypervisor may fail to segment groups of that size.
         let Some(tunnel) = self.tunnels.get(&number) else { return };
-        let octets = if tunnel.is_ours { tunnel.mtu.of(IpVersion::V4).max(SMALL) } else { SMALL };
+        let octets = if tunnel.is_ours { tunnel.mtu.of(IpVersion::V4).max(MIN_PING_OCTETS) } else { MIN_PING_OCTETS };
         self.seal_pings(number, &mark, (count, octets), OWN, outgoing);
     }
 
-    /// Seals a CT_PING of the largest size for the carrier path of a tunnel, with DF, and appends it to `outgoing`. Without a dynamic key
-    /// nothing is sent, and the probe counts as unanswered.
+    /// Seals a CT_PING with DF that is as large as the carrier path of a tunnel allows, and appends it to `outgoing`. Without a
+    /// dynamic key it sends nothing, and the probe counts as unanswered.
     pub fn seal_path_probe(&mut self, number: u16, mark: &path_probe::Mark, outgoing: &mut Vec<Outgoing>) {
         let Some(tunnel) = self.tunnels.get(&number) else { return };
-        let octets = tunnel.mtu.of(IpVersion::V4).max(SMALL);
+        let octets = tunnel.mtu.of(IpVersion::V4).max(MIN_PING_OCTETS);
         self.seal_pings(number, mark, (1, octets), Marks { dont_fragment: true, ..OWN }, outgoing);
     }
 
@@ -119,7 +119,7 @@ impl Datapath {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the time in seconds since 1970.
 fn unix_time() -> u32 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs() as u32)

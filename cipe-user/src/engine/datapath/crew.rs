@@ -1,5 +1,5 @@
-//! Cipher work that one worker has too much of, and another one, which would sleep, takes over: whole chunks of packets
-//! with the frames that they stand in. Who lends them goes on when all are back, so that order stays as it was.
+//! Work sharing: a busy worker lends chunks of packets, with their frames, to idle workers, which do the cipher work. The
+//! lender continues only when all chunks are back, so that the packets keep their order.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -19,24 +19,24 @@ use crate::engine::tunnel::keys::LiveKey;
 use crate::wire::packet;
 use crate::xsk::Umem;
 
-/// What all workers know of each other.
+/// The state that the workers share.
 pub struct Crew {
     members: Vec<Member>,
     rounds: Rounds,
 }
 
 struct Member {
-    /// Rouses the worker: for a command, or to help.
+    /// Wakes the worker, for a command or to help.
     wake: OwnedFd,
-    /// It waits for events, and can help.
+    /// The worker waits for events, so it can help.
     asleep: AtomicBool,
-    /// Chunks of this worker's that anybody may take, with their places.
+    /// Chunks of this worker that any worker may take, with their positions.
     open: Mutex<VecDeque<(usize, Chunk)>>,
-    /// Those that others are done with.
+    /// Chunks that other workers have finished.
     done: Mutex<Vec<(usize, Chunk)>>,
-    /// How many others have taken and not brought back.
+    /// The number of chunks that other workers have taken and not returned.
     taken: AtomicUsize,
-    /// Packets that it has worked on for others.
+    /// The number of packets that it has processed for other workers.
     helped: AtomicU64,
     /// The IVs of the datagrams that it sent last.
     recent: RecentIvs,
@@ -46,12 +46,12 @@ struct Member {
 pub struct Chunk {
     /// The packets.
     pub packets: Packets,
-    /// For each packet the place of its key; none is beyond the last.
+    /// For each packet the index of its key in `keys`; `u8::MAX` for a packet without a key.
     places: ArrayVec<u8, BATCH>,
     keys: ArrayVec<Arc<LiveKey>, BATCH>,
 }
 
-/// What is to be done.
+/// The packets of a chunk, by the work to do.
 pub enum Packets {
     /// Decrypt.
     Incoming(Vec<Incoming>),
@@ -60,7 +60,7 @@ pub enum Packets {
 }
 
 impl Chunk {
-    /// Packets with the key of each; those without one are left as they are.
+    /// Returns a chunk of packets with the key of each. Packets without a key stay unchanged.
     fn new<'a>(packets: Packets, keys_of: impl IntoIterator<Item = Option<&'a Arc<LiveKey>>>) -> Self {
         let (mut places, mut keys) = (ArrayVec::new(), ArrayVec::<Arc<LiveKey>, BATCH>::new());
         for key in keys_of {
@@ -77,7 +77,7 @@ impl Chunk {
         Self { packets, places, keys }
     }
 
-    /// Cuts `packets` into chunks; `key_of` tells the key of each.
+    /// Splits `packets` into chunks; `key_of` returns the key of a packet.
     pub fn cut<'a, T>(
         mut packets: impl ExactSizeIterator<Item = T>,
         wrap: fn(Vec<T>) -> Packets,
@@ -109,7 +109,7 @@ impl Chunk {
     }
 }
 
-/// Counts a chunk as brought back, however its work ended.
+/// Counts a chunk as returned when it is dropped, even after a panic.
 struct Return<'a>(&'a AtomicUsize);
 
 impl Drop for Return<'_> {
@@ -119,7 +119,7 @@ impl Drop for Return<'_> {
 }
 
 impl Crew {
-    /// A crew of `count` workers.
+    /// Returns the shared state of `count` workers.
     ///
     /// # Errors
     /// If the kernel refuses event descriptors.
@@ -139,7 +139,7 @@ impl Crew {
         Ok(Self { members, rounds: Rounds::default() })
     }
 
-    /// What is inside the datagrams that were sealed last.
+    /// Returns the record of datagrams that hold datagrams of other tunnels.
     pub fn rounds(&self) -> &Rounds {
         &self.rounds
     }
@@ -151,43 +151,43 @@ impl Crew {
         }
     }
 
-    /// Whether one of the datagrams that were sealed last had this IV, of whichever worker and tunnel.
+    /// Returns whether one of the datagrams that were sealed last, by any worker for any tunnel, had this IV.
     pub fn has_sent(&self, iv: [u8; packet::IV]) -> bool {
         self.members.iter().any(|member| member.recent.contains(iv))
     }
 
-    /// How many workers there are.
+    /// Returns the number of workers.
     pub fn count(&self) -> usize {
         self.members.len()
     }
 
-    /// What rouses a worker from its sleep.
+    /// Returns the event descriptor that wakes a worker.
     pub fn wake_of(&self, member: usize) -> &OwnedFd {
         &self.members[member].wake
     }
 
-    /// Rouses a worker.
+    /// Wakes a worker.
     pub fn rouse(&self, member: usize) {
-        // It only fails where the worker has been roused many times and has not looked yet.
+        // It fails only if the counter is full, and then the worker wakes anyway.
         let _ = rustix::io::write(&self.members[member].wake, &1u64.to_ne_bytes());
     }
 
-    /// Notes whether a worker waits for events.
+    /// Sets whether a worker waits for events.
     pub fn set_asleep(&self, member: usize, asleep: bool) {
         self.members[member].asleep.store(asleep, Ordering::Relaxed);
     }
 
-    /// Packets that a worker has worked on for others.
+    /// Returns the number of packets that a worker has processed for others.
     pub fn helped(&self, member: usize) -> u64 {
         self.members[member].helped.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody sleeps who could help worker `member`.
+    /// Returns whether a worker other than `member` is idle and can help it.
     pub fn has_help(&self, member: usize) -> bool {
         self.members.iter().enumerate().any(|(other, one)| other != member && one.asleep.load(Ordering::Relaxed))
     }
 
-    /// Does the work of `chunks` with the help of those who sleep, and returns when all is done.
+    /// Processes `chunks` with the help of idle workers. Returns them in order when all are done.
     pub fn work(&self, member: usize, chunks: Vec<Chunk>, umem: &Umem, lanes: &mut Lanes) -> Vec<Chunk> {
         let me = &self.members[member];
         let mut mine: Vec<(usize, Chunk)> = Vec::with_capacity(chunks.len());
@@ -209,7 +209,7 @@ impl Crew {
             mine.push((place, chunk));
             next = locked(&me.open).pop_front();
         }
-        // Others are at work on the rest, which takes as long as one chunk.
+        // Other workers process the last chunks. The wait is at most the time of one chunk.
         let mut looks = 0_u32;
         while me.taken.load(Ordering::Acquire) > 0 {
             looks += 1;
@@ -220,14 +220,14 @@ impl Crew {
         mine.into_iter().map(|(_, chunk)| chunk).collect()
     }
 
-    /// Takes over what others have too much of.
+    /// Processes the chunks that other workers lend.
     pub fn help(&self, member: usize, umem: &Umem, lanes: &mut Lanes) {
         for other in self.members.iter().enumerate().filter(|(other, _)| *other != member).map(|(_, one)| one) {
             loop {
                 let taken = {
                     let mut open = locked(&other.open);
                     let taken = open.pop_front();
-                    // Under the lock: whoever sees an empty queue sees the count too.
+                    // The lock is held, so that a worker that sees an empty queue also sees this count.
                     other.taken.fetch_add(usize::from(taken.is_some()), Ordering::Relaxed);
                     taken
                 };
@@ -278,7 +278,7 @@ mod tests {
             Self { umem, pool, keys, _writer: writer }
         }
 
-        /// Chunks of packets of two tunnels in turn, each with its number in it; every fifth has lost its key.
+        /// Returns chunks of packets that alternate between two tunnels. Each packet holds its number; every fifth has no key.
         fn chunks(&mut self) -> Vec<Chunk> {
             let mut number = 0_u32;
             let mut chunk = |_| {
@@ -304,7 +304,7 @@ mod tests {
             (0..CHUNKS).map(&mut chunk).collect()
         }
 
-        /// What became of the packets, in order: whether they may leave, and their octets.
+        /// Returns for each packet, in order, whether it may be sent, and its octets.
         fn take(&mut self, chunks: Vec<Chunk>) -> Vec<(bool, Vec<u8>)> {
             let packets = chunks.into_iter().flat_map(|chunk| match chunk.packets {
                 Packets::Outgoing(packets) => packets,
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_with_a_key_are_encrypted_and_the_others_may_not_leave() {
+    fn packets_with_a_key_are_encrypted_and_the_others_may_not_be_sent() {
         let mut bench = Bench::new();
         let packets = alone(&mut bench);
         assert_eq!(packets.len(), CHUNKS * BATCH);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_helps_brings_everything_back_as_it_should_be() {
+    fn a_helper_returns_all_chunks_complete_and_in_order() {
         let mut bench = Bench::new();
         let expected = alone(&mut bench);
         let crew = Crew::new(2).unwrap();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_helps_meanwhile_the_order_stays() {
+    fn the_order_stays_while_others_help() {
         let mut bench = Bench::new();
         let expected = alone(&mut bench);
         let crew = Crew::new(3).unwrap();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_who_sleep_are_help() {
+    fn only_idle_workers_can_help() {
         let crew = Crew::new(2).unwrap();
         crew.set_asleep(0, true);
         assert!(!crew.has_help(0) && crew.has_help(1));

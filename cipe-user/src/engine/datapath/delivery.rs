@@ -1,5 +1,5 @@
-//! Opened packets to their devices: runs of TCP segments or UDP datagrams as one superframe, the rest in the frames where they
-//! stand. Those that may take the short cut go straight out of a LAN card.
+//! Delivers opened packets to their devices. A run of TCP segments or UDP datagrams becomes one superframe; any other packet is
+//! sent in its own frame. Packets that may take the short cut leave directly by a LAN card.
 
 use cipe_common::Verdict;
 
@@ -11,7 +11,7 @@ use crate::engine::lan::{self, Exit, Exits};
 use crate::xsk::Umem;
 
 impl Datapath {
-    /// Hands all opened packets to the devices of their tunnels.
+    /// Delivers all opened packets to the devices of their tunnels.
     pub fn deliver(&mut self, devices: &mut impl Devices) {
         let Self { tunnels, exits, umem, pool, coalescer, deliveries, now, .. } = self;
         let (umem, now) = (&*umem, *now);
@@ -31,7 +31,7 @@ impl Datapath {
             for delivery in some_may_exit {
                 if let Some(exit) = exit_of(exits, delivery, umem)
                     && let Some(device) = devices.lan(exit.slot)
-                    // Where it takes superframes each frame is copied anyway, and one of many segments costs less.
+                    // A device that takes superframes copies each frame anyway, so one superframe of many segments costs less.
                     && !device.takes_superframes(delivery.octets(umem), now)
                 {
                     Outlet { device, tunnel, link: Link::Lan(exit.hop), umem, pool, now }.transmit(delivery);
@@ -46,7 +46,7 @@ impl Datapath {
                 coalescer.push(delivery.headers.plain_packet(delivery.octets(umem)));
             }
             for run in coalescer.runs() {
-                // Its packets have the addresses, the TTL and at most the length of the first.
+                // All packets of a run have the addresses and the TTL of the first, and are not longer.
                 let first = run.packets().next().map(|index| &batch[index]);
                 if let Some(exit) = first.and_then(|first| exit_of(exits, first, umem))
                     && let Some(device) = devices.lan(exit.slot)
@@ -62,7 +62,7 @@ impl Datapath {
     }
 }
 
-/// The way of a packet straight out of a LAN card, if it has one.
+/// Returns the LAN card and next hop of a packet that may take the short cut.
 fn exit_of(exits: &mut Exits, delivery: &Delivery, umem: &Umem) -> Option<Exit> {
     if exits.is_empty() {
         return None;

@@ -1,4 +1,4 @@
-//! Opened frames of Ethernet tunnels (protocol 4) to the tunnel's own pair.
+//! Delivers opened frames of Ethernet tunnels (protocol 4) to the tunnel's own veth pair.
 
 use cipe_common::Verdict;
 
@@ -9,16 +9,16 @@ use crate::inner::coalesce::Coalescer;
 use crate::inner::headers::IpVersion;
 use crate::inner::mss;
 
-/// Octets of a VLAN tag, which the kernel lets a frame have beyond the MTU.
+/// Octets of a VLAN tag. The kernel accepts one tag beyond the MTU.
 const TAG: usize = 4;
 
-/// Hands the opened frames of one tunnel to its device: runs of segments in frames of one header as superframes, the rest one by
-/// one, as they came.
+/// Delivers the opened frames of one tunnel to its device. A run of segments with the same Ethernet header becomes a superframe;
+/// other frames are sent one by one.
 pub(super) fn deliver<D: Device>(outlet: &mut Outlet<'_, D>, coalescer: &mut Coalescer, batch: &mut [Delivery]) {
     let (tunnel, umem) = (outlet.tunnel, outlet.umem);
     let mtu = tunnel.mtu.of(IpVersion::V4);
     for delivery in &mut *batch {
-        // The kernel would drop it without a word.
+        // The kernel would drop such a frame without a count.
         if delivery.inner.len() > ETHERNET + TAG + tunnel.device_mtu {
             tunnel.counters.count(Verdict::PrivateFull);
             delivery.frame.take().into_iter().for_each(|frame| outlet.pool.put(frame));

@@ -1,4 +1,4 @@
-//! What may go out of an Ethernet tunnel (protocol 4): checks on frames, and the cutting of superframes in them.
+//! Checks frames of Ethernet tunnels (protocol 4), and segments superframes in them.
 
 use arrayvec::ArrayVec;
 use cipe_common::stamp::STAMP_TPID;
@@ -17,21 +17,24 @@ use crate::inner::segment::Superframe;
 use crate::wire::packet;
 use crate::xsk::{Packet, Umem};
 
-/// Outer TTL of frames, unless `cttl` says another.
+/// Outer TTL of frames, unless `cttl` sets another.
 const FRAME_TTL: u8 = 64;
 /// The bits of a TOS that are the DSCP (RFC 2474).
 const DSCP: u8 = 0xFC;
-/// Octets of both addresses, which stand before a tag, and of the tag.
+/// Octets of both MAC addresses, which are before a tag.
 const ADDRESSES: usize = 12;
+/// Octets of a VLAN tag.
 const TAG: usize = 4;
 
 impl Admission<'_> {
-    /// Takes in a frame of one or more pieces: one to seal, or several to cut it into. Pieces that are left go back to the pool.
+    /// Admits a frame of one or more pieces: queues it, or the segments of a superframe. The caller puts pieces that are left back
+    /// into the pool.
     ///
-    /// A frame has no TTL of its own, and TTLs of 1 are usual on a link: without `cttl` the outer packet has [`FRAME_TTL`]. Of a
-    /// TOS the outer packet has the DSCP; its ECN field says that it takes no part (RFC 6040, compatibility mode). DF is copied
-    /// where the frame fits the carrier path; with DF, what does not fit is dropped, and its sender told if this host has a way
-    /// there. All else the carrier's IP cuts.
+    /// The outer header depends on the frame:
+    /// - TTL: `cttl`, or else [`FRAME_TTL`]. A frame has no TTL, and IP packets on a link often have a TTL of 1.
+    /// - TOS: the inner DSCP. The ECN field is Not-ECT (RFC 6040, compatibility mode).
+    /// - DF: copied if the frame fits the carrier path. A frame with DF that does not fit is dropped, and its sender is told if
+    ///   the frame has no VLAN tag. The carrier's IP fragments any other frame that does not fit.
     pub(super) fn ethernet(&mut self, pieces: &mut Pieces) -> Result<(), Dropped> {
         let stamp = take_stamp(self.umem, pieces.first_mut().ok_or(Verdict::PrivateMalformed)?)?;
         let read_before = match stamp {
@@ -45,7 +48,8 @@ impl Admission<'_> {
         pieces.pop().map_or(Ok(()), |packet| self.frame(packet, stamp, read_before))
     }
 
-    /// Checks a frame, and queues it where it stands. `read_before`: where an IP packet was found in it, and its headers.
+    /// Checks a frame, and queues it in place. `read_before`: the offset of the IP packet in it, and its headers, if they were
+    /// read already.
     fn frame(
         &mut self,
         mut packet: Packet,
@@ -76,8 +80,8 @@ impl Admission<'_> {
         self.queue_in_place(packet.frame, at, end, checked)
     }
 
-    /// Cuts a superframe, and queues its segments, each with the headers before the IP packet and in a frame of its own. If
-    /// the kernel has cut it, so that it may go as it is, returns where its IP packet stands, and the headers.
+    /// Segments a superframe, and queues each segment, with the headers before the IP packet, in its own frame. If the kernel has
+    /// already segmented it, queues nothing and returns the offset of its IP packet, and the headers.
     fn cut_frame(&mut self, pieces: &Pieces, gso_size: u16) -> Result<Option<(usize, Headers)>, Dropped> {
         let umem = self.umem;
         let link = pieces.first().map(|first| first.data(umem)).unwrap_or_default();
@@ -97,7 +101,7 @@ impl Admission<'_> {
         let slot = data_slot(self.tunnel).map_err(all)?;
         let of_longest = superframe.headers().of_segment(superframe.longest());
         let read = ethernet::read_before(link, header, of_longest).ok_or(all(Verdict::PrivateMalformed))?;
-        // Those of the first segment, than which none is longer, are those of all.
+        // No segment is longer than the first, so its marks are right for all.
         let mut marks = None;
         for index in 0..segments {
             let left = |verdict| Dropped { verdict, packets: (segments - index) as u64 };
@@ -120,7 +124,10 @@ impl Admission<'_> {
         Ok(None)
     }
 
-    /// What the outer header of a frame says; [`Verdict::TooBig`] if the carrier path does not take it.
+    /// Returns the fields of the outer header of a frame, and clamps the MSS.
+    ///
+    /// # Errors
+    /// [`Verdict::TooBig`] if the frame does not fit the carrier path.
     fn marks_of_frame(&mut self, octets: &mut [u8], read: &PayloadHeaders) -> Result<Marks, Verdict> {
         let tunnel = self.tunnel;
         let whole = octets.len();
@@ -142,13 +149,13 @@ impl Admission<'_> {
             return Err(Verdict::TooBig);
         }
         marks.tos = headers.tos & DSCP;
-        // Tags are more than the MTU counts.
+        // The MTU does not include VLAN tags.
         marks.dont_fragment = dont_fragment && whole <= ETHERNET + largest;
         Ok(marks)
     }
 }
 
-/// Takes the stamp off the first piece of a frame, if there is one.
+/// Removes the stamp from the first piece of a frame and returns it; [`EthernetStamp::Plain`] if there is none.
 fn take_stamp(umem: &Umem, first: &mut Packet) -> Result<EthernetStamp, Verdict> {
     let (at, end) = (first.offset as usize, first.offset as usize + first.len as usize);
     let octets = umem.chunk_mut(&mut first.frame).get_mut(at..end).ok_or(Verdict::PrivateMalformed)?;

@@ -1,4 +1,4 @@
-//! Carrier to private: found in its frame, opened there, and judged.
+//! Carrier to private: classifies datagrams, decrypts and checks them in their frames.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
@@ -21,8 +21,8 @@ use crate::wire::message::Message;
 use crate::xsk::Frame;
 
 impl Datapath {
-    /// Opens what has arrived; what is data then waits for [`Datapath::deliver`]. What bears no address of its own is for the
-    /// tunnel `of_socket`. Returns how many datagrams were opened, or tried.
+    /// Opens the datagrams that have arrived, and queues their packets for [`Datapath::deliver`]. A datagram without a destination
+    /// address belongs to the tunnel `of_socket`. Returns the number of datagrams that were decrypted, valid or not.
     pub fn open(&mut self, arrivals: &mut Vec<Arrival>, of_socket: Option<u16>) -> usize {
         let mut owners = std::mem::take(&mut self.owners);
         owners.extend(arrivals.iter().map(|arrival| arrival.to.map_or(of_socket, |to| self.owner(to))));
@@ -46,7 +46,7 @@ impl Datapath {
                     self.classify(number, frame, place, (from, tos));
                 }
                 (Some(tunnel), Err(verdict)) => tunnel.counters.count(verdict),
-                // The tunnel has gone since, and took its counters along.
+                // The tunnel was removed, and its counters with it.
                 (None, Ok((frame, _))) => self.pool.put(frame),
                 (None, Err(_)) => {}
             }
@@ -55,7 +55,7 @@ impl Datapath {
         self.open_incoming()
     }
 
-    /// Takes off what a SOCKS5 relay puts in front of a datagram; drops what is not from the relay.
+    /// Removes the SOCKS5 relay's header from a datagram. Drops a datagram that is not from the relay.
     fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
         let Some(tunnel) = self.tunnels.get(&number) else { return self.pool.put(frame) };
         let origin = socks::parse(&self.umem.chunk(&frame)[datagram.clone()]);
@@ -78,7 +78,7 @@ impl Datapath {
         self.addresses.get(&to).or_else(|| self.addresses.get(&SocketAddr::new(any, to.port())))
     }
 
-    /// Chooses the key for a datagram, which came from this address with this TOS, or drops it.
+    /// Chooses the key for a datagram, or drops it. `from` and `tos` are those of its outer header.
     fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(frame) };
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
@@ -87,7 +87,7 @@ impl Datapath {
         } else if clear::is_clear(octets) {
             if tunnel.common.may_pass_on_clear(self.now) {
                 let event = Event::Clear { datagram: hex::encode(octets), from };
-                // One that is lost comes again.
+                // If the queue is full, the event is lost; the peer repeats its message.
                 let _ = self.reports.try_send((number, WorkerReport::Event(event)));
             }
             Err(Verdict::ClearControl)
@@ -144,7 +144,7 @@ impl Datapath {
         count
     }
 
-    /// Hands one judged datagram on, or counts why not.
+    /// Queues the packet of one opened datagram, passes on its message, or counts a verdict.
     fn conclude(&mut self, mut item: Incoming, opened: Result<Opened, Verdict>) {
         let number = item.tunnel;
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(item.frame) };
@@ -170,7 +170,7 @@ impl Datapath {
                     Opened::Data(range, mut headers) => {
                         let inner = at + range.start..at + range.end;
                         let octets = &mut self.umem.chunk_mut(&mut item.frame)[inner.clone()];
-                        // In a frame only an IP packet has the field.
+                        // A frame without an IP packet has no ECN field.
                         let packet = headers.packet_mut(octets);
                         match packet.map_or(Ok(()), |(packet, headers)| ecn::decapsulate(packet, headers, item.tos)) {
                             Ok(()) => {
@@ -207,7 +207,7 @@ impl Datapath {
         self.pool.put(item.frame);
     }
 
-    /// Takes up the answer to a question of the engine's own, or hands a message on to the daemon.
+    /// Handles the answer to one of the engine's own pings, or passes a message on to the daemon. Returns the verdict.
     fn control(&self, number: u16, message: &[u8], item: &Incoming) -> Verdict {
         if let Some(tunnel) = self.tunnels.get(&number)
             && let Ok(Message::Pong(mark)) = Message::parse(message)
@@ -231,8 +231,9 @@ impl Datapath {
     }
 }
 
-/// Sends to where an authentic datagram came from, from now on. The control thread is told, whose way to the new address makes
-/// more of it than the socket; if its queue is full, the next datagram tells it again.
+/// Makes the source address of an authentic datagram the peer's address from now on. It also reports the change to the
+/// control thread, which sets up a faster path to the new address than the socket. If the queue is full, the next
+/// datagram repeats the report.
 fn follow_peer(tunnel: &mut Tunnel, from: SocketAddr, worker: usize, reports: &Reports) {
     if tunnel.peer != Some(from) {
         tunnel.set_peer(from);

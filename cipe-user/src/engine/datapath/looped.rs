@@ -1,4 +1,4 @@
-//! What has gone round through other tunnels ends here ([`super::rounds`]).
+//! Drops packets that are in a loop through other tunnels ([`super::rounds`]).
 
 use cipe_common::Verdict;
 
@@ -8,13 +8,13 @@ use crate::engine::carrier::socks;
 use crate::wire::packet::IV;
 
 impl Datapath {
-    /// Drops of `outgoing` from place `first` on what has gone round, and notes of the rest which tunnels' datagrams it holds.
-    pub(super) fn stop_rounds(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
-        // Alone, a tunnel carries no other's; its own datagrams the program stops.
+    /// Drops looped packets of `outgoing`, from index `first` on. Records for the others which tunnels' datagrams they hold.
+    pub(super) fn drop_looped(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
+        // A single tunnel carries no datagrams of others, and the TC program drops its own.
         if !self.targets.has_several() {
             return;
         }
-        for out in outgoing.extract_if(first.., |out| self.goes_round(out)).collect::<Vec<_>>() {
+        for out in outgoing.extract_if(first.., |out| self.is_looped(out)).collect::<Vec<_>>() {
             if let Some(tunnel) = self.tunnels.get(&out.tunnel) {
                 tunnel.counters.count(Verdict::RouteLoop);
             }
@@ -22,12 +22,13 @@ impl Datapath {
         }
     }
 
-    /// Takes up where the datagrams of a tunnel go now, if it is there.
+    /// Updates the address that the datagrams of a tunnel are sent to. A removed tunnel has none.
     pub fn set_target(&mut self, number: u16) {
         self.targets.set(number, self.tunnels.get(&number).and_then(super::super::tunnel::Tunnel::target));
     }
 
-    fn goes_round(&self, out: &mut Outgoing) -> bool {
+    /// Returns whether a packet is in a loop. If not, sets `inside` of `out` when it holds a tunnel's datagram.
+    fn is_looped(&self, out: &mut Outgoing) -> bool {
         let Some(headers) = out.headers else { return false };
         let at = out.datagram.start + if out.slot.is_some() { IV } else { 0 };
         let payload = self.umem.chunk(&out.frame).get(at..at + out.octets).unwrap_or_default();

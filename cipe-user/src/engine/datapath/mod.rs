@@ -1,5 +1,5 @@
-//! The packet path of a worker, without descriptors: frames of the private side in, sealed datagrams out; datagrams of the
-//! carrier in, opened packets out.
+//! The packet path of a worker, without descriptors. It turns frames of the private side into sealed datagrams, and datagrams of
+//! the carrier into opened packets.
 //!
 //! ```text
 //! frames ──> admission ──> seal ──────────────> Outgoing ──> a door of the carrier
@@ -8,15 +8,15 @@
 //!            (coalesce)   (CRC, replay, ECN)    (classify)
 //! ```
 //!
-//! The headers of a packet are read once each way: in the admission, and in the judgement on what was decrypted. What was read
-//! goes along with it ([`PayloadHeaders`](crate::inner::payload::PayloadHeaders)).
+//! The headers of a packet are read once in each direction: at admission, and after decryption. The result stays with the packet
+//! ([`PayloadHeaders`](crate::inner::payload::PayloadHeaders)).
 //!
-//! [`Datapath`] knows frames, keys and tunnels; no socket and no epoll. Its time is [`Datapath::now`], which whoever calls it sets;
-//! only a question to a peer bears the time of day. Of descriptors it touches those by which workers wake each other to share
-//! cipher work ([`Crew`]); one of no workers has none. So tests, fuzzers and benchmarks run it without a kernel. The worker around
-//! it does the I/O. Each frame that is handed in is handed on, or is the pool's again; each packet that is dropped is counted
-//! under one verdict of its tunnel, but for those of a tunnel that has gone, which took its counters along, and for a frame whose
-//! end never came.
+//! [`Datapath`] knows frames, keys and tunnels, but no socket and no epoll: the worker around it does the I/O. Its caller sets the
+//! time, [`Datapath::now`]; only a ping to a peer reads the system clock. The only descriptors are those by which workers wake each
+//! other to share work ([`Crew`]), and a crew of no workers has none. So tests, fuzzers and benchmarks run it without a kernel.
+//!
+//! Each frame that comes in is passed on or returned to the pool. Each dropped packet is counted under one verdict of its tunnel.
+//! There are two exceptions: packets of a tunnel that was removed with its counters, and a frame whose last piece never came.
 
 mod admission;
 mod control;
@@ -66,7 +66,7 @@ use packets::{Delivery, Incoming};
 use rounds::Targets;
 use table::Addresses;
 
-/// Outer header of our own messages.
+/// Fields of the outer header of our own messages.
 pub(super) const OWN: Marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
 
 /// The packet path of one worker.
@@ -77,11 +77,11 @@ pub struct Datapath {
     pub pool: Pool,
     /// The tunnels, by number.
     pub tunnels: TunnelTable<Tunnel>,
-    /// What goes straight out of LAN cards.
+    /// Routes of the short cut to LAN cards.
     pub exits: Exits,
     /// The time of the batch at hand.
     pub now: Instant,
-    /// What senders of inner packets are to be told.
+    /// Messages to senders of inner packets that are too large.
     pub too_big: TooBig,
     /// Number of the worker.
     number: usize,
@@ -92,7 +92,7 @@ pub struct Datapath {
     addresses: Addresses,
     targets: Targets,
     coalescer: Coalescer,
-    /// Whose the arrivals of a batch are.
+    /// The tunnel of each arrival of a batch.
     owners: Vec<Option<u16>>,
     incoming: Vec<Incoming>,
     opened: Vec<Result<Opened, Verdict>>,
@@ -100,7 +100,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Without tunnels, with the frames of `pool`, for worker `number` of `crew`.
+    /// Returns a datapath without tunnels for worker `number` of `crew`, with the frames of `pool`.
     ///
     /// # Errors
     /// If the kernel has no random octets.
@@ -128,53 +128,54 @@ impl Datapath {
         })
     }
 
-    /// Random octets, such as for the mark of a question.
+    /// Returns random octets, such as for the mark of a ping.
     pub fn draw<const N: usize>(&mut self) -> [u8; N] {
         self.random.octets()
     }
 
-    /// Gives a carrier address to a tunnel; one that had it before has it no longer.
+    /// Assigns a carrier address to a tunnel. Another tunnel that had it loses it.
     pub fn add_address(&mut self, address: SocketAddr, number: u16) {
         self.addresses.insert(address, number);
         self.targets.set_port(number, address.port());
     }
 
-    /// Takes a carrier address back.
+    /// Removes a carrier address from its tunnel.
     pub fn remove_address(&mut self, address: &SocketAddr) {
         self.addresses.remove(address);
     }
 
-    /// Does cipher work that other workers have too much of.
+    /// Does cipher work that other workers lend.
     pub fn help(&mut self) {
         self.crew.help(self.number, &self.umem, &mut self.lanes);
     }
 
-    /// Has the log tell of a change in how datagrams leave. If the queue is full, the status has it still.
+    /// Logs a change of segmentation. If the queue is full, the line is lost; the status still shows the change.
     pub fn note_change(&self, number: u16, change: SegmentationChange) {
         let (message, well) = change.notice();
         self.note(number, message, well);
     }
 
-    /// Has the daemon log something. If the queue is full, the line is missing, and the counters tell.
+    /// Sends a line for the daemon to log. If the queue is full, the line is lost; the counters still show the event.
     fn note(&self, number: u16, message: String, well: bool) {
         let _ = self.reports.try_send((number, WorkerReport::Event(Event::Notice { message, well })));
     }
 }
 
-/// Answers to packets that are larger than their tunnel takes, as many as may be sent.
+/// ICMP messages to senders of packets that are larger than their tunnel's MTU, with a rate limit.
 pub struct TooBig {
     bucket: Bucket,
     messages: Vec<too_big::TooBigMessage>,
 }
 
 impl TooBig {
-    /// Has the sender of `packet` told that it is larger than `mtu` octets, if it may be told, and not too often.
+    /// Queues a message to the sender of `packet` that it is larger than `mtu` octets, if it may cause one and the rate
+    /// limit allows it.
     fn tell(&mut self, packet: &[u8], headers: &Headers, mtu: usize, now: Instant) {
         let message = too_big::TooBigMessage::too_big(packet, headers, mtu).filter(|_| self.bucket.take(now));
         self.messages.extend(message);
     }
 
-    /// The messages since the last call.
+    /// Returns the messages since the last call.
     pub fn take(&mut self) -> impl Iterator<Item = too_big::TooBigMessage> {
         self.messages.drain(..)
     }

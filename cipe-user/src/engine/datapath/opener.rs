@@ -1,4 +1,4 @@
-//! Opens a batch of datagrams where they stand, and says what each is. Knows keys and frames, no sockets.
+//! Opens a batch of datagrams in place, and returns what each of them is. It knows keys and frames, but no sockets.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::engine::tunnel::keys::LiveKey;
 use crate::engine::tunnel::{Candidates, Opened, Tunnel};
 use crate::xsk::Umem;
 
-/// What opening takes.
+/// The parts of a datapath that open datagrams.
 pub(super) struct Opener<'a> {
     /// The tunnels, with their keys.
     pub tunnels: &'a TunnelTable<Tunnel>,
@@ -25,7 +25,7 @@ pub(super) struct Opener<'a> {
 }
 
 impl<'a> Opener<'a> {
-    /// The key that a datagram is to be opened under; none for a bare one, or if it has gone since.
+    /// Returns the key to open a datagram with; `None` for one without encryption, or if the key was removed.
     pub(super) fn key_of(&self, item: &Incoming) -> Option<&'a Arc<LiveKey>> {
         self.tunnels.get(&item.tunnel)?.keys.get(item.slot?)
     }
@@ -39,8 +39,8 @@ impl<'a> Opener<'a> {
         }
     }
 
-    /// Says of each decrypted datagram what it is, or why it is dropped; `opened` is empty before.
-    // Not inline: the compiler then makes slower code of the decryption beside it.
+    /// Checks each decrypted datagram, and appends what it is, or why it is dropped, to `opened`, which must be empty.
+    // If this is inlined, the compiler generates slower code for the decryption next to it.
     #[inline(never)]
     pub(super) fn judge_all(&mut self, incoming: &mut [Incoming], opened: &mut Vec<Result<Opened, Verdict>>) {
         opened.extend(incoming.iter().map(|item| self.judge(item)));
@@ -58,7 +58,7 @@ impl<'a> Opener<'a> {
         }
     }
 
-    /// Drops what was received before. Packets of one key in a row are looked up together.
+    /// Drops replayed packets. Consecutive packets of one key are looked up together.
     fn accept(&self, incoming: &[Incoming], opened: &mut [Result<Opened, Verdict>]) {
         let mut opened = opened.iter_mut();
         let mut good = Candidates::new();
@@ -73,16 +73,16 @@ impl<'a> Opener<'a> {
         }
     }
 
-    /// Undoes the decryptions under a receive key that gave nonsense, and tries the key before it: after a change of keys,
-    /// all that was under way then.
+    /// Tries the previous key for datagrams that the current receive key did not open: after a key change, these are the packets
+    /// that were in flight. Decryption is in place, so it is undone first.
     fn try_previous(&mut self, incoming: &mut [Incoming], opened: &mut [Result<Opened, Verdict>]) {
         let keys_of = |item: &Incoming| {
             let keys = &self.tunnels.get(&item.tunnel)?.keys;
             Some((keys.get(Slot::Receive)?, keys.get(Slot::Previous)?))
         };
         let mut failed = incoming.iter_mut().zip(opened).filter_map(|(item, opened)| {
-            let is_nonsense = *opened == Err(Verdict::BadCrc) && item.slot == Some(Slot::Receive);
-            let (current, previous) = keys_of(item).filter(|_| is_nonsense)?;
+            let failed_crc = *opened == Err(Verdict::BadCrc) && item.slot == Some(Slot::Receive);
+            let (current, previous) = keys_of(item).filter(|_| failed_crc)?;
             Some((item, opened, current, previous))
         });
         loop {

@@ -1,4 +1,4 @@
-//! Private to carrier: checked, padded, sealed in the frame that it came in or was cut into.
+//! Private to carrier: checks, pads and seals packets in their frames.
 
 use arrayvec::ArrayVec;
 use cipe_common::maps::Slot;
@@ -15,10 +15,10 @@ use crate::wire::packet::{self, KeyKind};
 use crate::xsk::Packet;
 
 impl Datapath {
-    /// Seals the packets in stamped frames of a private side, and appends them to `outgoing`.
+    /// Seals the packets of stamped private frames, and appends them to `outgoing`.
     pub fn seal(&mut self, received: &mut Vec<Packet>, outgoing: &mut Vec<Outgoing>) {
         for piece in &*received {
-            // The later pieces of a superframe look like anything; what they seem to be stamped for is prefetched in vain.
+            // A later piece of a superframe has no stamp. If it looks like one, the prefetch is wasted but harmless.
             let stamp = piece.data(&self.umem).first_chunk().copied().and_then(Stamp::from_mac);
             if let Some(tunnel) = stamp.and_then(|stamp| self.tunnels.get(&stamp.tunnel)) {
                 tunnel.prefetch(Slot::Send);
@@ -29,19 +29,19 @@ impl Datapath {
         for piece in received.drain(..) {
             let last = !piece.more;
             if let Err(full) = pieces.try_push(piece) {
-                // More than the largest frame has: only a kernel of another build sends that.
+                // The frame has more pieces than the largest one; only a kernel with larger frames sends that.
                 self.pool.put(full.element().frame);
             }
             if last {
                 self.admit(&mut pieces, outgoing);
             }
         }
-        // The rest of a frame that has no end.
+        // Pieces of a frame whose last piece never came.
         pieces.drain(..).for_each(|piece| self.pool.put(piece.frame));
         self.seal_from(first, outgoing);
     }
 
-    /// Seals the frames of the pair of Ethernet tunnel `number`, and appends them to `outgoing`; they end here if it has gone.
+    /// Seals the frames of Ethernet tunnel `number`, and appends them to `outgoing`. If the tunnel was removed, it frees them.
     pub fn seal_frames(&mut self, number: Option<u16>, received: &mut Vec<Packet>, outgoing: &mut Vec<Outgoing>) {
         let Some(tunnel) = number.and_then(|number| self.tunnels.get_mut(&number)) else {
             return received.drain(..).for_each(|piece| self.pool.put(piece.frame));
@@ -69,11 +69,11 @@ impl Datapath {
         self.seal_from(first, outgoing);
     }
 
-    /// Takes in one private frame of one or more pieces: a packet to seal, or several to cut it into.
+    /// Admits one private frame of one or more pieces: queues its packet, segments or fragments.
     fn admit(&mut self, pieces: &mut Pieces, outgoing: &mut Vec<Outgoing>) {
         let mac = pieces.first().and_then(|first| first.data(&self.umem).first_chunk().copied());
         let number = mac.and_then(Stamp::from_mac).map(|stamp| stamp.tunnel);
-        // The XDP program sends only what is stamped for a live tunnel; one that went since took its counters along.
+        // The XDP program redirects only frames with a stamp. If their tunnel was removed, its counters are gone too.
         let Some(tunnel) = number.and_then(|number| self.tunnels.get_mut(&number)) else {
             return pieces.drain(..).for_each(|piece| self.pool.put(piece.frame));
         };
@@ -93,20 +93,20 @@ impl Datapath {
         }
     }
 
-    /// Frames and encrypts what stands in `outgoing` from place `first` on.
+    /// Pads and encrypts the payloads in `outgoing`, from index `first` on.
     pub(super) fn seal_from(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
-        self.stop_rounds(first, outgoing);
+        self.drop_looped(first, outgoing);
         for out in &mut outgoing[first..] {
             self.frame(out);
         }
         self.encrypt(first, outgoing);
     }
 
-    /// Chooses the IV of a payload that is to be sealed, pads it, and accounts for it.
+    /// Chooses the IV of a payload, pads it, and counts it for its key.
     fn frame(&mut self, out: &mut Outgoing) {
         let Some(tunnel) = self.tunnels.get(&out.tunnel) else { return };
         let Some(slot) = out.slot else {
-            // What stands in the place of the IV.
+            // Without encryption, the first octets of the payload take the place of the IV.
             let begin = self.umem.chunk(&out.frame).get(out.datagram.clone()).and_then(<[u8]>::first_chunk);
             if let Some(begin) = begin {
                 self.crew.remember_sent(self.number, *begin);
@@ -132,7 +132,7 @@ impl Datapath {
         packet::frame(datagram, out.octets, out.kind, iv, self.random.octets());
     }
 
-    /// Encrypts framed payloads where they stand.
+    /// Encrypts padded payloads in place.
     fn encrypt(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
         let key_of = |out: &Outgoing| self.tunnels.get(&out.tunnel)?.keys.get(out.slot?);
         if outgoing.len() - first > BATCH && self.crew.has_help(self.number) {
@@ -152,7 +152,7 @@ impl Datapath {
     }
 }
 
-/// Counts packets that may not go out, and asks for the key if one lacks.
+/// Counts dropped packets, and asks for a key if there is none.
 fn drop_admitted(reports: &Reports, tunnel: &Tunnel, dropped: Dropped, now: std::time::Instant) {
     tunnel.counters.count_all(dropped.verdict, dropped.packets);
     let wanted = (dropped.verdict == Verdict::NoSendKey).then(|| tunnel.want_send_key(now)).flatten();

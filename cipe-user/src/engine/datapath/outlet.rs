@@ -1,4 +1,4 @@
-//! The device that a tunnel's opened packets leave by, and how one packet or a run of them gets there.
+//! Sends a tunnel's opened packets to a device, one by one or a run as a superframe.
 
 use std::io::IoSlice;
 use std::time::Instant;
@@ -13,57 +13,57 @@ use crate::engine::tunnel::Tunnel;
 use crate::inner::coalesce::{MAX_HEADERS, MAX_SEGMENTS, Run};
 use crate::xsk::{Packet, Pool, Umem};
 
-/// A device that opened packets leave by: the hidden end of a hub or of an Ethernet tunnel's pair, or a LAN card.
+/// An egress device of opened packets: the hidden end of a hub or of an Ethernet tunnel's pair, or a LAN card.
 pub trait Device {
-    /// Takes one frame where it stands, or gives it back.
+    /// Transmits one frame in place, or returns it.
     ///
     /// # Errors
-    /// There is no room.
+    /// The device has no room for the frame.
     fn transmit(&mut self, packet: Packet, umem: &Umem, pool: &mut Pool) -> Result<(), Packet>;
 
-    /// Whether superframes with such IP headers are to be sent.
+    /// Returns whether to send superframes with such IP headers.
     fn takes_superframes(&self, headers: &[u8], now: Instant) -> bool;
 
-    /// Takes a superframe whose IP packet begins with `headers`: the pieces are one behind the other what an `AF_PACKET` socket
-    /// with `PACKET_VNET_HDR` wants. It overtakes nothing that was transmitted.
+    /// Sends a superframe whose IP packet begins with `headers`. The pieces, joined, are in the form of an `AF_PACKET` socket with
+    /// `PACKET_VNET_HDR`. Frames that were transmitted before leave before it.
     fn inject(&mut self, headers: &[u8], pieces: &[IoSlice<'_>], pool: &mut Pool, now: Instant) -> Injected;
 }
 
-/// What became of a superframe.
+/// The outcome of [`Device::inject`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Injected {
-    /// It was sent.
+    /// The superframe was sent.
     Sent,
-    /// It was dropped, as its packets would have been one by one.
+    /// The superframe was dropped, and its single packets would have been dropped too.
     Dropped,
-    /// It was not sent, and its packets are to leave one by one.
+    /// The superframe was not sent. The caller sends its packets one by one.
     Refused,
 }
 
 /// The devices of a worker.
 pub trait Devices {
-    /// Any of them.
+    /// The type of the devices.
     type Device: Device;
 
-    /// The hidden end in this slot.
+    /// Returns the hidden end in this slot.
     fn hub(&mut self, slot: usize) -> Option<&mut Self::Device>;
 
-    /// The LAN card in this slot.
+    /// Returns the LAN card in this slot.
     fn lan(&mut self, slot: usize) -> Option<&mut Self::Device>;
 }
 
-/// What stands before an inner packet on its device, and how the packet changes.
+/// The link header of an inner packet on its device, and how the packet changes.
 #[derive(Clone, Copy)]
 pub(super) enum Link {
     /// An Ethernet header with these addresses.
     Hidden(Hop),
-    /// The same, after the hop that a router is.
+    /// An Ethernet header with these addresses. The TTL is decremented, as by a router.
     Lan(Hop),
-    /// Nothing: it is a whole frame.
+    /// None, since the inner packet is a whole frame.
     Whole,
 }
 
-/// One tunnel's way to one device.
+/// Sends packets of one tunnel to one device.
 pub(super) struct Outlet<'a, D> {
     pub(super) device: &'a mut D,
     pub(super) tunnel: &'a Tunnel,
@@ -74,7 +74,7 @@ pub(super) struct Outlet<'a, D> {
 }
 
 impl<D: Device> Outlet<'_, D> {
-    /// Sends a run: as one superframe if the device takes it, else packet by packet.
+    /// Sends a run as one superframe if the device takes it, else packet by packet.
     pub(super) fn send(&mut self, batch: &mut [Delivery], run: &Run<'_>) {
         if run.count() == 1 || !self.inject(batch, run) {
             for index in run.packets() {
@@ -108,7 +108,7 @@ impl<D: Device> Outlet<'_, D> {
         }
     }
 
-    /// Sends a run as one superframe; its frames stay. `false` if the device does not take it, and nothing was sent.
+    /// Sends a run as one superframe and keeps its frames. Returns `false` if the device refused it and nothing was sent.
     fn inject(&mut self, batch: &[Delivery], run: &Run<'_>) -> bool {
         if !self.device.takes_superframes(run.headers(), self.now) {
             return false;

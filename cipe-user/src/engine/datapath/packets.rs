@@ -1,4 +1,4 @@
-//! Packets on their way through a worker, as its stages pass them on.
+//! The packet types that the stages of a worker pass on.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -17,32 +17,32 @@ use crate::inner::payload::PayloadHeaders;
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Frame, Umem};
 
-/// A payload on its way out.
+/// An outbound payload.
 pub struct Outgoing {
     /// Its tunnel.
     pub tunnel: u16,
     /// The frame that it is in.
     pub frame: Frame,
-    /// Where the datagram stands in the chunk once it is sealed.
+    /// The place of the sealed datagram in the chunk.
     pub datagram: Range<usize>,
     /// Payload octets.
     pub octets: usize,
     /// Data or control.
     pub kind: Type,
-    /// Key to seal under; `None`: bare (`nokey`).
+    /// Key to seal with; `None`: no encryption (`nokey`).
     pub slot: Option<Slot>,
-    /// What its outer header says.
+    /// Fields of the outer header.
     pub marks: Marks,
-    /// Encrypted, or bare by order; nothing else may be shipped.
+    /// The payload is encrypted, or needs no encryption (`nokey`). Only then may it be sent.
     pub ready: bool,
-    /// What was read of the payload; `None` for messages, and for fragments but the first.
+    /// Headers of the payload; `None` for messages, and for fragments other than the first.
     pub headers: Option<PayloadHeaders>,
-    /// Tunnels whose datagrams it holds, if it does.
+    /// Tunnels whose datagrams it holds; `None` if there are none.
     pub inside: Option<Box<Inside>>,
 }
 
 impl Outgoing {
-    /// The payload of `octets` octets stands at `at` in the chunk, with room before and behind it.
+    /// Returns a payload of `octets` octets at `at` in the chunk, which has room for the IV before it and the padding behind it.
     pub fn new(
         tunnel: u16,
         frame: Frame,
@@ -59,7 +59,7 @@ impl Outgoing {
         Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none(), headers: None, inside: None }
     }
 
-    /// What is now to be encrypted, and what its first block is chained to.
+    /// Returns the IV and the octets to encrypt, and marks the payload as ready.
     pub fn framed<'a>(&'a mut self, umem: &'a Umem) -> ([u8; packet::IV], &'a mut [u8]) {
         self.ready = true;
         let (iv, data) = umem.chunk_mut(&mut self.frame)[self.datagram.clone()].split_at_mut(packet::IV);
@@ -67,26 +67,26 @@ impl Outgoing {
     }
 }
 
-/// A datagram of ours on its way in.
+/// An inbound datagram of a tunnel.
 pub struct Incoming {
     /// Its tunnel.
     pub tunnel: u16,
     /// The frame that it is in.
     pub frame: Frame,
-    /// Where the datagram stands in the chunk.
+    /// The place of the datagram in the chunk.
     pub datagram: Range<usize>,
-    /// Who sent it.
+    /// Its source address.
     pub from: SocketAddr,
-    /// TOS or traffic class of its header.
+    /// TOS or traffic class of its outer header.
     pub tos: u8,
-    /// IV and first cipher block as on the wire.
+    /// IV and first cipher block, as received.
     pub head: Head,
-    /// Key to open it under; `None`: bare (`nokey`).
+    /// Key to open it with; `None`: no encryption (`nokey`).
     pub slot: Option<Slot>,
 }
 
 impl Incoming {
-    /// What is to be decrypted, and what its first block is chained to.
+    /// Returns the IV and the octets to decrypt.
     pub fn sealed<'a>(&'a mut self, umem: &'a Umem) -> ([u8; packet::IV], &'a mut [u8]) {
         let data = &mut umem.chunk_mut(&mut self.frame)[self.datagram.clone()][packet::IV..];
         (iv_of(&self.head), data)
@@ -97,23 +97,23 @@ impl Incoming {
 pub(super) struct Delivery {
     /// Its tunnel.
     pub tunnel: u16,
-    /// The frame that it is in, until that is handed on.
+    /// The frame that it is in; `None` once the frame is passed on.
     pub frame: Option<Frame>,
-    /// Where it stands in the chunk: a packet, or in protocol 4 a whole frame.
+    /// The place of the packet in the chunk; in protocol 4, of the whole frame.
     pub inner: Range<usize>,
-    /// What was read of it.
+    /// Its headers.
     pub headers: PayloadHeaders,
 }
 
 impl Delivery {
-    /// The octets of the inner packet; none if its frame was handed on.
+    /// Returns the octets of the inner packet; none if its frame was passed on.
     pub(super) fn octets<'a>(&'a self, umem: &'a Umem) -> &'a [u8] {
         let chunk = self.frame.as_ref().map_or(&[][..], |frame| umem.chunk(frame));
         chunk.get(self.inner.clone()).unwrap_or_default()
     }
 }
 
-/// What a cipher does for the packets that have a key; `parts` tells IV and blocks of one.
+/// Returns the cipher's jobs for the packets that have a key. `parts` returns the IV and the blocks of a packet.
 pub(super) fn jobs<'a, T: 'a>(
     packets: impl Iterator<Item = (&'a mut T, Option<&'a Arc<LiveKey>>)>,
     parts: impl Fn(&'a mut T) -> ([u8; 8], &'a mut [u8]),

@@ -1,5 +1,4 @@
-//! Two datapaths, and the queue between them: what tests, fuzzers and benchmarks run in the place of a kernel, devices and a
-//! network.
+//! Two datapaths and the queue between them. Tests, fuzzers and benchmarks use them in place of a kernel, devices and a network.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -34,27 +33,27 @@ const TUNNEL: u16 = 0;
 const FRAMES: u32 = 1024;
 /// Octets of a chunk.
 const CHUNK: u32 = 2048;
-/// Reports that wait.
-const REPORTS: usize = 64;
-/// Octets of a UDP datagram over IPv4 at most.
-const MOST_DATAGRAM: usize = 65_507;
+/// Reports that the queue to the control thread can hold.
+const REPORT_QUEUE: usize = 64;
+/// The most payload octets of a UDP datagram over IPv4.
+const MAX_DATAGRAM_OCTETS: usize = 65_507;
 
-/// A datagram on its way from one end to the other.
+/// A datagram in flight between the ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// The payload of UDP.
+    /// The UDP payload.
     pub octets: Vec<u8>,
     /// TOS of the outer header.
     pub tos: u8,
 }
 
-/// One end of a tunnel: a datapath, and what stands for all around it.
+/// One end of a tunnel: a datapath, and substitutes for its surroundings.
 pub struct End {
     /// The datapath.
     pub datapath: Datapath,
-    /// Where opened packets go.
+    /// The device of opened packets.
     pub device: Recorder,
-    /// What the control thread would be told.
+    /// Reports for the control thread.
     pub reports: mpsc::Receiver<(u16, WorkerReport)>,
     keys: KeyWriter,
     me: SocketAddr,
@@ -63,20 +62,20 @@ pub struct End {
     arrivals: Vec<Arrival>,
 }
 
-/// A device that keeps what it is given.
+/// A device that records its frames.
 #[derive(Default)]
 pub struct Recorder {
-    /// Frames with their Ethernet headers, in the order in which they came; superframes as their segments.
+    /// Frames with their Ethernet headers, in order. A superframe is recorded as its segments.
     pub frames: Vec<Vec<u8>>,
-    /// Superframes among them.
+    /// The number of superframes.
     pub superframes: usize,
-    /// How many frames more it has room for; `None`: any number.
+    /// The number of frames that it still has room for; `None`: no limit.
     pub room: Option<usize>,
-    /// It takes no superframes, and says so when it is given one.
+    /// It refuses superframes.
     pub refuses: bool,
-    /// It has gone.
+    /// The device was removed.
     pub is_gone: bool,
-    /// It forgets what it is given: the cost of keeping is not the datapath's.
+    /// It does not record frames, so that a benchmark does not measure the cost.
     pub forgets: bool,
 }
 
@@ -89,7 +88,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Two ends with each other's addresses, and no key yet.
+    /// Returns two ends with each other's addresses, without keys.
     ///
     /// # Errors
     /// No memory, or no random octets.
@@ -98,7 +97,7 @@ impl Pair {
         Ok(Self { a: End::new(algorithm, protocol, a, b)?, b: End::new(algorithm, protocol, b, a)? })
     }
 
-    /// Gives both ends a key that `a` sends under and `b` receives under; the one before stays `b`'s previous key.
+    /// Sets `a`'s send key and `b`'s receive key to `key`; `previous` becomes `b`'s previous key.
     pub fn change_key(&mut self, key: &[u8; KEY], previous: Option<&[u8; KEY]>) {
         if let Some(previous) = previous {
             self.b.set_key(Slot::Previous, previous);
@@ -107,15 +106,15 @@ impl Pair {
         self.a.set_key(Slot::Send, key);
     }
 
-    /// The same pair seen from the other side.
+    /// Swaps the two ends.
     pub fn turn(&mut self) {
         std::mem::swap(&mut self.a, &mut self.b);
     }
 
-    /// Asserts that each end has all its frames again.
+    /// Asserts that all frames of each end are free.
     ///
     /// # Panics
-    /// If it has not.
+    /// If one is not.
     pub fn assert_frames_are_back(&self) {
         for end in [&self.a, &self.b] {
             assert_eq!(end.datapath.pool.free(), end.datapath.pool.total(), "frames of {}", end.me);
@@ -126,7 +125,7 @@ impl Pair {
 impl End {
     fn new(algorithm: Algorithm, protocol: Protocol, me: SocketAddr, peer: SocketAddr) -> anyhow::Result<Self> {
         let (umem, pool) = Umem::new(UmemConfig { frames: FRAMES, frame_size: CHUNK, headroom: 0, huge_pages: false })?;
-        let (sender, reports) = mpsc::channel(REPORTS);
+        let (sender, reports) = mpsc::channel(REPORT_QUEUE);
         let mut datapath = Datapath::new(0, Arc::new(Crew::new(0)?), umem, pool, sender)?;
         let keys = KeyWriter::anonymous(4);
         let tunnel = Tunnel::with_keys(TUNNEL, Keys::new(algorithm, keys.reader(), TUNNEL), NO_LIMITS);
@@ -136,29 +135,29 @@ impl End {
         Ok(Self { datapath, device: Recorder::default(), reports, keys, me, received, outgoing, arrivals })
     }
 
-    /// Its own carrier address.
+    /// Returns its own carrier address.
     pub fn me(&self) -> SocketAddr {
         self.me
     }
 
-    /// Sets a key, which holds from the next batch on.
+    /// Sets a key. It is valid from the next batch on.
     pub fn set_key(&mut self, slot: Slot, key: &[u8; KEY]) {
         self.keys.set(TUNNEL.into(), slot, key);
         self.pass(Duration::from_nanos(1));
     }
 
-    /// Takes a key away.
+    /// Removes a key.
     pub fn clear_key(&mut self, slot: Slot) {
         self.keys.clear(TUNNEL.into(), slot);
         self.pass(Duration::from_nanos(1));
     }
 
-    /// Lets time pass.
+    /// Advances the datapath's clock.
     pub fn pass(&mut self, time: Duration) {
         self.datapath.now += time;
     }
 
-    /// The tunnel.
+    /// Returns the tunnel.
     ///
     /// # Panics
     /// If it was removed.
@@ -166,20 +165,20 @@ impl End {
         self.datapath.tunnels.get_mut(&TUNNEL).expect("it was put in by `new`")
     }
 
-    /// What was counted.
+    /// Returns the tunnel's counters.
     pub fn counters(&self) -> Arc<Counters> {
         self.datapath.tunnels.get(&TUNNEL).expect("it was put in by `new`").counters.clone()
     }
 
     /// Queues a frame as the private program redirects it: the stamp, the rest of an Ethernet header, and an IP packet, which is a
-    /// superframe unless `gso_size` is 0. `false` if no frames of memory are left.
+    /// superframe unless `gso_size` is 0. Returns `false` if no frames of memory are left.
     pub fn push(&mut self, packet: &[u8], gso_size: u16) -> bool {
         let stamp = Stamp { hub: 0, encapsulated: false, gso_size, tunnel: TUNNEL };
         let ethertype = if packet.first().is_some_and(|first| first >> 4 == 6) { [0x86, 0xDD] } else { [0x08, 0x00] };
         self.push_frame(&[&stamp.to_mac()[..], &[2; stamp::LEN], &ethertype, packet].concat())
     }
 
-    /// Queues a whole frame, as it stands. `false` if no frames of memory are left.
+    /// Queues a whole frame, unchanged. Returns `false` if no frames of memory are left.
     pub fn push_frame(&mut self, frame: &[u8]) -> bool {
         let before = self.received.len();
         let mut pieces = frame.chunks((CHUNK - PACKET_HEADROOM) as usize).peekable();
@@ -196,7 +195,7 @@ impl End {
         true
     }
 
-    /// Seals what was queued, and returns it, counted as sent; what has lost its key is not sent.
+    /// Seals the queued packets, counts them as sent and returns them. Packets whose key was removed are not sent.
     pub fn seal(&mut self) -> Vec<Datagram> {
         self.seal_in_place();
         let Self { datapath, outgoing, .. } = self;
@@ -218,13 +217,13 @@ impl End {
         datagrams
     }
 
-    /// Seals a message of the daemon's.
+    /// Seals a message of the daemon.
     pub fn seal_message(&mut self, message: &ControlMessage) -> Vec<Datagram> {
         self.datapath.seal_message(TUNNEL, message, &mut self.outgoing);
         self.seal()
     }
 
-    /// Seals what was queued, and lets it stand for [`End::seal`].
+    /// Seals the queued packets, and leaves them for [`End::seal`].
     pub fn seal_in_place(&mut self) {
         let Self { datapath, received, outgoing, .. } = self;
         match datapath.tunnels.get(&TUNNEL).map(|tunnel| tunnel.protocol) {
@@ -233,9 +232,9 @@ impl End {
         }
     }
 
-    /// Receives a datagram from `from`, as AF_XDP would; what is opened waits. Datagrams for which there is no frame are counted.
+    /// Queues a datagram from `from` for [`End::open`], as AF_XDP does. A datagram for which there is no free frame is counted.
     pub fn push_datagram(&mut self, from: SocketAddr, Datagram { octets, tos }: &Datagram) {
-        let place = FRESH..FRESH + octets.len().min(MOST_DATAGRAM);
+        let place = FRESH..FRESH + octets.len().min(MAX_DATAGRAM_OCTETS);
         let datagram = match self.datapath.pool.take() {
             Some(frame) if place.end > CHUNK as usize => {
                 self.datapath.pool.put(frame);
@@ -250,37 +249,37 @@ impl End {
         self.arrivals.push(Arrival { to: Some(self.me), from, tos: *tos, was_joined: false, datagram });
     }
 
-    /// Opens what has arrived and delivers it.
+    /// Opens the queued datagrams and delivers their packets.
     pub fn open(&mut self) {
         self.datapath.open(&mut self.arrivals, None);
         self.datapath.deliver(&mut self.device);
     }
 
-    /// Receives datagrams of the peer's, and returns the packets that were delivered, without Ethernet headers.
+    /// Receives datagrams of the peer, and returns the packets that were delivered, without Ethernet headers.
     pub fn receive(&mut self, from: &Self, datagrams: &[Datagram]) -> Vec<Vec<u8>> {
         datagrams.iter().for_each(|datagram| self.push_datagram(from.me, datagram));
         self.open();
         self.device.frames.drain(..).map(|frame| frame.get(ETHERNET..).unwrap_or_default().to_vec()).collect()
     }
 
-    /// Knows of a second tunnel, so that each packet is looked at for datagrams of the other.
+    /// Adds a second tunnel's target, so that the datapath checks each packet for that tunnel's datagrams.
     pub fn add_other_target(&mut self) {
         let here = self.tunnel().target();
         self.datapath.targets.set(TUNNEL, here);
         self.datapath.targets.set(TUNNEL + 1, Some(SocketAddr::from(([192, 0, 2, 3], 6789))));
     }
 
-    /// Leaves no room for reports until some are taken out.
+    /// Fills the queue of reports.
     pub fn fill_reports(&mut self) {
         while self.datapath.reports.try_send((TUNNEL, WorkerReport::ManySent)).is_ok() {}
     }
 
-    /// Loses the last piece of what was queued last.
+    /// Drops the last queued piece.
     pub fn drop_last_piece(&mut self) {
         self.received.pop().into_iter().for_each(|piece| self.datapath.pool.put(piece.frame));
     }
 
-    /// Packets that were taken in or came out, by all verdicts: each is under one.
+    /// Returns the sum over all verdicts but `Fragmented`: the number of packets with an outcome.
     pub fn accounted(&self) -> u64 {
         let counters = self.counters();
         Verdict::ALL
@@ -353,7 +352,7 @@ impl Device for Recorder {
     }
 }
 
-/// An IPv4 TCP packet with so many octets of payload; segments of one flow go on where the one before ended.
+/// Returns an IPv4 TCP packet with DF and `payload` octets of payload. All of these packets belong to one flow.
 pub fn tcp(sequence: u32, id: u16, payload: usize) -> Vec<u8> {
     let [high, low] = ((40 + payload) as u16).to_be_bytes();
     let mut packet = vec![0x45, 0, high, low, 0, 0, 0x40, 0, 64, TCP, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2];
@@ -371,7 +370,7 @@ pub fn tcp(sequence: u32, id: u16, payload: usize) -> Vec<u8> {
     packet
 }
 
-/// An IPv4 UDP packet with DF and so many octets of payload.
+/// Returns an IPv4 UDP packet with DF and `payload` octets of payload.
 pub fn udp(payload: usize) -> Vec<u8> {
     let [high, low] = ((28 + payload) as u16).to_be_bytes();
     let mut packet = vec![0x45, 0, high, low, 0, 1, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2];
@@ -384,7 +383,7 @@ pub fn udp(payload: usize) -> Vec<u8> {
     packet
 }
 
-/// Runs what `input` says: packets, noise, damage, changes of keys and of the tunnel, in any order.
+/// Runs the operations in `input`: packets, noise, damage, changes of keys and of the tunnel, in any order.
 ///
 /// # Panics
 /// If a frame of memory is missing afterwards, a datagram is not under one verdict, or a private frame under none.
@@ -468,7 +467,7 @@ pub fn run(input: &[u8]) {
     }
 }
 
-/// What is left of an input.
+/// The rest of an input.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {

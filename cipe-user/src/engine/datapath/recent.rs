@@ -1,14 +1,13 @@
-//! The IVs of the datagrams that a worker sent last: an ICMP error that quotes one of them is about a datagram of ours.
-//!
-//! Whoever can send ICMP knows the addresses and ports of a tunnel; the IV of a datagram only those who see it pass. Under `nokey`
-//! the first eight octets of the payload stand for it.
+//! The IVs of the datagrams that a worker sent last. They prove that an ICMP error is about one of our datagrams: an attacker may
+//! know the addresses and ports of a tunnel, but only a host on the path sees the IVs. Under `nokey`, the first eight octets of the
+//! payload take the place of the IV.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::wire::packet::IV;
 
-/// Datagrams that a worker remembers, a power of two: 8 octets each. An error comes back after a round trip; at 100,000 datagrams a second
-/// these are 160 ms.
+/// The number of IVs that a worker remembers, a power of two; 8 octets each. At 100,000 datagrams a second they cover
+/// 160 ms, and an error arrives within a round trip.
 const REMEMBERED: usize = 1 << 14;
 
 /// A ring of IVs. Its worker writes, every worker reads.
@@ -25,17 +24,17 @@ impl Default for RecentIvs {
 }
 
 impl RecentIvs {
-    /// Remembers the IV of a datagram in place of the oldest one. Only the ring's own worker calls this.
+    /// Stores the IV of a datagram in place of the oldest one. Only the ring's own worker calls this.
     pub(super) fn remember(&self, iv: [u8; IV]) {
         let next = self.next.load(Ordering::Relaxed);
         self.ring[next % REMEMBERED].store(u64::from_ne_bytes(iv), Ordering::Relaxed);
         self.next.store(next.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Whether a datagram with this IV is among the last ones.
+    /// Returns whether this IV is among the stored ones.
     pub(super) fn contains(&self, iv: [u8; IV]) -> bool {
         let iv = u64::from_ne_bytes(iv);
-        // Zero stands for a free place; no IV of ours is zero but by a chance of 2^-64.
+        // Zero marks a free place. An IV of ours is zero with a probability of 2^-64.
         iv != 0 && self.ring.iter().any(|sent| sent.load(Ordering::Relaxed) == iv)
     }
 }

@@ -1,10 +1,14 @@
-//! Datagrams of tunnels that other tunnels of this engine carry. One tunnel inside another is fine; what comes back to a tunnel
-//! inside of others has gone round, whatever routes, rules and bridges say.
+//! Detects loops through several tunnels of this engine. A tunnel may carry datagrams of another tunnel. But if a tunnel's datagram
+//! comes back to that tunnel inside of others, the routes, firewall rules or bridges form a loop.
 //!
-//! A datagram is known by its first eight octets, the IV. Of each one that holds a datagram of another tunnel it is remembered
-//! which tunnels' are inside; one that holds none costs its header and a look at a bit. Under `nokey` the octets are those of an
-//! IP header, which packets share: such a datagram may be taken for another, and dropped only if that one went round. Of a datagram that was cut only the first piece is
-//! known: the others may go round once more, as what they are sealed into is whole again.
+//! The first eight octets, the IV, identify a datagram. For each datagram that holds one of another tunnel, this module records the
+//! tunnels inside. For any other datagram the cost is to read its header and one bit.
+//!
+//! There are two limits:
+//! - Under `nokey` the first octets are those of an IP header, which several packets share. So a datagram may be taken
+//!   for another; it is dropped only if that other one is looped.
+//! - Only the first fragment of a datagram is identified. The others may loop once more, until the datagram that they
+//!   are sealed into is identified.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -14,17 +18,17 @@ use crate::inner::headers::{Headers, Part, UDP};
 use crate::wire::packet::IV;
 use arrayvec::ArrayVec;
 
-/// Tunnels inside each other; more are taken for a round.
-const DEEPEST: usize = 8;
+/// The most tunnels inside each other. More count as a loop.
+const MAX_NESTED_TUNNELS: usize = 8;
 
-/// Datagrams that are remembered, of all tunnels: what a busy engine seals in some milliseconds, which is longer than one is on its
-/// way from one tunnel of a host to the next.
+/// The number of datagrams that are remembered, for all tunnels together. A busy engine seals that many in some milliseconds, and a
+/// datagram needs less time from one tunnel of a host to the next.
 const REMEMBERED: usize = 1 << 14;
 
-/// Numbers of the tunnels whose datagrams are in one, outermost last.
-pub(super) type Inside = ArrayVec<u16, DEEPEST>;
+/// Numbers of the tunnels whose datagrams are inside a datagram, the outermost last.
+pub(super) type Inside = ArrayVec<u16, MAX_NESTED_TUNNELS>;
 
-/// What is inside the datagrams that were sealed last. All workers share it.
+/// The tunnels inside the datagrams that were sealed last. All workers share it.
 #[derive(Debug, Default)]
 pub struct Rounds(Mutex<Known>);
 
@@ -35,12 +39,12 @@ struct Known {
 }
 
 impl Rounds {
-    /// The tunnels whose datagrams are inside the one of this IV, as far as it is remembered.
+    /// Returns the tunnels whose datagrams are inside the one with this IV; none if it is not remembered.
     pub fn inside(&self, iv: &[u8; IV]) -> Inside {
         self.known().inside.get(iv).cloned().unwrap_or_default()
     }
 
-    /// Remembers what is inside a datagram, in place of the oldest one.
+    /// Records the tunnels inside a datagram, in place of the oldest record.
     pub fn remember(&self, iv: [u8; IV], inside: Inside) {
         let mut known = self.known();
         if let Some(present) = known.inside.get_mut(&iv) {
@@ -61,16 +65,16 @@ impl Rounds {
     }
 }
 
-/// What tells the datagrams of a tunnel from others': where they go, and the port that they leave.
+/// The flow of a tunnel's datagrams: destination address, destination port, source port.
 type Flow = (IpAddr, u16, u16);
 
 /// The tunnels of a worker by the flows of their datagrams.
 pub(super) struct Targets {
     tunnels: HashMap<Flow, u16>,
     flows: HashMap<u16, Flow>,
-    /// The port that each tunnel has of its own.
+    /// The source port of each tunnel.
     own: HashMap<u16, u16>,
-    /// A bit for each port that some target has, or has had.
+    /// A bit for each port that a target has, or has had.
     ports: Box<[u64]>,
 }
 
@@ -86,17 +90,17 @@ impl Default for Targets {
 }
 
 impl Targets {
-    /// Whether there are several, so that one may carry another.
+    /// Returns whether there are several tunnels, so that one may carry another.
     pub(super) fn has_several(&self) -> bool {
         self.flows.len() > 1
     }
 
-    /// Takes up the port that a tunnel's datagrams leave, for the targets that follow.
+    /// Sets the source port of a tunnel's datagrams. Call it before [`Targets::set`].
     pub(super) fn set_port(&mut self, number: u16, port: u16) {
         self.own.insert(number, port);
     }
 
-    /// Takes up that a tunnel's datagrams go to `target`, or nowhere.
+    /// Sets the address that a tunnel's datagrams are sent to; `None` if there is none.
     pub(super) fn set(&mut self, number: u16, target: Option<SocketAddr>) {
         let from = self.own.get(&number).copied().unwrap_or(0);
         let flow = target.map(|target| (target.ip(), target.port(), from));
@@ -107,7 +111,7 @@ impl Targets {
             && self.tunnels.get(&before) == Some(&number)
         {
             self.tunnels.remove(&before);
-            // One that shares it has it alone now.
+            // Another tunnel with the same flow now owns it.
             let other = self.flows.iter().find(|(_, flow)| **flow == before).map(|(other, _)| *other);
             self.tunnels.extend(other.map(|other| (before, other)));
         }
@@ -118,7 +122,7 @@ impl Targets {
         }
     }
 
-    /// The tunnel that a packet is a datagram of, or the first fragment of one, and the payload of UDP.
+    /// Returns the tunnel whose datagram, or first fragment of one, a packet is, and the UDP payload.
     pub(super) fn find<'a>(&self, packet: &'a [u8], headers: &Headers) -> Option<(u16, &'a [u8])> {
         if headers.protocol != UDP || headers.part == Part::Later {
             return None;
@@ -154,7 +158,7 @@ mod tests {
         assert_eq!(rounds.inside(&iv(0))[..], [3, 5]);
         rounds.remember(iv(REMEMBERED as u64), Inside::new());
         assert!(rounds.inside(&iv(0)).is_empty());
-        // Again, it takes no place of another's.
+        // The same IV again replaces its own record only.
         (0..10).for_each(|_| rounds.remember(iv(REMEMBERED as u64), Inside::new()));
         assert_eq!(rounds.inside(&iv(1))[..], [7]);
     }
@@ -183,13 +187,13 @@ mod tests {
             }
             targets.set_port(4, from);
             targets.set(4, Some(target));
-            // Two share a flow for a while: the later one has it, and keeps it when the other goes.
+            // Two tunnels share a flow for a while: the later one owns it, and keeps it when the other is removed.
             targets.set_port(9, from);
             targets.set(9, Some(target));
             targets.set_port(4, from);
             targets.set(4, None);
             assert_eq!(find(&targets, &packet), Some((9, &b"sealed octets"[..])));
-            // And the earlier one, when the later goes.
+            // The earlier one owns it again when the later is removed.
             targets.set(4, Some(target));
             assert!(targets.has_several());
             targets.set(4, None);
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_datagram_that_was_cut_the_first_piece_is_found() {
+    fn the_first_fragment_of_a_datagram_is_found() {
         let mut targets = Targets::default();
         let (v4, v6) = (Packets::udp4(), Packets::udp6());
         let mut first = v4.packet(b"sealed octets");
@@ -214,7 +218,7 @@ mod tests {
         targets.set(1, Some(target(&v4)));
         assert_eq!(find(&targets, &first).map(|found| found.0), Some(1));
         first[7] |= 1;
-        assert_eq!(find(&targets, &first), None, "a later piece");
+        assert_eq!(find(&targets, &first), None, "a later fragment");
 
         let mut packet = v6.packet(b"sealed octets");
         targets.set_port(2, v6.ports[0]);
@@ -225,6 +229,6 @@ mod tests {
         packet[4..6].copy_from_slice(&length.to_be_bytes());
         assert_eq!(find(&targets, &packet).map(|found| found.0), Some(2));
         packet[43] = 9;
-        assert_eq!(find(&targets, &packet), None, "a later piece");
+        assert_eq!(find(&targets, &packet), None, "a later fragment");
     }
 }

@@ -1,8 +1,8 @@
-//! Tables that a packet is looked up in: by tunnel number, and by carrier address.
+//! Look-up tables for packets: by tunnel number, and by carrier address.
 
 use std::net::SocketAddr;
 
-/// Values by tunnel number: one indirection a look-up. Small numbers are given out first, so little of it is empty.
+/// Values by tunnel number, with one indirection for each look-up. Small numbers are assigned first, so few rows are empty.
 pub struct TunnelTable<T> {
     rows: Vec<Option<Box<T>>>,
 }
@@ -14,12 +14,12 @@ impl<T> Default for TunnelTable<T> {
 }
 
 impl<T> TunnelTable<T> {
-    /// The value of a number.
+    /// Returns the value of a number.
     pub fn get(&self, number: &u16) -> Option<&T> {
         self.rows.get(usize::from(*number))?.as_deref()
     }
 
-    /// The value of a number, to change it.
+    /// Returns the value of a number, for a change.
     pub fn get_mut(&mut self, number: &u16) -> Option<&mut T> {
         self.rows.get_mut(usize::from(*number))?.as_deref_mut()
     }
@@ -33,34 +33,33 @@ impl<T> TunnelTable<T> {
         self.rows[row] = Some(Box::new(value));
     }
 
-    /// Takes the value of a number out.
+    /// Removes and returns the value of a number.
     pub fn remove(&mut self, number: &u16) -> Option<T> {
         self.rows.get_mut(usize::from(*number))?.take().map(|value| *value)
     }
 
-    /// All values, by rising number.
+    /// Returns all values, in the order of their numbers.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.rows.iter().flatten().map(|value| &**value)
     }
 
-    /// All values, to change them.
+    /// Returns all values, for a change.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.rows.iter_mut().flatten().map(|value| &mut **value)
     }
 }
 
-/// Tunnel numbers by carrier address. The port chooses a list, which is one address long but on hosts with several
-/// addresses that share a port.
+/// Tunnel numbers by carrier address. Each port has a list of addresses. It has one entry, unless several addresses share the port.
 pub(super) struct Addresses {
-    /// By port: place of the list's first entry in `entries`, plus 1; 0: none. Touched where a port is in use only.
+    /// By port: index of the list's first entry in `entries`, plus 1; 0: none. The kernel allocates only pages with ports in use.
     first: Box<[u32]>,
     entries: Vec<Entry>,
-    /// Entries that can be used again.
+    /// Unused entries.
     free: Vec<u32>,
 }
 
 struct Entry {
-    /// A link-local one with its zone: each device may have the same.
+    /// The address; with its zone if it is link-local, since several devices may have the same address.
     address: SocketAddr,
     number: u16,
     /// As in [`Addresses::first`].
@@ -74,7 +73,7 @@ impl Default for Addresses {
 }
 
 impl Addresses {
-    /// The tunnel that an address is the own one of.
+    /// Returns the tunnel that owns an address.
     pub(super) fn get(&self, address: &SocketAddr) -> Option<u16> {
         let mut place = self.first[usize::from(address.port())];
         while let Some(entry) = place.checked_sub(1).and_then(|place| self.entries.get(place as usize)) {
@@ -86,7 +85,7 @@ impl Addresses {
         None
     }
 
-    /// Gives an address to a tunnel; one that had it before has it no longer.
+    /// Assigns an address to a tunnel. Another tunnel that had it loses it.
     pub(super) fn insert(&mut self, address: SocketAddr, number: u16) {
         self.remove(&address);
         let first = &mut self.first[usize::from(address.port())];
@@ -103,7 +102,7 @@ impl Addresses {
         }
     }
 
-    /// Takes an address back; nothing happens if nobody has it.
+    /// Removes an address. Does nothing if no tunnel has it.
     pub(super) fn remove(&mut self, address: &SocketAddr) {
         let port = usize::from(address.port());
         let (mut before, mut place) = (None, self.first[port]);

@@ -30,7 +30,7 @@ fn counted(end: &End, verdict: Verdict) -> u64 {
     end.counters().of(verdict)
 }
 
-/// Sends one frame that may not go out; asserts that nothing does, and what all of it is counted as.
+/// Queues one frame that may not be sent. Asserts that nothing is sent, and the verdict of all its packets.
 fn refused(pair: &mut Pair, packet: &[u8], gso_size: u16, verdict: Verdict, packets: u64) {
     let before = (counted(&pair.a, verdict), pair.a.accounted());
     assert!(pair.a.push(packet, gso_size));
@@ -143,7 +143,7 @@ mod inbound {
         pair.a.seal().remove(0)
     }
 
-    /// Receives one datagram that is not delivered; asserts what it is counted as.
+    /// Receives one datagram that is not delivered. Asserts its verdict.
     fn dropped(pair: &mut Pair, from: SocketAddr, datagram: &Datagram, verdict: Verdict) {
         let before = (counted(&pair.b, verdict), pair.b.accounted());
         pair.b.push_datagram(from, datagram);
@@ -282,7 +282,7 @@ mod delivery {
 
 mod ethernet;
 
-/// What happens to a datagram on the line.
+/// The fate of a datagram on the line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Lost,
@@ -295,7 +295,7 @@ enum Fate {
 struct Stream {
     random: StdRng,
     flow: Flow,
-    /// Datagrams that come later than their turn.
+    /// Datagrams that are delayed.
     late: VecDeque<Datagram>,
     key: u8,
     sent: u64,
@@ -311,7 +311,7 @@ impl Stream {
         Self { random, flow, late: VecDeque::new(), key: 1, sent: 0, lost: 0, doubled: 0, delivered: 0 }
     }
 
-    /// Some superframes and single packets from one end to the other; what arrives is what was sent, but for what the line lost.
+    /// Sends some superframes and single packets. Asserts that all packets arrive, except those that the line lost.
     fn round(&mut self, from: &mut End, to: &mut End) {
         let mut expected = Vec::new();
         for _ in 0..self.random.random_range(1..8) {
@@ -355,7 +355,7 @@ impl Stream {
         let delivered = to.receive(from, &line);
         assert_eq!(delivered.len(), due.len() + late_ones);
         self.delivered += delivered.len() as u64;
-        // One flow, and what is late comes behind the rest: in order otherwise.
+        // Delayed datagrams arrive after the rest; all others of the flow arrive in order.
         assert!(delivered.iter().zip(&due).all(|(delivered, due)| delivered == *due));
     }
 }
@@ -378,7 +378,7 @@ fn streams_both_ways_survive_loss_doubling_reordering_and_changes_of_keys_and_ev
                 }
                 let Pair { a, b } = &mut pair;
                 stream.round(a, b);
-                // The next one goes the other way.
+                // The next stream runs in the other direction.
                 pair.turn();
             }
             pair.assert_frames_are_back();

@@ -13,19 +13,19 @@ use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::{Pool, UmemConfig};
 
-/// Tunnel with a previous key, and one that has had no other before.
+/// A tunnel with a previous key, and one that still has its first key.
 const CHANGED: u16 = 0;
 const FIRST: u16 = 1;
 
-/// What a datagram was sealed under, or is.
+/// The key that a datagram is sealed with, and whether it is a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Under {
     Static,
     Previous,
     Current,
-    /// No key of the tunnel's.
+    /// A key that the tunnel does not have.
     Foreign,
-    /// The previous key, and it came before.
+    /// The previous key; the datagram is a replay.
     PreviousAgain,
 }
 
@@ -86,7 +86,7 @@ impl Bed {
         let at = FRESH - packet::IV;
         let place = at..at + packet::sealed_len(inner.len());
         let chunk = self.umem.chunk_mut(&mut frame);
-        // What stands around the datagram is not the opener's.
+        // The opener must not write outside of the datagram.
         chunk.fill(0xEE);
         let datagram = &mut chunk[place.clone()];
         datagram[packet::IV..][..inner.len()].copy_from_slice(&inner);
@@ -113,19 +113,19 @@ impl Bed {
     }
 }
 
-/// An inner packet of a length of its own, which holds its number.
+/// Returns an inner packet that holds its number. The number also determines its length.
 fn inner(number: usize) -> Vec<u8> {
     let payload: Vec<u8> = number.to_be_bytes().into_iter().cycle().take(8 + number % 97).collect();
     Flow::udp4().packet(&payload)
 }
 
-/// Opens one batch of these and asserts what becomes of each, what each key has accepted, and that nothing else is touched.
+/// Opens a batch. Asserts the outcome of each datagram, how many each key has accepted, and that no other octet changed.
 fn each_as_it_should_be(algorithm: Algorithm, batch: &[(u16, Under)]) {
     let mut bed = Bed::new(algorithm);
     let mut incoming = Vec::new();
     let mut last_previous = None;
     for (index, (tunnel, under)) in batch.iter().enumerate() {
-        // One that comes again has the number of the last before it.
+        // A replay has the number of the last datagram under the previous key.
         let number = if *under == PreviousAgain { last_previous.unwrap() } else { index };
         if *under == Previous && *tunnel == CHANGED {
             last_previous = Some(number);
@@ -221,9 +221,9 @@ fn keys_and_tunnels_in_turn_and_what_no_key_opens_are_told_apart() {
     }
 }
 
-/// A packet's second way is under the key before: what was received under it before the change counts.
+/// The previous key keeps its replay window: packets that it accepted before the key change are replays after it.
 #[test]
-fn a_packet_received_before_the_change_of_keys_is_no_other_after_it() {
+fn a_packet_received_before_a_key_change_is_a_replay_after_it() {
     let mut bed = Bed::new(Algorithm::Blowfish);
     let mut first = vec![bed.incoming(CHANGED, Previous, 7)];
     assert!(bed.open(&mut first)[0].is_ok());

@@ -49,7 +49,7 @@ fn a_frame_of_several_pieces_is_too_big() {
     pair.assert_frames_are_back();
 }
 
-/// Link headers that segments repeat, without the addresses: up to two tags, and more, and MPLS.
+/// Link headers without the addresses: none, one, two or three tags, and MPLS. Each segment repeats them.
 const BEFORE: [&[u8]; 6] = [
     &[0x08, 0x00],
     &[0x81, 0, 0x20, 5, 0x08, 0x00],
@@ -63,12 +63,12 @@ fn link(before: &[u8]) -> Vec<u8> {
     [&HEADER[..12], before].concat()
 }
 
-/// The frame as the TC program stamps it.
+/// Returns the frame with a stamp, as the TC program writes it.
 fn stamped(frame: &[u8], stamp: EthernetStamp) -> Vec<u8> {
     [&frame[..12], &STAMP_TPID, &stamp.to_tci().to_be_bytes(), &frame[12..]].concat()
 }
 
-/// What comes out at the other end, whole frames.
+/// Sends a frame through the tunnel. Returns the frames that the other end delivers.
 fn through(pair: &mut Pair, frame: &[u8]) -> Vec<Vec<u8>> {
     assert!(pair.a.push_frame(frame));
     let sealed = pair.a.seal();
@@ -119,7 +119,7 @@ fn unfinished_checksums_are_completed_wherever_they_are() {
         Flow { ports: [50_000, 4789], ..flow.clone() }.packet(&content)
     };
     let [finished, unfinished] = [flow.packet(&[7; 99]), flow.with_partial_checksum(&[7; 99])];
-    // The checksum of the envelope covers what is in it as it will be.
+    // The outer checksum already covers the finished inner checksum.
     let right = vxlan(&finished);
     let mut unfinished_inside = right.clone();
     unfinished_inside[right.len() - unfinished.len()..].copy_from_slice(&unfinished);
@@ -134,7 +134,7 @@ fn unfinished_checksums_are_completed_wherever_they_are() {
             assert_eq!(through(&mut pair, &octets), [frame(&right)], "{before:X?}");
         }
     }
-    // Nobody has said that there is one, and what is not IP is not looked into.
+    // The stamp does not announce an unfinished checksum, and the datapath does not look into frames without IP.
     for before in [&[0x88, 0x64, 0x11, 0, 0, 1, 0, 129, 0, 0x21][..], &[0x88, 0xB5]] {
         let other = [&link(before)[..], &unfinished].concat();
         assert_eq!(through(&mut pair, &other), [&other[..]]);
@@ -178,7 +178,7 @@ fn a_superframe_that_is_not_understood_is_dropped() {
     }
     let dropped = [Verdict::PrivateMalformed, Verdict::PrivateNotIp].map(|verdict| counted(&pair.a, verdict));
     assert_eq!((dropped, pair.a.accounted()), ([2, 1], 3));
-    // The stamp, and no frame.
+    // A stamp without a frame.
     assert_eq!(through(&mut pair, &stamped(&HEADER[..12], EthernetStamp::Plain)), [[0; 0]; 0]);
     assert_eq!(counted(&pair.a, Verdict::PrivateMalformed), 3);
 }
