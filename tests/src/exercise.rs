@@ -18,13 +18,13 @@ const MTU: usize = 1442;
 
 /// Rounds of pings in a row, all of them answered, after which every party knows the largest packet size: one more than there
 /// are parties.
-const SETTLED: usize = 4;
+const SETTLED_ROUNDS: usize = 4;
 
-/// Octets that every path takes, with an MTU of [`SMALL`], too.
-const SMALLEST_PATH: usize = 1200;
+/// Octets that every path takes, with an MTU of [`SMALL_MTU`], too.
+const MIN_PATH_OCTETS: usize = 1200;
 
 /// A temporary MTU of the carrier devices.
-const SMALL: usize = 1300;
+const SMALL_MTU: usize = 1300;
 
 /// A carrier device of a gateway.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ pub fn everything_passes(net: &Topology, line: Line) -> Result<()> {
     for side in [Side::A, Side::B] {
         let (from, to) = (net.lan(side), (net.lan(side.other()), side.other().host()));
         let mut plan = Plan::sizes((ping::HEADERS..=MTU).step_by(101).chain([MTU]).collect());
-        let large = plan.sizes.iter().copied().filter(|size| *size > SMALLEST_PATH).rev().collect();
+        let large = plan.sizes.iter().copied().filter(|size| *size > MIN_PATH_OCTETS).rev().collect();
         learn_path(from, to.1, large, line).with_context(|| format!("pings from {side:?}"))?;
         if line == Line::Lossy {
             plan.timeout = Duration::from_secs(2);
@@ -70,7 +70,7 @@ pub fn everything_passes(net: &Topology, line: Line) -> Result<()> {
     Ok(())
 }
 
-/// Sends pings of these `sizes`, the largest first, until [`SETTLED`] times in a row each was answered.
+/// Sends pings of these `sizes`, the largest first, until [`SETTLED_ROUNDS`] times in a row each was answered.
 ///
 /// Three parties learn the path MTU only by the loss of a packet that was too large: the kernel of the gateway (from a device
 /// such as VXLAN), the engine (from the kernel), and the host (from the engine). The same three at the other end learn it for
@@ -78,13 +78,13 @@ pub fn everything_passes(net: &Topology, line: Line) -> Result<()> {
 fn learn_path(from: &Namespace, to: Ipv4Addr, sizes: Vec<usize>, line: Line) -> Result<()> {
     let large = Plan { timeout: Duration::from_secs(1), ..Plan::sizes(sizes) };
     let mut in_a_row = 0;
-    for _ in 0..4 * SETTLED {
+    for _ in 0..4 * SETTLED_ROUNDS {
         in_a_row = if ping::run(from, to, &large)?.lost.is_empty() { in_a_row + 1 } else { 0 };
-        if in_a_row == SETTLED {
+        if in_a_row == SETTLED_ROUNDS {
             return Ok(());
         }
     }
-    ensure!(line == Line::Lossy, "of {} rounds no {SETTLED} in a row were answered", 4 * SETTLED);
+    ensure!(line == Line::Lossy, "of {} rounds no {SETTLED_ROUNDS} in a row were answered", 4 * SETTLED_ROUNDS);
     Ok(())
 }
 
@@ -94,7 +94,7 @@ fn learn_path(from: &Namespace, to: Ipv4Addr, sizes: Vec<usize>, line: Line) -> 
 /// # Errors
 /// A packet or a stream does not pass; the error names the step.
 pub fn changes_are_borne(net: &Topology, pair: &Pair, device: Device<'_>) -> Result<()> {
-    for mtu in [SMALL, device.mtu] {
+    for mtu in [SMALL_MTU, device.mtu] {
         for side in [Side::A, Side::B] {
             net.gw(side).ip(&["link", "set", device.name, "mtu", &mtu.to_string()])?;
         }

@@ -24,9 +24,9 @@ const MTU: usize = 1428;
 /// Carrier port of the first tunnel; the others follow.
 const FIRST_PORT: u16 = 20_000;
 /// Descriptors that engine and bench need in addition to those of the tunnels.
-const OTHERS: u64 = 100;
+const OTHER_DESCRIPTORS: u64 = 100;
 /// Largest message of the control protocol.
-const MAX_MESSAGE: usize = 16 * 1024;
+const MAX_MESSAGE_OCTETS: usize = 16 * 1024;
 
 /// The number of tunnels that the limit of open files allows: an engine needs a connection and a UDP socket for each, and this
 /// process needs two connections for the two ends. Raises the limit as far as it may.
@@ -35,7 +35,7 @@ pub fn most_tunnels() -> usize {
     // The call fails only if the limit is reached already.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(files.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX)
+    usize::try_from(files.saturating_sub(OTHER_DESCRIPTORS) / 2).unwrap_or(usize::MAX)
 }
 
 /// The address of an end inside a tunnel.
@@ -126,7 +126,7 @@ impl Fleet {
         self.modes = (carrier.to_owned(), xdp_mode.to_owned());
     }
 
-    /// Where it is.
+    /// The side of its gateway.
     pub fn side(&self) -> Side {
         self.side
     }
@@ -205,7 +205,7 @@ impl Fleet {
     /// Asks for a tunnel, and does not wait for the answer.
     ///
     /// # Errors
-    /// An engine that has gone.
+    /// The engine has ended.
     pub fn begin(&self, number: usize, device: Option<&str>) -> Result<Attempt> {
         let connection = self.connect()?;
         send(&connection, &self.request(number, device))?;
@@ -215,7 +215,7 @@ impl Fleet {
     /// Waits for the answer.
     ///
     /// # Errors
-    /// What the engine refuses.
+    /// The engine refuses the tunnel.
     pub fn finish(&mut self, Attempt { number, connection }: Attempt) -> Result<()> {
         let answer = receive(&connection, &["attached", "failed"])?;
         let Some(device) = answer["device"].as_str() else { bail!("tunnel {number}: {answer}\n{}", self.log()) };
@@ -318,7 +318,7 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Whether the engine has said something to it already.
+    /// Returns whether the engine has sent it an answer.
     ///
     /// # Errors
     /// The connection is broken.
@@ -349,7 +349,7 @@ fn send(connection: &OwnedFd, request: &Value) -> Result<()> {
 
 /// The next event of these kinds; skips others, such as requests for keys.
 fn receive(connection: &OwnedFd, kinds: &[&str]) -> Result<Value> {
-    let mut buffer = [0; MAX_MESSAGE];
+    let mut buffer = [0; MAX_MESSAGE_OCTETS];
     loop {
         let (length, _) = rustix::net::recv(connection, &mut buffer, RecvFlags::empty())?;
         ensure!(length > 0, "the engine has closed a connection");

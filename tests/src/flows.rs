@@ -13,7 +13,7 @@ use crate::topology::{Side, Topology};
 const WINDOW: u32 = 4;
 
 /// Alternating payload octets, so that no two datagrams in a row can leave as segments of one superframe.
-const UNLIKE: [usize; 2] = [1200, 1100];
+const ALTERNATING_OCTETS: [usize; 2] = [1200, 1100];
 
 /// Flows from one LAN to the other.
 pub struct Flows {
@@ -37,7 +37,7 @@ impl Flows {
             sender.connect(receiver.local_addr()?)?;
             Ok((sender, receiver))
         };
-        let sizes = if unlike { UNLIKE } else { [UNLIKE[0]; 2] };
+        let sizes = if unlike { ALTERNATING_OCTETS } else { [ALTERNATING_OCTETS[0]; 2] };
         Ok(Self { pairs: (0..count).map(flow).collect::<Result<_>>()?, sizes, window: WINDOW, next: 0 })
     }
 
@@ -53,7 +53,7 @@ impl Flows {
     pub fn round(&mut self) -> Result<u64> {
         let numbers = self.next..self.next + self.window;
         self.next += self.window;
-        let mut octets = [0; UNLIKE[0]];
+        let mut octets = [0; ALTERNATING_OCTETS[0]];
         let mut sizes = self.sizes.iter().cycle();
         for number in numbers.clone() {
             octets[..4].copy_from_slice(&number.to_be_bytes());
@@ -84,7 +84,7 @@ impl Flows {
 
 /// The number of the next datagram.
 fn next(receiver: &UdpSocket) -> Result<u32> {
-    let mut received = [0; UNLIKE[0]];
+    let mut received = [0; ALTERNATING_OCTETS[0]];
     receiver.recv(&mut received)?;
     Ok(u32::from_be_bytes([received[0], received[1], received[2], received[3]]))
 }

@@ -21,7 +21,7 @@ use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 /// Most datagrams read in a row from one side.
 const BURST: usize = 64;
 /// Datagrams recorded for [`Relay::recent`].
-const REMEMBERED: usize = 256;
+const RECENT_DATAGRAMS: usize = 256;
 
 /// Impairments of datagrams; shares are from 0 to 1.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,7 +55,7 @@ pub struct Rate {
 const HEADERS: usize = 28;
 
 /// Receive buffer of the relay's sockets in octets, as the kernel counts them.
-const WAITING: usize = 8 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 impl Impairment {
     /// Longest time that a datagram waits for others to overtake it.
@@ -142,7 +142,7 @@ impl Relay {
         for socket in &sockets {
             socket.set_nonblocking(true)?;
             // The line's limit must drop bursts, not a buffer that fills on a busy machine.
-            set_socket_recv_buffer_size_force(socket, WAITING)?;
+            set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER)?;
         }
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let shared = Arc::new(Shared::default());
@@ -177,7 +177,7 @@ impl Relay {
         self.shared.lock().recent[side].iter().cloned().collect()
     }
 
-    /// Gives the end on `side` another socket to talk to, as a NAT that has lost its mapping.
+    /// Replaces the socket towards the end on `side`, as a NAT that has lost its mapping.
     ///
     /// # Errors
     /// A socket that cannot be made non-blocking.
@@ -217,7 +217,7 @@ struct Lane {
 }
 
 impl Lane {
-    /// When a datagram of so many octets that arrives now will have left the line; `None`: there is no room for it.
+    /// Returns when a datagram of `octets` octets that arrives now leaves the line; `None`: the queue has no room for it.
     fn leaves(&mut self, octets: usize, rate: Option<Rate>, now: Instant) -> Option<Instant> {
         let Some(Rate { octets: a_second, queue }) = rate else { return Some(now) };
         let begins = self.free.max(now);
@@ -270,7 +270,7 @@ impl Worker {
                             self.take(side, buffer[..length].to_vec());
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        // An ICMP error about an end that is not there.
+                        // An ICMP error about an end that does not exist.
                         Err(_) => {}
                     }
                 }
@@ -300,7 +300,7 @@ impl Worker {
         let impairment = state.impairment;
         let recent = &mut state.recent[side];
         recent.push_back(datagram.clone());
-        if recent.len() > REMEMBERED {
+        if recent.len() > RECENT_DATAGRAMS {
             recent.pop_front();
         }
         let passed = &mut state.passed[side];

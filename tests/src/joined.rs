@@ -25,7 +25,7 @@ pub struct Joined {
     pub net: Topology,
 }
 
-/// As an operator writes it for a device in a bridge: without addresses on the tunnel.
+/// Sets the options for a tunnel device in a bridge: without addresses on the tunnel.
 pub fn addressless(options: Options) -> Options {
     options.without("ipaddr").without("ptpaddr")
 }
@@ -34,15 +34,15 @@ impl Joined {
     /// Joins the LANs of a topology with a direct carrier, and waits until both ends have keys.
     ///
     /// # Errors
-    /// What [`Pair::start`] and `ip` say.
+    /// Those of [`Pair::start`], or `ip` fails.
     pub fn new(daemon: Daemon, offload: Offload, change: impl Fn(Side, Options) -> Options) -> Result<Self> {
         Self::over(Carrier::Direct, daemon, offload, change)
     }
 
-    /// The same over any carrier.
+    /// Does the same over any carrier.
     ///
     /// # Errors
-    /// The same.
+    /// As [`Self::new`].
     pub fn over(
         carrier: Carrier,
         daemon: Daemon,
@@ -89,10 +89,10 @@ impl Joined {
         &self.ports[usize::from(side == Side::B)]
     }
 
-    /// Pings and streams both ways.
+    /// Sends pings and streams both ways.
     ///
     /// # Errors
-    /// What does not arrive.
+    /// A packet or a stream does not arrive.
     pub fn everything_passes(&self) -> Result<()> {
         lans_reach_each_other(&self.net)
     }
@@ -111,10 +111,10 @@ impl Joined {
     }
 }
 
-/// Pings of many sizes up to the MTU, and 2 MB of TCP, from either side.
+/// Sends pings of many sizes up to the MTU, and 2 MB of TCP, from either side.
 ///
 /// # Errors
-/// What does not arrive.
+/// A packet or a stream does not arrive.
 pub fn lans_reach_each_other(net: &Topology) -> Result<()> {
     for side in [Side::A, Side::B] {
         let plan = Plan::sizes((HEADERS..=MTU).step_by(17).chain([MTU]).collect());

@@ -1,6 +1,6 @@
 //! Lines that delay, lose, reorder or have a rate limit, by the kernel's queueing disciplines at the ports of a tapped carrier.
 //!
-//! At a gateway's own card they would not work: AF_XDP bypasses them on egress. At the ports every packet of either gateway
+//! At a gateway's own card they would not work, since AF_XDP bypasses them on egress. At the ports, every packet of either gateway
 //! passes them, by any door.
 
 use anyhow::{Context, Result, ensure};
@@ -10,11 +10,11 @@ use crate::topology::Topology;
 
 const PORTS: [&str; 2] = ["portA", "portB"];
 
-/// Gives both ports these disciplines, each as an argument of `tc qdisc add dev PORT`; prints why and returns `false` if this
-/// kernel lacks the first.
+/// Adds these disciplines to both ports, each as an argument of `tc qdisc add dev PORT`. If this kernel lacks the first, prints the
+/// reason and returns `false`.
 ///
 /// # Errors
-/// `tc` fails for another one, or the carrier has no tap.
+/// `tc` fails for another discipline, or the carrier has no tap.
 pub fn shape(net: &Topology, disciplines: &[&str]) -> Result<bool> {
     let tap = net.tap().context("a tapped carrier has a tap")?;
     for port in PORTS {
@@ -41,7 +41,7 @@ pub struct Passed {
     pub dropped: u64,
 }
 
-/// The same of both ports.
+/// Returns the counts of both ports, A first.
 ///
 /// # Errors
 /// `tc` fails.

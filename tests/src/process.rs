@@ -222,14 +222,14 @@ pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
     bail!("process {pid} has no XDP link on device {ifindex}")
 }
 
-/// A thread of another process that does not run, until this is dropped: as one that hangs, or gets no CPU.
+/// A stopped thread of another process, such as one that hangs or gets no CPU. It runs again when this is dropped.
 pub struct StoppedThread(libc::pid_t);
 
 impl StoppedThread {
-    /// Stops the first thread of a process whose name begins so.
+    /// Stops the first thread of a process whose name begins with `name`.
     ///
     /// # Errors
-    /// There is none, or what the kernel says.
+    /// There is no such thread, or the kernel reports an error.
     pub fn named(pid: u32, name: &str) -> Result<Self> {
         for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
             if fs::read_to_string(task.path().join("comm"))?.starts_with(name) {

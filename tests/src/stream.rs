@@ -14,7 +14,7 @@ use crate::namespace::Namespace;
 use crate::process::patient;
 
 /// How long a stream may stall: longer than any retransmission timeout of TCP in these scenarios.
-const STANDSTILL: Duration = Duration::from_secs(60);
+const STALL_LIMIT: Duration = Duration::from_secs(60);
 /// Octets of one write; a whole number of patterns.
 const BLOCK: usize = 64 * 1024;
 
@@ -39,8 +39,8 @@ impl Stream {
             .run(|| TcpStream::connect_timeout(&target, patient(SOON)))
             .with_context(|| format!("TCP to {target}"))?;
         let mut receiver = listener.accept()?.0;
-        receiver.set_read_timeout(Some(STANDSTILL))?;
-        sender.set_write_timeout(Some(STANDSTILL))?;
+        receiver.set_read_timeout(Some(STALL_LIMIT))?;
+        sender.set_write_timeout(Some(STALL_LIMIT))?;
         let (arrived, ending) = (Arc::<(Mutex<u64>, Condvar)>::default(), Arc::new(AtomicBool::new(false)));
         let sending = std::thread::spawn({
             let (mut sender, ending) = (sender.try_clone()?, ending.clone());

@@ -44,9 +44,9 @@ impl Pace {
 /// Most datagrams that are sent or received in one call.
 const BATCH: usize = 64;
 /// A late sender catches up with at most this number at once: bursts would measure queues, not the rate.
-const MAKE_UP: Duration = Duration::from_millis(1);
+const MAX_CATCH_UP: Duration = Duration::from_millis(1);
 /// How long the receiver waits for late datagrams.
-const STRAGGLERS: Duration = Duration::from_millis(300);
+const LATE_DATAGRAM_WAIT: Duration = Duration::from_millis(300);
 
 /// Sends datagrams of `length` payload octets (at least 8) for `duration`; sequence numbers show the loss.
 ///
@@ -88,7 +88,7 @@ fn receiver(to: &Namespace, address: Ipv4Addr) -> Result<Socket> {
     // By force: a buffer of the default limit is full after two milliseconds.
     setsockopt(&receiver, RcvBufForce, &(8 << 20))?;
     receiver.bind(&SocketAddr::from((address, 0)).into())?;
-    receiver.set_read_timeout(Some(STRAGGLERS))?;
+    receiver.set_read_timeout(Some(LATE_DATAGRAM_WAIT))?;
     Ok(receiver)
 }
 
@@ -193,7 +193,7 @@ fn offer(
         sent.store(number, Relaxed);
         let now = Instant::now();
         due = match rate {
-            Some(rate) => (due + Duration::from_secs_f64(taken as f64 / rate)).max(now - MAKE_UP),
+            Some(rate) => (due + Duration::from_secs_f64(taken as f64 / rate)).max(now - MAX_CATCH_UP),
             None => now,
         };
         if let (Pace::Found(_), Some(rate)) = (pace, &mut rate)
