@@ -47,10 +47,10 @@ const LINTS: &[&str] = &[
 
 /// The kernels on which the object must load. The oldest and the newest are not enough: a kernel between them may refuse a
 /// program that both accept.
-const OTHER_KERNELS: &str = "all";
+const LOAD_KERNELS: &str = "all";
 
 /// The oldest and the newest kernel, on which the checks run [`SHORT_LIST`].
-const ENDS: &str = "6.1,newest";
+const OLDEST_AND_NEWEST: &str = "6.1,newest";
 
 /// Scenarios that show whether tunnels work on a kernel at all; together they take at most five minutes by emulation.
 const SHORT_LIST: &str = "bed::superframes,bed::without,tunnel::by_udp_sockets,tunnel::native_xdp,tunnel::sees_nothing,wrong_key::blowfish,\
@@ -140,8 +140,8 @@ fn steps() -> Result<Vec<Step>> {
         step("dependencies", dependencies),
         step("unit tests", tools::cargo(&[&["test", "--locked"], UNIT_TESTS, &["--no-fail-fast"]].concat())),
         step("scenarios", scenarios),
-        step("loads", guests(OTHER_KERNELS, &["--loads"])?),
-        step("kernels", guests(ENDS, &["--only", SHORT_LIST])?),
+        step("loads", guests(LOAD_KERNELS, &["--loads"])?),
+        step("kernels", guests(OLDEST_AND_NEWEST, &["--only", SHORT_LIST])?),
         step("documentation", documentation),
     ])
 }

@@ -31,7 +31,7 @@ pub(super) struct Args {
 const BUFFER: usize = 64 * 1024;
 
 const WARM_UP: Duration = Duration::from_secs(1);
-const TIME: Duration = Duration::from_secs(4);
+const MEASURED_TIME: Duration = Duration::from_secs(4);
 
 /// The result of one TCP stream from lanA to lanB.
 struct Stream {
@@ -82,7 +82,7 @@ fn stream(net: &Topology) -> Result<Stream> {
     // The first packets make the keys.
     traffic::tcp(net.lan(Side::A), to, 1, WARM_UP, |_, _| ())?;
     let before = segments(net)?;
-    let report = traffic::tcp(net.lan(Side::A), to, 1, TIME, |_, _| ())?;
+    let report = traffic::tcp(net.lan(Side::A), to, 1, MEASURED_TIME, |_, _| ())?;
     let after = segments(net)?;
     let (sent, again) = (after.0 - before.0, after.1 - before.1);
     if sent == 0 {

@@ -13,10 +13,10 @@ use cipe_tests::process::wait_gone;
 use super::plan::{MARK, Plan, Record, Step};
 
 /// Time between two signs of life of a guest.
-const ALIVE: Duration = Duration::from_secs(10);
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long a process that a program left behind may keep the program's output open after its end.
-const REST: Duration = Duration::from_secs(10);
+const OUTPUT_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 /// Runs a plan.
 #[derive(clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     tell(&Record::Up(release.trim().to_owned()));
     let (stop, stopped) = mpsc::channel::<()>();
     let alive = std::thread::spawn(move || {
-        while stopped.recv_timeout(ALIVE) == Err(RecvTimeoutError::Timeout) {
+        while stopped.recv_timeout(ALIVE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             tell(&Record::Alive);
         }
     });
@@ -84,7 +84,7 @@ fn run_step(step: &Step) -> Result<Option<i32>> {
     }
     let status = child.wait()?;
     // An error in both cases: the output ended, or it does not end in time.
-    let _ = ended.recv_timeout(REST);
+    let _ = ended.recv_timeout(OUTPUT_GRACE_PERIOD);
     Ok(status.code())
 }
 

@@ -18,13 +18,13 @@ use crate::tools;
 
 /// A guest that is silent for this time hangs, since it sends a sign of life every ten seconds. The time is long because
 /// emulation on a busy host boots slowly.
-const SILENCE: Duration = Duration::from_secs(240);
+const SILENCE_LIMIT: Duration = Duration::from_secs(240);
 
 /// The same if the guest's clock counts instructions: emulation takes a minute for one such second on a busy host.
-const LONG_SILENCE: Duration = Duration::from_secs(1200);
+const SILENCE_LIMIT_ICOUNT: Duration = Duration::from_secs(1200);
 
 /// Lines of the console that are shown if a guest ends early.
-const LAST_WORDS: usize = 40;
+const SHOWN_CONSOLE_LINES: usize = 40;
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -117,7 +117,7 @@ pub(super) fn run(
     let mut log = File::create(home.join("output.log"))?;
     let machine = Machine::start(kernel, shape, &image, &console)?;
     let mut done = false;
-    let silence = if shape.instructions { LONG_SILENCE } else { SILENCE };
+    let silence = if shape.instructions { SILENCE_LIMIT_ICOUNT } else { SILENCE_LIMIT };
     let why = loop {
         let line = match machine.lines.recv_timeout(silence) {
             Ok(line) => line,
@@ -146,7 +146,7 @@ pub(super) fn run(
     let lines: Vec<&str> = console.lines().collect();
     bail!(
         "the guest did not finish its plan: {why}; the end of its console:\n{}",
-        lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+        lines[lines.len().saturating_sub(SHOWN_CONSOLE_LINES)..].join("\n")
     )
 }
 

@@ -15,7 +15,7 @@ use super::{need_guests, programs};
 use crate::tools::{self, SCENARIOS, UNIT_TESTS};
 
 /// Time limit of the tests of a file, in seconds.
-const DEADLINE: u64 = 3600;
+const DEADLINE_SECONDS: u64 = 3600;
 
 /// Factor by which deadlines are longer in an emulated guest with the host's clock.
 const SLOWNESS: &str = "10";
@@ -24,7 +24,7 @@ const SLOWNESS: &str = "10";
 const SLOWNESS_VARIABLE: &str = "CIPE_TEST_SLOWNESS";
 
 /// Most guests that are started for a kernel if emulation itself fails.
-const MOST_GUESTS: u32 = 4;
+const MAX_GUEST_ATTEMPTS: u32 = 4;
 
 /// Environment variable with the eBPF object to use in place of the committed one.
 const OBJECT: &str = "CIPE_BPF_OBJECT";
@@ -202,7 +202,7 @@ fn run_guests(
         let plan = Plan { steps: steps[reader.outcomes.len()..].to_vec() };
         match machine::run(kernel, &plan, shape, &home, |told| reader.take(told, start)) {
             Ok(End::Done) => break Ok(()),
-            Ok(End::StaleCode) if guests < MOST_GUESTS => {
+            Ok(End::StaleCode) if guests < MAX_GUEST_ATTEMPTS => {
                 guests += 1;
                 println!(
                     "{}: qemu has emulated code that the kernel had changed already: guest {guests} takes what is left",
@@ -234,7 +234,7 @@ fn step(choice: &Choice, cipe: Option<&Path>, kept: &Path, slowness: &str) -> Re
         arguments: arguments.chain(choice.parts.iter().map(String::as_str)).map(str::to_owned).collect(),
         folder: tools::workspace().join("tests"),
         environment: variables.collect(),
-        deadline: DEADLINE,
+        deadline: DEADLINE_SECONDS,
     })
 }
 

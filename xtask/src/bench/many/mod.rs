@@ -128,15 +128,15 @@ impl Record {
 /// Payload of the load's datagrams, in octets.
 const PAYLOAD: usize = 1400;
 /// Duration of one trial of a rate.
-const TRIAL: Duration = Duration::from_millis(1000);
+const TRIAL_TIME: Duration = Duration::from_millis(1000);
 /// Trials of rates, without the flood.
-const STEPS: usize = 6;
+const RATE_TRIALS: usize = 6;
 /// Datagrams in flight when each tunnel is used once.
-const VISITS: usize = 20;
+const VISITS_IN_FLIGHT: usize = 20;
 /// Longest time that the last of them may be in flight; after that, one is lost.
-const LOST: Duration = Duration::from_millis(100);
+const LOSS_TIMEOUT: Duration = Duration::from_millis(100);
 /// Number of changes of all keys.
-const CHANGES: usize = 5;
+const KEY_CHANGES: usize = 5;
 
 /// Measures and reports.
 ///
@@ -226,7 +226,7 @@ fn one(tunnel: Tunnel, tunnels: usize, carrier: &str) -> Result<Vec<(Metric, f64
 
     account::wait_until_quiet(Duration::from_secs(15))?;
     let (mut visits, mut changes) = (Vec::new(), Vec::new());
-    for change in 0..CHANGES {
+    for change in 0..KEY_CHANGES {
         visits.push(used_by(&engines, || visit(from, (to, &addresses)))?);
         let keys = if change % 2 == 0 { Keys::next() } else { Keys::first() };
         changes.push(used_by(&engines, || {
@@ -237,8 +237,8 @@ fn one(tunnel: Tunnel, tunnels: usize, carrier: &str) -> Result<Vec<(Metric, f64
     let change = median(changes).saturating_sub(median(visits)).as_secs_f64() * 1e6 / (2.0 * count);
 
     account::wait_until_quiet(Duration::from_secs(15))?;
-    let found = search::loss_free(STEPS, |pace| {
-        let report = traffic::udp_scattered(from, (to, &addresses), PAYLOAD, pace, TRIAL)?;
+    let found = search::loss_free(RATE_TRIALS, |pace| {
+        let report = traffic::udp_scattered(from, (to, &addresses), PAYLOAD, pace, TRIAL_TIME)?;
         ensure!(report.damaged == 0, "{} datagrams were damaged", report.damaged);
         Ok((&report).into())
     })?;
@@ -272,10 +272,10 @@ fn used_by(pids: &[u32], work: impl FnOnce() -> Result<()>) -> Result<Duration> 
 /// Sends one datagram through each tunnel, so that each has traffic under its present keys.
 fn visit(from: &Namespace, (to, addresses): (&Namespace, &[Ipv4Addr])) -> Result<()> {
     let receiver = to.run(|| UdpSocket::bind("0.0.0.0:0"))?;
-    receiver.set_read_timeout(Some(LOST))?;
+    receiver.set_read_timeout(Some(LOSS_TIMEOUT))?;
     let port = receiver.local_addr()?.port();
     let sender = from.run(|| UdpSocket::bind("0.0.0.0:0"))?;
-    for some in addresses.chunks(VISITS) {
+    for some in addresses.chunks(VISITS_IN_FLIGHT) {
         for address in some {
             sender.send_to(b"visit", (*address, port))?;
         }

@@ -21,8 +21,8 @@ const COLUMNS: [(Metric, &str, f64); 8] = [
 ];
 
 /// Share of one tunnel's throughput that 1,000 active ones must have, and memory each may have in KiB.
-const THROUGHPUT: f64 = 0.85;
-const MEMORY: f64 = 64.0;
+const MIN_THROUGHPUT_SHARE: f64 = 0.85;
+const MAX_TUNNEL_KIB: f64 = 64.0;
 
 const NOTE: &str = "Set-up, memory and key changes are those of one tunnel at one end, on average. `engine` is resident memory \
                     without key state, `kernel` the kernel's memory for device and sockets. A key change is CPU time of an \
@@ -67,9 +67,9 @@ fn table(records: &[Record]) -> String {
         if let [Some(engine), Some(kernel)] = memory
             && tunnels >= 1000
         {
-            let kept = if engine + kernel <= MEMORY { "reached" } else { "missed" };
+            let kept = if engine + kernel <= MAX_TUNNEL_KIB { "reached" } else { "missed" };
             verdicts += &format!(
-                "- {}, {tunnels} tunnels: {} KiB each without key state, asked at most {MEMORY:.0}: {kept}\n",
+                "- {}, {tunnels} tunnels: {} KiB each without key state, asked at most {MAX_TUNNEL_KIB:.0}: {kept}\n",
                 tunnel.name(),
                 number(engine + kernel)
             );
@@ -78,12 +78,12 @@ fn table(records: &[Record]) -> String {
             if let (Some(one), Some(many)) = (median(tunnel, 1, metric), median(tunnel, tunnels, metric))
                 && tunnels == 1000
             {
-                let kept = if many >= one * THROUGHPUT { "reached" } else { "missed" };
+                let kept = if many >= one * MIN_THROUGHPUT_SHARE { "reached" } else { "missed" };
                 verdicts += &format!(
                     "- {}, {tunnels} tunnels: {:.0} % of one tunnel's throughput {what}, asked at least {:.0} %: {kept}\n",
                     tunnel.name(),
                     100.0 * many / one,
-                    100.0 * THROUGHPUT
+                    100.0 * MIN_THROUGHPUT_SHARE
                 );
             }
         }

@@ -5,15 +5,15 @@ use anyhow::Result;
 use cipe_tests::traffic::{Pace, Report};
 
 /// Share of datagrams that may be lost.
-const LOSS: f64 = 0.001;
+const MAX_LOSS: f64 = 0.001;
 /// The search ends when the failed rate is this close to the passed one.
-const CLOSE: f64 = 1.05;
+const FINAL_RATIO: f64 = 1.05;
 /// Factor of a step up while no rate has failed yet.
-const UP: f64 = 1.35;
+const STEP_UP: f64 = 1.35;
 /// Factor of a step down while no rate has passed yet.
-const DOWN: f64 = 1.5;
+const STEP_DOWN: f64 = 1.5;
 /// Below this share of the requested rate, the sender is at its limit.
-const KEEPS_UP: f64 = 0.85;
+const MIN_SENT_SHARE: f64 = 0.85;
 
 /// The result of a trial.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ impl From<&Report> for Trial {
 /// The result of the search.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Found {
-    /// The highest rate really sent that lost at most [`LOSS`]; 0 if none did.
+    /// The highest rate really sent that lost at most [`MAX_LOSS`]; 0 if none did.
     pub rate: f64,
     /// Rate of the flood that arrived.
     pub flood: f64,
@@ -52,20 +52,20 @@ pub(crate) fn loss_free(steps: usize, mut trial: impl FnMut(Pace) -> Result<Tria
     let mut rate = flood.max(2000.0);
     for _ in 0..steps {
         let result = trial(Pace::Fixed(rate as u64))?;
-        if result.loss <= LOSS {
+        if result.loss <= MAX_LOSS {
             found.rate = result.sent.max(found.rate);
             passed = Some(rate);
-            if result.sent < rate * KEEPS_UP {
+            if result.sent < rate * MIN_SENT_SHARE {
                 break;
             }
         } else {
             failed = Some(rate);
         }
         rate = match (passed, failed) {
-            (Some(low), Some(high)) if high / low < CLOSE => break,
+            (Some(low), Some(high)) if high / low < FINAL_RATIO => break,
             (Some(low), Some(high)) => (low * high).sqrt(),
-            (None, _) => rate / DOWN,
-            (_, None) => rate * UP,
+            (None, _) => rate / STEP_DOWN,
+            (_, None) => rate * STEP_UP,
         };
     }
     Ok(found)
@@ -89,7 +89,10 @@ mod tests {
     fn the_rate_found_is_just_below_the_capacity() {
         for (capacity, collapse) in [(100_000.0, 1.0), (35_000.0, 0.7), (420_000.0, 0.2)] {
             let found = search(capacity, 900_000.0, collapse);
-            assert!(found.rate <= capacity * 1.001 && found.rate > capacity / CLOSE / 1.001, "{capacity}: {found:?}");
+            assert!(
+                found.rate <= capacity * 1.001 && found.rate > capacity / FINAL_RATIO / 1.001,
+                "{capacity}: {found:?}"
+            );
             assert_eq!(found.flood, capacity * collapse);
         }
     }

@@ -22,7 +22,7 @@ const DOCUMENT: &str = "docs/BENCHMARKS.md";
 const PLOTS: &str = "docs/bench";
 
 /// Share of CPU time of other processes, in percent, above which the report warns.
-const QUIET: f64 = 5.0;
+const MAX_FOREIGN_CPU_PERCENT: f64 = 5.0;
 
 /// A number with at least three significant digits.
 pub(super) fn number(value: f64) -> String {
@@ -204,7 +204,7 @@ impl Report<'_> {
         );
         if let Some(foreign) = self.results.largest(Metric::Foreign) {
             text += &format!("Other processes had at most {} % of the machine in any test.", number(foreign));
-            text += if foreign > QUIET {
+            text += if foreign > MAX_FOREIGN_CPU_PERCENT {
                 " **It was not quiet: take the figures for an order of magnitude.**\n\n"
             } else {
                 "\n\n"
