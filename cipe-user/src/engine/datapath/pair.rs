@@ -263,6 +263,7 @@ impl End {
     }
 
     /// Adds a second tunnel's target, so that the datapath checks each packet for that tunnel's datagrams.
+    #[cfg(feature = "harness")]
     pub fn add_other_target(&mut self) {
         let here = self.tunnel().target();
         self.datapath.targets.set(TUNNEL, here);
