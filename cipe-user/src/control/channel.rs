@@ -111,10 +111,12 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
     /// # Errors
     /// Errors of the socket, but not the end of the connection.
     pub async fn receive(&self) -> io::Result<Received<In>> {
-        let receive = || take(&self.socket);
-        let message = match self.socket.async_io(Interest::READABLE, receive).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::Closed),
-            outcome => outcome?,
+        let message = loop {
+            match self.socket.async_io(Interest::READABLE, || take(&self.socket)).await {
+                // The other side has closed without reading all, which is reported once, and before the messages that it sent.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                outcome => break outcome?,
+            }
         };
         let decoded = match &message {
             Ok(message) if message.is_empty() => return Ok(Received::Closed),
@@ -215,6 +217,18 @@ pub(super) mod tests {
         assert_eq!(key.0, [7; 16]);
         assert!(matches!(engine.receive().await.unwrap(), Received::Closed));
         assert!(matches!(engine.send(&Event::DeviceDown), Err(SendError::Closed)));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_was_sent_before_the_end_arrives_even_if_the_sender_has_not_read_all() {
+        let (engine, daemon) = pair();
+        engine.send(&Event::DeviceDown).unwrap();
+        daemon.send(&Request::DropSendKey).unwrap();
+        daemon.send(&Request::Status).unwrap();
+        drop(daemon);
+        assert!(matches!(engine.receive().await.unwrap(), Received::Message(Request::DropSendKey)));
+        assert!(matches!(engine.receive().await.unwrap(), Received::Message(Request::Status)));
+        assert!(matches!(engine.receive().await.unwrap(), Received::Closed));
     }
 
     #[tokio::test(flavor = "current_thread")]
