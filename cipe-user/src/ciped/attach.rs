@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::options::Options;
+use super::guard;
+use super::options::{GuardPolicy, Options};
 use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
 use crate::control::channel::SendError;
@@ -62,7 +63,7 @@ pub(super) struct Attached {
 /// Connects to the engine, starts it if necessary, and requests the tunnel. Logs the modes in use.
 pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
-    let request = Request::Attach(Box::new(attach_request(&setup.options, place)));
+    let request = Request::Attach(Box::new(attach_request(guard::identity(setup).name, &setup.options, place)));
     engine.send(&request)?;
     let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
         loop {
@@ -90,9 +91,11 @@ fn is_service() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-fn attach_request(options: &Options, place: Placement) -> Attach {
+fn attach_request(name: String, options: &Options, place: Placement) -> Attach {
     Attach {
         version: VERSION,
+        name,
+        stays: options.guard != GuardPolicy::No,
         device: place.device,
         prefix: options.prefix().to_owned(),
         protocol: options.protocol,

@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 
 use super::attach::{AttachError, Attached, Placement, attach};
 use super::exchange::Now;
+use super::guard::Guard;
 use super::options::{self, Options};
 use super::peer_name::PeerName;
 use super::scripts::{self, Facts};
@@ -41,6 +42,10 @@ use waiting::Woken;
 /// Maximum attempts to attach at the start. The first may fail because the running engine has no tunnel and is about to
 /// end.
 const MAX_START_ATTEMPTS: u32 = 3;
+
+/// The first and the last pause between attempts to start over; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Maximum time for a busy engine to read the last message.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,8 +75,8 @@ pub async fn run(setup: Setup, mut commands: mpsc::Receiver<OperatorCommand>, up
         let ended = daemon.serve(&mut commands, say_up).await;
         daemon.stop(&ended).await;
         match ended {
-            End::Asked(_) if daemon.starts_over => daemon = daemon.start_over().await?,
-            End::Asked(_) => return Ok(()),
+            End::Asked(_) | End::Down(_) => return Ok(()),
+            End::Again(_) => daemon = daemon.start_over().await?,
             End::Failed(reason) => bail!("{}: {reason}", daemon.facts.device),
         }
     }
@@ -108,8 +113,8 @@ struct Daemon {
     relay_at: Option<SocketAddr>,
     /// Saves what the next daemon has to know.
     keeper: Keeper,
-    /// Whether the tunnel starts again after its end, with addresses that are resolved again.
-    starts_over: bool,
+    /// Keeps private packets from other routes; `None`: it could not be started.
+    guard: Option<Guard>,
 }
 
 /// A running script.
@@ -170,6 +175,10 @@ impl Daemon {
             relay: None,
             options: setup.draft.environment(),
         };
+        let guard = Guard::start(&setup, &facts.device).inspect_err(|error| {
+            tracing::error!("{}: NO GUARD ROUTES: {error:#}", facts.device);
+        });
+        let guard = guard.ok();
         let peer_name = options.peer_name.clone().map(|name| PeerName::new(name, peer.ip()));
         tracing::info!("{}: up, {} on {}, peer {}", facts.device, options.ipaddr, Shown(me), options.peer.text);
         if options.key.is_none() {
@@ -189,7 +198,7 @@ impl Daemon {
             relay,
             relay_at: None,
             keeper,
-            starts_over: false,
+            guard,
         };
         if let Some(relay) = relay_at {
             daemon.relayed(socks::News::Relay(relay));
@@ -197,16 +206,27 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Starts the same tunnel again, with the same interface name and with addresses that are resolved again.
+    /// Starts the same tunnel again, with the same interface name and with addresses that are resolved again. Several
+    /// attempts: the kernel may not have removed all of a lost interface yet.
     async fn start_over(self) -> anyhow::Result<Self> {
         let Self { mut setup, facts, .. } = self;
-        let (options, problems) = options::settle(&setup.draft, Vec::new());
-        let Some(options) = options else {
-            let errors: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            bail!("{}: {}", facts.device, errors.join("\n"));
-        };
-        setup.options = Options { device: Some(facts.device), ..options };
-        Self::start(setup).await
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (options, problems) = options::settle(&setup.draft, Vec::new());
+            let Some(options) = options else {
+                let errors: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                bail!("{}: {}", facts.device, errors.join("\n"));
+            };
+            setup.options = Options { device: Some(facts.device.clone()), ..options };
+            match Self::start(setup.clone()).await {
+                Err(error) if pause <= LAST_PAUSE => {
+                    tracing::warn!("{}: {error:#}; next attempt in {pause:?}", facts.device);
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                result => return result,
+            }
+        }
     }
 
     async fn serve(&mut self, commands: &mut mpsc::Receiver<OperatorCommand>, up: impl FnOnce()) -> End {
@@ -238,6 +258,9 @@ impl Daemon {
             let steps = match woken {
                 Woken::Event(Some(Event::Renamed { device })) => {
                     tracing::info!("{}: is called {device} now", self.facts.device);
+                    if let Some(guard) = &mut self.guard {
+                        guard.rename(&device);
+                    }
                     self.facts.device = device;
                     continue;
                 }
@@ -260,8 +283,14 @@ impl Daemon {
                     continue;
                 }
                 Woken::Command(Some(OperatorCommand::Stop) | None) => return End::Asked("asked to stop".to_owned()),
+                Woken::Routes => {
+                    self.settle_routes().await;
+                    continue;
+                }
                 Woken::ScriptEnded => {
                     *script = None;
+                    // Who waits for the tunnel may trust it from now on.
+                    self.settle_routes().await;
                     if let Some(up) = up.take() {
                         up();
                     }
@@ -271,6 +300,12 @@ impl Daemon {
             if let Some(end) = self.carry_out(steps) {
                 return end;
             }
+        }
+    }
+
+    async fn settle_routes(&mut self) {
+        if let Some(guard) = &mut self.guard {
+            guard.settle().await;
         }
     }
 
@@ -313,10 +348,10 @@ impl Daemon {
     async fn stop(&mut self, ended: &End) {
         let device = self.facts.device.clone();
         match ended {
-            End::Asked(reason) => tracing::info!("{device}: {reason}"),
+            End::Asked(reason) | End::Down(reason) | End::Again(reason) => tracing::info!("{device}: {reason}"),
             End::Failed(reason) => tracing::error!("{device}: {reason}"),
         }
-        let (End::Asked(reason) | End::Failed(reason)) = ended;
+        let (End::Asked(reason) | End::Down(reason) | End::Again(reason) | End::Failed(reason)) = ended;
         match &mut self.engine {
             Some(engine) => {
                 if let Some(farewell) = self.session.farewell(reason, self.clock.now()) {
@@ -336,9 +371,29 @@ impl Daemon {
         self.keep_last().await;
         run_script(self.setup.options.ipdown.clone(), self.facts.clone(), std::future::pending()).await;
         self.log_statistics().await;
-        // Closing the connection ends the tunnel.
+        let is_asked = matches!(ended, End::Asked(_));
+        if is_asked || matches!(ended, End::Again(_)) {
+            self.detach().await;
+        }
+        // Of a tunnel that is not detached, the interface stays and drops everything.
         self.engine = None;
+        if let Some(guard) = self.guard.take().filter(|_| !matches!(ended, End::Again(_))) {
+            guard.end(is_asked).await;
+        }
         tracing::info!("{device}: down");
+    }
+
+    /// Has the engine remove the tunnel when the connection closes.
+    async fn detach(&mut self) {
+        let Some(engine) = &mut self.engine else { return };
+        let sent = async {
+            engine.send(&Request::Detach)?;
+            engine.flush().await
+        };
+        if !matches!(tokio::time::timeout(FAREWELL_TIMEOUT, sent).await, Ok(Ok(()))) {
+            let device = &self.facts.device;
+            tracing::warn!("{device}: the engine does not read: the interface stays; `cipe down {device}` removes it");
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! The daemon: options, key exchange, scripts; one process per tunnel.
 //!
-//! Knows the engine through `control` only. May import `wire` and `control`; imported by `cli`.
+//! Knows the engine through `control` only. May import `wire`, `control` and, for zones and guard routes, `kernel`; imported
+//! by `cli`.
 
 mod attach;
 pub mod daemon;
 pub mod exchange;
+pub mod guard;
 pub mod health;
 pub mod memory;
 pub mod options;

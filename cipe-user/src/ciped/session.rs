@@ -49,6 +49,11 @@ pub enum Level {
 pub enum End {
     /// Somebody asked for it.
     Asked(String),
+    /// Somebody has taken the interface down or away. The daemon ends as if it was asked to, but nobody has asked that private
+    /// packets leave by another route.
+    Down(String),
+    /// The tunnel has to begin again.
+    Again(String),
     /// Something is wrong.
     Failed(String),
 }
@@ -237,8 +242,16 @@ impl<R: CryptoRng> Session<R> {
             Event::Failed { message } => {
                 vec![Step::Log(Level::Warning, format!("the engine refused a request: {message}"))]
             }
-            Event::DeviceDown => vec![Step::End(End::Asked("the interface was taken down".to_owned()))],
-            Event::Attached { .. } | Event::Renamed { .. } | Event::Status(_) | Event::StatusEnd => Vec::new(),
+            Event::DeviceDown => vec![Step::End(End::Down("the interface was taken down".to_owned()))],
+            Event::DeviceLost => {
+                vec![Step::End(End::Again("the hub of the interface has gone; the tunnel starts over".to_owned()))]
+            }
+            Event::Stop => vec![Step::End(End::Asked("asked to stop by `cipe down`".to_owned()))],
+            Event::Attached { .. }
+            | Event::Renamed { .. }
+            | Event::Status(_)
+            | Event::StatusEnd
+            | Event::Ending { .. } => Vec::new(),
         }
     }
 

@@ -85,6 +85,7 @@ mod tests {
     fn a_missing_file_is_reported_with_everything_else() {
         let sources = Sources {
             program: Program::Ci,
+            guard: None,
             system: "/nonexistent/cipe/options".into(),
             files: vec!["/nonexistent/cipe/b".into()],
             arguments: Vec::new(),

@@ -9,6 +9,7 @@ mod check;
 mod ciped;
 pub mod decode;
 mod doctor;
+mod down;
 mod engine;
 mod forget;
 mod genkey;
@@ -18,6 +19,7 @@ mod process;
 mod show;
 mod status;
 mod top;
+mod unguard;
 mod vectors;
 
 use std::ffi::OsString;
@@ -46,7 +48,9 @@ const EXAMPLES: &str = "Examples:
   ciped-cb -o /etc/cipe/gateway-b debug     the same in the foreground
   cipe show                                 tunnels, peers, keys, rates, counters
   cipe show cipcb0 --json                   for scripts
-  cipe top                                  the same, live";
+  cipe top                                  the same, live
+  cipe down gateway-b                       end a tunnel, or remove one that its daemon has left behind
+  cipe unguard gateway-b                    let packets for a tunnel that has ended take other routes";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -56,6 +60,10 @@ enum Command {
     Top(top::Args),
     /// Explain option files and report their problems, without starting anything.
     Check(check::Args),
+    /// End a tunnel, as SIGTERM to its daemon does, or remove one whose daemon has gone.
+    Down(down::Args),
+    /// Remove the guard routes of a tunnel that has ended.
+    Unguard(unguard::Args),
     /// Check this machine for what would stop or slow down tunnels.
     Doctor(doctor::Args),
     /// Accept a peer whose clock went back.
@@ -98,6 +106,8 @@ fn run(command: Command) -> ExitCode {
         Command::Show(args) => finish("cipe", show::run(args)),
         Command::Top(args) => finish("cipe", top::run(args)),
         Command::Check(args) => finish("cipe", check::run(args)),
+        Command::Down(args) => finish("cipe", down::run(args)),
+        Command::Unguard(args) => finish("cipe", unguard::run(args)),
         Command::Doctor(args) => finish("cipe", doctor::run(args)),
         Command::Forget(args) => finish("cipe", forget::run(args)),
         Command::Genkey => finish("cipe", genkey::run()),

@@ -97,6 +97,7 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
         None => name.clone(),
     };
     let keys = match status.keys.iter().map(key).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() && status.orphaned_seconds.is_some() => "none".to_owned(),
         none if none.is_empty() => "none: NO ENCRYPTION".to_owned(),
         keys => keys,
     };
@@ -105,6 +106,16 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
         // Writing to a String does not fail.
         let _ = writeln!(text, "  {name:<8}  {value}");
     };
+    if let Some(seconds) = status.orphaned_seconds {
+        let device = &status.device;
+        line(
+            "state",
+            &format!("orphaned: daemon gone since {}; drops all traffic; `cipe down {device}` ends it", age(seconds)),
+        );
+    }
+    if !status.name.is_empty() {
+        line("options", &status.name);
+    }
     line("peer", &peer);
     line("me", &Shown(status.me).to_string());
     let protocol = match status.protocol {
@@ -167,7 +178,7 @@ mod tests {
         let before = example("cipcb0", (0, 0), &[("bad-crc", 3)]);
         let now = example("cipcb0", (2_500_000, 0), &[("sent", 2000), ("bad-crc", 3)]);
         let text = text(&now, Some(Rates::between(&before, &now, 2.0)));
-        let expected = "cipcb0\n  peer      192.0.2.2:6789\n  me        192.0.2.1:6789\n  protocol  3, IP packets\n  cipher    blowfish\n  \
+        let expected = "cipcb0\n  options   gateway-b\n  peer      192.0.2.2:6789\n  me        192.0.2.1:6789\n  protocol  3, IP packets\n  cipher    blowfish\n  \
                         keys      static, send (12 s)\n  door      wire0: native XDP\n  \
                         sent      2000 packets, 2.5 Moctets; now 10.0 Mbit/s, 1.0 kpackets/s\n  \
                         received  0 packets, 0 octets; now 0 bit/s, 0 packets/s\n  other     bad-crc 3\n";
@@ -184,6 +195,14 @@ mod tests {
         let json = json(&[status, example("cipcb1", (0, 0), &[])]).unwrap();
         assert_eq!((&json[0]["me"], &json[0]["peer"]), (&"[fe80::1%lo]:6789".into(), &"[fe80::2%lo]:6789".into()));
         assert_eq!((&json[1]["me"], &json[1]["keys"][0]), (&"192.0.2.1:6789".into(), &"static".into()));
+    }
+
+    #[test]
+    fn an_orphan_says_what_it_does_and_how_to_end_it() {
+        let orphan = Status { orphaned_seconds: Some(75), keys: Vec::new(), ..example("cipcb0", (0, 0), &[]) };
+        let text = text(&orphan, None);
+        let state = "  state     orphaned: daemon gone since 1 min; drops all traffic; `cipe down cipcb0` ends it\n";
+        assert!(text.contains(state) && text.contains("  keys      none\n"), "{text}");
     }
 
     #[test]

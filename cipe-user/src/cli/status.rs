@@ -126,6 +126,8 @@ pub(super) fn example(device: &str, octets: (u64, u64), verdicts: &[(&str, u64)]
 
     Status {
         device: device.to_owned(),
+        name: "gateway-b".to_owned(),
+        orphaned_seconds: None,
         protocol: crate::control::protocol::Protocol::Ip,
         cipher: Cipher::Blowfish,
         me: "192.0.2.1:6789".parse().unwrap(),

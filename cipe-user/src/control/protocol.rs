@@ -1,7 +1,9 @@
 //! Messages of the control socket: each is one JSON object in a `SOCK_SEQPACKET` message of at most [`MAX_MESSAGE`]
 //! octets.
 //!
-//! A connection attaches at most one tunnel and owns it: when the connection closes, the tunnel is removed.
+//! A connection attaches at most one tunnel and owns it. When the connection closes, the tunnel is removed if the daemon has
+//! said so ([`Request::Detach`]) or does not want otherwise ([`Attach::stays`]); else it stays without a daemon, *orphaned*, and
+//! drops everything.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -173,6 +175,14 @@ pub enum Request {
         /// The address where the server relays datagrams.
         relay: Option<SocketAddr>,
     },
+    /// The tunnel ends with this connection, also one with [`Attach::stays`].
+    Detach,
+    /// Ends the tunnels that an operator calls by this name, an interface's or a [`Attach::name`]; answered by
+    /// [`Event::Ending`]. Needs no attached tunnel.
+    End {
+        /// The name.
+        name: String,
+    },
     /// Seals `payload` as a control packet (type 01) and sends it.
     SendControl {
         /// Message octets in hexadecimal, before padding.
@@ -223,6 +233,13 @@ impl Default for Interface {
 pub struct Attach {
     /// [`VERSION`].
     pub version: u32,
+    /// What the operator calls it: the name of its option file without the directories. Empty: nothing.
+    #[serde(default)]
+    pub name: String,
+    /// Whether it stays when its connection closes without [`Request::Detach`]: its interface drops everything until a daemon
+    /// of the same tunnel attaches, or [`Request::End`].
+    #[serde(default)]
+    pub stays: bool,
     /// Interface to make, such as `cipcb0`; `None`: the first free one of `prefix`. An interface that a dead engine
     /// left is reused.
     pub device: Option<String>,
@@ -384,6 +401,15 @@ pub enum Event {
     },
     /// The interface was taken down or deleted.
     DeviceDown,
+    /// The interface has gone with its hub. Only told of a tunnel with [`Attach::stays`].
+    DeviceLost,
+    /// An operator ends the tunnel ([`Request::End`]).
+    Stop,
+    /// These tunnels end, by interface.
+    Ending {
+        /// Interfaces.
+        devices: Vec<String>,
+    },
     /// The interface has been renamed.
     Renamed {
         /// The new name.
@@ -400,6 +426,12 @@ pub enum Event {
 pub struct Status {
     /// Interface name.
     pub device: String,
+    /// [`Attach::name`].
+    #[serde(default)]
+    pub name: String,
+    /// Seconds since its daemon has gone without a word; `None`: it has a daemon.
+    #[serde(default)]
+    pub orphaned_seconds: Option<u64>,
     /// The kind of packets that it carries.
     #[serde(default)]
     pub protocol: Protocol,

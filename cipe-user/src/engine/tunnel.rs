@@ -77,6 +77,8 @@ pub struct Tunnel {
     pub keys: Keys,
     /// Whether payloads are sent in clear (`nokey`).
     pub nokey: bool,
+    /// Whether it has no daemon: then all its packets are dropped.
+    pub is_orphaned: bool,
     /// Its counters of this worker.
     pub counters: Arc<Counters>,
     /// The data that all workers share.
@@ -133,6 +135,7 @@ impl Tunnel {
             number,
             keys,
             nokey: false,
+            is_orphaned: false,
             counters: Arc::default(),
             common: Arc::default(),
             segmentation: Arc::new(Segmentation::new(0, Instant::now())),

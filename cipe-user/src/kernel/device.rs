@@ -127,10 +127,29 @@ impl Netlink {
         let (Some(hub), true) = (hubs.iter().position(|hub| Some(hub.index) == lower), owned) else { return Ok(None) };
         let card = Card::from_message(&link).ok_or_else(|| Error::Answer(format!("{name}: cannot read its state")))?;
         let mac = card.mac.ok_or_else(|| Error::Answer(format!("{name}: has no address")))?;
-        let what = || format!("{name}: cannot set the MTU to {}", wanted.mtu);
-        self.set_link(what, card.ifindex, vec![LinkAttribute::Mtu(wanted.mtu)], Some(LinkFlags::Noarp)).await?;
-        self.configure(wanted, card.ifindex, name).await?;
-        Ok(Some((hub, Device { name: card.name, index: card.ifindex, mac })))
+        let device = Device { name: card.name, index: card.ifindex, mac };
+        self.take_over(&device, wanted).await?;
+        Ok(Some((hub, device)))
+    }
+
+    /// Makes a device that is there already, of either kind, the wanted one, up, with its addresses.
+    ///
+    /// # Errors
+    /// The kernel refuses the MTU or an address. The device then stays as it is.
+    pub async fn take_over(&self, device: &Device, wanted: &TunnelDevice) -> Result<()> {
+        let what = || format!("{}: cannot set the MTU to {}", device.name, wanted.mtu);
+        let flags = (!wanted.ethernet).then_some(LinkFlags::Noarp);
+        self.set_link(what, device.index, vec![LinkAttribute::Mtu(wanted.mtu)], flags).await?;
+        self.configure(wanted, device.index, &device.name).await
+    }
+
+    /// Sets an end of a hub up that somebody has taken down.
+    ///
+    /// # Errors
+    /// It has gone, or the kernel refuses.
+    pub async fn set_up_again(&self, index: u32) -> Result<()> {
+        let what = || format!("device {index}: cannot set it up again");
+        self.set_link(what, index, Vec::new(), Some(LinkFlags::Noarp | LinkFlags::Up)).await
     }
 
     /// Removes a tunnel device, even if an operator has moved it to another network namespace. A missing device is no

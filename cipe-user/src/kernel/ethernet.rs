@@ -74,10 +74,9 @@ impl Netlink {
         let (Some(place), true) = (place, owned) else { return Ok(None) };
         let card = Card::from_message(&link).ok_or_else(|| Error::Answer(format!("{name}: cannot read its state")))?;
         let mac = card.mac.ok_or_else(|| Error::Answer(format!("{name}: has no address")))?;
-        let what = || format!("{name}: cannot set the MTU to {}", wanted.mtu);
-        self.set_link(what, card.ifindex, vec![LinkAttribute::Mtu(wanted.mtu)], None).await?;
-        self.configure(wanted, card.ifindex, name).await?;
-        Ok(Some((place, Device { name: card.name, index: card.ifindex, mac })))
+        let device = Device { name: card.name, index: card.ifindex, mac };
+        self.take_over(&device, wanted).await?;
+        Ok(Some((place, device)))
     }
 }
 

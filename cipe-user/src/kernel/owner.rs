@@ -9,7 +9,7 @@ const UNFINISHED_PREFIX: &str = "cx";
 
 /// A process, identified so that a later one with the same number is not mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Owner {
+pub struct Owner {
     pid: u32,
     /// Clock ticks between boot and the start of the process (proc_pid_stat(5), field 22).
     start: u64,
@@ -22,7 +22,7 @@ impl Owner {
     ///
     /// # Errors
     /// It has ended, or /proc is not there.
-    pub(super) fn of(pid: u32) -> Result<Self> {
+    pub fn of(pid: u32) -> Result<Self> {
         let owner = || Some(Self { pid, start: start_of(pid)?, namespace: own_namespace()? });
         owner().ok_or_else(|| Error::Io {
             what: format!("/proc/{pid}/stat: cannot read"),
@@ -32,22 +32,22 @@ impl Owner {
 
     /// Whether the process has certainly ended. A process of another pid namespace is not visible from here: it counts
     /// as alive.
-    pub(super) fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
         own_namespace().is_some_and(|own| own == self.namespace) && start_of(self.pid) != Some(self.start)
     }
 
     /// Its process id.
-    pub(super) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// The alias of a device of the kind `what`, such as `cipe tunnel`.
-    pub(super) fn alias(&self, what: &str) -> String {
+    pub fn alias(&self, what: &str) -> String {
         format!("{what}, {self}")
     }
 
     /// Reads an alias: the kind of the device, and its owner; `None` if it is not ours.
-    pub(super) fn from_alias(alias: &str) -> Option<(&str, Self)> {
+    pub fn from_alias(alias: &str) -> Option<(&str, Self)> {
         let (what, owner) = alias.rsplit_once(", pid ")?;
         let mut words = owner.split(' ');
         let pid = words.next()?.parse().ok()?;

@@ -57,8 +57,7 @@ impl Daemon {
                 let (now, before) = if peer.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
                 let text = format!("{name} is at {} now", Shown(peer));
                 if self.setup.draft.me.value.as_ref().is_none_or(|me| me.host.is_empty()) {
-                    self.starts_over = true;
-                    return Some(End::Asked(format!("{text}; the tunnel starts over with {now}")));
+                    return Some(End::Again(format!("{text}; the tunnel starts over with {now}")));
                 }
                 let text = format!("{text}, but `me` is {before}; correct `me`, or omit its address");
                 (Topic::PeerIsAt, Level::Warning, text)

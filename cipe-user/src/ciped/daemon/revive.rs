@@ -36,6 +36,7 @@ impl Daemon {
                         tracing::info!("{device}: the engine is back; keys are exchanged again");
                         self.session.start_over();
                         self.engine = Some(engine);
+                        self.guard_again(&device);
                         if self.relay.is_some() {
                             self.send(&Request::SetRelay { relay: self.relay_at });
                         }
@@ -53,6 +54,15 @@ impl Daemon {
                 }
             }
             back_off = (back_off * 2).min(MAX_BACK_OFF);
+        }
+    }
+
+    /// The next engine may have made the interface again.
+    fn guard_again(&mut self, device: &str) {
+        if let Some(guard) = &mut self.guard
+            && let Err(error) = guard.follow(device)
+        {
+            tracing::error!("{device}: new routes get no guard routes: {error:#}");
         }
     }
 

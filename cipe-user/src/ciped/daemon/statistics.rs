@@ -56,6 +56,8 @@ mod tests {
         let verdicts = [("sent", 5), ("control-sent", 2), ("bad-crc", 1)];
         let status = Status {
             device: "cipcb0".to_owned(),
+            name: String::new(),
+            orphaned_seconds: None,
             protocol: crate::control::protocol::Protocol::Ip,
             cipher: Cipher::Blowfish,
             me: "192.0.2.1:1".parse().unwrap(),

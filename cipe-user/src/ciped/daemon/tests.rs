@@ -76,8 +76,13 @@ impl Stage {
     /// Starts a daemon that reads `files` at a reload.
     fn daemon_of(&self, number: u8, extra: &str, files: Vec<PathBuf>) -> Player {
         let text = options_text(number, extra);
-        let sources =
-            Sources { program: Program::Cb, system: "/nonexistent/cipe/options".into(), files, arguments: Vec::new() };
+        let sources = Sources {
+            program: Program::Cb,
+            guard: None,
+            system: "/nonexistent/cipe/options".into(),
+            files,
+            arguments: Vec::new(),
+        };
         let mut draft = Draft::new(Program::Cb);
         let mut problems = Vec::new();
         options::read_text(text.as_bytes(), Path::new("/x"), &mut draft, &mut problems);
@@ -231,6 +236,7 @@ async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
     assert_eq!(message_type(&next(&mut connection).await), Some(0x74));
     assert_eq!(next(&mut connection).await, Request::OwnStatus);
     connection.send(&Event::StatusEnd).unwrap();
+    assert_eq!(next(&mut connection).await, Request::Detach);
     assert!(connection.receive().await.unwrap().is_none());
     player.ended().await.unwrap();
     assert_eq!(std::fs::read_to_string(out).unwrap(), "cipcb0 192.0.2.1:40000 198.51.100.7:1234 a b\n");
@@ -315,6 +321,7 @@ async fn a_peer_that_is_not_known_to_be_ours_gets_no_ct_kill() {
     player.commands.send(OperatorCommand::Stop).await.unwrap();
     assert_eq!(next(&mut connection).await, Request::OwnStatus);
     connection.send(&Event::StatusEnd).unwrap();
+    assert_eq!(next(&mut connection).await, Request::Detach);
     assert!(connection.receive().await.unwrap().is_none());
     player.ended().await.unwrap();
 }
@@ -410,4 +417,65 @@ async fn ip_down_gets_each_option_with_the_values_that_a_reload_has_set() {
     connection.send(&Event::StatusEnd).unwrap();
     player.ended().await.unwrap();
     assert_eq!(std::fs::read_to_string(out).unwrap(), "three 5 60 cipcb0 192.0.2.1:40000 []\n");
+}
+
+/// The requests up to the end of a connection; the engine answers the one for statistics.
+async fn last_requests(connection: &mut Connection) -> Vec<Request> {
+    let mut all = Vec::new();
+    while let Some(request) = connection.receive().await.unwrap() {
+        if request == Request::OwnStatus {
+            connection.send(&Event::StatusEnd).unwrap();
+        }
+        all.push(request);
+    }
+    all
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn only_an_end_that_was_asked_for_takes_the_tunnel_along() {
+    let stage = Stage::new();
+    for (guard, event, detaches) in [
+        ("yes", None, true),
+        ("always", None, true),
+        ("yes", Some(Event::Stop), true),
+        ("yes", Some(Event::DeviceDown), false),
+        ("always", Some(Event::DeviceDown), false),
+    ] {
+        let player = stage.daemon(1, &format!("guard {guard}"));
+        let (mut connection, attach) = stage.attach("cipcb0").await;
+        assert!(attach.stays);
+        match &event {
+            Some(event) => connection.send(event).unwrap(),
+            None => player.commands.send(OperatorCommand::Stop).await.unwrap(),
+        }
+        let requests = last_requests(&mut connection).await;
+        player.ended().await.unwrap();
+        assert_eq!(requests.last() == Some(&Request::Detach), detaches, "{guard}, {event:?}: {requests:?}");
+        assert!(detaches || !requests.contains(&Request::Detach), "{guard}, {event:?}");
+    }
+    let player = stage.daemon(1, "guard no");
+    let (connection, attach) = stage.attach("cipcb0").await;
+    assert!(!attach.stays);
+    drop(connection);
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_tunnel_whose_hub_has_gone_starts_over_under_the_same_name() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let (mut connection, first) = stage.attach("cipcb7").await;
+    assert_eq!((first.device, first.name.as_str()), (None, ""));
+    connection.send(&Event::DeviceLost).unwrap();
+    assert!(last_requests(&mut connection).await.contains(&Request::Detach), "nothing of it is left to keep");
+    // The engine may not have seen yet that the hub has gone.
+    let mut refused = stage.accept().await;
+    assert!(matches!(next(&mut refused).await, Request::Attach(_)));
+    refused.send(&Event::Failed { message: "cipehub0: no such device".to_owned() }).unwrap();
+    let (connection, again) = stage.attach("cipcb7").await;
+    assert_eq!(again.device.as_deref(), Some("cipcb7"));
+    drop(connection);
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
+    player.ended().await.unwrap();
 }

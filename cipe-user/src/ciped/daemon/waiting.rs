@@ -15,6 +15,8 @@ pub(super) enum Woken {
     Command(Option<OperatorCommand>),
     Timer,
     ScriptEnded,
+    /// Routes into the interface have come or gone.
+    Routes,
     Relay(socks::News),
     Resolved(Result<SocketAddr, Mistake>),
 }
@@ -58,9 +60,16 @@ impl Daemon {
                 None => std::future::pending().await,
             }
         };
+        let routes = async {
+            match &mut self.guard {
+                Some(guard) => guard.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             command = commands.recv() => Woken::Command(command),
+            () = routes => Woken::Routes,
             news = relay => Woken::Relay(news),
             answer = resolved => Woken::Resolved(answer),
             event = event => Woken::Event(event.unwrap_or_else(|error| {

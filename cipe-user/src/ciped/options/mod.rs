@@ -1,6 +1,6 @@
 //! Options of the daemons (protocol section 5): their sources, meanings and problems.
 //!
-//! [`load`] reads `/etc/cipe/options`, the `-o` files and the command line, in this order; a later value wins.
+//! [`load`] reads `CIPE_GUARD` of the environment, `/etc/cipe/options`, the `-o` files and the command line, in this order; a later value wins.
 //! [`settle()`] turns them into [`Options`]: it resolves names and checks the rules between options. Neither fails: for
 //! any file, the result is values and a list of all problems.
 
@@ -27,12 +27,15 @@ pub use resolve::endpoint as address_of;
 pub use secret::masked;
 pub use settle::{Endpoint, Options, settle};
 pub use table::{Draft, SPECS, Setting, Spec};
-pub use value::{CipherName, IdeaWords};
+pub use value::{CipherName, GuardPolicy, IdeaWords};
 
 use crate::control::protocol::{Cipher, Protocol};
 
 /// Read first, if it exists.
 pub const SYSTEM_FILE: &str = "/etc/cipe/options";
+
+/// Sets the default of `guard`: units of the service manager, which restart daemons, have another one.
+pub const GUARD_VARIABLE: &str = "CIPE_GUARD";
 
 /// The name under which the daemon was started: sets the protocol, the default cipher, the interface prefix and the
 /// name in messages.
@@ -104,6 +107,8 @@ pub const fn prefix(protocol: Protocol, cipher: Cipher) -> &'static str {
 pub struct Sources {
     /// Name under which the daemon was started.
     pub program: Program,
+    /// The value of [`GUARD_VARIABLE`], if it is set.
+    pub guard: Option<OsString>,
     /// System-wide file; may be missing.
     pub system: PathBuf,
     /// `-o` files, in order; must exist.
@@ -115,7 +120,8 @@ pub struct Sources {
 impl Sources {
     /// The usual sources.
     pub fn new(program: Program, files: Vec<PathBuf>, arguments: Vec<OsString>) -> Self {
-        Self { program, system: PathBuf::from(SYSTEM_FILE), files, arguments }
+        let guard = std::env::var_os(GUARD_VARIABLE).filter(|guard| !guard.is_empty());
+        Self { program, guard, system: PathBuf::from(SYSTEM_FILE), files, arguments }
     }
 }
 
@@ -123,6 +129,9 @@ impl Sources {
 pub fn load(sources: &Sources) -> (Draft, Vec<Problem>) {
     let mut draft = Draft::new(sources.program);
     let mut problems = Vec::new();
+    if let Some(guard) = &sources.guard {
+        assign(&mut draft, &mut problems, b"guard", guard.as_bytes(), &Origin::Environment(GUARD_VARIABLE));
+    }
     // `cipe check` on the system-wide file must not read it twice.
     if !sources.files.contains(&sources.system) && sources.system.exists() {
         read(&sources.system, &mut draft, &mut problems);

@@ -14,6 +14,8 @@ pub enum Origin {
     Unset,
     /// The name under which the program was started.
     Program(&'static str),
+    /// A variable of the environment.
+    Environment(&'static str),
     /// A file as a whole.
     Path(PathBuf),
     /// A line of a file; the first is 1.
@@ -33,6 +35,7 @@ impl fmt::Display for Origin {
             Self::Default => f.write_str("default"),
             Self::Unset => f.write_str("no file and no argument sets it"),
             Self::Program(name) => write!(f, "called as {name}"),
+            Self::Environment(name) => write!(f, "{name} in the environment"),
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::CommandLine => f.write_str("command line"),

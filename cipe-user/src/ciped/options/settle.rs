@@ -12,7 +12,7 @@ use super::permission::check_script;
 use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
-use super::value::{CipherName, IdeaWords};
+use super::value::{CipherName, GuardPolicy, IdeaWords};
 use crate::control::protocol::{CarrierChoice, Cipher, Interface, KeyOctets, MAX_MTU, Protocol};
 use crate::kernel::bpf::XdpMode;
 
@@ -100,6 +100,8 @@ pub struct Options {
     pub xdp_mode: XdpMode,
     /// Mark of the datagrams; 0: none.
     pub mark: u32,
+    /// How long routes into the tunnel are guarded.
+    pub guard: GuardPolicy,
     /// LAN card with a short cut.
     pub lan: Option<String>,
 }
@@ -190,6 +192,7 @@ impl Settle<'_> {
             carrier: draft.carrier.value,
             xdp_mode: draft.xdp_mode.value,
             mark: draft.mark.value,
+            guard: draft.guard.value,
             lan: draft.lan.value.clone(),
         })
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::endpoint::{self, EndpointName};
 use super::key::{self, KeyText};
 use super::problem::{Mistake, Origin};
-use super::value::{self, CipherName, HostName, IdeaWords, Mac, Mask, Show};
+use super::value::{self, CipherName, GuardPolicy, HostName, IdeaWords, Mac, Mask, Show};
 use super::{Options, Program};
 use crate::control::protocol::{CarrierChoice, MAX_MTU, MIN_MTU, Protocol};
 use crate::kernel::bpf::XdpMode;
@@ -136,6 +136,7 @@ options! {
     carrier_device: Option<String> = None, value::device, "carrier-device", "device, or VRF, that sends and receives carrier datagrams";
     xdp_mode: XdpMode = XdpMode::Auto, value::choice, "xdp-mode", "auto, native or generic: where XDP programs run";
     mark: u32 = 0, value::mark, "mark", "mark of the datagrams for rules and firewalls (SO_MARK), decimal or 0x...; 0: none";
+    guard: GuardPolicy = GuardPolicy::Yes, value::choice, "guard", "yes, always or no: unreachable routes beside the routes into the tunnel, until a stop that was asked for, after it too, or never";
     lan: Option<String> = None, value::device, "lan", "LAN card with a short cut to the tunnel, AROUND THE FIREWALL";
     busypoll: u32 = 0, value::number::<u32, 0, 1_000_000>, "busypoll", "maximum microseconds that the engine busy-polls for the next packet; 0 never";
     ifconfig: bool = false, value::flag, "ifconfig", "leave the addresses of the interface to ip-up";

@@ -72,6 +72,7 @@ fn the_program_name_chooses_cipher_and_prefix_unless_an_option_does() {
 fn later_sources_win_and_every_value_knows_its_origin() {
     let sources = Sources {
         program: Program::Cb,
+        guard: None,
         system: PathBuf::from("/nonexistent/cipe/options"),
         files: Vec::new(),
         arguments: vec!["tokey=60".into(), "debug".into()],
@@ -422,4 +423,23 @@ fn what_an_ethernet_tunnel_cannot_have_is_refused() {
         assert!(options.is_none() && problems.len() == 1 && problems[0].contains(part), "{problems:?}");
         assert!(settled(&format!("{GOOD}{text}\n")).0.is_some(), "{text}");
     }
+}
+
+#[test]
+fn the_environment_sets_the_default_of_guard_and_files_override_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let sources = |guard: Option<&str>, arguments: &[&str]| Sources {
+        program: Program::Cb,
+        guard: guard.map(Into::into),
+        system: directory.path().join("none"),
+        files: Vec::new(),
+        arguments: arguments.iter().map(Into::into).collect(),
+    };
+    let guard = |sources: &Sources| load(sources).0.guard.value;
+    assert_eq!(guard(&sources(None, &[])), GuardPolicy::Yes);
+    assert_eq!(guard(&sources(Some("always"), &[])), GuardPolicy::Always);
+    assert_eq!(guard(&sources(Some("always"), &["guard=no"])), GuardPolicy::No);
+    let (_, problems) = load(&sources(Some("maybe"), &[]));
+    let text = problems[0].to_string();
+    assert!(text.contains("CIPE_GUARD in the environment") && text.contains("yes, always, no"), "{text}");
 }

@@ -122,6 +122,18 @@ choice! {
     }
 }
 
+choice! {
+    /// `guard`.
+    GuardPolicy {
+        /// Until a stop that was asked for.
+        Yes = "yes",
+        /// After it, too, until `cipe unguard`.
+        Always = "always",
+        /// None.
+        No = "no",
+    }
+}
+
 impl Choice for CarrierChoice {
     const ALL: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("xdp", Self::Xdp), ("udp", Self::Udp)];
 }

@@ -224,6 +224,9 @@ fn way_out(tunnel: &Tunnel, headers: &Headers) -> Result<WayOut, Verdict> {
 
 /// Returns the key to seal data with; `None`: no encryption (`nokey`).
 pub(super) fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
+    if tunnel.is_orphaned {
+        return Err(Verdict::TunnelDead);
+    }
     if tunnel.peer.is_none() {
         return Err(Verdict::NoPeer);
     }

@@ -82,7 +82,9 @@ impl Datapath {
     fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(frame) };
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
-        let slot = if tunnel.pinned && tunnel.peer != Some(from) {
+        let slot = if tunnel.is_orphaned {
+            Err(Verdict::TunnelDead)
+        } else if tunnel.pinned && tunnel.peer != Some(from) {
             Err(Verdict::WrongPeer)
         } else if clear::is_clear(octets) {
             if tunnel.common.may_pass_on_clear(self.now) {

@@ -56,7 +56,10 @@ impl Manager {
                     false => self.continue_attach(attaching).await,
                 }
             }
-            Err(error) => self.shared.daemons.send(connection, Event::Failed { message: format!("{error:#}") }),
+            Err(error) => match self.kept.remove(&connection) {
+                Some((slot, device)) => self.take_back(Begun::Device(slot, Some(device)), connection, error),
+                None => self.shared.daemons.send(connection, Event::Failed { message: format!("{error:#}") }),
+            },
         }
     }
 
@@ -87,7 +90,14 @@ impl Manager {
                 broadcast: attach.interface.broadcast,
             },
         };
-        let (hub, device) = self.hubs.enter(&wanted, attach.xdp_mode).await?;
+        let (hub, device) = match self.kept.get(&connection) {
+            Some((slot, device)) => {
+                self.shared.platform.netlink.take_over(device, &wanted).await?;
+                (*slot, Some(device.clone()))
+            }
+            None => self.hubs.enter(&wanted, attach.xdp_mode).await?,
+        };
+        self.kept.remove(&connection);
         Ok(Attaching { connection, attach, number, socket, wanted, hub, device })
     }
 
@@ -242,6 +252,7 @@ fn worker_state(number: u16, attach: &Attach, tenant: &Tenant, hub: &Hub, udp: &
         number,
         keys: Keys::new(algorithm, keys, number),
         nokey: attach.key.is_none(),
+        is_orphaned: false,
         counters: tenant.counters.of_worker(0).clone(),
         common: Arc::default(),
         segmentation: udp.segmentation().clone(),

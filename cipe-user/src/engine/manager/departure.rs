@@ -22,6 +22,8 @@ use crate::kernel::hub::{Framing, Hub};
 #[derive(Default)]
 pub(super) struct Departure {
     tunnels: Vec<Departing>,
+    /// The devices of the tunnels stay, and so do their places on the hubs.
+    keeps_devices: bool,
     /// A device that did not become a tunnel's.
     unused: Option<Device>,
     /// Slots of the hubs that they leave, each as often as it is left. They leave after their devices are removed: so the last
@@ -58,8 +60,8 @@ impl Departure {
         for Departing { tenant, .. } in self.tunnels.iter().filter(|departing| departing.tenant.socks.is_none()) {
             log_failure(platform.programs().remove_carrier_address(tenant.listens));
         }
-        let devices: Vec<&Device> =
-            self.tunnels.iter().map(|departing| &departing.tenant.device).chain(&self.unused).collect();
+        let of_tunnels = self.tunnels.iter().filter(|_| !self.keeps_devices).map(|departing| &departing.tenant.device);
+        let devices: Vec<&Device> = of_tunnels.chain(&self.unused).collect();
         log_failure(platform.netlink.remove_all(&devices).await);
         for Departing { tenant, ends, .. } in &self.tunnels {
             match (tenant.protocol, ends) {
@@ -108,14 +110,24 @@ impl Manager {
         }
     }
 
+    /// Removes a tunnel, but not its device, which keeps its place on its hub.
+    pub(super) fn detach_but_device(&mut self, number: u16) {
+        self.remove_tunnels(&[number], Departure { keeps_devices: true, ..Departure::default() });
+    }
+
     fn detach(&mut self, numbers: &[u16], refused: Option<(u64, anyhow::Error)>) {
+        self.remove_tunnels(numbers, Departure { refused, ..Departure::default() });
+    }
+
+    fn remove_tunnels(&mut self, numbers: &[u16], mut departure: Departure) {
         let (done, closed) = Answers::to_come();
-        let mut departure = Departure { refused, ..Departure::default() };
         for number in numbers.iter().copied() {
             let Some(tenant) = self.disconnect(number) else { continue };
             self.shared.platform.workers.tell_all(|_| Command::RemoveTunnel(number, done.clone()));
             let ends = self.hubs.ends(tenant.hub).filter(|_| tenant.protocol == Protocol::Ethernet);
-            departure.left.push(tenant.hub);
+            if !departure.keeps_devices {
+                departure.left.push(tenant.hub);
+            }
             departure.tunnels.push(Departing { number, tenant, ends });
         }
         if !departure.tunnels.is_empty() || departure.refused.is_some() {
@@ -157,20 +169,28 @@ impl Manager {
 
     /// Takes a tunnel out of all rooms; its device stays and drops all packets.
     fn disconnect(&mut self, number: u16) -> Option<Tenant> {
-        let tenant = self.shared.tunnels.remove(number)?;
-        if tenant.lan.is_some() {
+        self.idle(number);
+        let tenant = self.shared.tunnels.remove(number);
+        self.shared.update_busy_poll();
+        tenant
+    }
+
+    /// Takes a tunnel out of the rooms where its packets pass.
+    pub(super) fn idle(&mut self, number: u16) {
+        let Some(tenant) = self.shared.tunnels.get_mut(number) else { return };
+        let (lan, carrier, follower) = (tenant.lan.take(), tenant.carrier.take(), tenant.follower.take());
+        (tenant.hop, tenant.door) = (None, None);
+        if lan.is_some() {
             self.lans.leave(number, &self.shared);
         }
-        self.shared.update_busy_poll();
         self.shared.daemons.unassign(number);
         log_failure(self.shared.platform.programs().clear_tunnel(number.into()));
-        if let Some(follower) = &tenant.follower {
+        if let Some(follower) = follower {
             follower.abort();
         }
-        if let Some(carrier) = tenant.carrier {
+        if let Some(carrier) = carrier {
             self.doors.release(carrier, number, &mut self.shared);
         }
-        Some(tenant)
     }
 
     /// Ends the engine. The daemons of the tunnels that are left live on, and so do their devices, which drop all packets.

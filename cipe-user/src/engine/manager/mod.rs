@@ -21,6 +21,7 @@ mod keys;
 mod lan;
 mod leads;
 mod loops;
+mod orphans;
 mod platform;
 mod poll;
 mod shared;
@@ -57,6 +58,7 @@ use hubs::Hubs;
 use jobs::Outcome;
 use keys::Keyring;
 use lan::Lans;
+use orphans::KeptDevices;
 use shared::Shared;
 use start::Started;
 use status::StatusSources;
@@ -101,6 +103,8 @@ struct Manager {
     drops: DropNotices,
     /// The tunnel that waits for its hub to be opened: one at a time.
     attaching: Option<Attaching>,
+    /// Devices of orphans that wait for their daemons.
+    kept: KeptDevices,
     /// How many departures are under way.
     departing: usize,
     /// Requests that wait for these: an attach may need the name or the port of a tunnel that departs.
@@ -138,6 +142,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         lans: Lans::new(platform),
         drops: DropNotices::default(),
         attaching: None,
+        kept: KeptDevices::new(),
         departing: 0,
         deferred: VecDeque::new(),
         was_asked: false,
@@ -231,7 +236,8 @@ impl Manager {
         drops.poll(now, shared);
         lans.poll(now, shared).await;
         doors.poll(now, shared, lans).await;
-        devices.poll(now, shared, hubs).await;
+        let ended = devices.poll(now, shared, hubs).await;
+        self.detach_all(&ended);
     }
 
     /// Handles the result of a job.
@@ -293,21 +299,15 @@ impl Manager {
             LinkChange::Down | LinkChange::Deleted => {
                 let deleted = event.change == LinkChange::Deleted;
                 // The visible end of an Ethernet tunnel's pair is its device.
-                let tunnels = match (number, hubs.of_device(event.ifindex)) {
-                    (Some(number), _) => vec![number],
-                    (None, Some(hub)) => {
-                        let numbers = shared.tunnels.numbers(|tenant| tenant.hub == hub);
-                        hubs.lose(hub, deleted, !numbers.is_empty());
-                        numbers
-                    }
+                let ended = match (number, hubs.of_device(event.ifindex)) {
+                    (Some(number), _) => Vec::from_iter(tunnel_devices::left(number, deleted, shared, hubs).await),
+                    (None, Some(hub)) => tunnel_devices::hub_left((hub, event.ifindex), deleted, shared, hubs).await,
                     (None, None) => Vec::new(),
                 };
-                for number in tunnels {
-                    tunnel_devices::left(number, deleted, shared, hubs).await;
-                }
                 if deleted {
                     doors.device_gone(event.ifindex, shared);
                 }
+                self.detach_all(&ended);
             }
             LinkChange::Changed => {
                 if let Some((number, mac)) = number.zip(event.mac) {
@@ -326,7 +326,7 @@ impl Manager {
             LinkChange::Added => routes.device_came(&event.name, event.ifindex, shared),
             LinkChange::Up => {}
         }
-        shared.tunnels.forget_refusal(event.ifindex);
+        self.shared.tunnels.forget_refusal(event.ifindex);
     }
 
     /// Handles the events of connections that are there now; the tunnels of those that have closed are removed together.
@@ -337,7 +337,7 @@ impl Manager {
         let mut going = Vec::new();
         for event in events {
             match event {
-                ConnectionEvent::Closed(connection) => going.extend(self.shared.daemons.remove(connection)),
+                ConnectionEvent::Closed(connection) => going.extend(self.closed(connection)),
                 ConnectionEvent::Request(connection, request) => {
                     if matches!(request, Request::Attach(_)) {
                         self.detach_all(&std::mem::take(&mut going));
@@ -377,6 +377,9 @@ impl Manager {
         match (request, number) {
             (Request::Attach(attach), _) => {
                 self.was_asked = true;
+                if self.make_way(connection, &attach) {
+                    return self.deferred.push_front((connection, Request::Attach(attach)));
+                }
                 self.attach(connection, attach).await;
             }
             (Request::Status, _) => {
@@ -384,7 +387,9 @@ impl Manager {
                 numbers.sort_unstable();
                 status::begin(connection, numbers, shared);
             }
+            (Request::End { name }, _) => self.end_called(connection, &name),
             (_, None) => failed("no tunnel is attached; attach one first".into()),
+            (Request::Detach, Some(_)) => shared.daemons.set_detaches(connection),
             (Request::OwnStatus, Some(number)) => status::begin(connection, vec![number], shared),
             (Request::SetSendKey { key }, Some(number)) => keys.set(number, Slot::Send, &key.0),
             (Request::DropSendKey, Some(number)) => {

@@ -54,6 +54,8 @@ impl StatusSources<'_> {
         doors.extend(self.lans.note(number));
         Some(Status {
             device: tenant.device.name.clone(),
+            name: tenant.name.clone(),
+            orphaned_seconds: tenant.orphaned.map(|since| since.elapsed().as_secs()),
             protocol: tenant.protocol,
             cipher: tenant.cipher,
             me: tenant.me,

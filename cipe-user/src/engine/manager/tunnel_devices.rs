@@ -32,17 +32,18 @@ impl TunnelDevices {
         Self { poll: PollTimer::new(POLL_INTERVAL) }
     }
 
-    /// Polls the devices in other network namespaces, and tells the daemons of those that have gone.
-    pub(super) async fn poll(&mut self, now: Instant, shared: &Shared, hubs: &mut Hubs) {
+    /// Polls the devices in other network namespaces, and tells the daemons of those that have gone. Returns the orphans that end.
+    pub(super) async fn poll(&mut self, now: Instant, shared: &mut Shared, hubs: &mut Hubs) -> Vec<u16> {
+        let mut orphans = Vec::new();
         if !self.poll.is_due(now) {
-            return;
+            return orphans;
         }
         let moved = shared.tunnels.iter().filter(|(_, tenant)| tenant.device.index == ELSEWHERE);
         let moved: Vec<_> = moved.map(|(number, tenant)| (number, tenant.device.clone())).collect();
         for (number, device) in moved {
             let index = shared.platform.netlink.index_elsewhere(&device).await;
             match (index, shared.tunnels.get(number).map(|tenant| (tenant.protocol, tenant.hub))) {
-                (Ok(None), _) => shared.daemons.tell(number, Event::DeviceDown),
+                (Ok(None), _) => orphans.extend(ended(number, true, shared, hubs).await),
                 // It may have been moved once more.
                 (Ok(Some(index)), Some((Protocol::Ethernet, hub))) => move_end(hub, index, shared, hubs),
                 (Ok(Some(_)), _) => {}
@@ -50,6 +51,7 @@ impl TunnelDevices {
                 (Err(error), _) => tracing::warn!("{error}"),
             }
         }
+        orphans
     }
 }
 
@@ -91,16 +93,16 @@ pub(super) fn set_mtu(number: u16, mtu: usize, shared: &mut Shared) {
 }
 
 /// A tunnel's device is down, or no longer in this network namespace. A tunnel whose device was moved goes on; the daemon of
-/// any other is told that its device is down.
-pub(super) async fn left(number: u16, deleted: bool, shared: &mut Shared, hubs: &mut Hubs) {
-    let Some(device) = shared.tunnels.get(number).map(|tenant| tenant.device.clone()) else { return };
+/// any other is told that its device is down. Returns the tunnel if it is an orphan that ends.
+pub(super) async fn left(number: u16, deleted: bool, shared: &mut Shared, hubs: &mut Hubs) -> Option<u16> {
+    let device = shared.tunnels.get(number)?.device.clone();
     let netlink = &shared.platform.netlink;
     // The kernel takes a device down before it moves it; the event of its deletion here comes next.
     if !deleted
         && device.index != ELSEWHERE
         && netlink.card(device.index).await.is_err_and(|error| error.is_no_device())
     {
-        return;
+        return None;
     }
     let index = match deleted {
         true => netlink.index_elsewhere(&device).await.unwrap_or_else(|error| {
@@ -110,11 +112,10 @@ pub(super) async fn left(number: u16, deleted: bool, shared: &mut Shared, hubs: 
         false => None,
     };
     let Some(index) = index else {
-        shared.daemons.tell(number, Event::DeviceDown);
-        return;
+        return ended(number, deleted, shared, hubs).await;
     };
     shared.tunnels.forget_device(device.index);
-    let Some(tenant) = shared.tunnels.get_mut(number) else { return };
+    let tenant = shared.tunnels.get_mut(number)?;
     tenant.device.index = ELSEWHERE;
     let (hub, is_ethernet) = (tenant.hub, tenant.protocol == Protocol::Ethernet);
     tenant.notes.push("in another network namespace".to_owned());
@@ -126,6 +127,59 @@ pub(super) async fn left(number: u16, deleted: bool, shared: &mut Shared, hubs: 
         "moved to another network namespace, where it goes on; take it up there and set its addresses and routes"
             .to_owned(),
     );
+    None
+}
+
+/// An end of a hub is down, or no longer in this network namespace. Nobody ends a tunnel by its hub: a hub that is down is set
+/// up again, and the tunnels of one that has gone start over. Returns the orphans that end.
+pub(super) async fn hub_left(
+    (slot, ifindex): (usize, u32),
+    deleted: bool,
+    shared: &mut Shared,
+    hubs: &mut Hubs,
+) -> Vec<u16> {
+    if !deleted && let Ok(card) = shared.platform.netlink.card(ifindex).await {
+        match shared.platform.netlink.set_up_again(ifindex).await {
+            Ok(()) => {
+                tracing::warn!("{}: somebody has set it down; it is set up again", card.name);
+                return Vec::new();
+            }
+            Err(error) => tracing::warn!("{}: {error}", card.name),
+        }
+    }
+    let numbers = shared.tunnels.numbers(|tenant| tenant.hub == slot);
+    hubs.lose(slot, deleted, !numbers.is_empty());
+    // The kernel takes a device down before it deletes or moves it; the event of that comes next.
+    if !deleted && shared.platform.netlink.card(ifindex).await.is_err_and(|error| error.is_no_device()) {
+        return Vec::new();
+    }
+    numbers.into_iter().filter_map(|number| lost(number, shared)).collect()
+}
+
+/// An operator has taken a tunnel's device down or deleted it, or its hub, with which the device goes. Tells the daemon; returns the
+/// tunnel if it is an orphan that ends.
+async fn ended(number: u16, deleted: bool, shared: &mut Shared, hubs: &Hubs) -> Option<u16> {
+    let tenant = shared.tunnels.get_mut(number)?;
+    let hub = hubs.get(tenant.hub).filter(|_| tenant.protocol == Protocol::Ip).map(|hub| hub.index);
+    if let Some(hub) = hub.filter(|_| deleted)
+        && shared.platform.netlink.card(hub).await.is_err_and(|error| error.is_no_device())
+    {
+        return lost(number, shared);
+    }
+    tenant.is_gone = deleted;
+    let is_orphan = tenant.orphaned.is_some();
+    shared.daemons.tell(number, Event::DeviceDown);
+    (is_orphan && deleted).then_some(number)
+}
+
+/// A tunnel's device has gone with its hub, or is of no use without it. Tells the daemon; returns the tunnel if it is an orphan, which
+/// ends.
+fn lost(number: u16, shared: &mut Shared) -> Option<u16> {
+    let tenant = shared.tunnels.get_mut(number)?;
+    tenant.is_gone = true;
+    let (is_orphan, stays) = (tenant.orphaned.is_some(), tenant.stays);
+    shared.daemons.tell(number, if stays { Event::DeviceLost } else { Event::DeviceDown });
+    is_orphan.then_some(number)
 }
 
 /// Gives the visible end of an Ethernet tunnel's pair its index in the new namespace, by which the program there finds the tunnel.

@@ -1,8 +1,8 @@
 //! The state of the tunnels on the control thread.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use cipe_common::maps::{MAX_TUNNELS, Tunnel as TunnelEntry};
 
@@ -21,6 +21,18 @@ use crate::kernel::zone;
 /// The state of one tunnel.
 pub(super) struct Tenant {
     pub connection: u64,
+    /// Its name to the operator, beside its device's; empty: none.
+    pub name: String,
+    /// Own and the peer's address on the tunnel.
+    pub addresses: (IpAddr, IpAddr),
+    /// First letters of its device's name, by protocol and cipher.
+    pub prefix: String,
+    /// It becomes an orphan when its daemon goes without [`Request::Detach`](crate::control::protocol::Request::Detach).
+    pub stays: bool,
+    /// When it became an orphan.
+    pub orphaned: Option<Instant>,
+    /// Its device has gone, or cannot be used any more.
+    pub is_gone: bool,
     /// The workers have taken it: the programs may hand packets to them.
     pub is_open: bool,
     /// Reports of workers before that; they are handled after the daemon has its answer.
@@ -97,6 +109,12 @@ impl Tenant {
     ) -> Self {
         let mut tenant = Self {
             connection,
+            name: attach.name.clone(),
+            addresses: (attach.ipaddr, attach.ptpaddr),
+            prefix: attach.prefix.clone(),
+            stays: attach.stays,
+            orphaned: None,
+            is_gone: false,
             is_open: false,
             early: Vec::new(),
             hub,
@@ -133,14 +151,43 @@ impl Tenant {
         tenant
     }
 
+    /// Whether an operator may mean it by this name.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.device.name == name || (!name.is_empty() && self.name == name)
+    }
+
+    /// Whether an attach is for this tunnel: it names the device, or has the options that the tunnel was made by.
+    pub(super) fn is_meant_by(&self, attach: &Attach) -> bool {
+        match &attach.device {
+            Some(device) => self.device.name == *device,
+            None => {
+                self.name == attach.name
+                    && self.prefix == attach.prefix
+                    && self.addresses == (attach.ipaddr, attach.ptpaddr)
+            }
+        }
+    }
+
+    /// Whether its carrier socket is in the way of the one that an attach asks for.
+    pub(super) fn has_port_of(&self, attach: &Attach) -> bool {
+        let (own, wanted) = (self.listens, attach.me);
+        let is_any = |address: SocketAddr| address.ip().is_unspecified();
+        wanted.port() != 0
+            && own.port() == wanted.port()
+            && (own.ip() == wanted.ip() || is_any(own) || is_any(wanted) || attach.dynip)
+    }
+
     /// Where datagrams are sent.
     pub(super) fn target(&self) -> Option<SocketAddr> {
+        if self.orphaned.is_some() {
+            return None;
+        }
         self.socks.map_or(self.peer, |socks| socks.relay)
     }
 
     /// Its entry in the programs' map; empty until the workers have taken it, so that the programs drop its packets.
     pub(super) fn entry(&self) -> TunnelEntry {
-        if !self.is_open {
+        if !self.is_open || self.orphaned.is_some() {
             return TunnelEntry::default();
         }
         // The same link-local address may exist inside the tunnel, too, if it belongs to another device.

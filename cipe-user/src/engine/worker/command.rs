@@ -48,6 +48,8 @@ pub(crate) enum Command {
     AddTunnel(Box<Tunnel>, UdpCarrier, Vec<SocketAddr>, Done),
     /// Removes a tunnel. The sender is dropped when its socket is closed.
     RemoveTunnel(u16, Done),
+    /// Drops all packets of a tunnel from now on: it has no daemon.
+    Orphan(u16),
     /// Sets the link-layer addresses of a tunnel's device.
     SetPrivateHop(u16, Hop),
     /// Sets the MTU of a tunnel's device, in octets, and the resulting MTU of the tunnel.

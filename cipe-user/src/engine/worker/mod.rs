@@ -342,6 +342,7 @@ impl Worker {
             Command::SetExits(table) => self.datapath.exits.set(table),
             Command::AddTunnel(tunnel, udp, addresses, _done) => self.add_tunnel(*tunnel, udp, addresses),
             Command::RemoveTunnel(number, _done) => self.remove_tunnel(number),
+            Command::Orphan(number) => self.orphan(number),
             Command::SetDeviceMtu(number, device, mtu) => {
                 self.change(number, |tunnel| (tunnel.device_mtu, tunnel.mtu) = (device, mtu));
             }
@@ -412,6 +413,16 @@ impl Worker {
             self.datapath.remove_address(&address);
         }
         self.datapath.set_target(number);
+    }
+
+    fn orphan(&mut self, number: u16) {
+        self.end_pacing(number);
+        let now = self.datapath.now;
+        self.change(number, |tunnel| {
+            tunnel.is_orphaned = true;
+            // The key map has none any more; what is expanded here goes, too.
+            tunnel.keys.refresh(now);
+        });
     }
 
     fn count_losses(&mut self) {

@@ -13,7 +13,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::prefix::{Prefix, PrefixMap};
-use crate::kernel::routes;
+use crate::kernel::routes::{self, priority, table};
 
 /// `RT_TABLE_LOCAL`, `RT_TABLE_MAIN` and `RT_TABLE_DEFAULT`.
 const LOCAL: u32 = 255;
@@ -89,14 +89,6 @@ fn is_plain_family(message: &RouteMessage) -> bool {
     ip && !message.header.flags.contains(RouteFlags::Cloned)
 }
 
-fn table(message: &RouteMessage) -> u32 {
-    let attribute = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    attribute.unwrap_or(message.header.table.into())
-}
-
 fn prefix(message: &RouteMessage) -> Option<Prefix> {
     let destination = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(address) => Some(routes::ip(address)),
@@ -109,14 +101,6 @@ fn prefix(message: &RouteMessage) -> Option<Prefix> {
     };
     // A default route has no destination.
     destination.unwrap_or((bits == 0).then_some(any)).map(|address| Prefix::new(address, bits))
-}
-
-fn priority(message: &RouteMessage) -> u32 {
-    let priority = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Priority(priority) => Some(*priority),
-        _ => None,
-    });
-    priority.unwrap_or(0)
 }
 
 fn leads(message: &RouteMessage) -> PrefixTarget {

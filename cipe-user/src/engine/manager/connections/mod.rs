@@ -42,6 +42,8 @@ struct Daemon {
     pid: u32,
     /// Its tunnel, from the time on that the tunnel is handed to the workers.
     tunnel: Option<u16>,
+    /// It has sent [`Request::Detach`].
+    detaches: bool,
     /// To its task.
     events: mpsc::Sender<Event>,
     /// Tells its task to close it.
@@ -60,13 +62,22 @@ impl Daemons {
         let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
         let pid = connection.peer().map_or(0, |peer| peer.pid.unsigned_abs());
         let close = Arc::new(Notify::new());
-        self.all.insert(self.last, Daemon { pid, tunnel: None, events: sender, close: close.clone() });
+        self.all.insert(self.last, Daemon { pid, tunnel: None, detaches: false, events: sender, close: close.clone() });
         tokio::spawn(converse(self.last, connection, events, close, self.to_manager.clone()));
     }
 
-    /// Forgets a connection that has closed; returns its tunnel, which is still to be [unassigned](Self::unassign).
-    pub(super) fn remove(&mut self, connection: u64) -> Option<u16> {
-        self.all.remove(&connection)?.tunnel
+    /// Forgets a connection that has closed; returns its tunnel, which is still to be [unassigned](Self::unassign), and whether the
+    /// tunnel is to end with it.
+    pub(super) fn remove(&mut self, connection: u64) -> Option<(u16, bool)> {
+        let daemon = self.all.remove(&connection)?;
+        Some((daemon.tunnel?, daemon.detaches))
+    }
+
+    /// The tunnel of a connection is to end with it.
+    pub(super) fn set_detaches(&mut self, connection: u64) {
+        if let Some(daemon) = self.all.get_mut(&connection) {
+            daemon.detaches = true;
+        }
     }
 
     /// Whether there is none.
@@ -152,7 +163,7 @@ async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
 
 /// Whether an event comes only once, so that a daemon that has lost it would wait for ever.
 fn comes_once(event: &Event) -> bool {
-    matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown)
+    matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown | Event::DeviceLost | Event::Stop)
 }
 
 /// Forwards the requests of one connection to the manager, and the manager's events to it. Sends [`ConnectionEvent::Closed`] at its
@@ -184,10 +195,11 @@ async fn converse(
                 let Some(event) = event else { return };
                 if matches!(event, Event::Status(_) | Event::StatusEnd) {
                     let delivered = tokio::time::timeout(STATUS_TIMEOUT, connection.deliver(&event)).await;
-                    if !matches!(delivered, Ok(Ok(()))) {
-                        break;
+                    match delivered {
+                        // As below.
+                        Ok(Ok(()) | Err(SendError::Closed)) => continue,
+                        _ => break,
                     }
-                    continue;
                 }
                 match connection.send(&event) {
                     // The requests that it sent before it closed are still to be read, such as the last message to its peer.

@@ -17,6 +17,8 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
     let (to_manager, _said) = mpsc::channel(1);
     tokio::spawn(converse(1, connection, events, Default::default(), to_manager));
     let status = |number| Status {
+        name: String::new(),
+        orphaned_seconds: None,
         device: format!("cipcb{number}"),
         protocol: Protocol::Ip,
         cipher: Cipher::Blowfish,
@@ -50,13 +52,14 @@ async fn what_a_daemon_said_before_it_went_is_heard() {
     let run_dir = RunDir::new(directory.path(), 1);
     let server = Server::bind(run_dir.clone()).unwrap();
     // Which of the two is looked at first is left to chance.
-    for _ in 0..50 {
+    let told = [Event::DeviceDown, Event::StatusEnd];
+    for event in told.iter().cycle().take(100) {
         let client = crate::control::client::Client::connect(&run_dir).unwrap();
         let connection = server.accept().await.unwrap();
         let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
         let (to_manager, mut said) = mpsc::channel(4);
         for _ in 0..2 {
-            sender.send(Event::DeviceDown).await.unwrap();
+            sender.send(event.clone()).await.unwrap();
         }
         let farewell = Request::SendControl { payload: "71".to_owned(), under: Default::default(), announces: false };
         client.send(&farewell).unwrap();
@@ -82,5 +85,5 @@ async fn a_connection_that_loses_what_does_not_come_again_is_closed() {
     (0..=MAX_QUEUED_EVENTS).for_each(|_| daemons.news(7, "what comes again".to_owned()));
     daemons.tell(7, Event::DeviceDown);
     assert!(matches!(said.recv().await, Some(ConnectionEvent::Closed(1))));
-    assert_eq!(daemons.remove(1), Some(7));
+    assert_eq!(daemons.remove(1), Some((7, false)));
 }

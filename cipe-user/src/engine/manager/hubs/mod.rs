@@ -86,6 +86,11 @@ impl Hubs {
         Ok(self.platform.netlink.make(hub, wanted).await?)
     }
 
+    /// Whether the hub in this slot is of the kind that a tunnel with this XDP mode needs.
+    pub(super) fn suits(&self, slot: usize, mode: XdpMode) -> bool {
+        self.get(slot).is_some_and(|hub| hub.framing == open::framing(&self.platform, mode))
+    }
+
     /// The slot of a hub for the wanted device, and the device if it is there already.
     async fn find_device(&mut self, wanted: &TunnelDevice, mode: XdpMode) -> anyhow::Result<(usize, Option<Device>)> {
         let netlink = &self.platform.netlink;

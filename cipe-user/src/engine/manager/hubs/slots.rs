@@ -164,7 +164,7 @@ impl Slots {
             entry.was_down = true;
             let is_going = entry.going || (entry.tunnels > 0 && !has_tunnels);
             if !is_going {
-                tracing::warn!("{}: somebody took it down; its tunnels end", entry.hub.name);
+                tracing::warn!("{}: somebody has taken it away; its tunnels end, or start over", entry.hub.name);
             }
         }
     }
