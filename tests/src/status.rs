@@ -21,6 +21,8 @@ pub struct Share {
 pub struct Status {
     /// Interface name.
     pub device: String,
+    /// Its daemon has gone without a word.
+    pub is_orphaned: bool,
     /// Key slots with a live key: `static`, `send`, `receive`, `previous`.
     pub keys: Vec<String>,
     /// Packets by verdict, without zeros.
@@ -63,6 +65,7 @@ impl Status {
         };
         Self {
             device: object["device"].as_str().unwrap_or_default().to_owned(),
+            is_orphaned: object["orphaned_seconds"].is_u64(),
             keys: texts("keys"),
             verdicts: verdicts.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect(),
             doors: texts("doors"),
