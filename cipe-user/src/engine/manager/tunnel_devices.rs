@@ -153,7 +153,15 @@ pub(super) async fn hub_left(
     if !deleted && shared.platform.netlink.card(ifindex).await.is_err_and(|error| error.is_no_device()) {
         return Vec::new();
     }
-    numbers.into_iter().filter_map(|number| lost(number, shared)).collect()
+    let mut orphans = Vec::new();
+    for number in numbers {
+        // An Ethernet tunnel's pair is its device: its end is that of the device, wherever that was.
+        orphans.extend(match hubs.is_ethernet(slot) {
+            true => ended(number, deleted, shared, hubs).await,
+            false => lost(number, shared),
+        });
+    }
+    orphans
 }
 
 /// An operator has taken a tunnel's device down or deleted it, or its hub, with which the device goes. Tells the daemon; returns the
