@@ -69,6 +69,7 @@ mount -t tmpfs shm /root/dev/shm
 mount -t tmpfs -o mode=755 run /root/run
 mount -t bpf bpf /root/sys/fs/bpf
 mount -t cgroup2 cgroup /root/sys/fs/cgroup
+echo +memory >/root/sys/fs/cgroup/cgroup.subtree_control
 mount -t tracefs tracing /root/sys/kernel/tracing
 mkdir -p /root/lib/modules/{release} /root/run/busybox
 mount -o bind "/host{modules}" /root/lib/modules/{release}
