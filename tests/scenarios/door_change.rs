@@ -17,6 +17,8 @@ use cipe_tests::{may_make_namespaces, traffic};
 const BY_SOCKET: &str = "UDP socket, until single frames";
 const BY_XDP: &str = "native XDP, copy mode";
 const LIVE: &str = "sends live frames";
+/// The feature without which live frames are never sent.
+const FOR_LIVE: &str = "XDP features by netlink";
 
 /// Time between two rounds of a flow that keeps the door calm.
 const CALM: Duration = Duration::from_millis(50);
@@ -99,7 +101,8 @@ fn the_door_follows_what_comes_and_no_flow_notices() -> Result<()> {
     stream(Side::B)?;
     both(&pair, BY_SOCKET)?;
 
-    let datagrams = under_flows(&net, 8, Duration::ZERO, || both(&pair, BY_XDP).and_then(|()| both(&pair, LIVE)))?;
+    let doors = if pair.a.status()?.has_feature(FOR_LIVE) { &[BY_XDP, LIVE][..] } else { &[BY_XDP] };
+    let datagrams = under_flows(&net, 8, Duration::ZERO, || doors.iter().try_for_each(|door| both(&pair, door)))?;
     assert!(datagrams.iter().all(|datagrams| *datagrams > 0));
     adds_up(&pair)?;
     // In bursts, large enough for live frames.
@@ -127,6 +130,9 @@ fn who_sends_much_sends_live_frames_while_the_peer_runs_native_xdp() -> Result<(
     };
     let pair = Pair::start(&net, Daemon::Idea, forced)?;
     pair.wait_for_keys(&net)?;
+    if !pair.a.status()?.has_feature(FOR_LIVE) {
+        return Ok(());
+    }
     let octets = vec![7; 4_000_000];
     let stream = || {
         let to = (net.lan(Side::B), Side::B.host());
@@ -161,9 +167,11 @@ fn superframes_that_generic_xdp_cannot_read_are_counted_and_warned_of() -> Resul
     let sender = net.lan(Side::B).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
     sender.connect((Side::A.host(), 9))?;
     pair.a.wait_for_status("a superframe", |status| {
-        // All of one size, so that the packets of one read at B leave in one call. Nothing listens: ignore the errors.
-        (0..200).for_each(|_| drop(sender.send(&[0; 1200])));
-        status.count("bad-length") > 0
+        // All of one size, so that the packets of one read at B leave in one call, and so small that a kernel without AF_XDP
+        // multi-buffer has them in one piece, which fails its CRC; larger ones go there to the UDP socket, and nothing is lost.
+        // Nothing listens: ignore the errors.
+        (0..8).for_each(|_| drop(sender.send(&[0; 100])));
+        status.count("bad-length") + status.count("bad-crc") > 0
     })?;
     Ok(())
 }
