@@ -31,14 +31,15 @@ fn has_door(status: &Status, words: &str) -> bool {
     status.doors.iter().any(|door| door.starts_with("wire0") && door.contains(words))
 }
 
-/// Sends single datagrams from A to B until both use AF_XDP.
+/// Sends single datagrams both ways until both ends use AF_XDP: an end without live frames changes only when it receives them.
 fn until_xdp(net: &Topology, pair: &Pair) -> Result<()> {
     // In bursts, so that the rate is high enough on an emulated machine, too.
-    let mut flows = Flows::new(net, Side::A, 8, true)?.with_window(32);
+    let [a, b] = SIDES.map(|from| Flows::new(net, from, 8, true).map(|flows| flows.with_window(32)));
+    let mut both = [a?, b?];
     let deadline = Instant::now() + patient(SOON);
     while !(has_door(&pair.a.status()?, BY_XDP) && has_door(&pair.b.status()?, BY_XDP)) {
         for _ in 0..10 {
-            flows.round()?;
+            both.iter_mut().try_for_each(|flows| flows.round().map(drop))?;
         }
         ensure!(Instant::now() < deadline, "{:?}\n{:?}", pair.a.status()?, pair.b.status()?);
     }
