@@ -210,7 +210,9 @@ fn it_ends_well_when_asked_and_badly_when_the_network_is_gone() -> Result<()> {
     let options = Options::of(Side::A).set("maxerr", 2).set("ping", 1);
     let mut alone = Gateway::start(&net, Side::A, Daemon::Blowfish, &options)?;
     alone.wait_up()?;
-    alone.wait_for_line("of the end", |line| line.contains("3 network errors") && line.contains("raise maxerr"))?;
+    alone.wait_for_line("of the end", |line| {
+        line.contains("no answer from the peer; ") && line.contains("raise maxerr")
+    })?;
     process::wait_gone(alone.pid(), SOON)?;
     assert_eq!(alone.stop()?.code(), Some(1));
     // The peer's host is silent, too.

@@ -84,6 +84,8 @@ pub struct Gateway {
 fn command_of(namespace: &Namespace, program: &Path, options: &Path, run_directory: &Path) -> Command {
     let mut command = namespace.command(program);
     command.arg("-o").arg(options).env("CIPE_RUN_DIR", run_directory);
+    // Beside it, since what is in the run directory has to be gone at the end.
+    command.env("CIPE_STATE_DIR", run_directory.with_extension("state"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
