@@ -113,7 +113,7 @@ fn each_mistake_says_what_where_and_how_to_fix() {
         ("peer [2001:db8::1]:9", ["no IPv4 address", "/etc/cipe/b:7", "one address family"]),
         ("peer 192.0.2.2:no-such-service", ["nor a UDP service", "/etc/cipe/b:7", "/etc/services"]),
         ("ptpaddr 10.9.0.1", ["both 10.9.0.1", "/etc/cipe/b:7", "its own address"]),
-        ("ipaddr 0.0.0.0", ["0.0.0.0 is no address", "/etc/cipe/b:7", "this end"]),
+        ("ipaddr 0.0.0.0", ["0.0.0.0 is not a usable address", "/etc/cipe/b:7", "this end"]),
         ("socks 192.0.2.3:1080\ncarrier xdp", ["SOCKS5 server is reached by UDP", "/etc/cipe/b:8", "remove one"]),
     ] {
         let (options, problems) = settled(&format!("{GOOD}{text}\n"));
