@@ -19,7 +19,7 @@ const ARP_ETHERNET: [u8; 6] = [0x00, 0x01, 0x08, 0x00, 6, 4];
 const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xA8]];
 /// Octets of a VLAN tag, ethertype included.
 const TAG: usize = 4;
-/// Maximum VLAN tags that [`EthernetFrame::parse`] skips.
+/// Maximum VLAN tags that a reader of frames skips.
 const MOST_TAGS: usize = 2;
 
 /// Maximum VLAN tags that the kernel skips (`VLAN_MAX_DEPTH`).
