@@ -75,7 +75,11 @@ impl Stage {
 
     /// Starts a daemon that reads `files` at a reload.
     fn daemon_of(&self, number: u8, extra: &str, files: Vec<PathBuf>) -> Player {
-        let text = options_text(number, extra);
+        self.daemon_with(number, &options_text(number, extra), files)
+    }
+
+    /// The same with the whole text of its options.
+    fn daemon_with(&self, number: u8, text: &str, files: Vec<PathBuf>) -> Player {
         let sources = Sources {
             program: Program::Cb,
             guard: None,
@@ -149,6 +153,22 @@ async fn the_engine_is_told_what_the_options_say() {
     assert!(!attach.mss_clamp && !attach.static_data && attach.key.is_some());
     player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_tunnel_is_paced_until_its_peer_is_known_and_one_without_keys_is_not() {
+    let stage = Stage::new();
+    for (number, extra, paced) in [(1, "", true), (2, "nokey", false)] {
+        let mut text = options_text(number, extra);
+        if !paced {
+            text = text.lines().filter(|line| !line.starts_with("key ")).map(|line| format!("{line}\n")).collect();
+        }
+        let player = stage.daemon_with(number, &text, Vec::new());
+        let (_connection, attach) = stage.attach("cipcb5").await;
+        assert_eq!(attach.paced, paced, "{text}");
+        player.commands.send(OperatorCommand::Stop).await.unwrap();
+        player.ended().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]
