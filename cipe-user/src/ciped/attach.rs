@@ -123,8 +123,8 @@ fn attach_request(name: String, options: &Options, place: Placement) -> Attach {
         xdp_mode: options.xdp_mode,
         mark: options.mark,
         lan: options.lan.clone(),
-        // The peer counts as an original until it identifies itself. Without keys there is no exchange in which it could, and
-        // pacing costs a single stream most of its rate.
+        // The peer counts as an original until it identifies itself. Without keys there is no exchange in which it could,
+        // and pacing would cost a single stream most of its rate for ever.
         paced: options.key.is_some() && place.send_packets == ORIGINAL_PACKETS,
         send_packets: place.send_packets,
         send_octets: SEND_OCTETS,
