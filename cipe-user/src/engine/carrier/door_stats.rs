@@ -1,7 +1,9 @@
-//! Statistics of the datagrams through the UDP sockets of a worker's tunnels: superframes, for which a socket is the
+//! Statistics of the authentic datagrams through the UDP sockets of a worker's tunnels: superframes, for which a socket is the
 //! fastest door, or single frames, for which AF_XDP is.
 
 use std::time::{Duration, Instant};
+
+use super::Via;
 
 /// Length of a measuring window.
 const WINDOW: Duration = Duration::from_millis(50);
@@ -48,6 +50,25 @@ struct Counts {
     together: u32,
 }
 
+/// The datagrams that were decrypted, by how they came. Only they count for the choice of a door: anybody can send others.
+#[derive(Debug, Default)]
+pub(crate) struct Authentic {
+    /// By AF_XDP sockets.
+    pub(crate) by_card: u64,
+    by_socket: Counts,
+}
+
+impl Authentic {
+    /// Counts a datagram of `octets` octets.
+    pub(crate) fn count(&mut self, via: Via, octets: usize) {
+        match via {
+            Via::Card => self.by_card += 1,
+            Via::Alone => self.by_socket.take(1, octets),
+            Via::Superframe => self.by_socket.together = self.by_socket.together.saturating_add(1),
+        }
+    }
+}
+
 impl Counts {
     fn take(&mut self, datagrams: usize, octets: usize) {
         if datagrams > 1 {
@@ -57,6 +78,12 @@ impl Counts {
             self.large = self.large.saturating_add(u32::from(octets >= MIN_LARGE_OCTETS));
         }
     }
+
+    fn add(&mut self, other: &Self) {
+        self.large = self.large.saturating_add(other.large);
+        self.alone = self.alone.saturating_add(other.alone);
+        self.together = self.together.saturating_add(other.together);
+    }
 }
 
 impl DoorStats {
@@ -65,9 +92,9 @@ impl DoorStats {
         Self { since: now, reported: None, received: Counts::default(), sent: Counts::default() }
     }
 
-    /// Counts a received message of `datagrams` datagrams; the first has `octets` octets.
-    pub(crate) fn receive(&mut self, datagrams: usize, octets: usize) {
-        self.received.take(datagrams, octets);
+    /// Counts received datagrams.
+    pub(crate) fn receive(&mut self, Authentic { by_socket, .. }: &Authentic) {
+        self.received.add(by_socket);
     }
 
     /// Counts datagrams that are sent in one call. Sent datagrams suggest AF_XDP only if very many are sent alone,
@@ -104,11 +131,19 @@ mod tests {
         stats.hint(now) == Some(DoorHint::SingleFrames)
     }
 
+    /// A message of so many datagrams, all authentic.
+    fn receive(stats: &mut DoorStats, datagrams: usize, octets: usize) {
+        let via = if datagrams > 1 { Via::Superframe } else { Via::Alone };
+        let mut authentic = Authentic::default();
+        (0..datagrams).for_each(|_| authentic.count(via, octets));
+        stats.receive(&authentic);
+    }
+
     fn look(messages: &[(usize, usize)], times: usize) -> bool {
         let start = Instant::now();
         let mut stats = DoorStats::new(start);
         (0..times).any(|_| {
-            messages.iter().for_each(|(datagrams, octets)| stats.receive(*datagrams, *octets));
+            messages.iter().for_each(|(datagrams, octets)| receive(&mut stats, *datagrams, *octets));
             shows_single_frames(&mut stats, start)
         })
     }
@@ -117,6 +152,17 @@ mod tests {
     fn a_stream_of_single_frames_is_seen() {
         assert!(look(&[(1, 1468)], 100));
         assert!(look(&[(1, 108)], 3000));
+    }
+
+    #[test]
+    fn what_came_by_a_card_decides_nothing_about_the_socket() {
+        let start = Instant::now();
+        let mut stats = DoorStats::new(start);
+        let mut authentic = Authentic::default();
+        (0..10_000).for_each(|_| authentic.count(Via::Card, 1468));
+        assert_eq!(authentic.by_card, 10_000);
+        stats.receive(&authentic);
+        assert!(!shows_single_frames(&mut stats, start));
     }
 
     #[test]
@@ -129,7 +175,7 @@ mod tests {
         let start = Instant::now();
         let mut stats = DoorStats::new(start);
         stats.send(1000);
-        (0..MIN_LARGE).for_each(|_| stats.receive(1, 1468));
+        (0..MIN_LARGE).for_each(|_| receive(&mut stats, 1, 1468));
         assert!(shows_single_frames(&mut stats, start));
     }
 
@@ -167,7 +213,7 @@ mod tests {
         let start = Instant::now();
         let mut stats = DoorStats::new(start);
         for look in 1..100 {
-            (0..50).for_each(|_| stats.receive(1, 1468));
+            (0..50).for_each(|_| receive(&mut stats, 1, 1468));
             assert!(!shows_single_frames(&mut stats, start + WINDOW * look));
         }
     }

@@ -22,7 +22,7 @@ use cipe_common::Verdict;
 use self::outer::{Hop, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
-pub(super) use door_stats::{DoorHint, DoorStats};
+pub(super) use door_stats::{Authentic, DoorHint, DoorStats};
 pub(super) use inbox::Inbox;
 pub(super) use segmentation::{Ask, Segmentation, SegmentationChange};
 pub(super) use udp::UdpCarrier;
@@ -66,8 +66,21 @@ pub struct Arrival {
     pub tos: u8,
     /// Whether the kernel has reassembled it from fragments.
     pub was_joined: bool,
+    /// How it came.
+    pub via: Via,
     /// Its frame, and its range in the chunk; or the verdict if it was dropped.
     pub datagram: Result<(Frame, Range<usize>), Verdict>,
+}
+
+/// How a datagram came from the carrier network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// By an AF_XDP socket.
+    Card,
+    /// By a UDP socket, alone in its message.
+    Alone,
+    /// By a UDP socket, in a superframe.
+    Superframe,
 }
 
 /// A datagram for the carrier network.

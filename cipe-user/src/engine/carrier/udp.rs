@@ -21,7 +21,7 @@ use rustix::net::sockopt::{
 };
 
 use super::options::{FragmentSize, Ipv6FragmentSize};
-use super::{Arrival, Ask, Door, Group, GroupRoute, MAX_DATAGRAMS, Room, Segmentation, SegmentationChange};
+use super::{Arrival, Ask, Door, Group, GroupRoute, MAX_DATAGRAMS, Room, Segmentation, SegmentationChange, Via};
 use crate::engine::carrier::outer::{FRESH, Marks};
 use crate::xsk::{Frame, Pool, Umem};
 
@@ -199,17 +199,12 @@ impl Door for UdpCarrier {
         let mut more = room.inbox.receive(&self.shared.socket)?;
         let before = arrivals.len();
         for message in room.inbox.messages() {
-            let (mut datagrams, mut first) = (0, 0);
+            let via = if message.datagrams().nth(1).is_some() { Via::Superframe } else { Via::Alone };
             for octets in message.datagrams() {
-                if datagrams == 0 {
-                    first = octets.len();
-                }
-                datagrams += 1;
                 let datagram = in_frame(octets, room.umem, room.pool);
                 let (was_joined, tos) = (message.is_joined, message.tos);
-                arrivals.push(Arrival { to: None, from: message.from, tos, was_joined, datagram });
+                arrivals.push(Arrival { to: None, from: message.from, tos, was_joined, via, datagram });
             }
-            room.stats.receive(datagrams, first);
         }
         more |= arrivals.len() - before >= most;
         Ok(more)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cipe_common::Verdict;
 use cipe_common::maps::Departure;
 
-use super::{Arrival, Door, Group, GroupRoute, Path, Room, Sealed, Share};
+use super::{Arrival, Door, Group, GroupRoute, Path, Room, Sealed, Share, Via};
 use crate::engine::BATCH;
 use crate::engine::carrier::outer;
 use crate::engine::port::{Turns, XskPort};
@@ -21,17 +21,18 @@ use crate::xsk::{Packet, Pool, Umem};
 pub(crate) struct Traffic {
     sent: AtomicU64,
     received: AtomicU64,
+    authentic: AtomicU64,
 }
 
 impl Traffic {
-    /// Returns the number of received datagrams.
+    /// Returns the number of received datagrams, decrypted or not.
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of datagrams in both directions.
-    pub(crate) fn total(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed) + self.received()
+    /// Returns the number of datagrams in both directions that are the tunnels' own: sent ones, and received ones that were decrypted.
+    pub(crate) fn authentic(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed) + self.authentic.load(Ordering::Relaxed)
     }
 }
 
@@ -83,6 +84,11 @@ impl XdpCarrier {
     /// Returns the queued datagrams. From now on, [`Door::receive`] returns new ones.
     pub(crate) fn begin(&mut self) -> Vec<Arrival> {
         self.waiting.take().unwrap_or_default()
+    }
+
+    /// Counts received datagrams that were decrypted.
+    pub(crate) fn count_authentic(&self, datagrams: u64) {
+        self.traffic.authentic.fetch_add(datagrams, Ordering::Relaxed);
     }
 
     /// Whether this worker has any queues of the card.
@@ -217,7 +223,7 @@ fn arrival(packet: Packet, is_later_piece: bool, ifindex: u32, room: &mut Room<'
         Ok((packet.frame, start + found.payload.start..start + found.payload.end))
     };
     let (to, from) = (zone::moved(found.to, ifindex), zone::moved(found.from, ifindex));
-    Some(Arrival { to: Some(to), from, tos: found.tos, was_joined: false, datagram })
+    Some(Arrival { to: Some(to), from, tos: found.tos, was_joined: false, via: Via::Card, datagram })
 }
 
 /// Writes the carrier headers in front of a datagram.

@@ -12,7 +12,7 @@ use super::packets::{Delivery, Incoming};
 use super::{Datapath, want};
 use crate::control::protocol::Event;
 use crate::engine::BATCH;
-use crate::engine::carrier::{Arrival, socks};
+use crate::engine::carrier::{Arrival, Via, socks};
 use crate::engine::report::{Reports, WorkerReport};
 use crate::engine::tunnel::{Opened, Tunnel};
 use crate::inner::ecn;
@@ -31,7 +31,7 @@ impl Datapath {
                 tunnel.prefetch(Slot::Receive);
             }
         }
-        for (Arrival { from, tos, was_joined, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
+        for (Arrival { from, tos, was_joined, via, datagram, .. }, owner) in arrivals.drain(..).zip(owners.drain(..)) {
             let tunnel = owner.and_then(|number| self.tunnels.get(&number));
             if let Some(tunnel) = tunnel.filter(|_| was_joined) {
                 tunnel.counters.count(Verdict::Fragmented);
@@ -39,11 +39,11 @@ impl Datapath {
             match (tunnel, datagram) {
                 (Some(tunnel), Ok((frame, place))) if tunnel.socks => {
                     let number = tunnel.number;
-                    self.unwrap_relayed(number, frame, place, (from, tos));
+                    self.unwrap_relayed(number, frame, place, Outer { from, tos, via });
                 }
                 (Some(tunnel), Ok((frame, place))) => {
                     let number = tunnel.number;
-                    self.classify(number, frame, place, (from, tos));
+                    self.classify(number, frame, place, Outer { from, tos, via });
                 }
                 (Some(tunnel), Err(verdict)) => tunnel.counters.count(verdict),
                 // The tunnel was removed, and its counters with it.
@@ -56,12 +56,13 @@ impl Datapath {
     }
 
     /// Removes the SOCKS5 relay's header from a datagram. Drops a datagram that is not from the relay.
-    fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
+    fn unwrap_relayed(&mut self, number: u16, frame: Frame, datagram: Range<usize>, outer: Outer) {
         let Some(tunnel) = self.tunnels.get(&number) else { return self.pool.put(frame) };
         let origin = socks::parse(&self.umem.chunk(&frame)[datagram.clone()]);
-        match origin.filter(|_| tunnel.relay == Some(from)) {
-            Some(origin) => {
-                self.classify(number, frame, datagram.start + socks::HEADER..datagram.end, (origin, tos));
+        match origin.filter(|_| tunnel.relay == Some(outer.from)) {
+            Some(from) => {
+                let datagram = datagram.start + socks::HEADER..datagram.end;
+                self.classify(number, frame, datagram, Outer { from, ..outer });
             }
             None => {
                 tunnel.counters.count(Verdict::BadRelay);
@@ -78,8 +79,9 @@ impl Datapath {
         self.addresses.get(&to).or_else(|| self.addresses.get(&SocketAddr::new(any, to.port())))
     }
 
-    /// Chooses the key for a datagram, or drops it. `from` and `tos` are those of its outer header.
-    fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, (from, tos): (SocketAddr, u8)) {
+    /// Chooses the key for a datagram, or drops it.
+    fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, outer: Outer) {
+        let Outer { from, tos, via } = outer;
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(frame) };
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
         let slot = if tunnel.is_orphaned {
@@ -102,7 +104,7 @@ impl Datapath {
         match slot {
             Ok(slot) => {
                 let head = std::array::from_fn(|i| octets.get(i).copied().unwrap_or(0));
-                self.incoming.push(Incoming { tunnel: number, frame, datagram, from, tos, head, slot });
+                self.incoming.push(Incoming { tunnel: number, frame, datagram, from, tos, head, slot, via });
             }
             Err(verdict) => {
                 match verdict {
@@ -127,7 +129,8 @@ impl Datapath {
         let mut opened = std::mem::take(&mut self.opened);
         let count = incoming.len();
         let mut opener = Opener { tunnels: &self.tunnels, umem: &self.umem, lanes: &mut self.lanes };
-        if count > BATCH && self.crew.has_help(self.number) {
+        let refused = if self.suspicion.is_on() { opener.sieve(&mut incoming) } else { Vec::new() };
+        if incoming.len() > BATCH && self.crew.has_help(self.number) {
             let chunks = Chunk::cut(incoming.drain(..), Packets::Incoming, |item| opener.key_of(item));
             for chunk in self.crew.work(self.number, chunks, opener.umem, opener.lanes) {
                 if let Packets::Incoming(packets) = chunk.packets {
@@ -138,6 +141,9 @@ impl Datapath {
             opener.decrypt(&mut incoming);
         }
         opener.judge_all(&mut incoming, &mut opened);
+        let failed = opened.iter().filter(|opened| **opened == Err(Verdict::BadCrc)).count();
+        self.suspicion.count(refused.len() + failed, incoming.len() - failed);
+        refused.into_iter().for_each(|item| self.conclude(item, Err(Verdict::BadCrc)));
         for (item, opened) in incoming.drain(..).zip(opened.drain(..)) {
             self.conclude(item, opened);
         }
@@ -158,6 +164,7 @@ impl Datapath {
                     tunnel.common.opened();
                 }
                 tunnel.common.note_heard();
+                self.authentic.count(item.via, item.datagram.len());
                 let has_moved = tunnel.peer != Some(item.from);
                 follow_peer(tunnel, item.from, self.number, &self.reports);
                 if has_moved {
@@ -231,6 +238,14 @@ impl Datapath {
             Err(_) => Verdict::ControlFull,
         }
     }
+}
+
+/// The outer header of a datagram, and how it came.
+#[derive(Clone, Copy)]
+struct Outer {
+    from: SocketAddr,
+    tos: u8,
+    via: Via,
 }
 
 /// Makes the source address of an authentic datagram the peer's address from now on. It also reports the change to the

@@ -34,6 +34,7 @@ mod packets;
 pub mod pair;
 mod recent;
 mod rounds;
+mod suspicion;
 mod table;
 
 use std::net::SocketAddr;
@@ -41,8 +42,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bucket::Bucket;
-use super::carrier::SegmentationChange;
 use super::carrier::outer::Marks;
+use super::carrier::{Authentic, SegmentationChange};
 use super::lan::Exits;
 use super::random::Random;
 use super::report::{Reports, WorkerReport};
@@ -64,6 +65,7 @@ pub(super) use table::TunnelTable;
 use cipe_common::Verdict;
 use packets::{Delivery, Incoming};
 use rounds::Targets;
+use suspicion::Suspicion;
 use table::Addresses;
 
 /// Fields of the outer header of our own messages.
@@ -96,6 +98,8 @@ pub struct Datapath {
     owners: Vec<Option<u16>>,
     incoming: Vec<Incoming>,
     opened: Vec<Result<Opened, Verdict>>,
+    suspicion: Suspicion,
+    authentic: Authentic,
     deliveries: Vec<Delivery>,
 }
 
@@ -124,6 +128,8 @@ impl Datapath {
             owners: Vec::with_capacity(BATCH),
             incoming: Vec::with_capacity(BATCH),
             opened: Vec::with_capacity(BATCH),
+            suspicion: Suspicion::default(),
+            authentic: Authentic::default(),
             deliveries: Vec::with_capacity(BATCH),
         })
     }
@@ -142,6 +148,11 @@ impl Datapath {
     /// Removes a carrier address from its tunnel.
     pub fn remove_address(&mut self, address: &SocketAddr) {
         self.addresses.remove(address);
+    }
+
+    /// Returns the authentic datagrams since the last call.
+    pub(in crate::engine) fn take_authentic(&mut self) -> Authentic {
+        std::mem::take(&mut self.authentic)
     }
 
     /// Does cipher work that other workers lend.

@@ -8,10 +8,12 @@ use cipe_common::maps::Slot;
 
 use super::TunnelTable;
 use super::packets::{Incoming, jobs};
-use crate::cipher::Lanes;
+use crate::cipher::{BLOCK, Job, Lanes};
+use crate::control::protocol::Protocol;
 use crate::engine::BATCH;
 use crate::engine::tunnel::keys::LiveKey;
-use crate::engine::tunnel::{Candidates, Opened, Tunnel};
+use crate::engine::tunnel::{Candidates, Head, Opened, Tunnel};
+use crate::wire::packet::{self, Ends};
 use crate::xsk::Umem;
 
 /// The parts of a datapath that open datagrams.
@@ -37,6 +39,52 @@ impl<'a> Opener<'a> {
             let mut jobs = jobs(batch.iter_mut().zip(keys), |item| item.sealed(self.umem));
             self.lanes.decrypt(&mut jobs);
         }
+    }
+
+    /// Removes the datagrams that no key can open, by their first and last blocks, and returns them. Chooses the previous key for
+    /// those that only this one may open.
+    #[inline(never)]
+    pub(super) fn sieve(&mut self, incoming: &mut Vec<Incoming>) -> Vec<Incoming> {
+        let mut may_pass: Vec<bool> = Vec::with_capacity(incoming.len());
+        for batch in incoming.chunks_mut(BATCH) {
+            let possible = self.are_possible(batch, Self::key_of);
+            let retried = self.are_possible(batch, Self::previous_key_of);
+            for ((item, possible), by_previous) in batch.iter_mut().zip(possible).zip(retried) {
+                if possible == Some(false) && by_previous == Some(true) {
+                    item.slot = Some(Slot::Previous);
+                }
+                may_pass.push(possible != Some(false) || by_previous == Some(true));
+            }
+        }
+        let mut may_pass = may_pass.into_iter();
+        incoming.extract_if(.., |_| may_pass.next() == Some(false)).collect()
+    }
+
+    /// Whether the first and the last block of each datagram may be those of a packet under the key that `key_of` returns. `None`
+    /// without such a key.
+    fn are_possible(
+        &mut self,
+        batch: &[Incoming],
+        key_of: impl Fn(&Self, &Incoming) -> Option<&'a Arc<LiveKey>>,
+    ) -> ArrayVec<Option<bool>, BATCH> {
+        let keyed = |item: &Incoming| {
+            let ends = Ends::of(&self.umem.chunk(&item.frame)[item.datagram.clone()])?;
+            Some((ends, key_of(self, item)?))
+        };
+        let mut ends: ArrayVec<Option<(Ends, &Arc<LiveKey>)>, BATCH> = batch.iter().map(keyed).collect();
+        let jobs = ends.iter_mut().flatten().flat_map(|(ends, live)| ends.jobs(&live.key));
+        self.lanes.decrypt(&mut jobs.collect::<ArrayVec<_, { 2 * BATCH }>>());
+        let possible = |(item, ends): (&Incoming, Option<(Ends, _)>)| Some(ends?.0.are_possible(self.carries_ip(item)));
+        batch.iter().zip(ends).map(possible).collect()
+    }
+
+    fn carries_ip(&self, item: &Incoming) -> bool {
+        self.tunnels.get(&item.tunnel).is_some_and(|tunnel| tunnel.protocol == Protocol::Ip)
+    }
+
+    /// Returns the previous key, if a datagram is to be opened with the current receive key.
+    fn previous_key_of(&self, item: &Incoming) -> Option<&'a Arc<LiveKey>> {
+        self.tunnels.get(&item.tunnel)?.keys.get(Slot::Previous).filter(|_| item.slot == Some(Slot::Receive))
     }
 
     /// Checks each decrypted datagram, and appends what it is, or why it is dropped, to `opened`, which must be empty.
@@ -74,7 +122,8 @@ impl<'a> Opener<'a> {
     }
 
     /// Tries the previous key for datagrams that the current receive key did not open: after a key change, these are the packets
-    /// that were in flight. Decryption is in place, so it is undone first.
+    /// that were in flight. Decryption is in place, so it is undone first; but only for datagrams whose first block, which is kept,
+    /// may begin a packet under the previous key.
     fn try_previous(&mut self, incoming: &mut [Incoming], opened: &mut [Result<Opened, Verdict>]) {
         let keys_of = |item: &Incoming| {
             let keys = &self.tunnels.get(&item.tunnel)?.keys;
@@ -90,6 +139,16 @@ impl<'a> Opener<'a> {
             if batch.is_empty() {
                 return;
             }
+            let mut firsts: ArrayVec<_, BATCH> = batch.iter().map(|(item, ..)| first_of(&item.head)).collect();
+            let under_previous = firsts.iter_mut().zip(&batch);
+            let under_previous =
+                under_previous.map(|((iv, data), (.., previous))| Job { key: &previous.key, iv: *iv, data });
+            self.lanes.decrypt(&mut under_previous.collect::<ArrayVec<_, BATCH>>());
+            let mut firsts = firsts.iter();
+            batch.retain(|(item, ..)| {
+                let len = item.datagram.len();
+                firsts.next().is_some_and(|(_, first)| packet::may_begin(first, len, self.carries_ip(item)))
+            });
             let current = batch.iter_mut().map(|(item, _, current, _)| (&mut **item, Some(*current)));
             self.lanes.encrypt(&mut jobs(current, |item| item.sealed(self.umem)));
             let previous = batch.iter_mut().map(|(item, _, _, previous)| (&mut **item, Some(*previous)));
@@ -100,6 +159,12 @@ impl<'a> Opener<'a> {
             }
         }
     }
+}
+
+/// Returns the IV and the first cipher block of a datagram.
+fn first_of(head: &Head) -> ([u8; BLOCK], [u8; BLOCK]) {
+    let ([iv, first], _) = head.as_chunks() else { unreachable!("a head is two blocks") };
+    (*iv, *first)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use cipe_common::maps::Slot;
 use super::rounds::Inside;
 use crate::cipher::Job;
 use crate::engine::BATCH;
+use crate::engine::carrier::Via;
 use crate::engine::carrier::outer::Marks;
 use crate::engine::tunnel::Head;
 use crate::engine::tunnel::keys::LiveKey;
@@ -83,6 +84,8 @@ pub struct Incoming {
     pub head: Head,
     /// Key to open it with; `None`: no encryption (`nokey`).
     pub slot: Option<Slot>,
+    /// How it came.
+    pub via: Via,
 }
 
 impl Incoming {

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use super::{ControlMessage, Crew, Datapath, Device, Devices, Injected, Outgoing};
 use crate::cipher::Algorithm;
 use crate::control::protocol::Protocol;
-use crate::engine::carrier::Arrival;
 use crate::engine::carrier::outer::{ETHERNET, FRESH};
+use crate::engine::carrier::{Arrival, Via};
 use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::counters::Counters;
 use crate::engine::tunnel::keys::Keys;
@@ -246,7 +246,7 @@ impl End {
             }
             None => Err(Verdict::NoFrame),
         };
-        self.arrivals.push(Arrival { to: Some(self.me), from, tos: *tos, was_joined: false, datagram });
+        self.arrivals.push(Arrival { to: Some(self.me), from, tos: *tos, was_joined: false, via: Via::Card, datagram });
     }
 
     /// Opens the queued datagrams and delivers their packets.

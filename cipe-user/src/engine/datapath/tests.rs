@@ -233,6 +233,63 @@ mod inbound {
     }
 }
 
+mod flood {
+    use super::*;
+
+    /// A datagram of noise under the dynamic flag.
+    fn noise(rng: &mut StdRng) -> Datagram {
+        let mut octets: Vec<u8> = (0..72).map(|_| rng.random()).collect();
+        octets[0] |= 0x80;
+        Datagram { octets, tos: 0 }
+    }
+
+    #[test]
+    fn amid_noise_each_genuine_packet_is_delivered_under_either_key_and_each_datagram_is_counted() {
+        let mut pair = pair();
+        let mut rng = StdRng::seed_from_u64(14);
+        let (mut sent, mut noises) = (0, 0);
+        for round in 0..20 {
+            pair.a.push(&udp(round + 1), 0);
+            let old = pair.a.seal();
+            if round % 5 == 4 {
+                let [last, next] = [KEYS[(round / 5) % 2], KEYS[(round / 5 + 1) % 2]];
+                pair.change_key(&next, Some(&last));
+            }
+            pair.a.push(&udp(round + 1), 0);
+            let mut line: Vec<_> = (0..100).map(|_| noise(&mut rng)).collect();
+            noises += line.len() as u64;
+            line.insert(30, pair.a.seal().remove(0));
+            line.push(old.into_iter().next().unwrap());
+            let (a, b) = (&pair.a, &mut pair.b);
+            assert_eq!(b.receive(a, &line).len(), 2, "round {round}");
+            sent += 2;
+            assert_eq!(counted(&pair.b, Verdict::Delivered), sent);
+            assert_eq!(counted(&pair.b, Verdict::BadCrc), noises);
+            assert_eq!(pair.b.accounted(), sent + noises);
+            pair.assert_frames_are_back();
+        }
+        assert!(pair.b.datapath.suspicion.is_on());
+        assert_eq!(pair.b.datapath.take_authentic().by_card, sent, "noise is not authentic");
+    }
+
+    #[test]
+    fn a_key_that_opens_nothing_is_asked_for_during_a_flood_too() {
+        let mut pair = pair();
+        let mut rng = StdRng::seed_from_u64(15);
+        for _ in 0..3 {
+            let line: Vec<_> = (0..200).map(|_| noise(&mut rng)).collect();
+            let (a, b) = (&pair.a, &mut pair.b);
+            b.receive(a, &line);
+            b.pass(std::time::Duration::from_secs(1));
+        }
+        assert!(pair.b.datapath.suspicion.is_on());
+        let wanted = |report: (u16, WorkerReport)| {
+            matches!(report.1, WorkerReport::Event(Event::KeyWanted { reason: Wanted::Undecryptable }))
+        };
+        assert!(pair.b.reports.try_recv().is_ok_and(wanted));
+    }
+}
+
 mod delivery {
     use super::*;
 

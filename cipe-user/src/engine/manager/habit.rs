@@ -59,7 +59,7 @@ impl Habit {
         true
     }
 
-    /// Takes the number of datagrams through AF_XDP so far; returns whether the device was calm for so long that the UDP sockets are
+    /// Takes the number of authentic datagrams through AF_XDP so far; returns whether the device was calm for so long that the UDP sockets are
     /// to have it back.
     pub(super) fn is_calm(&mut self, total: u64, now: Instant) -> bool {
         let calm = self.calm.get_or_insert(Calm { since: now, counted: now, total });

@@ -9,7 +9,7 @@ use cipe_common::Verdict;
 use super::Worker;
 use super::device::Private;
 use crate::engine::BATCH;
-use crate::engine::carrier::{Door, Room, socks};
+use crate::engine::carrier::{Authentic, Door, Room, socks};
 use crate::engine::datapath::{ControlMessage, OWN};
 
 /// Maximum datagrams received at once if other workers can decrypt some of them.
@@ -24,7 +24,10 @@ impl Worker {
         let (umem, pool) = (&self.datapath.umem, &mut self.datapath.pool);
         let mut room = Room { umem, pool, inbox: &mut self.inbox, stats: &mut self.stats };
         let more = carrier.receive(most, &mut room, &mut self.arrivals);
-        self.take_in(None);
+        let by_card = self.take_in(None).by_card;
+        if let Some(Some(carrier)) = self.carriers.get(slot) {
+            carrier.count_authentic(by_card);
+        }
         more.unwrap_or(false)
     }
 
@@ -39,8 +42,9 @@ impl Worker {
         let mut room = Room { umem, pool, inbox: &mut self.inbox, stats: &mut self.stats };
         match endpoint.udp.receive(BATCH, &mut room, &mut self.arrivals) {
             Ok(more) => {
+                let authentic = self.take_in(Some(number));
+                self.stats.receive(&authentic);
                 self.report_door_hint(number);
-                self.take_in(Some(number));
                 more
             }
             // There is only the error of an earlier datagram.
@@ -55,10 +59,11 @@ impl Worker {
     }
 
     /// Decrypts and delivers the received datagrams. A datagram without an address of its own is for the tunnel
-    /// `of_socket`.
-    pub(super) fn take_in(&mut self, of_socket: Option<u16>) {
+    /// `of_socket`. Returns those that were decrypted.
+    pub(super) fn take_in(&mut self, of_socket: Option<u16>) -> Authentic {
         self.moved += self.datapath.open(&mut self.arrivals, of_socket);
         self.datapath.deliver(&mut Private { hubs: &mut self.hubs, lans: &mut self.lans });
+        self.datapath.take_authentic()
     }
 
     /// Sends the sealed datagrams, or queues them if they are paced, and sends the ICMP errors.

@@ -1,15 +1,20 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::cipher::{Algorithm, Key};
+use crate::engine::carrier::Via;
 use crate::engine::carrier::outer::FRESH;
 use crate::engine::datapath::pair::NO_LIMITS;
 use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::{Head, Tunnel};
+use crate::inner::checksum::Sum;
 use crate::inner::headers::Headers;
 use crate::inner::test_packets::Flow;
 use crate::kernel::keys::{KEY, KeyWriter};
+use crate::wire::message::Message;
 use crate::wire::packet::{self, KeyKind, Type};
 use crate::xsk::{Pool, UmemConfig};
 
@@ -96,8 +101,8 @@ impl Bed {
         self.lanes.encrypt(&mut [packet::job(&key, datagram).unwrap()]);
         let head: Head = *datagram.first_chunk().unwrap();
         let slot = Some(if under == Static { Slot::Static } else { Slot::Receive });
-        let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        Incoming { tunnel, frame, datagram: place, from, tos: 0, head, slot }
+        let from = SocketAddr::from((Ipv4Addr::LOCALHOST, number as u16));
+        Incoming { tunnel, frame, datagram: place, from, tos: 0, head, slot, via: Via::Card }
     }
 
     fn open(&mut self, incoming: &mut [Incoming]) -> Vec<Result<Opened, Verdict>> {
@@ -218,6 +223,109 @@ fn keys_and_tunnels_in_turn_and_what_no_key_opens_are_told_apart() {
             let batch: Vec<_> = TURNS.iter().copied().cycle().take(count).collect();
             each_as_it_should_be(algorithm, &batch);
         }
+    }
+}
+
+/// Genuine datagrams and others are told apart by two blocks, and the key of each genuine one is found.
+#[test]
+fn the_sieve_keeps_all_that_a_key_opens_and_little_else() {
+    for algorithm in ALGORITHMS {
+        let mut bed = Bed::new(algorithm);
+        let under = |number: usize| match number % 7 {
+            0 => (CHANGED, Current),
+            1 => (CHANGED, Previous),
+            2 => (CHANGED, Static),
+            3 => (FIRST, Current),
+            4 => (FIRST, Previous),
+            _ => (CHANGED, Foreign),
+        };
+        let count = 10 * BATCH + 5;
+        let mut incoming: Vec<_> =
+            (0..count).map(|number| bed.incoming(under(number).0, under(number).1, number)).collect();
+        let mut opener = Opener { tunnels: &bed.tunnels, umem: &bed.umem, lanes: &mut bed.lanes };
+        let refused = opener.sieve(&mut incoming);
+        assert_eq!(refused.len() + incoming.len(), count);
+        let number = |item: &Incoming| usize::from(item.from.port());
+        for item in &refused {
+            assert!(matches!(under(number(item)), (_, Foreign) | (FIRST, Previous)), "{}", number(item));
+        }
+        let by_no_key = (0..count).filter(|number| number % 7 >= 4).count();
+        assert!(refused.len() + 10 > by_no_key, "{} of {by_no_key}", refused.len());
+        assert!(incoming.is_sorted_by_key(number));
+        let numbers: Vec<_> = incoming.iter().map(number).collect();
+        let opened = bed.open(&mut incoming);
+        for ((number, item), opened) in numbers.into_iter().zip(&incoming).zip(&opened) {
+            let expected = match under(number) {
+                (_, Static) => Some(Slot::Static),
+                (_, Current) => Some(Slot::Receive),
+                (CHANGED, Previous) => Some(Slot::Previous),
+                _ => None,
+            };
+            assert_eq!(opened.is_ok(), expected.is_some(), "{number}");
+            assert!(expected.is_none() || item.slot == expected, "{number}");
+        }
+        refused.into_iter().chain(incoming).for_each(|item| bed.pool.put(item.frame));
+    }
+}
+
+#[test]
+fn the_sieve_leaves_datagrams_without_a_cipher_or_key_alone() {
+    let mut bed = Bed::new(Algorithm::Blowfish);
+    let mut incoming = vec![bed.incoming(CHANGED, Foreign, 1), bed.incoming(CHANGED, Foreign, 2)];
+    incoming[0].slot = None;
+    incoming[1].slot = Some(Slot::Send);
+    let mut opener = Opener { tunnels: &bed.tunnels, umem: &bed.umem, lanes: &mut bed.lanes };
+    assert!(opener.sieve(&mut incoming).is_empty());
+    assert_eq!(incoming.len(), 2);
+}
+
+/// The payload of a genuine packet, and what is nearly one.
+fn contents() -> impl Strategy<Value = Vec<u8>> {
+    let lengths = prop_oneof![0usize..120, 0usize..1500];
+    let first = prop_oneof![Just(0x45u8), Just(0x46), Just(0x4F), Just(0x60), 0x70u8..0x78, 0u8..4, any::<u8>()];
+    (lengths, first, prop::collection::vec(any::<u8>(), 40), any::<bool>()).prop_map(|(len, first, start, is_right)| {
+        let mut payload = start;
+        payload[0] = first;
+        payload.resize(len, 0x5A);
+        if is_right && first >> 4 == 6 && len >= 40 {
+            payload[4..6].copy_from_slice(&(len as u16 - 40).to_be_bytes());
+        }
+        if is_right && first >> 4 == 4 && len >= 20 {
+            payload[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+            payload[6..12].fill(0);
+            let header = (usize::from(first & 15) * 4).clamp(20, len);
+            let mut sum = Sum::default();
+            sum.add(&payload[..header]);
+            payload[10..12].copy_from_slice(&sum.checksum());
+        }
+        payload
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_096))]
+    #[test]
+    fn what_the_whole_check_accepts_passes_the_sieve(payload in contents(), control in any::<bool>(), ethernet in any::<bool>()) {
+        let tunnel = |protocol| {
+            let keys = Keys::new(Algorithm::Idea, KeyWriter::anonymous(4).reader(), 0);
+            Tunnel { protocol, ..Tunnel::with_keys(0, keys, NO_LIMITS) }
+        };
+        let key = Key::new(Algorithm::Idea, &[5; KEY]);
+        let mut lanes = Lanes::with(Some("scalar"), Some("scalar"));
+        let kind = if control { Type::Control } else { Type::Data };
+        let mut datagram = vec![0; packet::sealed_len(payload.len())];
+        datagram[packet::IV..][..payload.len()].copy_from_slice(&payload);
+        packet::seal(&mut lanes, &key, &mut datagram, payload.len(), kind, [0x93; 8], [0x5A; 7]);
+        let head = *datagram.first_chunk().unwrap();
+        let mut ends = Ends::of(&datagram).unwrap();
+        lanes.decrypt(&mut ends.jobs(&key));
+        lanes.decrypt(&mut [packet::job(&key, &mut datagram).unwrap()]);
+        let tunnel = tunnel(if ethernet { Protocol::Ethernet } else { Protocol::Ip });
+        let is_accepted = match tunnel.judge(&datagram, &head, Slot::Receive) {
+            Ok(Opened::Control(place)) => Message::parse(&datagram[place]).is_ok(),
+            opened => opened.is_ok(),
+        };
+        prop_assert!(!is_accepted || ends.are_possible(!ethernet));
     }
 }
 

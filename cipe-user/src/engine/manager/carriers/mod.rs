@@ -253,7 +253,8 @@ impl Carriers {
         let mut calm = Vec::new();
         for (ifindex, device) in &self.devices {
             let Device::Open(carrier) = device else { continue };
-            if carrier.superframes && self.habits.entry(*ifindex).or_default().is_calm(carrier.traffic.total(), now) {
+            if carrier.superframes && self.habits.entry(*ifindex).or_default().is_calm(carrier.traffic.authentic(), now)
+            {
                 calm.push(*ifindex);
             }
         }
