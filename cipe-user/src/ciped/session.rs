@@ -110,6 +110,10 @@ pub struct Session<R> {
     newest_stamp: Option<u32>,
     /// When the last such request was answered.
     configuration_told: Option<Duration>,
+    /// Whether nothing is encrypted.
+    nokey: bool,
+    /// When a CT_PING in clear was answered last.
+    pong_sent: Option<Duration>,
     rng: R,
 }
 
@@ -128,6 +132,8 @@ impl<R: CryptoRng> Session<R> {
             configuration: clear::configuration(options),
             newest_stamp: past.newest_stamp,
             configuration_told: None,
+            nokey: options.key.is_none(),
+            pong_sent: None,
             rng: rngs.1,
         }
     }

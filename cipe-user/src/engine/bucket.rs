@@ -2,34 +2,43 @@
 
 use std::time::{Duration, Instant};
 
-/// Maximum events at once.
+/// Maximum ICMP messages at once.
 const MAX_BURST: u32 = 50;
-/// Time for one more event: a thousand per second, the kernel's limit for its own ICMP messages (`icmp_msgs_per_sec`).
+/// Time for one more: a thousand per second, the kernel's limit for its own ICMP messages (`icmp_msgs_per_sec`).
 const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A token bucket without a clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     tokens: u32,
+    /// Maximum events at once.
+    burst: u32,
+    /// Time for one more event.
+    interval: Duration,
     /// When tokens were last added.
     filled: Instant,
 }
 
 impl Bucket {
-    /// Creates a full bucket.
+    /// Creates a full bucket for ICMP messages.
     pub(super) fn new(now: Instant) -> Self {
-        Self { tokens: MAX_BURST, filled: now }
+        Self::with(MAX_BURST, REFILL_INTERVAL, now)
+    }
+
+    /// Creates a full bucket: for at most `burst` events at once, and one more per `interval`, which is not zero.
+    pub(super) fn with(burst: u32, interval: Duration, now: Instant) -> Self {
+        Self { tokens: burst, burst, interval, filled: now }
     }
 
     /// Takes a token. Returns `false` if there is none.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.filled);
-        let earned = (since.as_nanos() / REFILL_INTERVAL.as_nanos()).min(MAX_BURST.into()) as u32;
-        if earned >= MAX_BURST - self.tokens {
-            (self.tokens, self.filled) = (MAX_BURST, now);
+        let earned = (since.as_nanos() / self.interval.as_nanos()).min(self.burst.into()) as u32;
+        if earned >= self.burst - self.tokens {
+            (self.tokens, self.filled) = (self.burst, now);
         } else {
             self.tokens += earned;
-            self.filled += REFILL_INTERVAL * earned;
+            self.filled += self.interval * earned;
         }
         let taken = self.tokens > 0;
         self.tokens -= u32::from(taken);

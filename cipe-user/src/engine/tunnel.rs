@@ -1,5 +1,6 @@
 //! One tunnel in one worker: keys, peer, egress, and the checks of each decrypted packet.
 
+pub(super) mod challenge;
 mod common;
 pub(super) mod counters;
 mod ip_ids;

@@ -5,7 +5,7 @@
 
 use rand::{CryptoRng, RngExt};
 
-use super::message::{Message, number};
+use super::message::{Message, STAMPED_DATA, number};
 use super::packet::IV;
 
 /// Offset from the type octet of the letters that begin a configuration.
@@ -86,6 +86,11 @@ impl Configuration {
     }
 }
 
+/// Builds the whole datagram of a message in clear, stamped with `unix_time` (seconds).
+pub fn datagram(message: &Message<'_>, unix_time: u32, rng: &mut impl CryptoRng) -> Vec<u8> {
+    [&[0; IV][..], &message.build(unix_time, rng)].concat()
+}
+
 fn name(cipher: u8) -> String {
     match cipher {
         b'b' => "Blowfish".to_owned(),
@@ -94,26 +99,32 @@ fn name(cipher: u8) -> String {
     }
 }
 
-/// A message in clear.
+/// A message in clear. Borrowed data points into the datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Clear {
+pub enum Clear<'a> {
     /// CT_CONFREQ: the sender's configuration and a request for ours. `None`: it cannot be read.
     Request(Option<Configuration>),
     /// CT_CONF: the sender's configuration.
     Answer(Option<Configuration>),
+    /// CT_PING: under `nokey`, a question whether the receiver is at its address.
+    Ping(&'a [u8]),
+    /// CT_PONG: the answer, with the same octets.
+    Pong(&'a [u8]),
     /// A message that must be encrypted, by name; in clear, anybody may have sent it.
     Forbidden(&'static str),
     /// A message of another type, or of none.
     Other,
 }
 
-impl Clear {
+impl<'a> Clear<'a> {
     /// Reads a datagram that [`is_clear`].
-    pub fn parse(datagram: &[u8]) -> Self {
+    pub fn parse(datagram: &'a [u8]) -> Self {
         let message = datagram.get(IV..).unwrap_or_default();
         match message.split_first() {
             Some((&number::CT_CONFREQ, data)) => Self::Request(Configuration::parse(data)),
             Some((&number::CT_CONF, data)) => Self::Answer(Configuration::parse(data)),
+            Some((&number::CT_PING, data)) => Self::Ping(&data[..data.len().min(STAMPED_DATA)]),
+            Some((&number::CT_PONG, data)) => Self::Pong(&data[..data.len().min(STAMPED_DATA)]),
             Some((&kind @ (number::NK_REQ..=number::NK_ACK | number::CT_KILL), _)) => {
                 Self::Forbidden(Message::name_of(kind))
             }
@@ -132,8 +143,11 @@ mod tests {
 
     const OURS: Configuration = Configuration { protocol: 3, cipher: b'b', release: [1, 6], reads_letters: true };
 
-    fn request(body: &[u8]) -> Clear {
-        Clear::parse(&[&[0; IV][..], &[number::CT_CONFREQ, 9, 9, 9], body].concat())
+    fn request(body: &[u8]) -> Clear<'static> {
+        match Clear::parse(&[&[0; IV][..], &[number::CT_CONFREQ, 9, 9, 9], body].concat()) {
+            Clear::Request(configuration) => Clear::Request(configuration),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -192,13 +206,28 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_have_to_be_encrypted_are_named() {
-        let clear = |number| Clear::parse(&[&[0; IV][..], &[number; 60]].concat());
-        for (number, name) in [(1, "NK_REQ"), (2, "NK_IND"), (3, "NK_ACK"), (0x74, "CT_KILL")] {
-            assert_eq!(clear(number), Clear::Forbidden(name));
+    fn a_ping_in_clear_and_its_answer_read_back() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for data in [&b"0123456789abcdef"[..], b"", &[7; STAMPED_DATA]] {
+            let ping = datagram(&Message::Ping(data), 0x6543_2100, &mut rng);
+            let pong = datagram(&Message::Pong(data), 0x6543_2100, &mut rng);
+            assert!(is_clear(&ping) && is_clear(&pong));
+            assert!(matches!(Clear::parse(&ping), Clear::Ping(read) if read.starts_with(data)));
+            assert!(matches!(Clear::parse(&pong), Clear::Pong(read) if read.starts_with(data)));
         }
-        for number in [0, 4, 0x70, 0x71, 0x72, 0x73, 0x77] {
-            assert_eq!(clear(number), Clear::Other);
+        for kind in [number::CT_PING, number::CT_PONG] {
+            assert!(matches!(Clear::parse(&[0, 0, 0, 0, 0, 0, 0, 0, kind]), Clear::Ping(&[]) | Clear::Pong(&[])));
+        }
+    }
+
+    #[test]
+    fn messages_that_have_to_be_encrypted_are_named() {
+        let datagram = |number| [&[0; IV][..], &[number; 60]].concat();
+        for (number, name) in [(1, "NK_REQ"), (2, "NK_IND"), (3, "NK_ACK"), (0x74, "CT_KILL")] {
+            assert_eq!(Clear::parse(&datagram(number)), Clear::Forbidden(name));
+        }
+        for number in [0, 4, 0x70, 0x71, 0x77] {
+            assert_eq!(Clear::parse(&datagram(number)), Clear::Other);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Control messages in clear: anybody can send them, so they are only logged, and a request for our configuration is
-//! answered.
+//! answered. Without a key, a CT_PING is answered, too.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,10 +11,13 @@ use crate::ciped::exchange::Now;
 use crate::ciped::options::Options;
 use crate::control::protocol::{Cipher, Request};
 use crate::kernel::zone::Shown;
-use crate::wire::clear::{Clear, Configuration};
+use crate::wire::clear::{self, Clear, Configuration};
+use crate::wire::message::Message;
 
-/// Minimum time between two answers.
+/// Minimum time between two answers to requests for the configuration.
 const MIN_ANSWER_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum time between two answers to CT_PINGs.
+const MIN_PONG_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The release whose behaviour this daemon has: the first with the option `cipher`.
 const RELEASE: [u8; 2] = [1, 6];
@@ -39,7 +42,17 @@ impl<R: CryptoRng> Session<R> {
                 let text = format!("refused {name} in clear from {from}; anybody can send it without the key");
                 return self.tell(Topic::Forbidden, Level::Warning, &text, now);
             }
-            Clear::Other => {
+            Clear::Ping(data) if self.nokey => {
+                if self.pong_sent.is_some_and(|last| now.at < last + MIN_PONG_INTERVAL) {
+                    return Vec::new();
+                }
+                self.pong_sent = Some(now.at);
+                let pong = clear::datagram(&Message::Pong(data), now.unix, &mut self.rng);
+                return vec![Step::Send(Request::SendClear { datagram: hex::encode(pong), to })];
+            }
+            // The engine has read it.
+            Clear::Pong(_) if self.nokey => return Vec::new(),
+            Clear::Ping(_) | Clear::Pong(_) | Clear::Other => {
                 let text = format!("dropped a datagram in clear from {from}");
                 return self.tell(Topic::Unreadable, Level::Debug, &text, now);
             }

@@ -233,6 +233,24 @@ fn nothing_in_clear_changes_keys_or_ends_the_tunnel() {
 }
 
 #[test]
+fn a_ping_in_clear_is_answered_without_a_key_only_and_not_too_often() {
+    let datagram = hex::encode([&[0; 8][..], &Message::Ping(b"0123456789abcdef").build(0, &mut rng(9))].concat());
+    let ping = Event::Clear { datagram, from: "192.0.2.66:1".parse().unwrap() };
+    let steps = session(1, "").event(&ping, at(1));
+    assert!(steps.iter().all(|step| matches!(step, Step::Log(Level::Debug, _))));
+
+    let mut options = options("");
+    options.key = None;
+    let mut session = Session::new(&options, past(None), at(0), (rng(1), rng(2)));
+    let steps = session.event(&ping, at(1));
+    let [Step::Send(Request::SendClear { datagram, to })] = &steps[..] else { panic!("no answer") };
+    assert_eq!(*to, "192.0.2.66:1".parse().unwrap());
+    assert!(hex::decode(datagram).unwrap().starts_with(b"\0\0\0\0\0\0\0\0\x730123456789abcdef"));
+    assert!((0..100).all(|_| session.event(&ping, at(1)).is_empty()));
+    assert_eq!(session.event(&ping, at(2)).len(), 1);
+}
+
+#[test]
 fn messages_outside_the_time_window_do_nothing_but_a_log_line() {
     let mut session = session(1, "tokxts 30");
     let old = Message::Request.build(1_000_000 - 31, &mut rng(9));

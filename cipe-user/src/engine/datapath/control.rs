@@ -1,10 +1,12 @@
 //! Seals the daemon's control messages, and the engine's own pings, for the carrier.
 
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
+use super::moves::Question;
 use super::packets::Outgoing;
 use super::{Datapath, OWN};
 use crate::control::protocol::Under;
@@ -12,7 +14,8 @@ use crate::engine::carrier::Ask;
 use crate::engine::carrier::outer::{FRESH, Marks};
 use crate::engine::tunnel::path_probe;
 use crate::inner::headers::IpVersion;
-use crate::wire::message;
+use crate::wire::clear;
+use crate::wire::message::Message;
 use crate::wire::packet::{self, KeyKind, Type};
 
 /// A control message of the daemon.
@@ -32,18 +35,22 @@ const GROUP_DATAGRAMS: usize = 3;
 const MIN_PING_OCTETS: usize = 160;
 
 impl Datapath {
-    /// Seals a message of the daemon and appends it to `outgoing`, or counts a verdict.
+    /// Seals a message of the daemon and appends it to `outgoing`, or counts a verdict. Under the static key it also goes to the
+    /// last candidate for the peer's address, so that a peer that has no other key gets one before the proof. A CT_PONG does
+    /// not: it would prove our address to be that of somebody who only passes the peer's CT_PING on.
     pub fn seal_message(&mut self, number: u16, message: &ControlMessage, outgoing: &mut Vec<Outgoing>) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
         tunnel.keys.refresh(self.now);
         let octets = &message.octets[..];
         let fits = FRESH + packet::sealed_len(octets.len()) <= self.umem.frame_size() as usize;
+        let is_pong = matches!(Message::parse(octets), Ok(Message::Pong(_)));
         let slot = match message.under {
             Under::Live => tunnel.keys.sending(),
             Under::Static | Under::Retired(_) => tunnel.keys.get(Slot::Static).map(|_| Slot::Static),
         };
         let frame = match slot {
             _ if !fits => Err(Verdict::TooBig),
+            _ if is_pong && tunnel.peer.is_none() => Err(Verdict::NoPeer),
             None => Err(Verdict::NoSendKey),
             Some(_) => self.pool.take().ok_or(Verdict::NoFrame),
         };
@@ -68,9 +75,53 @@ impl Datapath {
             }
             Under::Live | Under::Static => Outgoing::new(number, frame, FRESH, octets.len(), Type::Control, slot, OWN),
         };
+        let is_for_anybody = slot == Some(Slot::Static) && !is_pong;
+        let candidate = tunnel.common.challenge.candidate(self.now).filter(|_| is_for_anybody);
+        let candidate = tunnel.peer.and_then(|peer| candidate.filter(|candidate| *candidate != peer));
         let first = outgoing.len();
         outgoing.push(out);
         self.seal_from(first, outgoing);
+        let copy = candidate.zip(outgoing.get(first)).and_then(|(to, out)| self.copy(out, to));
+        outgoing.extend(copy);
+    }
+
+    /// Copies a sealed message for another address; `None` if there is no frame.
+    fn copy(&mut self, out: &Outgoing, to: SocketAddr) -> Option<Outgoing> {
+        let mut frame = self.pool.take()?;
+        let place = out.datagram.clone();
+        self.umem.chunk_mut(&mut frame)[place.clone()].copy_from_slice(&self.umem.chunk(&out.frame)[place]);
+        let (datagram, to) = (out.datagram.clone(), Some(Box::new(to)));
+        Some(Outgoing { frame, datagram, headers: None, inside: None, to, ..*out })
+    }
+
+    /// Seals the questions to addresses where peers may be now, and appends them to `outgoing`. Without a free frame one is
+    /// not sent; the next packet from there causes another.
+    pub fn seal_challenges(&mut self, outgoing: &mut Vec<Outgoing>) {
+        for Question { tunnel: number, to, mark } in std::mem::take(&mut self.moves.questions) {
+            let Some(tunnel) = self.tunnels.get_mut(&number) else { continue };
+            tunnel.keys.refresh(self.now);
+            if tunnel.keys.get(Slot::Static).is_none() && !tunnel.nokey {
+                continue;
+            }
+            let slot = (!tunnel.nokey).then_some(Slot::Static);
+            let Some(mut frame) = self.pool.take() else { continue };
+            let (ping, random) = (Message::Ping(&mark), self.random.generator());
+            let message = match slot {
+                Some(_) => ping.build(unix_time(), random),
+                None => clear::datagram(&ping, unix_time(), random).into(),
+            };
+            let octets = message.len();
+            self.umem.chunk_mut(&mut frame)[FRESH..FRESH + octets].copy_from_slice(&message);
+            let out = Outgoing::new(number, frame, FRESH, octets, Type::Control, slot, OWN);
+            let first = outgoing.len();
+            outgoing.push(Outgoing { to: Some(Box::new(to)), ..out });
+            self.seal_from(first, outgoing);
+        }
+    }
+
+    /// Whether there are such questions.
+    pub fn has_challenges(&self) -> bool {
+        !self.moves.questions.is_empty()
     }
 
     /// Seals pings that test whether groups of datagrams reach the peer, and appends them to `outgoing`. Without a dynamic key it
@@ -110,7 +161,7 @@ impl Datapath {
         let first = outgoing.len();
         for _ in 0..count {
             let Some(mut frame) = self.pool.take() else { break };
-            let mut message = message::Message::Ping(mark).build(unix_time(), self.random.generator());
+            let mut message = Message::Ping(mark).build(unix_time(), self.random.generator());
             message.resize(octets, 0);
             self.umem.chunk_mut(&mut frame)[FRESH..FRESH + octets].copy_from_slice(&message);
             outgoing.push(Outgoing::new(number, frame, FRESH, octets, Type::Control, Some(Slot::Send), marks));

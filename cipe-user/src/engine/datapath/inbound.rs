@@ -7,14 +7,15 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::crew::{Chunk, Packets};
+use super::moves;
 use super::opener::Opener;
 use super::packets::{Delivery, Incoming};
 use super::{Datapath, want};
 use crate::control::protocol::Event;
 use crate::engine::BATCH;
 use crate::engine::carrier::{Arrival, Via, socks};
-use crate::engine::report::{Reports, WorkerReport};
-use crate::engine::tunnel::{Opened, Tunnel};
+use crate::engine::report::WorkerReport;
+use crate::engine::tunnel::Opened;
 use crate::inner::ecn;
 use crate::wire::clear;
 use crate::wire::message::Message;
@@ -89,7 +90,9 @@ impl Datapath {
         } else if tunnel.pinned && tunnel.peer != Some(from) {
             Err(Verdict::WrongPeer)
         } else if clear::is_clear(octets) {
-            if tunnel.common.may_pass_on_clear(self.now) {
+            if moves::is_clear_proof(tunnel, octets, from, self.now) {
+                self.moves.move_to(tunnel, from, &mut self.targets);
+            } else if tunnel.common.may_pass_on_clear(self.now) {
                 let event = Event::Clear { datagram: hex::encode(octets), from };
                 // If the queue is full, the event is lost; the peer repeats its message.
                 let _ = self.reports.try_send((number, WorkerReport::Event(event)));
@@ -165,10 +168,14 @@ impl Datapath {
                 }
                 tunnel.common.note_heard();
                 self.authentic.count(item.via, item.datagram.len());
-                let has_moved = tunnel.peer != Some(item.from);
-                follow_peer(tunnel, item.from, self.number, &self.reports);
-                if has_moved {
-                    self.targets.set(number, tunnel.target());
+                let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];
+                if moves::is_proof(tunnel, &opened, datagram, item.from, self.now) {
+                    self.moves.move_to(tunnel, item.from, &mut self.targets);
+                    tunnel.counters.count(Verdict::ControlReceived);
+                    return self.pool.put(item.frame);
+                }
+                if tunnel.peer != Some(item.from) || tunnel.is_move_untold {
+                    self.moves.came_from(tunnel, item.from, item.slot, &mut self.targets, self.now);
                 }
                 if item.slot == Some(Slot::Receive)
                     && let Some(reason) = tunnel.receiving(self.now)
@@ -246,18 +253,4 @@ struct Outer {
     from: SocketAddr,
     tos: u8,
     via: Via,
-}
-
-/// Makes the source address of an authentic datagram the peer's address from now on. It also reports the change to the
-/// control thread, which sets up a faster path to the new address than the socket. If the queue is full, the next
-/// datagram repeats the report.
-fn follow_peer(tunnel: &mut Tunnel, from: SocketAddr, worker: usize, reports: &Reports) {
-    if tunnel.peer != Some(from) {
-        tunnel.set_peer(from);
-        tunnel.is_move_untold = true;
-    }
-    if tunnel.is_move_untold {
-        let report = WorkerReport::NewPeer { peer: from, worker };
-        tunnel.is_move_untold = reports.try_send((tunnel.number, report)).is_err();
-    }
 }

@@ -26,6 +26,7 @@ mod ethernet;
 mod frames;
 mod inbound;
 mod looped;
+mod moves;
 mod opener;
 mod outbound;
 mod outlet;
@@ -63,6 +64,7 @@ pub(super) use packets::Outgoing;
 pub(super) use table::TunnelTable;
 
 use cipe_common::Verdict;
+use moves::Moves;
 use packets::{Delivery, Incoming};
 use rounds::Targets;
 use suspicion::Suspicion;
@@ -101,6 +103,7 @@ pub struct Datapath {
     suspicion: Suspicion,
     authentic: Authentic,
     deliveries: Vec<Delivery>,
+    moves: Moves,
 }
 
 impl Datapath {
@@ -119,6 +122,7 @@ impl Datapath {
             too_big: TooBig { bucket: Bucket::new(now), messages: Vec::new() },
             number,
             crew,
+            moves: Moves::new(number, reports.clone()),
             reports,
             lanes: Lanes::new(),
             random: Random::new()?,

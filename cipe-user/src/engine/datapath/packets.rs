@@ -40,6 +40,8 @@ pub struct Outgoing {
     pub headers: Option<PayloadHeaders>,
     /// Tunnels whose datagrams it holds; `None` if there are none.
     pub inside: Option<Box<Inside>>,
+    /// The address that it is sent to, if that is not the peer's: a candidate for it. Such a datagram is a message.
+    pub to: Option<Box<SocketAddr>>,
 }
 
 impl Outgoing {
@@ -57,7 +59,8 @@ impl Outgoing {
             Some(_) => at - packet::IV..at - packet::IV + packet::sealed_len(octets),
             None => at..at + octets,
         };
-        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready: slot.is_none(), headers: None, inside: None }
+        let ready = slot.is_none();
+        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready, headers: None, inside: None, to: None }
     }
 
     /// Returns the IV and the octets to encrypt, and marks the payload as ready.

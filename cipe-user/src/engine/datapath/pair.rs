@@ -223,6 +223,13 @@ impl End {
         self.seal()
     }
 
+    /// Seals the questions to addresses where the peer may be now, and returns them with the addresses.
+    pub fn challenges(&mut self) -> Vec<(SocketAddr, Datagram)> {
+        self.datapath.seal_challenges(&mut self.outgoing);
+        let to: Vec<SocketAddr> = self.outgoing.iter().filter_map(|out| out.to.as_deref().copied()).collect();
+        to.into_iter().zip(self.seal()).collect()
+    }
+
     /// Seals the queued packets, and leaves them for [`End::seal`].
     pub fn seal_in_place(&mut self) {
         let Self { datapath, received, outgoing, .. } = self;

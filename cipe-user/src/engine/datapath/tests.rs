@@ -191,28 +191,6 @@ mod inbound {
     }
 
     #[test]
-    fn a_peer_that_moves_is_told_of_until_that_is_heard() {
-        let mut pair = pair();
-        let moved = SocketAddr::from(([192, 0, 2, 77], 7));
-        pair.b.fill_reports();
-        for _ in 0..2 {
-            let good = sealed(&mut pair);
-            pair.b.push_datagram(moved, &good);
-            pair.b.open();
-            assert_eq!(pair.b.tunnel().peer, Some(moved));
-        }
-        while pair.b.reports.try_recv().is_ok() {}
-        let good = sealed(&mut pair);
-        pair.b.push_datagram(moved, &good);
-        pair.b.open();
-        assert!(matches!(pair.b.reports.try_recv(), Ok((0, WorkerReport::NewPeer { peer, .. })) if peer == moved));
-        let good = sealed(&mut pair);
-        pair.b.push_datagram(moved, &good);
-        pair.b.open();
-        assert!(pair.b.reports.try_recv().is_err(), "told twice");
-    }
-
-    #[test]
     fn a_message_that_the_daemon_has_no_room_for_is_counted() {
         let mut pair = pair();
         let message = super::super::ControlMessage {
@@ -338,6 +316,7 @@ mod delivery {
 }
 
 mod ethernet;
+mod moves;
 
 /// The fate of a datagram on the line.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::locked;
+use crate::engine::tunnel::challenge::Challenge;
 use crate::engine::tunnel::path_probe::PathProbe;
 use crate::engine::tunnel::replay::SentIvs;
 use crate::wire::packet;
@@ -19,8 +20,8 @@ pub(super) const RECEIVING: usize = 1;
 pub struct Common {
     /// IVs sent under the static key.
     pub(super) sent_ivs: Mutex<SentIvs>,
-    /// While the peer is not known: the source of the last datagram under a dynamic key that we do not have. It may be
-    /// the peer. Only requests for a key are sent there.
+    /// While the peer is not known: the source of the last datagram that may be the peer's, as it was authentic, or under
+    /// a dynamic key that we do not have. Only messages of the key exchange are sent there.
     asker: Mutex<Option<SocketAddr>>,
     /// When the last key was requested, for sending and receiving.
     asked: Mutex<[Option<Instant>; 2]>,
@@ -38,6 +39,8 @@ pub struct Common {
     pub(super) told_of_protocol: AtomicBool,
     /// Asks the peer about ICMP errors that prove nothing.
     pub path_probe: PathProbe,
+    /// Asks whether the peer is at another address.
+    pub challenge: Challenge,
     /// Something authentic has come from the peer since [`Common::was_heard`] was called last.
     heard: AtomicBool,
 }

@@ -63,6 +63,12 @@ impl Worker {
     pub(super) fn take_in(&mut self, of_socket: Option<u16>) -> Authentic {
         self.moved += self.datapath.open(&mut self.arrivals, of_socket);
         self.datapath.deliver(&mut Private { hubs: &mut self.hubs, lans: &mut self.lans });
+        if self.datapath.has_challenges() {
+            let mut outgoing = std::mem::take(&mut self.outgoing);
+            self.datapath.seal_challenges(&mut outgoing);
+            self.transmit(&mut outgoing);
+            self.outgoing = outgoing;
+        }
         self.datapath.take_authentic()
     }
 

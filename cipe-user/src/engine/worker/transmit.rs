@@ -1,5 +1,7 @@
 //! Sends sealed datagrams to the carrier, in groups that a door can send in one call.
 
+use std::net::SocketAddr;
+
 use arrayvec::ArrayVec;
 use cipe_common::Verdict;
 
@@ -129,6 +131,11 @@ fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<GroupRoute, Verdict>
     if !first.ready {
         return Err(Verdict::NoSendKey);
     }
+    let ip_id = tunnel.ip_ids.take(group.len());
+    if let Some(candidate) = first.to.as_deref() {
+        let (to, relayed) = through_relay(tunnel, *candidate)?;
+        return Ok(GroupRoute { to, relayed, marks: first.marks, checksum: tunnel.checksum, ip_id, path: None });
+    }
     let asker = || tunnel.common.asker().filter(|_| first.kind == Type::Control);
     let peer = tunnel.peer.or_else(asker).ok_or(Verdict::NoPeer)?;
     let path = match tunnel.egress {
@@ -141,15 +148,20 @@ fn route(tunnel: &mut Tunnel, group: &[Outgoing]) -> Result<GroupRoute, Verdict>
             Some(path).filter(|path| ip_len <= path.mtu)
         }
     };
-    let (to, relayed) = if tunnel.socks {
-        // Without a relay, or with one that cannot reach this peer, drop the group; never bypass the server.
-        let (relay, header) = tunnel.relay.zip(socks::header(peer)).ok_or(Verdict::NoRoute)?;
-        (relay, Some(header))
-    } else {
-        (peer, None)
-    };
-    let ip_id = tunnel.ip_ids.take(group.len());
+    let (to, relayed) = through_relay(tunnel, peer)?;
     Ok(GroupRoute { to, relayed, marks: first.marks, checksum: tunnel.checksum, ip_id, path })
+}
+
+/// Returns the address to send to for a datagram to `peer`, and the header for the relay there, if one is used.
+///
+/// # Errors
+/// [`Verdict::NoRoute`]: without a relay, or with one that cannot reach this peer. The server is never bypassed.
+fn through_relay(tunnel: &Tunnel, peer: SocketAddr) -> Result<(SocketAddr, Option<[u8; socks::HEADER]>), Verdict> {
+    if !tunnel.socks {
+        return Ok((peer, None));
+    }
+    let (relay, header) = tunnel.relay.zip(socks::header(peer)).ok_or(Verdict::NoRoute)?;
+    Ok((relay, Some(header)))
 }
 
 fn count(tunnel: &Tunnel, octets: usize, kind: Type) {
@@ -185,7 +197,11 @@ fn begins_run(outgoing: &[Outgoing]) -> bool {
 }
 
 fn is_alike(one: &Outgoing, other: &Outgoing) -> bool {
-    other.tunnel == one.tunnel && other.kind == one.kind && other.ready == one.ready && other.marks == one.marks
+    other.tunnel == one.tunnel
+        && other.kind == one.kind
+        && other.ready == one.ready
+        && other.marks == one.marks
+        && other.to == one.to
 }
 
 /// Number of datagrams at the front of `outgoing` that can be in one group and have one size; the last may be smaller.

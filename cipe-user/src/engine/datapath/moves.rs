@@ -1,0 +1,95 @@
+//! Follows the peers' addresses: asks an address that an authentic datagram came from whether the peer is there, and makes
+//! it the peer's when that is proven ([`Challenge`](crate::engine::tunnel::challenge::Challenge)).
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use cipe_common::maps::Slot;
+
+use super::rounds::Targets;
+use crate::engine::report::{Reports, WorkerReport};
+use crate::engine::tunnel::{Opened, Tunnel, challenge};
+use crate::wire::clear::Clear;
+use crate::wire::message::Message;
+
+/// A question to an address where the peer of a tunnel may be now.
+pub(super) struct Question {
+    /// The tunnel.
+    pub tunnel: u16,
+    /// The address.
+    pub to: SocketAddr,
+    /// What the answer has to copy.
+    pub mark: challenge::Mark,
+}
+
+/// Follows the peers of a worker's tunnels.
+pub(super) struct Moves {
+    /// The questions that are to be sent.
+    pub questions: Vec<Question>,
+    /// The queue to the control thread.
+    reports: Reports,
+    /// Number of the worker.
+    worker: usize,
+}
+
+impl Moves {
+    /// No question yet.
+    pub(super) fn new(worker: usize, reports: Reports) -> Self {
+        Self { questions: Vec::new(), reports, worker }
+    }
+
+    /// Handles the source of an authentic datagram that is not the peer's known address, or whose report is to be repeated.
+    /// Without encryption (`slot`: `None`), the first source of all is the peer: nothing is authentic there.
+    pub(super) fn came_from(
+        &mut self,
+        tunnel: &mut Tunnel,
+        from: SocketAddr,
+        slot: Option<Slot>,
+        targets: &mut Targets,
+        now: Instant,
+    ) {
+        match tunnel.peer {
+            Some(peer) if peer == from => return self.report(tunnel),
+            None if slot.is_none() => return self.move_to(tunnel, from, targets),
+            None => tunnel.common.note_asker(from),
+            Some(_) => {}
+        }
+        let is_dynamic = matches!(slot, Some(Slot::Receive | Slot::Previous));
+        let mark = tunnel.common.challenge.ask(from, is_dynamic, now);
+        self.questions.extend(mark.map(|mark| Question { tunnel: tunnel.number, to: from, mark }));
+    }
+
+    /// Makes an address the peer's.
+    pub(super) fn move_to(&self, tunnel: &mut Tunnel, to: SocketAddr, targets: &mut Targets) {
+        if tunnel.peer != Some(to) {
+            tunnel.set_peer(to);
+            tunnel.is_move_untold = true;
+            targets.set(tunnel.number, tunnel.target());
+        }
+        self.report(tunnel);
+    }
+
+    /// Reports the peer's new address to the control thread, which sets up a faster path to it than the socket. If the queue
+    /// is full, the next datagram repeats the report.
+    fn report(&self, tunnel: &mut Tunnel) {
+        if let Some(peer) = tunnel.peer.filter(|_| tunnel.is_move_untold) {
+            let report = WorkerReport::NewPeer { peer, worker: self.worker };
+            tunnel.is_move_untold = self.reports.try_send((tunnel.number, report)).is_err();
+        }
+    }
+}
+
+/// Whether a message in `datagram` proves that the peer is where it came from.
+pub(super) fn is_proof(tunnel: &Tunnel, opened: &Opened, datagram: &[u8], from: SocketAddr, now: Instant) -> bool {
+    let Opened::Control(range) = opened else { return false };
+    match datagram.get(range.clone()).map(Message::parse) {
+        Some(Ok(Message::Pong(mark))) => tunnel.common.challenge.is_proof(mark, from, now),
+        _ => false,
+    }
+}
+
+/// The same for a datagram in clear, which proves it to a tunnel without encryption only.
+pub(super) fn is_clear_proof(tunnel: &Tunnel, datagram: &[u8], from: SocketAddr, now: Instant) -> bool {
+    let Clear::Pong(mark) = Clear::parse(datagram) else { return false };
+    tunnel.nokey && tunnel.common.challenge.is_proof(mark, from, now)
+}
