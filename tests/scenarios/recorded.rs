@@ -1,16 +1,21 @@
-//! Somebody on the carrier records everything, and sends it again after a restart of gateway A: nothing of it is taken.
+//! Somebody on the carrier records everything, and sends it again after a restart of gateway A: nothing of it is taken, and
+//! nothing goes to him.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cipe_tests::gateway::{Daemon, Pair};
-use cipe_tests::may_make_namespaces;
+use cipe_tests::namespace::Namespace;
 use cipe_tests::net::{Frame, pattern};
 use cipe_tests::offload::Offload;
-use cipe_tests::options::PORT;
+use cipe_tests::options::{KEY, PORT};
+use cipe_tests::peer::{self, Cipher};
 use cipe_tests::ping::{self, Plan};
+use cipe_tests::relayed::port_of;
 use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::{SOON, may_make_namespaces, process};
+use rustix::process::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Datagrams of data that are recorded, and their port.
@@ -29,15 +34,21 @@ fn drain(socket: &UdpSocket) -> Result<usize> {
     Ok(std::iter::from_fn(|| socket.recv(&mut octets).ok()).count())
 }
 
-#[test]
-fn nothing_recorded_is_taken_after_a_restart() -> Result<()> {
-    if !may_make_namespaces() {
-        return Ok(());
-    }
-    let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
+/// A pair whose traffic to A is recorded: from its first packets on, which are under the static key, and data.
+struct Recorded {
+    pair: Pair,
+    /// IP packets under the static key.
+    exchanges: Vec<Vec<u8>>,
+    /// IP packets under dynamic keys.
+    data: Vec<Vec<u8>>,
+    /// Gets the data in A's LAN.
+    receiver: UdpSocket,
+}
+
+fn record(net: &Topology) -> Result<Recorded> {
     let capture = net.capture_carrier(10_000)?;
-    let mut pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
-    pair.wait_for_keys(&net)?;
+    let pair = Pair::start(net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(net)?;
     let receiver = net.lan(Side::A).run(|| UdpSocket::bind((Side::A.host(), DATA_PORT)))?;
     let sender = net.lan(Side::B).run(|| UdpSocket::bind((Side::B.host(), 0)))?;
     for number in 0..DATAGRAMS {
@@ -58,16 +69,39 @@ fn nothing_recorded_is_taken_after_a_restart() -> Result<()> {
         .collect();
     let (exchanges, data): (Vec<_>, Vec<_>) = recorded.into_iter().partition(|packet| is_static(packet));
     assert!(!exchanges.is_empty() && data.len() >= DATAGRAMS, "{} and {}", exchanges.len(), data.len());
+    Ok(Recorded { pair, exchanges, data, receiver })
+}
 
+/// Sends IP packets from the tap to A.
+fn replay<'a>(tap: &Namespace, packets: impl IntoIterator<Item = &'a Vec<u8>>) -> Result<()> {
+    let raw = tap.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))))?;
+    let to = SocketAddr::from((Side::A.carrier(), 0)).into();
+    for packet in packets {
+        raw.send_to(packet, &to)?;
+    }
+    Ok(())
+}
+
+/// The same IP packet from another address; the kernel sets the checksum of the IP header.
+fn from_elsewhere(packet: &[u8], source: Ipv4Addr, port: u16) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    packet[12..16].copy_from_slice(&source.octets());
+    packet[20..22].copy_from_slice(&port.to_be_bytes());
+    packet[26..28].fill(0);
+    packet
+}
+
+#[test]
+fn nothing_recorded_is_taken_after_a_restart() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
+    let Recorded { mut pair, exchanges, data, receiver } = record(&net)?;
     pair.a.restart(net.gw(Side::A))?;
     pair.wait_for_keys(&net)?;
     let keys = pair.a.log().text().lines().filter(|line| line.contains("new receive key")).count();
-    let tap = net.tap().context("a tapped carrier has a router")?;
-    let raw = tap.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))))?;
-    let to = SocketAddr::from((Side::A.carrier(), 0)).into();
-    for packet in exchanges.iter().chain(&data) {
-        raw.send_to(packet, &to)?;
-    }
+    replay(net.tap().context("a tapped carrier has a router")?, exchanges.iter().chain(&data))?;
     assert_eq!(drain(&receiver)?, 0, "recorded datagrams reached the LAN");
     let plan = Plan { interval: Duration::from_millis(10), ..Plan::count(100) };
     for side in [Side::A, Side::B] {
@@ -78,4 +112,66 @@ fn nothing_recorded_is_taken_after_a_restart() -> Result<()> {
     let count = |what: &str| lines.lines().filter(|line| line.contains(what)).count();
     assert_eq!((count("new receive key"), count("new peer")), (keys, 0), "{lines}");
     Ok(())
+}
+
+/// What is recorded comes from another address: it gets questions to its own peer, and A's packets go to the peer.
+fn diverts_nothing(restart: impl FnOnce(&mut Pair, &Topology) -> Result<()>) -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
+    let Recorded { mut pair, exchanges, data, .. } = record(&net)?;
+    let elsewhere = port_of(Side::A);
+    net.gw(Side::A).ip(&["route", "add", &elsewhere.ip().to_string(), "dev", "wire0"])?;
+    let tap = net.tap().context("a tapped carrier has a router")?;
+    let attacker = tap.run(|| UdpSocket::bind(elsewhere))?;
+    let std::net::IpAddr::V4(source) = elsewhere.ip() else { unreachable!("the tap has an IPv4 address") };
+    restart(&mut pair, &net)?;
+    pair.wait_for_keys(&net)?;
+    let plan = Plan { interval: Duration::from_millis(2), window: 1000, ..Plan::count(1000) };
+    std::thread::scope(|scope| -> Result<()> {
+        let both = [Side::A, Side::B];
+        let pings = both.map(|side| {
+            let (plan, lan) = (plan.clone(), net.lan(side));
+            scope.spawn(move || ping::run(lan, side.other().host(), &plan))
+        });
+        for packet in exchanges.iter().chain(&data) {
+            replay(tap, [&from_elsewhere(packet, source, elsewhere.port())])?;
+        }
+        for pings in pings {
+            let report = pings.join().expect("pings do not panic")?;
+            assert_eq!((report.sent, report.lost), (1000, vec![]), "{}", pair.a.log().text());
+        }
+        Ok(())
+    })?;
+    let lines = pair.a.log().text();
+    assert!(!lines.contains("new peer"), "{lines}");
+    attacker.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let mut key = [0; 16];
+    hex::decode_to_slice(KEY, &mut key)?;
+    let mut questions = 0;
+    let mut octets = [0; 2048];
+    while let Ok(length) = attacker.recv(&mut octets) {
+        let opened = peer::open(Cipher::Blowfish, &key, &octets[..length]);
+        let message = opened.ok().filter(|opened| opened.control).context("data, or under a dynamic key")?;
+        questions += usize::from(message.payload[0] == 0x72);
+    }
+    assert!((1..=exchanges.len()).contains(&questions), "{questions} questions for {} packets", exchanges.len());
+    Ok(())
+}
+
+#[test]
+fn a_recorded_packet_from_elsewhere_diverts_nothing_after_a_restart_of_the_daemon() -> Result<()> {
+    diverts_nothing(|pair, net| pair.a.restart(net.gw(Side::A)))
+}
+
+#[test]
+fn a_recorded_packet_from_elsewhere_diverts_nothing_after_a_restart_of_the_engine() -> Result<()> {
+    diverts_nothing(|pair, _| {
+        let engine = pair.a.engine_pid().context("an engine runs")?;
+        process::signal(engine, Signal::KILL)?;
+        process::wait_gone(engine, SOON)?;
+        pair.a.wait_for_line("of the next engine", |line| line.contains("the engine is back"))?;
+        Ok(())
+    })
 }

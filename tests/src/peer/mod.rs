@@ -203,6 +203,7 @@ enum Command {
     Clear(u8),
     Silence(bool),
     Move(UdpSocket),
+    Roam(UdpSocket),
     Renew,
     Stop,
 }
@@ -251,6 +252,7 @@ impl Peer {
         let (events, told) = mpsc::channel();
         let worker = Worker {
             socket,
+            former: None,
             device,
             session: Session::new(config),
             events,
@@ -290,6 +292,16 @@ impl Peer {
     pub fn move_to(&self, socket: UdpSocket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         self.command(Command::Move(socket));
+        Ok(())
+    }
+
+    /// The same, but it still receives on the socket before, as a host that has both addresses for a while.
+    ///
+    /// # Errors
+    /// As [`Self::move_to`].
+    pub fn roam_to(&self, socket: UdpSocket) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        self.command(Command::Roam(socket));
         Ok(())
     }
 

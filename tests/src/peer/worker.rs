@@ -19,6 +19,8 @@ const BURST: usize = 64;
 /// A peer's thread: it waits on the socket and on an event descriptor that wakes it for commands.
 pub(super) struct Worker {
     pub(super) socket: UdpSocket,
+    /// The socket before, while datagrams may still come there.
+    pub(super) former: Option<UdpSocket>,
     /// The device for inner packets.
     pub(super) device: Option<OwnedFd>,
     pub(super) session: Session,
@@ -45,7 +47,8 @@ impl Worker {
                     Command::Control(number, data) => self.session.send_control(number, &data),
                     Command::Clear(number) => self.session.send_clear(number),
                     Command::Silence(silent) => self.silent = silent,
-                    Command::Move(socket) => self.socket = socket,
+                    Command::Move(socket) => (self.socket, self.former) = (socket, None),
+                    Command::Roam(socket) => self.former = Some(std::mem::replace(&mut self.socket, socket)),
                     Command::Renew => self.session.announce(false, now),
                     Command::Stop => return Ok(()),
                 }
@@ -60,7 +63,13 @@ impl Worker {
             }
             // Bounded, so that commands are handled under a flood, too.
             for _ in 0..BURST {
-                match self.socket.recv_from(&mut buffer) {
+                let received = match (&self.former, self.socket.recv_from(&mut buffer)) {
+                    (Some(former), Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                        former.recv_from(&mut buffer)
+                    }
+                    (_, received) => received,
+                };
+                match received {
                     Ok(_) if self.silent => {}
                     Ok((len, from)) => {
                         self.session.datagram(&buffer[..len], from, Instant::now());
@@ -90,7 +99,8 @@ impl Worker {
     fn wait(&self) -> io::Result<()> {
         let timeout = self.session.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let descriptors = [Some(self.socket.as_fd()), Some(self.wake.as_fd()), self.device.as_ref().map(AsFd::as_fd)];
+        let (former, device) = (self.former.as_ref().map(AsFd::as_fd), self.device.as_ref().map(AsFd::as_fd));
+        let descriptors = [Some(self.socket.as_fd()), Some(self.wake.as_fd()), former, device];
         let mut descriptors: Vec<_> =
             descriptors.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match rustix::event::poll(&mut descriptors, timeout.as_ref()) {
