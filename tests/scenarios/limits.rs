@@ -43,7 +43,7 @@ impl Confined {
 
     fn spawn(net: &Topology, path: &Path, mut command: Command) -> Result<Self> {
         command.arg(net.directory().join("bin").join(Daemon::Blowfish.program())).arg("-o").arg(path);
-        command.env("CIPE_RUN_DIR", net.directory().join("runA"));
+        command.env("CIPE_RUN_DIR", net.directory().join("runA")).env("CIPE_CONFINEMENT", "end");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let log = Log::follow(child.stderr.take().context("stderr is a pipe")?);

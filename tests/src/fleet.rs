@@ -105,7 +105,11 @@ impl Fleet {
         let output = File::options().create(true).append(true).open(&log)?;
         let namespace = net.gw(side);
         let mut command = namespace.command(gateway::binary()?);
-        command.args(["engine", "--stay"]).env("CIPE_RUN_DIR", &base).stdin(Stdio::null());
+        command
+            .args(["engine", "--stay"])
+            .env("CIPE_CONFINEMENT", "end")
+            .env("CIPE_RUN_DIR", &base)
+            .stdin(Stdio::null());
         // The engine notifies us as it notifies systemd.
         let told = net.directory().join(format!("fleet{}.up", side.letter()));
         let _ = std::fs::remove_file(&told);

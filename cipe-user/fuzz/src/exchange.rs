@@ -70,11 +70,11 @@ pub fn run(input: &[u8]) {
                     }
                 }
                 Action::SetSendKey(key) => {
-                    assert!(announced.as_ref().is_some_and(|last| last.0 == key.0));
+                    assert!(announced.as_ref().is_some_and(|last| last.0 == *key));
                     sending = true;
                 }
                 Action::DropSendKey => assert!(std::mem::take(&mut sending)),
-                Action::SetReceiveKey { key, .. } => assert!(taken.insert(key.0)),
+                Action::SetReceiveKey { key, .. } => assert!(taken.insert(*key)),
                 Action::Log(_) => {}
             }
         }

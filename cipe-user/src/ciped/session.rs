@@ -14,7 +14,7 @@ use rand::CryptoRng;
 use super::exchange::{Action, Exchange, Input, Note, Now, TakenKeys};
 use super::health::{ErrorAction, Health, HealthOptions};
 use super::options::Options;
-use crate::control::protocol::{Event, Request, Under};
+use crate::control::protocol::{Event, MessageOctets, Request, Under};
 use crate::kernel::zone::Shown;
 use crate::repeats::{Repeats, counted};
 use crate::wire::clear::Configuration;
@@ -217,10 +217,7 @@ impl<R: CryptoRng> Session<R> {
                 let actions = self.exchange.handle(Input::KeyWanted(*reason), now);
                 self.steps(actions, now)
             }
-            Event::Control { payload, under_static, .. } => match hex::decode(payload) {
-                Ok(payload) => self.message(&zeroize::Zeroizing::new(payload), *under_static, now),
-                Err(_) => vec![not_hexadecimal()],
-            },
+            Event::Control { payload, under_static, .. } => self.message(payload, *under_static, now),
             // Behind a NAT with a new mapping for each packet, each packet causes this event.
             Event::NewPeer { peer } => {
                 let mut steps = vec![Step::Peer(*peer)];
@@ -229,7 +226,9 @@ impl<R: CryptoRng> Session<R> {
             }
             Event::Clear { datagram, from } => match hex::decode(datagram) {
                 Ok(datagram) => self.clear(&datagram, *from, now),
-                Err(_) => vec![not_hexadecimal()],
+                Err(_) => {
+                    vec![Step::Log(Level::Warning, "the engine passed on a message that is not hexadecimal".into())]
+                }
             },
             Event::NewMe { me, before } if before.ip().is_unspecified() => {
                 vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {}", Shown(*me)))]
@@ -326,7 +325,7 @@ impl<R: CryptoRng> Session<R> {
         for action in actions {
             match action {
                 Action::SendMessage { payload, under, announces } => {
-                    steps.push(Step::Send(Request::SendControl { payload: hex::encode(&*payload), under, announces }));
+                    steps.push(Step::Send(Request::SendControl { payload: MessageOctets(payload), under, announces }));
                 }
                 Action::SetSendKey(key) => {
                     self.key_ends = Some(now.at + self.key_life);
@@ -403,12 +402,8 @@ fn is_old(behind: u32) -> bool {
     (REORDERED + 1..1 << 31).contains(&behind)
 }
 
-fn not_hexadecimal() -> Step {
-    Step::Log(Level::Warning, "the engine passed on a message that is not hexadecimal".into())
-}
-
 fn control(message: &Message<'_>, now: Now, rng: &mut impl CryptoRng) -> Request {
-    let payload = hex::encode(&*message.build(now.unix, rng));
+    let payload = MessageOctets(message.build(now.unix, rng));
     Request::SendControl { payload, under: Under::Live, announces: false }
 }
 

@@ -21,6 +21,7 @@ use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Sever
 use crate::ciped::setup::Setup;
 use crate::control::launch::{Launch, Readiness, launch, report_failure};
 use crate::control::run_dir::RunDir;
+use crate::kernel::confinement::protect_memory;
 
 /// How long a tunnel may take to come up: start of the engine, creation of the tunnel, and ip-up.
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -135,6 +136,7 @@ fn serve(
     up: impl FnOnce(),
 ) -> anyhow::Result<()> {
     tracing::info!("CIPE daemon vers {}", env!("CARGO_PKG_VERSION"));
+    protect_memory();
     for problem in problems {
         tracing::warn!("{problem}");
     }

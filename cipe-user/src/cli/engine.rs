@@ -10,6 +10,7 @@ use crate::control::protocol::{MAX_MTU, MIN_MTU};
 use crate::control::run_dir::RunDir;
 use crate::engine::frames::USUAL_MTU;
 use crate::engine::{EngineOptions, run as run_engine};
+use crate::kernel::confinement::{self, Strictness};
 
 /// Name in logs.
 const PROCESS_NAME: &str = "cipe-engine";
@@ -55,15 +56,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A daemon may have started it from the daemon's own executable; give it another name than the daemon's.
     super::process::set_name(PROCESS_NAME);
     let (workers, largest_mtu) = (args.workers.map(usize::from), args.largest_mtu);
+    let confinement = std::env::var(confinement::VARIABLE).unwrap_or_default();
+    let confinement = Strictness::parse(&confinement).map_err(anyhow::Error::msg)?;
     let run_dir = RunDir::of_this_namespace().context("own network namespace not found; is /proc mounted?")?;
     if !args.launched {
         logging::init(Destination::Stderr { verbose: false });
-        run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness: Readiness::Service })?;
+        let readiness = Readiness::Service;
+        run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness, confinement })?;
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
     logging::init(Destination::Syslog { name: PROCESS_NAME, complain: false });
-    if let Err(error) = run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness }) {
+    let options = EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness, confinement };
+    if let Err(error) = run_engine(options) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));
         return Ok(ExitCode::FAILURE);

@@ -210,11 +210,11 @@ pub(super) mod tests {
     async fn messages_keep_their_borders_and_the_end_is_seen() {
         let (engine, daemon) = pair();
         daemon.send(&Request::DropSendKey).unwrap();
-        daemon.send(&Request::SetSendKey { key: KeyOctets([7; 16]) }).unwrap();
+        daemon.send(&Request::SetSendKey { key: KeyOctets::new(&[7; 16]) }).unwrap();
         drop(daemon);
         assert!(matches!(engine.receive().await.unwrap(), Received::Message(Request::DropSendKey)));
         let Received::Message(Request::SetSendKey { key }) = engine.receive().await.unwrap() else { panic!() };
-        assert_eq!(key.0, [7; 16]);
+        assert_eq!(*key, [7; 16]);
         assert!(matches!(engine.receive().await.unwrap(), Received::Closed));
         assert!(matches!(engine.send(&Event::DeviceDown), Err(SendError::Closed)));
     }

@@ -229,7 +229,7 @@ mod tests {
         let key = |number: u64| {
             let mut octets = [0; 16];
             octets[..8].copy_from_slice(&number.to_be_bytes());
-            Request::SetReceiveKey { key: KeyOctets(octets), keep_ms: number }
+            Request::SetReceiveKey { key: KeyOctets::new(&octets), keep_ms: number }
         };
         let sent = (0..REQUESTS).take_while(|number| client.send(&key(*number)).is_ok()).count() as u64;
         assert!(!client.unsent.lock().unwrap().is_empty(), "the socket takes {sent} requests");

@@ -10,4 +10,5 @@ pub mod launch;
 pub mod lock;
 pub mod protocol;
 pub mod run_dir;
+mod secret;
 pub mod server;

@@ -8,8 +8,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, ZeroizeOnDrop};
 
+pub use super::secret::{KeyOctets, MessageOctets};
 use crate::kernel::bpf::XdpMode;
 
 /// Maximum octets of a message.
@@ -22,32 +22,6 @@ pub const VERSION: u32 = 4;
 pub const MIN_MTU: u32 = 68;
 /// Maximum device MTU in octets: it fits a frame of the engine with all headers.
 pub const MAX_MTU: u32 = 3500;
-
-/// 16 key octets, as hexadecimal text on the socket. Never in Debug output.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-pub struct KeyOctets(pub [u8; 16]);
-
-impl std::fmt::Debug for KeyOctets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("KeyOctets(..)")
-    }
-}
-
-impl Serialize for KeyOctets {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&hex::encode(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyOctets {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        let mut octets = [0; 16];
-        hex::decode_to_slice(&*text, &mut octets)
-            .map_err(|_| serde::de::Error::custom("a key is 32 hexadecimal digits"))?;
-        Ok(Self(octets))
-    }
-}
 
 /// Cipher of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,8 +159,8 @@ pub enum Request {
     },
     /// Seals `payload` as a control packet (type 01) and sends it.
     SendControl {
-        /// Message octets in hexadecimal, before padding.
-        payload: String,
+        /// The message, before padding.
+        payload: MessageOctets,
         /// The key to seal it under.
         under: Under,
         /// Whether it is the first NK_IND of a key. From here on, packets under the static key count as packets under
@@ -352,8 +326,8 @@ pub enum Event {
     },
     /// A control packet was opened.
     Control {
-        /// Message octets in hexadecimal.
-        payload: String,
+        /// The message.
+        payload: MessageOctets,
         /// Where it came from.
         from: SocketAddr,
         /// Whether it was under the static key.

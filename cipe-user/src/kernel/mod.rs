@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod attached;
 pub mod bpf;
+pub mod confinement;
 pub mod device;
 mod ethernet;
 pub mod ethtool;

@@ -83,7 +83,7 @@ pub struct Gateway {
 /// What starts a daemon; its log is a pipe.
 fn command_of(namespace: &Namespace, program: &Path, options: &Path, run_directory: &Path) -> Command {
     let mut command = namespace.command(program);
-    command.arg("-o").arg(options).env("CIPE_RUN_DIR", run_directory);
+    command.arg("-o").arg(options).env("CIPE_RUN_DIR", run_directory).env("CIPE_CONFINEMENT", "end");
     // Beside it, since what is in the run directory has to be gone at the end.
     command.env("CIPE_STATE_DIR", run_directory.with_extension("state"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -14,7 +14,7 @@ use super::*;
 use crate::ciped::memory::MemoryFile;
 use crate::ciped::options::{self, Draft, Program, Sources};
 use crate::control::launch::Launch;
-use crate::control::protocol::{Attach, Event, KeyOctets, Request, VERSION, Wanted};
+use crate::control::protocol::{Attach, Event, KeyOctets, MessageOctets, Request, VERSION, Wanted};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::wire::message::{DynamicKey, Message};
@@ -128,7 +128,7 @@ fn options_text(number: u8, extra: &str) -> String {
 /// Type octet of a control message in a request.
 fn message_type(request: &Request) -> Option<u8> {
     let Request::SendControl { payload, .. } = request else { return None };
-    hex::decode(payload).unwrap().first().copied()
+    payload.first().copied()
 }
 
 /// Makes the daemon learn that its peer runs this program: only such a peer gets a CT_KILL.
@@ -136,7 +136,7 @@ fn introduce(connection: &Connection) {
     let mut message = [0; 60];
     message[..10].copy_from_slice(b"\x70CIPEkeep\0");
     let from = "192.0.2.99:6789".parse().unwrap();
-    connection.send(&Event::Control { payload: hex::encode(message), from, under_static: false }).unwrap();
+    connection.send(&Event::Control { payload: message.as_slice().into(), from, under_static: false }).unwrap();
 }
 
 async fn next(connection: &mut Connection) -> Request {
@@ -183,10 +183,10 @@ async fn a_daemon_refuses_the_keys_that_the_one_before_it_has_taken() {
         }
         let player = stage.daemon(1, "");
         let (mut connection, _) = stage.attach("cipcb0").await;
-        connection.send(&Event::Control { payload: hex::encode(&message), from, under_static: true }).unwrap();
+        connection.send(&Event::Control { payload: message.as_slice().into(), from, under_static: true }).unwrap();
         // Its answer comes after all that the key brings about.
         let ping = Message::Ping(b"").build(unix, &mut StdRng::seed_from_u64(2));
-        connection.send(&Event::Control { payload: hex::encode(&*ping), from, under_static: true }).unwrap();
+        connection.send(&Event::Control { payload: ping.as_slice().into(), from, under_static: true }).unwrap();
         let mut taken = false;
         while let Some(request) = connection.receive().await.unwrap() {
             taken |= matches!(request, Request::SetReceiveKey { .. });
@@ -249,7 +249,7 @@ async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
     introduce(&connection);
     assert!(matches!(next(&mut connection).await, Request::SetSendLimits { .. }));
     // The daemon handles this event after the previous one.
-    let ping = hex::encode([0x72; 60]);
+    let ping = MessageOctets::from(&[0x72; 60][..]);
     connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     player.commands.send(OperatorCommand::Stop).await.unwrap();
@@ -290,7 +290,7 @@ async fn a_dead_engine_is_met_again_with_the_same_interface_port_and_peer() {
     assert_eq!((first.device, first.me.port()), (None, 0));
     let peer = "198.51.100.7:1234".parse().unwrap();
     connection.send(&Event::NewPeer { peer }).unwrap();
-    let ping = hex::encode([0x72; 60]);
+    let ping = MessageOctets::from(&[0x72; 60][..]);
     connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
     next(&mut connection).await;
     drop(connection);
@@ -325,7 +325,7 @@ async fn an_interface_taken_down_ends_the_daemon_without_error() {
     assert!(matches!(next(&mut connection).await, Request::SetSendLimits { .. }));
     connection.send(&Event::DeviceDown).unwrap();
     let Request::SendControl { payload, .. } = next(&mut connection).await else { panic!("no message") };
-    let farewell = hex::decode(payload).unwrap();
+    let farewell = payload;
     assert!(farewell.starts_with(b"\x74the interface was taken down\0"));
     player.ended().await.unwrap();
 }
@@ -379,7 +379,7 @@ async fn options_that_cannot_be_read_again_change_nothing() {
     // The sources of the daemon under test have no options at all, so a reload finds errors.
     player.commands.send(OperatorCommand::Reload).await.unwrap();
     let peer = "192.0.2.99:6789".parse().unwrap();
-    let ping = hex::encode([0x72; 60]);
+    let ping = MessageOctets::from(&[0x72; 60][..]);
     connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     player.commands.send(OperatorCommand::Stop).await.unwrap();
@@ -428,7 +428,7 @@ async fn ip_down_gets_each_option_with_the_values_that_a_reload_has_set() {
         write(&options_text(1, &extra(arg)));
         player.commands.send(OperatorCommand::Reload).await.unwrap();
         // The daemon handles this event after the reload.
-        let ping = hex::encode([0x72; 60]);
+        let ping = MessageOctets::from(&[0x72; 60][..]);
         connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
         assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     }

@@ -100,7 +100,7 @@ impl Receiver {
             }
             self.current = Some(hash);
             let keep = self.timing.keep();
-            out.actions.push(Action::SetReceiveKey { key: KeyOctets(key.0), keep });
+            out.actions.push(Action::SetReceiveKey { key: KeyOctets::new(&key.0), keep });
             out.log(Note::NewReceiveKey);
         }
         if let Some(retry) = self.asking.take() {

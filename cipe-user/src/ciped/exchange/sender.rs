@@ -134,13 +134,13 @@ impl Sender {
                     return;
                 }
                 self.announcements.taken_by_peer(now, peer_keeps_keys);
-                self.in_use = Some(KeyOctets(key.0));
-                out.actions.push(Action::SetSendKey(KeyOctets(key.0)));
+                self.in_use = Some(KeyOctets::new(&key.0));
+                out.actions.push(Action::SetSendKey(KeyOctets::new(&key.0)));
                 out.log(Note::NewSendKey { after });
             }
             None => {
                 // The sum is that of another key than the one in use. The peer may have taken that key last.
-                let of_another = self.in_use.as_ref().is_some_and(|key| !DynamicKey(key.0).has_sum(sum));
+                let of_another = self.in_use.as_ref().is_some_and(|key| !DynamicKey(**key).has_sum(sum));
                 if of_another && !peer_keeps_keys {
                     self.announcements.doubt(now);
                 }
@@ -199,7 +199,7 @@ impl Sender {
     /// Announces the key in use once more, so that it is the last one that the peer takes. Data stays under this key;
     /// its packet count continues, while the peer starts to count again.
     fn announce_again<R: CryptoRng>(&mut self, out: &mut Out<'_, R>) {
-        let Some(key) = self.in_use.as_ref().map(|key| DynamicKey(key.0)) else { return };
+        let Some(key) = self.in_use.as_ref().map(|key| DynamicKey(**key)) else { return };
         let now = out.now.at;
         self.announcements.in_use_sent_again(now);
         announce(&key, Under::Static, false, out);
@@ -208,7 +208,7 @@ impl Sender {
     }
 
     fn is_in_use(&self, key: &DynamicKey) -> bool {
-        self.in_use.as_ref().is_some_and(|in_use| in_use.0 == key.0)
+        self.in_use.as_ref().is_some_and(|in_use| **in_use == key.0)
     }
 
     /// Drops the key in use. Returns it if there was one.

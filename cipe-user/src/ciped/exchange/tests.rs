@@ -62,8 +62,8 @@ impl Machine {
                     }
                 },
                 Action::SetSendKey(key) => {
-                    self.in_use = Some(key.0);
-                    Seen::SetSendKey(key.0)
+                    self.in_use = Some(*key);
+                    Seen::SetSendKey(*key)
                 }
                 Action::DropSendKey => {
                     self.in_use = None;
@@ -71,7 +71,7 @@ impl Machine {
                 }
                 Action::SetReceiveKey { key, keep } => {
                     assert_eq!(keep, 2 * TOKXC);
-                    Seen::SetReceiveKey(key.0)
+                    Seen::SetReceiveKey(*key)
                 }
                 Action::Log(_) => continue,
             });
@@ -170,7 +170,7 @@ fn towards_an_original_the_old_key_goes_before_the_new_one_is_announced() {
         let old = machine.announced.clone().unwrap();
         machine.acknowledge();
         assert_eq!(machine.wanted(reason), [Seen::DropSendKey, IND]);
-        assert_eq!(machine.under, Under::Retired(KeyOctets(old.0)), "each key is chained to the one before");
+        assert_eq!(machine.under, Under::Retired(KeyOctets::new(&old.0)), "each key is chained to the one before");
         assert_eq!(machine.wanted(reason), []);
         assert_eq!(machine.tick(), [IND]);
         assert_eq!(machine.under, Under::Live, "which is the static key: the original may have taken the new one");

@@ -248,7 +248,7 @@ impl Settle<'_> {
                     );
                 }
                 let octets = if self.draft.keybug.value { text.keybug_octets } else { text.octets };
-                Some(KeyChoice::Key(KeyOctets(octets)))
+                Some(KeyChoice::Key(KeyOctets::new(&octets)))
             }
         }
     }

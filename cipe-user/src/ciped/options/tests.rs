@@ -40,7 +40,7 @@ fn a_classic_file_means_what_it_meant() {
     assert_eq!(options.peer.address, "192.0.2.2:6789".parse().unwrap());
     assert_eq!((options.mtu, options.tokxc, options.tokey, options.maxerr), (1442, 10, 600, Some(8)));
     assert_eq!(options.cipher, Cipher::Blowfish);
-    assert_eq!(options.key.unwrap().0[15], 15);
+    assert_eq!(options.key.unwrap()[15], 15);
     assert_eq!(options.ipup, Path::new("/etc/cipe/ip-up"));
 }
 
@@ -140,7 +140,7 @@ fn old_files_mean_what_they_meant() {
         assert_eq!(problems, [""; 0]);
     }
     let (options, problems) = file("key 0123456789012345678901234567890123456789\n");
-    assert_eq!(options.unwrap().key.unwrap().0[..4], [0x01, 0x23, 0x45, 0x67]);
+    assert_eq!(options.unwrap().key.unwrap()[..4], [0x01, 0x23, 0x45, 0x67]);
     assert!(problems.len() == 1 && problems[0].contains("has 40 digits; the first 32 are used"), "{problems:?}");
     for (ifconfig, daemon_configures) in
         [("", true), ("ifconfig\n", false), ("ifconfig yes\n", false), ("ifconfig no\n", true)]
@@ -246,7 +246,7 @@ fn a_short_cut_around_the_firewall_is_warned_of() {
 #[test]
 fn keybug_reads_letters_as_versions_before_1_4_0_did() {
     let (options, _) = settled(&format!("{GOOD}keybug\n"));
-    assert_eq!(options.unwrap().key.unwrap().0[10..], [1, 2, 3, 4, 5, 6]);
+    assert_eq!(options.unwrap().key.unwrap()[10..], [1, 2, 3, 4, 5, 6]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use cipe_common::maps::Slot;
 use super::moves::Question;
 use super::packets::Outgoing;
 use super::{Datapath, OWN};
-use crate::control::protocol::Under;
+use crate::control::protocol::{MessageOctets, Under};
 use crate::engine::carrier::Ask;
 use crate::engine::carrier::outer::{FRESH, Marks};
 use crate::engine::tunnel::path_probe;
@@ -21,7 +21,7 @@ use crate::wire::packet::{self, KeyKind, Type};
 /// A control message of the daemon.
 pub struct ControlMessage {
     /// The message, without padding.
-    pub octets: Vec<u8>,
+    pub octets: MessageOctets,
     /// The key to seal it with.
     pub under: Under,
     /// The message announces a key. From here on, packets under the static key count for that key.
@@ -66,7 +66,7 @@ impl Datapath {
         let out = match &message.under {
             // No slot holds a retired key, so the message is sealed here and sent without further encryption.
             Under::Retired(key) => {
-                let key = tunnel.keys.expand(&key.0);
+                let key = tunnel.keys.expand(key);
                 let iv = packet::draw_iv(KeyKind::Dynamic, || self.random.octets());
                 let (at, filler) = (FRESH - packet::IV, self.random.octets());
                 let packet = &mut chunk[at..];

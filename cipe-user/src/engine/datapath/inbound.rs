@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
+use zeroize::Zeroize;
 
 use super::crew::{Chunk, Packets};
 use super::moves;
@@ -197,8 +198,11 @@ impl Datapath {
                         }
                     }
                     Opened::Control(range) => {
-                        let message = &self.umem.chunk(&item.frame)[at + range.start..at + range.end];
-                        self.control(number, message, &item)
+                        let octets = at + range.start..at + range.end;
+                        let verdict = self.control(number, &self.umem.chunk(&item.frame)[octets.clone()], &item);
+                        // It may hold a key, and the frame may wait for long until it is used again.
+                        self.umem.chunk_mut(&mut item.frame)[octets].zeroize();
+                        verdict
                     }
                 }
             }
@@ -239,7 +243,7 @@ impl Datapath {
             }
         }
         let under_static = item.slot == Some(Slot::Static);
-        let event = Event::Control { payload: hex::encode(message), from: item.from, under_static };
+        let event = Event::Control { payload: message.into(), from: item.from, under_static };
         match self.reports.try_send((number, WorkerReport::Event(event))) {
             Ok(()) => Verdict::ControlReceived,
             Err(_) => Verdict::ControlFull,

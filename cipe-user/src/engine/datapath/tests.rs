@@ -194,7 +194,7 @@ mod inbound {
     fn a_message_that_the_daemon_has_no_room_for_is_counted() {
         let mut pair = pair();
         let message = super::super::ControlMessage {
-            octets: vec![0x10; 80],
+            octets: [0x10; 80][..].into(),
             under: crate::control::protocol::Under::Live,
             announces: false,
         };

@@ -174,7 +174,7 @@ impl Manager {
         programs.reset_verdicts(tunnel)?;
         self.keys.clear_tunnel(number);
         if let Some(key) = &attach.key {
-            self.keys.set(number, Slot::Static, &key.0);
+            self.keys.set(number, Slot::Static, key);
         }
         let tenant = self.shared.tunnels.get_mut(number).context("it has gone")?;
         tenant.notes.extend(self.hubs.note(tenant.hub).map(str::to_owned));

@@ -47,6 +47,7 @@ use crate::control::launch::Readiness;
 use crate::control::protocol::{Event, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::Server;
+use crate::kernel::confinement::Strictness;
 use crate::kernel::links::{LinkChange, LinkEvent};
 use attach::Attaching;
 use carrier_routes::CarrierRoutes;
@@ -77,6 +78,8 @@ pub struct EngineOptions {
     pub run_dir: RunDir,
     /// Is told when daemons can connect.
     pub readiness: Readiness,
+    /// What happens if the engine does what it should not.
+    pub confinement: Strictness,
 }
 
 /// How long an engine without any tunnel waits for its first one.
@@ -126,10 +129,11 @@ pub fn run(options: EngineOptions) -> anyhow::Result<()> {
 }
 
 async fn serve(options: EngineOptions) -> anyhow::Result<()> {
+    let run_dir = options.run_dir.path().to_owned();
     let server = Server::bind(options.run_dir)?;
     let (to_manager, mut connection_events) = mpsc::channel(MAX_QUEUED_CONNECTION_EVENTS);
     let Started { platform, keys, hubs, salt, next_hops, mut followers, mut reports, mut ends } =
-        start::start(options.workers, options.largest_mtu).await?;
+        start::start(options.workers, options.largest_mtu, (&run_dir, options.confinement)).await?;
     let (routes, mut next_hop_changes) = CarrierRoutes::new(next_hops);
     let mut manager = Manager {
         stay: options.stay,
@@ -391,7 +395,7 @@ impl Manager {
             (_, None) => failed("no tunnel is attached; attach one first".into()),
             (Request::Detach, Some(_)) => shared.daemons.set_detaches(connection),
             (Request::OwnStatus, Some(number)) => status::begin(connection, vec![number], shared),
-            (Request::SetSendKey { key }, Some(number)) => keys.set(number, Slot::Send, &key.0),
+            (Request::SetSendKey { key }, Some(number)) => keys.set(number, Slot::Send, &key),
             (Request::DropSendKey, Some(number)) => {
                 keys.clear(number, Slot::Send);
                 workers.tell_home(number, Command::SendKeyDropped(number));
@@ -406,19 +410,16 @@ impl Manager {
             (Request::SetRelay { relay }, Some(number)) => routes.set_relay(number, relay, shared),
             (Request::SetReceiveKey { key, keep_ms }, Some(number)) => {
                 let used = shared.tunnels.get(number).map_or(0, |tenant| tenant.counters.receive_key_used());
-                keys.set_receive_key(number, &key.0, Duration::from_millis(keep_ms), used);
+                keys.set_receive_key(number, &key, Duration::from_millis(keep_ms), used);
             }
             (Request::SendClear { datagram, to }, Some(number)) => match hex::decode(&datagram) {
                 Ok(datagram) => workers.tell_home(number, Command::SendClear(number, to, datagram)),
                 Err(error) => failed(format!("datagram: {error}; send hexadecimal")),
             },
-            (Request::SendControl { payload, under, announces }, Some(number)) => match hex::decode(&payload) {
-                Ok(octets) => {
-                    let message = ControlMessage { octets, under, announces };
-                    workers.tell_home(number, Command::SendControl(number, message));
-                }
-                Err(error) => failed(format!("payload: {error}; send hexadecimal")),
-            },
+            (Request::SendControl { payload, under, announces }, Some(number)) => {
+                let message = ControlMessage { octets: payload, under, announces };
+                workers.tell_home(number, Command::SendControl(number, message));
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The start of the engine: it loads the programs, starts the workers with their memory, takes over the hubs that an engine that died
 //! left, and starts the followers.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -15,6 +16,7 @@ use crate::engine::random::Random;
 use crate::engine::report::WorkerReport;
 use crate::engine::{frames, locked};
 use crate::kernel::bpf::{LoadOptions, Programs, remove_leftovers};
+use crate::kernel::confinement::{Strictness, confine_engine, protect_memory};
 use crate::kernel::features::{self, Feature};
 use crate::kernel::hub::{Hub, Inheritance};
 use crate::kernel::keys::KeyWriter;
@@ -46,11 +48,16 @@ pub(super) struct Started {
     pub ends: mpsc::Receiver<usize>,
 }
 
-/// Starts an engine; `workers`: their number, `None`: by the cards and CPUs; `largest_mtu`: of a tunnel, in octets.
+/// Starts an engine; `workers`: their number, `None`: by the cards and CPUs; `largest_mtu`: of a tunnel, in octets. From here on it
+/// may write files in `run_dir` only.
 ///
 /// # Errors
 /// One line that says what was refused, where, and how to go on: no root, no AF_XDP, no memory.
-pub(super) async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::Result<Started> {
+pub(super) async fn start(
+    workers: Option<usize>,
+    largest_mtu: u32,
+    (run_dir, confinement): (&Path, Strictness),
+) -> anyhow::Result<Started> {
     let netlink = Netlink::new()?;
     raise_descriptor_limit();
     let Inheritance { swept, hubs } = netlink.inherit().await?;
@@ -62,6 +69,7 @@ pub(super) async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::R
         None => workers::suitable_count(netlink.most_receive_queues(&hubs).await?),
     };
     let lacks = features::missing();
+    confine(run_dir, confinement);
     for lack in &lacks {
         tracing::info!("this kernel lacks {lack}");
     }
@@ -107,6 +115,15 @@ pub(super) async fn start(workers: Option<usize>, largest_mtu: u32) -> anyhow::R
     programs.set_local_addresses(&followers.local_addresses())?;
     let platform = Arc::new(Platform::new(programs, netlink, workers, (umem, sends_live), lacks));
     Ok(Started { platform, keys, hubs, salt: Random::new()?.octets(), next_hops, followers, reports, ends })
+}
+
+/// Gives up the rights that the engine does not use from here on. What it has used before: CAP_SYS_ADMIN, for a test of the kernel in
+/// a network namespace of its own, and CAP_SYS_RESOURCE, to raise limits.
+fn confine(run_dir: &Path, strictness: Strictness) {
+    protect_memory();
+    for error in confine_engine(run_dir, strictness) {
+        tracing::warn!("the engine keeps rights that it does not use: {error}");
+    }
 }
 
 /// Raises the limit of descriptors: a tunnel takes two, its UDP socket and its daemon's connection.

@@ -94,7 +94,7 @@ impl Ours {
         let retired;
         let (key, flag) = match (under, &self.send) {
             (Under::Retired(octets), _) => {
-                retired = Key::new(self.algorithm, &octets.0);
+                retired = Key::new(self.algorithm, octets);
                 (&retired, KeyKind::Dynamic)
             }
             (Under::Live, Some(key)) => (key, KeyKind::Dynamic),
@@ -112,13 +112,13 @@ impl Ours {
             match action {
                 Action::SendMessage { payload, under, .. } => self.seal(Type::Control, &payload, &under),
                 Action::SetSendKey(key) => {
-                    self.send = Some(Key::new(self.algorithm, &key.0));
+                    self.send = Some(Key::new(self.algorithm, &key));
                     self.sent = 0;
                     self.send_keys += 1;
                 }
                 Action::DropSendKey => self.send = None,
                 Action::SetReceiveKey { key, .. } => {
-                    self.receive = Some(Key::new(self.algorithm, &key.0));
+                    self.receive = Some(Key::new(self.algorithm, &key));
                     self.receive_keys += 1;
                 }
                 Action::Log(_) => {}

@@ -161,12 +161,12 @@ impl End {
                     let under = match under {
                         Under::Live => self.send,
                         Under::Static => None,
-                        Under::Retired(key) => Some(key.0),
+                        Under::Retired(key) => Some(*key),
                     };
                     self.out.push(Datagram { under, message: Some(payload.to_vec()) });
                 }
                 Action::SetSendKey(key) => {
-                    (self.send, self.sent, self.send_wanted) = (Some(key.0), 0, None);
+                    (self.send, self.sent, self.send_wanted) = (Some(*key), 0, None);
                     self.counters.changes += 1;
                 }
                 Action::DropSendKey => (self.send, self.send_wanted) = (None, None),
@@ -177,7 +177,7 @@ impl End {
                         self.previous = self.receive;
                     }
                     (self.previous_used, self.keep, self.previous_ends) = (used || stays, keep, None);
-                    (self.receive, self.received, self.receive_wanted) = (Some(key.0), 0, None);
+                    (self.receive, self.received, self.receive_wanted) = (Some(*key), 0, None);
                 }
                 Action::Log(_) => {}
             }

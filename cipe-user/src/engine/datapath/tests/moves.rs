@@ -1,7 +1,7 @@
 //! A peer that comes from another address.
 
 use super::*;
-use crate::control::protocol::Under;
+use crate::control::protocol::{MessageOctets, Under};
 use crate::engine::datapath::ControlMessage;
 use crate::wire::clear::{self, Clear};
 use crate::wire::message::Message;
@@ -36,13 +36,13 @@ fn answer(pair: &mut Pair, question: &Datagram) -> Datagram {
     pair.a.push_datagram(pair.b.me(), question);
     pair.a.open();
     let mut payloads = std::iter::from_fn(|| pair.a.reports.try_recv().ok()).filter_map(|(_, report)| match report {
-        WorkerReport::Event(Event::Control { payload, .. }) => hex::decode(payload).ok(),
+        WorkerReport::Event(Event::Control { payload, .. }) => Some(payload),
         _ => None,
     });
     let payload = payloads.next().expect("the question comes to the daemon");
     drop(payloads);
     let Ok(Message::Ping(data)) = Message::parse(&payload) else { panic!("no CT_PING") };
-    let octets = Message::Pong(data).build(0, &mut StdRng::seed_from_u64(1)).to_vec();
+    let octets = MessageOctets(Message::Pong(data).build(0, &mut StdRng::seed_from_u64(1)));
     let message = ControlMessage { octets, under: Under::Live, announces: false };
     pair.a.seal_message(&message).remove(0)
 }
@@ -96,7 +96,7 @@ fn an_unknown_peer_gets_no_data_before_it_has_answered() {
     let (_, question) = packet_from(&mut pair, home).remove(0);
     assert_eq!((pair.b.tunnel().peer, pair.b.tunnel().common.asker()), (None, Some(home)));
     // Answers to its questions would help who passes them on.
-    let pong = Message::Pong(b"x").build(0, &mut StdRng::seed_from_u64(1)).to_vec();
+    let pong = MessageOctets(Message::Pong(b"x").build(0, &mut StdRng::seed_from_u64(1)));
     let pong = ControlMessage { octets: pong, under: Under::Live, announces: false };
     assert!(pair.b.seal_message(&pong).is_empty());
     assert_eq!(counted(&pair.b, Verdict::NoPeer), 1);
@@ -118,7 +118,7 @@ fn key_exchange_under_the_static_key_goes_to_a_candidate_too_and_answers_to_ping
         (Message::Request, Under::Live, 1),
         (Message::Pong(b"x"), Under::Static, 1),
     ] {
-        let octets = message.build(0, random).to_vec();
+        let octets = MessageOctets(message.build(0, random));
         let message = ControlMessage { octets, under, announces: false };
         let sealed = pair.b.seal_message(&message);
         assert_eq!(sealed.len(), copies);

@@ -61,7 +61,7 @@ async fn what_a_daemon_said_before_it_went_is_heard() {
         for _ in 0..2 {
             sender.send(event.clone()).await.unwrap();
         }
-        let farewell = Request::SendControl { payload: "71".to_owned(), under: Default::default(), announces: false };
+        let farewell = Request::SendControl { payload: [0x71][..].into(), under: Default::default(), announces: false };
         client.send(&farewell).unwrap();
         drop(client);
         tokio::spawn(converse(1, connection, events, Default::default(), to_manager));
