@@ -1,18 +1,21 @@
-//! An engine killed with SIGKILL: private traffic is dropped, never sent in clear, and the tunnel returns.
+//! An engine killed with SIGKILL: private traffic is dropped, never sent in clear, and the tunnel returns under the same keys.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cipe_tests::capture::Captured;
 use cipe_tests::gateway::{Daemon, Pair};
-use cipe_tests::net::{Frame, in_clear};
+use cipe_tests::net::{Frame, in_clear, pattern};
 use cipe_tests::offload::Offload;
+use cipe_tests::options::PORT;
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::process;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
 use rustix::process::Signal;
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// The gateways' default route leads over the carrier, as that of a gateway on the Internet does: a packet that does not enter
 /// the tunnel would leave in clear.
@@ -143,6 +146,80 @@ fn kill_and_wait(net: &Topology, pair: &Pair) -> Result<()> {
     let new = pair.a.engine_pid().context("another engine runs")?;
     if new == engine {
         bail!("the engine {engine} was not killed");
+    }
+    Ok(())
+}
+
+/// Datagrams of data that are recorded, and their port.
+const DATAGRAMS: usize = 100;
+const DATA_PORT: u16 = 5555;
+
+/// Datagrams that wait at a socket.
+fn drain(socket: &UdpSocket) -> Result<usize> {
+    socket.set_read_timeout(Some(process::patient(Duration::from_millis(200))))?;
+    let mut octets = [0; 2048];
+    Ok(std::iter::from_fn(|| socket.recv(&mut octets).ok()).count())
+}
+
+/// Numbers of the lines that tell of new keys, and of engines that went on under the old ones.
+fn told(pair: &Pair, side: Side) -> (usize, usize) {
+    let text = pair.of(side).log().text();
+    let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+    // Lines of one kind are rare after the first ones, so that one more key may not be told; but A's first keys are.
+    (count("new send key") + count("new receive key"), count("goes on under the same keys"))
+}
+
+#[test]
+fn the_next_engine_goes_on_under_the_same_keys_and_takes_nothing_twice() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for daemon in [Daemon::Blowfish, Daemon::Idea] {
+        let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
+        let pair = Pair::start(&net, daemon, |_, options| options)?;
+        pair.wait_for_keys(&net)?;
+        let capture = net.capture_carrier(10_000)?;
+        let receiver = net.lan(Side::A).run(|| UdpSocket::bind((Side::A.host(), DATA_PORT)))?;
+        let sender = net.lan(Side::B).run(|| UdpSocket::bind((Side::B.host(), 0)))?;
+        for number in 0..DATAGRAMS {
+            sender.send_to(&pattern(number as u32, 100), (Side::A.host(), DATA_PORT))?;
+        }
+        assert_eq!(drain(&receiver)?, DATAGRAMS);
+        let frames = capture.finish()?;
+        // IP packets of the tunnel to A, under whatever key.
+        let to_a = |frame: &Captured| {
+            let ip = Frame::parse(&frame.octets)?.ipv4().filter(|ip| ip.destination == Side::A.carrier())?;
+            ip.udp().is_some_and(|(_, port, _)| port == PORT).then(|| frame.octets[14..].to_vec())
+        };
+        let recorded: Vec<Vec<u8>> = frames.iter().filter_map(to_a).collect();
+        assert!(recorded.len() >= DATAGRAMS, "{}", recorded.len());
+        let before = [told(&pair, Side::A), told(&pair, Side::B)];
+        let tap = net.tap().context("a tapped carrier has a router")?;
+        let raw = tap.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))))?;
+
+        for round in 1..=2 {
+            let capture = net.capture_carrier(10_000)?;
+            kill_and_wait(&net, &pair)?;
+            for packet in &recorded {
+                raw.send_to(packet, &SocketAddr::from((Side::A.carrier(), 0)).into())?;
+            }
+            let refused = pair.a.wait_for_status("every recorded datagram refused", |status| {
+                status.count("replayed") + status.count("reflected") >= recorded.len() as u64
+            })?;
+            assert_eq!(drain(&receiver)?, 0, "{round}: {refused:?}");
+            let [a, b] = [told(&pair, Side::A), told(&pair, Side::B)];
+            assert_eq!((a, b), ((before[0].0, round), before[1]), "{round}:\n{}", pair.a.log().text());
+            // A key exchange would begin under the static key.
+            let is_static = |frame: &&Captured| {
+                let packet = Frame::parse(&frame.octets).and_then(|frame| frame.ipv4());
+                packet.and_then(|ip| ip.udp()).is_some_and(|(_, _, datagram)| datagram[0] & 0x80 == 0)
+            };
+            assert_eq!(capture.finish()?.iter().filter(is_static).count(), 0, "{round}");
+        }
+        let plan = Plan { interval: Duration::from_millis(5), ..Plan::count(100) };
+        for side in [Side::A, Side::B] {
+            assert_eq!(ping::run(net.lan(side), side.other().host(), &plan)?.lost, [0; 0]);
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
 use crate::control::channel::SendError;
 use crate::control::client::{Client, ConnectError};
-use crate::control::protocol::{Attach, Event, Request, VERSION};
+use crate::control::protocol::{Attach, Event, LedgerHandle, Request, SessionKeys, VERSION};
 
 /// How long the engine may take to make a tunnel.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
@@ -48,6 +48,10 @@ pub(super) struct Placement {
     pub peer: SocketAddr,
     /// Packets under one send key.
     pub send_packets: u64,
+    /// The keys to go on under.
+    pub resume: Option<SessionKeys>,
+    /// The ledger of the engine before.
+    pub ledger: Option<LedgerHandle>,
 }
 
 /// A tunnel that the engine has made.
@@ -58,6 +62,10 @@ pub(super) struct Attached {
     pub device: String,
     /// Own carrier address as bound.
     pub me: SocketAddr,
+    /// Whether it goes on under the keys of [`Placement::resume`].
+    pub resumed: bool,
+    /// Its ledger, unless it is that of [`Placement::ledger`].
+    pub ledger: Option<LedgerHandle>,
 }
 
 /// Connects to the engine, starts it if necessary, and requests the tunnel. Logs the modes in use.
@@ -68,7 +76,9 @@ pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, 
     let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
         loop {
             match engine.receive().await {
-                Ok(Some(Event::Attached { device, me, notes })) => break Ok((device, me, notes)),
+                Ok(Some(Event::Attached { device, me, notes, resumed, ledger })) => {
+                    break Ok((device, me, notes, resumed, ledger));
+                }
                 Ok(Some(Event::Failed { message })) => break Err(AttachError::Refused(message)),
                 Ok(Some(Event::Notice { message, well: true })) => tracing::info!("{message}"),
                 Ok(Some(Event::Notice { message, well: false })) => tracing::warn!("{message}"),
@@ -78,11 +88,11 @@ pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, 
             }
         }
     });
-    let (device, me, notes) = answer.await.unwrap_or(Err(AttachError::Late))?;
+    let (device, me, notes, resumed, ledger) = answer.await.unwrap_or(Err(AttachError::Late))?;
     for note in notes {
         tracing::info!("{device}: {note}");
     }
-    Ok(Attached { engine, device, me })
+    Ok(Attached { engine, device, me, resumed, ledger })
 }
 
 /// Whether a service manager started this daemon. Then it may run at boot before the network is up, or on a standby
@@ -131,5 +141,7 @@ fn attach_request(name: String, options: &Options, place: Placement) -> Attach {
         receive_packets: RECEIVE_PACKETS,
         send_seconds: options.tokey.into(),
         retry_seconds: options.tokxc.into(),
+        resume: place.resume,
+        ledger: place.ledger,
     }
 }

@@ -8,6 +8,7 @@ mod keeper;
 mod peer_location;
 mod reload;
 mod revive;
+mod session_keys;
 mod statistics;
 mod waiting;
 
@@ -34,10 +35,11 @@ use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
 use super::setup::Setup;
 use super::socks;
 use crate::control::client::Client;
-use crate::control::protocol::{Event, Request};
+use crate::control::protocol::{Event, LedgerHandle, Request};
 use crate::kernel::zone::Shown;
 use keeper::Keeper;
 use peer_location::first_relay;
+use session_keys::KeysInUse;
 use waiting::Woken;
 
 /// Maximum attempts to attach at the start. The first may fail because the running engine has no tunnel and is about to
@@ -111,6 +113,10 @@ struct Daemon {
     relay_at: Option<SocketAddr>,
     /// Saves what the next daemon has to know.
     keeper: Keeper,
+    /// The keys that the engine has, for the next one.
+    keys: KeysInUse,
+    /// The memory in which it records their use.
+    ledger: Option<LedgerHandle>,
     /// Keeps private packets from other routes; `None`: it could not be started.
     guard: Option<Guard>,
 }
@@ -143,12 +149,14 @@ impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
         let (relay, relay_at) = first_relay(&setup.options).await?.unzip();
         let mut attempt = 1;
-        let Attached { engine, device, me } = loop {
+        let Attached { engine, device, me, ledger, .. } = loop {
             let place = Placement {
                 device: setup.options.device.clone(),
                 me: setup.options.me.address,
                 peer: setup.options.peer.address,
                 send_packets: ORIGINAL_PACKETS,
+                resume: None,
+                ledger: None,
             };
             match attach(&setup, place).await {
                 Ok(attached) => break attached,
@@ -196,6 +204,8 @@ impl Daemon {
             relay,
             relay_at: None,
             keeper,
+            keys: KeysInUse::default(),
+            ledger,
             guard,
         };
         if let Some(relay) = relay_at {
@@ -269,6 +279,7 @@ impl Daemon {
                 }
                 Woken::Timer => {
                     self.keep().await;
+                    self.keys.forget_former(Instant::now());
                     self.session.tick(now)
                 }
                 Woken::Relay(news) => self.relayed(news),
@@ -333,7 +344,8 @@ impl Daemon {
         None
     }
 
-    fn send(&self, request: &Request) {
+    fn send(&mut self, request: &Request) {
+        self.keys.note(request, Instant::now());
         if let Some(engine) = &self.engine
             && let Err(error) = engine.send(request)
         {

@@ -1,13 +1,17 @@
 //! One end of a control connection: whole messages over a `SOCK_SEQPACKET` unix socket.
 //!
-//! Neither std nor tokio has a type for such a socket. Tokio's datagram type accepts any unix socket; only its
-//! readiness is used here.
+//! A message may bring a descriptor ([`Carries`]). Neither std nor tokio has a type for such a socket. Tokio's datagram
+//! type accepts any unix socket; only its readiness is used here.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
@@ -69,6 +73,15 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, DecodeErr
     }
 }
 
+/// A message that may bring a descriptor.
+pub trait Carries {
+    /// The descriptor to send with it.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Takes the descriptor that came with it. A message that brings none closes it.
+    fn take_descriptor(&mut self, descriptor: OwnedFd);
+}
+
 /// A connected socket that receives `In` and sends `Out`.
 #[derive(Debug)]
 pub struct Channel<In, Out> {
@@ -76,14 +89,23 @@ pub struct Channel<In, Out> {
     types: PhantomData<fn(Out) -> In>,
 }
 
+/// The octets of a message, or the length of one over [`MAX_MESSAGE`], and the descriptor that came with it.
+type Taken = (Result<Zeroizing<Vec<u8>>, usize>, Option<OwnedFd>);
+
 /// Receives the next message from a socket: its octets, or the length of one over [`MAX_MESSAGE`]. The length is read
 /// first, so that ten thousand connections do not need a buffer of the largest size each.
-fn take(socket: &UnixDatagram) -> io::Result<Result<Zeroizing<Vec<u8>>, usize>> {
+fn take(socket: &UnixDatagram) -> io::Result<Taken> {
     // TRUNC: return the true length, whatever the buffer's.
     let (_, length) = rustix::net::recv(socket, &mut [0; 0], RecvFlags::TRUNC | RecvFlags::PEEK)?;
     let mut message = Zeroizing::new(vec![0; length.min(MAX_MESSAGE)]);
-    rustix::net::recv(socket, message.as_mut_slice(), RecvFlags::empty())?;
-    Ok(if length > MAX_MESSAGE { Err(length) } else { Ok(message) })
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut message)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptor = control.drain().find_map(|brought| match brought {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok((if length > MAX_MESSAGE { Err(length) } else { Ok(message) }, descriptor))
 }
 
 /// What was received.
@@ -97,7 +119,7 @@ pub enum Received<In> {
     Closed,
 }
 
-impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
+impl<In: DeserializeOwned + Carries, Out: Serialize + Carries> Channel<In, Out> {
     /// Wraps a connected, non-blocking socket. Must be called inside a tokio runtime.
     ///
     /// # Errors
@@ -111,7 +133,7 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
     /// # Errors
     /// Errors of the socket, but not the end of the connection.
     pub async fn receive(&self) -> io::Result<Received<In>> {
-        let message = loop {
+        let (message, descriptor) = loop {
             match self.socket.async_io(Interest::READABLE, || take(&self.socket)).await {
                 // The other side has closed without reading all, which is reported once, and before the messages that it sent.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
@@ -120,11 +142,14 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         };
         let decoded = match &message {
             Ok(message) if message.is_empty() => return Ok(Received::Closed),
-            Ok(message) => decode(message),
+            Ok(message) => decode::<In>(message),
             Err(length) => Err(DecodeError::TooLong(*length)),
         };
         Ok(match decoded {
-            Ok(message) => Received::Message(message),
+            Ok(mut message) => {
+                descriptor.into_iter().for_each(|descriptor| message.take_descriptor(descriptor));
+                Received::Message(message)
+            }
             Err(error) => Received::Malformed(error),
         })
     }
@@ -135,9 +160,16 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
     /// The message is lost.
     pub fn send(&self, message: &Out) -> Result<(), SendError> {
         let text = encode(message).map_err(SendError::TooLong)?;
+        let descriptor = message.descriptor();
         loop {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match rustix::net::send(&self.socket, &text, flags) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if let Some(descriptor) = &descriptor {
+                // The buffer has room for one.
+                let _ = control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(descriptor)));
+            }
+            match rustix::net::sendmsg(&self.socket, &[IoSlice::new(&text)], &mut control, flags) {
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Err(SendError::Full),

@@ -6,9 +6,12 @@
 //! drops everything.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::channel::Carries;
 pub use super::secret::{KeyOctets, MessageOctets};
 use crate::kernel::bpf::XdpMode;
 
@@ -22,6 +25,30 @@ pub const VERSION: u32 = 4;
 pub const MIN_MTU: u32 = 68;
 /// Maximum device MTU in octets: it fits a frame of the engine with all headers.
 pub const MAX_MTU: u32 = 3500;
+
+/// The descriptor of a tunnel's ledger: memory in which the engine records the use of the keys, and which the daemon holds for the
+/// next engine. It is sent beside a message, not in it.
+#[derive(Clone, Debug)]
+pub struct LedgerHandle(pub Arc<OwnedFd>);
+
+impl PartialEq for LedgerHandle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for LedgerHandle {}
+
+/// The dynamic keys of a tunnel whose engine has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionKeys {
+    /// The send key.
+    pub send: Option<KeyOctets>,
+    /// The receive keys that the peer may still use, the newest first.
+    pub receive: Vec<KeyOctets>,
+    /// How long packets under a previous receive key are accepted, in milliseconds.
+    pub keep_ms: u64,
+}
 
 /// Cipher of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +207,36 @@ pub enum Request {
     OwnStatus,
 }
 
+impl Carries for Request {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Attach(attach) => attach.ledger.as_ref().map(|ledger| ledger.0.as_fd()),
+            _ => None,
+        }
+    }
+
+    fn take_descriptor(&mut self, descriptor: OwnedFd) {
+        if let Self::Attach(attach) = self {
+            attach.ledger = Some(LedgerHandle(Arc::new(descriptor)));
+        }
+    }
+}
+
+impl Carries for Event {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Attached { ledger, .. } => ledger.as_ref().map(|ledger| ledger.0.as_fd()),
+            _ => None,
+        }
+    }
+
+    fn take_descriptor(&mut self, descriptor: OwnedFd) {
+        if let Self::Attached { ledger, .. } = self {
+            *ledger = Some(LedgerHandle(Arc::new(descriptor)));
+        }
+    }
+}
+
 /// Configuration of the interface, as `ifconfig` sets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
@@ -284,6 +341,12 @@ pub struct Attach {
     pub send_seconds: u64,
     /// Minimum seconds between two [`Event::KeyWanted`] of one direction (tokxc).
     pub retry_seconds: u64,
+    /// The tunnel is to go on under these keys, if the engine can read the ledger; else keys are exchanged anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<SessionKeys>,
+    /// The ledger of the engine before this one.
+    #[serde(skip)]
+    pub ledger: Option<LedgerHandle>,
 }
 
 /// Why a new key is needed.
@@ -318,6 +381,12 @@ pub enum Event {
         me: SocketAddr,
         /// The modes in use, for the log, such as `wire0: native XDP, copy mode, 1 queue`.
         notes: Vec<String>,
+        /// Whether it goes on under the keys of [`Attach::resume`].
+        #[serde(default)]
+        resumed: bool,
+        /// The ledger, for the daemon to hold.
+        #[serde(skip)]
+        ledger: Option<LedgerHandle>,
     },
     /// The last request failed; the message says what failed, where, and how to fix it.
     Failed {

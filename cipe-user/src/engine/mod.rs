@@ -10,6 +10,7 @@ mod datapath;
 pub mod frames;
 mod icmp;
 pub mod lan;
+mod ledger;
 mod locked;
 mod manager;
 mod pace;

@@ -31,7 +31,7 @@ pub mod release;
 pub mod routes;
 pub mod scheduling;
 mod settings;
-mod shared;
+pub(crate) mod shared;
 mod sysctl;
 #[cfg(test)]
 pub(crate) mod testnet;

@@ -1,4 +1,4 @@
-//! A map's values as shared memory (`BPF_F_MMAPABLE` arrays).
+//! Memory that is shared with the kernel or with other processes: a map's values (`BPF_F_MMAPABLE` arrays), or a file without a name.
 
 use std::{
     io,
@@ -12,11 +12,10 @@ use std::{
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// `N` 64-bit words, the shared unit. Atomics, because the kernel and other threads see every store.
-pub(super) type Words<const N: usize> = [AtomicU64; N];
+pub(crate) type Words<const N: usize> = [AtomicU64; N];
 
-/// An array of [`Words`] in memory that is shared with the kernel; unmapped on drop. It may outlive the map's
-/// descriptor.
-pub(super) struct SharedArray<const N: usize> {
+/// An array of [`Words`] in shared memory; unmapped on drop. It may outlive the descriptor.
+pub(crate) struct SharedArray<const N: usize> {
     base: NonNull<Words<N>>,
     len: usize,
 }
@@ -27,11 +26,11 @@ unsafe impl<const N: usize> Send for SharedArray<N> {}
 unsafe impl<const N: usize> Sync for SharedArray<N> {}
 
 impl<const N: usize> SharedArray<N> {
-    /// Maps the first `len` elements of an array map with values of `8 * N` octets.
+    /// Maps the first `len` elements of an array map with values of `8 * N` octets, or of a file that cannot shrink.
     ///
     /// # Errors
     /// The error of mmap(2): the map was not made mmapable, or is shorter than `len` elements.
-    pub(super) fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
+    pub(crate) fn map(fd: impl AsFd, len: usize) -> io::Result<Self> {
         let octets = len * size_of::<Words<N>>();
         // SAFETY: the kernel chooses the address, so no existing mapping is touched; the new one is released in Drop
         // only. `octets` is not zero for any map (mmap refuses zero).

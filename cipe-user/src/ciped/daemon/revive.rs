@@ -28,13 +28,19 @@ impl Daemon {
                 biased;
                 command = commands.recv() => if let Some(end) = self.without_engine(command) { return Some(end) },
                 outcome = attached => match outcome {
-                    Ok(Attached { engine, me, .. }) => {
+                    Ok(Attached { engine, me, resumed, ledger, .. }) => {
                         if me != self.facts.me {
                             tracing::info!("{device}: changing my address: {}", zone::Shown(me));
                             self.facts.me = me;
                         }
-                        tracing::info!("{device}: the engine is back; keys are exchanged again");
-                        self.session.start_over();
+                        self.ledger = ledger.or(self.ledger.take());
+                        if resumed {
+                            tracing::info!("{device}: the engine is back, and goes on under the same keys");
+                        } else {
+                            tracing::info!("{device}: the engine is back; keys are exchanged again");
+                            self.session.start_over();
+                            self.keys.clear();
+                        }
                         self.engine = Some(engine);
                         self.guard_again(&device);
                         if self.relay.is_some() {
@@ -75,7 +81,14 @@ impl Daemon {
         let zone = zone::of(self.facts.me).or(zone::of(configured)).unwrap_or_default();
         let me = zone::socket_address(configured.ip(), port, zone);
         let device = Some(self.facts.device.clone());
-        Placement { device, me, peer: self.peer, send_packets: self.session.send_packets() }
+        Placement {
+            device,
+            me,
+            peer: self.peer,
+            send_packets: self.session.send_packets(),
+            resume: self.keys.for_next_engine(),
+            ledger: self.ledger.clone(),
+        }
     }
 
     fn without_engine(&mut self, command: Option<OperatorCommand>) -> Option<End> {

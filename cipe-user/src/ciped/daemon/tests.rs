@@ -113,7 +113,9 @@ impl Stage {
         let mut connection = self.accept().await;
         let Some(Request::Attach(request)) = connection.receive().await.unwrap() else { panic!("no attach") };
         let me = "192.0.2.1:40000".parse().unwrap();
-        connection.send(&Event::Attached { device: device.to_owned(), me, notes: vec!["played".to_owned()] }).unwrap();
+        let notes = vec!["played".to_owned()];
+        let attached = Event::Attached { device: device.to_owned(), me, notes, resumed: false, ledger: None };
+        connection.send(&attached).unwrap();
         (connection, *request)
     }
 }

@@ -28,8 +28,8 @@ impl Daemon {
         commands: &mut mpsc::Receiver<OperatorCommand>,
         script: Option<&mut Script>,
     ) -> Woken {
-        let deadline =
-            self.session.deadline().map(|at| self.clock.start + at).into_iter().chain(self.keep_deadline()).min();
+        let session = self.session.deadline().map(|at| self.clock.start + at);
+        let deadline = [session, self.keep_deadline(), self.keys.deadline()].into_iter().flatten().min();
         let timer = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,

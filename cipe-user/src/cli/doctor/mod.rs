@@ -75,8 +75,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Tries the first steps of an engine, and undoes them.
 fn trials() -> Vec<Finding> {
-    let programs = match Programs::load(&LoadOptions::default()) {
-        Ok(_) => Finding::new(Grade::Good, "the kernel takes the eBPF programs"),
+    let programs = match Programs::load(&LoadOptions::default()).and_then(|mut programs| programs.load_lan()) {
+        Ok(()) => Finding::new(Grade::Good, "the kernel takes the eBPF programs"),
         Err(error) => Finding::new(Grade::Bad, format!("eBPF programs: {error}")),
     };
     let umem = match Umem::new(UmemConfig { frames: 64, ..UmemConfig::default() }) {

@@ -270,7 +270,7 @@ mod tests {
             let mut writer = KeyWriter::anonymous(8);
             let keys = [0_u8, 1].map(|number| {
                 writer.set(number.into(), Slot::Send, &[number; 16]);
-                let mut keys = Keys::new(Algorithm::Blowfish, writer.reader(), number.into());
+                let mut keys = Keys::alone(Algorithm::Blowfish, writer.reader(), number.into());
                 keys.refresh(Instant::now());
                 keys
             });

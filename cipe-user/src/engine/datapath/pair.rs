@@ -128,7 +128,7 @@ impl End {
         let (sender, reports) = mpsc::channel(REPORT_QUEUE);
         let mut datapath = Datapath::new(0, Arc::new(Crew::new(0)?), umem, pool, sender)?;
         let keys = KeyWriter::anonymous(4);
-        let tunnel = Tunnel::with_keys(TUNNEL, Keys::new(algorithm, keys.reader(), TUNNEL), NO_LIMITS);
+        let tunnel = Tunnel::with_keys(TUNNEL, Keys::alone(algorithm, keys.reader(), TUNNEL), NO_LIMITS);
         datapath.tunnels.insert(TUNNEL, Tunnel { protocol, peer: Some(peer), ..tunnel });
         datapath.add_address(me, TUNNEL);
         let (received, outgoing, arrivals) = (Vec::new(), Vec::new(), Vec::new());

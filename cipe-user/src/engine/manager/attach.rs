@@ -7,6 +7,7 @@
 //! What was made before a step fails is removed by a departure, and then the daemon is told why.
 
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,13 @@ use super::tunnels::Tenant;
 use super::workers::Answers;
 use super::{Manager, hubs};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Cipher, Event, MAX_MTU, MIN_MTU, Protocol, VERSION};
+use crate::control::protocol::{Attach, Cipher, Event, LedgerHandle, MAX_MTU, MIN_MTU, Protocol, VERSION};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::carrier::outer::Hop;
+use crate::engine::ledger::Ledger;
 use crate::engine::tunnel::keys::Keys;
-use crate::engine::tunnel::{Egress, IpIds, KeyLimits, Tunnel};
-use crate::engine::worker::Command;
+use crate::engine::tunnel::{Common, Egress, IpIds, KeyLimits, Tunnel};
+use crate::engine::worker::{Command, ORIGINAL_PACKETS};
 use crate::kernel::addresses::AddressConfiguration;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::hub::Hub;
@@ -42,6 +44,33 @@ pub(super) struct Attaching {
     hub: usize,
     /// Its device, if that was there already.
     device: Option<Device>,
+    ledger: TunnelLedger,
+}
+
+/// The ledger of a tunnel.
+pub(super) struct TunnelLedger {
+    pub ledger: Arc<Ledger>,
+    /// It is of the engine before this one, and readable.
+    pub is_known: bool,
+    /// Of a new one, for the daemon to hold.
+    memory: Option<LedgerHandle>,
+}
+
+impl TunnelLedger {
+    /// Takes over the ledger that the daemon has held, or makes a new one.
+    fn of(attach: &Attach) -> anyhow::Result<Self> {
+        if let Some(handle) = &attach.ledger {
+            match Ledger::take_over(handle.0.as_fd()) {
+                Ok(ledger) => return Ok(Self { ledger, is_known: true, memory: None }),
+                Err(error) => tracing::warn!(
+                    "{}: keys are exchanged again, since the last engine's record of their use is of no use: {error:#}",
+                    attach.device.as_deref().unwrap_or_default()
+                ),
+            }
+        }
+        let (ledger, memory) = Ledger::new()?;
+        Ok(Self { ledger, is_known: false, memory: Some(LedgerHandle(Arc::new(memory))) })
+    }
 }
 
 impl Manager {
@@ -67,6 +96,7 @@ impl Manager {
     async fn begin_attach(&mut self, connection: u64, attach: Box<Attach>) -> anyhow::Result<Attaching> {
         let owner = self.shared.daemons.pid(connection).context("the daemon has gone")?;
         self.check(connection, &attach)?;
+        let ledger = TunnelLedger::of(&attach)?;
         let number = self.shared.tunnels.new_number();
         let number = number.with_context(|| format!("all {MAX_TUNNELS} tunnels of the engine are in use"))?;
         let socket = carrier_socket::bind(&attach, &self.shared.platform, &self.shared.tunnels).await?;
@@ -98,7 +128,7 @@ impl Manager {
             None => self.hubs.enter(&wanted, attach.xdp_mode).await?,
         };
         self.kept.remove(&connection);
-        Ok(Attaching { connection, attach, number, socket, wanted, hub, device })
+        Ok(Attaching { connection, attach, number, socket, wanted, hub, device, ledger })
     }
 
     /// Whether a tunnel can be made as it is asked for.
@@ -141,7 +171,7 @@ impl Manager {
 
     /// Makes a tunnel on its hub, which is open, and has the workers take it.
     async fn continue_attach(&mut self, attaching: Attaching) {
-        let Attaching { connection, attach, number, socket, wanted, hub, device } = attaching;
+        let Attaching { connection, attach, number, socket, wanted, hub, device, ledger } = attaching;
         if self.shared.daemons.pid(connection).is_none() {
             let error = anyhow::anyhow!("the daemon has gone");
             return self.take_back(Begun::Device(hub, device), connection, error);
@@ -153,7 +183,8 @@ impl Manager {
                 Err(error) => return self.take_back(Begun::Device(hub, None), connection, error),
             },
         };
-        let tenant = Tenant::new(connection, &attach, &socket, hub, device, self.shared.platform.workers.count());
+        let workers = self.shared.platform.workers.count();
+        let tenant = Tenant::new(connection, &attach, &socket, (hub, device), ledger, workers);
         self.shared.tunnels.insert(number, tenant);
         self.shared.update_busy_poll();
         self.shared.daemons.assign(connection, number);
@@ -177,6 +208,11 @@ impl Manager {
             self.keys.set(number, Slot::Static, key);
         }
         let tenant = self.shared.tunnels.get_mut(number).context("it has gone")?;
+        if let Some(keys) = attach.resume.as_ref().filter(|_| tenant.ledger.is_known) {
+            let used = self.keys.resume(number, keys, &tenant.ledger.ledger);
+            tenant.counters.of_worker(0).use_receive_key(used);
+            tenant.is_resumed = true;
+        }
         tenant.notes.extend(self.hubs.note(tenant.hub).map(str::to_owned));
         let hub = self.hubs.get(tenant.hub).context("its hub has gone")?;
         match attach.protocol {
@@ -228,12 +264,18 @@ impl Manager {
         Ok(())
     }
 
-    fn attached(&self, number: u16) -> Event {
-        match self.shared.tunnels.get(number) {
+    fn attached(&mut self, number: u16) -> Event {
+        match self.shared.tunnels.get_mut(number) {
             Some(tenant) => {
                 let mut notes = tenant.notes.clone();
                 notes.extend(self.doors.carrier_note(tenant));
-                Event::Attached { device: tenant.device.name.clone(), me: tenant.me, notes }
+                Event::Attached {
+                    device: tenant.device.name.clone(),
+                    me: tenant.me,
+                    notes,
+                    resumed: tenant.is_resumed,
+                    ledger: tenant.ledger.memory.take(),
+                }
             }
             None => Event::Failed { message: "the tunnel went while it was made".into() },
         }
@@ -248,13 +290,14 @@ fn worker_state(number: u16, attach: &Attach, tenant: &Tenant, hub: &Hub, udp: &
         Cipher::IdeaLittle => Algorithm::IdeaLittle,
     };
     let socks = tenant.socks.is_some();
+    let ledger = &tenant.ledger.ledger;
     Tunnel {
         number,
-        keys: Keys::new(algorithm, keys, number),
+        keys: Keys::new(algorithm, keys, number, ledger.clone()),
         nokey: attach.key.is_none(),
         is_orphaned: false,
         counters: tenant.counters.of_worker(0).clone(),
-        common: Arc::default(),
+        common: Arc::new(Common::with(ledger.clone())),
         segmentation: udp.segmentation().clone(),
         hub: tenant.hub,
         peer: known(attach.peer),
@@ -262,7 +305,8 @@ fn worker_state(number: u16, attach: &Attach, tenant: &Tenant, hub: &Hub, udp: &
         relay: None,
         egress: if socks { Egress::NoRoute } else { Egress::Socket },
         is_move_untold: false,
-        is_ours: false,
+        // An engine before this one was told.
+        is_ours: tenant.is_resumed && attach.send_packets > ORIGINAL_PACKETS,
         pinned: attach.pin_peer,
         static_data: attach.static_data,
         ignore_df: attach.ignore_df,

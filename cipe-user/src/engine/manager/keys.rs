@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use cipe_common::maps::{Slot, key_index};
 
+use crate::control::protocol::{KeyOctets, SessionKeys};
+use crate::engine::ledger::{Ledger, Use};
 use crate::kernel::keys::{KEY, KeyReader, KeyWriter};
 
 /// A previous receive key. The time that it is kept begins with the first packet under its successor: until then the peer may still
@@ -77,6 +79,31 @@ impl Keyring {
         let previous = self.previous.remove(&number);
         let previous = set_receive_key(&mut self.writer, number.into(), key, keep, used, previous);
         self.previous.extend(previous.map(|previous| (number, previous)));
+    }
+
+    /// Goes on under the keys of an engine before this one, which has recorded their use in `ledger`. Returns the generation of the
+    /// receive key if the peer has begun to use it, else 0.
+    ///
+    /// The newest receive key may not be in the ledger: then no packet was ever accepted under it. Of those before it, one that is
+    /// not there may have been forgotten, so it is not taken.
+    pub(super) fn resume(&mut self, number: u16, keys: &SessionKeys, ledger: &Ledger) -> u64 {
+        if let Some(key) = &keys.send {
+            self.set(number, Slot::Send, key);
+        }
+        let Some((newest, older)) = keys.receive.split_first() else { return 0 };
+        let packets = |key: &KeyOctets| ledger.packets(Use::Receive, key);
+        let recorded = || older.iter().filter_map(|key| Some((key, packets(key)? > 0)));
+        let previous = recorded().find(|(_, was_used)| *was_used).or_else(|| recorded().next());
+        if let Some((key, _)) = previous {
+            self.set(number, Slot::Previous, key);
+        }
+        self.set(number, Slot::Receive, newest);
+        let successor = self.reader().generation(key_index(number.into(), Slot::Receive));
+        if let Some((_, was_used)) = previous {
+            let keep = Duration::from_millis(keys.keep_ms);
+            self.previous.insert(number, Previous { successor, was_used, keep, until: None });
+        }
+        if packets(newest).is_some_and(|packets| packets > 0) { successor } else { 0 }
     }
 
     /// Clears the slots of previous keys whose time is over at `now`; `used`: by tunnel, as for [`Self::set_receive_key`].
@@ -201,5 +228,47 @@ mod tests {
         assert!(!previous.is_over(bed.used, after(2000)));
         assert!(!previous.is_over(bed.used, after(2019)));
         assert!(previous.is_over(bed.used, after(2020)));
+    }
+
+    /// A keyring after an engine with this ledger died; returns also the generation of the receive key that is in use.
+    fn resumed(ledger: &Ledger, receive: &[u8]) -> (Keyring, u64) {
+        let mut keyring = Keyring::new(KeyWriter::anonymous(8));
+        let receive = receive.iter().map(|key| KeyOctets::new(&[*key; KEY])).collect();
+        let keys = SessionKeys { send: Some(KeyOctets::new(&[9; KEY])), receive, keep_ms: KEEP.as_millis() as u64 };
+        let used = keyring.resume(1, &keys, ledger);
+        assert_eq!(keyring.reader().read(key_index(1, Slot::Send)).map(|(_, key)| *key), Some([9; KEY]));
+        (keyring, used)
+    }
+
+    fn slots(keyring: &Keyring) -> [Option<u8>; 2] {
+        [Slot::Receive, Slot::Previous].map(|slot| Some(keyring.reader().read(key_index(1, slot))?.1[0]))
+    }
+
+    #[test]
+    fn after_an_engine_died_its_receive_keys_go_on_as_they_were() {
+        let ledger = Ledger::new().unwrap().0;
+        let use_key = |key: u8, packets| ledger.open(Use::Receive, &[key; KEY]).account(packets, 0);
+        // The first key is in use; of its successors, one has been seen by a worker, and one by nobody.
+        use_key(1, 5);
+        use_key(2, 0);
+        let (keyring, used) = resumed(&ledger, &[3, 2, 1]);
+        assert_eq!((slots(&keyring), used), ([Some(3), Some(1)], 0));
+        assert!(keyring.previous[&1].was_used);
+        // The peer has begun with the newest one.
+        use_key(3, 1);
+        let (mut keyring, used) = resumed(&ledger, &[3, 2, 1]);
+        assert_eq!((slots(&keyring), used), ([Some(3), Some(1)], keyring.previous[&1].successor));
+        let now = Instant::now();
+        keyring.forget_previous(|_| used, now);
+        keyring.forget_previous(|_| used, now + KEEP);
+        assert_eq!(slots(&keyring), [Some(3), None]);
+    }
+
+    #[test]
+    fn a_previous_key_whose_packets_are_not_known_is_not_taken() {
+        let ledger = Ledger::new().unwrap().0;
+        let (keyring, used) = resumed(&ledger, &[2, 1]);
+        assert_eq!((slots(&keyring), used), ([Some(2), None], 0));
+        assert_eq!(slots(&resumed(&ledger, &[]).0), [None; 2]);
     }
 }

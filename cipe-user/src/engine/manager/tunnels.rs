@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use cipe_common::maps::{MAX_TUNNELS, Tunnel as TunnelEntry};
 
+use super::attach::TunnelLedger;
 use super::carrier_socket::{CarrierSocket, known};
 use super::loops::{Loops, PeerRoute};
 use super::sizes::Sizes;
@@ -52,6 +53,10 @@ pub(super) struct Tenant {
     /// The peer is reached through a SOCKS5 server.
     pub socks: Option<Socks>,
     pub counters: Tally,
+    /// The use of its keys.
+    pub ledger: TunnelLedger,
+    /// It goes on under the keys that it had before this engine.
+    pub is_resumed: bool,
     pub sizes: Sizes,
     /// Name of the LAN card that it asks for a short cut with.
     pub lan: Option<String>,
@@ -103,8 +108,8 @@ impl Tenant {
         connection: u64,
         attach: &Attach,
         socket: &CarrierSocket,
-        hub: usize,
-        device: Device,
+        (hub, device): (usize, Device),
+        ledger: TunnelLedger,
         workers: usize,
     ) -> Self {
         let mut tenant = Self {
@@ -128,6 +133,8 @@ impl Tenant {
             peer: known(attach.peer),
             socks: attach.socks.map(|server| Socks { server, relay: None }),
             counters: Tally::new(workers),
+            ledger,
+            is_resumed: false,
             sizes: Sizes::new(attach),
             hop: None,
             lan: attach.lan.clone(),

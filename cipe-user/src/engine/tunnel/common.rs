@@ -1,10 +1,11 @@
 //! The data of a tunnel that all workers share, except its keys.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::engine::ledger::Ledger;
 use crate::engine::locked;
 use crate::engine::tunnel::challenge::Challenge;
 use crate::engine::tunnel::path_probe::PathProbe;
@@ -63,6 +64,11 @@ const MIN_CLEAR_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_WAIT_FACTOR: u32 = 64;
 
 impl Common {
+    /// The data of a new tunnel with this ledger.
+    pub fn with(ledger: Arc<Ledger>) -> Self {
+        Self { sent_ivs: Mutex::new(SentIvs::of(ledger)), ..Self::default() }
+    }
+
     /// Records an IV that is sent under the static key.
     pub fn note_iv(&self, iv: &[u8; packet::IV]) {
         locked(&self.sent_ivs).insert(iv);

@@ -1,7 +1,6 @@
 //! The live keys of a tunnel in a worker. They are expanded from the key map when the generation of a slot changes,
 //! once for all workers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use cipe_common::maps::{SLOTS, Slot, key_index};
 use zeroize::Zeroizing;
 
 use crate::cipher::{Algorithm, Key};
+use crate::engine::ledger::{Ledger, Log, Record, Use};
 use crate::engine::locked;
 use crate::engine::tunnel::replay::{Fingerprint, ReplayFilter, StaticReplayFilter};
 use crate::kernel::keys::{KEY, KeyReader};
@@ -18,7 +18,7 @@ use crate::kernel::keys::{KEY, KeyReader};
 type Octets = Zeroizing<[u8; KEY]>;
 
 /// The packets that were accepted under one key.
-pub enum Replay {
+pub(crate) enum Replay {
     /// Of a dynamic key: exact.
     Dynamic(ReplayFilter),
     /// Of the static key: bounded.
@@ -26,32 +26,59 @@ pub enum Replay {
 }
 
 impl Replay {
-    fn of(slot: Slot) -> Self {
-        if slot == Slot::Static { Self::Static(Default::default()) } else { Self::Dynamic(Default::default()) }
-    }
-
-    /// Returns the fingerprint of a packet, from its IV and first block.
-    pub fn fingerprint(&self, head: &[u8; 16]) -> Fingerprint {
-        match self {
-            Self::Dynamic(filter) => filter.fingerprint(head),
-            Self::Static(filter) => filter.fingerprint(head),
+    /// The packets in a key's record.
+    fn of(used: Use, record: &Record) -> Self {
+        if used == Use::Static {
+            let mut filter = StaticReplayFilter::default();
+            record.entries().for_each(|fold| filter.restore(fold));
+            Self::Static(filter)
+        } else {
+            let mut filter = ReplayFilter::default();
+            record.entries().for_each(|fold| filter.restore(fold));
+            Self::Dynamic(filter)
         }
     }
 
-    /// Prefetches the data for [`Replay::insert`].
-    pub fn prefetch(&self, packet: Fingerprint) {
+    fn insert(&mut self, packet: Fingerprint) -> bool {
         match self {
-            Self::Dynamic(filter) => filter.prefetch(packet),
-            Self::Static(filter) => filter.prefetch(packet),
+            Self::Dynamic(filter) => filter.insert(packet),
+            Self::Static(filter) => filter.insert(packet),
+        }
+    }
+}
+
+/// The locked packets that were accepted under one key, and their log.
+pub struct Accepted<'a> {
+    replay: MutexGuard<'a, Replay>,
+    /// `None`: the key was replaced so many times that its record is another key's.
+    log: Option<Log<'a>>,
+}
+
+impl Accepted<'_> {
+    /// Returns the fingerprint of a packet, from its IV and first block.
+    pub fn fingerprint(&self, head: &[u8; 16]) -> Fingerprint {
+        match &*self.replay {
+            Replay::Dynamic(filter) => filter.fingerprint(head),
+            Replay::Static(filter) => filter.fingerprint(head),
+        }
+    }
+
+    /// Prefetches the data for [`Accepted::insert`].
+    pub fn prefetch(&self, packet: Fingerprint) {
+        match &*self.replay {
+            Replay::Dynamic(filter) => filter.prefetch(packet),
+            Replay::Static(filter) => filter.prefetch(packet),
         }
     }
 
     /// Records a packet that has passed all other checks. Returns whether it was new.
     pub fn insert(&mut self, packet: Fingerprint) -> bool {
-        match self {
-            Self::Dynamic(filter) => filter.insert(packet),
-            Self::Static(filter) => filter.insert(packet),
+        let Some(log) = &mut self.log else { return false };
+        let fresh = self.replay.insert(packet);
+        if fresh {
+            log.push(packet.fold());
         }
+        fresh
     }
 }
 
@@ -60,44 +87,39 @@ pub struct LiveKey {
     octets: Octets,
     /// The expanded key.
     pub key: Key,
-    /// When the first worker expanded it.
+    /// When it was first used, by this engine or the one before.
     pub since: Instant,
-    packets: AtomicU64,
-    octets_used: AtomicU64,
+    record: Record,
     replay: Mutex<Replay>,
     overdue: OnceLock<Instant>,
 }
 
 impl LiveKey {
-    fn new(algorithm: Algorithm, slot: Slot, octets: Octets, now: Instant) -> Self {
+    fn new(algorithm: Algorithm, used: Use, octets: Octets, record: Record, now: Instant) -> Self {
         Self {
             key: Key::new(algorithm, &octets),
             octets,
-            since: now,
-            packets: AtomicU64::new(0),
-            octets_used: AtomicU64::new(0),
-            replay: Mutex::new(Replay::of(slot)),
+            since: record.since().unwrap_or(now),
+            replay: Mutex::new(Replay::of(used, &record)),
+            record,
             overdue: OnceLock::new(),
         }
     }
 
     /// Number of packets sealed or accepted.
     pub fn packets(&self) -> u64 {
-        self.packets.load(Ordering::Relaxed)
+        self.record.packets()
     }
 
     /// Number of payload octets sealed or accepted.
     #[cfg(test)]
     pub fn octets_used(&self) -> u64 {
-        self.octets_used.load(Ordering::Relaxed)
+        self.record.octets()
     }
 
     /// Counts more packets and payload octets; returns both totals.
     pub fn account(&self, packets: u64, octets: u64) -> (u64, u64) {
-        (
-            self.packets.fetch_add(packets, Ordering::Relaxed) + packets,
-            self.octets_used.fetch_add(octets, Ordering::Relaxed) + octets,
-        )
+        self.record.account(packets, octets)
     }
 
     /// Returns when the peer was first seen to use the key after its lifetime; `now` if this is the first time.
@@ -106,44 +128,38 @@ impl LiveKey {
     }
 
     /// Locks and returns the packets accepted so far. No other worker accepts packets while this is held.
-    pub fn replay(&self) -> MutexGuard<'_, Replay> {
-        locked(&self.replay)
+    pub fn accepted(&self) -> Accepted<'_> {
+        Accepted { replay: locked(&self.replay), log: self.record.log() }
     }
 }
 
 /// The keys of one tunnel that are live in any worker. Each is expanded once, and has one replay filter.
-#[derive(Default)]
-pub(crate) struct Expanded(Mutex<Vec<(Kind, Weak<LiveKey>)>>);
-
-/// The use of a slot's key. A key for both directions counts as two.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Static,
-    Send,
-    Receive,
+pub(crate) struct Expanded {
+    keys: Mutex<Vec<(Use, Weak<LiveKey>)>>,
+    ledger: Arc<Ledger>,
 }
 
-impl From<Slot> for Kind {
-    fn from(slot: Slot) -> Self {
-        match slot {
-            Slot::Static => Self::Static,
-            Slot::Send => Self::Send,
-            Slot::Receive | Slot::Previous => Self::Receive,
-        }
+/// The use of a slot's key.
+fn use_of(slot: Slot) -> Use {
+    match slot {
+        Slot::Static => Use::Static,
+        Slot::Send => Use::Send,
+        Slot::Receive | Slot::Previous => Use::Receive,
     }
 }
 
 impl Expanded {
-    /// Returns the key that another worker has expanded, or the result of `make`.
-    fn get(&self, kind: Kind, octets: &Octets, make: impl FnOnce() -> LiveKey) -> Arc<LiveKey> {
-        let mut keys = locked(&self.0);
+    /// Returns the key that another worker has expanded, or expands it.
+    fn get(&self, algorithm: Algorithm, used: Use, octets: &Octets, now: Instant) -> Arc<LiveKey> {
+        let mut keys = locked(&self.keys);
         keys.retain(|(_, key)| key.strong_count() > 0);
-        let known = keys.iter().filter(|(other, _)| *other == kind).filter_map(|(_, key)| key.upgrade());
+        let known = keys.iter().filter(|(other, _)| *other == used).filter_map(|(_, key)| key.upgrade());
         if let Some(known) = known.into_iter().find(|known| known.octets == *octets) {
             return known;
         }
-        let made = Arc::new(make());
-        keys.push((kind, Arc::downgrade(&made)));
+        let record = self.ledger.open(used, octets);
+        let made = Arc::new(LiveKey::new(algorithm, used, octets.clone(), record, now));
+        keys.push((used, Arc::downgrade(&made)));
         made
     }
 }
@@ -165,12 +181,25 @@ pub struct Keys {
 
 impl Keys {
     /// Creates the keys of tunnel number `tunnel`; no key is live before the first [`Keys::refresh`].
-    pub fn new(algorithm: Algorithm, table: KeyReader, tunnel: u16) -> Self {
+    pub fn new(algorithm: Algorithm, table: KeyReader, tunnel: u16, ledger: Arc<Ledger>) -> Self {
+        Self::of(algorithm, table, tunnel.into(), Arc::new(Expanded { keys: Mutex::default(), ledger }))
+    }
+
+    /// The same with a new ledger.
+    ///
+    /// # Panics
+    /// If there is no memory for it.
+    #[cfg(any(test, feature = "harness"))]
+    pub fn alone(algorithm: Algorithm, table: KeyReader, tunnel: u16) -> Self {
+        Self::new(algorithm, table, tunnel, Ledger::new().expect("memory for a ledger").0)
+    }
+
+    fn of(algorithm: Algorithm, table: KeyReader, tunnel: u32, expanded: Arc<Expanded>) -> Self {
         Self {
             algorithm,
             table,
-            expanded: Arc::default(),
-            tunnel: tunnel.into(),
+            expanded,
+            tunnel,
             refreshed: None,
             changes: None,
             seen: [0; SLOTS as usize],
@@ -181,8 +210,7 @@ impl Keys {
 
     /// Returns the same tunnel's keys for another worker.
     pub fn for_another_worker(&self) -> Self {
-        let new = Self::new(self.algorithm, self.table.clone(), self.tunnel as u16);
-        Self { expanded: self.expanded.clone(), ..new }
+        Self::of(self.algorithm, self.table.clone(), self.tunnel, self.expanded.clone())
     }
 
     /// Applies changes of the map. If nothing has changed in any tunnel, this costs one atomic load.
@@ -243,9 +271,7 @@ impl Keys {
             }
             let key = match known.iter().position(|live| live.octets == *octets) {
                 Some(at) => known.remove(at),
-                None => self
-                    .expanded
-                    .get(Kind::from(*slot), octets, || LiveKey::new(self.algorithm, *slot, octets.clone(), now)),
+                None => self.expanded.get(self.algorithm, use_of(*slot), octets, now),
             };
             self.live[*slot as usize] = Some(key);
         }
@@ -291,7 +317,7 @@ mod tests {
 
     fn pair() -> (KeyWriter, Keys) {
         let writer = KeyWriter::anonymous(8);
-        let keys = Keys::new(Algorithm::Blowfish, writer.reader(), 1);
+        let keys = Keys::alone(Algorithm::Blowfish, writer.reader(), 1);
         (writer, keys)
     }
 
@@ -309,9 +335,9 @@ mod tests {
     fn use_once(keys: &Keys, slot: Slot) -> bool {
         let live = keys.get(slot).unwrap();
         live.account(1, 0);
-        let mut replay = live.replay();
-        let packet = replay.fingerprint(&PACKET);
-        replay.insert(packet)
+        let mut accepted = live.accepted();
+        let packet = accepted.fingerprint(&PACKET);
+        accepted.insert(packet)
     }
 
     #[test]
@@ -434,7 +460,7 @@ mod tests {
         }
         // A key that no worker has is forgotten.
         drop((keys, other.live[Slot::Previous as usize].take()));
-        let known = locked(&other.expanded.0).iter().filter(|(_, key)| key.strong_count() > 0).count();
+        let known = locked(&other.expanded.keys).iter().filter(|(_, key)| key.strong_count() > 0).count();
         assert_eq!(known, 3);
     }
 

@@ -143,7 +143,7 @@ impl Tunnel {
             return packets.iter_mut().for_each(|(_, opened)| **opened = Err(Verdict::NoReceiveKey));
         };
         // Held while they are counted, so that workers together do not exceed the key's limit.
-        let mut replay = live.replay();
+        let mut replay = live.accepted();
         let mut known_by = ArrayVec::<_, BATCH>::new();
         known_by.extend(packets.iter().map(|(head, _)| replay.fingerprint(head)));
         known_by.iter().for_each(|packet| replay.prefetch(*packet));

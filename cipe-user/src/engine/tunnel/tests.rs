@@ -35,7 +35,7 @@ struct Bed {
 impl Bed {
     fn new(algorithm: Algorithm, keys: &[(Slot, [u8; KEY])]) -> Self {
         let writer = KeyWriter::anonymous(4);
-        let tunnel = Tunnel::with_keys(0, Keys::new(algorithm, writer.reader(), 0), LIMITS);
+        let tunnel = Tunnel::with_keys(0, Keys::alone(algorithm, writer.reader(), 0), LIMITS);
         let mut bed = Self { algorithm, lanes: Lanes::new(), writer, tunnel, now: Instant::now(), iv: 0 };
         for (slot, key) in keys {
             bed.set(*slot, key);

@@ -51,7 +51,7 @@ const MAX_PRIVATE_FILL: u32 = 2048;
 
 /// Maximum packets under a send key towards an original (protocol section 3). A higher limit means that the peer runs
 /// this program.
-const ORIGINAL_PACKETS: u64 = 32_767;
+pub(super) const ORIGINAL_PACKETS: u64 = 32_767;
 
 /// The control thread's handle of a worker.
 pub(super) struct Handle {

@@ -50,8 +50,9 @@ impl Programs {
     /// device.
     ///
     /// # Errors
-    /// As [`Self::attach_carrier`].
+    /// As [`Self::attach_carrier`] and [`Self::load_lan`].
     pub fn attach_lan(&mut self, ifindex: u32, preference: XdpMode) -> Result<AttachedMode, Error> {
+        self.load_lan()?;
         let (link, mode) = self.attach_xdp(names::LAN_XDP, ifindex, preference)?;
         self.links.lan.insert(ifindex, link);
         Ok(mode)

@@ -43,21 +43,26 @@ pub(super) struct LiveMaps {
     chunks: MapData,
     runs: Arc<SharedArray<WORDS>>,
     departures: Arc<SharedArray<1>>,
+    /// Their descriptors are in the code of a program that is not loaded yet.
+    _maps: [MapData; 2],
 }
 
 impl LiveMaps {
     pub(super) fn take(ebpf: &mut Ebpf, workers: u32) -> Result<Self, Error> {
-        Ok(Self {
-            chunks: array(ebpf, names::CHUNKS)?,
-            runs: shared(ebpf, names::RUNS, workers)?,
-            departures: shared(ebpf, names::DEPARTURES, workers * DEPARTURES_PER_WORKER)?,
-        })
+        let (runs, run_map) = shared(ebpf, names::RUNS, workers)?;
+        let (departures, departure_map) = shared(ebpf, names::DEPARTURES, workers * DEPARTURES_PER_WORKER)?;
+        Ok(Self { chunks: array(ebpf, names::CHUNKS)?, runs, departures, _maps: [run_map, departure_map] })
     }
 }
 
-fn shared<const N: usize>(ebpf: &mut Ebpf, name: &'static str, len: u32) -> Result<Arc<SharedArray<N>>, Error> {
+/// A map as memory, and its descriptor.
+type Shared<const N: usize> = (Arc<SharedArray<N>>, MapData);
+
+fn shared<const N: usize>(ebpf: &mut Ebpf, name: &'static str, len: u32) -> Result<Shared<N>, Error> {
     let failed = |cause: io::Error| Error::Map { map: name, cause: cause.into() };
-    SharedArray::map(array(ebpf, name)?.fd().as_fd(), len as usize).map(Arc::new).map_err(failed)
+    let map = array(ebpf, name)?;
+    let memory = SharedArray::map(map.fd().as_fd(), len as usize).map_err(failed)?;
+    Ok((Arc::new(memory), map))
 }
 
 fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, Error> {

@@ -46,15 +46,10 @@ pub use live::LiveFrames;
 /// The committed object, built from `cipe-ebpf` by `cargo xtask build-ebpf`.
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../cipe-ebpf/prebuilt/cipe.bpf.o");
 
-/// Every program of the object.
-const PROGRAMS: [&str; 6] = [
-    names::CARRIER_XDP,
-    names::PRIVATE_XDP,
-    names::ETHERNET_XDP,
-    names::LAN_XDP,
-    names::PRIVATE_TC,
-    names::ETHERNET_TC,
-];
+/// The programs of the object that are loaded at once. [`names::LAN_XDP`] is loaded for the first card that needs it: the kernel
+/// takes longer to verify it than all others, and no tunnel should wait for that.
+const PROGRAMS: [&str; 5] =
+    [names::CARRIER_XDP, names::PRIVATE_XDP, names::ETHERNET_XDP, names::PRIVATE_TC, names::ETHERNET_TC];
 
 /// Environment variable that names an object to load instead of the committed one (`cargo xtask build-ebpf --check`).
 pub const OBJECT_VARIABLE: &str = "CIPE_BPF_OBJECT";
@@ -139,10 +134,12 @@ pub struct Programs {
     lans: lan::LanMaps,
     live: live::LiveMaps,
     keys: Option<KeyWriter>,
+    /// Its descriptor is in the code of a program that is not loaded yet.
+    _key_map: MapData,
 }
 
 impl Programs {
-    /// Loads the six programs and makes their maps. Nothing is attached yet.
+    /// Loads the programs and makes their maps. Nothing is attached yet.
     ///
     /// # Errors
     /// [`Error::Privilege`] without the capabilities; otherwise the error of the kernel or the verifier.
@@ -151,15 +148,14 @@ impl Programs {
         aya::util::nr_cpus().map_err(|(path, cause)| Error::Cpus { path, cause })?;
         let mut ebpf = read(options)?;
         let tunnels = options.tunnels();
-        // Before the maps are taken out: loading a program needs all of them in place.
         for name in PROGRAMS {
             load(&mut ebpf, name)?;
         }
-        let keys = match ebpf.take_map(names::KEYS) {
-            Some(Map::Array(map)) => KeyWriter::map(map.fd().as_fd(), (tunnels * SLOTS) as usize)
-                .map_err(|cause| Error::Map { map: names::KEYS, cause: cause.into() })?,
-            _ => return Err(Error::Object { name: names::KEYS }),
+        let Some(Map::Array(key_map)) = ebpf.take_map(names::KEYS) else {
+            return Err(Error::Object { name: names::KEYS });
         };
+        let keys = KeyWriter::map(key_map.fd().as_fd(), (tunnels * SLOTS) as usize)
+            .map_err(|cause| Error::Map { map: names::KEYS, cause: cause.into() })?;
         Ok(Self {
             links: attach::Links::default(),
             tunnels: map(&mut ebpf, names::TUNNELS)?,
@@ -175,8 +171,20 @@ impl Programs {
             lans: lan::LanMaps::take(&mut ebpf)?,
             live: live::LiveMaps::take(&mut ebpf, options.workers)?,
             keys: Some(keys),
+            _key_map: key_map,
             ebpf,
         })
+    }
+
+    /// Loads the program for LAN cards, if it is not loaded yet.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_lan(&mut self) -> Result<(), Error> {
+        match xdp(&mut self.ebpf, names::LAN_XDP)?.fd() {
+            Ok(_) => Ok(()),
+            Err(_) => load(&mut self.ebpf, names::LAN_XDP),
+        }
     }
 
     /// Returns the only writer of the key slots; its [`KeyWriter::reader`]s are for the workers. `None` on the second

@@ -68,7 +68,7 @@ impl Bed {
         let mut tunnels = TunnelTable::default();
         let start = Instant::now();
         for number in [CHANGED, FIRST] {
-            let mut keys = Keys::new(algorithm, writer.reader(), number);
+            let mut keys = Keys::alone(algorithm, writer.reader(), number);
             let slot_of = u32::from(number);
             writer.set(slot_of, Slot::Static, &Static.key(number));
             if number == CHANGED {
@@ -307,7 +307,7 @@ proptest! {
     #[test]
     fn what_the_whole_check_accepts_passes_the_sieve(payload in contents(), control in any::<bool>(), ethernet in any::<bool>()) {
         let tunnel = |protocol| {
-            let keys = Keys::new(Algorithm::Idea, KeyWriter::anonymous(4).reader(), 0);
+            let keys = Keys::alone(Algorithm::Idea, KeyWriter::anonymous(4).reader(), 0);
             Tunnel { protocol, ..Tunnel::with_keys(0, keys, NO_LIMITS) }
         };
         let key = Key::new(Algorithm::Idea, &[5; KEY]);

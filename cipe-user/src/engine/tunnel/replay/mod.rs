@@ -1,16 +1,22 @@
 //! The replay filters: exact, because the protocol has no sequence numbers for a window (protocol section 6).
 //!
-//! A packet is identified by its IV and first cipher block. The filter stores 64-bit fingerprints under a keyed hash
-//! (SipHash, by the standard library's `RandomState`) with a random key that never leaves the process. So nobody can
-//! choose packets that share a fingerprint or fill one table. A fresh packet is taken for a replay with probability n /
-//! 2^64, where n is the number of stored packets: at the 2^18 packets of a key, 2^-46 per packet and below 2^-28 for
-//! the whole life of a key. A stored packet is never taken for a fresh one.
+//! A packet is identified by its IV and first cipher block, folded to 64 bits. The filter stores 64-bit fingerprints of these
+//! under a keyed hash (SipHash, by the standard library's `RandomState`) with a random key that never leaves the process. So
+//! nobody can choose packets that fill one table; nor packets that share a fold, since the cipher block depends on the key. A
+//! fresh packet is taken for a replay with probability n / 2^63, where n is the number of stored packets: at the 2^18 packets
+//! of a key, 2^-45 per packet and below 2^-27 for the whole life of a key. A stored packet is never taken for a fresh one.
+//!
+//! The folds of accepted packets are also in the tunnel's [ledger](crate::engine::ledger), from which the next engine fills its
+//! filters if this one is killed.
 //!
 //! **Insert a packet only after all other checks have passed** (CRC, P, inner headers). Otherwise an attacker without
 //! the key could delay a genuine packet, send a forged one with the same IV and first block, and the genuine one would
 //! be refused.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+
+use crate::engine::ledger::Ledger;
 
 /// Number of entries at which a set is split into shards.
 const SPLIT_ENTRIES: usize = 4096;
@@ -122,12 +128,34 @@ impl Set {
 
 /// The fingerprint of a packet in one filter.
 #[derive(Clone, Copy, Debug)]
-pub struct Fingerprint(u64);
+pub struct Fingerprint {
+    /// IV and first cipher block, the same in all filters.
+    fold: u64,
+    hash: u64,
+}
+
+impl Fingerprint {
+    fn of(key: &RandomState, fold: u64) -> Self {
+        Self { fold, hash: fingerprint(key, fold) }
+    }
+
+    /// What the fingerprint is made from.
+    pub fn fold(self) -> u64 {
+        self.fold
+    }
+}
+
+/// Folds IV and first cipher block. With one of them fixed, different ones of the other have different folds.
+fn fold(packet: &[u8; 16]) -> u64 {
+    let [iv, block] = [0, 8].map(|at| u64::from_be_bytes(std::array::from_fn(|octet| packet[at + octet])));
+    // An odd number of rotations can be undone.
+    iv ^ iv.rotate_left(23) ^ iv.rotate_left(41) ^ block
+}
 
 /// Zero means a free slot, so the fingerprint 0 is replaced by another one.
-fn fingerprint(key: &RandomState, octets: &[u8]) -> u64 {
+fn fingerprint(key: &RandomState, fold: u64) -> u64 {
     let mut hasher = key.build_hasher();
-    hasher.write(octets);
+    hasher.write_u64(fold);
     hasher.finish().max(1)
 }
 
@@ -136,32 +164,37 @@ fn fingerprint(key: &RandomState, octets: &[u8]) -> u64 {
 /// Memory: none while it is empty, 128 octets from the first packet on, then at most 22 octets per packet: 4 MiB for
 /// 2^18.
 #[derive(Debug, Default)]
-pub struct ReplayFilter {
+pub(crate) struct ReplayFilter {
     key: RandomState,
     seen: Set,
 }
 
 impl ReplayFilter {
     /// Returns the fingerprint of a packet, from its IV and first cipher block. Does not store it.
-    pub fn fingerprint(&self, packet: &[u8; 16]) -> Fingerprint {
-        Fingerprint(fingerprint(&self.key, packet))
+    pub(crate) fn fingerprint(&self, packet: &[u8; 16]) -> Fingerprint {
+        Fingerprint::of(&self.key, fold(packet))
+    }
+
+    /// Stores a packet that an engine before this one has accepted, by its [fold](Fingerprint::fold).
+    pub(crate) fn restore(&mut self, fold: u64) {
+        self.insert(Fingerprint::of(&self.key, fold));
     }
 
     /// Prefetches the data for [`ReplayFilter::insert`]. Each packet has its own slot in a table that is larger than
     /// the inner caches; if this is done for all packets of a batch first, the cache misses overlap.
-    pub fn prefetch(&self, packet: Fingerprint) {
-        self.seen.prefetch(packet.0);
+    pub(crate) fn prefetch(&self, packet: Fingerprint) {
+        self.seen.prefetch(packet.hash);
     }
 
     /// Stores the fingerprint of a packet; returns whether it was new. Only for packets that have passed all other
     /// checks, see the module.
-    pub fn insert(&mut self, packet: Fingerprint) -> bool {
-        self.seen.insert(packet.0)
+    pub(crate) fn insert(&mut self, packet: Fingerprint) -> bool {
+        self.seen.insert(packet.hash)
     }
 
     /// Returns the octets of memory in use.
     #[cfg(test)]
-    pub fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         self.seen.memory()
     }
 }
@@ -187,8 +220,8 @@ impl Generations {
         Self { key: RandomState::new(), limit, recent: Set::default(), older: Set::default(), retired: Vec::new() }
     }
 
-    fn fingerprint(&self, octets: &[u8]) -> u64 {
-        fingerprint(&self.key, octets)
+    fn fingerprint(&self, fold: u64) -> Fingerprint {
+        Fingerprint::of(&self.key, fold)
     }
 
     fn contains(&self, fingerprint: u64) -> bool {
@@ -223,10 +256,10 @@ impl Generations {
 /// The packets received under the static key, which never expires: at least the last 2^20, at most the last 2^21.
 ///
 /// The consequence: an attacker who records a packet under the static key can replay it once after 2^20 more packets
-/// under this key, or after a restart of the engine. Data is under the static key only during a key exchange, so 2^20
+/// under this key. Data is under the static key only during a key exchange, so 2^20
 /// packets take days even if keys change every minute. Memory as for [`ReplayFilter`], up to 32 MiB.
 #[derive(Debug)]
-pub struct StaticReplayFilter(Generations);
+pub(crate) struct StaticReplayFilter(Generations);
 
 impl Default for StaticReplayFilter {
     fn default() -> Self {
@@ -236,53 +269,73 @@ impl Default for StaticReplayFilter {
 
 impl StaticReplayFilter {
     /// As [`ReplayFilter::fingerprint`].
-    pub fn fingerprint(&self, packet: &[u8; 16]) -> Fingerprint {
-        Fingerprint(self.0.fingerprint(packet))
+    pub(crate) fn fingerprint(&self, packet: &[u8; 16]) -> Fingerprint {
+        self.0.fingerprint(fold(packet))
+    }
+
+    /// As [`ReplayFilter::restore`].
+    pub(crate) fn restore(&mut self, fold: u64) {
+        self.insert(self.0.fingerprint(fold));
     }
 
     /// As [`ReplayFilter::prefetch`].
-    pub fn prefetch(&self, packet: Fingerprint) {
-        self.0.prefetch(packet.0);
+    pub(crate) fn prefetch(&self, packet: Fingerprint) {
+        self.0.prefetch(packet.hash);
     }
 
     /// As [`ReplayFilter::insert`].
-    pub fn insert(&mut self, packet: Fingerprint) -> bool {
-        self.0.insert(packet.0)
-    }
-
-    /// Returns the octets of memory in use.
-    #[cfg(test)]
-    pub fn memory(&self) -> usize {
-        self.0.memory()
-    }
-}
-
-/// The IVs that this end has sent under the static key, which both ends use: a received packet with one of them is our
-/// own packet, reflected (protocol section 6). Bounded like [`StaticReplayFilter`].
-#[derive(Debug)]
-pub(crate) struct SentIvs(Generations);
-
-impl Default for SentIvs {
-    fn default() -> Self {
-        Self(Generations::new(GENERATION_ENTRIES))
-    }
-}
-
-impl SentIvs {
-    /// Stores an IV that is sent.
-    pub(crate) fn insert(&mut self, iv: &[u8; 8]) {
-        self.0.insert(self.0.fingerprint(iv));
-    }
-
-    /// Whether this IV is one of ours.
-    pub(crate) fn contains(&self, iv: &[u8; 8]) -> bool {
-        self.0.contains(self.0.fingerprint(iv))
+    pub(crate) fn insert(&mut self, packet: Fingerprint) -> bool {
+        self.0.insert(packet.hash)
     }
 
     /// Returns the octets of memory in use.
     #[cfg(test)]
     pub(crate) fn memory(&self) -> usize {
         self.0.memory()
+    }
+}
+
+/// The IVs that this end has sent under the static key, which both ends use: a received packet with one of them is our
+/// own packet, reflected (protocol section 6). Bounded like [`StaticReplayFilter`].
+pub(crate) struct SentIvs {
+    set: Generations,
+    ledger: Option<Arc<Ledger>>,
+}
+
+impl Default for SentIvs {
+    fn default() -> Self {
+        Self { set: Generations::new(GENERATION_ENTRIES), ledger: None }
+    }
+}
+
+impl SentIvs {
+    /// Those that are in the ledger of a tunnel, where those to come are recorded, too.
+    pub(crate) fn of(ledger: Arc<Ledger>) -> Self {
+        let mut set = Generations::new(GENERATION_ENTRIES);
+        for iv in ledger.sent_ivs() {
+            set.insert(set.fingerprint(iv).hash);
+        }
+        Self { set, ledger: Some(ledger) }
+    }
+
+    /// Stores an IV that is sent.
+    pub(crate) fn insert(&mut self, iv: &[u8; 8]) {
+        let iv = u64::from_be_bytes(*iv);
+        if let Some(ledger) = &self.ledger {
+            ledger.note_iv(iv);
+        }
+        self.set.insert(self.set.fingerprint(iv).hash);
+    }
+
+    /// Whether this IV is one of ours.
+    pub(crate) fn contains(&self, iv: &[u8; 8]) -> bool {
+        self.set.contains(self.set.fingerprint(u64::from_be_bytes(*iv)).hash)
+    }
+
+    /// Returns the octets of memory in use.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> usize {
+        self.set.memory()
     }
 }
 

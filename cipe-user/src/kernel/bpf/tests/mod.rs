@@ -36,7 +36,10 @@ fn programs() -> Option<Programs> {
 
 fn programs_with(options: LoadOptions) -> Option<Programs> {
     match Programs::load(&LoadOptions { max_tunnels: 4, max_carriers: 2, ..options }) {
-        Ok(programs) => Some(programs),
+        Ok(mut programs) => {
+            programs.load_lan().unwrap();
+            Some(programs)
+        }
         Err(error @ Error::Privilege { .. }) => {
             eprintln!("skipped: {error}");
             None
@@ -114,8 +117,9 @@ fn every_program_loads() {
         Err(error) => panic!("{error}"),
     };
     let known: Vec<_> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
-    assert_eq!(known.len(), PROGRAMS.len(), "{known:?}");
-    let refused: Vec<_> = PROGRAMS.iter().filter_map(|name| load(&mut ebpf, name).err()).collect();
+    let programs = PROGRAMS.into_iter().chain([names::LAN_XDP]);
+    assert_eq!(known.len(), programs.clone().count(), "{known:?}");
+    let refused: Vec<_> = programs.filter_map(|name| load(&mut ebpf, name).err()).collect();
     let refused: Vec<_> = refused.iter().map(Error::to_string).collect();
     assert!(refused.is_empty(), "{}", refused.join("\n"));
 }
