@@ -223,3 +223,64 @@ fn the_next_engine_goes_on_under_the_same_keys_and_takes_nothing_twice() -> Resu
     }
     Ok(())
 }
+
+/// Pings until one is answered, for as long as `within`.
+fn wait_for_ping(net: &Topology, within: Duration) -> Result<()> {
+    let answered = ping::wait_for_answer(net.lan(Side::A), Side::B.host(), Duration::from_millis(10), within)?;
+    anyhow::ensure!(answered, "no answer within {within:?}");
+    Ok(())
+}
+
+#[test]
+fn an_engine_that_hangs_is_killed_and_replaced() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    tempting(&net)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let capture = net.capture_carrier(100_000)?;
+    let engine = pair.a.engine_pid().context("an engine runs")?;
+    process::signal(engine, Signal::STOP)?;
+    pair.a.wait_for_line("on the engine that hangs", |line| line.contains("has not answered for 3 s"))?;
+    process::wait_gone(engine, SOON)?;
+    pair.a.wait_for_line("on the next engine", |line| line.contains("goes on under the same keys"))?;
+    wait_for_ping(&net, SOON)?;
+    assert!(pair.a.engine_pid().is_some_and(|next| next != engine));
+    assert!(leaks(&capture.finish()?).is_empty());
+    Ok(())
+}
+
+#[test]
+fn programs_that_somebody_detaches_from_a_hub_are_attached_again() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    tempting(&net)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    pair.wait_for_keys(&net)?;
+    let capture = net.capture_carrier(100_000)?;
+    let engine = pair.a.engine_pid().context("an engine runs")?;
+    let index = |device: &str| net.gw(Side::A).run(|| nix::net::if_::if_nametoindex(device));
+    let mut ends = vec![("xdp", index("cipehub0x")?)];
+    // Without tcx links there is a filter, which a link's descriptor does not hold.
+    if pair.a.status()?.has_feature("tcx links") {
+        ends.push(("tcx", index("cipehub0")?));
+    }
+    for (kind, ifindex) in ends {
+        // A program that has just been attached works some time before the engine has the descriptor of its link.
+        let deadline = Instant::now() + process::patient(SOON);
+        while let Err(error) = process::detach_link(engine, kind, ifindex) {
+            anyhow::ensure!(Instant::now() < deadline, error);
+            wait_for_ping(&net, SOON)?;
+        }
+        let plan = Plan { timeout: Duration::from_millis(200), ..Plan::count(1) };
+        assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &plan)?.received(), 0, "{kind}");
+        wait_for_ping(&net, SOON).with_context(|| kind)?;
+    }
+    assert_eq!(pair.a.engine_pid(), Some(engine));
+    assert!(leaks(&capture.finish()?).is_empty());
+    Ok(())
+}

@@ -197,6 +197,14 @@ impl BpfObjects {
 /// # Errors
 /// There is none, or the kernel reports an error.
 pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
+    detach_link(pid, "xdp", ifindex)
+}
+
+/// The same for a link of any kind, such as `tcx`.
+///
+/// # Errors
+/// As [`detach_xdp`].
+pub fn detach_link(pid: u32, kind: &str, ifindex: u32) -> Result<()> {
     const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
     const BPF_LINK_DETACH: libc::c_long = 34;
     let bpf = |command: libc::c_long, value: u32| {
@@ -209,7 +217,7 @@ pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
         let Ok(text) = fs::read_to_string(entry.path()) else { continue };
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        if field("link_type:") != Some("xdp") || field("ifindex:") != Some(&ifindex.to_string()) {
+        if field("link_type:") != Some(kind) || field("ifindex:") != Some(&ifindex.to_string()) {
             continue;
         }
         let id = field("link_id:").and_then(|id| id.parse().ok()).context("a link has a number")?;
@@ -219,7 +227,7 @@ pub fn detach_xdp(pid: u32, ifindex: u32) -> Result<()> {
         bpf(BPF_LINK_DETACH, link.as_raw_fd() as u32)?;
         return Ok(());
     }
-    bail!("process {pid} has no XDP link on device {ifindex}")
+    bail!("process {pid} has no {kind} link on device {ifindex}")
 }
 
 /// A stopped thread of another process, such as one that hangs or gets no CPU. It runs again when this is dropped.

@@ -8,8 +8,9 @@ use super::options::{GuardPolicy, Options};
 use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
 use crate::control::channel::SendError;
-use crate::control::client::{Client, ConnectError};
+use crate::control::client::{Client, ConnectError, EngineProcess};
 use crate::control::protocol::{Attach, Event, LedgerHandle, Request, SessionKeys, VERSION};
+use crate::control::watch;
 
 /// How long the engine may take to make a tunnel.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
@@ -64,6 +65,8 @@ pub(super) struct Attached {
     pub me: SocketAddr,
     /// Whether it goes on under the keys of [`Placement::resume`].
     pub resumed: bool,
+    /// The engine's process, if it answers [`Request::Beat`].
+    pub process: Option<EngineProcess>,
     /// Its ledger, unless it is that of [`Placement::ledger`].
     pub ledger: Option<LedgerHandle>,
 }
@@ -72,12 +75,13 @@ pub(super) struct Attached {
 pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
     let request = Request::Attach(Box::new(attach_request(guard::identity(setup).name, &setup.options, place)));
+    let process = engine.process();
     engine.send(&request)?;
     let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
         loop {
             match engine.receive().await {
-                Ok(Some(Event::Attached { device, me, notes, resumed, ledger })) => {
-                    break Ok((device, me, notes, resumed, ledger));
+                Ok(Some(Event::Attached { device, me, notes, resumed, beats, ledger })) => {
+                    break Ok((device, me, notes, resumed, beats, ledger));
                 }
                 Ok(Some(Event::Failed { message })) => break Err(AttachError::Refused(message)),
                 Ok(Some(Event::Notice { message, well: true })) => tracing::info!("{message}"),
@@ -88,11 +92,12 @@ pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, 
             }
         }
     });
-    let (device, me, notes, resumed, ledger) = answer.await.unwrap_or(Err(AttachError::Late))?;
+    let (device, me, notes, resumed, beats, ledger) = answer.await.unwrap_or(Err(AttachError::Late))?;
     for note in notes {
         tracing::info!("{device}: {note}");
     }
-    Ok(Attached { engine, device, me, resumed, ledger })
+    let process = process.filter(|_| beats && watch::is_allowed());
+    Ok(Attached { engine, device, me, resumed, process, ledger })
 }
 
 /// Whether a service manager started this daemon. Then it may run at boot before the network is up, or on a standby

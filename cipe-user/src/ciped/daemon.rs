@@ -4,6 +4,7 @@
 //! and drops all packets (fail closed) until a new engine has taken it over.
 
 mod ending;
+mod heartbeat;
 mod keeper;
 mod peer_location;
 mod reload;
@@ -37,6 +38,7 @@ use super::socks;
 use crate::control::client::Client;
 use crate::control::protocol::{Event, LedgerHandle, Request};
 use crate::kernel::zone::Shown;
+use heartbeat::Heartbeat;
 use keeper::Keeper;
 use peer_location::first_relay;
 use session_keys::KeysInUse;
@@ -117,6 +119,8 @@ struct Daemon {
     keys: KeysInUse,
     /// The memory in which it records their use.
     ledger: Option<LedgerHandle>,
+    /// The watch over the engine; `None`: it is not watched.
+    heartbeat: Option<Heartbeat>,
     /// Keeps private packets from other routes; `None`: it could not be started.
     guard: Option<Guard>,
 }
@@ -149,7 +153,7 @@ impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
         let (relay, relay_at) = first_relay(&setup.options).await?.unzip();
         let mut attempt = 1;
-        let Attached { engine, device, me, ledger, .. } = loop {
+        let Attached { engine, device, me, process, ledger, .. } = loop {
             let place = Placement {
                 device: setup.options.device.clone(),
                 me: setup.options.me.address,
@@ -206,6 +210,7 @@ impl Daemon {
             keeper,
             keys: KeysInUse::default(),
             ledger,
+            heartbeat: process.map(Heartbeat::new),
             guard,
         };
         if let Some(relay) = relay_at {
@@ -272,14 +277,20 @@ impl Daemon {
                     self.facts.device = device;
                     continue;
                 }
-                Woken::Event(Some(event)) => self.session.event(&event, now),
+                Woken::Event(Some(event)) => {
+                    if let Some(heartbeat) = &mut self.heartbeat {
+                        heartbeat.heard();
+                    }
+                    self.session.event(&event, now)
+                }
                 Woken::Event(None) => {
-                    self.engine = None;
+                    (self.engine, self.heartbeat) = (None, None);
                     continue;
                 }
                 Woken::Timer => {
                     self.keep().await;
                     self.keys.forget_former(Instant::now());
+                    self.watch_engine();
                     self.session.tick(now)
                 }
                 Woken::Relay(news) => self.relayed(news),

@@ -253,6 +253,7 @@ impl<R: CryptoRng> Session<R> {
             }
             Event::Stop => vec![Step::End(End::Asked("asked to stop by `cipe down`".to_owned()))],
             Event::Attached { .. }
+            | Event::Beat
             | Event::Renamed { .. }
             | Event::Status(_)
             | Event::StatusEnd

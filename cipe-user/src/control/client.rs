@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
 use super::channel::{self, Channel, Received, SendError};
 use super::launch::{Launch, LaunchError, launch};
@@ -52,6 +53,28 @@ pub enum ConnectError {
 
 /// Maximum queued requests for an engine that does not read: many more than a tunnel sends while the engine is busy.
 const MAX_UNSENT_REQUESTS: usize = 1024;
+
+/// The process of an engine.
+#[derive(Debug)]
+pub struct EngineProcess {
+    /// Its number.
+    pub pid: u32,
+    /// Means this process, even if another one has got its number.
+    handle: OwnedFd,
+}
+
+impl EngineProcess {
+    /// Kills it, if it has not ended.
+    ///
+    /// # Errors
+    /// Not permitted.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
 
 /// A connection to the engine.
 #[derive(Debug)]
@@ -99,6 +122,14 @@ impl Client {
         let socket = started
             .unwrap_or_else(|error| Err(ConnectError::Io { path: run.socket(), cause: io::Error::other(error) }))?;
         Self::over(socket, run)
+    }
+
+    /// The engine's process; `None` if it is this one, as in tests, or is not to be known. Call it before the engine's first answer,
+    /// which shows that the process has not ended meanwhile.
+    pub fn process(&self) -> Option<EngineProcess> {
+        let pid = Pid::from_raw(self.channel.peer().ok()?.pid).filter(|pid| *pid != getpid())?;
+        let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some(EngineProcess { pid: pid.as_raw_nonzero().get().unsigned_abs(), handle })
     }
 
     /// Waits for an event, and meanwhile sends the queued requests; `None` when the engine has ended. Cancel safe.

@@ -12,3 +12,4 @@ pub mod protocol;
 pub mod run_dir;
 mod secret;
 pub mod server;
+pub mod watch;

@@ -176,6 +176,9 @@ pub enum Request {
         /// The address where the server relays datagrams.
         relay: Option<SocketAddr>,
     },
+    /// Asks whether the engine still goes on; answered by [`Event::Beat`]. Needs no attached tunnel. Only for an engine that knows it
+    /// ([`Event::Attached`]).
+    Beat,
     /// The tunnel ends with this connection, also one with [`Attach::stays`].
     Detach,
     /// Ends the tunnels that an operator calls by this name, an interface's or a [`Attach::name`]; answered by
@@ -384,10 +387,15 @@ pub enum Event {
         /// Whether it goes on under the keys of [`Attach::resume`].
         #[serde(default)]
         resumed: bool,
+        /// Whether the engine answers [`Request::Beat`].
+        #[serde(default)]
+        beats: bool,
         /// The ledger, for the daemon to hold.
         #[serde(skip)]
         ledger: Option<LedgerHandle>,
     },
+    /// The engine goes on.
+    Beat,
     /// The last request failed; the message says what failed, where, and how to fix it.
     Failed {
         /// One line.

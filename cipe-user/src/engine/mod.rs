@@ -18,6 +18,7 @@ mod port;
 mod random;
 mod report;
 mod tunnel;
+mod watchdog;
 mod worker;
 
 #[cfg(feature = "harness")]

@@ -27,6 +27,7 @@ pub mod netlink;
 pub mod nexthop;
 pub mod owner;
 pub mod policies;
+pub mod pulse;
 pub mod release;
 pub mod routes;
 pub mod scheduling;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::heartbeat::Heartbeat;
 use super::{Daemon, OperatorCommand};
 use crate::ciped::attach::{Attached, Placement, attach};
 use crate::ciped::session::End;
@@ -28,7 +29,7 @@ impl Daemon {
                 biased;
                 command = commands.recv() => if let Some(end) = self.without_engine(command) { return Some(end) },
                 outcome = attached => match outcome {
-                    Ok(Attached { engine, me, resumed, ledger, .. }) => {
+                    Ok(Attached { engine, me, resumed, process, ledger, .. }) => {
                         if me != self.facts.me {
                             tracing::info!("{device}: changing my address: {}", zone::Shown(me));
                             self.facts.me = me;
@@ -42,6 +43,7 @@ impl Daemon {
                             self.keys.clear();
                         }
                         self.engine = Some(engine);
+                        self.heartbeat = process.map(Heartbeat::new);
                         self.guard_again(&device);
                         if self.relay.is_some() {
                             self.send(&Request::SetRelay { relay: self.relay_at });

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
+use super::heartbeat::Heartbeat;
 use super::{Daemon, OperatorCommand, Script};
 use crate::ciped::options::Mistake;
 use crate::ciped::socks;
@@ -29,7 +30,8 @@ impl Daemon {
         script: Option<&mut Script>,
     ) -> Woken {
         let session = self.session.deadline().map(|at| self.clock.start + at);
-        let deadline = [session, self.keep_deadline(), self.keys.deadline()].into_iter().flatten().min();
+        let heartbeat = self.heartbeat.as_ref().map(Heartbeat::deadline);
+        let deadline = [session, self.keep_deadline(), self.keys.deadline(), heartbeat].into_iter().flatten().min();
         let timer = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,

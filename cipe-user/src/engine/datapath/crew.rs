@@ -16,6 +16,7 @@ use crate::cipher::Lanes;
 use crate::engine::BATCH;
 use crate::engine::locked;
 use crate::engine::tunnel::keys::LiveKey;
+use crate::engine::watchdog::Pulse;
 use crate::wire::packet;
 use crate::xsk::Umem;
 
@@ -40,6 +41,7 @@ struct Member {
     helped: AtomicU64,
     /// The IVs of the datagrams that it sent last.
     recent: RecentIvs,
+    pulse: Arc<Pulse>,
 }
 
 /// At most [`BATCH`] packets to seal or to open, and their keys.
@@ -133,6 +135,7 @@ impl Crew {
                 taken: AtomicUsize::new(0),
                 helped: AtomicU64::new(0),
                 recent: RecentIvs::default(),
+                pulse: Arc::default(),
             })
         };
         let members = (0..count).map(member).collect::<rustix::io::Result<_>>()?;
@@ -170,6 +173,11 @@ impl Crew {
     pub fn rouse(&self, member: usize) {
         // It fails only if the counter is full, and then the worker wakes anyway.
         let _ = rustix::io::write(&self.members[member].wake, &1u64.to_ne_bytes());
+    }
+
+    /// Returns the count of a worker's rounds.
+    pub fn pulse(&self, member: usize) -> &Arc<Pulse> {
+        &self.members[member].pulse
     }
 
     /// Sets whether a worker waits for events.

@@ -274,6 +274,7 @@ impl Manager {
                     me: tenant.me,
                     notes,
                     resumed: tenant.is_resumed,
+                    beats: true,
                     ledger: tenant.ledger.memory.take(),
                 }
             }

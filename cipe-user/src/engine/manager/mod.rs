@@ -34,6 +34,7 @@ mod tunnels;
 mod workers;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cipe_common::maps::Slot;
@@ -42,11 +43,13 @@ use tokio::sync::mpsc;
 
 use super::datapath::ControlMessage;
 use super::report::WorkerReport;
+use super::watchdog::{MANAGER_LIMIT, Pulse, Watchdog, Watched};
 use super::worker::Command;
 use crate::control::launch::Readiness;
 use crate::control::protocol::{Event, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::Server;
+use crate::control::watch;
 use crate::kernel::confinement::Strictness;
 use crate::kernel::links::{LinkChange, LinkEvent};
 use attach::Attaching;
@@ -158,8 +161,15 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     // Set after a failed accept: the next one waits for a poll, or for a connection to go.
     let mut accept_later = false;
     let mut last_moment: Option<Instant> = None;
+    let pulse = Arc::new(Pulse::default());
+    pulse.begin();
+    let watchdog = match watch::is_allowed() {
+        true => Some(Watchdog::start(manager.watched(&pulse))?),
+        false => None,
+    };
     options.readiness.up()?;
     let ended = loop {
+        pulse.beat();
         tokio::select! {
             connection = server.accept(), if !accept_later && !manager.is_ending() => match connection {
                 Ok(connection) => manager.shared.daemons.add(connection),
@@ -206,11 +216,19 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             break Ok(());
         }
     };
+    // The workers end now.
+    drop(watchdog);
     manager.close().await;
     ended
 }
 
 impl Manager {
+    /// The threads that the watchdog watches.
+    fn watched(&self, pulse: &Arc<Pulse>) -> Vec<Watched> {
+        let manager = Watched::new("the control thread".to_owned(), pulse.clone(), MANAGER_LIMIT);
+        self.shared.platform.workers.watched().chain([manager]).collect()
+    }
+
     /// Whether the engine is to end now.
     fn is_done(&self, last_moment: Option<Instant>, started: Instant) -> bool {
         let has_tunnels = !self.shared.tunnels.is_empty();
@@ -235,6 +253,7 @@ impl Manager {
     /// Polls what no event tells of.
     async fn poll(&mut self, now: Instant) {
         let Self { shared, keys, drops, lans, doors, devices, hubs, .. } = self;
+        hubs.poll(now).await;
         let used = |number| shared.tunnels.get(number).map_or(0, |tenant| tenant.counters.receive_key_used());
         keys.forget_previous(used, now);
         drops.poll(now, shared);
@@ -379,6 +398,8 @@ impl Manager {
         let workers = &shared.platform.workers;
         let failed = |message: String| shared.daemons.send(connection, Event::Failed { message });
         match (request, number) {
+            // The connection's task has answered it.
+            (Request::Beat, _) => {}
             (Request::Attach(attach), _) => {
                 self.was_asked = true;
                 if self.make_way(connection, &attach) {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::engine::datapath::Crew;
 use crate::engine::report::Reports;
+use crate::engine::watchdog::{WORKER_LIMIT, Watched};
 use crate::engine::worker::{self, Command, Done, Handle};
 use crate::kernel::nexthop::NextHops;
 use crate::xsk::{Pool, Umem};
@@ -63,6 +64,12 @@ impl Workers {
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.handles.len()
+    }
+
+    /// The workers, for the watchdog.
+    pub(super) fn watched(&self) -> impl Iterator<Item = Watched> {
+        (0..self.count())
+            .map(|worker| Watched::new(format!("worker {worker}"), self.crew.pulse(worker).clone(), WORKER_LIMIT))
     }
 
     /// The number of packets that a worker has sealed or opened for other workers.

@@ -230,7 +230,10 @@ impl Worker {
         let mut idle = Idle::new();
         let mut policy = PolicySelector::new(self.datapath.now);
         let mut sources: Vec<Source> = Vec::with_capacity(64);
+        let pulse = self.crew.pulse(self.number).clone();
+        pulse.begin();
         loop {
+            pulse.beat();
             // If the kernel has refused packets, no event reports when it takes them, so try again after a millisecond.
             let longest = if self.flush() { Duration::from_secs(1) } else { Duration::from_millis(1) };
             let longest = longest.min(self.next_paced());

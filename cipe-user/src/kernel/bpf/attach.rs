@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use aya::programs::{ProgramError, tc::SchedClassifierLink, xdp::XdpLink};
+use aya::programs::{ProgramError, ProgramInfo, tc::SchedClassifierLink, xdp::XdpLink};
 use cipe_common::maps::names;
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -75,13 +75,21 @@ impl Ends {
     }
 }
 
+/// The attachments of a pair, and how they were asked for.
+struct Pair {
+    ends: Ends,
+    hidden: u32,
+    preference: XdpMode,
+    _links: (SchedClassifierLink, XdpLink),
+}
+
 /// All attachments. Dropping a link detaches it; if the device is gone, the link is detached already.
 #[derive(Default)]
 pub(super) struct Links {
     /// By carrier device.
     carrier: HashMap<u32, XdpLink>,
     /// By a pair's visible end.
-    private: HashMap<u32, (SchedClassifierLink, XdpLink)>,
+    private: HashMap<u32, Pair>,
     /// By LAN card with a short cut.
     pub(super) lan: HashMap<u32, XdpLink>,
 }
@@ -119,8 +127,28 @@ impl Programs {
         let device = name(visible)?;
         let program = classifier(&mut self.ebpf, tc)?;
         let tc_link = hook::attach(program, &device).map_err(|error| attach_error(visible, device, tc, &error))?;
-        self.links.private.insert(visible, (tc_link, xdp_link));
+        let pair = Pair { ends, hidden, preference, _links: (tc_link, xdp_link) };
+        self.links.private.insert(visible, pair);
         Ok(mode)
+    }
+
+    /// Attaches the programs of a pair again if somebody has detached one of them; returns whether that was so. `present`: the XDP
+    /// program that is on the hidden end now.
+    ///
+    /// # Errors
+    /// As [`Self::attach_carrier`]; the pair has no programs then.
+    pub fn mend_private(&mut self, visible: u32, present: Option<u32>) -> Result<bool, Error> {
+        let Some(pair) = self.links.private.get(&visible) else { return Ok(false) };
+        let (ends, hidden, preference) = (pair.ends, pair.hidden, pair.preference);
+        let (tc, redirect) = ends.programs();
+        let own = |info: Result<ProgramInfo, ProgramError>| info.ok().map(|info| info.id());
+        let has_xdp = own(xdp(&mut self.ebpf, redirect)?.info()) == present;
+        let own_tc = own(classifier(&mut self.ebpf, tc)?.info());
+        if has_xdp && hook::is_attached(&name(visible)?, own_tc) {
+            return Ok(false);
+        }
+        self.detach_private(visible);
+        self.attach_private(ends, visible, hidden, preference).map(|_| true)
     }
 
     /// Detaches both; does nothing if they were not attached. The hidden end then receives nothing, so private traffic

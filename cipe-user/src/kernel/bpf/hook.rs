@@ -31,6 +31,14 @@ pub(super) fn attach(program: &mut SchedClassifier, device: &str) -> Result<Sche
     program.take_link(id)
 }
 
+/// Whether the program with this number is attached to a device's egress. True if the kernel has no tcx links, or cannot be asked.
+pub(super) fn is_attached(device: &str, program: Option<u32>) -> bool {
+    match SchedClassifier::query_tcx(device, TcAttachType::Egress) {
+        Ok((_, present)) => present.iter().any(|present| Some(present.id()) == program),
+        Err(_) => true,
+    }
+}
+
 /// Does the same by a filter.
 pub(super) fn attach_filter(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
     match qdisc_add_clsact(device) {

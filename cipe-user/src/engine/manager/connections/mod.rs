@@ -178,6 +178,11 @@ async fn converse(
     loop {
         tokio::select! {
             request = connection.receive() => match request {
+                // Not by the manager: it may have the attaches of many tunnels before it.
+                Ok(Some(Request::Beat)) => {
+                    // A daemon that does not read has no need of it.
+                    let _ = connection.send(&Event::Beat);
+                }
                 Ok(Some(request)) => {
                     if to_manager.send(ConnectionEvent::Request(number, request)).await.is_err() {
                         return;

@@ -5,13 +5,15 @@ mod slots;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use super::jobs::Jobs;
 use super::platform::{Platform, log_failure};
+use super::poll::PollTimer;
 use super::workers::hub_queues;
-use crate::kernel::bpf::XdpMode;
+use crate::kernel::bpf::{Error, XdpMode};
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::hub::Hub;
 pub(super) use open::Opened;
@@ -23,7 +25,12 @@ pub(super) struct Hubs {
     slots: Slots,
     /// A part of the devices' MAC addresses that no engine before this one had.
     salt: [u8; 3],
+    /// When to look whether the programs are attached.
+    poll: PollTimer,
 }
+
+/// Interval between two such looks: nothing notifies of a program that was detached.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Deref for Hubs {
     type Target = Slots;
@@ -42,7 +49,27 @@ impl DerefMut for Hubs {
 impl Hubs {
     /// The hubs that an engine that died left, with devices on them.
     pub(super) fn inherited(platform: Arc<Platform>, hubs: Vec<Hub>, salt: [u8; 3]) -> Self {
-        Self { platform, slots: Slots::inherited(hubs), salt }
+        Self { platform, slots: Slots::inherited(hubs), salt, poll: PollTimer::new(POLL_INTERVAL) }
+    }
+
+    /// Attaches programs again that somebody has detached from a hub.
+    pub(super) async fn poll(&mut self, now: Instant) {
+        if !self.poll.is_due(now) {
+            return;
+        }
+        let pairs: Vec<_> = self.open_here().map(|hub| (hub.index, hub.hidden_index)).collect();
+        for (visible, hidden) in pairs {
+            // The end of a device is an event of its own.
+            let Ok((present, _)) = self.platform.netlink.attached(hidden).await else { continue };
+            let mended = self.platform.programs().mend_private(visible, present);
+            match mended {
+                Ok(false) => {}
+                Ok(true) => tracing::error!("hub {visible}: somebody has detached its eBPF programs; attached again"),
+                // Somebody has moved the visible end to another network namespace.
+                Err(Error::NoDevice { .. }) => {}
+                Err(error) => tracing::error!("hub {visible}: its eBPF programs are detached: {error}"),
+            }
+        }
     }
 
     /// Finds or makes the hub for a new tunnel's device, and adds the tunnel to it; [`Slots::leave`] takes that back. Returns the

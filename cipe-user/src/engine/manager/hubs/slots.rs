@@ -47,6 +47,14 @@ impl Slots {
         self.0.iter().enumerate().filter_map(|(slot, entry)| Some((slot, &entry.as_ref()?.hub)))
     }
 
+    /// The open hubs with both ends in this network namespace.
+    pub(crate) fn open_here(&self) -> impl Iterator<Item = &Hub> {
+        let entries = self.0.iter().flatten();
+        entries
+            .filter(|entry| entry.note.is_some() && entry.moved.is_none() && !entry.lost && !entry.going)
+            .map(|entry| &entry.hub)
+    }
+
     /// The hub in a slot.
     pub(crate) fn get(&self, slot: usize) -> Option<&Hub> {
         self.0.get(slot)?.as_ref().map(|entry| &entry.hub)
