@@ -284,3 +284,33 @@ fn programs_that_somebody_detaches_from_a_hub_are_attached_again() -> Result<()>
     assert!(leaks(&capture.finish()?).is_empty());
     Ok(())
 }
+
+#[test]
+fn another_engine_takes_the_place_of_one_that_runs() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::On)?;
+    tempting(&net)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    let refused = pair.a.cipe(&["engine"]).output()?;
+    assert!(!refused.status.success(), "two engines in one namespace");
+    pair.wait_for_keys(&net)?;
+    let capture = net.capture_carrier(100_000)?;
+    let before = [told(&pair, Side::A), told(&pair, Side::B)];
+    for round in 1..=2 {
+        let engine = pair.a.engine_pid().context("an engine runs")?;
+        let replaced = pair.a.cipe(&["engine", "--replace"]).output()?;
+        anyhow::ensure!(replaced.status.success(), "{}", String::from_utf8_lossy(&replaced.stderr));
+        process::wait_gone(engine, SOON)?;
+        pair.a.wait_for_lines(round, "on the next engine", |line| line.contains("goes on under the same keys"))?;
+        wait_for_ping(&net, SOON)?;
+        assert!(pair.a.engine_pid().is_some_and(|next| next != engine));
+    }
+    assert_eq!([told(&pair, Side::A), told(&pair, Side::B)], [(before[0].0, 2), before[1]]);
+    assert!(leaks(&capture.finish()?).is_empty());
+    let left = pair.a.run_directory().to_owned();
+    assert!(pair.stop()?.iter().all(|status| status.success()));
+    assert_eq!(std::fs::read_dir(left)?.count(), 0);
+    Ok(())
+}

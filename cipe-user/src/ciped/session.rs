@@ -254,6 +254,7 @@ impl<R: CryptoRng> Session<R> {
             Event::Stop => vec![Step::End(End::Asked("asked to stop by `cipe down`".to_owned()))],
             Event::Attached { .. }
             | Event::Beat
+            | Event::Replaceable { .. }
             | Event::Renamed { .. }
             | Event::Status(_)
             | Event::StatusEnd

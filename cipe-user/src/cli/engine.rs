@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::logging::{self, Destination};
-use crate::control::launch::{Launch, Readiness, report_failure};
+use crate::control::launch::{Launch, Readiness, launch as background, report_failure};
 use crate::control::protocol::{MAX_MTU, MIN_MTU};
 use crate::control::run_dir::RunDir;
 use crate::engine::frames::USUAL_MTU;
@@ -33,7 +33,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "OCTETS", env = "CIPE_LARGEST_MTU", default_value_t = USUAL_MTU,
         value_parser = clap::value_parser!(u32).range(i64::from(MIN_MTU)..=i64::from(MAX_MTU)))]
     largest_mtu: u32,
-    /// Started by a daemon: report on stdout when up, leave the terminal, log to syslog.
+    /// Take the place of the engine that runs, in the background: start this program beside it, and have it leave when this one
+    /// is ready. Its tunnels go on under the same keys.
+    #[arg(long)]
+    replace: bool,
+    /// Started by a daemon, or by --replace: report on stdout when up, leave the terminal, log to syslog.
     #[arg(long, hide = true)]
     launched: bool,
 }
@@ -51,10 +55,23 @@ pub(super) fn launch(mtu: u32) -> anyhow::Result<Launch> {
     Ok(Launch { program, name: "cipe".into(), arguments, deadline: START_DEADLINE })
 }
 
+/// Starts an engine in the background that takes the place of the one that runs.
+fn replace(args: &Args) -> anyhow::Result<ExitCode> {
+    let Launch { program, name, mut arguments, deadline } = launch(args.largest_mtu)?;
+    arguments.push("--replace".into());
+    arguments.extend(args.stay.then(|| "--stay".into()));
+    arguments.extend(args.workers.map(|workers| format!("--workers={workers}").into()));
+    background(&Launch { program, name, arguments, deadline })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs the engine.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A daemon may have started it from the daemon's own executable; give it another name than the daemon's.
     super::process::set_name(PROCESS_NAME);
+    if args.replace && !args.launched {
+        return replace(&args);
+    }
     let (workers, largest_mtu) = (args.workers.map(usize::from), args.largest_mtu);
     let confinement = std::env::var(confinement::VARIABLE).unwrap_or_default();
     let confinement = Strictness::parse(&confinement).map_err(anyhow::Error::msg)?;
@@ -62,12 +79,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.launched {
         logging::init(Destination::Stderr { verbose: false });
         let readiness = Readiness::Service;
-        run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness, confinement })?;
+        let replaces = false;
+        run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, replaces, readiness, confinement })?;
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
     logging::init(Destination::Syslog { name: PROCESS_NAME, complain: false });
-    let options = EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, readiness, confinement };
+    let replaces = args.replace;
+    let options = EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, replaces, readiness, confinement };
     if let Err(error) = run_engine(options) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));

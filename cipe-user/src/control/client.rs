@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
@@ -64,6 +66,15 @@ pub struct EngineProcess {
 }
 
 impl EngineProcess {
+    /// Waits until it has ended; false if it has not `within` that time. Blocks.
+    ///
+    /// # Errors
+    /// The error of poll(2).
+    pub fn wait_for_end(&self, within: Duration) -> io::Result<bool> {
+        let within = Timespec::try_from(within).map_err(io::Error::other)?;
+        Ok(poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], Some(&within))? > 0)
+    }
+
     /// Kills it, if it has not ended.
     ///
     /// # Errors
@@ -233,7 +244,11 @@ fn start_and_connect(run: &RunDir, engine: &Launch) -> Result<OwnedFd, ConnectEr
     outcome
 }
 
-fn start_lock(run: &RunDir) -> io::Result<Lock> {
+/// Takes the lock of those who start an engine. Blocks.
+///
+/// # Errors
+/// The lock cannot be made.
+pub fn start_lock(run: &RunDir) -> io::Result<Lock> {
     loop {
         run.create()?;
         match Lock::take(&run.start_lock(), Wait::Block) {

@@ -176,6 +176,10 @@ pub enum Request {
         /// The address where the server relays datagrams.
         relay: Option<SocketAddr>,
     },
+    /// Asks whether another engine may take the place of this one; answered by [`Event::Replaceable`]. Needs no attached tunnel.
+    Replace,
+    /// The other engine is ready: this one ends at once, and leaves the control socket to it.
+    Leave,
     /// Asks whether the engine still goes on; answered by [`Event::Beat`]. Needs no attached tunnel. Only for an engine that knows it
     /// ([`Event::Attached`]).
     Beat,
@@ -393,6 +397,15 @@ pub enum Event {
         /// The ledger, for the daemon to hold.
         #[serde(skip)]
         ledger: Option<LedgerHandle>,
+    },
+    /// Another engine may take the place of this one, if it suits its tunnels.
+    Replaceable {
+        /// Whether this engine stays when its last tunnel has ended.
+        stay: bool,
+        /// The largest MTU of a tunnel, in octets.
+        largest_mtu: u32,
+        /// The number of workers that was asked for.
+        workers: Option<usize>,
     },
     /// The engine goes on.
     Beat,

@@ -43,6 +43,11 @@ impl RunDir {
         self.path.join("control")
     }
 
+    /// The control socket of an engine that is about to take the place of another one.
+    pub fn next_socket(&self) -> PathBuf {
+        self.path.join("control.next")
+    }
+
     /// The lock that the engine holds while it runs.
     pub fn engine_lock(&self) -> PathBuf {
         self.path.join("engine.lock")

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::net::SocketAddrUnix;
 use tokio::net::UnixListener;
@@ -42,21 +42,56 @@ pub struct Server {
     socket: UnixListener,
     run: RunDir,
     lock: Option<Lock>,
+    /// Another engine listens in its place.
+    is_replaced: bool,
 }
 
 impl Server {
+    /// Listens in the place of an engine that still runs: daemons that connect from now on wait for this one. The lock is to be taken
+    /// when the other has ended. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn replace(run: RunDir) -> Result<Self, BindError> {
+        let io_error = |cause| BindError::Io { path: run.socket(), cause };
+        let next = run.next_socket();
+        let socket = listen(&next).map_err(io_error)?;
+        std::fs::rename(&next, run.socket()).map_err(io_error)?;
+        Ok(Self { socket, run, lock: None, is_replaced: false })
+    }
+
+    /// Takes the lock of an engine that was [replaced](Self::replace) and has ended.
+    ///
+    /// # Errors
+    /// Another engine runs.
+    pub fn take_lock(&mut self) -> Result<(), BindError> {
+        self.lock = Some(Self::lock(&self.run)?);
+        Ok(())
+    }
+
+    /// Another engine listens in its place: leaves it all files.
+    pub fn leave(&mut self) {
+        self.is_replaced = true;
+    }
+
     /// Takes the engine's lock of this network namespace and listens. Removes what a dead engine left. Must be called
     /// inside a tokio runtime.
     ///
     /// # Errors
     /// Another engine runs, or the socket cannot be made.
     pub fn bind(run: RunDir) -> Result<Self, BindError> {
+        let lock = Self::lock(&run)?;
+        let socket = listen(&run.socket()).map_err(|cause| BindError::Io { path: run.socket(), cause })?;
+        Ok(Self { socket, run, lock: Some(lock), is_replaced: false })
+    }
+
+    fn lock(run: &RunDir) -> Result<Lock, BindError> {
         let lock_path = run.engine_lock();
         let io_error = |cause| BindError::Io { path: run.socket(), cause };
-        let lock = loop {
+        loop {
             run.create().map_err(io_error)?;
             match Lock::take(&lock_path, Wait::No) {
-                Ok(Some(lock)) => break lock,
+                Ok(Some(lock)) => return Ok(lock),
                 Ok(None) => {
                     return Err(BindError::AlreadyRunning { holder: lock::holder(&lock_path), path: lock_path });
                 }
@@ -64,9 +99,7 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(io_error(error)),
             }
-        };
-        let socket = listen(&run).map_err(io_error)?;
-        Ok(Self { socket, run, lock: Some(lock) })
+        }
     }
 
     /// Waits for a connection of a trusted user; others are closed and logged. Cancel safe.
@@ -95,20 +128,22 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
-fn listen(run: &RunDir) -> io::Result<UnixListener> {
-    let path = run.socket();
-    match std::fs::remove_file(&path) {
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let socket = channel::socket()?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, BACKLOG)?;
     UnixListener::from_std(StdListener::from(socket))
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if self.is_replaced {
+            return;
+        }
         // In this order: a process that finds no lock finds no socket of this engine either.
         let _ = std::fs::remove_file(self.run.socket());
         self.lock = None;

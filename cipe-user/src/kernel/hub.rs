@@ -19,6 +19,7 @@
 //!
 //! All this is state of the devices, so no process has to run.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -174,14 +175,17 @@ impl Netlink {
         Ok(inheritance)
     }
 
-    /// Returns the maximum number of receive queues in use of all Ethernet devices except `hubs`, whether up or not; 0:
+    /// Returns the maximum number of receive queues in use of all Ethernet devices except hubs, whether up or not; 0:
     /// there is no device.
     ///
     /// # Errors
     /// Devices cannot be listed.
-    pub async fn most_receive_queues(&self, hubs: &[Hub]) -> Result<u32> {
-        let is_of_hub = |card: &Card| hubs.iter().any(|hub| [hub.index, hub.hidden_index].contains(&card.ifindex));
+    pub async fn most_receive_queues(&self) -> Result<u32> {
         let links = self.links().await?;
+        let hidden = links.iter().filter(|link| links::alias_of(link).is_some_and(is_alias));
+        let hubs: HashSet<u32> =
+            hidden.flat_map(|link| [Some(link.header.index), links::lower_of(link)]).flatten().collect();
+        let is_of_hub = |card: &Card| hubs.contains(&card.ifindex);
         let cards = links.iter().filter(|link| !is_macvlan(link)).filter_map(Card::from_message);
         let cards = cards.filter(|card| card.kind == CardKind::Ethernet && !is_of_hub(card));
         // Most devices can have one queue only, and need no request.
@@ -311,6 +315,11 @@ fn hub_of(link: &LinkMessage) -> Option<Found> {
     }
     let name = Card::from_message(link)?.name;
     owner::unfinished_is_dead(&name).filter(|dead| *dead).map(|_| Found::Unfinished)
+}
+
+/// Whether an alias is that of a hub's hidden end, of whichever engine.
+fn is_alias(alias: &str) -> bool {
+    Owner::from_alias(alias).is_some_and(|(what, _)| Framing::ALL.into_iter().any(|framing| what == alias_for(framing)))
 }
 
 fn alias_for(framing: Framing) -> String {

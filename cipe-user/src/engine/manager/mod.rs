@@ -24,6 +24,7 @@ mod loops;
 mod orphans;
 mod platform;
 mod poll;
+mod replacement;
 mod shared;
 mod sizes;
 mod start;
@@ -37,6 +38,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use cipe_common::maps::Slot;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -46,7 +48,7 @@ use super::report::WorkerReport;
 use super::watchdog::{MANAGER_LIMIT, Pulse, Watchdog, Watched};
 use super::worker::Command;
 use crate::control::launch::Readiness;
-use crate::control::protocol::{Event, Request};
+use crate::control::protocol::{Event, Protocol, Request};
 use crate::control::run_dir::RunDir;
 use crate::control::server::Server;
 use crate::control::watch;
@@ -63,6 +65,7 @@ use jobs::Outcome;
 use keys::Keyring;
 use lan::Lans;
 use orphans::KeptDevices;
+use replacement::Predecessor;
 use shared::Shared;
 use start::Started;
 use status::StatusSources;
@@ -79,6 +82,8 @@ pub struct EngineOptions {
     pub largest_mtu: u32,
     /// Where the control socket is.
     pub run_dir: RunDir,
+    /// Takes the place of the engine that runs.
+    pub replaces: bool,
     /// Is told when daemons can connect.
     pub readiness: Readiness,
     /// What happens if the engine does what it should not.
@@ -99,6 +104,10 @@ const MAX_QUEUED_CONNECTION_EVENTS: usize = 64;
 
 struct Manager {
     stay: bool,
+    /// The number of workers that was asked for.
+    workers: Option<usize>,
+    /// Another engine is ready to take its place.
+    is_replaced: bool,
     shared: Shared,
     keys: Keyring,
     hubs: Hubs,
@@ -132,14 +141,31 @@ pub fn run(options: EngineOptions) -> anyhow::Result<()> {
 }
 
 async fn serve(options: EngineOptions) -> anyhow::Result<()> {
-    let run_dir = options.run_dir.path().to_owned();
-    let server = Server::bind(options.run_dir)?;
+    let predecessor = match options.replaces {
+        true => Some(Predecessor::find(&options.run_dir).await?),
+        false => None,
+    };
+    let mut server = match predecessor {
+        Some(_) => None,
+        None => Some(Server::bind(options.run_dir.clone())?),
+    };
+    let former = predecessor.as_ref();
+    let stay = options.stay || former.is_some_and(|former| former.stay);
+    let workers = options.workers.or(former.and_then(|former| former.workers));
+    let largest_mtu = former.map_or(options.largest_mtu, |former| former.largest_mtu.max(options.largest_mtu));
+    let prepared = start::prepare(workers, largest_mtu, (options.run_dir.path(), options.confinement)).await?;
+    if let Some(predecessor) = predecessor {
+        server = Some(predecessor.replace(options.run_dir).await?);
+    }
+    let mut server = server.context("there is no control socket")?;
     let (to_manager, mut connection_events) = mpsc::channel(MAX_QUEUED_CONNECTION_EVENTS);
     let Started { platform, keys, hubs, salt, next_hops, mut followers, mut reports, mut ends } =
-        start::start(options.workers, options.largest_mtu, (&run_dir, options.confinement)).await?;
+        prepared.take_over().await?;
     let (routes, mut next_hop_changes) = CarrierRoutes::new(next_hops);
     let mut manager = Manager {
-        stay: options.stay,
+        stay,
+        workers,
+        is_replaced: false,
         shared: Shared::new(platform.clone(), Daemons::new(to_manager)),
         keys: Keyring::new(keys),
         hubs: Hubs::inherited(platform.clone(), hubs, salt),
@@ -214,6 +240,12 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         }
         if manager.is_done(last_moment, started) {
             break Ok(());
+        }
+        if manager.is_replaced {
+            // An orderly end would make the daemons wait; the kernel takes all back at once, as from an engine that was killed.
+            tracing::info!("another engine takes the place of this one");
+            server.leave();
+            std::process::exit(0);
         }
     };
     // The workers end now.
@@ -398,6 +430,12 @@ impl Manager {
         let workers = &shared.platform.workers;
         let failed = |message: String| shared.daemons.send(connection, Event::Failed { message });
         match (request, number) {
+            (Request::Replace, _) => {
+                let largest_mtu = shared.platform.largest_mtu(Protocol::Ip) as u32;
+                let answer = Event::Replaceable { stay: self.stay, largest_mtu, workers: self.workers };
+                shared.daemons.send(connection, answer);
+            }
+            (Request::Leave, _) => self.is_replaced = true,
             // The connection's task has answered it.
             (Request::Beat, _) => {}
             (Request::Attach(attach), _) => {

@@ -31,6 +31,21 @@ const UMEM_PER_WORKER: u32 = 32 << 20;
 /// Octets of UMEM of an engine, at least.
 const MIN_UMEM: u32 = 64 << 20;
 
+/// An engine that has all that takes time, and has touched nothing of an engine before it.
+pub(super) struct Prepared {
+    netlink: Netlink,
+    programs: Programs,
+    workers: Workers,
+    umem: Umem,
+    sends_live: bool,
+    lacks: Vec<Feature>,
+    keys: KeyWriter,
+    next_hops: NextHops,
+    followers: Followers,
+    reports: mpsc::Receiver<(u16, WorkerReport)>,
+    ends: mpsc::Receiver<usize>,
+}
+
 /// The parts of an engine that has started.
 pub(super) struct Started {
     pub platform: Arc<Platform>,
@@ -48,25 +63,21 @@ pub(super) struct Started {
     pub ends: mpsc::Receiver<usize>,
 }
 
-/// Starts an engine; `workers`: their number, `None`: by the cards and CPUs; `largest_mtu`: of a tunnel, in octets. From here on it
+/// Prepares an engine; `workers`: their number, `None`: by the cards and CPUs; `largest_mtu`: of a tunnel, in octets. From here on it
 /// may write files in `run_dir` only.
 ///
 /// # Errors
 /// One line that says what was refused, where, and how to go on: no root, no AF_XDP, no memory.
-pub(super) async fn start(
+pub(super) async fn prepare(
     workers: Option<usize>,
     largest_mtu: u32,
     (run_dir, confinement): (&Path, Strictness),
-) -> anyhow::Result<Started> {
+) -> anyhow::Result<Prepared> {
     let netlink = Netlink::new()?;
     raise_descriptor_limit();
-    let Inheritance { swept, hubs } = netlink.inherit().await?;
-    for name in swept {
-        tracing::info!("{name}: left by an engine that died; removed");
-    }
     let count = match workers {
         Some(count) => count,
-        None => workers::suitable_count(netlink.most_receive_queues(&hubs).await?),
+        None => workers::suitable_count(netlink.most_receive_queues().await?),
     };
     let lacks = features::missing();
     confine(run_dir, confinement);
@@ -97,9 +108,6 @@ pub(super) async fn start(
         if lacks.contains(&Feature::MultiBuffer) { frames::largest_received(frame_size) } else { u32::MAX };
     let load = LoadOptions { debug, workers: count as u32, chunks, largest_frame, ..LoadOptions::default() };
     let mut programs = Programs::load(&load)?;
-    for hub in &hubs {
-        remove_leftovers(hub.index);
-    }
     if let Some(logs) = programs.logs() {
         tokio::spawn(async {
             let error = logs.await;
@@ -113,8 +121,27 @@ pub(super) async fn start(
     let (workers, ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut followers = Followers::start(&netlink, next_hops.clone()).await?;
     programs.set_local_addresses(&followers.local_addresses())?;
-    let platform = Arc::new(Platform::new(programs, netlink, workers, (umem, sends_live), lacks));
-    Ok(Started { platform, keys, hubs, salt: Random::new()?.octets(), next_hops, followers, reports, ends })
+    Ok(Prepared { netlink, programs, workers, umem, sends_live, lacks, keys, next_hops, followers, reports, ends })
+}
+
+impl Prepared {
+    /// Takes over what an engine that has ended left.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(super) async fn take_over(self) -> anyhow::Result<Started> {
+        let Self { netlink, programs, workers, umem, sends_live, lacks, keys, next_hops, followers, reports, ends } =
+            self;
+        let Inheritance { swept, hubs } = netlink.inherit().await?;
+        for name in swept {
+            tracing::info!("{name}: left by an engine that died; removed");
+        }
+        for hub in &hubs {
+            remove_leftovers(hub.index);
+        }
+        let platform = Arc::new(Platform::new(programs, netlink, workers, (umem, sends_live), lacks));
+        Ok(Started { platform, keys, hubs, salt: Random::new()?.octets(), next_hops, followers, reports, ends })
+    }
 }
 
 /// Gives up the rights that the engine does not use from here on. What it has used before: CAP_SYS_ADMIN, for a test of the kernel in
