@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod maps;
+pub mod shield;
 pub mod stamp;
 pub mod verdict;
 

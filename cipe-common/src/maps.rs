@@ -25,10 +25,12 @@ pub mod names {
     pub const CARRIER_SOCKETS: &str = "CARRIER_SOCKETS";
     /// `ARRAY` of [`super::KeySlot`], `BPF_F_MMAPABLE`, by [`super::key_index`].
     pub const KEYS: &str = "KEYS";
+    /// `ARRAY` of [`crate::shield::Shield`], `BPF_F_MMAPABLE`, by [`super::Tunnel::shield`] less one.
+    pub const SHIELDS: &str = "SHIELDS";
     /// `PERCPU_ARRAY` of [`super::Drops`] by [`super::drops_index`].
     pub const VERDICTS: &str = "VERDICTS";
-    /// `ARRAY` of u64 by tunnel number: the time at which the program last passed on a packet under a dynamic key that we do
-    /// not have, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// `ARRAY` of u64 by tunnel number: the time at which the program last passed on a packet that it would drop, because no key of
+    /// ours opens it, in nanoseconds of `CLOCK_MONOTONIC`.
     pub const KEYLESS: &str = "KEYLESS";
     /// `HASH` from a LAN card's ifindex (u32) to [`super::Lan`].
     pub const LAN_DEVICES: &str = "LAN_DEVICES";
@@ -46,6 +48,8 @@ pub mod names {
     pub const DEPARTURES: &str = "DEPARTURES";
     /// XDP (frags) program of carrier devices. It receives and transmits.
     pub const CARRIER_XDP: &str = "carrier_xdp";
+    /// TC ingress program of the carrier devices of shielded tunnels that use UDP sockets.
+    pub const SHIELD_TC: &str = "shield_tc";
     /// TC egress program of the hubs' visible ends.
     pub const PRIVATE_TC: &str = "private_tc";
     /// XDP (frags) program of the hubs' hidden ends.
@@ -89,7 +93,7 @@ pub const MAX_LAN_ROUTES: u32 = 65_536;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tunnel {
-    /// Bits of [`Tunnel::ALIVE`] and [`Tunnel::NOKEY`].
+    /// Bits of [`Tunnel::ALIVE`], [`Tunnel::NOKEY`] and [`Tunnel::PINNED`].
     pub flags: u32,
     /// Largest TCP MSS to let through, in octets, for IPv4; IPv6 is 20 less. 0: do not clamp.
     pub mss: u32,
@@ -103,6 +107,8 @@ pub struct Tunnel {
     /// The address that its datagrams are sent to: the peer, or a relay. All zero if it is not known. A datagram to this address
     /// may not enter the tunnel, since that would be a loop.
     pub target: CarrierAddress,
+    /// Index of its keys in `SHIELDS` plus one; 0: it is not shielded.
+    pub shield: u32,
 }
 
 impl Tunnel {
@@ -110,6 +116,8 @@ impl Tunnel {
     pub const ALIVE: u32 = 1;
     /// Payloads are sent without encryption (`nokey`), so there is no length rule and no key flag.
     pub const NOKEY: u32 = 2;
+    /// Only `target` may send datagrams to this tunnel (`pinpeer`).
+    pub const PINNED: u32 = 4;
 }
 
 /// Key of `PRIVATE_ADDRESSES`: the source address of a tunnel device's frames.
@@ -297,7 +305,7 @@ pub const fn private_socket_index(hub: u32, queue: u32) -> u32 {
 pub type Drops = [u64; KERNEL_VERDICTS];
 
 /// Counters in [`Drops`]. It is a power of two, so that programs can bound an index by a mask.
-pub const KERNEL_VERDICTS: usize = 8;
+pub const KERNEL_VERDICTS: usize = 16;
 
 /// Returns the number of entries of `VERDICTS` for `tunnels` tunnels and [`NO_TUNNEL`].
 #[inline(always)]
@@ -311,7 +319,7 @@ pub const fn drops_index(tunnel: u32) -> u32 {
     tunnel.wrapping_add(1)
 }
 
-const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 24 && size_of::<Tunnel>() == 48);
+const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 24 && size_of::<Tunnel>() == 52);
 const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSET_LIMIT.is_power_of_two());
 const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
 const _: () = assert!(KERNEL_VERDICTS.is_power_of_two() && crate::Verdict::KERNEL.len() <= KERNEL_VERDICTS);

@@ -61,7 +61,7 @@ verdicts! {
     BadLength = "bad-length",
     /// Inbound drop: encrypted with a dynamic key that we do not have (protocol section 2).
     NoReceiveKey = "no-receive-key",
-    /// Inbound drop: the CRC does not match; wrong key, damage or forgery.
+    /// Inbound drop: the CRC does not match, or the first and last block show that it cannot; wrong key, damage or forgery.
     BadCrc = "bad-crc",
     /// Inbound drop: reserved bits of P are set, or the padding is longer than the packet.
     BadPadding = "bad-padding",
@@ -103,8 +103,8 @@ impl Verdict {
     /// Number of verdicts.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// The verdicts that the eBPF programs count. The engine counts all others, and also `NoReceiveKey`, `BadLength` and
-    /// `RouteLoop`; each packet is counted by one of the two.
+    /// The verdicts that the eBPF programs count. The engine counts all others, and also `NoReceiveKey`, `BadLength`,
+    /// `BadCrc`, `WrongPeer` and `RouteLoop`; each packet is counted by one of the two.
     pub const KERNEL: &'static [Self] = &[
         Self::PrivateNotIp,
         Self::PrivateUnstamped,
@@ -114,6 +114,8 @@ impl Verdict {
         Self::RouteLoop,
         Self::BadLength,
         Self::NoReceiveKey,
+        Self::BadCrc,
+        Self::WrongPeer,
     ];
 
     /// Returns its index in [`Self::KERNEL`]; `None` if the programs do not count it.

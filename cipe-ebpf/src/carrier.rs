@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_PASS,
-    helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len},
-    programs::XdpContext,
+    helpers::generated::bpf_xdp_get_buff_len,
+    programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use cipe_common::{
@@ -12,29 +12,31 @@ use cipe_common::{
 };
 
 use crate::{
-    frame::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front, Ipv4, Ipv6, is_tag,
-        PROTOCOL_UDP, Udp, Vlan,
-    },
-    maps::{CARRIER_ADDRESSES, CARRIER_DEVICES, CARRIER_SOCKETS, KEYLESS, KEYS, LOCAL_ADDRESSES, TUNNELS},
+    frame::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Front, Ipv4, Ipv6, PROTOCOL_UDP, Udp, Vlan, is_tag},
+    maps::{CARRIER_ADDRESSES, CARRIER_DEVICES, CARRIER_SOCKETS, KEYS, LOCAL_ADDRESSES, TUNNELS},
+    shield::{self, pass_some},
     verdicts::Drop,
 };
-
-/// Rate limit of packets for which we have no receive key: one per tunnel in this many nanoseconds is redirected to the
-/// engine, which then asks for a key. The others are dropped here.
-const KEYLESS_INTERVAL_NS: u64 = 100_000_000;
 
 /// A UDP datagram whose headers are where we expect them.
 struct Datagram {
     local: CarrierAddress,
+    from: CarrierAddress,
     /// The UDP header's length field: header and payload.
     length: usize,
     /// Octets from the UDP header to the end of the IP packet or of the frame, whichever comes first.
     room: usize,
     /// Offset of the UDP payload in the frame.
     payload: usize,
-    /// Octets of the frame.
-    frame: usize,
+}
+
+/// A frame as either program sees it.
+struct Frame<'a> {
+    front: Front<'a>,
+    /// Octets of the whole frame.
+    octets: usize,
+    /// Ifindex of the device that it came by.
+    device: u32,
 }
 
 /// Returns the XDP action. A packet that is not clearly a datagram to one of our addresses passes unchanged. This
@@ -43,7 +45,10 @@ struct Datagram {
 #[inline(always)]
 pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     let front = Front::of_xdp(ctx);
-    let Some(datagram) = parse(ctx, front) else { return Ok(XDP_PASS) };
+    // SAFETY: the context is the one the kernel called us with. The helper counts all fragments of the frame.
+    let octets = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
+    let frame = Frame { front, octets, device: ctx.ingress_ifindex() as u32 };
+    let Some(datagram) = parse(&frame) else { return Ok(XDP_PASS) };
     let Some(tunnel) = tunnel_of(datagram.local) else { return Ok(XDP_PASS) };
     let Some(state) = TUNNELS.get(tunnel) else { return Ok(XDP_PASS) };
     if state.flags & Tunnel::ALIVE == 0 {
@@ -53,8 +58,11 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     if datagram.length < size_of::<Udp>() || datagram.length > datagram.room {
         return Err(Drop { tunnel, verdict: Verdict::BadLength });
     }
+    if state.flags & Tunnel::PINNED != 0 && datagram.from != state.target {
+        return Err(Drop { tunnel, verdict: Verdict::WrongPeer });
+    }
     if state.flags & Tunnel::NOKEY == 0 {
-        if (n < 16 || !n.is_multiple_of(8)) && !is_clear(front, datagram.payload, n) {
+        if !is_packet(n) && !is_clear(front, datagram.payload, n) {
             return Err(Drop { tunnel, verdict: Verdict::BadLength });
         }
         // The program can only read the front. The engine checks a payload beyond it.
@@ -62,18 +70,57 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
             && first & 0x80 != 0
             && !has_receive_key(tunnel)
         {
-            may_ask_for_key(ctx, tunnel)?;
+            pass_some(tunnel, Verdict::NoReceiveKey)?;
+            debug!(
+                ctx,
+                "tunnel {}: dynamic key flag without a receive key, handed on so that a key is asked for", tunnel
+            );
+        }
+        if is_packet(n) && !is_clear(front, datagram.payload, n) {
+            shield::check(ctx, tunnel, state, datagram.payload, n)?;
         }
     }
     // An index beyond the last queue would be that of another device's socket.
-    if datagram.frame > largest_frame() || ctx.rx_queue_index() >= CARRIER_QUEUES {
+    if frame.octets > largest_frame() || ctx.rx_queue_index() >= CARRIER_QUEUES {
         return Ok(XDP_PASS);
     }
-    let device = ctx.ingress_ifindex() as u32;
     // SAFETY: values are plain u32 in a preallocated element. A reused element gives another device's base, and the kernel
     // refuses its sockets for a frame of this device.
-    let Some(base) = (unsafe { CARRIER_DEVICES.get(device) }) else { return Ok(XDP_PASS) };
+    let Some(base) = (unsafe { CARRIER_DEVICES.get(frame.device) }) else { return Ok(XDP_PASS) };
     Ok(CARRIER_SOCKETS.redirect(base + ctx.rx_queue_index(), u64::from(XDP_PASS)).unwrap_or_else(|action| action))
+}
+
+/// Applies the shield to a packet that its tunnel's UDP socket receives. A superframe passes, and so does all that is not clearly a
+/// datagram to one of our addresses.
+///
+/// # Errors
+/// The drop, if no key can open the datagram.
+#[inline(always)]
+pub fn shield(ctx: &TcContext) -> Result<(), Drop> {
+    // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
+    let (octets, device, gso_size) = unsafe {
+        let skb = ctx.skb.skb;
+        ((*skb).len as usize, (*skb).ifindex, (*skb).gso_size)
+    };
+    let frame = Frame { front: Front::of_tc(ctx), octets, device };
+    let Some(datagram) = parse(&frame).filter(|_| gso_size == 0) else { return Ok(()) };
+    let Some(tunnel) = tunnel_of(datagram.local) else { return Ok(()) };
+    let Some(state) = TUNNELS.get(tunnel) else { return Ok(()) };
+    let n = datagram.length.wrapping_sub(size_of::<Udp>());
+    let is_whole = datagram.length >= size_of::<Udp>() && datagram.length <= datagram.room && is_packet(n);
+    if !is_whole
+        || state.flags & (Tunnel::ALIVE | Tunnel::NOKEY) != Tunnel::ALIVE
+        || is_clear(frame.front, datagram.payload, n)
+    {
+        return Ok(());
+    }
+    shield::check(ctx, tunnel, state, datagram.payload, n)
+}
+
+/// Returns whether the protocol has packets of `n` octets.
+#[inline(always)]
+fn is_packet(n: usize) -> bool {
+    n >= 16 && n.is_multiple_of(8)
 }
 
 /// Returns whether the payload of `n` octets is a control message in clear text, which may have any length. Such a
@@ -84,44 +131,44 @@ fn is_clear(front: Front<'_>, payload: usize, n: usize) -> bool {
 }
 
 #[inline(always)]
-fn parse(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
+fn parse(frame: &Frame<'_>) -> Option<Datagram> {
+    let front = frame.front;
     let mut ethertype = front.at::<Ethernet>(0)?.ethertype;
     if !is_tag(ethertype) {
-        return parse_ip::<ETHERNET>(ctx, front, ethertype);
+        return parse_ip::<ETHERNET>(frame, ethertype);
     }
     ethertype = front.at::<Vlan>(ETHERNET)?.ethertype;
     if !is_tag(ethertype) {
-        return parse_ip::<{ ETHERNET + size_of::<Vlan>() }>(ctx, front, ethertype);
+        return parse_ip::<{ ETHERNET + size_of::<Vlan>() }>(frame, ethertype);
     }
     ethertype = front.at::<Vlan>(ETHERNET + size_of::<Vlan>())?.ethertype;
-    parse_ip::<{ ETHERNET + 2 * size_of::<Vlan>() }>(ctx, front, ethertype)
+    parse_ip::<{ ETHERNET + 2 * size_of::<Vlan>() }>(frame, ethertype)
 }
 
 #[inline(always)]
-fn parse_ip<const OFFSET: usize>(ctx: &XdpContext, front: Front, ethertype: [u8; 2]) -> Option<Datagram> {
+fn parse_ip<const OFFSET: usize>(frame: &Frame<'_>, ethertype: [u8; 2]) -> Option<Datagram> {
     match ethertype {
-        ETHERTYPE_IPV4 => parse_ipv4::<OFFSET>(ctx, front),
-        ETHERTYPE_IPV6 => parse_ipv6::<OFFSET>(ctx, front),
+        ETHERTYPE_IPV4 => parse_ipv4::<OFFSET>(frame),
+        ETHERTYPE_IPV6 => parse_ipv6::<OFFSET>(frame),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn parse_ipv4<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
-    let ip = front.at::<Ipv4>(OFFSET)?;
+fn parse_ipv4<const OFFSET: usize>(frame: &Frame<'_>) -> Option<Datagram> {
+    let ip = frame.front.at::<Ipv4>(OFFSET)?;
     if ip.version_ihl != 0x45 || ip.is_fragment() || ip.protocol != PROTOCOL_UDP {
         return None;
     }
-    let udp = front.at::<Udp>(OFFSET + size_of::<Ipv4>())?;
-    let d = ip.destination;
-    let address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, d[0], d[1], d[2], d[3]];
+    let udp = frame.front.at::<Udp>(OFFSET + size_of::<Ipv4>())?;
+    let mapped = |[a, b, c, d]: [u8; 4]| ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, a, b, c, d], 0);
     let carried = usize::from(u16::from_be_bytes(ip.total_length)).saturating_sub(size_of::<Ipv4>());
-    Some(datagram(ctx, udp, (address, 0), carried, OFFSET + size_of::<Ipv4>()))
+    Some(datagram(frame, udp, [ip.source, ip.destination].map(mapped), carried, OFFSET + size_of::<Ipv4>()))
 }
 
 #[inline(always)]
-fn parse_ipv6<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option<Datagram> {
-    let ip = front.at::<Ipv6>(OFFSET)?;
+fn parse_ipv6<const OFFSET: usize>(frame: &Frame<'_>) -> Option<Datagram> {
+    let ip = frame.front.at::<Ipv6>(OFFSET)?;
     if ip.version_class_flow[0] >> 4 != 6 || ip.next_header != PROTOCOL_UDP {
         return None;
     }
@@ -131,28 +178,27 @@ fn parse_ipv6<const OFFSET: usize>(ctx: &XdpContext, front: Front<'_>) -> Option
     {
         return None;
     }
-    let zone = if CarrierAddress::is_link_local(&ip.destination) { ctx.ingress_ifindex() as u32 } else { 0 };
-    let udp = front.at::<Udp>(OFFSET + size_of::<Ipv6>())?;
+    let zoned = |address| (address, if CarrierAddress::is_link_local(&address) { frame.device } else { 0 });
+    let udp = frame.front.at::<Udp>(OFFSET + size_of::<Ipv6>())?;
     let carried = usize::from(u16::from_be_bytes(ip.payload_length));
-    Some(datagram(ctx, udp, (ip.destination, zone), carried, OFFSET + size_of::<Ipv6>()))
+    Some(datagram(frame, udp, [ip.source, ip.destination].map(zoned), carried, OFFSET + size_of::<Ipv6>()))
 }
 
 #[inline(always)]
 fn datagram(
-    ctx: &XdpContext,
+    frame: &Frame<'_>,
     udp: &Udp,
-    (address, zone): ([u8; 16], u32),
+    [source, destination]: [([u8; 16], u32); 2],
     carried: usize,
     offset: usize,
 ) -> Datagram {
-    // SAFETY: the context is the one the kernel called us with. The helper counts all fragments of the frame.
-    let frame = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
+    let at = |(address, zone), port| CarrierAddress { address, port, reserved: [0; 2], zone };
     Datagram {
-        local: CarrierAddress { address, port: udp.destination, reserved: [0; 2], zone },
+        local: at(destination, udp.destination),
+        from: at(source, udp.source),
         length: usize::from(u16::from_be_bytes(udp.length)),
-        room: carried.min(frame.saturating_sub(offset)),
+        room: carried.min(frame.octets.saturating_sub(offset)),
         payload: offset + size_of::<Udp>(),
-        frame,
     }
 }
 
@@ -192,25 +238,4 @@ fn has_receive_key(tunnel: u32) -> bool {
 #[inline(always)]
 fn is_live(tunnel: u32, slot: Slot) -> bool {
     KEYS.get(key_index(tunnel, slot)).is_some_and(|slot| slot.live != 0)
-}
-
-/// Accepts one packet per [`KEYLESS_INTERVAL_NS`]. Two CPUs may accept one each at the same time.
-///
-/// # Errors
-/// The rate limit is reached.
-#[inline(always)]
-fn may_ask_for_key(ctx: &XdpContext, tunnel: u32) -> Result<(), Drop> {
-    let refused = Drop { tunnel, verdict: Verdict::NoReceiveKey };
-    let last = KEYLESS.get_ptr_mut(tunnel).ok_or(refused)?;
-    // SAFETY: the helper takes no arguments; the pointer comes from a successful array look-up, is aligned, and stays
-    // valid as long as the map, which the program holds.
-    unsafe {
-        let now = bpf_ktime_get_ns();
-        if now.wrapping_sub(*last) < KEYLESS_INTERVAL_NS && *last != 0 {
-            return Err(refused);
-        }
-        *last = now;
-    }
-    debug!(ctx, "tunnel {}: dynamic key flag without a receive key, handed on so that a key is asked for", tunnel);
-    Ok(())
 }

@@ -1,4 +1,5 @@
-//! The kernel side of the data path: six programs that classify, stamp and redirect packets. They never decrypt a payload.
+//! The kernel side of the data path: seven programs that classify, stamp and redirect packets. Of a payload they decrypt two blocks
+//! at most, to see whether a key can open it.
 //!
 //! The code reads every header at a constant offset after one bounds check, because that is what the verifier can
 //! follow. Each program turns its packet into a `Result<action, Drop>`; drops are counted in one place.
@@ -18,11 +19,12 @@ mod loops;
 mod maps;
 mod mss;
 mod private;
+mod shield;
 mod tag;
 mod verdicts;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    bindings::{TC_ACT_OK, TC_ACT_PIPE, TC_ACT_SHOT, xdp_action},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -35,6 +37,15 @@ pub fn carrier_xdp(ctx: XdpContext) -> u32 {
         return live::send(&ctx, worker);
     }
     carrier::classify(&ctx).unwrap_or_else(|drop| drop.count(xdp_action::XDP_DROP))
+}
+
+/// TC ingress on a carrier device of a tunnel that uses its UDP socket, while it is shielded: drops datagrams that no key can open.
+#[classifier]
+pub fn shield_tc(ctx: TcContext) -> i32 {
+    match carrier::shield(&ctx) {
+        Ok(()) => TC_ACT_PIPE,
+        Err(drop) => drop.count(TC_ACT_SHOT),
+    }
 }
 
 /// TC egress on a hub, below the tunnel devices: stamps frames with data that the hidden end cannot see, and drops

@@ -6,10 +6,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES_PER_WORKER, Departure, Drops, EthernetDevice, KeySlot, LAN_QUEUES, Lan, LanRoute,
-    MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_LOCAL_ADDRESSES, MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS,
-    Tunnel, drops_entries,
+    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES_PER_WORKER, Departure, Drops, EthernetDevice, KeySlot,
+    LAN_QUEUES, Lan, LanRoute, MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_LOCAL_ADDRESSES,
+    MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS, Tunnel, drops_entries,
 };
+use cipe_common::shield::{MAX_SHIELDS, Shield};
 
 #[map]
 pub static TUNNELS: Array<Tunnel> = Array::with_max_entries(MAX_TUNNELS, 0);
@@ -39,6 +40,9 @@ pub static CARRIER_SOCKETS: XskMap = XskMap::with_max_entries(MAX_CARRIERS * CAR
 pub static KEYS: Array<KeySlot> = Array::with_max_entries(MAX_TUNNELS * SLOTS, BPF_F_MMAPABLE);
 
 #[map]
+pub static SHIELDS: Array<Shield> = Array::with_max_entries(MAX_SHIELDS, BPF_F_MMAPABLE);
+
+#[map]
 pub static VERDICTS: PerCpuArray<Drops> = PerCpuArray::with_max_entries(drops_entries(MAX_TUNNELS), 0);
 
 #[map]
@@ -63,4 +67,5 @@ pub static CHUNKS: Array<[u8; CHUNK]> = Array::with_max_entries(MAX_CHUNKS, BPF_
 pub static RUNS: Array<Run> = Array::with_max_entries(PRIVATE_QUEUES, BPF_F_MMAPABLE);
 
 #[map]
-pub static DEPARTURES: Array<Departure> = Array::with_max_entries(PRIVATE_QUEUES * DEPARTURES_PER_WORKER, BPF_F_MMAPABLE);
+pub static DEPARTURES: Array<Departure> =
+    Array::with_max_entries(PRIVATE_QUEUES * DEPARTURES_PER_WORKER, BPF_F_MMAPABLE);

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cipe_tests::gateway::Daemon;
 use cipe_tests::net::{UDP, checksum};
 use cipe_tests::options::KEY;
@@ -13,6 +14,7 @@ use cipe_tests::ping::{self, Plan};
 use cipe_tests::process::patient;
 use cipe_tests::relayed::{Relayed, carrier_of, inbound};
 use cipe_tests::status::Status;
+use cipe_tests::stream::Stream;
 use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
 use rand::rngs::StdRng;
@@ -244,4 +246,77 @@ fn packet(length: u16) -> Vec<u8> {
     packet.extend([0, 0]);
     packet.extend([0x5A; 48]);
     packet
+}
+
+/// Datagrams of a flood, a few hundred times as many as it takes until the shield is set.
+const FLOOD: usize = 20_000;
+
+/// Throws a flood of noise at a tunnel in use: each datagram is counted, a stream goes on, and no ping is lost.
+fn flood_is_survived(daemon: Daemon, carrier: &str) -> Result<()> {
+    survives(daemon, carrier, |thrower, rng| {
+        let Relayed { pair, net, .. } = thrower.link;
+        let [from, to] = [net.lan(Side::A), net.lan(Side::B)];
+        let stream = Stream::start(from, (to, Side::B.host()))?;
+        let is_over = AtomicBool::new(false);
+        let door = |status: &Status| status.doors.clone();
+        let before = pair.b.status()?;
+        let plan = Plan { window: 4, timeout: Duration::from_secs(10), ..Plan::count(1_000_000) };
+        let report = std::thread::scope(|scope| -> Result<ping::Report> {
+            let pings = scope.spawn(|| {
+                let go_on = || !is_over.load(Ordering::Relaxed);
+                ping::run_while(from, Side::B.host(), &plan, go_on)
+            });
+            let thrown = throw_noise(thrower, rng, &before);
+            is_over.store(true, Ordering::Relaxed);
+            let report = pings.join().map_err(|_| anyhow!("the pings' thread panicked"))??;
+            thrown.map(|()| report)
+        })?;
+        assert!(
+            report.sent > 10 && report.lost.is_empty() && report.damaged == 0,
+            "{} of {}",
+            report.lost.len(),
+            report.sent
+        );
+        stream.wait_for_more()?;
+        assert!(stream.finish()? > 0);
+        let is_set = |line: &str| line.contains("many datagrams come that no key opens");
+        assert_eq!(pair.b.log().wait_for_lines(1, patient(SOON), is_set), 1, "{}", pair.b.log().text());
+        let after = pair.b.status()?;
+        assert_eq!(after.count("bad-crc") - before.count("bad-crc"), FLOOD as u64, "{after:?}");
+        if carrier != "auto" {
+            assert_eq!(door(&after), door(&before));
+        }
+        Ok(())
+    })
+}
+
+/// Sends [`FLOOD`] datagrams of either flag and of many lengths, in batches, and waits until each batch is counted.
+fn throw_noise(thrower: &Thrower<'_>, rng: &mut StdRng, before: &Status) -> Result<()> {
+    let (to, target) = (carrier_of(Side::B), &thrower.link.pair.b);
+    for first in (0..FLOOD).step_by(BATCH) {
+        let sent = FLOOD.min(first + BATCH);
+        for _ in first..sent {
+            let mut noise: Vec<u8> = (0..8 * rng.random_range(2..182)).map(|_| rng.random()).collect();
+            // Not a control message in clear.
+            noise[1] |= 1;
+            thrower.socket.send_to(&noise, to)?;
+        }
+        let deadline = Instant::now() + patient(SOON);
+        while target.status()?.count("bad-crc") < before.count("bad-crc") + sent as u64 {
+            if Instant::now() > deadline {
+                bail!("{sent} sent: {:?}", target.status()?);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stream_and_pings_survive_a_flood_by_xdp() -> Result<()> {
+    flood_is_survived(Daemon::Blowfish, "xdp")
+}
+
+#[test]
+fn a_stream_and_pings_survive_a_flood_by_the_udp_socket() -> Result<()> {
+    flood_is_survived(Daemon::Idea, "udp")
 }

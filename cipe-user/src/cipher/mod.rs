@@ -64,6 +64,19 @@ impl Key {
         Self { algorithm, schedule }
     }
 
+    /// Calls `set` with the place and value of each word that the programs need to decrypt
+    /// ([`cipe_common::shield::ShieldKey::words`]).
+    pub fn for_decryption(&self, mut set: impl FnMut(usize, u32)) {
+        match &self.schedule {
+            Schedule::Blowfish(schedule) => {
+                schedule.for_decryption().enumerate().for_each(|(place, word)| set(place, word));
+            }
+            Schedule::Idea(schedule) => {
+                schedule.for_decryption().enumerate().for_each(|(place, word)| set(place, word));
+            }
+        }
+    }
+
     /// The algorithm that the key was expanded for.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

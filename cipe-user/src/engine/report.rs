@@ -18,6 +18,8 @@ pub enum WorkerReport {
     },
     /// Many single frames arrive or leave by UDP sockets, the last of them by this tunnel's.
     SingleFrames,
+    /// Many datagrams come that no key opens, the last of them to this tunnel.
+    Flooded,
     /// Many datagrams leave by UDP sockets, the last of them by this tunnel's.
     ManySent,
 }

@@ -1,6 +1,6 @@
 //! Access to the kernel: eBPF objects and maps, links and addresses, routes and neighbours.
 //!
-//! May import `cipe_common` and `xsk`; must not know the state of tunnels, the lives of keys, or packets. Imported by
+//! May import `cipe_common`, `xsk` and `cipher`; must not know the state of tunnels, the lives of keys, or packets. Imported by
 //! `engine`, `ciped` and `cli`. Only [`bpf`] uses aya; all netlink code acts in the network namespace of the calling
 //! thread.
 
@@ -33,6 +33,7 @@ pub mod routes;
 pub mod scheduling;
 mod settings;
 pub(crate) mod shared;
+pub mod shields;
 mod sysctl;
 #[cfg(test)]
 pub(crate) mod testnet;

@@ -210,7 +210,7 @@ impl<'a> Message<'a> {
 
 /// Whether this octet is the type of an encrypted message of section 3.
 pub const fn is_known(number: u8) -> bool {
-    matches!(number, number::NK_REQ..=number::NK_ACK | number::CT_DUMMY..=number::CT_KILL)
+    cipe_common::shield::is_message(number)
 }
 
 /// Whether a message's time stamp, at either offset, is within `tokxts` seconds of `unix_time`. If `tokxts` is 0, every

@@ -1,6 +1,6 @@
 //! Packet layout (protocol section 2): `IV | CBC(payload | padding | P | CRC)`.
 
-use cipe_common::Verdict;
+use cipe_common::{Verdict, shield};
 
 use super::crc::crc;
 use crate::cipher::{BLOCK, Job, Key, Lanes};
@@ -11,8 +11,6 @@ pub const IV: usize = 8;
 pub const TRAILER: usize = 5;
 /// Smallest datagram of the protocol.
 pub const MIN: usize = 16;
-/// The most octets of padding.
-const MAX_PADDING: usize = 7;
 
 /// The key that encrypts a packet, static or dynamic: bit 7 of the first IV octet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,39 +204,10 @@ impl Ends {
         [Job { key, iv: self.chain[0], data: first }, Job { key, iv: self.chain[1], data: last }]
     }
 
-    /// Whether a packet with these ends, decrypted, may be accepted. `carries_ip`: a data packet must be an IP packet; otherwise, it
-    /// is an Ethernet frame, of which nothing can be told. A packet that the whole check accepts is always possible. Random octets
-    /// are possible with a probability of 2^-10, or 2^-5 if the tunnel carries frames.
+    /// Whether a packet with these ends, decrypted, may be accepted ([`shield::is_possible`]).
     pub fn are_possible(&self, carries_ip: bool) -> bool {
-        let [first, [.., p, _, _, _, _]] = &self.blocks;
-        let Some(n) = (self.len - IV - TRAILER).checked_sub(padding_of(*p)) else { return false };
-        type_of(*p).is_ok_and(|kind| begins_payload(first, kind, n, carries_ip))
-    }
-}
-
-/// Whether a packet of `len` octets may begin with this block, decrypted, whatever its padding and type are.
-pub fn may_begin(first: &[u8; BLOCK], len: usize, carries_ip: bool) -> bool {
-    let longest = len.saturating_sub(IV + TRAILER);
-    let possible = |n| [Type::Data, Type::Control].into_iter().any(|kind| begins_payload(first, kind, n, carries_ip));
-    (longest.saturating_sub(MAX_PADDING)..=longest).any(possible)
-}
-
-/// Whether a payload of `n` octets may begin with this block.
-fn begins_payload(first: &[u8; BLOCK], kind: Type, n: usize, carries_ip: bool) -> bool {
-    /// Octets of the headers.
-    const IPV4: usize = 20;
-    const IPV6: usize = 40;
-    const ETHERNET: usize = 14;
-    let field = |at| usize::from(u16::from_be_bytes([first[at], first[at + 1]]));
-    match (kind, first[0] >> 4) {
-        (Type::Control, _) => n > 0 && super::message::is_known(first[0]),
-        (Type::Data, _) if !carries_ip => n >= ETHERNET,
-        (Type::Data, 4) => {
-            let header = usize::from(first[0] & 0xF) * 4;
-            (IPV4..=n).contains(&header) && field(2) == n
-        }
-        (Type::Data, 6) => field(4) + IPV6 == n,
-        (Type::Data, _) => false,
+        let [first, last] = self.blocks;
+        shield::is_possible(first, last, self.len, carries_ip)
     }
 }
 
@@ -329,7 +298,7 @@ mod tests {
     fn is_possible(key: &Key, packet: &[u8], carries_ip: bool) -> bool {
         let Some(mut ends) = Ends::of(packet) else { return false };
         Lanes::with(Some("scalar"), Some("scalar")).decrypt(&mut ends.jobs(key));
-        assert!(!ends.are_possible(carries_ip) || may_begin(&ends.blocks[0], packet.len(), carries_ip));
+        assert!(!ends.are_possible(carries_ip) || shield::may_begin(ends.blocks[0], packet.len(), carries_ip));
         ends.are_possible(carries_ip)
     }
 

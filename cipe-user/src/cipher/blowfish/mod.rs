@@ -59,6 +59,13 @@ impl Schedule {
     }
 }
 
+impl Schedule {
+    /// The tables, and the round keys in the order of decryption.
+    pub(super) fn for_decryption(&self) -> impl Iterator<Item = u32> {
+        self.s.as_flattened().iter().chain(self.p.iter().rev()).copied()
+    }
+}
+
 /// The kernels that this CPU can run, narrowest first.
 pub(super) fn kernels() -> Vec<Box<dyn Kernel<Schedule>>> {
     #[cfg(target_arch = "x86_64")]

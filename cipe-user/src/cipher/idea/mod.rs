@@ -58,6 +58,13 @@ impl Schedule {
     }
 }
 
+impl Schedule {
+    /// The subkeys of decryption.
+    pub(super) fn for_decryption(&self) -> impl Iterator<Item = u32> {
+        self.decrypt.iter().map(|subkey| u32::from(*subkey))
+    }
+}
+
 const _: () = assert!(size_of::<Schedule>() <= 512);
 
 /// The kernels that this CPU can run, narrowest first.

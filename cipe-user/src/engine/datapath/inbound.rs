@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
+use std::time::Duration;
 
 use cipe_common::Verdict;
 use cipe_common::maps::Slot;
@@ -21,6 +22,9 @@ use crate::inner::ecn;
 use crate::wire::clear;
 use crate::wire::message::Message;
 use crate::xsk::Frame;
+
+/// Minimum time between two reports of a flood by one worker.
+const MIN_FLOOD_REPORT_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Datapath {
     /// Opens the datagrams that have arrived, and queues their packets for [`Datapath::deliver`]. A datagram without a destination
@@ -147,6 +151,9 @@ impl Datapath {
         opener.judge_all(&mut incoming, &mut opened);
         let failed = opened.iter().filter(|opened| **opened == Err(Verdict::BadCrc)).count();
         self.suspicion.count(refused.len() + failed, incoming.len() - failed);
+        if let Some(item) = refused.first() {
+            self.report_flood(item.tunnel);
+        }
         refused.into_iter().for_each(|item| self.conclude(item, Err(Verdict::BadCrc)));
         for (item, opened) in incoming.drain(..).zip(opened.drain(..)) {
             self.conclude(item, opened);
@@ -154,6 +161,16 @@ impl Datapath {
         self.incoming = incoming;
         self.opened = opened;
         count
+    }
+
+    /// Reports, at a limited rate, that many datagrams come that no key opens; `number`: the tunnel of one of them. If the queue is
+    /// full, the next batch reports it.
+    fn report_flood(&mut self, number: u16) {
+        if self.flood_reported.is_none_or(|last| self.now.duration_since(last) >= MIN_FLOOD_REPORT_INTERVAL)
+            && self.reports.try_send((number, WorkerReport::Flooded)).is_ok()
+        {
+            self.flood_reported = Some(self.now);
+        }
     }
 
     /// Queues the packet of one opened datagram, passes on its message, or counts a verdict.

@@ -101,6 +101,8 @@ pub struct Datapath {
     incoming: Vec<Incoming>,
     opened: Vec<Result<Opened, Verdict>>,
     suspicion: Suspicion,
+    /// When a flood was reported last.
+    flood_reported: Option<Instant>,
     authentic: Authentic,
     deliveries: Vec<Delivery>,
     moves: Moves,
@@ -133,6 +135,7 @@ impl Datapath {
             incoming: Vec::with_capacity(BATCH),
             opened: Vec::with_capacity(BATCH),
             suspicion: Suspicion::default(),
+            flood_reported: None,
             authentic: Authentic::default(),
             deliveries: Vec::with_capacity(BATCH),
         })

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use cipe_common::Verdict;
 use cipe_common::maps::Slot;
+use cipe_common::{Verdict, shield};
 
 use super::TunnelTable;
 use super::packets::{Incoming, jobs};
@@ -13,7 +13,7 @@ use crate::control::protocol::Protocol;
 use crate::engine::BATCH;
 use crate::engine::tunnel::keys::LiveKey;
 use crate::engine::tunnel::{Candidates, Head, Opened, Tunnel};
-use crate::wire::packet::{self, Ends};
+use crate::wire::packet::Ends;
 use crate::xsk::Umem;
 
 /// The parts of a datapath that open datagrams.
@@ -147,7 +147,7 @@ impl<'a> Opener<'a> {
             let mut firsts = firsts.iter();
             batch.retain(|(item, ..)| {
                 let len = item.datagram.len();
-                firsts.next().is_some_and(|(_, first)| packet::may_begin(first, len, self.carries_ip(item)))
+                firsts.next().is_some_and(|(_, first)| shield::may_begin(*first, len, self.carries_ip(item)))
             });
             let current = batch.iter_mut().map(|(item, _, current, _)| (&mut **item, Some(*current)));
             self.lanes.encrypt(&mut jobs(current, |item| item.sealed(self.umem)));

@@ -283,13 +283,19 @@ impl Manager {
     }
 }
 
+impl From<Cipher> for Algorithm {
+    fn from(cipher: Cipher) -> Self {
+        match cipher {
+            Cipher::Blowfish => Self::Blowfish,
+            Cipher::Idea => Self::Idea,
+            Cipher::IdeaLittle => Self::IdeaLittle,
+        }
+    }
+}
+
 /// A new tunnel as the workers get it.
 fn worker_state(number: u16, attach: &Attach, tenant: &Tenant, hub: &Hub, udp: &UdpCarrier, keys: KeyReader) -> Tunnel {
-    let algorithm = match attach.cipher {
-        Cipher::Blowfish => Algorithm::Blowfish,
-        Cipher::Idea => Algorithm::Idea,
-        Cipher::IdeaLittle => Algorithm::IdeaLittle,
-    };
+    let algorithm = Algorithm::from(attach.cipher);
     let socks = tenant.socks.is_some();
     let ledger = &tenant.ledger.ledger;
     Tunnel {

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use cipe_common::maps::{Slot, key_index};
 
+use crate::cipher::Algorithm;
 use crate::control::protocol::{KeyOctets, SessionKeys};
 use crate::engine::ledger::{Ledger, Use};
 use crate::kernel::keys::{KEY, KeyReader, KeyWriter};
+use crate::kernel::shields::ShieldWriter;
 
 /// A previous receive key. The time that it is kept begins with the first packet under its successor: until then the peer may still
 /// use it, perhaps for ever.
@@ -36,14 +38,16 @@ impl Previous {
 /// The keys of all tunnels.
 pub(super) struct Keyring {
     writer: KeyWriter,
+    /// The same keys for the programs, expanded, of shielded tunnels.
+    shields: ShieldWriter,
     /// The receive keys before the present ones, while they are kept.
     previous: BTreeMap<u16, Previous>,
 }
 
 impl Keyring {
     /// No key yet.
-    pub(super) fn new(writer: KeyWriter) -> Self {
-        Self { writer, previous: BTreeMap::new() }
+    pub(super) fn new(writer: KeyWriter, shields: ShieldWriter) -> Self {
+        Self { writer, shields, previous: BTreeMap::new() }
     }
 
     /// A reader of the keys, such as the workers have.
@@ -54,17 +58,36 @@ impl Keyring {
     /// Puts a key into a slot of a tunnel.
     pub(super) fn set(&mut self, number: u16, slot: Slot, key: &[u8; KEY]) {
         self.writer.set(number.into(), slot, key);
+        self.shields.update(number, &self.writer.reader());
     }
 
     /// Empties a slot of a tunnel.
     pub(super) fn clear(&mut self, number: u16, slot: Slot) {
         self.writer.clear(number.into(), slot);
+        self.shields.update(number, &self.writer.reader());
     }
 
-    /// Empties all slots of a tunnel.
+    /// Empties all slots of a tunnel, and takes its shield.
     pub(super) fn clear_tunnel(&mut self, number: u16) {
         self.previous.remove(&number);
+        self.shields.remove(number);
         self.writer.clear_tunnel(number.into());
+    }
+
+    /// Gives a tunnel a shield, with its keys from now on, and returns the shield's number; `None` if all shields are in use.
+    pub(super) fn shield(&mut self, number: u16, algorithm: Algorithm, carries_ip: bool) -> Option<u32> {
+        let is_added = self.shields.add(number, algorithm, carries_ip, &self.writer.reader());
+        is_added.then(|| self.shields.number_of(number))
+    }
+
+    /// Takes a tunnel's shield.
+    pub(super) fn unshield(&mut self, number: u16) {
+        self.shields.remove(number);
+    }
+
+    /// Whether a tunnel has a shield.
+    pub(super) fn is_shielded(&self, number: u16) -> bool {
+        self.shields.number_of(number) > 0
     }
 
     /// How long ago a key was put into a slot.
@@ -79,6 +102,7 @@ impl Keyring {
         let previous = self.previous.remove(&number);
         let previous = set_receive_key(&mut self.writer, number.into(), key, keep, used, previous);
         self.previous.extend(previous.map(|previous| (number, previous)));
+        self.shields.update(number, &self.writer.reader());
     }
 
     /// Goes on under the keys of an engine before this one, which has recorded their use in `ledger`. Returns the generation of the
@@ -112,6 +136,7 @@ impl Keyring {
             let over = previous.is_over(used(*number), now);
             if over {
                 self.writer.clear((*number).into(), Slot::Previous);
+                self.shields.update(*number, &self.writer.reader());
             }
             !over
         });
@@ -232,7 +257,7 @@ mod tests {
 
     /// A keyring after an engine with this ledger died; returns also the generation of the receive key that is in use.
     fn resumed(ledger: &Ledger, receive: &[u8]) -> (Keyring, u64) {
-        let mut keyring = Keyring::new(KeyWriter::anonymous(8));
+        let mut keyring = Keyring::new(KeyWriter::anonymous(8), ShieldWriter::anonymous());
         let receive = receive.iter().map(|key| KeyOctets::new(&[*key; KEY])).collect();
         let keys = SessionKeys { send: Some(KeyOctets::new(&[9; KEY])), receive, keep_ms: KEEP.as_millis() as u64 };
         let used = keyring.resume(1, &keys, ledger);

@@ -26,6 +26,7 @@ mod platform;
 mod poll;
 mod replacement;
 mod shared;
+mod shields;
 mod sizes;
 mod start;
 mod status;
@@ -67,6 +68,7 @@ use lan::Lans;
 use orphans::KeptDevices;
 use replacement::Predecessor;
 use shared::Shared;
+use shields::Shields;
 use start::Started;
 use status::StatusSources;
 use tunnel_devices::TunnelDevices;
@@ -110,6 +112,7 @@ struct Manager {
     is_replaced: bool,
     shared: Shared,
     keys: Keyring,
+    shields: Shields,
     hubs: Hubs,
     devices: TunnelDevices,
     routes: CarrierRoutes,
@@ -159,7 +162,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     }
     let mut server = server.context("there is no control socket")?;
     let (to_manager, mut connection_events) = mpsc::channel(MAX_QUEUED_CONNECTION_EVENTS);
-    let Started { platform, keys, hubs, salt, next_hops, mut followers, mut reports, mut ends } =
+    let Started { platform, keys, shields, hubs, salt, next_hops, mut followers, mut reports, mut ends } =
         prepared.take_over().await?;
     let (routes, mut next_hop_changes) = CarrierRoutes::new(next_hops);
     let mut manager = Manager {
@@ -167,7 +170,8 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         workers,
         is_replaced: false,
         shared: Shared::new(platform.clone(), Daemons::new(to_manager)),
-        keys: Keyring::new(keys),
+        keys: Keyring::new(keys, shields),
+        shields: Shields::default(),
         hubs: Hubs::inherited(platform.clone(), hubs, salt),
         devices: TunnelDevices::new(),
         routes,
@@ -284,11 +288,12 @@ impl Manager {
 
     /// Polls what no event tells of.
     async fn poll(&mut self, now: Instant) {
-        let Self { shared, keys, drops, lans, doors, devices, hubs, .. } = self;
+        let Self { shared, keys, shields, drops, lans, doors, devices, hubs, .. } = self;
         hubs.poll(now).await;
         let used = |number| shared.tunnels.get(number).map_or(0, |tenant| tenant.counters.receive_key_used());
         keys.forget_previous(used, now);
         drops.poll(now, shared);
+        shields.poll(now, shared, keys);
         lans.poll(now, shared).await;
         doors.poll(now, shared, lans).await;
         let ended = devices.poll(now, shared, hubs).await;
@@ -314,7 +319,7 @@ impl Manager {
 
     /// Handles a worker's report on a tunnel. Until the daemon is told that its tunnel is attached, reports wait.
     async fn worker_reported(&mut self, number: u16, report: WorkerReport) {
-        let Self { shared, routes, doors, lans, .. } = self;
+        let Self { shared, keys, shields, routes, doors, lans, .. } = self;
         if let Some(tenant) = shared.tunnels.get_mut(number).filter(|tenant| !tenant.is_open) {
             match tenant.early.len() < MAX_QUEUED_EVENTS {
                 true => tenant.early.push(report),
@@ -329,6 +334,7 @@ impl Manager {
                 routes.new_peer(number, peer, shared);
             }
             WorkerReport::SingleFrames => doors.saw_single_frames(number, shared, lans).await,
+            WorkerReport::Flooded => shields.flooded(number, Instant::now(), shared, keys),
             WorkerReport::ManySent => doors.saw_many_sent(number, shared, lans).await,
         }
     }

@@ -93,6 +93,7 @@ impl Sizes {
                 Protocol::Ethernet => PrivateAddress::default(),
             },
             target: target.map_or(CarrierAddress::default(), carrier_address),
+            shield: 0,
         }
     }
 }

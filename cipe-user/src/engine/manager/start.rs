@@ -23,6 +23,7 @@ use crate::kernel::keys::KeyWriter;
 use crate::kernel::known_bad;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nexthop::{NextHopTiming, NextHops};
+use crate::kernel::shields::ShieldWriter;
 use crate::xsk::{Umem, UmemConfig};
 
 /// Octets of UMEM for each worker. A page of it takes memory only when its frames are used.
@@ -40,6 +41,7 @@ pub(super) struct Prepared {
     sends_live: bool,
     lacks: Vec<Feature>,
     keys: KeyWriter,
+    shields: ShieldWriter,
     next_hops: NextHops,
     followers: Followers,
     reports: mpsc::Receiver<(u16, WorkerReport)>,
@@ -51,6 +53,7 @@ pub(super) struct Started {
     pub platform: Arc<Platform>,
     /// The one writer of the key slots.
     pub keys: KeyWriter,
+    pub shields: ShieldWriter,
     /// Hubs that an engine that died left, with devices on them.
     pub hubs: Vec<Hub>,
     /// Octets that no engine before this one had, for MAC addresses.
@@ -115,13 +118,27 @@ pub(super) async fn prepare(
         });
     }
     let keys = programs.take_keys().context("the key map has another writer")?;
+    let shields = programs.take_shields().context("the map of shields has another writer")?;
     let (umem, pool) = if sends_live { Umem::over(programs.chunks(), umem)? } else { Umem::new(umem)? };
     let (to_manager, reports) = mpsc::channel(1024);
     let next_hops = NextHops::new(&netlink, NextHopTiming::default()).await?;
     let (workers, ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut followers = Followers::start(&netlink, next_hops.clone()).await?;
     programs.set_local_addresses(&followers.local_addresses())?;
-    Ok(Prepared { netlink, programs, workers, umem, sends_live, lacks, keys, next_hops, followers, reports, ends })
+    Ok(Prepared {
+        netlink,
+        programs,
+        workers,
+        umem,
+        sends_live,
+        lacks,
+        keys,
+        shields,
+        next_hops,
+        followers,
+        reports,
+        ends,
+    })
 }
 
 impl Prepared {
@@ -130,8 +147,20 @@ impl Prepared {
     /// # Errors
     /// The kernel refuses it.
     pub(super) async fn take_over(self) -> anyhow::Result<Started> {
-        let Self { netlink, programs, workers, umem, sends_live, lacks, keys, next_hops, followers, reports, ends } =
-            self;
+        let Self {
+            netlink,
+            programs,
+            workers,
+            umem,
+            sends_live,
+            lacks,
+            keys,
+            shields,
+            next_hops,
+            followers,
+            reports,
+            ends,
+        } = self;
         let Inheritance { swept, hubs } = netlink.inherit().await?;
         for name in swept {
             tracing::info!("{name}: left by an engine that died; removed");
@@ -140,7 +169,17 @@ impl Prepared {
             remove_leftovers(hub.index);
         }
         let platform = Arc::new(Platform::new(programs, netlink, workers, (umem, sends_live), lacks));
-        Ok(Started { platform, keys, hubs, salt: Random::new()?.octets(), next_hops, followers, reports, ends })
+        Ok(Started {
+            platform,
+            keys,
+            shields,
+            hubs,
+            salt: Random::new()?.octets(),
+            next_hops,
+            followers,
+            reports,
+            ends,
+        })
     }
 }
 

@@ -58,6 +58,10 @@ pub(super) struct Tenant {
     /// It goes on under the keys that it had before this engine.
     pub is_resumed: bool,
     pub sizes: Sizes,
+    /// Only its peer may send to it (`pinpeer`).
+    pub is_pinned: bool,
+    /// The number of its shield in the programs; 0: it has none now.
+    pub shield: u32,
     /// Name of the LAN card that it asks for a short cut with.
     pub lan: Option<String>,
     /// The busy-poll time that it asks for.
@@ -136,6 +140,8 @@ impl Tenant {
             ledger,
             is_resumed: false,
             sizes: Sizes::new(attach),
+            is_pinned: attach.pin_peer && attach.socks.is_none(),
+            shield: 0,
             hop: None,
             lan: attach.lan.clone(),
             busy_poll: Duration::from_micros(attach.busy_poll_us.into()),
@@ -199,7 +205,10 @@ impl Tenant {
         }
         // The same link-local address may exist inside the tunnel, too, if it belongs to another device.
         let may_go_round = |target: &SocketAddr| zone::of(*target).is_none_or(|zone| zone == self.device.index);
-        self.sizes.entry(self.hub, self.device.mac, self.target().filter(may_go_round))
+        let target = self.target().filter(may_go_round);
+        let entry = self.sizes.entry(self.hub, self.device.mac, target);
+        let pinned = if self.is_pinned && target.is_some() { TunnelEntry::PINNED } else { 0 };
+        TunnelEntry { flags: entry.flags | pinned, shield: self.shield, ..entry }
     }
 
     /// Index of the device that its link-local carrier addresses belong to.

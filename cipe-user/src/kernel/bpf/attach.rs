@@ -92,6 +92,8 @@ pub(super) struct Links {
     private: HashMap<u32, Pair>,
     /// By LAN card with a short cut.
     pub(super) lan: HashMap<u32, XdpLink>,
+    /// By carrier device with a shield for UDP sockets.
+    shields: HashMap<u32, SchedClassifierLink>,
 }
 
 impl Programs {
@@ -108,6 +110,27 @@ impl Programs {
     /// Detaches it; does nothing if it was not attached.
     pub fn detach_carrier(&mut self, ifindex: u32) {
         self.links.carrier.remove(&ifindex);
+    }
+
+    /// Attaches the shield for UDP sockets to a carrier device, as a tcx link before existing programs. Does nothing if it is attached.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] or [`Error::Attach`]; the latter on a kernel without tcx.
+    pub fn attach_shield(&mut self, ifindex: u32) -> Result<(), Error> {
+        if self.links.shields.contains_key(&ifindex) {
+            return Ok(());
+        }
+        let device = name(ifindex)?;
+        let program = classifier(&mut self.ebpf, names::SHIELD_TC)?;
+        let link = hook::attach_ingress(program, &device)
+            .map_err(|error| attach_error(ifindex, device, names::SHIELD_TC, &error))?;
+        self.links.shields.insert(ifindex, link);
+        Ok(())
+    }
+
+    /// Detaches the shield from all carrier devices but these.
+    pub fn detach_shields_except(&mut self, keep: impl Fn(u32) -> bool) {
+        self.links.shields.retain(|ifindex, _| keep(*ifindex));
     }
 
     /// Attaches the check to a pair's visible end (TC egress, behind existing programs) and the redirection to its
@@ -201,7 +224,9 @@ fn refusal(errno: Option<i32>, error: &ProgramError) -> String {
 fn attach_error(ifindex: u32, device: String, program: &'static str, error: &ProgramError) -> Error {
     match os_error(error) {
         Some(libc::EPERM) => Error::Privilege { what: format!("{device}: attaching eBPF") },
-        Some(libc::EBUSY | libc::EEXIST) if ![names::PRIVATE_TC, names::ETHERNET_TC].contains(&program) => {
+        Some(libc::EBUSY | libc::EEXIST)
+            if ![names::PRIVATE_TC, names::ETHERNET_TC, names::SHIELD_TC].contains(&program) =>
+        {
             let program = attached_program(ifindex).map(|id| format!(" (id {id})")).unwrap_or_default();
             Error::Busy { device, program }
         }

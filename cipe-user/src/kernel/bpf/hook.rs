@@ -1,4 +1,4 @@
-//! The hook of the TC program on a hub's visible end: a tcx link, which ends with its descriptor. A kernel without tcx
+//! The hooks of TC programs. On a hub's visible end: a tcx link, which ends with its descriptor. A kernel without tcx
 //! gets a filter of a clsact qdisc, which remains when its process is killed: the engine that adopts the hub removes
 //! it.
 
@@ -37,6 +37,13 @@ pub(super) fn is_attached(device: &str, program: Option<u32>) -> bool {
         Ok((_, present)) => present.iter().any(|present| Some(present.id()) == program),
         Err(_) => true,
     }
+}
+
+/// Attaches at ingress before existing programs, by a tcx link only: a filter would stay when its process is killed.
+pub(super) fn attach_ingress(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(device, TcAttachType::Ingress, options)?;
+    program.take_link(id)
 }
 
 /// Does the same by a filter.

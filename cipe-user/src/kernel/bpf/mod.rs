@@ -37,6 +37,7 @@ use cipe_common::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::keys::KeyWriter;
+use super::shields::ShieldWriter;
 use super::zone;
 pub use attach::{AttachedMode, Ends, XdpMode};
 pub use error::Error;
@@ -48,8 +49,14 @@ const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../cipe-ebpf/prebuil
 
 /// The programs of the object that are loaded at once. [`names::LAN_XDP`] is loaded for the first card that needs it: the kernel
 /// takes longer to verify it than all others, and no tunnel should wait for that.
-const PROGRAMS: [&str; 5] =
-    [names::CARRIER_XDP, names::PRIVATE_XDP, names::ETHERNET_XDP, names::PRIVATE_TC, names::ETHERNET_TC];
+const PROGRAMS: [&str; 6] = [
+    names::CARRIER_XDP,
+    names::PRIVATE_XDP,
+    names::ETHERNET_XDP,
+    names::PRIVATE_TC,
+    names::ETHERNET_TC,
+    names::SHIELD_TC,
+];
 
 /// Environment variable that names an object to load instead of the committed one (`cargo xtask build-ebpf --check`).
 pub const OBJECT_VARIABLE: &str = "CIPE_BPF_OBJECT";
@@ -69,7 +76,7 @@ struct PrivateKey(PrivateAddress);
 #[derive(Clone, Copy)]
 struct AddressKey(CarrierAddress);
 
-// SAFETY: four u32 and octets, no padding, every bit pattern valid.
+// SAFETY: five u32 and octets, no padding, every bit pattern valid.
 unsafe impl Pod for TunnelValue {}
 // SAFETY: octet arrays only.
 unsafe impl Pod for PrivateKey {}
@@ -134,6 +141,7 @@ pub struct Programs {
     lans: lan::LanMaps,
     live: live::LiveMaps,
     keys: Option<KeyWriter>,
+    shields: Option<ShieldWriter>,
     /// Its descriptor is in the code of a program that is not loaded yet.
     _key_map: MapData,
 }
@@ -156,6 +164,11 @@ impl Programs {
         };
         let keys = KeyWriter::map(key_map.fd().as_fd(), (tunnels * SLOTS) as usize)
             .map_err(|cause| Error::Map { map: names::KEYS, cause: cause.into() })?;
+        let shields = match ebpf.take_map(names::SHIELDS) {
+            Some(Map::Array(map)) => ShieldWriter::map(map.fd().as_fd())
+                .map_err(|cause| Error::Map { map: names::SHIELDS, cause: cause.into() })?,
+            _ => return Err(Error::Object { name: names::SHIELDS }),
+        };
         Ok(Self {
             links: attach::Links::default(),
             tunnels: map(&mut ebpf, names::TUNNELS)?,
@@ -171,6 +184,7 @@ impl Programs {
             lans: lan::LanMaps::take(&mut ebpf)?,
             live: live::LiveMaps::take(&mut ebpf, options.workers)?,
             keys: Some(keys),
+            shields: Some(shields),
             _key_map: key_map,
             ebpf,
         })
@@ -191,6 +205,11 @@ impl Programs {
     /// call.
     pub fn take_keys(&mut self) -> Option<KeyWriter> {
         self.keys.take()
+    }
+
+    /// Returns the only writer of the shields. `None` on the second call.
+    pub fn take_shields(&mut self) -> Option<ShieldWriter> {
+        self.shields.take()
     }
 
     /// Sets the programs' data of a tunnel. Without [`Tunnel::ALIVE`] its private traffic is dropped.
@@ -391,7 +410,7 @@ fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
 
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     let loaded = match name {
-        names::PRIVATE_TC | names::ETHERNET_TC => classifier(ebpf, name)?.load(),
+        names::PRIVATE_TC | names::ETHERNET_TC | names::SHIELD_TC => classifier(ebpf, name)?.load(),
         _ => xdp(ebpf, name)?.load(),
     };
     loaded.map_err(|error| Error::program(name, &error))

@@ -103,3 +103,9 @@ fn fold(mut sum: u32) -> u16 {
     }
     sum as u16
 }
+
+/// The source of the datagrams that [`udp`] makes for `to`.
+pub(super) fn source(to: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = if to.is_ipv4() { [198, 51, 100, 1].into() } else { [0x2001, 0x0DB8, 0, 0, 0, 0, 0, 9].into() };
+    (ip, 6543).into()
+}

@@ -9,6 +9,7 @@ mod lan;
 mod live;
 mod logs;
 mod private;
+mod shield;
 
 use std::os::fd::OwnedFd;
 
