@@ -5,11 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::capture::{Capture, Captured};
+use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::namespace::Namespace;
-use cipe_tests::net::{Frame, pattern};
+use cipe_tests::net::{Frame, UDP, checksum, pattern};
 use cipe_tests::offload::Offload;
-use cipe_tests::options::{KEY, PORT};
+use cipe_tests::options::{KEY, Options, PORT};
 use cipe_tests::peer::{self, Cipher};
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::relayed::port_of;
@@ -45,6 +46,42 @@ struct Recorded {
     receiver: UdpSocket,
 }
 
+fn static_key() -> Result<[u8; 16]> {
+    let mut key = [0; 16];
+    hex::decode_to_slice(KEY, &mut key)?;
+    Ok(key)
+}
+
+/// Removes the files that tell the next engine which packets under the static key are old.
+fn lose_journals(gateway: &Gateway) -> Result<()> {
+    for entry in std::fs::read_dir(gateway.run_directory().with_extension("state").join("engine"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "static") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Kills an engine, and waits for the next one.
+fn kill_engine(gateway: &Gateway) -> Result<()> {
+    let engine = gateway.engine_pid().context("an engine runs")?;
+    process::signal(engine, Signal::KILL)?;
+    process::wait_gone(engine, SOON)?;
+    gateway.wait_for_line("of the next engine", |line| line.contains("the engine is back"))?;
+    Ok(())
+}
+
+/// The IP packets of the tunnel that have come to A.
+fn packets_to_a(capture: Capture) -> Result<Vec<Vec<u8>>> {
+    let to_a = |frame: &Captured| {
+        let ip = Frame::parse(&frame.octets)?.ipv4()?;
+        let is_of_tunnel = ip.destination == Side::A.carrier() && ip.udp()?.1 == PORT;
+        is_of_tunnel.then(|| frame.octets[14..].to_vec())
+    };
+    Ok(capture.finish()?.iter().filter_map(to_a).collect())
+}
+
 fn record(net: &Topology) -> Result<Recorded> {
     let capture = net.capture_carrier(10_000)?;
     let pair = Pair::start(net, Daemon::Blowfish, |_, options| options)?;
@@ -55,18 +92,7 @@ fn record(net: &Topology) -> Result<Recorded> {
         sender.send_to(&pattern(number as u32, 100), (Side::A.host(), DATA_PORT))?;
     }
     assert_eq!(drain(&receiver)?, DATAGRAMS);
-    // The IP packets of the tunnel that have come to A.
-    let recorded: Vec<Vec<u8>> = capture
-        .finish()?
-        .iter()
-        .filter_map(|frame| {
-            Frame::parse(&frame.octets)?
-                .ipv4()
-                .filter(|ip| ip.destination == Side::A.carrier())
-                .map(|_| frame.octets[14..].to_vec())
-        })
-        .filter(|packet| packet.get(22..24) == Some(&PORT.to_be_bytes()))
-        .collect();
+    let recorded = packets_to_a(capture)?;
     let (exchanges, data): (Vec<_>, Vec<_>) = recorded.into_iter().partition(|packet| is_static(packet));
     assert!(!exchanges.is_empty() && data.len() >= DATAGRAMS, "{} and {}", exchanges.len(), data.len());
     Ok(Recorded { pair, exchanges, data, receiver })
@@ -114,7 +140,8 @@ fn nothing_recorded_is_taken_after_a_restart() -> Result<()> {
     Ok(())
 }
 
-/// What is recorded comes from another address: it gets questions to its own peer, and A's packets go to the peer.
+/// What is recorded comes from another address, and opens, since A has lost what it knew of packets under the static key: that
+/// address gets questions, and A's packets go to the peer.
 fn diverts_nothing(restart: impl FnOnce(&mut Pair, &Topology) -> Result<()>) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
@@ -126,6 +153,7 @@ fn diverts_nothing(restart: impl FnOnce(&mut Pair, &Topology) -> Result<()>) -> 
     let tap = net.tap().context("a tapped carrier has a router")?;
     let attacker = tap.run(|| UdpSocket::bind(elsewhere))?;
     let std::net::IpAddr::V4(source) = elsewhere.ip() else { unreachable!("the tap has an IPv4 address") };
+    lose_journals(&pair.a)?;
     restart(&mut pair, &net)?;
     pair.wait_for_keys(&net)?;
     let plan = Plan { interval: Duration::from_millis(2), window: 1000, ..Plan::count(1000) };
@@ -147,8 +175,7 @@ fn diverts_nothing(restart: impl FnOnce(&mut Pair, &Topology) -> Result<()>) -> 
     let lines = pair.a.log().text();
     assert!(!lines.contains("new peer"), "{lines}");
     attacker.set_read_timeout(Some(Duration::from_millis(200)))?;
-    let mut key = [0; 16];
-    hex::decode_to_slice(KEY, &mut key)?;
+    let key = static_key()?;
     let mut questions = 0;
     let mut octets = [0; 2048];
     while let Ok(length) = attacker.recv(&mut octets) {
@@ -167,11 +194,53 @@ fn a_recorded_packet_from_elsewhere_diverts_nothing_after_a_restart_of_the_daemo
 
 #[test]
 fn a_recorded_packet_from_elsewhere_diverts_nothing_after_a_restart_of_the_engine() -> Result<()> {
-    diverts_nothing(|pair, _| {
-        let engine = pair.a.engine_pid().context("an engine runs")?;
-        process::signal(engine, Signal::KILL)?;
-        process::wait_gone(engine, SOON)?;
-        pair.a.wait_for_line("of the next engine", |line| line.contains("the engine is back"))?;
-        Ok(())
-    })
+    diverts_nothing(|pair, _| kill_engine(&pair.a))
+}
+
+/// A packet of data under the static key, as an original sends it during an exchange: a UDP datagram from LAN B to LAN A.
+fn static_data(number: u16) -> Result<Vec<u8>> {
+    let mut packet = vec![0; 128];
+    (packet[0], packet[3], packet[8], packet[9]) = (0x45, 128, 64, UDP);
+    packet[4..6].copy_from_slice(&number.to_be_bytes());
+    packet[12..16].copy_from_slice(&Side::B.host().octets());
+    packet[16..20].copy_from_slice(&Side::A.host().octets());
+    let sum = checksum(&packet[..20]).to_be_bytes();
+    packet[10..12].copy_from_slice(&sum);
+    packet[20..22].copy_from_slice(&DATA_PORT.to_be_bytes());
+    packet[22..24].copy_from_slice(&DATA_PORT.to_be_bytes());
+    packet[25] = 108;
+    Ok(peer::seal(Cipher::Blowfish, &static_key()?, false, false, &packet))
+}
+
+#[test]
+fn recorded_data_under_the_static_key_is_refused_after_a_restart() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let mut a = Gateway::start(&net, Side::A, Daemon::Blowfish, &Options::of(Side::A).set("maxerr", -1))?;
+    a.wait_up()?;
+    let original = net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), PORT)))?;
+    let receiver = net.lan(Side::A).run(|| UdpSocket::bind((Side::A.host(), DATA_PORT)))?;
+    let to = (Side::A.carrier(), PORT);
+    let recorded: Vec<Vec<u8>> = (0..DATAGRAMS).map(|number| static_data(number as u16)).collect::<Result<_>>()?;
+    for datagram in &recorded {
+        original.send_to(datagram, to)?;
+    }
+    assert_eq!(drain(&receiver)?, DATAGRAMS);
+    for round in 0..2 {
+        if round == 0 {
+            a.restart(net.gw(Side::A))?
+        } else {
+            kill_engine(&a)?
+        }
+        for datagram in &recorded {
+            original.send_to(datagram, to)?;
+        }
+        assert_eq!(drain(&receiver)?, 0, "recorded datagrams reached the LAN, round {round}");
+        a.wait_for_status("of the replays", |status| status.count("replayed") == DATAGRAMS as u64)?;
+        original.send_to(&static_data(1000 + round)?, to)?;
+        assert_eq!(drain(&receiver)?, 1, "a new one");
+    }
+    Ok(())
 }

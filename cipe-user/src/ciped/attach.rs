@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::guard;
-use super::options::{GuardPolicy, Options};
+use super::options::GuardPolicy;
 use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
 use crate::control::channel::SendError;
@@ -74,7 +74,7 @@ pub(super) struct Attached {
 /// Connects to the engine, starts it if necessary, and requests the tunnel. Logs the modes in use.
 pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
-    let request = Request::Attach(Box::new(attach_request(guard::identity(setup).name, &setup.options, place)));
+    let request = Request::Attach(Box::new(attach_request(guard::identity(setup).name, setup, place)));
     let process = engine.process();
     engine.send(&request)?;
     let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
@@ -106,7 +106,8 @@ fn is_service() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-fn attach_request(name: String, options: &Options, place: Placement) -> Attach {
+fn attach_request(name: String, setup: &Setup, place: Placement) -> Attach {
+    let options = &setup.options;
     Attach {
         version: VERSION,
         name,
@@ -116,6 +117,7 @@ fn attach_request(name: String, options: &Options, place: Placement) -> Attach {
         protocol: options.protocol,
         cipher: options.cipher,
         key: options.key.clone(),
+        journal: options.key.is_some().then(|| setup.memory.journal()),
         ipaddr: options.ipaddr,
         ptpaddr: options.ptpaddr,
         mtu: options.mtu,

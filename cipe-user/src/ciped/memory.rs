@@ -17,11 +17,6 @@ use serde::{Deserialize, Serialize};
 use super::exchange::TakenKeys;
 use crate::control::run_dir;
 
-/// Replaces [`BASE`], for tests.
-pub const BASE_VARIABLE: &str = "CIPE_STATE_DIR";
-/// Where the files are.
-pub const BASE: &str = "/var/lib/cipe";
-
 /// Format of the files.
 const VERSION: u32 = 1;
 
@@ -80,6 +75,12 @@ impl MemoryFile {
         &self.path
     }
 
+    /// The place of the tunnel's other file, in which the engine keeps which packets under the static key were accepted.
+    pub fn journal(&self) -> PathBuf {
+        let (base, name) = (self.path.parent().unwrap_or(Path::new("/")), self.path.file_name().unwrap_or_default());
+        run_dir::engine_part(base).join(name).with_extension("static")
+    }
+
     /// Whether it is there.
     pub fn exists(&self) -> bool {
         self.path.exists()
@@ -136,13 +137,6 @@ impl MemoryFile {
             Err(error) => Err(error).with_context(|| self.path.display().to_string()),
         }
     }
-}
-
-/// The directory of the files: the value of [`BASE_VARIABLE`], or `state` where run-time files are elsewhere than usual, or [`BASE`].
-pub fn directory() -> PathBuf {
-    let of = |variable| std::env::var_os(variable).filter(|base| !base.is_empty()).map(PathBuf::from);
-    let beside = || of(run_dir::BASE_VARIABLE).map(|base| base.join("state"));
-    of(BASE_VARIABLE).or_else(beside).unwrap_or_else(|| PathBuf::from(BASE))
 }
 
 /// The name of a tunnel's file: from its last option file, or, without one, from its carrier addresses.

@@ -20,7 +20,7 @@ use crate::ciped::memory::{self, MemoryFile};
 use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Severity, Sources};
 use crate::ciped::setup::Setup;
 use crate::control::launch::{Launch, Readiness, launch, report_failure};
-use crate::control::run_dir::RunDir;
+use crate::control::run_dir::{self, RunDir};
 use crate::kernel::confinement::protect_memory;
 
 /// How long a tunnel may take to come up: start of the engine, creation of the tunnel, and ip-up.
@@ -144,7 +144,7 @@ fn serve(
     let engine = engine::launch(options.mtu + options.protocol.header() as u32)?;
     let carrier = format!("{} {}", options.me.text, options.peer.text);
     let name = memory::file_name(sources.files.last().map(PathBuf::as_path), &carrier);
-    let memory = MemoryFile::new(&memory::directory(), &name);
+    let memory = MemoryFile::new(&run_dir::state_directory(), &name);
     let setup = Setup { sources, draft, options, run_dir, memory, engine };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let outcome = runtime.block_on(async {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 
 use crate::ciped::memory::{self, MemoryFile};
+use crate::control::run_dir;
 
 /// Names of tunnels.
 #[derive(Debug, clap::Args)]
@@ -26,7 +27,7 @@ Examples:
 
 /// Removes what is known of the peers of some tunnels.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let directory = memory::directory();
+    let directory = run_dir::state_directory();
     for tunnel in &args.tunnels {
         let file = find(&directory, tunnel)?;
         if !file.forget()? {

@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -289,6 +290,9 @@ pub struct Attach {
     pub cipher: Cipher,
     /// The static key; `None`: `nokey`.
     pub key: Option<KeyOctets>,
+    /// The file that keeps which packets under the static key were accepted, for the next engine; `None`: there is none.
+    #[serde(default)]
+    pub journal: Option<PathBuf>,
     /// Own address on the tunnel; unspecified: none.
     pub ipaddr: IpAddr,
     /// The peer's address on the tunnel; unspecified: none.

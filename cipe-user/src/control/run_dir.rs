@@ -1,4 +1,5 @@
-//! The place of the control socket: one directory per network namespace, for root alone.
+//! The place of the control socket: one directory per network namespace, for root alone; and the place of what daemons and engines
+//! keep for those after them.
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
@@ -10,6 +11,24 @@ use std::path::{Path, PathBuf};
 pub const BASE_VARIABLE: &str = "CIPE_RUN_DIR";
 /// Parent of the directories.
 pub const BASE: &str = "/run/cipe";
+
+/// Replaces [`STATE_BASE`], for tests.
+pub const STATE_VARIABLE: &str = "CIPE_STATE_DIR";
+/// Where daemons keep files for the next ones; in its directory `engine`, engines do.
+pub const STATE_BASE: &str = "/var/lib/cipe";
+
+/// The directory of what daemons keep: the value of [`STATE_VARIABLE`], or `state` where run-time files are elsewhere than usual, or
+/// [`STATE_BASE`].
+pub fn state_directory() -> PathBuf {
+    let of = |variable| std::env::var_os(variable).filter(|base| !base.is_empty()).map(PathBuf::from);
+    let beside = || of(BASE_VARIABLE).map(|base| base.join("state"));
+    of(STATE_VARIABLE).or_else(beside).unwrap_or_else(|| PathBuf::from(STATE_BASE))
+}
+
+/// The part of a [`state_directory`] that engines may write.
+pub fn engine_part(state_directory: &Path) -> PathBuf {
+    state_directory.join("engine")
+}
 
 /// Directory of one network namespace, such as `/run/cipe/net-4026531840`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -96,10 +96,26 @@ impl Datapath {
     /// Pads and encrypts the payloads in `outgoing`, from index `first` on.
     pub(super) fn seal_from(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
         self.drop_looped(first, outgoing);
+        let mut unsaved = None;
         for out in &mut outgoing[first..] {
             self.frame(out);
+            if out.slot == Some(Slot::Static)
+                && let Some(before) = unsaved.replace(out.tunnel).filter(|before| *before != out.tunnel)
+            {
+                self.save(before);
+            }
+        }
+        if let Some(last) = unsaved {
+            self.save(last);
         }
         self.encrypt(first, outgoing);
+    }
+
+    /// Keeps the IVs that a tunnel is about to send under its static key.
+    fn save(&self, number: u16) {
+        if let Some(tunnel) = self.tunnels.get(&number) {
+            tunnel.common.save();
+        }
     }
 
     /// Chooses the IV of a payload, pads it, and counts it for its key.

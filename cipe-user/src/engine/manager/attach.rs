@@ -8,6 +8,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,12 +27,14 @@ use crate::engine::carrier::UdpCarrier;
 use crate::engine::carrier::outer::Hop;
 use crate::engine::ledger::Ledger;
 use crate::engine::tunnel::keys::Keys;
+use crate::engine::tunnel::replay::Journal;
 use crate::engine::tunnel::{Common, Egress, IpIds, KeyLimits, Tunnel};
 use crate::engine::worker::{Command, ORIGINAL_PACKETS};
 use crate::kernel::addresses::AddressConfiguration;
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::hub::Hub;
 use crate::kernel::keys::KeyReader;
+use crate::wire::packet;
 
 /// A tunnel that has a carrier socket and a hub, and no more yet.
 pub(super) struct Attaching {
@@ -298,13 +301,15 @@ fn worker_state(number: u16, attach: &Attach, tenant: &Tenant, hub: &Hub, udp: &
     let algorithm = Algorithm::from(attach.cipher);
     let socks = tenant.socks.is_some();
     let ledger = &tenant.ledger.ledger;
+    let keys = Keys::new(algorithm, keys, number, ledger.clone());
+    let journal = attach.journal.as_deref().and_then(|path| continue_journal(path, &keys));
     Tunnel {
         number,
-        keys: Keys::new(algorithm, keys, number, ledger.clone()),
+        keys,
         nokey: attach.key.is_none(),
         is_orphaned: false,
         counters: tenant.counters.of_worker(0).clone(),
-        common: Arc::new(Common::with(ledger.clone())),
+        common: Arc::new(Common::with(ledger.clone(), journal)),
         segmentation: udp.segmentation().clone(),
         hub: tenant.hub,
         peer: known(attach.peer),
@@ -336,5 +341,20 @@ fn worker_state(number: u16, attach: &Attach, tenant: &Tenant, hub: &Hub, udp: &
             retry: Duration::from_secs(attach.retry_seconds.max(1)),
         },
         ip_ids: IpIds::of_worker(0, 1),
+    }
+}
+
+/// Opens the journal of packets under the static key; `None` if that fails: the tunnel works without it.
+fn continue_journal(path: &Path, keys: &Keys) -> Option<(Journal, Vec<[u8; packet::IV]>)> {
+    match Journal::open(path) {
+        Ok((journal, past)) => {
+            keys.refuse(&past.accepted);
+            Some((journal, past.sent))
+        }
+        Err(error) => {
+            let path = path.display();
+            tracing::warn!("{path}: {error}; recorded packets under the static key may be accepted after a restart");
+            None
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! The start of the engine: it loads the programs, starts the workers with their memory, takes over the hubs that an engine that died
 //! left, and starts the followers.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use tokio::sync::mpsc;
 use super::followers::Followers;
 use super::platform::Platform;
 use super::workers::{self, Workers};
+use crate::control::run_dir;
 use crate::engine::random::Random;
 use crate::engine::report::WorkerReport;
 use crate::engine::{frames, locked};
@@ -67,7 +70,7 @@ pub(super) struct Started {
 }
 
 /// Prepares an engine; `workers`: their number, `None`: by the cards and CPUs; `largest_mtu`: of a tunnel, in octets. From here on it
-/// may write files in `run_dir` only.
+/// may write files in `run_dir` and in its part of the state directory only.
 ///
 /// # Errors
 /// One line that says what was refused, where, and how to go on: no root, no AF_XDP, no memory.
@@ -184,10 +187,18 @@ impl Prepared {
 }
 
 /// Gives up the rights that the engine does not use from here on. What it has used before: CAP_SYS_ADMIN, for a test of the kernel in
-/// a network namespace of its own, and CAP_SYS_RESOURCE, to raise limits.
+/// a network namespace of its own, and CAP_SYS_RESOURCE, to raise limits. Makes the directory for what it keeps, as only that may be
+/// written from here on.
 fn confine(run_dir: &Path, strictness: Strictness) {
     protect_memory();
-    for error in confine_engine(run_dir, strictness) {
+    let state_dir = run_dir::engine_part(&run_dir::state_directory());
+    if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&state_dir) {
+        tracing::warn!(
+            "{}: {error}; packets under the static key are not remembered after a restart",
+            state_dir.display()
+        );
+    }
+    for error in confine_engine(run_dir, &state_dir, strictness) {
         tracing::warn!("the engine keeps rights that it does not use: {error}");
     }
 }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use crate::engine::ledger::Ledger;
 use crate::engine::locked;
 use crate::engine::tunnel::challenge::Challenge;
+use crate::engine::tunnel::opening::Head;
 use crate::engine::tunnel::path_probe::PathProbe;
-use crate::engine::tunnel::replay::SentIvs;
+use crate::engine::tunnel::replay::{Journal, SentIvs};
 use crate::wire::packet;
 
 /// Index of the sending direction in requests for keys; below, of the receiving direction.
@@ -21,6 +22,8 @@ pub(super) const RECEIVING: usize = 1;
 pub struct Common {
     /// IVs sent under the static key.
     pub(super) sent_ivs: Mutex<SentIvs>,
+    /// Keeps those IVs, and the packets accepted under the static key, for the next engine.
+    journal: Mutex<Option<Journal>>,
     /// While the peer is not known: the source of the last datagram that may be the peer's, as it was authentic, or under
     /// a dynamic key that we do not have. Only messages of the key exchange are sent there.
     asker: Mutex<Option<SocketAddr>>,
@@ -64,14 +67,35 @@ const MIN_CLEAR_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_WAIT_FACTOR: u32 = 64;
 
 impl Common {
-    /// The data of a new tunnel with this ledger.
-    pub fn with(ledger: Arc<Ledger>) -> Self {
-        Self { sent_ivs: Mutex::new(SentIvs::of(ledger)), ..Self::default() }
+    /// The data of a new tunnel with this ledger. It knows the IVs that were `sent` under the static key, and continues their journal.
+    pub fn with(ledger: Arc<Ledger>, journal: Option<(Journal, Vec<[u8; packet::IV]>)>) -> Self {
+        let mut ivs = SentIvs::of(ledger);
+        let (journal, sent) = journal.unzip();
+        sent.iter().flatten().for_each(|iv| ivs.restore(iv));
+        Self { sent_ivs: Mutex::new(ivs), journal: Mutex::new(journal), ..Self::default() }
     }
 
-    /// Records an IV that is sent under the static key.
+    /// Records an IV that is sent under the static key. Call [`Self::save`] before the packet is sent.
     pub fn note_iv(&self, iv: &[u8; packet::IV]) {
         locked(&self.sent_ivs).insert(iv);
+        if let Some(journal) = locked(&self.journal).as_mut() {
+            journal.sent(iv);
+        }
+    }
+
+    /// Keeps the heads of packets that were accepted under the static key.
+    pub(super) fn keep_accepted<'a>(&self, heads: impl Iterator<Item = &'a Head>) {
+        if let Some(journal) = locked(&self.journal).as_mut() {
+            heads.for_each(|head| journal.accepted(head));
+            journal.write();
+        }
+    }
+
+    /// Keeps the IVs that were recorded.
+    pub fn save(&self) {
+        if let Some(journal) = locked(&self.journal).as_mut() {
+            journal.write();
+        }
     }
 
     /// Records the source of a datagram that may be the unknown peer's.

@@ -26,10 +26,10 @@ pub(crate) enum Replay {
 }
 
 impl Replay {
-    /// The packets in a key's record.
-    fn of(used: Use, record: &Record) -> Self {
+    /// The packets in a key's record. The filter of the static key continues what is known of the `past`.
+    fn of(used: Use, record: &Record, past: &Mutex<Option<StaticReplayFilter>>) -> Self {
         if used == Use::Static {
-            let mut filter = StaticReplayFilter::default();
+            let mut filter = locked(past).take().unwrap_or_default();
             record.entries().for_each(|fold| filter.restore(fold));
             Self::Static(filter)
         } else {
@@ -95,12 +95,12 @@ pub struct LiveKey {
 }
 
 impl LiveKey {
-    fn new(algorithm: Algorithm, used: Use, octets: Octets, record: Record, now: Instant) -> Self {
+    fn new(algorithm: Algorithm, replay: Replay, octets: Octets, record: Record, now: Instant) -> Self {
         Self {
             key: Key::new(algorithm, &octets),
             octets,
             since: record.since().unwrap_or(now),
-            replay: Mutex::new(Replay::of(used, &record)),
+            replay: Mutex::new(replay),
             record,
             overdue: OnceLock::new(),
         }
@@ -136,6 +136,8 @@ impl LiveKey {
 /// The keys of one tunnel that are live in any worker. Each is expanded once, and has one replay filter.
 pub(crate) struct Expanded {
     keys: Mutex<Vec<(Use, Weak<LiveKey>)>>,
+    /// What earlier engines have accepted under the static key, until that is live.
+    past: Mutex<Option<StaticReplayFilter>>,
     ledger: Arc<Ledger>,
 }
 
@@ -158,7 +160,8 @@ impl Expanded {
             return known;
         }
         let record = self.ledger.open(used, octets);
-        let made = Arc::new(LiveKey::new(algorithm, used, octets.clone(), record, now));
+        let replay = Replay::of(used, &record, &self.past);
+        let made = Arc::new(LiveKey::new(algorithm, replay, octets.clone(), record, now));
         keys.push((used, Arc::downgrade(&made)));
         made
     }
@@ -182,7 +185,12 @@ pub struct Keys {
 impl Keys {
     /// Creates the keys of tunnel number `tunnel`; no key is live before the first [`Keys::refresh`].
     pub fn new(algorithm: Algorithm, table: KeyReader, tunnel: u16, ledger: Arc<Ledger>) -> Self {
-        Self::of(algorithm, table, tunnel.into(), Arc::new(Expanded { keys: Mutex::default(), ledger }))
+        Self::of(
+            algorithm,
+            table,
+            tunnel.into(),
+            Arc::new(Expanded { keys: Mutex::default(), past: Mutex::default(), ledger }),
+        )
     }
 
     /// The same with a new ledger.
@@ -206,6 +214,16 @@ impl Keys {
             wanted: [const { None }; SLOTS as usize],
             live: [const { None }; SLOTS as usize],
         }
+    }
+
+    /// Refuses packets under the static key with these heads, which an earlier engine has accepted. Call it before the key is
+    /// live.
+    pub fn refuse(&self, heads: &[[u8; 16]]) {
+        let mut filter = StaticReplayFilter::default();
+        for head in heads {
+            filter.insert(filter.fingerprint(head));
+        }
+        *locked(&self.expanded.past) = Some(filter);
     }
 
     /// Returns the same tunnel's keys for another worker.
@@ -394,6 +412,19 @@ mod tests {
         writer.clear(1, Slot::Previous);
         keys.refresh(Instant::now());
         assert_eq!((octets(&keys, Slot::Receive), octets(&keys, Slot::Previous)), (Some(K3), None));
+    }
+
+    #[test]
+    fn what_an_earlier_engine_accepted_under_the_static_key_is_refused_by_each_worker() {
+        let (mut writer, mut keys) = pair();
+        keys.refuse(&[PACKET]);
+        let mut other = keys.for_another_worker();
+        writer.set(1, Slot::Receive, &K1);
+        writer.set(1, Slot::Static, &K2);
+        keys.refresh(Instant::now());
+        other.refresh(Instant::now());
+        assert!(!use_once(&keys, Slot::Static) && !use_once(&other, Slot::Static));
+        assert!(use_once(&keys, Slot::Receive), "another key");
     }
 
     #[test]

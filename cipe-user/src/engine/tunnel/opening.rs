@@ -160,6 +160,9 @@ impl Tunnel {
                 Err(_) => {}
             }
         }
+        if slot == Slot::Static {
+            self.common.keep_accepted(packets.iter().filter(|(_, opened)| opened.is_ok()).map(|(head, _)| *head));
+        }
         let (so_far, _) = live.account(accepted, octets);
         if slot == Slot::Receive && accepted > 0 && so_far == accepted {
             self.counters.use_receive_key(self.keys.generation(slot));

@@ -1,5 +1,7 @@
 use super::*;
 use crate::cipher::{Algorithm, Key, Lanes};
+use crate::engine::ledger::Ledger;
+use crate::engine::tunnel::replay::Journal;
 use crate::inner::ethernet;
 use crate::inner::headers::Headers;
 use crate::inner::payload::PayloadHeaders;
@@ -189,6 +191,28 @@ fn what_we_sent_under_the_static_key_is_not_taken_back() {
         assert_eq!(bed.open(&datagram).is_ok(), opens);
         assert_eq!(bed.open(&datagram), Err(if opens { Verdict::Replayed } else { Verdict::Reflected }));
     }
+}
+
+#[test]
+fn the_next_engine_learns_what_was_accepted_and_sent_under_the_static_key() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("a.static");
+    let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC), (Slot::Receive, RECEIVE)]);
+    bed.tunnel.common =
+        Arc::new(Common::with(Ledger::new().unwrap().0, Some((Journal::open(&path).unwrap().0, Vec::new()))));
+    let (one, two) = (bed.data(KeyKind::Static, &STATIC), bed.data(KeyKind::Static, &STATIC));
+    assert!(bed.open(&one).is_ok());
+    assert_eq!(bed.open(&one), Err(Verdict::Replayed));
+    let dynamic = bed.data(KeyKind::Dynamic, &RECEIVE);
+    assert!(bed.open(&dynamic).is_ok());
+    bed.tunnel.common.note_iv(two.first_chunk().unwrap());
+    bed.tunnel.common.save();
+
+    let (journal, past) = Journal::open(&path).unwrap();
+    assert_eq!(past.accepted, [*one.first_chunk().unwrap()]);
+    let mut next = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
+    next.tunnel.common = Arc::new(Common::with(Ledger::new().unwrap().0, Some((journal, past.sent))));
+    assert_eq!(next.open(&two), Err(Verdict::Reflected));
 }
 
 #[test]

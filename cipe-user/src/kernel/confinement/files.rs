@@ -13,9 +13,9 @@ const SWITCHES: &str = "/proc/sys/net";
 /// Takes the place of the standard descriptors.
 const NULL: &str = "/dev/null";
 
-/// Lets the calling thread, and threads that it starts later, change files in `run_dir` only, remove it, and set switches of the
-/// network. It may read what it could before, and execute nothing.
-pub(super) fn limit_writing(run_dir: &Path) -> Result<(), Error> {
+/// Lets the calling thread, and threads that it starts later, change files in `run_dir` and `state_dir` only, remove the former, and set
+/// switches of the network. It may read what it could before, and execute nothing.
+pub(super) fn limit_writing(run_dir: &Path, state_dir: &Path) -> Result<(), Error> {
     let handled = AccessFs::from_all(ABI::V3);
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
     let writing = AccessFs::from_write(ABI::V3) | reading;
@@ -26,6 +26,7 @@ pub(super) fn limit_writing(run_dir: &Path) -> Result<(), Error> {
         (Path::new("/"), reading),
         (base, reading | AccessFs::RemoveDir),
         (run_dir, writing),
+        (state_dir, writing),
         (Path::new(SWITCHES), reading | AccessFs::WriteFile),
         (Path::new(NULL), AccessFs::WriteFile | AccessFs::ReadFile),
     ] {

@@ -67,18 +67,18 @@ pub enum Error {
     SystemCalls(#[from] seccompiler::Error),
 }
 
-/// Confines the calling thread, and threads that it starts later, to the rights of an engine. It may write files in `run_dir`
-/// only, and switches of the network. Call it before any other thread starts.
+/// Confines the calling thread, and threads that it starts later, to the rights of an engine. It may write files in `run_dir` and
+/// `state_dir` only, and switches of the network. Call it before any other thread starts.
 ///
 /// Returns what could not be given up.
-pub fn confine_engine(run_dir: &Path, strictness: Strictness) -> Vec<Error> {
+pub fn confine_engine(run_dir: &Path, state_dir: &Path, strictness: Strictness) -> Vec<Error> {
     if strictness == Strictness::Off {
         return Vec::new();
     }
     // In this order: a refused system call must not hinder the others.
     let steps = [
         drop_capabilities(ENGINE).map_err(Error::Capabilities),
-        files::limit_writing(run_dir),
+        files::limit_writing(run_dir, state_dir),
         system_calls::filter(strictness == Strictness::End).map_err(Error::SystemCalls),
     ];
     steps.into_iter().filter_map(Result::err).collect()
@@ -160,13 +160,17 @@ mod tests {
     fn a_confined_thread_writes_executes_and_traces_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("base/run");
+        let state_dir = dir.path().join("state");
         std::fs::create_dir_all(&run_dir).unwrap();
+        std::fs::create_dir_all(&state_dir).unwrap();
         let outside = dir.path().join("outside");
         let confined = std::thread::spawn(move || {
-            let failed = confine_engine(&run_dir, Strictness::Refuse);
+            let failed = confine_engine(&run_dir, &state_dir, Strictness::Refuse);
             let lacks_landlock = failed.iter().any(|error| matches!(error, Error::NoLandlock));
             assert!(failed.iter().all(|error| matches!(error, Error::NoLandlock)), "{failed:?}");
             std::fs::write(run_dir.join("inside"), "").unwrap();
+            std::fs::write(state_dir.join("inside"), "").unwrap();
+            std::fs::rename(state_dir.join("inside"), state_dir.join("old")).unwrap();
             std::fs::remove_dir_all(&run_dir).unwrap();
             std::fs::read_to_string("/proc/self/stat").unwrap();
             assert!(lacks_landlock || std::fs::write(&outside, "").is_err());

@@ -13,10 +13,14 @@
 //! the key could delay a genuine packet, send a forged one with the same IV and first block, and the genuine one would
 //! be refused.
 
+mod journal;
+
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 use crate::engine::ledger::Ledger;
+
+pub(crate) use journal::Journal;
 
 /// Number of entries at which a set is split into shards.
 const SPLIT_ENTRIES: usize = 4096;
@@ -256,8 +260,9 @@ impl Generations {
 /// The packets received under the static key, which never expires: at least the last 2^20, at most the last 2^21.
 ///
 /// The consequence: an attacker who records a packet under the static key can replay it once after 2^20 more packets
-/// under this key. Data is under the static key only during a key exchange, so 2^20
-/// packets take days even if keys change every minute. Memory as for [`ReplayFilter`], up to 32 MiB.
+/// under this key, or after a restart and 2^18 more, which a [`Journal`] holds at least. Data is under the static key only
+/// during a key exchange, so 2^18 packets take days even if keys change every minute. Memory as for [`ReplayFilter`], up to
+/// 32 MiB.
 #[derive(Debug)]
 pub(crate) struct StaticReplayFilter(Generations);
 
@@ -320,11 +325,15 @@ impl SentIvs {
 
     /// Stores an IV that is sent.
     pub(crate) fn insert(&mut self, iv: &[u8; 8]) {
-        let iv = u64::from_be_bytes(*iv);
         if let Some(ledger) = &self.ledger {
-            ledger.note_iv(iv);
+            ledger.note_iv(u64::from_be_bytes(*iv));
         }
-        self.set.insert(self.set.fingerprint(iv).hash);
+        self.restore(iv);
+    }
+
+    /// Stores an IV that an earlier engine sent.
+    pub(crate) fn restore(&mut self, iv: &[u8; 8]) {
+        self.set.insert(self.set.fingerprint(u64::from_be_bytes(*iv)).hash);
     }
 
     /// Whether this IV is one of ours.
