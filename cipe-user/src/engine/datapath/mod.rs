@@ -24,6 +24,7 @@ mod crew;
 mod delivery;
 mod ethernet;
 mod frames;
+mod held;
 mod inbound;
 mod looped;
 mod moves;
@@ -64,6 +65,7 @@ pub(super) use packets::Outgoing;
 pub(super) use table::TunnelTable;
 
 use cipe_common::Verdict;
+use held::HeldFrames;
 use moves::Moves;
 use packets::{Delivery, Incoming};
 use rounds::Targets;
@@ -106,6 +108,7 @@ pub struct Datapath {
     authentic: Authentic,
     deliveries: Vec<Delivery>,
     moves: Moves,
+    held: HeldFrames,
 }
 
 impl Datapath {
@@ -125,6 +128,7 @@ impl Datapath {
             number,
             crew,
             moves: Moves::new(number, reports.clone()),
+            held: HeldFrames::default(),
             reports,
             lanes: Lanes::new(),
             random: Random::new()?,

@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use cipe_common::maps::Slot;
 use cipe_common::{Stamp, Verdict};
 
-use super::admission::{Admission, Dropped, Pieces};
+use super::admission::{Admission, Dropped, Pieces, data_slot};
 use super::crew::{Chunk, Packets};
 use super::packets::{Outgoing, jobs};
 use super::{Datapath, want};
@@ -17,6 +17,7 @@ use crate::xsk::Packet;
 impl Datapath {
     /// Seals the packets of stamped private frames, and appends them to `outgoing`.
     pub fn seal(&mut self, received: &mut Vec<Packet>, outgoing: &mut Vec<Outgoing>) {
+        self.release_held(outgoing);
         for piece in &*received {
             // A later piece of a superframe has no stamp. If it looks like one, the prefetch is wasted but harmless.
             let stamp = piece.data(&self.umem).first_chunk().copied().and_then(Stamp::from_mac);
@@ -43,6 +44,7 @@ impl Datapath {
 
     /// Seals the frames of Ethernet tunnel `number`, and appends them to `outgoing`. If the tunnel was removed, it frees them.
     pub fn seal_frames(&mut self, number: Option<u16>, received: &mut Vec<Packet>, outgoing: &mut Vec<Outgoing>) {
+        self.release_held(outgoing);
         let Some(tunnel) = number.and_then(|number| self.tunnels.get_mut(&number)) else {
             return received.drain(..).for_each(|piece| self.pool.put(piece.frame));
         };
@@ -56,6 +58,10 @@ impl Datapath {
                 self.pool.put(full.element().frame);
             }
             if !last {
+                continue;
+            }
+            if self.held.take(tunnel, &mut pieces, self.pool.total(), self.now) {
+                want_key(&self.reports, tunnel, self.now);
                 continue;
             }
             let (umem, pool, too_big) = (&self.umem, &mut self.pool, &mut self.too_big);
@@ -78,6 +84,9 @@ impl Datapath {
             return pieces.drain(..).for_each(|piece| self.pool.put(piece.frame));
         };
         tunnel.keys.refresh(self.now);
+        if self.held.take(tunnel, pieces, self.pool.total(), self.now) {
+            return want_key(&self.reports, tunnel, self.now);
+        }
         let (umem, pool, too_big) = (&self.umem, &mut self.pool, &mut self.too_big);
         let mut admission = Admission { tunnel, umem, pool, outgoing, too_big, now: self.now };
         let admitted = if admission.fits(pieces) {
@@ -171,7 +180,14 @@ impl Datapath {
 /// Counts dropped packets, and asks for a key if there is none.
 fn drop_admitted(reports: &Reports, tunnel: &Tunnel, dropped: Dropped, now: std::time::Instant) {
     tunnel.counters.count_all(dropped.verdict, dropped.packets);
-    let wanted = (dropped.verdict == Verdict::NoSendKey).then(|| tunnel.want_send_key(now)).flatten();
+    if dropped.verdict == Verdict::NoSendKey {
+        want_key(reports, tunnel, now);
+    }
+}
+
+/// Asks for a key for data that cannot leave without one, if there is none.
+fn want_key(reports: &Reports, tunnel: &Tunnel, now: std::time::Instant) {
+    let wanted = (data_slot(tunnel) == Err(Verdict::NoSendKey)).then(|| tunnel.want_send_key(now)).flatten();
     if let Some(reason) = wanted {
         want(reports, tunnel, reason);
     }

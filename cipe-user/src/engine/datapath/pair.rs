@@ -223,6 +223,12 @@ impl End {
         self.seal()
     }
 
+    /// Seals and returns the packets that had to wait, if they may leave now.
+    pub fn release(&mut self) -> Vec<Datagram> {
+        self.datapath.release_held(&mut self.outgoing);
+        self.seal()
+    }
+
     /// Seals the questions to addresses where the peer may be now, and returns them with the addresses.
     pub fn challenges(&mut self) -> Vec<(SocketAddr, Datagram)> {
         self.datapath.seal_challenges(&mut self.outgoing);

@@ -318,6 +318,7 @@ mod delivery {
 }
 
 mod ethernet;
+mod held;
 mod moves;
 
 /// The fate of a datagram on the line.

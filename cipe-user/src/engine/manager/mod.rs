@@ -460,7 +460,10 @@ impl Manager {
             (_, None) => failed("no tunnel is attached; attach one first".into()),
             (Request::Detach, Some(_)) => shared.daemons.set_detaches(connection),
             (Request::OwnStatus, Some(number)) => status::begin(connection, vec![number], shared),
-            (Request::SetSendKey { key }, Some(number)) => keys.set(number, Slot::Send, &key),
+            (Request::SetSendKey { key }, Some(number)) => {
+                keys.set(number, Slot::Send, &key);
+                workers.tell_all(|_| Command::SendKeySet);
+            }
             (Request::DropSendKey, Some(number)) => {
                 keys.clear(number, Slot::Send);
                 workers.tell_home(number, Command::SendKeyDropped(number));

@@ -72,6 +72,8 @@ pub(crate) enum Command {
     SendControl(u16, ControlMessage),
     /// Sends a datagram in clear to this address, by the tunnel's UDP socket.
     SendClear(u16, SocketAddr, Vec<u8>),
+    /// A tunnel has a new send key: frames may wait for it.
+    SendKeySet,
     /// The tunnel has no dynamic send key any more; the next packet requests one.
     SendKeyDropped(u16),
     /// Ends the worker.

@@ -84,6 +84,15 @@ impl Worker {
         }
     }
 
+    /// Sends the frames that had to wait, if they may leave now.
+    pub(super) fn send_held(&mut self) {
+        if self.datapath.has_held() {
+            self.datapath.now = Instant::now();
+            self.datapath.release_held(&mut self.outgoing);
+            self.send_outgoing();
+        }
+    }
+
     /// Seals and sends a message of the daemon.
     pub(super) fn send_control(&mut self, number: u16, message: &ControlMessage) {
         // The current keys may be used: this is not in the middle of a batch.

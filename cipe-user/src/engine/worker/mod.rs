@@ -236,7 +236,7 @@ impl Worker {
             pulse.beat();
             // If the kernel has refused packets, no event reports when it takes them, so try again after a millisecond.
             let longest = if self.flush() { Duration::from_secs(1) } else { Duration::from_millis(1) };
-            let longest = longest.min(self.next_paced());
+            let longest = longest.min(self.next_paced()).min(self.datapath.next_held(Instant::now()));
             sources.clear();
             self.crew.set_asleep(self.number, true);
             let woken = idle.wait(&self.epoll, longest).map(|tokens| sources.extend(tokens.map(Source::of)));
@@ -253,6 +253,7 @@ impl Worker {
                 self.datapath.help();
             }
             self.send_due();
+            self.send_held();
             // Serve the ready sources until all are empty, but check for commands after some rounds.
             for _ in 0..16 {
                 self.datapath.now = Instant::now();
@@ -376,7 +377,7 @@ impl Worker {
             Command::SendControl(number, message) => self.send_control(number, &message),
             Command::SendClear(number, to, datagram) => self.send_clear(number, to, &datagram),
             Command::SendKeyDropped(number) => self.change(number, |tunnel| tunnel.common.send_key_dropped()),
-            Command::Stop => {}
+            Command::SendKeySet | Command::Stop => {}
         }
     }
 
@@ -406,6 +407,7 @@ impl Worker {
 
     fn remove_tunnel(&mut self, number: u16) {
         self.end_pacing(number);
+        self.datapath.drop_held(number);
         if let Some(tunnel) = self.datapath.tunnels.remove(&number)
             && let Some(Some(hub)) = self.hubs.get_mut(tunnel.hub)
         {
