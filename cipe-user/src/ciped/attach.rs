@@ -49,6 +49,8 @@ pub(super) struct Placement {
     pub peer: SocketAddr,
     /// Packets under one send key.
     pub send_packets: u64,
+    /// Whether data may be sent under the static key.
+    pub static_data: bool,
     /// The keys to go on under.
     pub resume: Option<SessionKeys>,
     /// The ledger of the engine before.
@@ -132,7 +134,7 @@ fn attach_request(name: String, setup: &Setup, place: Placement) -> Attach {
         force_mtu: options.force_mtu,
         mss_clamp: options.mss_clamp,
         busy_poll_us: options.busy_poll,
-        static_data: options.static_data,
+        static_data: place.static_data,
         dynip: options.dynip,
         socks: options.socks.as_ref().map(|(_, address)| *address),
         carrier_device: options.carrier_device.clone(),

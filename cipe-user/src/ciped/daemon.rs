@@ -152,6 +152,9 @@ impl Script {
 impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
         let (relay, relay_at) = first_relay(&setup.options).await?.unzip();
+        let clock = Clock { start: Instant::now() };
+        let (keeper, past) = Keeper::open(setup.memory.clone(), random()?.random());
+        let session = Session::new(&setup.options, past, clock.now(), (random()?, random()?));
         let mut attempt = 1;
         let Attached { engine, device, me, process, ledger, .. } = loop {
             let place = Placement {
@@ -159,6 +162,7 @@ impl Daemon {
                 me: setup.options.me.address,
                 peer: setup.options.peer.address,
                 send_packets: ORIGINAL_PACKETS,
+                static_data: session.static_data(),
                 resume: None,
                 ledger: None,
             };
@@ -168,9 +172,6 @@ impl Daemon {
                 Err(error) => return Err(error.into()),
             }
         };
-        let clock = Clock { start: Instant::now() };
-        let (keeper, past) = Keeper::open(setup.memory.clone(), random()?.random());
-        let session = Session::new(&setup.options, past, clock.now(), (random()?, random()?));
         let options = &setup.options;
         let peer = options.peer.address;
         let facts = Facts {

@@ -32,6 +32,9 @@ pub struct Memory {
     pub device: String,
     /// The newest time stamp of the peer's, in seconds since 1970.
     pub newest_stamp: Option<u32>,
+    /// Whether the peer runs this program.
+    #[serde(default)]
+    pub is_ours: bool,
     /// Salt of the hashes.
     salt: String,
     /// Hashes of the peer's keys, oldest first.
@@ -45,6 +48,7 @@ impl Memory {
             version: VERSION,
             device: device.to_owned(),
             newest_stamp,
+            is_ours: false,
             salt: hex::encode(taken.salt()),
             taken: taken.newest(KEYS).collect(),
         }

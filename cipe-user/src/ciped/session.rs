@@ -84,6 +84,8 @@ pub struct Past {
     pub newest_stamp: Option<u32>,
     /// The keys that it has announced.
     pub taken: TakenKeys,
+    /// Whether it runs this program.
+    pub is_ours: bool,
 }
 
 /// How much older than the newest one a key exchange message of the peer's may be, in seconds: datagrams overtake each other.
@@ -92,12 +94,23 @@ const REORDERED: u32 = 2;
 /// corrected, the peer's messages must not seem old.
 const MAX_AHEAD: u32 = 600;
 
+/// A peer of ours identifies itself in each exchange. A message may be lost, but after so many keys the peer is an original.
+const MAX_UNIDENTIFIED_KEYS: u32 = 2;
+
 /// One tunnel's state.
 pub struct Session<R> {
     exchange: Exchange<R>,
     health: Health,
     tokxts: u32,
     peer_keeps_keys: bool,
+    /// The option `staticdata`.
+    static_data: Option<bool>,
+    /// Whether the peer runs this program, as far as is known. It stays so while the peer is doubted or away.
+    is_ours: bool,
+    /// Send keys in a row that a peer has acknowledged without identifying itself.
+    unidentified_keys: u32,
+    /// What the engine was told of data under the static key.
+    static_data_told: bool,
     /// How long a send key is useful towards an original, which drops it after twice tokey: one and a half tokey, so
     /// that packets in flight at the end still arrive in time.
     key_life: Duration,
@@ -126,6 +139,10 @@ impl<R: CryptoRng> Session<R> {
             health: Health::new(limits(options), tokxc, now.at),
             tokxts: options.tokxts,
             peer_keeps_keys: false,
+            static_data: options.static_data,
+            is_ours: past.is_ours,
+            unidentified_keys: 0,
+            static_data_told: options.static_data.unwrap_or(!past.is_ours),
             key_life: Duration::from_secs(options.tokey.into()) * 3 / 2,
             key_ends: None,
             repeats: HashMap::new(),
@@ -164,8 +181,21 @@ impl<R: CryptoRng> Session<R> {
         if self.peer_keeps_keys { OWN_PACKETS } else { ORIGINAL_PACKETS }
     }
 
+    /// Whether data may be sent under the static key while there is no other. By default not to a peer that runs this program:
+    /// an exchange with it takes a round trip, and packets are held meanwhile. Towards an original that would cost packets at
+    /// each change of keys.
+    pub fn static_data(&self) -> bool {
+        self.static_data.unwrap_or(!self.is_ours)
+    }
+
+    /// Whether the peer runs this program; to be kept for the next daemon.
+    pub fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
     /// A new engine has taken over the tunnel, without dynamic keys and with the initial limits.
     pub fn start_over(&mut self) {
+        self.static_data_told = self.static_data();
         self.exchange.start_over();
         self.peer_keeps_keys = false;
         self.key_ends = None;
@@ -343,6 +373,7 @@ impl<R: CryptoRng> Session<R> {
                 }
                 Action::Log(note) => {
                     if matches!(note, Note::NewSendKey { .. }) {
+                        self.unidentified_keys += 1;
                         self.repeats.remove(&Topic::NoAcknowledgement);
                     }
                     steps.extend(self.tell(topic(note), level(note), &note.to_string(), now));
@@ -352,13 +383,20 @@ impl<R: CryptoRng> Session<R> {
                 }
             }
         }
-        if self.peer_keeps_keys != self.exchange.peer_keeps_keys() {
-            self.peer_keeps_keys = self.exchange.peer_keeps_keys();
+        if self.exchange.peer_keeps_keys() {
+            (self.is_ours, self.unidentified_keys) = (true, 0);
+        } else if self.unidentified_keys >= MAX_UNIDENTIFIED_KEYS {
+            self.is_ours = false;
+        }
+        let keeps_keys = self.exchange.peer_keeps_keys();
+        if (self.peer_keeps_keys, self.static_data_told) != (keeps_keys, self.static_data()) {
+            (self.peer_keeps_keys, self.static_data_told) = (keeps_keys, self.static_data());
             let packets = self.send_packets();
             steps.push(Step::Send(Request::SetSendLimits {
                 packets,
                 octets: SEND_OCTETS,
                 paced: !self.peer_keeps_keys,
+                static_data: self.static_data_told,
             }));
         }
         steps

@@ -156,8 +156,8 @@ pub enum Request {
     },
     /// Stops using the dynamic send key; data is sealed under the static key until the next one.
     DropSendKey,
-    /// Replaces the limits of a send key and the spacing that [`Attach`] set, from the next packet on: a peer that runs
-    /// this program can take more than an original.
+    /// Replaces the limits of a send key, the spacing, and the use of the static key that [`Attach`] set, from the next packet
+    /// on: a peer that runs this program can take more than an original.
     SetSendLimits {
         /// [`Attach::send_packets`].
         packets: u64,
@@ -165,6 +165,8 @@ pub enum Request {
         octets: u64,
         /// [`Attach::paced`].
         paced: bool,
+        /// [`Attach::static_data`].
+        static_data: bool,
     },
     /// Sends to the peer at this address from now on, as if the address had been learned: the peer's name resolves to a
     /// new address.
@@ -322,8 +324,8 @@ pub struct Attach {
     /// Maximum microseconds that a worker busy-polls for the next packet; the largest value of all tunnels applies to
     /// all.
     pub busy_poll_us: u32,
-    /// Whether data may be sent under the static key while there is no dynamic send key; otherwise it is queued or
-    /// dropped.
+    /// Whether data may be sent under the static key while there is no dynamic send key; otherwise it is held for up to a
+    /// second, and then dropped.
     pub static_data: bool,
     /// Whether the own carrier address may change.
     pub dynip: bool,

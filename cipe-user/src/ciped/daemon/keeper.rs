@@ -13,8 +13,8 @@ use crate::ciped::session::Past;
 /// Least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is known at some time: the newest stamp, and the number of keys.
-type Known = (Option<u32>, usize);
+/// What is known at some time: the newest stamp, the number of keys, and whether the peer runs this program.
+type Known = (Option<u32>, usize, bool);
 
 /// Writes the file in the background.
 pub(super) struct Keeper {
@@ -38,10 +38,11 @@ impl Keeper {
         });
         let was_there = memory.is_some();
         let newest_stamp = memory.as_ref().and_then(|memory| memory.newest_stamp);
+        let is_ours = memory.as_ref().is_some_and(|memory| memory.is_ours);
         let taken = memory.and_then(|memory| memory.taken_keys()).unwrap_or_else(|| TakenKeys::new(salt));
-        let written = (newest_stamp, taken.len());
+        let written = (newest_stamp, taken.len(), is_ours);
         let keeper = Self { file, written, next: Instant::now(), writing: None, fails: false, was_there };
-        (keeper, Past { newest_stamp, taken })
+        (keeper, Past { newest_stamp, taken, is_ours })
     }
 
     /// When [`Daemon::keep`] is due.
@@ -52,7 +53,7 @@ impl Keeper {
 
 impl Daemon {
     fn known(&self) -> Known {
-        (self.session.newest_stamp(), self.session.taken_keys().len())
+        (self.session.newest_stamp(), self.session.taken_keys().len(), self.session.is_ours())
     }
 
     /// When there is something to write.
@@ -71,7 +72,8 @@ impl Daemon {
             return;
         }
         self.end_write().await;
-        let memory = Memory::new(&self.facts.device, known.0, self.session.taken_keys());
+        let mut memory = Memory::new(&self.facts.device, known.0, self.session.taken_keys());
+        memory.is_ours = known.2;
         let file = self.keeper.file.clone();
         self.keeper.written = known;
         self.keeper.writing = Some(tokio::task::spawn_blocking(move || file.write(&memory)));
@@ -113,7 +115,7 @@ impl Daemon {
                     self.keeper.file.path().display()
                 );
                 self.session.forget_stamps();
-                self.keeper.written = (None, 0);
+                self.keeper.written = (None, 0, false);
             }
         }
     }

@@ -88,6 +88,7 @@ impl Daemon {
             me,
             peer: self.peer,
             send_packets: self.session.send_packets(),
+            static_data: self.session.static_data(),
             resume: self.keys.for_next_engine(),
             ledger: self.ledger.clone(),
         }

@@ -60,8 +60,8 @@ pub struct Options {
     pub key: Option<KeyOctets>,
     /// The digits a to f of the key were read as 1 to 6.
     pub keybug: bool,
-    /// Data may be sent under the static key.
-    pub static_data: bool,
+    /// Whether data may be sent under the static key; `None`: until the peer is known to run this program.
+    pub static_data: Option<bool>,
     /// Seconds until an unanswered exchange is started again.
     pub tokxc: u32,
     /// Lifetime of a dynamic key in seconds.

@@ -115,7 +115,7 @@ options! {
     key: Option<KeyText> = None, key::key, "key", "static key, 32 hexadecimal digits; only in a file";
     keybug: bool = false, value::flag, "keybug", "read the digits a to f as 1 to 6, as versions before 1.4.0 did";
     nokey: bool = false, value::flag, "nokey", "NO ENCRYPTION AT ALL; for tests";
-    staticdata: bool = true, value::flag, "staticdata", "whether data may go under the static key while no dynamic key is agreed";
+    staticdata: Option<bool> = None, value::flag_if_any, "staticdata", "whether data may go under the static key while no dynamic key is agreed; if not given, until the peer is known to be this program";
     idea_words: IdeaWords = IdeaWords::Big, value::choice, "idea_words", "big or little: word order of IDEA on the wire";
     socks: Option<EndpointName> = None, endpoint::endpoint, "socks", "SOCKS5 server address:port to reach the peer through; user and password from SOCKS5_USER and SOCKS5_PASSWD";
     tokxc: u32 = 10, value::number::<u32, 1, 86_400>, "tokxc", "seconds until an unanswered key exchange is started again";

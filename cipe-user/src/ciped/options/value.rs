@@ -156,6 +156,10 @@ pub(super) fn word(text: &[u8]) -> Parsed<&str> {
 }
 
 /// Boolean: no value, `1`, `yes`, `true` and `on` mean true; `0`, `no`, `false` and `off` mean false.
+pub(super) fn flag_if_any(text: &[u8]) -> Parsed<Option<bool>> {
+    flag(text).map(Some)
+}
+
 pub(super) fn flag(text: &[u8]) -> Parsed<bool> {
     match text {
         b"" | b"1" | b"yes" | b"true" | b"on" => Ok(true),

@@ -34,7 +34,7 @@ fn session(seed: u64, extra: &str) -> Session<StdRng> {
 }
 
 fn past(newest_stamp: Option<u32>) -> Past {
-    Past { newest_stamp, taken: TakenKeys::new([0; 16]) }
+    Past { newest_stamp, taken: TakenKeys::new([0; 16]), is_ours: false }
 }
 
 fn received(payload: &[u8]) -> Event {
@@ -298,6 +298,43 @@ fn a_peer_of_our_own_kind_gets_longer_keys_and_an_original_does_not() {
     assert_eq!(session(1, "").send_packets(), ORIGINAL_PACKETS);
 }
 
+/// One exchange for `ends[0]`'s send key; `marked`: the messages by which ours identify themselves arrive.
+fn exchange(ends: &mut [Session<StdRng>; 2], wanted: Wanted, marked: bool, seconds: u32) {
+    let mut queue = vec![(0, Event::KeyWanted { reason: wanted })];
+    while let Some((end, event)) = queue.pop() {
+        let sent = sent(&ends[end].event(&event, at(seconds)));
+        let arrives = |payload: &&Vec<u8>| marked || payload[0] != 0x70;
+        queue.extend(sent.iter().filter(arrives).map(|payload| (1 - end, received(payload))));
+    }
+}
+
+#[test]
+fn data_goes_under_the_static_key_until_the_peer_is_known_to_be_ours_and_never_after_that() {
+    let mut ends = [session(1, ""), session(5, "")];
+    assert!(ends[0].static_data() && !ends[0].is_ours(), "the peer may be an original");
+    exchange(&mut ends, Wanted::NoSendKey, true, 1);
+    assert!(!ends[0].static_data() && ends[0].is_ours());
+    // An exchange under the static key may be with another program, and the engine starts over.
+    ends[0].start_over();
+    assert!(!ends[0].static_data());
+    let mut next = Session::new(&options(""), kept(&ends[0]), at(0), (rng(9), rng(10)));
+    assert!(!next.static_data(), "the next daemon knows it, too");
+
+    // An original has taken the place of the peer: the first key may be one whose messages got lost.
+    next.tick(at(1));
+    let mut ends = [next, session(7, "")];
+    exchange(&mut ends, Wanted::NoSendKey, false, 1);
+    assert!(!ends[0].static_data());
+    exchange(&mut ends, Wanted::Age, false, 20);
+    assert!(ends[0].static_data() && !ends[0].is_ours());
+    for (extra, may) in [("staticdata yes", true), ("staticdata no", false)] {
+        let mut ends = [session(1, extra), session(5, "")];
+        assert_eq!(ends[0].static_data(), may);
+        exchange(&mut ends, Wanted::NoSendKey, true, 1);
+        assert_eq!(ends[0].static_data(), may);
+    }
+}
+
 #[test]
 fn a_reload_changes_pings_at_once() {
     let mut session = session(1, "");
@@ -375,7 +412,8 @@ fn indication(number: u8, unix: u32) -> Event {
 /// What the next daemon of a tunnel gets from this one.
 fn kept(session: &Session<StdRng>) -> Past {
     let taken = session.taken_keys();
-    Past { newest_stamp: session.newest_stamp(), taken: TakenKeys::restored(taken.salt(), taken.newest(usize::MAX)) }
+    let taken = TakenKeys::restored(taken.salt(), taken.newest(usize::MAX));
+    Past { newest_stamp: session.newest_stamp(), taken, is_ours: session.is_ours() }
 }
 
 #[test]

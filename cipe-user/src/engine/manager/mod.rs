@@ -468,8 +468,8 @@ impl Manager {
                 keys.clear(number, Slot::Send);
                 workers.tell_home(number, Command::SendKeyDropped(number));
             }
-            (Request::SetSendLimits { packets, octets, paced }, Some(number)) => {
-                workers.tell_all(|_| Command::SetSendLimits(number, packets, octets, paced));
+            (Request::SetSendLimits { packets, octets, paced, static_data }, Some(number)) => {
+                workers.tell_all(|_| Command::SetSendLimits { number, packets, octets, paced, static_data });
             }
             (Request::SetPeer { peer }, Some(number)) => {
                 workers.tell_all(|_| Command::SetPeer(number, peer));

@@ -62,8 +62,9 @@ pub(crate) enum Command {
     SetZone(u16, u32),
     /// Sets the address where a SOCKS5 server relays a tunnel's datagrams; `None`: it relays none.
     SetRelay(u16, Option<SocketAddr>),
-    /// Sets the limits of packets and payload octets under one send key, and whether the tunnel is paced.
-    SetSendLimits(u16, u64, u64, bool),
+    /// Sets the limits of packets and payload octets under one send key of a tunnel, whether it is paced, and whether its data may
+    /// go under the static key.
+    SetSendLimits { number: u16, packets: u64, octets: u64, paced: bool, static_data: bool },
     /// Sets the maximum time of busy-polling.
     BusyPoll(Duration),
     /// Counts the packets that the kernel dropped because rings were full. The sender is dropped when that is done.

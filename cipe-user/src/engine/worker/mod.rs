@@ -362,11 +362,11 @@ impl Worker {
                 tunnel.relay = relay;
                 tunnel.egress = if relay.is_some() { Egress::Socket } else { Egress::NoRoute };
             }),
-            Command::SetSendLimits(number, packets, octets, paced) => {
+            Command::SetSendLimits { number, packets, octets, paced, static_data } => {
                 self.change(number, |tunnel| {
                     tunnel.is_ours = packets > ORIGINAL_PACKETS;
                     (tunnel.limits.send_packets, tunnel.limits.send_octets) = (packets, octets);
-                    tunnel.paced = paced;
+                    (tunnel.paced, tunnel.static_data) = (paced, static_data);
                 });
                 if !paced {
                     self.end_pacing(number);
