@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cipe_tests::capture::Captured;
 use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::leak;
 use cipe_tests::net::{Frame, in_clear, pattern};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::PORT;
@@ -17,36 +17,18 @@ use cipe_tests::{SOON, may_make_namespaces};
 use rustix::process::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The gateways' default route leads over the carrier, as that of a gateway on the Internet does: a packet that does not enter
-/// the tunnel would leave in clear.
-fn tempting(net: &Topology) -> Result<()> {
-    for side in [Side::A, Side::B] {
-        net.gw(side).ip(&["route", "add", "default", "via", &side.other().carrier().to_string()])?;
-    }
-    Ok(())
-}
-
-fn leaks(frames: &[Captured]) -> Vec<String> {
-    let inner = |frame: &[u8]| {
-        let packet = Frame::parse(frame).and_then(|frame| frame.ipv4());
-        packet.is_some_and(|packet| [Side::A.host(), Side::B.host()].contains(&packet.source))
-    };
-    let octets = frames.iter().map(|frame| &frame.octets);
-    octets.filter(|frame| in_clear(frame) || inner(frame)).map(hex::encode).collect()
-}
-
 #[test]
 fn the_check_itself_sees_a_leak() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    tempting(&net)?;
+    leak::tempt(&net)?;
     let capture = net.capture_carrier(1000)?;
     let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(1) };
     ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
     capture.wait_for(SOON, in_clear).context("a ping without a tunnel takes the default route")?;
-    assert!(!leaks(&capture.finish()?).is_empty());
+    assert!(!leak::clear(&capture.finish()?).is_empty());
     Ok(())
 }
 
@@ -57,7 +39,7 @@ fn traffic_is_dropped_while_the_engine_is_dead() -> Result<()> {
     }
     const PINGS: usize = 50;
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    tempting(&net)?;
+    leak::tempt(&net)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
     pair.wait_for_keys(&net)?;
     let engine = pair.a.engine_pid().context("an engine runs")?;
@@ -77,7 +59,7 @@ fn traffic_is_dropped_while_the_engine_is_dead() -> Result<()> {
     assert_eq!((inward.sent, inward.received()), (PINGS, 0));
 
     let frames = capture.finish()?;
-    assert!(leaks(&frames).is_empty(), "in clear: {:#?}", leaks(&frames));
+    assert!(leak::clear(&frames).is_empty(), "in clear: {:#?}", leak::clear(&frames));
     // Several datagrams of one size may cross the tap as one superframe.
     let octets: usize = frames.iter().map(|frame| frame.octets.len()).sum();
     assert!(octets >= PINGS * 100, "B's pings came to the carrier sealed: {octets} octets");
@@ -90,7 +72,7 @@ fn the_tunnel_comes_back_and_nothing_leaks_on_the_way() -> Result<()> {
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    tempting(&net)?;
+    leak::tempt(&net)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
     pair.wait_for_keys(&net)?;
     let capture = net.capture_carrier(1_000_000)?;
@@ -117,7 +99,7 @@ fn the_tunnel_comes_back_and_nothing_leaks_on_the_way() -> Result<()> {
         assert!(report.received() > 0 && report.damaged == 0, "{} of {}", report.received(), report.sent);
         Ok(())
     })?;
-    let leaks = leaks(&capture.finish()?);
+    let leaks = leak::clear(&capture.finish()?);
     assert!(
         leaks.is_empty(),
         "{} frames in clear of {} pings, the first: {}",

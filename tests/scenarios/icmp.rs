@@ -1,86 +1,24 @@
 //! Forged ICMP errors, from a host that sees no datagram of the tunnel: none ends a daemon, opens a tunnel, or makes it slower. Those that
 //! routers send are believed.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use cipe_tests::forged::{
+    ATTACKER, Attacker, FRAGMENTATION_NEEDED, PORT_UNREACHABLE, TO_ANYBODY, TO_THE_PEER, WITH_ANOTHER_IV, unreachable,
+};
 use cipe_tests::gateway::{Daemon, Pair};
-use cipe_tests::net::{ICMP, UDP, checksum, in_clear};
+use cipe_tests::net::in_clear;
 use cipe_tests::offload::Offload;
-use cipe_tests::options::PORT;
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::process::patient;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces};
-use socket2::{Domain, Protocol, Socket, Type};
 
 /// The device MTU that the protocol sets (section 2).
 const MTU: usize = 1442;
 /// A smaller path MTU of the carrier.
 const PATH: u16 = 1400;
-
-/// The source of forged errors: neither the peer nor a router on the path.
-const ATTACKER: Ipv4Addr = Ipv4Addr::new(10, 200, 9, 9);
-
-/// Which of gateway A's datagrams an error claims to be about.
-#[derive(Clone, Copy)]
-struct Quoted {
-    to: Ipv4Addr,
-    /// Octets of the UDP payload.
-    payload: &'static [u8],
-}
-
-const TO_ANYBODY: Quoted = Quoted { to: Ipv4Addr::new(10, 200, 9, 77), payload: &[] };
-const TO_THE_PEER: Quoted = Quoted { to: Ipv4Addr::new(10, 200, 0, 2), payload: &[] };
-const WITH_ANOTHER_IV: Quoted =
-    Quoted { to: Ipv4Addr::new(10, 200, 0, 2), payload: &[0x91, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] };
-
-/// An IPv4 packet.
-fn packet(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, content: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, protocol, 0, 0];
-    packet[2..4].copy_from_slice(&(20 + content.len() as u16).to_be_bytes());
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    let sum = checksum(&packet);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend(content);
-    packet
-}
-
-/// A destination-unreachable message to gateway A (RFC 792, RFC 1191).
-fn unreachable(code: u8, mtu: u16, quoted: Quoted) -> Vec<u8> {
-    let mut datagram = Vec::new();
-    datagram.extend(PORT.to_be_bytes());
-    datagram.extend(PORT.to_be_bytes());
-    datagram.extend((8 + 1472u16).to_be_bytes());
-    datagram.extend([0, 0]);
-    datagram.extend(quoted.payload);
-    let mut message = vec![3, code, 0, 0, 0, 0];
-    message.extend(mtu.to_be_bytes());
-    message.extend(packet(Side::A.carrier(), quoted.to, UDP, &datagram));
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-    packet(ATTACKER, Side::A.carrier(), ICMP, &message)
-}
-
-const PORT_UNREACHABLE: u8 = 3;
-const FRAGMENTATION_NEEDED: u8 = 4;
-
-struct Attacker(Socket);
-
-impl Attacker {
-    fn new(net: &Topology) -> Result<Self> {
-        let tap = net.tap().context("a tapped carrier has a router")?;
-        let raw = tap.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))))?;
-        Ok(Self(raw))
-    }
-
-    fn send(&self, packet: &[u8]) -> Result<()> {
-        self.0.send_to(packet, &SocketAddr::from((Side::A.carrier(), 0)).into())?;
-        Ok(())
-    }
-}
 
 /// Pings through the tunnel while the attacker sends each error `times` times; returns how many pings were lost.
 fn ping_under_attack(net: &Topology, errors: &[Vec<u8>], times: usize, plan: &Plan) -> Result<usize> {

@@ -12,37 +12,8 @@ use cipe_tests::options::Options;
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::process::{self, BpfObjects, patient};
 use cipe_tests::topology::{Carrier, Side, Topology};
+use cipe_tests::traces::Traces;
 use cipe_tests::{SOON, may_make_namespaces};
-
-/// Traces that a daemon could leave in its namespace and in the run directory.
-#[derive(Debug, PartialEq)]
-struct Traces {
-    links: Vec<String>,
-    addresses: String,
-    routes: String,
-    neighbours: String,
-    processes: Vec<u32>,
-    files: Vec<String>,
-}
-
-impl Traces {
-    fn of(namespace: &Namespace, run_directory: &Path) -> Result<Self> {
-        // Neighbours come and go with the carrier's traffic; only devices that should be gone count.
-        let neighbours = namespace.ip(&["neigh", "show"])?;
-        let neighbours = neighbours.lines().filter(|line| !line.contains("wire0") && !line.contains("lan0"));
-        Ok(Self {
-            links: namespace.devices()?,
-            addresses: namespace.ip(&["-brief", "addr", "show"])?,
-            routes: namespace.ip(&["route", "show", "table", "all"])?,
-            neighbours: neighbours.collect(),
-            processes: namespace.processes()?,
-            files: match std::fs::read_dir(run_directory) {
-                Ok(entries) => entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect(),
-                Err(_) => Vec::new(),
-            },
-        })
-    }
-}
 
 /// Waits until the traces equal `before`: the engine may end a moment after its last daemon.
 fn wait_for_none(before: &Traces, namespace: &Namespace, run_directory: &Path) -> Result<()> {

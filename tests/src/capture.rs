@@ -1,6 +1,7 @@
 //! Frames from a packet socket, which a thread collects.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ pub struct Captured {
 pub struct Capture {
     shared: Arc<Shared>,
     stop: Arc<OwnedFd>,
+    socket: Arc<Socket>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
@@ -53,13 +55,13 @@ impl Capture {
         // By force: a buffer of the default limit is full after a few superframes, and frames lost here would look as if they
         // were lost on the link.
         setsockopt(&socket, RcvBufForce, &(64 << 20))?;
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let (socket, stop) = (Arc::new(socket), Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?));
         let shared = Arc::new(Shared::default());
         let thread = std::thread::spawn({
-            let (shared, stop) = (shared.clone(), stop.clone());
+            let (shared, stop, socket) = (shared.clone(), stop.clone(), socket.clone());
             move || run(&socket, &stop, &shared, limit, keep)
         });
-        Ok(Self { shared, stop, thread: Some(thread) })
+        Ok(Self { shared, stop, socket, thread: Some(thread) })
     }
 
     /// Waits for a frame that `wanted` accepts, and returns it; `None` if none came `within` that time.
@@ -75,6 +77,21 @@ impl Capture {
             let left = deadline.checked_duration_since(Instant::now())?;
             frames = self.shared.arrived.wait_timeout(frames, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Frames that the kernel dropped since the last call, because the buffer was full.
+    ///
+    /// # Errors
+    /// getsockopt(2) fails.
+    pub fn missed(&self) -> io::Result<u32> {
+        // struct tpacket_stats: packets, drops.
+        let mut statistics = [0_u32; 2];
+        let mut length = size_of_val(&statistics) as libc::socklen_t;
+        let (descriptor, level, name) = (self.socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS);
+        // SAFETY: the kernel writes at most `length` octets, all of which `statistics` has.
+        let answer =
+            unsafe { libc::getsockopt(descriptor, level, name, (&raw mut statistics).cast(), &raw mut length) };
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(statistics[1]) }
     }
 
     /// Ends the capture and returns the frames in order.

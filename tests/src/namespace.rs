@@ -191,9 +191,9 @@ impl Namespace {
                 continue;
             }
             let f: Vec<u64> = fields.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-            // Eight receive columns, then eight transmit columns; octets and packets come first in both.
-            if let [rx_octets, rx_packets, _, _, _, _, _, _, tx_octets, tx_packets, ..] = f[..] {
-                return Ok(DeviceCounters { rx_packets, rx_octets, tx_packets, tx_octets });
+            // Eight receive columns, then eight transmit columns; octets, packets, errors and drops come first in both.
+            if let [rx_octets, rx_packets, _, _, _, _, _, _, tx_octets, tx_packets, _, tx_dropped, ..] = f[..] {
+                return Ok(DeviceCounters { rx_packets, rx_octets, tx_packets, tx_octets, tx_dropped });
             }
         }
         bail!("{}: no device {device}", self.name)
@@ -219,6 +219,8 @@ pub struct DeviceCounters {
     pub tx_packets: u64,
     /// Octets sent.
     pub tx_octets: u64,
+    /// Packets that could not be sent; of a veth, also those that its other end did not take.
+    pub tx_dropped: u64,
 }
 
 impl Drop for Namespace {

@@ -52,6 +52,8 @@ pub struct Report {
     pub lost: Vec<usize>,
     /// Answers whose octets differ from the request's.
     pub damaged: usize,
+    /// Longest time without a right answer, from the first packet to the last answer.
+    pub longest_gap: Duration,
 }
 
 impl Report {
@@ -83,7 +85,7 @@ pub fn run_while(namespace: &Namespace, to: Ipv4Addr, plan: &Plan, go_on: impl F
     let socket = namespace.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
     socket.connect(&SocketAddr::from((to, 0)).into())?;
     socket.set_recv_buffer_size(1 << 20)?;
-    let mut run = Run { socket, identifier: rand::random(), in_flight: BTreeMap::new(), report: Report::default() };
+    let mut run = Run::new(socket);
     let (mut next_at, timeout) = (Instant::now(), patient(plan.timeout));
     let mut sizes = plan.sizes.iter().copied().take_while(|_| go_on()).peekable();
     loop {
@@ -118,7 +120,7 @@ pub fn run_while(namespace: &Namespace, to: Ipv4Addr, plan: &Plan, go_on: impl F
 pub fn wait_for_answer(namespace: &Namespace, to: Ipv4Addr, interval: Duration, within: Duration) -> io::Result<bool> {
     let socket = namespace.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
     let target = SocketAddr::from((to, 0)).into();
-    let mut run = Run { socket, identifier: rand::random(), in_flight: BTreeMap::new(), report: Report::default() };
+    let mut run = Run::new(socket);
     let mut next_at = Instant::now();
     let deadline = next_at + patient(within);
     while run.report.times.is_empty() {
@@ -145,10 +147,17 @@ struct Run {
     identifier: u16,
     /// By number of the packet: its size and when it was sent.
     in_flight: BTreeMap<u32, (usize, Instant)>,
+    /// When the last right answer came, or the run began.
+    answered: Instant,
     report: Report,
 }
 
 impl Run {
+    fn new(socket: Socket) -> Self {
+        let (in_flight, report) = (BTreeMap::new(), Report::default());
+        Self { socket, identifier: rand::random(), in_flight, answered: Instant::now(), report }
+    }
+
     fn send(&mut self, size: usize, now: Instant) {
         let number = self.report.sent as u32;
         let mut packet = vec![8, 0, 0, 0];
@@ -183,6 +192,8 @@ impl Run {
             let Some((size, at)) = self.in_flight.remove(&number) else { continue };
             if payload == pattern(number, size - HEADERS) && checksum(packet.payload) == 0 {
                 self.report.times.push(at.elapsed());
+                self.report.longest_gap = self.report.longest_gap.max(self.answered.elapsed());
+                self.answered = Instant::now();
             } else {
                 self.report.damaged += 1;
                 self.report.lost.push(size);

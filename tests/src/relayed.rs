@@ -30,7 +30,14 @@ impl Relayed {
     /// # Errors
     /// The network or a socket cannot be made, or a gateway does not start.
     pub fn start(daemon: Daemon, seed: u64, change: impl Fn(Options) -> Options) -> Result<Self> {
-        let net = Topology::new(Carrier::Tapped, Offload::On)?;
+        Self::over(Topology::new(Carrier::Tapped, Offload::On)?, daemon, seed, change)
+    }
+
+    /// Does the same over a network with a tapped carrier.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn over(net: Topology, daemon: Daemon, seed: u64, change: impl Fn(Options) -> Options) -> Result<Self> {
         for side in [Side::A, Side::B] {
             net.gw(side).ip(&["route", "add", &port_of(side).ip().to_string(), "dev", "wire0"])?;
         }

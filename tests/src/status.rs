@@ -25,6 +25,8 @@ pub struct Status {
     pub is_orphaned: bool,
     /// Key slots with a live key: `static`, `send`, `receive`, `previous`.
     pub keys: Vec<String>,
+    /// Ages of the live keys in seconds, by slot.
+    pub key_seconds: BTreeMap<String, u64>,
     /// Packets by verdict, without zeros.
     pub verdicts: BTreeMap<String, u64>,
     /// Doors and modes in use.
@@ -57,7 +59,10 @@ impl Status {
             let list = object[name].as_array().map(Vec::as_slice).unwrap_or_default();
             list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
         };
-        let verdicts = object["verdicts"].as_object().into_iter().flatten();
+        let numbers = |name: &str| {
+            let fields = object[name].as_object().into_iter().flatten();
+            fields.filter_map(|(name, number)| Some((name.clone(), number.as_u64()?))).collect()
+        };
         let workers = object["workers"].as_array().into_iter().flatten();
         let share = |share: &Value| {
             let number = |name: &str| share[name].as_u64().unwrap_or_default();
@@ -67,7 +72,8 @@ impl Status {
             device: object["device"].as_str().unwrap_or_default().to_owned(),
             is_orphaned: object["orphaned_seconds"].is_u64(),
             keys: texts("keys"),
-            verdicts: verdicts.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect(),
+            key_seconds: numbers("key_seconds"),
+            verdicts: numbers("verdicts"),
             doors: texts("doors"),
             lacks: texts("lacks"),
             workers: workers.map(share).collect(),
@@ -100,11 +106,12 @@ mod tests {
 
     #[test]
     fn both_shapes_of_a_status_are_read() {
-        let one = r#"{"device":"cipcb0","keys":["static","send"],"verdicts":{"sent":7},"doors":["wire0: native"],
+        let one = r#"{"device":"cipcb0","keys":["static","send"],"key_seconds":{"send":3},"verdicts":{"sent":7},"doors":["wire0: native"],
                       "lacks":["tcx links (Linux 6.6): a filter stays"]}"#;
         for text in [one.to_owned(), format!("[{one}]")] {
             let all = Status::parse(&text).expect("JSON");
             assert_eq!((all.len(), all[0].count("sent"), all[0].count("replayed")), (1, 7, 0));
+            assert_eq!(all[0].key_seconds.get("send"), Some(&3));
             assert!(all[0].has_key("send") && !all[0].has_key("receive"));
             assert!(all[0].has_feature("AF_XDP") && !all[0].has_feature("tcx"));
         }

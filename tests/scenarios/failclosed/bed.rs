@@ -1,16 +1,14 @@
 //! Two gateways whose default routes lead over the carrier, and the frames that leave there in clear.
 
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cipe_tests::SOON;
-use cipe_tests::capture::Captured;
 use cipe_tests::gateway::{Daemon, Gateway, Pair};
+use cipe_tests::leak;
 use cipe_tests::namespace::Namespace;
-use cipe_tests::net::{Frame, in_clear};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::Options;
 use cipe_tests::ping::{self, Plan};
@@ -32,9 +30,7 @@ pub(super) struct Bed<'a> {
 /// The network. A packet that does not enter the tunnel leaves in clear.
 pub(super) fn tempting() -> Result<Topology> {
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    for side in [Side::A, Side::B] {
-        net.gw(side).ip(&["route", "add", "default", "via", &side.other().carrier().to_string()])?;
-    }
+    leak::tempt(&net)?;
     Ok(net)
 }
 
@@ -166,19 +162,8 @@ impl<'a> Bed<'a> {
             outcome
         });
         outcome?;
-        Ok(clear(&capture.finish()?))
+        Ok(leak::clear(&capture.finish()?))
     }
-}
-
-/// Frames from one LAN to the other that anybody can read.
-fn clear(frames: &[Captured]) -> Vec<String> {
-    let hosts: [Ipv4Addr; 2] = [Side::A.host(), Side::B.host()];
-    let is_private = |frame: &[u8]| {
-        let packet = Frame::parse(frame).and_then(|frame| frame.ipv4());
-        packet.is_some_and(|packet| hosts.contains(&packet.source))
-    };
-    let octets = frames.iter().map(|frame| &frame.octets);
-    octets.filter(|frame| in_clear(frame) || is_private(frame)).map(hex::encode).collect()
 }
 
 pub(super) fn ip(bed: &Bed<'_>, arguments: &[&str]) -> Result<()> {

@@ -204,6 +204,14 @@ impl Gateway {
         self.child.id()
     }
 
+    /// How the daemon has ended, if it has.
+    ///
+    /// # Errors
+    /// wait(2) fails.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// The engine's process, if there is one.
     pub fn engine_pid(&self) -> Option<u32> {
         let inside = process::in_namespace(&self.namespace).ok()?;
@@ -327,7 +335,15 @@ impl Gateway {
     /// # Errors
     /// Those of [`Gateway::stop`], [`Gateway::start`] and [`Gateway::wait_up`].
     pub fn restart(&mut self, namespace: &Namespace) -> Result<()> {
-        self.end(Signal::TERM)?;
+        self.restart_after(Signal::TERM, namespace)
+    }
+
+    /// Ends the daemon by a signal, unless it has ended, and starts it again as [`Gateway::restart`] does.
+    ///
+    /// # Errors
+    /// As [`Gateway::restart`].
+    pub fn restart_after(&mut self, how: Signal, namespace: &Namespace) -> Result<()> {
+        self.end(how)?;
         let program = self.bin.join(self.daemon.program());
         let mut child = command_of(namespace, &program, &self.options, &self.run_directory).spawn()?;
         self.log = Log::follow(child.stderr.take().context("stderr is a pipe")?);
