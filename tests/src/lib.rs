@@ -4,6 +4,7 @@
 //! Nothing here imports `cipe-user`: the bed uses the project as an operator does, by option files, packets and status. Waits
 //! end at an event or at a deadline; nothing sleeps.
 
+pub mod bpf;
 pub mod bridge;
 pub mod capture;
 pub mod exercise;
@@ -26,6 +27,7 @@ pub mod peer;
 pub mod ping;
 pub mod process;
 pub mod relayed;
+pub mod soak;
 pub mod socks;
 pub mod status;
 pub mod stream;

@@ -10,6 +10,7 @@ mod guest;
 mod package;
 mod run;
 mod scenarios;
+mod soak;
 mod svg;
 mod test;
 mod tools;
@@ -30,6 +31,8 @@ enum Command {
     BuildEbpf(build_ebpf::Args),
     Dependencies(dependencies::Args),
     Scenarios(scenarios::Args),
+    /// Let everything happen to a tunnel at random, and check that nothing leaves in clear and everything is counted
+    Soak(soak::Args),
     /// Run the fuzz targets, each for a while
     Fuzz(fuzz::Args),
     /// Measure tunnels side by side: ours, other ones, the plain wire
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Dependencies(args) => dependencies::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => bench::profile::run(&args),
