@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cipe_tests::capture::Captured;
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::leak;
 use cipe_tests::net::{Frame, in_clear, pattern};
@@ -219,7 +220,7 @@ fn an_engine_that_hangs_is_killed_and_replaced() -> Result<()> {
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    tempting(&net)?;
+    leak::tempt(&net)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
     pair.wait_for_keys(&net)?;
     let capture = net.capture_carrier(100_000)?;
@@ -230,7 +231,7 @@ fn an_engine_that_hangs_is_killed_and_replaced() -> Result<()> {
     pair.a.wait_for_line("on the next engine", |line| line.contains("goes on under the same keys"))?;
     wait_for_ping(&net, SOON)?;
     assert!(pair.a.engine_pid().is_some_and(|next| next != engine));
-    assert!(leaks(&capture.finish()?).is_empty());
+    assert!(leak::clear(&capture.finish()?).is_empty());
     Ok(())
 }
 
@@ -240,7 +241,7 @@ fn programs_that_somebody_detaches_from_a_hub_are_attached_again() -> Result<()>
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    tempting(&net)?;
+    leak::tempt(&net)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
     pair.wait_for_keys(&net)?;
     let capture = net.capture_carrier(100_000)?;
@@ -263,7 +264,7 @@ fn programs_that_somebody_detaches_from_a_hub_are_attached_again() -> Result<()>
         wait_for_ping(&net, SOON).with_context(|| kind)?;
     }
     assert_eq!(pair.a.engine_pid(), Some(engine));
-    assert!(leaks(&capture.finish()?).is_empty());
+    assert!(leak::clear(&capture.finish()?).is_empty());
     Ok(())
 }
 
@@ -273,7 +274,7 @@ fn another_engine_takes_the_place_of_one_that_runs() -> Result<()> {
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    tempting(&net)?;
+    leak::tempt(&net)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
     let refused = pair.a.cipe(&["engine"]).output()?;
     assert!(!refused.status.success(), "two engines in one namespace");
@@ -290,9 +291,10 @@ fn another_engine_takes_the_place_of_one_that_runs() -> Result<()> {
         assert!(pair.a.engine_pid().is_some_and(|next| next != engine));
     }
     assert_eq!([told(&pair, Side::A), told(&pair, Side::B)], [(before[0].0, 2), before[1]]);
-    assert!(leaks(&capture.finish()?).is_empty());
-    let left = pair.a.run_directory().to_owned();
-    assert!(pair.stop()?.iter().all(|status| status.success()));
+    assert!(leak::clear(&capture.finish()?).is_empty());
+    let (last, left) = (pair.a.engine_pid().context("an engine runs")?, pair.a.run_directory().to_owned());
+    assert!(pair.stop()?.iter().all(std::process::ExitStatus::success));
+    process::wait_gone(last, SOON)?;
     assert_eq!(std::fs::read_dir(left)?.count(), 0);
     Ok(())
 }

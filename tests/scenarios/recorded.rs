@@ -230,9 +230,9 @@ fn recorded_data_under_the_static_key_is_refused_after_a_restart() -> Result<()>
     assert_eq!(drain(&receiver)?, DATAGRAMS);
     for round in 0..2 {
         if round == 0 {
-            a.restart(net.gw(Side::A))?
+            a.restart(net.gw(Side::A))?;
         } else {
-            kill_engine(&a)?
+            kill_engine(&a)?;
         }
         for datagram in &recorded {
             original.send_to(datagram, to)?;

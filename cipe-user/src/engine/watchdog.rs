@@ -12,13 +12,13 @@ const LOOK: Duration = Duration::from_millis(500);
 /// If a look is so late, this process got no CPU: nobody is judged.
 const MAX_LATE: Duration = Duration::from_millis(500);
 /// How long a worker may take for a round; an idle one takes a second.
-pub const WORKER_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const WORKER_LIMIT: Duration = Duration::from_secs(3);
 /// How long the control thread may take for an event: the attaches of many tunnels may be one.
-pub const MANAGER_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const MANAGER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The rounds of a thread, counted.
 #[derive(Default)]
-pub struct Pulse {
+pub(super) struct Pulse {
     rounds: AtomicU64,
     /// 0: it has not begun.
     thread: AtomicU32,
@@ -26,18 +26,18 @@ pub struct Pulse {
 
 impl Pulse {
     /// The calling thread begins.
-    pub fn begin(&self) {
+    pub(super) fn begin(&self) {
         self.thread.store(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(), Ordering::Relaxed);
     }
 
     /// Counts a round of the thread that has begun, its only writer.
-    pub fn beat(&self) {
+    pub(super) fn beat(&self) {
         self.rounds.store(self.rounds.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 }
 
 /// A thread under watch.
-pub struct Watched {
+pub(super) struct Watched {
     name: String,
     pulse: Arc<Pulse>,
     limit: Duration,
@@ -48,7 +48,7 @@ pub struct Watched {
 
 impl Watched {
     /// A thread that takes at most `limit` for a round.
-    pub fn new(name: String, pulse: Arc<Pulse>, limit: Duration) -> Self {
+    pub(super) fn new(name: String, pulse: Arc<Pulse>, limit: Duration) -> Self {
         Self { name, pulse, limit, seen: 0, since: Instant::now(), before: None }
     }
 
@@ -67,14 +67,14 @@ impl Watched {
 }
 
 /// The watchdog; it ends when this is dropped.
-pub struct Watchdog(Arc<AtomicBool>);
+pub(super) struct Watchdog(Arc<AtomicBool>);
 
 impl Watchdog {
     /// Starts it.
     ///
     /// # Errors
     /// No thread.
-    pub fn start(mut all: Vec<Watched>) -> std::io::Result<Self> {
+    pub(super) fn start(mut all: Vec<Watched>) -> std::io::Result<Self> {
         let ended = Arc::new(AtomicBool::new(false));
         let ends = ended.clone();
         std::thread::Builder::new().name("cipe-watchdog".to_owned()).spawn(move || {

@@ -41,7 +41,7 @@ impl ThreadState {
         // The name before it may contain anything.
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
         let letter = fields.next()?.chars().next()?;
-        let mut ticks = fields.skip(10).map(|field| field.parse::<u32>());
+        let mut ticks = fields.skip(10).map(str::parse::<u32>);
         let used = TICK * (ticks.next()?.ok()? + ticks.next()?.ok()?);
         let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
         Some(Self { letter, used, is_traced: tracer.is_some_and(|tracer| tracer.trim() != "0") })

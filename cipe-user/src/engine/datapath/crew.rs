@@ -176,7 +176,7 @@ impl Crew {
     }
 
     /// Returns the count of a worker's rounds.
-    pub fn pulse(&self, member: usize) -> &Arc<Pulse> {
+    pub(in crate::engine) fn pulse(&self, member: usize) -> &Arc<Pulse> {
         &self.members[member].pulse
     }
 

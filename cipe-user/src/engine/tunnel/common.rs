@@ -68,7 +68,7 @@ const MAX_WAIT_FACTOR: u32 = 64;
 
 impl Common {
     /// The data of a new tunnel with this ledger. It knows the IVs that were `sent` under the static key, and continues their journal.
-    pub fn with(ledger: Arc<Ledger>, journal: Option<(Journal, Vec<[u8; packet::IV]>)>) -> Self {
+    pub(crate) fn with(ledger: Arc<Ledger>, journal: Option<(Journal, Vec<[u8; packet::IV]>)>) -> Self {
         let mut ivs = SentIvs::of(ledger);
         let (journal, sent) = journal.unzip();
         sent.iter().flatten().for_each(|iv| ivs.restore(iv));
