@@ -86,7 +86,6 @@ pub(super) async fn prepare(
         None => workers::suitable_count(netlink.most_receive_queues().await?),
     };
     let lacks = features::missing();
-    confine(run_dir, confinement);
     for lack in &lacks {
         tracing::info!("this kernel lacks {lack}");
     }
@@ -114,6 +113,7 @@ pub(super) async fn prepare(
         if lacks.contains(&Feature::MultiBuffer) { frames::largest_received(frame_size) } else { u32::MAX };
     let load = LoadOptions { debug, workers: count as u32, chunks, largest_frame, ..LoadOptions::default() };
     let mut programs = Programs::load(&load)?;
+    confine(run_dir, confinement);
     if let Some(logs) = programs.logs() {
         tokio::spawn(async {
             let error = logs.await;
@@ -187,7 +187,7 @@ impl Prepared {
 }
 
 /// Gives up the rights that the engine does not use from here on. What it has used before: CAP_SYS_ADMIN, for a test of the kernel in
-/// a network namespace of its own, and CAP_SYS_RESOURCE, to raise limits. Makes the directory for what it keeps, as only that may be
+/// a network namespace of its own and for a second handle to a program, and CAP_SYS_RESOURCE, to raise limits. Makes the directory for what it keeps, as only that may be
 /// written from here on.
 fn confine(run_dir: &Path, strictness: Strictness) {
     protect_memory();

@@ -253,7 +253,6 @@ impl Worker {
                 self.datapath.help();
             }
             self.send_due();
-            self.send_held();
             // Serve the ready sources until all are empty, but check for commands after some rounds.
             for _ in 0..16 {
                 self.datapath.now = Instant::now();
@@ -263,6 +262,8 @@ impl Worker {
                     break;
                 }
             }
+            // An answer of the peer may have come, or a key.
+            self.send_held();
             self.poll_questions();
             self.poll_probes(self.datapath.now);
             policy.update(self.datapath.now);

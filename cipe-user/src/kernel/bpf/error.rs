@@ -83,14 +83,6 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The kernel gives no second handle to a loaded program.
-    #[error("eBPF program {program}: no second handle to it: {reason}")]
-    Handle {
-        /// Name of the program.
-        program: &'static str,
-        /// The kernel's answer.
-        reason: String,
-    },
     /// The object lacks a program or map.
     #[error("the eBPF object has no {name} of the right kind; rebuild it with `cargo xtask build-ebpf`")]
     Object {

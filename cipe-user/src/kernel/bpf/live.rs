@@ -18,7 +18,7 @@ use aya_obj::programs::XdpAttachType;
 use cipe_common::maps::{DEPARTURES_PER_WORKER, Departure, Run, names};
 
 use super::error::{chain, os_error};
-use super::{Error, Programs, xdp};
+use super::{Error, Programs};
 use crate::kernel::shared::SharedArray;
 
 /// 64-bit words of a [`Run`].
@@ -43,6 +43,8 @@ pub(super) struct LiveMaps {
     chunks: MapData,
     runs: Arc<SharedArray<WORDS>>,
     departures: Arc<SharedArray<1>>,
+    /// A second handle to the carrier program. `None`: the process had no CAP_SYS_ADMIN, without which the kernel gives none.
+    program: Option<Arc<Xdp>>,
     /// Their descriptors are in the code of a program that is not loaded yet.
     _maps: [MapData; 2],
 }
@@ -51,8 +53,20 @@ impl LiveMaps {
     pub(super) fn take(ebpf: &mut Ebpf, workers: u32) -> Result<Self, Error> {
         let (runs, run_map) = shared(ebpf, names::RUNS, workers)?;
         let (departures, departure_map) = shared(ebpf, names::DEPARTURES, workers * DEPARTURES_PER_WORKER)?;
-        Ok(Self { chunks: array(ebpf, names::CHUNKS)?, runs, departures, _maps: [run_map, departure_map] })
+        let program = second_handle(ebpf)
+            .inspect_err(|error| {
+                tracing::warn!("no live frames are sent, which costs throughput over veth: {}", chain(error));
+            })
+            .ok();
+        Ok(Self { chunks: array(ebpf, names::CHUNKS)?, runs, departures, program, _maps: [run_map, departure_map] })
     }
+}
+
+/// Opens the carrier program again. A process can do that as long as it has CAP_SYS_ADMIN.
+fn second_handle(ebpf: &mut Ebpf) -> Result<Arc<Xdp>, ProgramError> {
+    let program: &mut Xdp = ebpf.program_mut(names::CARRIER_XDP).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    let name = Cow::Borrowed(names::CARRIER_XDP);
+    Xdp::from_program_info(program.info()?, name, XdpAttachType::Interface).map(Arc::new)
 }
 
 /// A map as memory, and its descriptor.
@@ -78,23 +92,17 @@ impl Programs {
         self.live.chunks.fd().as_fd()
     }
 
-    /// Lets worker `number` transmit. For one thread; two users of one number must not transmit at the same time.
-    ///
-    /// # Errors
-    /// [`Error::Handle`] if the kernel gives no second handle to its program.
-    pub fn live_frames(&mut self, number: u32) -> Result<LiveFrames, Error> {
-        let refused = |error: ProgramError| Error::Handle { program: names::CARRIER_XDP, reason: chain(&error) };
-        let info = xdp(&mut self.ebpf, names::CARRIER_XDP)?.info().map_err(refused)?;
-        let name = Cow::Borrowed(names::CARRIER_XDP);
-        let program = Xdp::from_program_info(info, name, XdpAttachType::Interface).map_err(refused)?;
+    /// Lets worker `number` transmit. For one thread; two users of one number must not transmit at the same time. `None`: the process
+    /// had no CAP_SYS_ADMIN when it loaded the programs, without which the kernel gives no second handle to one.
+    pub fn live_frames(&self, number: u32) -> Option<LiveFrames> {
         let (runs, departures) = (self.live.runs.clone(), self.live.departures.clone());
-        Ok(LiveFrames { program, runs, departures, number })
+        Some(LiveFrames { program: self.live.program.clone()?, runs, departures, number })
     }
 }
 
 /// The handle by which a worker transmits live frames.
 pub struct LiveFrames {
-    program: Xdp,
+    program: Arc<Xdp>,
     runs: Arc<SharedArray<WORDS>>,
     departures: Arc<SharedArray<1>>,
     number: u32,

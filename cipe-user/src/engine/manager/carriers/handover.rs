@@ -113,11 +113,9 @@ impl Handover {
         let mut shares = share_of(sockets, workers.count());
         let mut lives = match live {
             true => {
-                let mut programs = self.platform.programs();
-                (0..workers.count() as u32)
-                    .map(|worker| programs.live_frames(worker))
-                    .collect::<Result<Vec<_>, _>>()?
-                    .into_iter()
+                let programs = self.platform.programs();
+                let handles = (0..workers.count() as u32).filter_map(|worker| programs.live_frames(worker));
+                handles.collect::<Vec<_>>().into_iter()
             }
             false => Vec::new().into_iter(),
         };
