@@ -184,12 +184,16 @@ impl UdpCarrier {
         }
         let to = SockaddrStorage::from(to);
         let send = || sendmsg(self.shared.socket.as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
-        // The error of an earlier datagram, which the peer's host or a router has refused, must not affect this one.
-        let earlier = |error: &Errno| {
-            matches!(error, Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE)
-        };
-        let sent = send();
-        let sent = if sent.as_ref().is_err_and(earlier) { send() } else { sent };
+        let mut sent = send();
+        for attempt in 0..ATTEMPTS {
+            // The error of an earlier datagram, which the peer's host or a router has refused, must not affect this one. Each
+            // ICMP error leaves one, and more may come meanwhile. One that is too large is refused each time.
+            match sent {
+                Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => sent = send(),
+                Err(Errno::EMSGSIZE) if attempt == 0 => sent = send(),
+                _ => break,
+            }
+        }
         sent.map(drop)
     }
 }
@@ -301,6 +305,10 @@ impl UdpCarrier {
         sendmmsg(socket, &mut headers, datagrams, &to, control, MsgFlags::MSG_DONTWAIT).map_or(0, Iterator::count)
     }
 }
+
+/// Most further attempts to send after an error that an earlier datagram has left. Somebody who sends ICMP errors as fast as he can
+/// meets many attempts, but not so many in a row.
+const ATTEMPTS: usize = 32;
 
 /// Errors by which the kernel may refuse a group although it accepts its datagrams: `EIO` without checksum offload or
 /// with IPsec on the path, `EINVAL` for a socket or a size that it does not segment, the others if it does not support

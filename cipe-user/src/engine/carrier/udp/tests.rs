@@ -1,9 +1,10 @@
 //! A UDP door and a plain socket on the loopback device.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use netlink_packet_route::link::LinkAttribute;
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, sockopt};
 
 use super::super::options::NoChecksum;
 use super::super::{DoorStats, Inbox, Sealed, losses};
@@ -236,4 +237,27 @@ fn a_group_that_the_kernel_refuses_leaves_as_single_datagrams_and_so_do_later_on
     arrives(&mut bench, &[160, 160, 24]);
     assert!(segmentation.works());
     assert_eq!(bench.pool.free(), bench.pool.total());
+}
+
+/// Errors come at any time, also between two attempts.
+#[test]
+fn errors_of_other_datagrams_lose_none() {
+    const COUNT: usize = 20_000;
+    let bench = Bench::new();
+    setsockopt(&bench.carrier, sockopt::Ipv4RecvErr, &true).unwrap();
+    let closed = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let (to, marks) = (bench.sender.local_addr().unwrap(), Marks { tos: 0, ttl: 64, dont_fragment: true });
+    let (other, stop) = (bench.carrier.for_another_worker(), AtomicBool::new(false));
+    let send = |carrier: &UdpCarrier, to| carrier.send_one(to, marks, &[IoSlice::new(&[0; 16])]);
+    let refused = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                send(&other, closed);
+            }
+        });
+        let refused = (0..COUNT).filter(|_| !send(&bench.carrier, to)).count();
+        stop.store(true, Ordering::Relaxed);
+        refused
+    });
+    assert_eq!(refused, 0);
 }
