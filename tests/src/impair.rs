@@ -172,17 +172,23 @@ impl Relay {
         self.shared.lock().waiting
     }
 
-    /// The last datagrams received from a side, unchanged, the oldest first.
+    /// The last datagrams received from a side, also those that were lost, unchanged, the oldest first.
     pub fn recent(&self, side: usize) -> Vec<Vec<u8>> {
         self.shared.lock().recent[side].iter().cloned().collect()
+    }
+
+    /// Forgets the datagrams recorded so far.
+    pub fn forget_recent(&self) {
+        self.shared.lock().recent = Default::default();
     }
 
     /// Replaces the socket towards the end on `side`, as a NAT that has lost its mapping.
     ///
     /// # Errors
-    /// A socket that cannot be made non-blocking.
+    /// A socket that cannot be made non-blocking, or that gets no larger buffer.
     pub fn rebind(&self, side: usize, socket: UdpSocket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
+        set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)?;
         self.shared.lock().moved = Some((side, socket));
         self.rouse();
         Ok(())

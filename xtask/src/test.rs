@@ -56,6 +56,9 @@ const OLDEST_AND_NEWEST: &str = "6.1,newest";
 const SHORT_LIST: &str = "bed::superframes,bed::without,tunnel::by_udp_sockets,tunnel::native_xdp,tunnel::sees_nothing,wrong_key::blowfish,\
                           bad_input,renewal::outlives,coalesced::tcp";
 
+/// The seed of a soak of a minute: the same events each time.
+const SOAK_SEED: &str = "1";
+
 /// Two guests at the same time, with one CPU each: emulated CPUs of one guest wait for each other, and may run stale code that
 /// another CPU changes.
 const GUESTS: &[&str] = &["--at-once", "2", "--cpus", "1", "--memory", "2048"];
@@ -128,6 +131,8 @@ fn steps() -> Result<Vec<Step>> {
     documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     let mut scenarios = Command::new(std::env::current_exe()?);
     scenarios.arg("scenarios").current_dir(tools::workspace());
+    let mut soak = Command::new(std::env::current_exe()?);
+    soak.args(["soak", "1", "--seed", SOAK_SEED]).current_dir(tools::workspace());
     let guests = |kernels, what: &[&str]| -> Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["test", "--kernel", kernels]).args(what).args(GUESTS).current_dir(tools::workspace());
@@ -140,6 +145,7 @@ fn steps() -> Result<Vec<Step>> {
         step("dependencies", dependencies),
         step("unit tests", tools::cargo(&[&["test", "--locked"], UNIT_TESTS, &["--no-fail-fast"]].concat())),
         step("scenarios", scenarios),
+        step("soak", soak),
         step("loads", guests(LOAD_KERNELS, &["--loads"])?),
         step("kernels", guests(OLDEST_AND_NEWEST, &["--only", SHORT_LIST])?),
         step("documentation", documentation),

@@ -55,9 +55,9 @@ fn of_gateway(header: &[u8]) -> bool {
     [u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])].contains(&PORT)
 }
 
-/// Whether it is an error (unreachable, time exceeded) about a datagram of a tunnel.
+/// Whether it is an error (unreachable, redirect, time exceeded) about a datagram of a tunnel.
 fn is_error(packet: &Ipv4<'_>) -> bool {
-    let [3 | 11, _, _, _, _, _, _, _, ref quoted @ ..] = *packet.payload else { return false };
+    let [3 | 5 | 11, _, _, _, _, _, _, _, ref quoted @ ..] = *packet.payload else { return false };
     let header = quoted.first().map_or(0, |first| usize::from(first & 15) * 4);
     quoted.get(9) == Some(&UDP) && quoted.get(header..).is_some_and(of_gateway)
 }

@@ -37,12 +37,16 @@ impl Clock {
         Ok(())
     }
 
-    /// Waits for about that time.
+    /// Lets pings pass for that time.
     ///
     /// # Errors
     /// As [`Self::ticks`].
     pub(super) fn wait(&self, time: Duration) -> Result<()> {
-        self.ticks(time.div_duration_f64(INTERVAL).ceil() as usize)
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.ticks(1)?;
+        }
+        Ok(())
     }
 }
 

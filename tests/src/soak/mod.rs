@@ -127,9 +127,11 @@ impl Soak<'_> {
         }
         happened?;
         world.daemons_live()?;
-        world.record();
         self.report.event(event.kind, gap, (sent, lost));
         let settled = world.settle(event.kind.rule())?;
+        let lossless = event.kind.is_lossless()
+            && settled.iter().flatten().all(|settled| settled.account.lost() == 0 && settled.account.dropped == 0);
+        world.record(lossless);
         let mut counted = Vec::new();
         for side in SIDES {
             let peer = settled[index(side.other())].as_ref().map(|settled| &settled.account);
@@ -144,7 +146,11 @@ impl Soak<'_> {
                 self.fault(event, Invariant::Sums, &format!("{}: {fault}\n{account:?}", side.letter()));
             }
             self.totals.accepted += account.verdicts.get("delivered").copied().unwrap_or_default();
-            self.totals.no_frame += account.verdicts.get("no-frame").copied().unwrap_or_default();
+            let no_frame = account.verdicts.get("no-frame").copied().unwrap_or_default();
+            self.totals.no_frame += no_frame;
+            if no_frame > 0 && !event.kind.is_flood() {
+                self.fault(event, Invariant::Frames, &format!("{}: {no_frame} packets\n{account:?}", side.letter()));
+            }
             let forged = account.forged(peer);
             if forged > 0 {
                 let text = format!("{}: {forged} datagrams too many\n{account:?}", side.letter());
@@ -168,8 +174,9 @@ impl Soak<'_> {
         self.totals.looks += 1;
         world.measure(&mut self.totals.levels);
         for side in SIDES {
-            if let Some(text) = world.left_over(side)? {
-                self.fault(event, Invariant::Leftovers, &format!("{}: {text}", side.letter()));
+            let left = world.left_over(side)?;
+            if !left.is_empty() {
+                self.fault(event, Invariant::Leftovers, &format!("{}: {}", side.letter(), left.join("; ")));
             }
         }
         let frames = world.watch.frames()?;

@@ -92,6 +92,16 @@ kinds! {
 }
 
 impl Kind {
+    /// Whether each datagram that was sent meanwhile has arrived.
+    pub(super) fn is_lossless(self) -> bool {
+        matches!(self.rule(), Rule::Exact | Rule::Carrier) && self != Self::Impair
+    }
+
+    /// Whether more comes than an engine must have room for.
+    pub(super) fn is_flood(self) -> bool {
+        matches!(self, Self::Flood | Self::Replay | Self::ReplayElsewhere | Self::Hang)
+    }
+
     /// The kind of that name.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The network of a soak: two gateways, an impaired carrier, and somebody on it.
 
-use std::collections::VecDeque;
-use std::net::SocketAddrV4;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ pub(super) struct World {
     /// The two builds; the first one is in use.
     pub(super) builds: [PathBuf; 2],
     accounts: [Option<Account>; 2],
-    traces: [Traces; 2],
+    traces: [BTreeSet<String>; 2],
     /// The network; shared with pings that run while the rest changes.
     pub(super) net: Rc<Topology>,
 }
@@ -103,7 +103,7 @@ impl World {
         let own = gateway::binary()?.to_owned();
         let other = other.map_or_else(|| Ok(own.clone()), std::fs::canonicalize)?;
         let Relayed { pair, relay, net } = link;
-        let traces = |side| Self::traces_of(&net, &pair, side, Side::carrier(side).to_string());
+        let traces = |side| traces_of(&net, &pair, side, Side::carrier(side));
         let traces = [traces(Side::A)?, traces(Side::B)?];
         let far = SIDES.map(|side| match port_of(side) {
             std::net::SocketAddr::V4(address) => address,
@@ -124,6 +124,7 @@ impl World {
             net: Rc::new(net),
         };
         world.settle(Rule::Anew)?;
+        world.record(true);
         Ok(world)
     }
 
@@ -137,9 +138,11 @@ impl World {
         let (passed, dropped) = (relay.passed(), tap.counters(&port)?.tx_dropped);
         Ok(Account {
             lives: [gateway.engine_pid().context("an engine runs")?, gateway.pid()],
-            arrived: (passed[from].sent + self.thrown[to]).saturating_sub(dropped),
+            arrived: passed[from].sent + self.thrown[to],
+            dropped,
             genuine: passed[from].sent.saturating_sub(passed[from].doubled + passed[from].damaged),
             relayed: passed[to].received,
+            cut: net.gw(side).counters("wire0")?.tx_dropped,
             entered: net.gw(side).counters("lan0")?.rx_packets,
             verdicts,
         })
@@ -179,12 +182,13 @@ impl World {
         }
     }
 
-    /// Keeps what was sent lately for replays.
-    pub(super) fn record(&mut self) {
+    /// Keeps what was sent lately for replays, if all of it has arrived: what has not may be accepted once.
+    pub(super) fn record(&mut self, all_arrived: bool) {
         for (side, recorded) in self.recorded.iter_mut().enumerate() {
-            recorded.extend(self.relay.recent(side));
+            recorded.extend(self.relay.recent(side).into_iter().filter(|_| all_arrived));
             recorded.drain(..recorded.len().saturating_sub(RECORDED));
         }
+        self.relay.forget_recent();
     }
 
     /// Adds what the processes hold now.
@@ -199,31 +203,15 @@ impl World {
         }
     }
 
-    /// What a gateway has now and did not have at the start, or the other way round; `None` if nothing.
+    /// What a gateway has now and did not have at the last look (`+`), or the other way round (`-`); empty if nothing.
     ///
     /// # Errors
     /// `ip` fails.
-    pub(super) fn left_over(&self, side: Side) -> Result<Option<String>> {
-        let now = Self::traces_of(&self.net, &self.pair, side, self.addresses[index(side)].ip().to_string())?;
-        let before = &self.traces[index(side)];
-        Ok((now != *before).then(|| format!("{now:#?}\nat the start: {before:#?}")))
-    }
-
-    /// Traces without numbers that change: of processes, of hubs, and the address of the carrier.
-    fn traces_of(net: &Topology, pair: &Pair, side: Side, carrier: String) -> Result<Traces> {
-        let traces = Traces::of(net.gw(side), pair.of(side).run_directory())?;
-        let sorted = |text: &str| {
-            let mut lines: Vec<_> = text.replace(&carrier, "CARRIER").lines().map(plain).collect();
-            lines.sort();
-            lines.join("\n")
-        };
-        let mut links: Vec<_> = traces.links.iter().map(|link| plain(link)).collect();
-        links.sort();
-        let (addresses, routes) = (sorted(&traces.addresses), sorted(&traces.routes));
-        let (neighbours, processes) = (String::new(), vec![traces.processes.len() as u32]);
-        let mut files = traces.files;
-        files.sort();
-        Ok(Traces { links, addresses, routes, neighbours, processes, files })
+    pub(super) fn left_over(&mut self, side: Side) -> Result<Vec<String>> {
+        let now = traces_of(&self.net, &self.pair, side, *self.addresses[index(side)].ip())?;
+        let before = std::mem::replace(&mut self.traces[index(side)], now.clone());
+        let more = now.difference(&before).map(|trace| format!("+ {trace}"));
+        Ok(more.chain(before.difference(&now).map(|trace| format!("- {trace}"))).collect())
     }
 
     /// Stops everything and returns what is left over.
@@ -292,25 +280,37 @@ impl World {
     }
 }
 
-/// A line without the numbers of hubs and of devices.
-fn plain(line: &str) -> String {
-    let mut text = String::new();
-    let mut rest = line;
-    while let Some(at) = rest.find("cipehub") {
-        let (head, tail) = rest.split_at(at + "cipehub".len());
-        text += head;
-        rest = tail.trim_start_matches(|c: char| c.is_ascii_digit());
-    }
-    text + rest
+/// Traces without numbers that change: of processes, of hubs, and the carrier's address.
+fn traces_of(net: &Topology, pair: &Pair, side: Side, carrier: Ipv4Addr) -> Result<BTreeSet<String>> {
+    let traces = Traces::of(net.gw(side), pair.of(side).run_directory())?;
+    let lines = traces.addresses.lines().chain(traces.routes.lines()).map(|line| plain(line, carrier));
+    let files = traces.files.iter().map(|file| format!("file {file}"));
+    Ok(lines.chain(files).chain([format!("{} processes", traces.processes.len())]).collect())
+}
+
+/// A line in single spaces, without the numbers of hubs, and with a word for the carrier's address.
+fn plain(line: &str, carrier: Ipv4Addr) -> String {
+    let carrier = carrier.to_string();
+    let word = |word: &str| match word.split_once('/') {
+        _ if word == carrier => "CARRIER".to_owned(),
+        Some((address, length)) if address == carrier => format!("CARRIER/{length}"),
+        _ if word.starts_with("cipehub") => word.replace(|c: char| c.is_ascii_digit(), ""),
+        _ => word.to_owned(),
+    };
+    line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::plain;
 
     #[test]
-    fn hubs_are_compared_without_their_numbers() {
-        assert_eq!(plain("cipehub12x@cipehub12 UP 10.0.0.1"), "cipehubx@cipehub UP 10.0.0.1");
-        assert_eq!(plain("lan0 UP"), "lan0 UP");
+    fn traces_are_compared_without_what_may_change() {
+        let text = |line| plain(line, Ipv4Addr::new(10, 200, 0, 2));
+        assert_eq!(text("cipehub12x@cipehub12  UP 10.0.0.1/24"), "cipehubx@cipehub UP 10.0.0.1/24");
+        assert_eq!(text("wire0 UP 10.200.0.2/24"), "wire0 UP CARRIER/24");
+        assert_eq!(text("broadcast 10.200.0.255 src 10.200.0.2"), "broadcast 10.200.0.255 src CARRIER");
     }
 }
