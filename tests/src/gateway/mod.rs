@@ -4,7 +4,7 @@ mod binary;
 mod pair;
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -184,7 +184,6 @@ impl Gateway {
     /// # Errors
     /// The daemon's log, if it ends before or takes longer than [`SOON`].
     pub fn wait_up(&mut self) -> Result<String> {
-        use std::io::Read;
         if process::wait_for_either(&self.up, self.child.id(), SOON)? {
             let mut text = [0; 64];
             let length = (&self.up).read(&mut text)?;
@@ -344,6 +343,9 @@ impl Gateway {
     /// As [`Gateway::restart`].
     pub fn restart_after(&mut self, how: Signal, namespace: &Namespace) -> Result<()> {
         self.end(how)?;
+        // A tunnel that started over, as after the deletion of its hub, has run `ip-up` more than once.
+        let mut earlier = [0; 4096];
+        while matches!((&self.up).read(&mut earlier), Ok(1..)) {}
         let program = self.bin.join(self.daemon.program());
         let mut child = command_of(namespace, &program, &self.options, &self.run_directory).spawn()?;
         self.log = Log::follow(child.stderr.take().context("stderr is a pipe")?);
