@@ -80,12 +80,18 @@ pub struct Gateway {
     pub command: String,
 }
 
+/// Sets the directories of a program, and ends an engine that does what it should not.
+fn set_environment(command: &mut Command, run_directory: &Path) {
+    command.env("CIPE_RUN_DIR", run_directory).env("CIPE_CONFINEMENT", "end");
+    // Beside it, since what is in the run directory has to be gone at the end.
+    command.env("CIPE_STATE_DIR", run_directory.with_extension("state"));
+}
+
 /// What starts a daemon; its log is a pipe.
 fn command_of(namespace: &Namespace, program: &Path, options: &Path, run_directory: &Path) -> Command {
     let mut command = namespace.command(program);
-    command.arg("-o").arg(options).env("CIPE_RUN_DIR", run_directory).env("CIPE_CONFINEMENT", "end");
-    // Beside it, since what is in the run directory has to be gone at the end.
-    command.env("CIPE_STATE_DIR", run_directory.with_extension("state"));
+    command.arg("-o").arg(options);
+    set_environment(&mut command, run_directory);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -261,7 +267,8 @@ impl Gateway {
     pub fn cipe(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace_name]).arg(self.bin.join("cipe")).args(arguments);
-        command.env("CIPE_RUN_DIR", &self.run_directory).stdin(Stdio::null());
+        set_environment(&mut command, &self.run_directory);
+        command.stdin(Stdio::null());
         command
     }
 
