@@ -13,7 +13,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const MAX_LATE: Duration = Duration::from_millis(500);
 /// How long a worker may take for a round; an idle one takes a second.
 pub(super) const WORKER_LIMIT: Duration = Duration::from_secs(3);
-/// How long the control thread may take for an event: the attaches of many tunnels may be one.
+/// How long the control thread may take for an event or a request.
 pub(super) const MANAGER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The rounds of a thread, counted.

@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-/// A clock tick of /proc, the same on all architectures.
-const TICK: Duration = Duration::from_millis(10);
+/// Milliseconds of a clock tick of /proc, the same on all architectures.
+const TICK_MS: u64 = 10;
 /// A thread that has run for this long without an answer does not lack CPU time.
 const MIN_RUN: Duration = Duration::from_millis(500);
 
@@ -41,8 +41,9 @@ impl ThreadState {
         // The name before it may contain anything.
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
         let letter = fields.next()?.chars().next()?;
-        let mut ticks = fields.skip(10).map(str::parse::<u32>);
-        let used = TICK * (ticks.next()?.ok()? + ticks.next()?.ok()?);
+        let mut ticks = fields.skip(10).map(str::parse::<u64>);
+        let ticks = ticks.next()?.ok()?.saturating_add(ticks.next()?.ok()?);
+        let used = Duration::from_millis(ticks.saturating_mul(TICK_MS));
         let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
         Some(Self { letter, used, is_traced: tracer.is_some_and(|tracer| tracer.trim() != "0") })
     }

@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use carrier::Frames;
 use clock::{under_pings, wait_for_answers};
 use levels::{Figure, Levels};
-use plan::{Event, Plan};
+use plan::{Event, Plan, Rule};
 use report::Invariant;
 use world::{SIDES, Settled, World, index};
 
@@ -137,6 +137,10 @@ impl Soak<'_> {
             let peer = settled[index(side.other())].as_ref().map(|settled| &settled.account);
             let Some(Settled { account, faults }) = &settled[index(side)] else {
                 counted.push(format!("{}: counts anew", side.letter()));
+                if event.kind.rule() != Rule::Anew {
+                    let text = format!("{}: another engine, daemon or tunnel, for no reason", side.letter());
+                    self.fault(event, Invariant::Recovery, &text);
+                }
                 continue;
             };
             self.totals.compared.0 += 1;
@@ -202,8 +206,17 @@ impl Soak<'_> {
     /// Removes everything; `whole`: nothing has failed before that would leave something.
     fn end(&mut self, mut world: World, whole: bool) {
         match world.watch.frames() {
-            Ok(frames) => self.add(frames),
-            Err(error) => self.say(&format!("the carrier was not seen: {error:#}")),
+            Ok(frames) => {
+                if frames.foreign > 0 || frames.missed > 0 {
+                    self.say(&format!("FAILED, the carrier at the end: {frames:?}"));
+                    self.report.fault(Invariant::Carrier);
+                }
+                self.add(frames);
+            }
+            Err(error) => {
+                self.say(&format!("FAILED, the carrier was not seen: {error:#}"));
+                self.report.fault(Invariant::Carrier);
+            }
         }
         match world.end() {
             Ok(left) if left.is_empty() => self.say("everything is removed"),

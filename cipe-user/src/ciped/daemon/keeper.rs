@@ -92,14 +92,17 @@ impl Daemon {
         let written = writing.await.map_err(anyhow::Error::from).flatten();
         match written {
             Ok(()) => (self.keeper.fails, self.keeper.was_there) = (false, true),
-            Err(error) if !self.keeper.fails => {
-                self.keeper.fails = true;
+            Err(error) => {
+                // So that the next look tries again.
+                self.keeper.written = (None, 0, false);
+                if std::mem::replace(&mut self.keeper.fails, true) {
+                    return;
+                }
                 tracing::warn!(
                     "{}: cannot keep what is known of the peer's key exchanges: {error:#}; after a restart recorded ones may be taken",
                     self.facts.device
                 );
             }
-            Err(_) => {}
         }
     }
 

@@ -235,6 +235,10 @@ impl Datapath {
                 if let Some(message) = why.map(str::to_owned) {
                     self.note(number, message, false);
                 }
+                // A copy of a message with a key opens, too.
+                if matches!(verdict, Verdict::Replayed | Verdict::Reflected | Verdict::NoReceiveKey) {
+                    self.umem.chunk_mut(&mut item.frame)[item.datagram.clone()].zeroize();
+                }
                 verdict
             }
         };

@@ -209,6 +209,29 @@ mod inbound {
         }
         pair.assert_frames_are_back();
     }
+
+    /// A message may hold a key, also one that comes twice.
+    #[test]
+    fn no_frame_keeps_a_message() {
+        let mut pair = pair();
+        let secret = [0xC5; 80];
+        let octets = [&[0x10][..], &secret].concat().as_slice().into();
+        let message =
+            super::super::ControlMessage { octets, under: crate::control::protocol::Under::Live, announces: false };
+        let sealed = pair.a.seal_message(&message);
+        for verdict in [Verdict::ControlReceived, Verdict::Replayed] {
+            let (a, b) = (&pair.a, &mut pair.b);
+            assert!(b.receive(a, &sealed).is_empty());
+            assert_eq!(counted(b, verdict), 1);
+            let datapath = &mut b.datapath;
+            let frames: Vec<_> = std::iter::from_fn(|| datapath.pool.take()).collect();
+            for frame in &frames {
+                let holds = datapath.umem.chunk(frame).windows(secret.len()).any(|octets| octets == secret);
+                assert!(!holds, "after {verdict:?}");
+            }
+            frames.into_iter().for_each(|frame| datapath.pool.put(frame));
+        }
+    }
 }
 
 mod flood {

@@ -129,6 +129,8 @@ struct Manager {
     deferred: VecDeque<(u64, Request)>,
     /// Whether a daemon ever asked for a tunnel.
     was_asked: bool,
+    /// Shows the watchdog that the control thread goes on.
+    pulse: Arc<Pulse>,
 }
 
 /// Runs the engine until its last tunnel has gone, or SIGTERM or SIGINT; a second one of these ends it at once.
@@ -183,6 +185,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         departing: 0,
         deferred: VecDeque::new(),
         was_asked: false,
+        pulse: Arc::default(),
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -191,7 +194,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     // Set after a failed accept: the next one waits for a poll, or for a connection to go.
     let mut accept_later = false;
     let mut last_moment: Option<Instant> = None;
-    let pulse = Arc::new(Pulse::default());
+    let pulse = manager.pulse.clone();
     pulse.begin();
     let watchdog = match watch::is_allowed() {
         true => Some(Watchdog::start(manager.watched(&pulse))?),
@@ -431,6 +434,8 @@ impl Manager {
     }
 
     async fn carry_out(&mut self, connection: u64, request: Request) {
+        // The attaches of thousands of tunnels may be one event.
+        self.pulse.beat();
         let number = self.shared.daemons.tunnel_of(connection);
         let Self { shared, keys, routes, .. } = self;
         let workers = &shared.platform.workers;

@@ -55,7 +55,9 @@ impl Shields {
     /// Handles a worker's report that it gets many datagrams which no key of a tunnel opens.
     pub(super) fn flooded(&mut self, number: u16, now: Instant, shared: &mut Shared, keys: &mut Keyring) {
         // The programs do not know the datagrams that a SOCKS5 server relays.
-        let may_have = |tenant: &&mut Tenant| tenant.socks.is_none() && !keys.is_shielded(number);
+        // An orphan drops everything.
+        let may_have =
+            |tenant: &&mut Tenant| tenant.socks.is_none() && tenant.orphaned.is_none() && !keys.is_shielded(number);
         let Some(tenant) = shared.tunnels.get_mut(number).filter(may_have) else { return };
         let Some(shield) = keys.shield(number, tenant.cipher.into(), tenant.protocol == Protocol::Ip) else {
             return tracing::debug!("{}: flooded, and all shields are in use", tenant.device.name);

@@ -255,6 +255,7 @@ impl Worker {
             self.send_due();
             // Serve the ready sources until all are empty, but check for commands after some rounds.
             for _ in 0..16 {
+                pulse.beat();
                 self.datapath.now = Instant::now();
                 sources.retain(|source| self.serve(*source));
                 self.flush();

@@ -33,11 +33,11 @@ const ALLOWED: &[c_long] = &[
     SYS_clone, SYS_clone3, SYS_exit, SYS_exit_group, SYS_futex, SYS_set_robust_list, SYS_rseq, SYS_set_tid_address,
     SYS_gettid, SYS_getpid, SYS_getppid, SYS_sched_getaffinity, SYS_sched_setaffinity, SYS_sched_getscheduler,
     SYS_sched_setscheduler, SYS_sched_getparam, SYS_sched_setattr, SYS_sched_getattr, SYS_sched_yield, SYS_getpriority,
-    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_sigaltstack, SYS_tgkill,
+    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_sigaltstack,
     SYS_restart_syscall,
     // Time, limits, and what the process is.
     SYS_clock_gettime, SYS_clock_getres, SYS_clock_nanosleep, SYS_nanosleep, SYS_gettimeofday, SYS_time, SYS_getrandom,
-    SYS_uname, SYS_sysinfo, SYS_getcpu, SYS_prctl, SYS_arch_prctl, SYS_prlimit64, SYS_getrlimit, SYS_setrlimit,
+    SYS_uname, SYS_sysinfo, SYS_getcpu, SYS_prctl, SYS_arch_prctl, SYS_getrlimit, SYS_setrlimit,
     SYS_getrusage, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_capget,
 ];
 
@@ -57,6 +57,12 @@ pub(super) fn filter(ends: bool) -> Result<(), seccompiler::Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     rules.insert(SYS_mmap, vec![not_executable(2)?]);
     rules.insert(SYS_mprotect, vec![not_executable(2)?]);
+    // Signals to this process and limits of this process only: user 0 may do that to all processes of root.
+    let own = u64::from(std::process::id());
+    for (call, process) in [(SYS_tgkill, own), (SYS_prlimit64, 0)] {
+        let is_own = condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, process)?;
+        rules.insert(call, vec![SeccompRule::new(vec![is_own])?]);
+    }
     let socket =
         |domain: c_int| SeccompRule::new(vec![condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, domain as u64)?]);
     rules.insert(SYS_socket, DOMAINS.into_iter().map(socket).collect::<Result<_, _>>()?);

@@ -110,7 +110,11 @@ impl Journal {
 
     fn try_write(&mut self) -> io::Result<()> {
         if self.entries >= MAX_ENTRIES {
-            std::fs::rename(&self.path, old(&self.path))?;
+            match std::fs::rename(&self.path, old(&self.path)) {
+                // The last attempt came as far as this.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                renamed => renamed?,
+            }
             (self.file, self.entries) = (append(&self.path)?, 0);
         }
         self.file.write_all(&self.pending)?;
