@@ -203,7 +203,7 @@ fn confine(run_dir: &Path, strictness: Strictness) {
     }
 }
 
-/// Raises the limit of descriptors: a tunnel takes two, its UDP socket and its daemon's connection.
+/// Raises the limit of descriptors: a tunnel takes three, its UDP socket, its daemon's connection and its journal.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
