@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cipe_tests::capture::Captured;
+use cipe_tests::capture::{Capture, Captured};
 use cipe_tests::gateway::{Daemon, Pair};
 use cipe_tests::leak;
 use cipe_tests::net::{Frame, in_clear, pattern};
@@ -214,16 +214,22 @@ fn wait_for_ping(net: &Topology, within: Duration) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_engine_that_hangs_is_killed_and_replaced() -> Result<()> {
-    if !may_make_namespaces() {
-        return Ok(());
-    }
+/// Gateways with keys, whose private packets would leave in clear outside the tunnel, and a capture that sees it.
+fn watched() -> Result<(Topology, Pair, Capture)> {
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
     leak::tempt(&net)?;
     let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
     pair.wait_for_keys(&net)?;
     let capture = net.capture_carrier(100_000)?;
+    Ok((net, pair, capture))
+}
+
+#[test]
+fn an_engine_that_hangs_is_killed_and_replaced() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let (net, pair, capture) = watched()?;
     let engine = pair.a.engine_pid().context("an engine runs")?;
     process::signal(engine, Signal::STOP)?;
     pair.a.wait_for_line("on the engine that hangs", |line| line.contains("has not answered for 3 s"))?;
@@ -240,11 +246,7 @@ fn programs_that_somebody_detaches_from_a_hub_are_attached_again() -> Result<()>
     if !may_make_namespaces() {
         return Ok(());
     }
-    let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    leak::tempt(&net)?;
-    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
-    pair.wait_for_keys(&net)?;
-    let capture = net.capture_carrier(100_000)?;
+    let (net, pair, capture) = watched()?;
     let engine = pair.a.engine_pid().context("an engine runs")?;
     let index = |device: &str| net.gw(Side::A).run(|| nix::net::if_::if_nametoindex(device));
     let mut ends = vec![("xdp", index("cipehub0x")?)];
@@ -273,13 +275,9 @@ fn another_engine_takes_the_place_of_one_that_runs() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
-    let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    leak::tempt(&net)?;
-    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    let (net, pair, capture) = watched()?;
     let refused = pair.a.cipe(&["engine"]).output()?;
     assert!(!refused.status.success(), "two engines in one namespace");
-    pair.wait_for_keys(&net)?;
-    let capture = net.capture_carrier(100_000)?;
     let before = [told(&pair, Side::A), told(&pair, Side::B)];
     for round in 1..=2 {
         let engine = pair.a.engine_pid().context("an engine runs")?;

@@ -11,7 +11,7 @@ use crate::impair::{Passed, Relay};
 use crate::offload::Offload;
 use crate::options::{Options, PORT};
 use crate::process::patient;
-use crate::status::Status;
+use crate::status::{INBOUND, Status};
 use crate::topology::{Carrier, Side, Topology};
 
 /// Gateways whose peer is the relay, in the namespace of the tap.
@@ -102,22 +102,3 @@ pub fn outbound(status: &Status) -> u64 {
 pub fn inbound(status: &Status) -> u64 {
     INBOUND.iter().map(|verdict| status.count(verdict)).sum()
 }
-
-/// Verdicts on datagrams from the carrier.
-const INBOUND: &[&str] = &[
-    "delivered",
-    "control-received",
-    "bad-length",
-    "no-receive-key",
-    "bad-crc",
-    "bad-padding",
-    "bad-type",
-    "bad-inner",
-    "replayed",
-    "reflected",
-    "wrong-peer",
-    "bad-message",
-    "clear-control",
-    "control-full",
-    "private-full",
-];

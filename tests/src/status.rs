@@ -5,6 +5,27 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+/// Verdicts on datagrams from the carrier.
+pub const INBOUND: &[&str] = &[
+    "delivered",
+    "control-received",
+    "bad-length",
+    "no-receive-key",
+    "bad-crc",
+    "bad-padding",
+    "bad-type",
+    "bad-inner",
+    "congestion-drop",
+    "replayed",
+    "reflected",
+    "wrong-peer",
+    "bad-relay",
+    "bad-message",
+    "clear-control",
+    "control-full",
+    "private-full",
+];
+
 /// The work of one worker thread for a tunnel, and for other workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {

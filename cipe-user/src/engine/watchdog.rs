@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::kernel::pulse::{Silence, ThreadState};
+use crate::kernel::thread_state::{Silence, ThreadState};
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(500);

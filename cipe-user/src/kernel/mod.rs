@@ -27,7 +27,6 @@ pub mod netlink;
 pub mod nexthop;
 pub mod owner;
 pub mod policies;
-pub mod pulse;
 pub mod release;
 pub mod routes;
 pub mod scheduling;
@@ -37,5 +36,6 @@ pub mod shields;
 mod sysctl;
 #[cfg(test)]
 pub(crate) mod testnet;
+pub mod thread_state;
 mod whole;
 pub mod zone;

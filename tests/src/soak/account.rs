@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::Rule;
+use crate::status::INBOUND;
 
 /// Verdicts on packets of the private side.
 const OUTBOUND: &[&str] = &[
@@ -17,26 +18,6 @@ const OUTBOUND: &[&str] = &[
     "too-big",
     "no-send-key",
     "carrier-full",
-];
-/// Verdicts on datagrams of the carrier.
-const INBOUND: &[&str] = &[
-    "delivered",
-    "control-received",
-    "bad-length",
-    "no-receive-key",
-    "bad-crc",
-    "bad-padding",
-    "bad-type",
-    "bad-inner",
-    "congestion-drop",
-    "replayed",
-    "reflected",
-    "wrong-peer",
-    "bad-relay",
-    "bad-message",
-    "clear-control",
-    "control-full",
-    "private-full",
 ];
 /// Verdicts on packets of either side.
 const EITHER: &[&str] = &["tunnel-dead", "no-frame", "ring-full"];

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Daemon;
 use crate::control::client::EngineProcess;
 use crate::control::protocol::Request;
-use crate::kernel::pulse::{Silence, ThreadState};
+use crate::kernel::thread_state::{Silence, ThreadState};
 
 /// Without an event for this time, the engine is asked.
 const INTERVAL: Duration = Duration::from_secs(1);

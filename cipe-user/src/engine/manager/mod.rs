@@ -69,7 +69,7 @@ use orphans::KeptDevices;
 use replacement::Predecessor;
 use shared::Shared;
 use shields::Shields;
-use start::Started;
+use start::Prepared;
 use status::StatusSources;
 use tunnel_devices::TunnelDevices;
 
@@ -164,8 +164,8 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     }
     let mut server = server.context("there is no control socket")?;
     let (to_manager, mut connection_events) = mpsc::channel(MAX_QUEUED_CONNECTION_EVENTS);
-    let Started { platform, keys, shields, hubs, salt, next_hops, mut followers, mut reports, mut ends } =
-        prepared.take_over().await?;
+    let Prepared { platform, keys, shields, salt, next_hops, mut followers, mut reports, mut ends } = prepared;
+    let hubs = start::inherit(&platform.netlink).await?;
     let (routes, mut next_hop_changes) = CarrierRoutes::new(next_hops);
     let mut manager = Manager {
         stay,

@@ -35,30 +35,12 @@ const UMEM_PER_WORKER: u32 = 32 << 20;
 /// Octets of UMEM of an engine, at least.
 const MIN_UMEM: u32 = 64 << 20;
 
-/// An engine that has all that takes time, and has touched nothing of an engine before it.
+/// The parts of an engine that has all that takes time, and has touched nothing of an engine before it.
 pub(super) struct Prepared {
-    netlink: Netlink,
-    programs: Programs,
-    workers: Workers,
-    umem: Umem,
-    sends_live: bool,
-    lacks: Vec<Feature>,
-    keys: KeyWriter,
-    shields: ShieldWriter,
-    next_hops: NextHops,
-    followers: Followers,
-    reports: mpsc::Receiver<(u16, WorkerReport)>,
-    ends: mpsc::Receiver<usize>,
-}
-
-/// The parts of an engine that has started.
-pub(super) struct Started {
     pub platform: Arc<Platform>,
     /// The one writer of the key slots.
     pub keys: KeyWriter,
     pub shields: ShieldWriter,
-    /// Hubs that an engine that died left, with devices on them.
-    pub hubs: Vec<Hub>,
     /// Octets that no engine before this one had, for MAC addresses.
     pub salt: [u8; 3],
     pub next_hops: NextHops,
@@ -128,62 +110,23 @@ pub(super) async fn prepare(
     let (workers, ends) = Workers::start(count, &umem, pool, &to_manager, &next_hops)?;
     let mut followers = Followers::start(&netlink, next_hops.clone()).await?;
     programs.set_local_addresses(&followers.local_addresses())?;
-    Ok(Prepared {
-        netlink,
-        programs,
-        workers,
-        umem,
-        sends_live,
-        lacks,
-        keys,
-        shields,
-        next_hops,
-        followers,
-        reports,
-        ends,
-    })
+    let platform = Arc::new(Platform::new(programs, netlink, workers, (umem, sends_live), lacks));
+    Ok(Prepared { platform, keys, shields, salt: Random::new()?.octets(), next_hops, followers, reports, ends })
 }
 
-impl Prepared {
-    /// Takes over what an engine that has ended left.
-    ///
-    /// # Errors
-    /// The kernel refuses it.
-    pub(super) async fn take_over(self) -> anyhow::Result<Started> {
-        let Self {
-            netlink,
-            programs,
-            workers,
-            umem,
-            sends_live,
-            lacks,
-            keys,
-            shields,
-            next_hops,
-            followers,
-            reports,
-            ends,
-        } = self;
-        let Inheritance { swept, hubs } = netlink.inherit().await?;
-        for name in swept {
-            tracing::info!("{name}: left by an engine that died; removed");
-        }
-        for hub in &hubs {
-            remove_leftovers(hub.index);
-        }
-        let platform = Arc::new(Platform::new(programs, netlink, workers, (umem, sends_live), lacks));
-        Ok(Started {
-            platform,
-            keys,
-            shields,
-            hubs,
-            salt: Random::new()?.octets(),
-            next_hops,
-            followers,
-            reports,
-            ends,
-        })
+/// Takes over the hubs with devices on them that an engine which has ended left, and removes what else it left.
+///
+/// # Errors
+/// The kernel refuses it.
+pub(super) async fn inherit(netlink: &Netlink) -> anyhow::Result<Vec<Hub>> {
+    let Inheritance { swept, hubs } = netlink.inherit().await?;
+    for name in swept {
+        tracing::info!("{name}: left by an engine that died; removed");
     }
+    for hub in &hubs {
+        remove_leftovers(hub.index);
+    }
+    Ok(hubs)
 }
 
 /// Gives up the rights that the engine does not use from here on. What it has used before: CAP_SYS_ADMIN, for a test of the kernel in
