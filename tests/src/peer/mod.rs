@@ -208,9 +208,15 @@ enum Command {
     Stop,
 }
 
+/// A command; who waits for the other end of `_done` learns when it is carried out or the thread has ended.
+struct Errand {
+    command: Command,
+    _done: Option<Sender<()>>,
+}
+
 /// One end of a tunnel, running until it is stopped or dropped.
 pub struct Peer {
-    commands: Sender<Command>,
+    commands: Sender<Errand>,
     wake: Arc<OwnedFd>,
     counters: Arc<Mutex<Counters>>,
     thread: Option<JoinHandle<io::Result<()>>>,
@@ -280,9 +286,10 @@ impl Peer {
         self.command(Command::Clear(number));
     }
 
-    /// Stops receiving and sending, as a host without network, or starts again.
+    /// Stops receiving and sending, as a host without network, or starts again. This and each change below is in force on
+    /// return: what a device or a socket gets after it, the peer handles after it.
     pub fn silence(&self, silent: bool) {
-        self.command(Command::Silence(silent));
+        self.carry_out(Command::Silence(silent));
     }
 
     /// Continues with its keys on another socket, as a host with a new address.
@@ -291,7 +298,7 @@ impl Peer {
     /// A socket that cannot be made non-blocking.
     pub fn move_to(&self, socket: UdpSocket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
-        self.command(Command::Move(socket));
+        self.carry_out(Command::Move(socket));
         Ok(())
     }
 
@@ -301,13 +308,13 @@ impl Peer {
     /// As [`Self::move_to`].
     pub fn roam_to(&self, socket: UdpSocket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
-        self.command(Command::Roam(socket));
+        self.carry_out(Command::Roam(socket));
         Ok(())
     }
 
     /// Makes a new send key now.
     pub fn renew(&self) {
-        self.command(Command::Renew);
+        self.carry_out(Command::Renew);
     }
 
     /// The counters so far.
@@ -331,8 +338,20 @@ impl Peer {
     }
 
     fn command(&self, command: Command) {
+        self.hand_over(Errand { command, _done: None });
+    }
+
+    /// Returns when the command is carried out.
+    fn carry_out(&self, command: Command) {
+        let (done, waiting) = mpsc::channel();
+        self.hand_over(Errand { command, _done: Some(done) });
+        // Nothing is ever sent: the end of the errand, or of the thread, ends the wait.
+        let _ = waiting.recv();
+    }
+
+    fn hand_over(&self, errand: Errand) {
         // A thread that has ended accepts no commands; stop() reports why it ended.
-        if self.commands.send(command).is_ok() {
+        if self.commands.send(errand).is_ok() {
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
     }

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::session::Session;
-use super::{Command, Counters, Event};
+use super::{Command, Counters, Errand, Event};
 
 /// Most datagrams read in a row before commands and timers.
 const BURST: usize = 64;
@@ -26,7 +26,7 @@ pub(super) struct Worker {
     pub(super) session: Session,
     pub(super) events: Sender<Event>,
     pub(super) wake: Arc<OwnedFd>,
-    pub(super) inbox: Receiver<Command>,
+    pub(super) inbox: Receiver<Errand>,
     pub(super) published: Arc<Mutex<Counters>>,
     pub(super) silent: bool,
 }
@@ -40,9 +40,9 @@ impl Worker {
             self.wait()?;
             let mut count = [0; 8];
             let _ = rustix::io::read(&self.wake, &mut count);
-            while let Ok(command) = self.inbox.try_recv() {
+            while let Ok(errand) = self.inbox.try_recv() {
                 let now = Instant::now();
-                match command {
+                match errand.command {
                     Command::Data(packet) => self.session.send(&packet, now),
                     Command::Control(number, data) => self.session.send_control(number, &data),
                     Command::Clear(number) => self.session.send_clear(number),

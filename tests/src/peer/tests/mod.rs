@@ -128,6 +128,30 @@ fn packets_go_from_device_to_device() {
 }
 
 #[test]
+fn a_packet_after_a_move_leaves_from_the_new_address() {
+    let receiver = socket();
+    receiver.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let (inside, device) = UnixDatagram::pair().unwrap();
+    let config = Config { peer: Some(receiver.local_addr().unwrap()), ..Config::original(Cipher::Idea, SECRET) };
+    let (peer, _) = Peer::start_with_device(socket(), config, device.into()).unwrap();
+    for _ in 0..1_000 {
+        let to = socket();
+        let address = to.local_addr().unwrap();
+        peer.move_to(to).unwrap();
+        inside.send(&ping(40)).unwrap();
+        let mut buffer = [0; 2000];
+        // Its exchange, whose datagrams are longer, may come between.
+        let from = loop {
+            let (length, from) = receiver.recv_from(&mut buffer).unwrap();
+            if length < 64 {
+                break from;
+            }
+        };
+        assert_eq!(from, address);
+    }
+}
+
+#[test]
 fn short_inner_packets_never_arrive() {
     let (a, a_events, b, _) = pair(|_| ());
     for n in [28, 30, 31] {
