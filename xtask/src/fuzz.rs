@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Seconds for each target
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Inputs for each target, if they are tried before the time is over
+    #[arg(long)]
+    inputs: Option<u64>,
     /// Add to cipe-user/fuzz/corpus the inputs that reach new code
     #[arg(long)]
     keep: bool,
@@ -49,7 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fuzz(target)
                 .args([&found, &kept])
                 .args(["--", LARGEST_INPUT])
-                .arg(format!("-max_total_time={}", args.seconds)),
+                .arg(format!("-max_total_time={}", args.seconds))
+                .args(args.inputs.map(|inputs| format!("-runs={inputs}"))),
         )?;
         if args.keep {
             tools::check(fuzz(target).args([&kept, &found]).args(["--", LARGEST_INPUT, "-merge=1"]))?;

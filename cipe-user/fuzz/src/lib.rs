@@ -2,6 +2,7 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 
+pub mod carrier;
 pub mod coalesce;
 pub mod control;
 pub mod datapath;
@@ -12,12 +13,14 @@ pub mod message;
 pub mod options;
 pub mod packet;
 pub mod segment;
+pub mod socks;
 
 /// Runs one input; panics if something is wrong.
 pub type Run = fn(&[u8]);
 
 /// Every target by name, which is also the name of its folder of inputs.
-pub const TARGETS: [(&str, Run); 10] = [
+pub const TARGETS: [(&str, Run); 12] = [
+    ("carrier", carrier::run),
     ("coalesce", coalesce::run),
     ("control", control::run),
     ("datapath", datapath::run),
@@ -28,6 +31,7 @@ pub const TARGETS: [(&str, Run); 10] = [
     ("options", options::run),
     ("packet", packet::run),
     ("segment", segment::run),
+    ("socks", socks::run),
 ];
 
 /// Decodes an input; `None` if it is too short.

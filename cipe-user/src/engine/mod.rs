@@ -22,6 +22,8 @@ mod watchdog;
 mod worker;
 
 #[cfg(feature = "harness")]
+pub use carrier::{outer, socks};
+#[cfg(feature = "harness")]
 pub use datapath::pair;
 pub use manager::{EngineOptions, run};
 

@@ -72,7 +72,7 @@ impl Credentials {
 ///
 /// # Errors
 /// The server's error, without its name.
-pub(super) async fn run<S>(server: &mut S, credentials: Option<&Credentials>) -> Result<SocketAddr, String>
+pub async fn request_relay<S>(server: &mut S, credentials: Option<&Credentials>) -> Result<SocketAddr, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

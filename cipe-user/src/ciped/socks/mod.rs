@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::options::{self, EndpointName};
 use crate::kernel::zone;
 
-pub use handshake::{Credentials, SocksError};
+pub use handshake::{Credentials, SocksError, request_relay};
 
 /// How long the server may take to give a relay.
 const RELAY_DEADLINE: Duration = Duration::from_secs(10);
@@ -99,7 +99,7 @@ async fn associate(
         let address = address.map_err(|error| error.to_string())?.map_err(|mistake| mistake.what)?;
         let mut connection = connect(address, mark).await.map_err(|error| error.to_string())?;
         keep_alive(&connection).map_err(|error| error.to_string())?;
-        let relay = handshake::run(&mut connection, credentials).await?;
+        let relay = request_relay(&mut connection, credentials).await?;
         // A server that does not know its own address gives none.
         let ip = if relay.ip().is_unspecified() { address.ip() } else { relay.ip() };
         Ok((connection, zone::socket_address(ip, relay.port(), zone::of(address).unwrap_or_default())))

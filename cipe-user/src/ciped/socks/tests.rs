@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
 
-use super::handshake::run;
+use super::handshake::request_relay;
 use super::*;
 
 /// The octets that the client must send, and the server's answer.
@@ -22,7 +22,7 @@ async fn play(mut server: DuplexStream, turns: &[Turn<'_>]) -> DuplexStream {
 
 async fn against(turns: &[Turn<'_>], credentials: Option<&Credentials>) -> Result<SocketAddr, String> {
     let (mut client, server) = duplex(1024);
-    let (outcome, _server) = tokio::join!(run(&mut client, credentials), play(server, turns));
+    let (outcome, _server) = tokio::join!(request_relay(&mut client, credentials), play(server, turns));
     outcome
 }
 
@@ -75,7 +75,7 @@ async fn a_server_that_hangs_up_is_no_relay() {
             server.write_all(&[&[5, 0], &RELAY[..octets]].concat()).await.unwrap();
             drop(server);
         };
-        let (outcome, ()) = tokio::join!(run(&mut client, None), play);
+        let (outcome, ()) = tokio::join!(request_relay(&mut client, None), play);
         assert!(outcome.is_err());
     }
 }

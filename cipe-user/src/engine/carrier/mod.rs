@@ -6,9 +6,9 @@ mod door_stats;
 mod inbox;
 pub(super) mod losses;
 mod options;
-pub(super) mod outer;
+pub mod outer;
 mod segmentation;
-pub(super) mod socks;
+pub mod socks;
 mod udp;
 mod xdp;
 

@@ -42,7 +42,7 @@ pub struct Marks {
 }
 
 /// Returns the octets of Ethernet, IP and UDP headers in front of a datagram to `peer`.
-pub(crate) fn room(peer: IpAddr) -> usize {
+pub fn room(peer: IpAddr) -> usize {
     let ip = if peer.is_ipv4() { IPV4 } else { IPV6 };
     ETHERNET + ip + UDP
 }
@@ -66,7 +66,7 @@ pub(crate) fn write_ethernet(chunk: &mut [u8], at: usize, hop: Hop, is_ipv4: boo
 ///
 /// `from` and `to` always have the same IP version: the engine chooses `from` by a route to `to`. `ip_id` is the IPv4
 /// id. Over IPv6 the UDP checksum is always written (RFC 8200, section 8.1), over IPv4 only if `checksum`.
-pub(crate) fn write_frame(
+pub fn write_frame(
     chunk: &mut [u8],
     datagram: Range<usize>,
     hop: Hop,
@@ -133,7 +133,7 @@ fn ipv4(address: IpAddr) -> Ipv4Addr {
 
 /// A UDP datagram inside a carrier frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CarrierDatagram {
+pub struct CarrierDatagram {
     /// Its source. The zone of a link-local address is not in the headers.
     pub from: SocketAddr,
     /// The local address that it was sent to, also without a zone.
@@ -146,12 +146,12 @@ pub(crate) struct CarrierDatagram {
 
 /// Finds the UDP datagram in a whole Ethernet frame: up to two VLAN tags, IPv4 without options or IPv6 without
 /// extension headers, no fragment. Returns `None` for all other frames; the XDP program redirects only such frames.
-pub(crate) fn parse_frame(frame: &[u8]) -> Option<CarrierDatagram> {
+pub fn parse_frame(frame: &[u8]) -> Option<CarrierDatagram> {
     parse_front(frame).filter(|datagram| datagram.payload.end <= frame.len())
 }
 
 /// Does the same in the first piece of a frame; the payload may continue behind it.
-pub(crate) fn parse_front(frame: &[u8]) -> Option<CarrierDatagram> {
+pub fn parse_front(frame: &[u8]) -> Option<CarrierDatagram> {
     let mut at = 12;
     let mut ethertype: [u8; 2] = frame.get(at..at + 2)?.try_into().ok()?;
     for _ in 0..2 {

@@ -4,12 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Octets of the header with an IPv4 address; the MTU of a tunnel includes it (protocol section 2).
-pub(crate) const HEADER: usize = 10;
+pub const HEADER: usize = 10;
 
 const IPV4: u8 = 1;
 
 /// Returns the header of a datagram to `peer`; `None` if this is not an IPv4 address.
-pub(crate) fn header(peer: SocketAddr) -> Option<[u8; HEADER]> {
+pub fn header(peer: SocketAddr) -> Option<[u8; HEADER]> {
     let IpAddr::V4(address) = peer.ip() else { return None };
     let ([a, b, c, d], [high, low]) = (address.octets(), peer.port().to_be_bytes());
     Some([0, 0, 0, IPV4, a, b, c, d, high, low])
@@ -17,7 +17,7 @@ pub(crate) fn header(peer: SocketAddr) -> Option<[u8; HEADER]> {
 
 /// Returns the source of a relayed datagram; its payload is behind [`HEADER`] octets. `None` for a fragment, which a
 /// client may drop by RFC 1928, for an address that is not IPv4, and for invalid headers.
-pub(crate) fn parse(datagram: &[u8]) -> Option<SocketAddr> {
+pub fn parse(datagram: &[u8]) -> Option<SocketAddr> {
     match *datagram.first_chunk::<HEADER>()? {
         [0, 0, 0, IPV4, a, b, c, d, high, low] => {
             Some((Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low])).into())

@@ -1,0 +1,4 @@
+//! See `src/carrier.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| cipe_fuzz::carrier::run(input));
