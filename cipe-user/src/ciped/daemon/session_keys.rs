@@ -7,8 +7,9 @@ use tokio::time::Instant;
 
 use crate::control::protocol::{KeyOctets, Request, SessionKeys};
 
-/// Maximum receive keys: the newest one, and those before it that the peer may still use.
-const MAX_RECEIVE_KEYS: usize = 4;
+/// Maximum receive keys: the newest one, and those before it that the peer may still use. One of ours announces a new key at most each
+/// tokxc, a second at the least, and may use any of them: so none is forgotten before [`MIN_HOLD`].
+const MAX_RECEIVE_KEYS: usize = 64;
 /// How long a receive key is held after its successor has come, at least: the peer begins with the successor at once, unless many
 /// messages are lost.
 const MIN_HOLD: Duration = Duration::from_secs(60);
@@ -100,13 +101,23 @@ mod tests {
         let later = start + MIN_HOLD / 2;
         keys.note(&Request::DropSendKey, later);
         (4..7).for_each(|key| keys.note(&receive(key), later));
-        assert_eq!(held(&keys), (None, vec![6, 5, 4, 3]));
-        assert_eq!(keys.deadline(), Some(later + MIN_HOLD));
+        assert_eq!(held(&keys), (None, vec![6, 5, 4, 3, 2, 1]));
+        assert_eq!(keys.deadline(), Some(start + MIN_HOLD));
         keys.forget_former(start + MIN_HOLD);
         assert_eq!(held(&keys), (None, vec![6, 5, 4, 3]), "the hold of 3 began when 4 came");
         keys.forget_former(later + MIN_HOLD);
         assert_eq!(held(&keys), (None, vec![6]));
         keys.clear();
         assert!(keys.for_next_engine().is_none());
+    }
+
+    #[test]
+    fn the_key_in_use_is_held_however_many_are_announced() {
+        let start = Instant::now();
+        let mut keys = KeysInUse::default();
+        (0..60).for_each(|second| keys.note(&receive(second), start + Duration::from_secs(second.into())));
+        assert_eq!(held(&keys).1.last(), Some(&0));
+        (0..=255).for_each(|key| keys.note(&receive(key), start));
+        assert_eq!(held(&keys).1.len(), MAX_RECEIVE_KEYS);
     }
 }

@@ -15,7 +15,7 @@ mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, ensure};
@@ -61,6 +61,8 @@ pub struct Ledger {
     opening: Mutex<()>,
     /// Held while the log of a record is written, or the record is given to another key.
     records: [Mutex<()>; RECORDS],
+    /// The number of [`Record`]s of each record in the file: their keys are live.
+    holders: [AtomicU32; RECORDS],
 }
 
 impl Ledger {
@@ -112,7 +114,12 @@ impl Ledger {
 
     fn map(memory: impl AsFd) -> anyhow::Result<Arc<Self>> {
         let words = SharedArray::map(memory, WORDS).context("memory for the use of keys")?;
-        Ok(Arc::new(Self { words, opening: Mutex::default(), records: Default::default() }))
+        Ok(Arc::new(Self {
+            words,
+            opening: Mutex::default(),
+            records: Default::default(),
+            holders: Default::default(),
+        }))
     }
 
     const fn octets() -> u64 {
@@ -155,7 +162,9 @@ impl Ledger {
         Some(packets.max(logged))
     }
 
-    /// Returns the record of a key: its own if it has one, else a new one, in the place of the oldest of the same use.
+    /// Returns the record of a key: its own if it has one, else a new one, in the place of the oldest of the same use whose key is not
+    /// live. A peer may announce any number of keys while it uses another: so if all are live, in the place of the oldest without a
+    /// packet.
     pub fn open(self: &Arc<Self>, used: Use, key: &[u8; KEY]) -> Record {
         let hash = self.hash(used, key);
         let _opening = locked(&self.opening);
@@ -166,8 +175,12 @@ impl Ledger {
 
     fn begin(&self, used: Use, hash: [u64; 2]) -> (usize, u64) {
         let number_of = |index: usize| self.word(layout::record(index) + NUMBER);
-        let oldest = used.records().min_by_key(|index| number_of(*index).load(Ordering::Relaxed));
-        let index = oldest.unwrap_or(used.records().start);
+        let worth = |index: &usize| {
+            let is_live = self.holders[*index].load(Ordering::Relaxed) > 0;
+            let has_packets = self.word(layout::record(*index) + PACKETS).load(Ordering::Relaxed) > 0;
+            (is_live, is_live && has_packets, number_of(*index).load(Ordering::Relaxed))
+        };
+        let index = used.records().min_by_key(worth).unwrap_or(used.records().start);
         let _record = locked(&self.records[index]);
         let number = self.word(NEXT_WORD).fetch_add(1, Ordering::Relaxed);
         // Empty while it is written.

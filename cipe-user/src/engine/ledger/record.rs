@@ -25,6 +25,7 @@ pub struct Record {
 
 impl Record {
     pub(super) fn new(ledger: Arc<Ledger>, index: usize, number: u64, is_new: bool) -> Self {
+        ledger.holders[index].fetch_add(1, Ordering::Relaxed);
         Self { ledger, index, number, is_new }
     }
 
@@ -69,6 +70,12 @@ impl Record {
         let lock = locked(&self.ledger.records[self.index]);
         let is_own = self.field(NUMBER).load(Ordering::Relaxed) == self.number;
         is_own.then_some(Log { record: self, _lock: lock })
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.ledger.holders[self.index].fetch_sub(1, Ordering::Relaxed);
     }
 }
 

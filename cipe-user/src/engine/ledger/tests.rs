@@ -47,19 +47,36 @@ fn a_packet_that_was_logged_and_not_yet_counted_is_known() {
 }
 
 #[test]
-fn the_oldest_record_is_given_away_and_its_former_key_can_accept_nothing_more() {
+fn the_oldest_record_of_a_key_that_is_not_live_is_given_away() {
     let (ledger, _memory) = Ledger::new().unwrap();
     let first = ledger.open(Use::Receive, &KEY_1);
     push(&first, 0..3);
-    for key in 2..=RECEIVE_RECORDS as u8 {
-        assert_eq!(ledger.open(Use::Receive, &[key; KEY]).entries().count(), 0);
+    first.account(3, 300);
+    for key in 2..100 {
+        let record = ledger.open(Use::Receive, &[key; KEY]);
+        assert_eq!((record.entries().count(), record.packets()), (0, 0));
+        push(&record, 0..1);
     }
     assert_eq!(ledger.packets(Use::Receive, &KEY_1), Some(3));
-    let fifth = ledger.open(Use::Receive, &[99; KEY]);
+    assert!(first.log().is_some());
+    assert_eq!(ledger.packets(Use::Receive, &[99; KEY]), Some(1));
+    drop(first);
+    ledger.open(Use::Receive, &[100; KEY]);
     assert_eq!(ledger.packets(Use::Receive, &KEY_1), None);
-    assert!(first.log().is_none());
-    assert_eq!((fifth.entries().count(), fifth.packets()), (0, 0));
-    assert_eq!(ledger.packets(Use::Receive, &[2; KEY]), Some(0));
+}
+
+#[test]
+fn if_all_keys_are_live_the_oldest_unused_one_can_accept_nothing_more() {
+    let (ledger, _memory) = Ledger::new().unwrap();
+    let mut live: Vec<Record> = (0..RECEIVE_RECORDS as u8).map(|key| ledger.open(Use::Receive, &[key; KEY])).collect();
+    live[0].account(1, 100);
+    for key in 50..60 {
+        live.push(ledger.open(Use::Receive, &[key; KEY]));
+    }
+    assert!(live[0].log().is_some() && live[RECEIVE_RECORDS + 9].log().is_some());
+    assert!(live[1].log().is_none());
+    assert_eq!(ledger.packets(Use::Receive, &[0; KEY]), Some(1));
+    assert_eq!(ledger.packets(Use::Receive, &[1; KEY]), None);
 }
 
 #[test]
