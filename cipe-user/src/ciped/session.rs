@@ -254,12 +254,7 @@ impl<R: CryptoRng> Session<R> {
                 steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {}", Shown(*peer)), now));
                 steps
             }
-            Event::Clear { datagram, from } => match hex::decode(datagram) {
-                Ok(datagram) => self.clear(&datagram, *from, now),
-                Err(_) => {
-                    vec![Step::Log(Level::Warning, "the engine passed on a message that is not hexadecimal".into())]
-                }
-            },
+            Event::Clear { datagram, from } => self.clear(datagram, *from, now),
             Event::NewMe { me, before } if before.ip().is_unspecified() => {
                 vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {}", Shown(*me)))]
             }

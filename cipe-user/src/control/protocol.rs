@@ -206,8 +206,8 @@ pub enum Request {
     },
     /// Sends a control message in clear, by the UDP socket.
     SendClear {
-        /// The whole datagram in hexadecimal.
-        datagram: String,
+        /// The whole datagram.
+        datagram: MessageOctets,
         /// Carrier address of the receiver.
         to: SocketAddr,
     },
@@ -431,8 +431,8 @@ pub enum Event {
     },
     /// A control message in clear came. Anybody may have sent it; if there are many, only some are passed on.
     Clear {
-        /// The whole datagram in hexadecimal.
-        datagram: String,
+        /// The whole datagram.
+        datagram: MessageOctets,
         /// Where it came from.
         from: SocketAddr,
     },

@@ -48,7 +48,7 @@ impl<R: CryptoRng> Session<R> {
                 }
                 self.pong_sent = Some(now.at);
                 let pong = clear::datagram(&Message::Pong(data), now.unix, &mut self.rng);
-                return vec![Step::Send(Request::SendClear { datagram: hex::encode(pong), to })];
+                return vec![Step::Send(Request::SendClear { datagram: pong[..].into(), to })];
             }
             // The engine has read it.
             Clear::Pong(_) if self.nokey => return Vec::new(),
@@ -73,8 +73,8 @@ impl<R: CryptoRng> Session<R> {
         };
         if asks && self.configuration_told.is_none_or(|last| now.at >= last + MIN_ANSWER_INTERVAL) {
             self.configuration_told = Some(now.at);
-            let datagram = hex::encode(self.configuration.answer(now.unix, &mut self.rng));
-            steps.push(Step::Send(Request::SendClear { datagram, to }));
+            let datagram = self.configuration.answer(now.unix, &mut self.rng);
+            steps.push(Step::Send(Request::SendClear { datagram: datagram[..].into(), to }));
         }
         steps
     }

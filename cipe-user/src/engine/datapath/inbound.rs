@@ -98,7 +98,7 @@ impl Datapath {
             if moves::is_clear_proof(tunnel, octets, from, self.now) {
                 self.moves.move_to(tunnel, from, &mut self.targets);
             } else if tunnel.common.may_pass_on_clear(self.now) {
-                let event = Event::Clear { datagram: hex::encode(octets), from };
+                let event = Event::Clear { datagram: octets.into(), from };
                 // If the queue is full, the event is lost; the peer repeats its message.
                 let _ = self.reports.try_send((number, WorkerReport::Event(event)));
             }

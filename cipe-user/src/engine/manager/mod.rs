@@ -485,10 +485,9 @@ impl Manager {
                 let used = shared.tunnels.get(number).map_or(0, |tenant| tenant.counters.receive_key_used());
                 keys.set_receive_key(number, &key, Duration::from_millis(keep_ms), used);
             }
-            (Request::SendClear { datagram, to }, Some(number)) => match hex::decode(&datagram) {
-                Ok(datagram) => workers.tell_home(number, Command::SendClear(number, to, datagram)),
-                Err(error) => failed(format!("datagram: {error}; send hexadecimal")),
-            },
+            (Request::SendClear { datagram, to }, Some(number)) => {
+                workers.tell_home(number, Command::SendClear(number, to, datagram.to_vec()));
+            }
             (Request::SendControl { payload, under, announces }, Some(number)) => {
                 let message = ControlMessage { octets: payload, under, announces };
                 workers.tell_home(number, Command::SendControl(number, message));
