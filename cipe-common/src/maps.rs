@@ -29,9 +29,8 @@ pub mod names {
     pub const SHIELDS: &str = "SHIELDS";
     /// `PERCPU_ARRAY` of [`super::Drops`] by [`super::drops_index`].
     pub const VERDICTS: &str = "VERDICTS";
-    /// `ARRAY` of u64 by tunnel number: the time at which the program last passed on a packet that it would drop, because no key of
-    /// ours opens it, in nanoseconds of `CLOCK_MONOTONIC`.
-    pub const KEYLESS: &str = "KEYLESS";
+    /// `ARRAY` of [`super::Budgets`] by tunnel number.
+    pub const BUDGETS: &str = "BUDGETS";
     /// `HASH` from a LAN card's ifindex (u32) to [`super::Lan`].
     pub const LAN_DEVICES: &str = "LAN_DEVICES";
     /// `XSKMAP` by [`super::Lan::sockets`] plus the receive queue.
@@ -168,6 +167,26 @@ impl CarrierAddress {
     pub const fn is_link_local(address: &[u8; 16]) -> bool {
         address[0] == 0xFE && address[1] & 0xC0 == 0x80
     }
+}
+
+/// Value of `BUDGETS`: what the programs let pass of datagrams that anybody can send in any number. Times are in nanoseconds of
+/// `CLOCK_MONOTONIC`. Only the programs write it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budgets {
+    /// When a datagram that no key of ours opens passed last; 0: never.
+    pub keyless: u64,
+    /// When the budget for messages in clear is full again.
+    pub clear: u64,
+}
+
+impl Budgets {
+    /// Minimum time between two datagrams that no key of ours opens, in nanoseconds.
+    pub const KEYLESS_INTERVAL: u64 = 100_000_000;
+    /// Messages in clear that may pass at once.
+    pub const CLEAR_BURST: u64 = 16;
+    /// The time after which one more may pass, in nanoseconds.
+    pub const CLEAR_INTERVAL: u64 = 100_000_000;
 }
 
 /// Value of `LAN_DEVICES`.
@@ -321,7 +340,7 @@ pub const fn drops_index(tunnel: u32) -> u32 {
 
 const _: () = assert!(size_of::<KeySlot>() == 32 && size_of::<CarrierAddress>() == 24 && size_of::<Tunnel>() == 52);
 const _: () = assert!(size_of::<Run>() == 64 && CHUNK.is_power_of_two() && Departure::OFFSET_LIMIT.is_power_of_two());
-const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8);
+const _: () = assert!(size_of::<Lan>() == 24 && size_of::<LanRoute>() == 8 && size_of::<Budgets>() == 16);
 const _: () = assert!(KERNEL_VERDICTS.is_power_of_two() && crate::Verdict::KERNEL.len() <= KERNEL_VERDICTS);
 const _: () = assert!(size_of::<PrivateAddress>() == 8 && size_of::<EthernetDevice>() == 8 && MAX_HUBS <= 256);
 

@@ -104,7 +104,7 @@ impl Verdict {
     pub const COUNT: usize = Self::ALL.len();
 
     /// The verdicts that the eBPF programs count. The engine counts all others, and also `NoReceiveKey`, `BadLength`,
-    /// `BadCrc`, `WrongPeer` and `RouteLoop`; each packet is counted by one of the two.
+    /// `BadCrc`, `WrongPeer`, `ClearControl` and `RouteLoop`; each packet is counted by one of the two.
     pub const KERNEL: &'static [Self] = &[
         Self::PrivateNotIp,
         Self::PrivateUnstamped,
@@ -116,6 +116,7 @@ impl Verdict {
         Self::NoReceiveKey,
         Self::BadCrc,
         Self::WrongPeer,
+        Self::ClearControl,
     ];
 
     /// Returns its index in [`Self::KERNEL`]; `None` if the programs do not count it.

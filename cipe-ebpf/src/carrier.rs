@@ -61,8 +61,11 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     if state.flags & Tunnel::PINNED != 0 && datagram.from != state.target {
         return Err(Drop { tunnel, verdict: Verdict::WrongPeer });
     }
-    if state.flags & Tunnel::NOKEY == 0 {
-        if !is_packet(n) && !is_clear(front, datagram.payload, n) {
+    let is_keyed = state.flags & Tunnel::NOKEY == 0;
+    if is_keyed && is_clear(front, datagram.payload, n) {
+        shield::pass_few_in_clear(tunnel)?;
+    } else if is_keyed {
+        if !is_packet(n) {
             return Err(Drop { tunnel, verdict: Verdict::BadLength });
         }
         // The program can only read the front. The engine checks a payload beyond it.
@@ -76,9 +79,7 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
                 "tunnel {}: dynamic key flag without a receive key, handed on so that a key is asked for", tunnel
             );
         }
-        if is_packet(n) && !is_clear(front, datagram.payload, n) {
-            shield::check(ctx, tunnel, state, datagram.payload, n)?;
-        }
+        shield::check(ctx, tunnel, state, datagram.payload, n)?;
     }
     // An index beyond the last queue would be that of another device's socket.
     if frame.octets > largest_frame() || ctx.rx_queue_index() >= CARRIER_QUEUES {
@@ -94,7 +95,7 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
 /// datagram to one of our addresses.
 ///
 /// # Errors
-/// The drop, if no key can open the datagram.
+/// The drop, if no key can open the datagram, or if it is one message in clear too many.
 #[inline(always)]
 pub fn shield(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is the one the kernel called us with; the verifier checks each field access.
@@ -107,14 +108,14 @@ pub fn shield(ctx: &TcContext) -> Result<(), Drop> {
     let Some(tunnel) = tunnel_of(datagram.local) else { return Ok(()) };
     let Some(state) = TUNNELS.get(tunnel) else { return Ok(()) };
     let n = datagram.length.wrapping_sub(size_of::<Udp>());
-    let is_whole = datagram.length >= size_of::<Udp>() && datagram.length <= datagram.room && is_packet(n);
-    if !is_whole
-        || state.flags & (Tunnel::ALIVE | Tunnel::NOKEY) != Tunnel::ALIVE
-        || is_clear(frame.front, datagram.payload, n)
-    {
+    let is_whole = datagram.length >= size_of::<Udp>() && datagram.length <= datagram.room;
+    if !is_whole || state.flags & (Tunnel::ALIVE | Tunnel::NOKEY) != Tunnel::ALIVE {
         return Ok(());
     }
-    shield::check(ctx, tunnel, state, datagram.payload, n)
+    if is_clear(frame.front, datagram.payload, n) {
+        return shield::pass_few_in_clear(tunnel);
+    }
+    if is_packet(n) { shield::check(ctx, tunnel, state, datagram.payload, n) } else { Ok(()) }
 }
 
 /// Returns whether the protocol has packets of `n` octets.

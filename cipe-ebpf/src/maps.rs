@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap},
 };
 use cipe_common::maps::{
-    CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES_PER_WORKER, Departure, Drops, EthernetDevice, KeySlot,
+    Budgets, CARRIER_QUEUES, CHUNK, CarrierAddress, DEPARTURES_PER_WORKER, Departure, Drops, EthernetDevice, KeySlot,
     LAN_QUEUES, Lan, LanRoute, MAX_CARRIERS, MAX_CHUNKS, MAX_HUBS, MAX_LAN_ROUTES, MAX_LANS, MAX_LOCAL_ADDRESSES,
     MAX_TUNNELS, PRIVATE_QUEUES, PrivateAddress, Run, SLOTS, Tunnel, drops_entries,
 };
@@ -46,7 +46,7 @@ pub static SHIELDS: Array<Shield> = Array::with_max_entries(MAX_SHIELDS, BPF_F_M
 pub static VERDICTS: PerCpuArray<Drops> = PerCpuArray::with_max_entries(drops_entries(MAX_TUNNELS), 0);
 
 #[map]
-pub static KEYLESS: Array<u64> = Array::with_max_entries(MAX_TUNNELS, 0);
+pub static BUDGETS: Array<Budgets> = Array::with_max_entries(MAX_TUNNELS, 0);
 
 #[map]
 pub static LAN_DEVICES: HashMap<u32, Lan> = HashMap::with_max_entries(MAX_LANS, 0);

@@ -7,18 +7,14 @@ use aya_ebpf::{
 };
 use cipe_common::{
     Verdict,
-    maps::Tunnel,
+    maps::{Budgets, Tunnel},
     shield::{self, BLOCK, Shield, ShieldKey},
 };
 
 use crate::{
-    maps::{KEYLESS, SHIELDS},
+    maps::{BUDGETS, SHIELDS},
     verdicts::Drop,
 };
-
-/// Rate limit of packets that no key of ours opens: one per tunnel in this many nanoseconds is handed on to the engine, which may
-/// then ask for a key. The others are dropped here.
-const KEYLESS_INTERVAL_NS: u64 = 100_000_000;
 
 /// Indexes in [`Shield::keys`].
 const STATIC: usize = 0;
@@ -164,22 +160,45 @@ fn xor(plain: u64, blocks: &TwoBlocks) -> [u8; BLOCK] {
     (plain ^ blocks[0]).to_le_bytes()
 }
 
-/// Lets one packet per [`KEYLESS_INTERVAL_NS`] pass. Two CPUs may let one pass each at the same time.
+/// Lets one packet per [`Budgets::KEYLESS_INTERVAL`] pass, so that the engine may ask for a key. Two CPUs may let one pass each at the
+/// same time.
 ///
 /// # Errors
 /// The rate limit is reached: a drop under `verdict`.
 #[inline(always)]
 pub fn pass_some(tunnel: u32, verdict: Verdict) -> Result<(), Drop> {
     let refused = Drop { tunnel, verdict };
-    let last = KEYLESS.get_ptr_mut(tunnel).ok_or(refused)?;
+    let budgets = BUDGETS.get_ptr_mut(tunnel).ok_or(refused)?;
     // SAFETY: the helper takes no arguments; the pointer comes from a successful array look-up, is aligned, and stays
     // valid as long as the map, which the program holds.
     unsafe {
+        let last = &raw mut (*budgets).keyless;
         let now = bpf_ktime_get_ns();
-        if now.wrapping_sub(*last) < KEYLESS_INTERVAL_NS && *last != 0 {
+        if now.wrapping_sub(*last) < Budgets::KEYLESS_INTERVAL && *last != 0 {
             return Err(refused);
         }
         *last = now;
+    }
+    Ok(())
+}
+
+/// Lets a message in clear pass while the tunnel's budget lasts. Two CPUs may take the same part of the budget at the same time.
+///
+/// # Errors
+/// The drop, if the budget is spent.
+#[inline(always)]
+pub fn pass_few_in_clear(tunnel: u32) -> Result<(), Drop> {
+    let refused = Drop { tunnel, verdict: Verdict::ClearControl };
+    let budgets = BUDGETS.get_ptr_mut(tunnel).ok_or(refused)?;
+    // SAFETY: as in `pass_some`.
+    unsafe {
+        let full = &raw mut (*budgets).clear;
+        let now = bpf_ktime_get_ns();
+        let missing = (*full).saturating_sub(now);
+        if missing > (Budgets::CLEAR_BURST - 1) * Budgets::CLEAR_INTERVAL {
+            return Err(refused);
+        }
+        *full = now + missing + Budgets::CLEAR_INTERVAL;
     }
     Ok(())
 }

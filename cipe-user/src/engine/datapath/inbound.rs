@@ -101,6 +101,9 @@ impl Datapath {
                 let event = Event::Clear { datagram: octets.into(), from };
                 // If the queue is full, the event is lost; the peer repeats its message.
                 let _ = self.reports.try_send((number, WorkerReport::Event(event)));
+            } else if !tunnel.nokey {
+                let before = self.refused_in_clear.map_or(0, |(count, _)| count);
+                self.refused_in_clear = Some((before + 1, number));
             }
             Err(Verdict::ClearControl)
         } else if tunnel.nokey {
@@ -150,9 +153,12 @@ impl Datapath {
         }
         opener.judge_all(&mut incoming, &mut opened);
         let failed = opened.iter().filter(|opened| **opened == Err(Verdict::BadCrc)).count();
-        self.suspicion.count(refused.len() + failed, incoming.len() - failed);
-        if let Some(item) = refused.first() {
-            self.report_flood(item.tunnel);
+        let in_clear = self.refused_in_clear.take();
+        let failed_early = refused.len() + in_clear.map_or(0, |(count, _)| count);
+        self.suspicion.count(failed_early + failed, incoming.len() - failed, self.now);
+        let of_flood = refused.first().map(|item| item.tunnel).or(in_clear.map(|(_, tunnel)| tunnel));
+        if let Some(tunnel) = of_flood.filter(|_| self.suspicion.is_on()) {
+            self.report_flood(tunnel);
         }
         refused.into_iter().for_each(|item| self.conclude(item, Err(Verdict::BadCrc)));
         for (item, opened) in incoming.drain(..).zip(opened.drain(..)) {

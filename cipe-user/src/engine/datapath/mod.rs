@@ -103,6 +103,8 @@ pub struct Datapath {
     incoming: Vec<Incoming>,
     opened: Vec<Result<Opened, Verdict>>,
     suspicion: Suspicion,
+    /// The messages in clear of a batch that came too fast, and the tunnel of the last one.
+    refused_in_clear: Option<(usize, u16)>,
     /// When a flood was reported last.
     flood_reported: Option<Instant>,
     authentic: Authentic,
@@ -138,7 +140,8 @@ impl Datapath {
             owners: Vec::with_capacity(BATCH),
             incoming: Vec::with_capacity(BATCH),
             opened: Vec::with_capacity(BATCH),
-            suspicion: Suspicion::default(),
+            suspicion: Suspicion::new(now),
+            refused_in_clear: None,
             flood_reported: None,
             authentic: Authentic::default(),
             deliveries: Vec::with_capacity(BATCH),

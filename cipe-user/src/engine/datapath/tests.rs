@@ -274,6 +274,38 @@ mod flood {
     }
 
     #[test]
+    fn a_key_in_use_opens_packets_however_many_others_are_announced() {
+        let mut pair = pair();
+        for announced in 1..20 {
+            pair.b.set_key(Slot::Previous, &KEYS[0]);
+            pair.b.set_key(Slot::Receive, &[0x60 + announced; KEY]);
+            pair.a.push(&udp(announced.into()), 0);
+            let sealed = pair.a.seal();
+            let (a, b) = (&pair.a, &mut pair.b);
+            assert_eq!(b.receive(a, &sealed).len(), 1, "after {announced} announcements");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_messages_in_clear_is_reported_and_a_few_are_not() {
+        let mut pair = pair();
+        let clear = |pair: &mut Pair, count: usize| {
+            let with = |octets| Datagram { octets, ..noise(&mut StdRng::seed_from_u64(16)) };
+            let line: Vec<_> = (0..count).map(|_| with(vec![0; 64])).collect();
+            let (a, b) = (&pair.a, &mut pair.b);
+            b.receive(a, &line);
+            let reports: Vec<_> = std::iter::from_fn(|| b.reports.try_recv().ok()).collect();
+            reports.iter().any(|(_, report)| matches!(report, WorkerReport::Flooded))
+        };
+        for _ in 0..100 {
+            assert!(!clear(&mut pair, 50));
+            pair.b.pass(std::time::Duration::from_secs(1));
+        }
+        assert!(clear(&mut pair, 100));
+        assert_eq!(counted(&pair.b, Verdict::ClearControl), 5_100);
+    }
+
+    #[test]
     fn a_key_that_opens_nothing_is_asked_for_during_a_flood_too() {
         let mut pair = pair();
         let mut rng = StdRng::seed_from_u64(15);

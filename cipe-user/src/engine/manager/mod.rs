@@ -13,6 +13,7 @@ mod copying;
 mod departure;
 mod doors;
 mod drops;
+mod flood;
 mod followers;
 mod habit;
 mod hubs;

@@ -1,103 +1,95 @@
 //! The shields of tunnels: while datagrams come fast that no key opens, the programs drop them before they reach a socket. A shield
 //! costs each genuine datagram the decryption of two blocks in the kernel, so it goes when the flood is over.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::time::Instant;
 
 use cipe_common::Verdict;
 
+use super::connections::Daemons;
+use super::flood::{Change, Flood};
 use super::keys::Keyring;
 use super::platform::{Platform, log_failure};
 use super::shared::Shared;
 use super::tunnels::Tenant;
 use crate::control::protocol::Protocol;
+use crate::repeats::counted;
 
-/// How long few datagrams have to be dropped until a tunnel's shield goes.
-const MIN_CALM_TIME: Duration = Duration::from_secs(10);
-
-/// Datagrams dropped per second up to which a shield is not worth its cost.
-const MAX_CALM_RATE: u64 = 500;
-
-/// The shields that are set, by tunnel. Whether one is really there, the key ring knows.
+/// The tunnels with a flood, now or lately. Whether a shield is really there, the key ring knows.
 #[derive(Default)]
 pub(super) struct Shields {
-    set: BTreeMap<u16, Drops>,
-}
-
-/// The datagrams that a shield drops.
-#[derive(Clone, Copy, Debug)]
-struct Drops {
-    /// Since when they are few.
-    calm_since: Instant,
-    /// When they were counted last, and how many there had been.
-    counted: Instant,
-    total: u64,
-}
-
-impl Drops {
-    fn new(now: Instant, total: u64) -> Self {
-        Self { calm_since: now, counted: now, total }
-    }
-
-    /// Takes the number of dropped datagrams so far; returns whether they have been few for long enough.
-    fn are_over(&mut self, total: u64, now: Instant) -> bool {
-        let dropped = total.saturating_sub(self.total);
-        let passed = now.duration_since(self.counted);
-        if dropped as f64 > MAX_CALM_RATE as f64 * passed.as_secs_f64() {
-            self.calm_since = now;
-        }
-        (self.counted, self.total) = (now, total);
-        now.duration_since(self.calm_since) >= MIN_CALM_TIME
-    }
+    flooded: BTreeSet<u16>,
 }
 
 impl Shields {
     /// Handles a worker's report that it gets many datagrams which no key of a tunnel opens.
     pub(super) fn flooded(&mut self, number: u16, now: Instant, shared: &mut Shared, keys: &mut Keyring) {
-        // The programs do not know the datagrams that a SOCKS5 server relays.
         // An orphan drops everything.
-        let may_have =
-            |tenant: &&mut Tenant| tenant.socks.is_none() && tenant.orphaned.is_none() && !keys.is_shielded(number);
-        let Some(tenant) = shared.tunnels.get_mut(number).filter(may_have) else { return };
+        let Some(tenant) = shared.tunnels.get_mut(number).filter(|tenant| tenant.orphaned.is_none()) else { return };
+        let flood = tenant.flood.get_or_insert_with(|| Flood::new(now));
+        if let Some(floods) = flood.reported(now) {
+            let message = "many datagrams come that no key opens; they are dropped by their first and last blocks";
+            tell(&shared.daemons, number, message, floods);
+        }
+        self.flooded.insert(number);
+        // The programs do not know the datagrams that a SOCKS5 server relays.
+        if tenant.socks.is_some() || !flood.needs_shield(now) {
+            return;
+        }
         let Some(shield) = keys.shield(number, tenant.cipher.into(), tenant.protocol == Protocol::Ip) else {
             return tracing::debug!("{}: flooded, and all shields are in use", tenant.device.name);
         };
+        flood.shielded(dropped(number, &shared.platform), now);
         tenant.shield = shield;
         log_failure(shared.platform.programs().set_tunnel(number.into(), tenant.entry()));
         attach(tenant, &shared.platform);
-        self.set.insert(number, Drops::new(now, dropped(number, &shared.platform)));
-        let message = "many datagrams come that no key opens; the programs drop them by their first and last blocks";
-        shared.daemons.news(number, message.into());
     }
 
-    /// Takes the shields of tunnels that are not flooded any more, and follows tunnels that have changed their doors or devices.
+    /// Takes the shields that are not worth their cost any more, and follows tunnels that have changed their doors or devices.
     pub(super) fn poll(&mut self, now: Instant, shared: &mut Shared, keys: &mut Keyring) {
-        if self.set.is_empty() {
+        if self.flooded.is_empty() {
             return;
         }
         let Shared { tunnels, platform, daemons, .. } = shared;
-        self.set.retain(|number, drops| {
+        self.flooded.retain(|number| {
             // The tunnel has gone, or another one has its number now.
-            let Some(tenant) = tunnels.get_mut(*number).filter(|_| keys.is_shielded(*number)) else { return false };
-            let is_over = drops.are_over(dropped(*number, platform), now);
-            if is_over {
+            let Some(tenant) = tunnels.get_mut(*number).filter(|tenant| tenant.orphaned.is_none()) else {
+                return false;
+            };
+            let Some(flood) = &mut tenant.flood else { return false };
+            let change = flood.poll(dropped(*number, platform), now);
+            let (has_shield, floods) = (flood.has_shield(), flood.number());
+            if has_shield {
+                attach(tenant, platform);
+            } else if keys.is_shielded(*number) {
                 tenant.shield = 0;
                 log_failure(platform.programs().set_tunnel((*number).into(), tenant.entry()));
                 keys.unshield(*number);
-                daemons.news(*number, "few datagrams come that no key opens; the programs look at none of them".into());
-            } else {
-                attach(tenant, platform);
             }
-            !is_over
+            match change {
+                Change::None | Change::Unshield => {}
+                Change::Over => tell(daemons, *number, "few datagrams come that no key opens", floods),
+                Change::Forgotten => tenant.flood = None,
+            }
+            tenant.flood.is_some()
         });
-        let devices: Vec<u32> = self.set.keys().filter_map(|number| socket_device(tunnels.get(*number)?)).collect();
+        let shielded = self.flooded.iter().filter_map(|number| tunnels.get(*number)).filter(|tenant| tenant.shield > 0);
+        let devices: Vec<u32> = shielded.filter_map(socket_device).collect();
         platform.programs().detach_shields_except(|ifindex| devices.contains(&ifindex));
     }
 }
 
-/// The number of a tunnel's datagrams that the programs have dropped because no key opens them.
+/// Tells a tunnel's daemon of the beginning or the end of the 1st, 2nd, 4th, 8th and so on of its floods.
+fn tell(daemons: &Daemons, number: u16, what: &str, floods: u64) {
+    if floods.is_power_of_two() {
+        daemons.news(number, counted(what, floods));
+    }
+}
+
+/// The number of a tunnel's datagrams that the programs have dropped because no key opens them, or because they are in clear.
 fn dropped(number: u16, platform: &Platform) -> u64 {
-    platform.verdicts(number).map_or(0, |verdicts| verdicts[Verdict::BadCrc as usize])
+    let of = [Verdict::BadCrc, Verdict::ClearControl];
+    platform.verdicts(number).map_or(0, |verdicts| of.iter().map(|verdict| verdicts[*verdict as usize]).sum())
 }
 
 /// The device by which the datagrams of a tunnel with a UDP socket come.
@@ -113,36 +105,5 @@ fn attach(tenant: &Tenant, platform: &Platform) {
         && let Err(error) = platform.programs().attach_shield(ifindex)
     {
         tracing::debug!("{error}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Seconds until a shield goes that drops so many datagrams a second, up to an hour.
-    fn seconds(rate: u64) -> Option<u64> {
-        let start = Instant::now();
-        let mut drops = Drops::new(start, 7);
-        (1..3600).find(|second| drops.are_over(7 + rate * second, start + Duration::from_secs(*second)))
-    }
-
-    #[test]
-    fn a_shield_goes_ten_seconds_after_the_flood_and_not_before() {
-        for rate in [0, 1, MAX_CALM_RATE] {
-            assert_eq!(seconds(rate), Some(10), "{rate}");
-        }
-        assert_eq!(seconds(MAX_CALM_RATE + 1), None);
-    }
-
-    #[test]
-    fn the_time_begins_anew_when_the_flood_comes_again() {
-        let start = Instant::now();
-        let mut drops = Drops::new(start, 0);
-        let total = |second: u64| if second < 7 { 0 } else { 10_000 };
-        assert_eq!(
-            (1..100).find(|second| drops.are_over(total(*second), start + Duration::from_secs(*second))),
-            Some(17)
-        );
     }
 }

@@ -8,6 +8,7 @@ use cipe_common::maps::{MAX_TUNNELS, Tunnel as TunnelEntry};
 
 use super::attach::TunnelLedger;
 use super::carrier_socket::{CarrierSocket, known};
+use super::flood::Flood;
 use super::loops::{Loops, PeerRoute};
 use super::sizes::Sizes;
 use crate::control::protocol::{Attach, CarrierChoice, Cipher, Protocol};
@@ -62,6 +63,8 @@ pub(super) struct Tenant {
     pub is_pinned: bool,
     /// The number of its shield in the programs; 0: it has none now.
     pub shield: u32,
+    /// Floods of datagrams that no key of it opens, now or lately.
+    pub flood: Option<Flood>,
     /// Name of the LAN card that it asks for a short cut with.
     pub lan: Option<String>,
     /// The busy-poll time that it asks for.
@@ -142,6 +145,7 @@ impl Tenant {
             sizes: Sizes::new(attach),
             is_pinned: attach.pin_peer && attach.socks.is_none(),
             shield: 0,
+            flood: None,
             hop: None,
             lan: attach.lan.clone(),
             busy_poll: Duration::from_micros(attach.busy_poll_us.into()),

@@ -387,7 +387,7 @@ fn read(options: &LoadOptions) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(names::TUNNELS, tunnels)
-        .map_max_entries(names::KEYLESS, tunnels)
+        .map_max_entries(names::BUDGETS, tunnels)
         .map_max_entries(names::PRIVATE_ADDRESSES, tunnels)
         .map_max_entries(names::PRIVATE_SOCKETS, MAX_HUBS * PRIVATE_QUEUES)
         .map_max_entries(names::CARRIER_ADDRESSES, 2 * tunnels)

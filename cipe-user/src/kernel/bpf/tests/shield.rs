@@ -1,6 +1,6 @@
 //! The shield in the programs, compared with the ciphers of the engine.
 
-use cipe_common::maps::Slot;
+use cipe_common::maps::{Budgets, Slot};
 use cipe_common::shield;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
@@ -200,6 +200,35 @@ fn of_what_is_refused_a_few_reach_the_engine_which_may_ask_for_a_key() {
     let passed = (0..SENT).filter(|_| bed.programs.run_xdp(names::CARRIER_XDP, &frame) == XDP_REDIRECT).count() as u64;
     assert!((1..SENT / 2).contains(&passed), "{passed}");
     assert_eq!(bed.refused(), SENT - passed);
+}
+
+#[test]
+fn of_messages_in_clear_a_few_pass_with_and_without_a_shield() {
+    for is_shielded in [true, false] {
+        let Some(mut bed) = Bed::new(Algorithm::Blowfish, true) else { return };
+        if !is_shielded {
+            bed.shields.remove(TUNNEL as u16);
+            bed.set(Tunnel::ALIVE);
+        }
+        const SENT: u64 = 2_000;
+        let lengths = [9, 16, 64, 61].iter().cycle().take(SENT as usize);
+        let frames: Vec<_> = lengths.map(|n| udp(LOCAL.parse().unwrap(), &vec![0; *n])).collect();
+        let by_xdp = |bed: &mut Bed, frame: &[u8]| bed.programs.run_xdp(names::CARRIER_XDP, frame) == XDP_REDIRECT;
+        let by_tc = |bed: &mut Bed, frame: &[u8]| bed.programs.run_tc_of(names::SHIELD_TC, frame, 0).0 == TC_PIPE;
+        let start = std::time::Instant::now();
+        let passed = frames.iter().filter(|frame| by_xdp(&mut bed, frame)).count() as u64;
+        // One budget for both programs, and only of datagrams in clear.
+        let passed = passed + frames.iter().filter(|frame| by_tc(&mut bed, frame)).count() as u64;
+        let earned = start.elapsed().as_nanos() as u64 / Budgets::CLEAR_INTERVAL;
+        let few = Budgets::CLEAR_BURST..=Budgets::CLEAR_BURST + earned + 1;
+        assert!(few.contains(&passed), "{passed} of {}, {earned} earned", 2 * SENT);
+        assert_eq!(bed.programs.counted(TUNNEL, Verdict::ClearControl), 2 * SENT - passed);
+        let genuine = sealed(Algorithm::Blowfish, &RECEIVE, KeyKind::Dynamic, &ip(84), Type::Data);
+        assert!(bed.passes(&udp(LOCAL.parse().unwrap(), &genuine)));
+        // Without keys everything is in clear.
+        bed.set(Tunnel::ALIVE | Tunnel::NOKEY);
+        assert!((0..100).all(|_| by_xdp(&mut bed, &frames[2]) && by_tc(&mut bed, &frames[2])));
+    }
 }
 
 #[test]
