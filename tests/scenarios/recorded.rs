@@ -246,3 +246,34 @@ fn recorded_data_under_the_static_key_is_refused_after_a_restart() -> Result<()>
     }
     Ok(())
 }
+
+/// NK_IND under the static key, which says that it was written so many seconds ago.
+fn announcement(key: u8, seconds_ago: u32) -> Result<Vec<u8>> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() as u32;
+    let message = peer::announcement(&[key; 16], now - seconds_ago);
+    Ok(peer::seal(Cipher::Blowfish, &static_key()?, false, true, &message))
+}
+
+#[test]
+fn a_peer_whose_clock_went_back_is_taken_when_a_running_daemon_is_asked_to_forget() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let mut a = Gateway::start(&net, Side::A, Daemon::Blowfish, &Options::of(Side::A).set("maxerr", -1))?;
+    a.wait_up()?;
+    let socket = net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), PORT)))?;
+    let announce =
+        |key, ago| -> Result<()> { Ok(_ = socket.send_to(&announcement(key, ago)?, (Side::A.carrier(), PORT))?) };
+    announce(1, 0)?;
+    a.wait_for_line("of the first key", |line| line.contains("new receive key"))?;
+    announce(2, 1000)?;
+    a.wait_for_line("of the clock", |line| line.contains("s older than one that came before"))?;
+    let output = a.cipe(&["forget", "cipcb0"]).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // This one only makes the daemon look for its file.
+    announce(3, 990)?;
+    a.wait_for_line("that it is gone", |line| line.contains("the peer's clock may have any time"))?;
+    announce(4, 980)?;
+    a.wait_for_lines(2, "of new keys", |line| line.contains("new receive key"))
+}

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::guard;
 use super::options::GuardPolicy;
 use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
@@ -76,7 +75,7 @@ pub(super) struct Attached {
 /// Connects to the engine, starts it if necessary, and requests the tunnel. Logs the modes in use.
 pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
-    let request = Request::Attach(Box::new(attach_request(guard::identity(setup).name, setup, place)));
+    let request = Request::Attach(Box::new(attach_request(setup.identity().name, setup, place)));
     let process = engine.process();
     engine.send(&request)?;
     let answer = tokio::time::timeout(ATTACH_DEADLINE, async {

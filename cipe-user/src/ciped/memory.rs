@@ -5,17 +5,21 @@
 //! this protection once, and nothing else.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::TakenKeys;
-use crate::control::run_dir;
+use super::identity::Identity;
+use crate::control::lock::{self, Lock, Wait};
+use crate::control::{run_dir, small_file};
 
 /// Format of the files.
 const VERSION: u32 = 1;
@@ -23,13 +27,26 @@ const VERSION: u32 = 1;
 /// Keys of the peer whose hashes are kept: those of 56 days at the default tokey.
 const KEYS: usize = 8192;
 
+/// The most tunnels whose option files have the same path, in several network namespaces.
+const MAX_NAMESAKES: u32 = 64;
+
+/// How long to wait for another daemon of the same tunnel, which is about to end.
+const MAX_WAIT: Duration = Duration::from_secs(3);
+/// Time between two looks whether it has ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
 /// The contents of a file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct Memory {
     version: u32,
     /// The tunnel's device, for people.
     pub device: String,
+    /// The tunnel; `None` in files of versions before 2026-12.
+    #[serde(default)]
+    pub tunnel: Option<Identity>,
+    /// Inode of its daemon's network namespace.
+    #[serde(default)]
+    pub namespace: Option<u64>,
     /// The newest time stamp of the peer's, in seconds since 1970.
     pub newest_stamp: Option<u32>,
     /// Whether the peer runs this program.
@@ -47,6 +64,8 @@ impl Memory {
         Self {
             version: VERSION,
             device: device.to_owned(),
+            tunnel: None,
+            namespace: None,
             newest_stamp,
             is_ours: false,
             salt: hex::encode(taken.salt()),
@@ -63,15 +82,96 @@ impl Memory {
 }
 
 /// The file of one tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct MemoryFile {
     path: PathBuf,
+    /// Held while a daemon uses it.
+    _lock: Option<Arc<Lock>>,
+}
+
+/// What a file is to a tunnel, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Match {
+    Own,
+    /// It does not say whose it is, or cannot be read.
+    Unnamed,
+    Free,
+    Other,
 }
 
 impl MemoryFile {
     /// The one of this name, which [`file_name`] makes.
     pub fn new(directory: &Path, name: &OsStr) -> Self {
-        Self { path: directory.join(name) }
+        Self { path: directory.join(name), _lock: None }
+    }
+
+    /// The file of a tunnel, for its daemon alone. In several network namespaces, option files may have the same path: the files of such
+    /// tunnels have numbers. Blocks for some seconds if another daemon of the same tunnel has not ended.
+    pub fn claim(directory: &Path, name: &OsStr, tunnel: &Identity) -> Self {
+        let deadline = Instant::now() + MAX_WAIT;
+        let mut files: Vec<Self> = Self::namesakes(directory, name).collect();
+        files.sort_by_cached_key(|file| file.is_of(tunnel));
+        for file in files {
+            let found = file.is_of(tunnel);
+            if found == Match::Other {
+                continue;
+            }
+            loop {
+                match file.try_to_lock() {
+                    // Another daemon may have made it its own by now.
+                    Ok(Some(lock)) if file.is_of(tunnel) <= found => {
+                        return Self { _lock: Some(Arc::new(lock)), ..file };
+                    }
+                    Ok(Some(_)) => break,
+                    Ok(None) if found == Match::Own && Instant::now() < deadline => std::thread::sleep(LOOK_INTERVAL),
+                    Ok(None) => {
+                        tracing::info!(
+                            "{} belongs to the tunnel of process {}; this tunnel gets a file of its own",
+                            file.path.display(),
+                            lock::holder(&file.lock_path())
+                        );
+                        break;
+                    }
+                    // Then nothing can be written there, which is logged at the first attempt.
+                    Err(error) => {
+                        tracing::debug!("{}: {error}", file.lock_path().display());
+                        return file;
+                    }
+                }
+            }
+        }
+        Self::new(directory, name)
+    }
+
+    /// The files of all tunnels whose option files have one path; they need not exist.
+    pub fn namesakes(directory: &Path, name: &OsStr) -> impl Iterator<Item = Self> + use<> {
+        let (directory, name) = (directory.to_owned(), PathBuf::from(name));
+        (1..=MAX_NAMESAKES).map(move |number| match number {
+            1 => Self::new(&directory, name.as_os_str()),
+            _ => Self::new(&directory, name.with_extension(format!("{number}.json")).as_os_str()),
+        })
+    }
+
+    fn is_of(&self, tunnel: &Identity) -> Match {
+        match self.read() {
+            Ok(None) => Match::Free,
+            Ok(Some(Memory { tunnel: Some(other), .. })) if other != *tunnel => Match::Other,
+            Ok(Some(Memory { tunnel: Some(_), .. })) => Match::Own,
+            Ok(Some(_)) | Err(_) => Match::Unnamed,
+        }
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        small_file::beside(&self.path, "lock")
+    }
+
+    fn try_to_lock(&self) -> io::Result<Option<Lock>> {
+        self.make_directory()?;
+        Lock::take(&self.lock_path(), Wait::No)
+    }
+
+    fn make_directory(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(self.path.parent().unwrap_or(Path::new("/")))
     }
 
     /// Its place.
@@ -112,20 +212,8 @@ impl MemoryFile {
     /// No directory can be made there, or no file written.
     pub fn write(&self, memory: &Memory) -> anyhow::Result<()> {
         let write = || -> io::Result<()> {
-            let directory = self.path.parent().unwrap_or(Path::new("/"));
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            let mut new = self.path.clone().into_os_string();
-            new.push(".new");
-            // One that a crash has left.
-            match std::fs::remove_file(&new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(&serde_json::to_vec(memory)?)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.path)?;
-            File::open(directory)?.sync_all()
+            self.make_directory()?;
+            small_file::replace(&self.path, &serde_json::to_vec(memory)?)
         };
         write().with_context(|| self.path.display().to_string())
     }
@@ -188,6 +276,71 @@ mod tests {
         assert_eq!(std::fs::read_dir(file.path().parent().unwrap()).unwrap().count(), 1, "nothing is left over");
         assert!(file.forget().unwrap());
         assert!(!file.forget().unwrap());
+    }
+
+    fn tunnel(host: u8) -> Identity {
+        let [ipaddr, ptpaddr] = [[10, 0, 0, host], [10, 0, 0, 254]].map(std::net::IpAddr::from);
+        Identity { name: "a".to_owned(), prefix: "cipcb".to_owned(), ipaddr, ptpaddr }
+    }
+
+    fn name_of(file: &MemoryFile) -> String {
+        file.path().file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    /// As the daemon of `tunnel(host)`, which knows this stamp.
+    fn run(directory: &Path, host: u8, stamp: u32) -> MemoryFile {
+        let file = MemoryFile::claim(directory, OsStr::new("a.json"), &tunnel(host));
+        let memory =
+            Memory { tunnel: Some(tunnel(host)), ..Memory::new("cipcb0", Some(stamp), &TakenKeys::new([7; 16])) };
+        file.write(&memory).unwrap();
+        file
+    }
+
+    #[test]
+    fn tunnels_of_one_option_file_in_two_namespaces_have_a_file_each() {
+        let base = tempfile::tempdir().unwrap();
+        let (first, second) = (run(base.path(), 1, 100), run(base.path(), 2, 200));
+        assert_eq!((name_of(&first), name_of(&second)), ("a.json".to_owned(), "a.2.json".to_owned()));
+        assert_ne!(first.journal(), second.journal());
+        drop((first, second));
+        // In the other order after a start of the machine.
+        for host in [2, 1] {
+            let file = MemoryFile::claim(base.path(), OsStr::new("a.json"), &tunnel(host));
+            assert_eq!(file.read().unwrap().unwrap().newest_stamp, Some(100 * u32::from(host)));
+        }
+        // Somebody has asked to forget the first one while its daemon does not run: its place is not the other's.
+        assert!(MemoryFile::new(base.path(), OsStr::new("a.json")).forget().unwrap());
+        assert_eq!(name_of(&MemoryFile::claim(base.path(), OsStr::new("a.json"), &tunnel(2))), "a.2.json");
+        assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 1, "locks are removed");
+    }
+
+    #[test]
+    fn tunnels_with_the_same_options_have_a_file_each_while_both_run() {
+        let base = tempfile::tempdir().unwrap();
+        let first = run(base.path(), 1, 100);
+        assert_eq!(name_of(&run(base.path(), 1, 200)), "a.2.json");
+        drop(first);
+        assert_eq!(name_of(&run(base.path(), 1, 300)), "a.json");
+    }
+
+    #[test]
+    fn a_file_of_a_former_version_goes_to_the_tunnel_that_comes_first() {
+        let base = tempfile::tempdir().unwrap();
+        let file = MemoryFile::new(base.path(), OsStr::new("a.json"));
+        file.write(&memory()).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let former = text.replace(r#""tunnel":null,"namespace":null,"#, "");
+        assert_ne!(former, text);
+        std::fs::write(file.path(), former).unwrap();
+        let (first, second) = (run(base.path(), 1, 1_000_001), run(base.path(), 2, 5));
+        assert_eq!((name_of(&first), name_of(&second)), ("a.json".to_owned(), "a.2.json".to_owned()));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_no_obstacle() {
+        let file = MemoryFile::claim(Path::new("/proc/none"), OsStr::new("a.json"), &tunnel(1));
+        assert_eq!(file.path(), Path::new("/proc/none/a.json"));
+        assert!(file.write(&memory()).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The configuration of a daemon.
 
+use super::identity::Identity;
 use super::memory::MemoryFile;
 use super::options::{Draft, Options, Sources};
 use crate::control::launch::Launch;
@@ -20,4 +21,11 @@ pub struct Setup {
     pub memory: MemoryFile,
     /// How to start it.
     pub engine: Launch,
+}
+
+impl Setup {
+    /// What makes its tunnel the same one when another daemon runs it.
+    pub(super) fn identity(&self) -> Identity {
+        Identity::new(&self.sources, &self.options)
+    }
 }

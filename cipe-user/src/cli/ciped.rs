@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::logging::{self, Destination, SYSLOG_ONLY};
 use super::{engine, process};
 use crate::ciped::daemon::{self, OperatorCommand};
+use crate::ciped::identity::Identity;
 use crate::ciped::memory::{self, MemoryFile};
 use crate::ciped::options::{self, Draft, Options, Problem, Program, SPECS, Severity, Sources};
 use crate::ciped::setup::Setup;
@@ -144,7 +145,8 @@ fn serve(
     let engine = engine::launch(options.mtu + options.protocol.header() as u32)?;
     let carrier = format!("{} {}", options.me.text, options.peer.text);
     let name = memory::file_name(sources.files.last().map(PathBuf::as_path), &carrier);
-    let memory = MemoryFile::new(&run_dir::state_directory(), &name);
+    let identity = Identity::new(&sources, &options);
+    let memory = MemoryFile::claim(&run_dir::state_directory(), &name, &identity);
     let setup = Setup { sources, draft, options, run_dir, memory, engine };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     let outcome = runtime.block_on(async {

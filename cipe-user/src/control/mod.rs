@@ -12,4 +12,5 @@ pub mod protocol;
 pub mod run_dir;
 mod secret;
 pub mod server;
+pub mod small_file;
 pub mod watch;

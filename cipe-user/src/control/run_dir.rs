@@ -30,6 +30,14 @@ pub fn engine_part(state_directory: &Path) -> PathBuf {
     state_directory.join("engine")
 }
 
+/// Inode of the calling thread's network namespace. It is another one after a start of the machine.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn namespace() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
+}
+
 /// Directory of one network namespace, such as `/run/cipe/net-4026531840`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir {
@@ -43,8 +51,7 @@ impl RunDir {
     /// /proc cannot be read.
     pub fn of_this_namespace() -> io::Result<Self> {
         let base = std::env::var_os(BASE_VARIABLE).filter(|base| !base.is_empty());
-        let inode = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
-        Ok(Self::new(Path::new(&base.unwrap_or_else(|| OsString::from(BASE))), inode))
+        Ok(Self::new(Path::new(&base.unwrap_or_else(|| OsString::from(BASE))), namespace()?))
     }
 
     /// The directory of the network namespace with this inode.

@@ -54,6 +54,18 @@ pub(super) fn frame(number: u8, data: &[u8], stamp: Stamp) -> Vec<u8> {
     frame
 }
 
+/// NK_IND of one of ours: a key, and the time in seconds since 1970 at both places.
+pub fn announcement(key: &[u8; KEY], unix: u32) -> Vec<u8> {
+    let mut frame = vec![0x5A; 64];
+    frame[0] = NK_IND;
+    frame[1..=KEY].copy_from_slice(key);
+    frame[1 + KEY..][..4].copy_from_slice(&key_sum(key, Order::Big));
+    for stamp in [Stamp::First, Stamp::Second] {
+        frame[stamp.place()..][..4].copy_from_slice(&unix.to_be_bytes());
+    }
+    frame
+}
+
 /// The check sum of a key in some order.
 pub(super) fn key_sum(key: &[u8; KEY], order: Order) -> [u8; 4] {
     match order {

@@ -25,6 +25,7 @@ use std::time::Duration;
 use rustix::event::EventfdFlags;
 
 pub use self::cipher::{Cipher, KEY};
+pub use self::message::announcement;
 pub use self::packet::{Opened, Refused, open, seal};
 use self::session::Session;
 use self::worker::Worker;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -9,12 +10,16 @@ use super::Daemon;
 use crate::ciped::exchange::TakenKeys;
 use crate::ciped::memory::{Memory, MemoryFile};
 use crate::ciped::session::Past;
+use crate::control::run_dir;
 
 /// Least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is known at some time: the newest stamp, the number of keys, and whether the peer runs this program.
 type Known = (Option<u32>, usize, bool);
+
+/// What is known of a peer that nothing came from.
+const NOTHING: Known = (None, 0, false);
 
 /// Writes the file in the background.
 pub(super) struct Keeper {
@@ -37,10 +42,12 @@ impl Keeper {
             None
         });
         let was_there = memory.is_some();
+        let is_named = memory.as_ref().is_some_and(|memory| memory.tunnel.is_some());
         let newest_stamp = memory.as_ref().and_then(|memory| memory.newest_stamp);
         let is_ours = memory.as_ref().is_some_and(|memory| memory.is_ours);
         let taken = memory.and_then(|memory| memory.taken_keys()).unwrap_or_else(|| TakenKeys::new(salt));
-        let written = (newest_stamp, taken.len(), is_ours);
+        // A file of a former version does not say whose it is; it will.
+        let written = if is_named { (newest_stamp, taken.len(), is_ours) } else { NOTHING };
         let keeper = Self { file, written, next: Instant::now(), writing: None, fails: false, was_there };
         (keeper, Past { newest_stamp, taken, is_ours })
     }
@@ -74,6 +81,7 @@ impl Daemon {
         self.end_write().await;
         let mut memory = Memory::new(&self.facts.device, known.0, self.session.taken_keys());
         memory.is_ours = known.2;
+        (memory.tunnel, memory.namespace) = (Some(self.setup.identity()), run_dir::namespace().ok());
         let file = self.keeper.file.clone();
         self.keeper.written = known;
         self.keeper.writing = Some(tokio::task::spawn_blocking(move || file.write(&memory)));
@@ -94,7 +102,7 @@ impl Daemon {
             Ok(()) => (self.keeper.fails, self.keeper.was_there) = (false, true),
             Err(error) => {
                 // So that the next look tries again.
-                self.keeper.written = (None, 0, false);
+                self.keeper.written = NOTHING;
                 if std::mem::replace(&mut self.keeper.fails, true) {
                     return;
                 }
@@ -108,6 +116,10 @@ impl Daemon {
 
     /// Forgets the newest stamp if somebody has removed the file.
     pub(super) fn forget_if_asked(&mut self) {
+        // The file that was removed may be the one that was written last.
+        if self.keeper.writing.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.end_write().now_or_never();
+        }
         if std::mem::take(&mut self.keeper.was_there) {
             if self.keeper.file.exists() {
                 self.keeper.was_there = true;
@@ -118,7 +130,7 @@ impl Daemon {
                     self.keeper.file.path().display()
                 );
                 self.session.forget_stamps();
-                self.keeper.written = (None, 0, false);
+                self.keeper.written = NOTHING;
             }
         }
     }

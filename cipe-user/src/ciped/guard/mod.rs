@@ -16,7 +16,7 @@ use crate::control::run_dir::RunDir;
 use crate::kernel::guard_routes::{DeviceRoutes, RouteChange};
 use crate::kernel::links;
 use crate::kernel::netlink::Netlink;
-pub use record::{Identity, RecordFile};
+pub use record::RecordFile;
 
 use record::Record;
 
@@ -37,7 +37,7 @@ impl Guard {
     /// No netlink socket can be opened, or /proc cannot be read.
     pub(super) fn start(setup: &Setup, device: &str) -> anyhow::Result<Self> {
         let policy = setup.options.guard;
-        let record = Record::new(identity(setup), device.to_owned(), policy == GuardPolicy::Always)?;
+        let record = Record::new(setup.identity(), device.to_owned(), policy == GuardPolicy::Always)?;
         let file = RecordFile::claim(&setup.run_dir, record).context("guard record")?;
         let (netlink, run_dir) = (Netlink::new()?, setup.run_dir.clone());
         let mut guard = Self { netlink, run_dir, file, policy, routes: None };
@@ -163,16 +163,5 @@ impl RecordFile {
         self.record.guarded.clear();
         self.remove(run_dir);
         Ok(())
-    }
-}
-
-/// What makes this tunnel the same one when another daemon runs it.
-pub(super) fn identity(setup: &Setup) -> Identity {
-    let file = setup.sources.files.last().and_then(|file| file.file_name());
-    Identity {
-        name: file.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-        prefix: setup.options.prefix().to_owned(),
-        ipaddr: setup.options.ipaddr,
-        ptpaddr: setup.options.ptpaddr,
     }
 }

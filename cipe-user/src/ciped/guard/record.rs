@@ -2,15 +2,15 @@
 //! `cipe unguard` find them after the daemon was killed.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::ciped::identity::Identity;
 use crate::control::run_dir::RunDir;
+use crate::control::small_file;
 use crate::kernel::guard_routes::Destination;
 use crate::kernel::owner::Owner;
 
@@ -20,19 +20,6 @@ const PREFIX: &str = "guard-";
 const DAEMON: &str = "cipe daemon";
 /// Most octets of a tunnel's name in the name of its file.
 const NAME_OCTETS: usize = 80;
-
-/// What makes a tunnel the same tunnel when another daemon runs it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Name of its last option file without the directories; empty: it has none.
-    pub name: String,
-    /// `cipcb`, `cipci`, `cipdb` or `cipdi`.
-    pub prefix: String,
-    /// Own address on the tunnel.
-    pub ipaddr: IpAddr,
-    /// The peer's address on the tunnel.
-    pub ptpaddr: IpAddr,
-}
 
 /// What the file holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,11 +124,7 @@ impl RecordFile {
 
     fn try_to_write(&self, run_dir: &RunDir) -> io::Result<()> {
         run_dir.create()?;
-        let new = self.path.with_file_name(format!("new-{}", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(&self.record)?)?;
-        drop(file);
-        fs::rename(&new, &self.path)
+        small_file::replace(&self.path, &serde_json::to_vec(&self.record)?)
     }
 
     /// Removes it, and the directory if nothing else is in it.
@@ -168,6 +151,8 @@ fn plain(character: char) -> char {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn identity(name: &str) -> Identity {

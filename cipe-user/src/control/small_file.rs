@@ -1,0 +1,56 @@
+//! Small files that a process keeps for those after it.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Replaces a file, so that a reader or a power failure sees the old one or the new one. Only its owner may read it. One writer at a
+/// time.
+///
+/// # Errors
+/// It cannot be written; the old one stays.
+pub fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
+    let new = beside(path, "new");
+    // One that a crash has left.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(octets)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// The place of a file that belongs to another one. It is hidden, so that no list of those files has it.
+pub fn beside(path: &Path, extension: &str) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".");
+    name.push(extension);
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left_over() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("a.json");
+        fs::write(beside(&path, "new"), "left by a crash").unwrap();
+        for text in ["first", "second"] {
+            replace(&path, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+        assert!(replace(&base.path().join("none/a"), b"").is_err());
+    }
+}
