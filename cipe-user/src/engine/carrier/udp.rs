@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub(crate) struct UdpCarrier {
     change: Option<SegmentationChange>,
     /// Whether to send the next group as a group even if groups are given up: it is a question whether groups arrive.
     asks: bool,
+    /// No attempt to send the last datagram has found a way to its destination.
+    is_unreachable: AtomicBool,
 }
 
 /// The socket, shared by all workers.
@@ -93,7 +96,8 @@ impl UdpCarrier {
     }
 
     fn of(shared: Arc<Shared>) -> Self {
-        Self { shared, losses: 0, too_large: false, told: None, change: None, asks: false }
+        let is_unreachable = AtomicBool::new(false);
+        Self { shared, losses: 0, too_large: false, told: None, change: None, asks: false, is_unreachable }
     }
 
     /// Binds the socket to the device of this name.
@@ -185,7 +189,7 @@ impl UdpCarrier {
         let to = SockaddrStorage::from(to);
         let send = || sendmsg(self.shared.socket.as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to));
         let mut sent = send();
-        for attempt in 0..ATTEMPTS {
+        for attempt in 0..self.attempts() {
             // The error of an earlier datagram, which the peer's host or a router has refused, must not affect this one. Each
             // ICMP error leaves one, and more may come meanwhile. One that is too large is refused each time.
             match sent {
@@ -194,7 +198,14 @@ impl UdpCarrier {
                 _ => break,
             }
         }
+        self.is_unreachable.store(matches!(sent, Err(Errno::EHOSTUNREACH | Errno::ENETUNREACH)), Ordering::Relaxed);
         sent.map(drop)
+    }
+
+    /// The most further attempts to send a datagram. If no attempt found a way for the last one, there is most likely no route, and
+    /// further attempts are system calls for nothing.
+    fn attempts(&self) -> usize {
+        if self.is_unreachable.load(Ordering::Relaxed) { 1 } else { ATTEMPTS }
     }
 }
 
@@ -302,7 +313,12 @@ impl UdpCarrier {
         let mut headers = MultiHeaders::preallocate(datagrams.len(), Some(nix::cmsg_space!(i32, i32)));
         let to: ArrayVec<_, MAX_DATAGRAMS> = datagrams.iter().map(|_| Some(SockaddrStorage::from(route.to))).collect();
         let socket = self.shared.socket.as_raw_fd();
-        sendmmsg(socket, &mut headers, datagrams, &to, control, MsgFlags::MSG_DONTWAIT).map_or(0, Iterator::count)
+        let sent =
+            sendmmsg(socket, &mut headers, datagrams, &to, control, MsgFlags::MSG_DONTWAIT).map_or(0, Iterator::count);
+        if sent > 0 {
+            self.is_unreachable.store(false, Ordering::Relaxed);
+        }
+        sent
     }
 }
 

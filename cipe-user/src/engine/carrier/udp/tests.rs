@@ -261,3 +261,20 @@ fn errors_of_other_datagrams_lose_none() {
     });
     assert_eq!(refused, 0);
 }
+
+#[test]
+fn without_a_route_only_the_first_datagram_is_tried_often() {
+    in_namespace(|_| async {
+        let bench = Bench::new();
+        let marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
+        let octets = [7; 64];
+        let send = |to: SocketAddr| bench.carrier.send_one(to, marks, &[IoSlice::new(&octets)]);
+        assert_eq!(bench.carrier.attempts(), ATTEMPTS);
+        for _ in 0..3 {
+            assert!(!send("192.0.2.1:9".parse().unwrap()));
+            assert_eq!(bench.carrier.attempts(), 1);
+        }
+        assert!(send(bench.sender.local_addr().unwrap()));
+        assert_eq!(bench.carrier.attempts(), ATTEMPTS);
+    });
+}
