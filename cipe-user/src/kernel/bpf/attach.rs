@@ -112,16 +112,21 @@ impl Programs {
         self.links.carrier.remove(&ifindex);
     }
 
-    /// Attaches the shield for UDP sockets to a carrier device, as a tcx link before existing programs. Does nothing if it is attached.
+    /// Attaches the shield for UDP sockets to a carrier device, as a tcx link before existing programs. Does nothing if it is attached;
+    /// if somebody has detached it, it is attached again.
     ///
     /// # Errors
     /// [`Error::NoDevice`] or [`Error::Attach`]; the latter on a kernel without tcx.
     pub fn attach_shield(&mut self, ifindex: u32) -> Result<(), Error> {
-        if self.links.shields.contains_key(&ifindex) {
-            return Ok(());
-        }
         let device = name(ifindex)?;
         let program = classifier(&mut self.ebpf, names::SHIELD_TC)?;
+        if self.links.shields.contains_key(&ifindex) {
+            let own = program.info().ok().map(|info| info.id());
+            if hook::is_attached(ifindex, hook::Place::Ingress, own) {
+                return Ok(());
+            }
+            self.links.shields.remove(&ifindex);
+        }
         let link = hook::attach_ingress(program, &device)
             .map_err(|error| attach_error(ifindex, device, names::SHIELD_TC, &error))?;
         self.links.shields.insert(ifindex, link);
@@ -167,7 +172,7 @@ impl Programs {
         let own = |info: Result<ProgramInfo, ProgramError>| info.ok().map(|info| info.id());
         let has_xdp = own(xdp(&mut self.ebpf, redirect)?.info()) == present;
         let own_tc = own(classifier(&mut self.ebpf, tc)?.info());
-        if has_xdp && hook::is_attached(&name(visible)?, own_tc) {
+        if has_xdp && hook::is_attached(visible, hook::Place::Egress, own_tc) {
             return Ok(false);
         }
         self.detach_private(visible);

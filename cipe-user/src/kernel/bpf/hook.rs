@@ -31,12 +31,57 @@ pub(super) fn attach(program: &mut SchedClassifier, device: &str) -> Result<Sche
     program.take_link(id)
 }
 
-/// Whether the program with this number is attached to a device's egress. True if the kernel has no tcx links, or cannot be asked.
-pub(super) fn is_attached(device: &str, program: Option<u32>) -> bool {
-    match SchedClassifier::query_tcx(device, TcAttachType::Egress) {
-        Ok((_, present)) => present.iter().any(|present| Some(present.id()) == program),
-        Err(_) => true,
+/// A place for programs of tcx links: `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Place {
+    Ingress = 46,
+    Egress = 47,
+}
+
+/// Whether the program with this number is attached to a device. True if the kernel has no tcx links, or cannot be asked.
+pub(super) fn is_attached(ifindex: u32, place: Place, program: Option<u32>) -> bool {
+    programs_at(ifindex, place).is_none_or(|present| present.iter().any(|present| Some(*present) == program))
+}
+
+/// The numbers of the programs at a place of a device, by BPF_PROG_QUERY; `None`: the kernel does not say. [`SchedClassifier::query_tcx`]
+/// also opens each program, which takes CAP_SYS_ADMIN.
+fn programs_at(ifindex: u32, place: Place) -> Option<Vec<u32>> {
+    const BPF_PROG_QUERY: libc::c_long = 16;
+    /// The most programs that a place has (BPF_MPROG_MAX).
+    const MAX_PROGRAMS: usize = 64;
+    /// `query` of `union bpf_attr`.
+    #[repr(C)]
+    struct Query {
+        ifindex: u32,
+        place: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        reserved: u32,
+        program_attach_flags: u64,
+        links: u64,
+        link_attach_flags: u64,
+        revision: u64,
     }
+    let mut programs = [0_u32; MAX_PROGRAMS];
+    let mut query = Query {
+        ifindex,
+        place: place as u32,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr() as u64,
+        count: MAX_PROGRAMS as u32,
+        reserved: 0,
+        program_attach_flags: 0,
+        links: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: the kernel reads and writes `query`, which is as long as it is told, and at most `count` numbers behind `programs`.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    (result == 0).then(|| programs.into_iter().take(query.count as usize).collect())
 }
 
 /// Attaches at ingress before existing programs, by a tcx link only: a filter would stay when its process is killed.

@@ -12,8 +12,10 @@ use cipe_common::{Stamp, maps::private_socket_index};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{LinkAttribute, MacVlanMode};
 use rtnetlink::{Handle, LinkMacVlan, LinkUnspec, LinkVeth};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::super::hook::Place;
 use super::{
     frames::{ETHERNET, IPV4, TCP, pseudo_sum, udp},
     *,
@@ -139,6 +141,31 @@ fn what_this_host_sends_into_a_tunnel_is_clamped_stamped_and_fails_closed() {
         programs.clear_tunnel(TUNNEL).unwrap();
         let _half_open = syn();
         assert!(programs.counted(TUNNEL, Verdict::TunnelDead) > before);
+    });
+}
+
+#[test]
+fn a_program_that_somebody_detaches_is_missed_beside_a_foreign_one_and_with_an_engine_s_rights() {
+    if !has_tcx() {
+        return;
+    }
+    in_namespace(|programs, veth| {
+        let mut others = programs_with(LoadOptions::default()).unwrap();
+        let attach = |of: &mut Programs| {
+            let program = classifier(&mut of.ebpf, names::PRIVATE_TC).unwrap();
+            (Some(program.info().unwrap().id()), hook::attach(program, "v0").unwrap())
+        };
+        let (own, link) = attach(programs);
+        let (foreign, _foreign_link) = attach(&mut others);
+        // Only this thread's, which ends.
+        let rights = CapabilitySet::NET_ADMIN | CapabilitySet::BPF | CapabilitySet::PERFMON;
+        let sets = CapabilitySets { effective: rights, permitted: rights, inheritable: CapabilitySet::empty() };
+        set_capabilities(None, sets).unwrap();
+        let are_there = || [own, foreign].map(|id| hook::is_attached(veth.visible, Place::Egress, id));
+        assert_eq!(are_there(), [true, true]);
+        assert!(!hook::is_attached(veth.visible, Place::Ingress, own));
+        drop(link);
+        assert_eq!(are_there(), [false, true]);
     });
 }
 
