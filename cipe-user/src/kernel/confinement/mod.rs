@@ -180,6 +180,17 @@ mod tests {
             assert_eq!(unsafe { libc::ptrace(libc::PTRACE_TRACEME) }, -1);
             // SAFETY: takes numbers only.
             assert_eq!(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0) }, -1);
+            let (own, parent) = (std::process::id() as i32, std::os::unix::process::parent_id() as i32);
+            // SAFETY: a descriptor that is none: without the filter, each call would fail in another way.
+            let set_owner = unsafe { [libc::fcntl(-1, libc::F_SETOWN, own), libc::fcntl(-1, 15, &own)] };
+            assert_eq!((set_owner, std::io::Error::last_os_error().raw_os_error()), ([-1; 2], Some(libc::ENOSYS)));
+            // SAFETY: as before.
+            let set_owner = unsafe { [libc::ioctl(-1, 0x8901, &own), libc::ioctl(-1, 0x8902, &own)] };
+            assert_eq!((set_owner, std::io::Error::last_os_error().raw_os_error()), ([-1; 2], Some(libc::ENOSYS)));
+            let cpus = rustix::thread::sched_getaffinity(None).unwrap();
+            rustix::thread::sched_setaffinity(None, &cpus).unwrap();
+            let of_another = rustix::thread::sched_setaffinity(rustix::thread::Pid::from_raw(parent), &cpus);
+            assert_eq!(of_another, Err(rustix::io::Errno::NOSYS));
             let left = capabilities(None).unwrap();
             assert!(ENGINE.contains(left.permitted) && left.inheritable.is_empty(), "{left:?}");
             // What threads and allocations need.

@@ -14,7 +14,7 @@ use seccompiler::{
 const ALLOWED: &[c_long] = &[
     // Descriptors.
     SYS_read, SYS_readv, SYS_pread64, SYS_preadv, SYS_write, SYS_writev, SYS_pwrite64, SYS_pwritev, SYS_close,
-    SYS_close_range, SYS_dup, SYS_dup2, SYS_dup3, SYS_fcntl, SYS_ioctl, SYS_lseek, SYS_pipe2, SYS_eventfd2,
+    SYS_close_range, SYS_dup, SYS_dup2, SYS_dup3, SYS_lseek, SYS_pipe2, SYS_eventfd2,
     SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_poll, SYS_ppoll,
     SYS_timerfd_create, SYS_timerfd_settime, SYS_signalfd4,
     // Files; Landlock decides which.
@@ -31,8 +31,8 @@ const ALLOWED: &[c_long] = &[
     SYS_munmap, SYS_mremap, SYS_madvise, SYS_brk, SYS_membarrier, SYS_mlock, SYS_mlock2, SYS_munlock, SYS_mlockall,
     // Threads, scheduling and signals of this process.
     SYS_clone, SYS_clone3, SYS_exit, SYS_exit_group, SYS_futex, SYS_set_robust_list, SYS_rseq, SYS_set_tid_address,
-    SYS_gettid, SYS_getpid, SYS_getppid, SYS_sched_getaffinity, SYS_sched_setaffinity, SYS_sched_getscheduler,
-    SYS_sched_setscheduler, SYS_sched_getparam, SYS_sched_setattr, SYS_sched_getattr, SYS_sched_yield, SYS_getpriority,
+    SYS_gettid, SYS_getpid, SYS_getppid, SYS_sched_getaffinity, SYS_sched_getscheduler,
+    SYS_sched_getparam, SYS_sched_getattr, SYS_sched_yield, SYS_getpriority,
     SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_sigaltstack,
     SYS_restart_syscall,
     // Time, limits, and what the process is.
@@ -41,11 +41,16 @@ const ALLOWED: &[c_long] = &[
     SYS_getrusage, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_capget,
 ];
 
+/// fcntl(2) and ioctl(2): the owner of a descriptor, which the kernel signals (asm-generic/fcntl.h and sockios.h).
+const F_SETOWN_EX: c_int = 15;
+const FIOSETOWN: u64 = 0x8901;
+const SIOCSPGRP: u64 = 0x8902;
+
 /// The kinds of sockets.
 const DOMAINS: [c_int; 6] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_XDP];
 
 /// Refuses all system calls but those of an engine to the calling thread and to threads that it starts later. No program is executed,
-/// no other process touched, and no memory made executable. `ends`: a refused call ends the process.
+/// no other process signalled or scheduled, and no memory made executable. `ends`: a refused call ends the process.
 ///
 /// Refused calls seem not to exist (ENOSYS), so that a C library which prefers a later call falls back to the earlier one.
 pub(super) fn filter(ends: bool) -> Result<(), seccompiler::Error> {
@@ -59,9 +64,15 @@ pub(super) fn filter(ends: bool) -> Result<(), seccompiler::Error> {
     rules.insert(SYS_mprotect, vec![not_executable(2)?]);
     // Signals to this process and limits of this process only: user 0 may do that to all processes of root.
     let own = u64::from(std::process::id());
-    for (call, process) in [(SYS_tgkill, own), (SYS_prlimit64, 0)] {
+    let of_thread = [SYS_sched_setaffinity, SYS_sched_setscheduler, SYS_sched_setattr].map(|call| (call, 0));
+    for (call, process) in [(SYS_tgkill, own), (SYS_prlimit64, 0)].into_iter().chain(of_thread) {
         let is_own = condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, process)?;
         rules.insert(call, vec![SeccompRule::new(vec![is_own])?]);
+    }
+    // The kernel signals the owner of a descriptor, which may be any process.
+    for (call, setters) in [(SYS_fcntl, [F_SETOWN as u64, F_SETOWN_EX as u64]), (SYS_ioctl, [FIOSETOWN, SIOCSPGRP])] {
+        let is_other = |setter| condition(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, setter);
+        rules.insert(call, vec![SeccompRule::new(setters.into_iter().map(is_other).collect::<Result<_, _>>()?)?]);
     }
     let socket =
         |domain: c_int| SeccompRule::new(vec![condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, domain as u64)?]);
