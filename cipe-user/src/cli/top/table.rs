@@ -42,9 +42,10 @@ impl Row {
         Self {
             device: status.device.clone(),
             peer: status.peer.map_or_else(|| "not known yet".to_owned(), |peer| Shown(peer).to_string()),
-            keys: match status.keys.is_empty() {
-                true => "NO ENCRYPTION".to_owned(),
-                false => format!("{} / {}", key("send"), key("receive")),
+            keys: match (status.orphaned_seconds, status.keys.is_empty()) {
+                (Some(seconds), _) => format!("ORPHANED {}", age(seconds)),
+                (None, true) => "NO ENCRYPTION".to_owned(),
+                (None, false) => format!("{} / {}", key("send"), key("receive")),
             },
             rates,
         }
@@ -127,18 +128,27 @@ mod tests {
         let mut bare = example("cipcb1", (0, 0), &[]);
         bare.keys.clear();
         bare.peer = None;
+        let mut orphan = example("cipcb2", (0, 0), &[]);
+        orphan.keys.clear();
+        orphan.orphaned_seconds = Some(180);
         let busy = example("cipci0", (1 << 40, 0), &[("sent", 1 << 30)]);
         let rates = |now| Some(Rates::between(&before, now, 2.0));
-        vec![Row::new(&after, rates(&after)), Row::new(&bare, None), Row::new(&busy, rates(&busy))]
+        vec![
+            Row::new(&after, rates(&after)),
+            Row::new(&bare, None),
+            Row::new(&orphan, None),
+            Row::new(&busy, rates(&busy)),
+        ]
     }
 
     #[test]
     fn a_tunnel_is_a_line() {
         let expected = "\
-tunnel  peer            key out / in   out p/s  bit/s  in p/s  bit/s  drops/s
-cipcb0  192.0.2.2:6789  12 s / -           500  5.0 M       1  5.0 k  bad-crc 10
-cipcb1  not known yet   NO ENCRYPTION        -      -       -      -  -
-cipci0  192.0.2.2:6789  12 s / -         537 M  4.4 T       0      0  0";
+tunnel  peer            key out / in    out p/s  bit/s  in p/s  bit/s  drops/s
+cipcb0  192.0.2.2:6789  12 s / -            500  5.0 M       1  5.0 k  bad-crc 10
+cipcb1  not known yet   NO ENCRYPTION         -      -       -      -  -
+cipcb2  192.0.2.2:6789  ORPHANED 3 min        -      -       -      -  -
+cipci0  192.0.2.2:6789  12 s / -          537 M  4.4 T       0      0  0";
         assert_eq!(lines(&rows(), Sort::Name, 100).join("\n"), expected);
     }
 
