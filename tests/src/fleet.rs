@@ -28,14 +28,16 @@ const OTHER_DESCRIPTORS: u64 = 100;
 /// Largest message of the control protocol.
 const MAX_MESSAGE_OCTETS: usize = 16 * 1024;
 
-/// The number of tunnels that the limit of open files allows: an engine needs a connection and a UDP socket for each, and this
-/// process needs two connections for the two ends. Raises the limit as far as it may.
+/// Descriptors of an engine for each tunnel: a connection, a UDP socket and a journal. This process needs fewer.
+pub const DESCRIPTORS: u64 = 3;
+
+/// The number of tunnels that the limit of open files allows. Raises the limit as far as it may.
 pub fn most_tunnels() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // The call fails only if the limit is reached already.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(files.saturating_sub(OTHER_DESCRIPTORS) / 2).unwrap_or(usize::MAX)
+    usize::try_from(files.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS).unwrap_or(usize::MAX)
 }
 
 /// The address of an end inside a tunnel.

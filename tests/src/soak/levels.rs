@@ -93,21 +93,21 @@ impl Levels {
         })
     }
 
-    /// A sentence about a figure, and whether it stayed level.
-    pub(super) fn judge(&self, figure: Figure) -> (String, bool) {
+    /// A sentence about a figure, and whether it stayed level; `None`: no process lived for long enough to tell.
+    pub(super) fn judge(&self, figure: Figure) -> (String, Option<bool>) {
         let slack = figure.of(Level::SLACK);
         let worst = self.growth().max_by_key(|(_, growth)| figure.of(*growth));
         let judged = self.growth().count();
         let highest = self.lives.values().flatten().map(|level| figure.of(*level)).max().unwrap_or_default();
         let unit = if figure == Figure::Memory { " KiB" } else { "" };
         match worst {
-            None => (format!("highest {highest}{unit}; no process lived for {ENOUGH} quiet points"), true),
+            None => (format!("highest {highest}{unit}; no process lived for {ENOUGH} quiet points"), None),
             Some((role, growth)) => {
                 let grown = figure.of(growth);
                 let text = format!(
                     "grew by at most {grown}{unit} ({role}) in {judged} lives, slack {slack}{unit}; highest {highest}{unit}"
                 );
-                (text, grown <= slack)
+                (text, Some(grown <= slack))
             }
         }
     }
@@ -117,22 +117,22 @@ impl Levels {
 mod tests {
     use super::*;
 
-    fn judged(memory: impl Iterator<Item = u64>) -> (String, bool) {
+    fn judged(memory: impl Iterator<Item = u64>) -> (String, Option<bool>) {
         let mut levels = Levels::default();
         for memory in memory {
             levels.add("engine A", 1, Level { memory, descriptors: 70, entries: 3 });
         }
-        assert!(levels.judge(Figure::Descriptors).1 && levels.judge(Figure::Entries).1);
+        assert!([Figure::Descriptors, Figure::Entries].iter().all(|figure| levels.judge(*figure).1 != Some(false)));
         levels.judge(Figure::Memory)
     }
 
     #[test]
     fn memory_that_grows_all_the_time_is_found_and_a_level_is_not() {
-        assert!(!judged((0..20).map(|n| 10_000 + n * 1000)).1);
-        assert!(judged((0..20).map(|n| 10_000 + n % 7 * 1000)).1);
-        assert!(judged((0..20).map(|n| if n < 3 { n * 10_000 } else { 30_000 })).1);
-        // Too short a life to tell.
-        assert!(judged((0..7).map(|n| n * 100_000)).0.contains("no process lived"));
+        assert_eq!(judged((0..20).map(|n| 10_000 + n * 1000)).1, Some(false));
+        assert_eq!(judged((0..20).map(|n| 10_000 + n % 7 * 1000)).1, Some(true));
+        assert_eq!(judged((0..20).map(|n| if n < 3 { n * 10_000 } else { 30_000 })).1, Some(true));
+        let (text, is_level) = judged((0..7).map(|n| n * 100_000));
+        assert!(text.contains("no process lived") && is_level.is_none(), "{text}");
     }
 
     #[test]

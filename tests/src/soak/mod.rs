@@ -254,8 +254,10 @@ impl Soak<'_> {
             (Invariant::Entries, Figure::Entries),
         ] {
             let (text, level) = levels.judge(figure);
-            if !level {
-                self.report.fault(invariant);
+            match level {
+                None => self.report.unjudged(invariant),
+                Some(true) => {}
+                Some(false) => self.report.fault(invariant),
             }
             figures.push((invariant, text));
         }

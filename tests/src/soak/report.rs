@@ -1,6 +1,6 @@
 //! The table at the end: events by kind, and each invariant with its figures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -60,6 +60,7 @@ pub struct Report {
     tallies: BTreeMap<Kind, Tally>,
     faults: BTreeMap<Invariant, usize>,
     figures: Vec<(Invariant, String)>,
+    unjudged: BTreeSet<Invariant>,
 }
 
 impl Report {
@@ -78,6 +79,11 @@ impl Report {
     /// Sets the figures of an invariant.
     pub(super) fn figure(&mut self, invariant: Invariant, text: String) {
         self.figures.push((invariant, text));
+    }
+
+    /// There was not enough to judge an invariant by.
+    pub(super) fn unjudged(&mut self, invariant: Invariant) {
+        self.unjudged.insert(invariant);
     }
 
     /// Events so far.
@@ -113,6 +119,7 @@ impl fmt::Display for Report {
         writeln!(f)?;
         for (invariant, text) in &self.figures {
             let outcome = match self.faults.get(invariant) {
+                None if self.unjudged.contains(invariant) => "not judged".to_owned(),
                 None => "ok".to_owned(),
                 Some(count) => format!("FAILED ({count})"),
             };
@@ -137,6 +144,8 @@ mod tests {
         report.figure(Invariant::Sums, "4 times".to_owned());
         report.fault(Invariant::Sums);
         report.fault(Invariant::Sums);
+        report.figure(Invariant::Memory, "a short life".to_owned());
+        report.unjudged(Invariant::Memory);
         let text = report.to_string();
         let words = |start: &str| -> Vec<String> {
             let line = text.lines().find(|line| line.starts_with(start)).expect("a line");
@@ -145,6 +154,7 @@ mod tests {
         assert_eq!(words("engine-kill"), ["engine-kill", "3", "30", "700", "300", "6"]);
         assert_eq!(words("keys"), ["keys", "1", "8", "8", "300", "0"]);
         assert_eq!(words("nothing in clear"), ["nothing", "in", "clear", "ok", "9", "frames"]);
+        assert_eq!(words("memory"), ["memory", "not", "judged", "a", "short", "life"]);
         assert_eq!(words("sums match"), ["sums", "match", "FAILED", "(2)", "4", "times"]);
         assert_eq!((report.events(), report.faults()), (4, 2));
     }

@@ -170,7 +170,10 @@ fn measure(args: &Args) -> Result<Vec<Record>> {
         for &tunnel in &args.only {
             for &wanted in &args.tunnels {
                 if wanted > most {
-                    println!("{wanted} tunnels: {most}, as two descriptors a tunnel and the limit of open files allow");
+                    let each = fleet::DESCRIPTORS;
+                    println!(
+                        "{wanted} tunnels: {most}, as {each} descriptors a tunnel and the limit of open files allow"
+                    );
                 }
                 let tunnels = wanted.min(most);
                 let values = one(tunnel, tunnels, &args.carrier).with_context(|| format!("{tunnels} tunnels"))?;
