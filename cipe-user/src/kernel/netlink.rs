@@ -125,6 +125,8 @@ impl Netlink {
         // The kernel then adds the reason as text, and does not return the request.
         socket.set_ext_ack(true).map_err(open)?;
         socket.set_cap_ack(true).map_err(open)?;
+        // The kernel then filters what it lists.
+        socket.set_netlink_get_strict_chk(true).map_err(open)?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }

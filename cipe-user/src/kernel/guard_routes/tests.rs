@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use rtnetlink::{LinkVeth, RouteMessageBuilder};
+use rtnetlink::{LinkVeth, RouteMessageBuilder, RouteNextHopBuilder};
 
 use super::*;
 use crate::kernel::testnet::{DEADLINE, in_namespace};
@@ -112,6 +112,38 @@ fn routes_are_told_of_that_are_there_come_and_are_removed() {
         // One that is replaced by a route elsewhere.
         netlink.lead(first, wire, 5).await;
         assert_eq!(changes(&mut routes, 1).await, [RouteChange::Withdrawn(first)]);
+    });
+}
+
+#[test]
+fn the_kernel_lists_only_the_routes_that_are_asked_for() {
+    with_devices(|netlink, tunnel, wire| async move {
+        for third in 0..100 {
+            netlink.lead(v4([10, 9, third, 0], 24), wire, 0).await;
+            netlink.lead(v6(&format!("2001:db8:{third}::"), 48), wire, 0).await;
+        }
+        netlink.lead(v4([10, 8, 0, 0], 16), tunnel, 0).await;
+        netlink.add_guard_route(&v4([10, 8, 0, 0], 16)).await.unwrap();
+        let private = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix([10, 7, 0, 0].into(), 16);
+        let hops = [wire, tunnel].map(|index| RouteNextHopBuilder::new_ipv4().interface(index).build());
+        netlink.handle.route().add(private.multipath(hops.into()).build()).execute().await.unwrap();
+        let listed = async |pattern: &RouteMessage| {
+            let routes = netlink.routes_like(pattern).await.unwrap();
+            let v4 = routes.iter().filter(|route| route.header.address_family == AddressFamily::Inet);
+            // Those of addresses and multicast, which the kernel adds, aside.
+            v4.filter(|route| table(route) == MAIN)
+                .filter_map(Leading::from_message)
+                .map(|led| led.destination)
+                .collect()
+        };
+        let mut into = RouteMessage::default();
+        into.attributes.push(RouteAttribute::Oif(tunnel));
+        let mut seen: Vec<_> = listed(&into).await;
+        seen.sort_unstable();
+        assert_eq!(seen, [v4([10, 7, 0, 0], 16), v4([10, 8, 0, 0], 16)]);
+        let mut guards = RouteMessage::default();
+        guards.header.protocol = RouteProtocol::Other(PROTOCOL);
+        assert_eq!(listed(&guards).await, [v4([10, 8, 0, 0], 16)]);
     });
 }
 
