@@ -96,6 +96,11 @@ pub fn exists(pid: u32) -> bool {
     open(pid).is_some()
 }
 
+/// The name of a process, as `pgrep -x` matches it.
+pub fn name(pid: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
 /// The process that made an object named `PREFIXPID-...`.
 pub fn owner_by_name(name: &str, prefix: &str) -> Option<u32> {
     name.strip_prefix(prefix)?.split_once('-')?.0.parse().ok()

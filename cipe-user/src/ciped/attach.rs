@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::heartbeat::Heartbeat;
 use super::options::GuardPolicy;
 use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
 use crate::control::channel::SendError;
-use crate::control::client::{Client, ConnectError, EngineProcess};
+use crate::control::client::{Client, ConnectError};
 use crate::control::protocol::{Attach, Event, LedgerHandle, Request, SessionKeys, VERSION};
 use crate::control::watch;
 
@@ -66,24 +67,23 @@ pub(super) struct Attached {
     pub me: SocketAddr,
     /// Whether it goes on under the keys of [`Placement::resume`].
     pub resumed: bool,
-    /// The engine's process, if it answers [`Request::Beat`].
-    pub process: Option<EngineProcess>,
-    /// Its ledger, unless it is that of [`Placement::ledger`].
+    /// The watch over the engine, if it answers [`Request::Beat`].
+    pub heartbeat: Option<Heartbeat>,
+    /// Its ledger: a new one, or that of [`Placement::ledger`]; `None` if it writes none, so that no older one is of use any more.
     pub ledger: Option<LedgerHandle>,
 }
 
 /// Connects to the engine, starts it if necessary, and requests the tunnel. Logs the modes in use.
 pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, AttachError> {
     let mut engine = Client::connect_or_start(&setup.run_dir, &setup.engine).await?;
-    let request = Request::Attach(Box::new(attach_request(setup.identity().name, setup, place)));
-    let process = engine.process();
-    engine.send(&request)?;
+    let name = setup.identity().name;
+    let mut heartbeat = engine.process().filter(|_| watch::is_allowed()).map(Heartbeat::new);
+    let former_ledger = place.ledger.clone();
+    engine.send(&Request::Attach(Box::new(attach_request(name.clone(), setup, place))))?;
     let answer = tokio::time::timeout(ATTACH_DEADLINE, async {
         loop {
-            match engine.receive().await {
-                Ok(Some(Event::Attached { device, me, notes, resumed, beats, ledger })) => {
-                    break Ok((device, me, notes, resumed, beats, ledger));
-                }
+            match next_event(&mut engine, &mut heartbeat, &name).await {
+                Ok(Some(event @ Event::Attached { .. })) => break Ok(event),
                 Ok(Some(Event::Failed { message })) => break Err(AttachError::Refused(message)),
                 Ok(Some(Event::Notice { message, well: true })) => tracing::info!("{message}"),
                 Ok(Some(Event::Notice { message, well: false })) => tracing::warn!("{message}"),
@@ -93,12 +93,41 @@ pub(super) async fn attach(setup: &Setup, place: Placement) -> Result<Attached, 
             }
         }
     });
-    let (device, me, notes, resumed, beats, ledger) = answer.await.unwrap_or(Err(AttachError::Late))?;
+    let Event::Attached { device, me, notes, resumed, beats, keeps_ledger, ledger } =
+        answer.await.unwrap_or(Err(AttachError::Late))?
+    else {
+        return Err(AttachError::Gone);
+    };
     for note in notes {
         tracing::info!("{device}: {note}");
     }
-    let process = process.filter(|_| beats && watch::is_allowed());
-    Ok(Attached { engine, device, me, resumed, process, ledger })
+    heartbeat = heartbeat.filter(|_| beats);
+    let ledger = ledger.or(former_ledger.filter(|_| keeps_ledger));
+    Ok(Attached { engine, device, me, resumed, heartbeat, ledger })
+}
+
+/// Waits for an event of the engine, which is watched meanwhile: it may hang with the attach in its socket.
+async fn next_event(
+    engine: &mut Client,
+    heartbeat: &mut Option<Heartbeat>,
+    tunnel: &str,
+) -> std::io::Result<Option<Event>> {
+    loop {
+        let Some(watch) = heartbeat.as_mut() else { return engine.receive().await };
+        tokio::select! {
+            event = engine.receive() => {
+                watch.heard();
+                return event;
+            }
+            () = tokio::time::sleep_until(watch.deadline()) => {}
+        }
+        // What cannot be sent is noticed by the next receive.
+        if watch.watch(tunnel)
+            && let Err(error) = engine.send(&Request::Beat)
+        {
+            tracing::debug!("{tunnel}: {error}");
+        }
+    }
 }
 
 /// Whether a service manager started this daemon. Then it may run at boot before the network is up, or on a standby

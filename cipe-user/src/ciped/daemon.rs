@@ -4,7 +4,6 @@
 //! and drops all packets (fail closed) until a new engine has taken it over.
 
 mod ending;
-mod heartbeat;
 mod keeper;
 mod peer_location;
 mod reload;
@@ -29,6 +28,7 @@ use zeroize::Zeroizing;
 use super::attach::{AttachError, Attached, Placement, attach};
 use super::exchange::Now;
 use super::guard::Guard;
+use super::heartbeat::Heartbeat;
 use super::options::{self, Options};
 use super::peer_name::PeerName;
 use super::scripts::{self, Facts};
@@ -36,9 +36,9 @@ use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
 use super::setup::Setup;
 use super::socks;
 use crate::control::client::Client;
+use crate::control::launch::launch;
 use crate::control::protocol::{Event, LedgerHandle, Request};
 use crate::kernel::zone::Shown;
-use heartbeat::Heartbeat;
 use keeper::Keeper;
 use peer_location::first_relay;
 use session_keys::KeysInUse;
@@ -156,7 +156,7 @@ impl Daemon {
         let (keeper, past) = Keeper::open(setup.memory.clone(), random()?.random());
         let session = Session::new(&setup.options, past, clock.now(), (random()?, random()?));
         let mut attempt = 1;
-        let Attached { engine, device, me, process, ledger, .. } = loop {
+        let Attached { engine, device, me, heartbeat, ledger, .. } = loop {
             let place = Placement {
                 device: setup.options.device.clone(),
                 me: setup.options.me.address,
@@ -211,7 +211,7 @@ impl Daemon {
             keeper,
             keys: KeysInUse::default(),
             ledger,
-            heartbeat: process.map(Heartbeat::new),
+            heartbeat,
             guard,
         };
         if let Some(relay) = relay_at {
@@ -278,6 +278,10 @@ impl Daemon {
                     self.facts.device = device;
                     continue;
                 }
+                Woken::Event(Some(Event::StandbyWanted)) => {
+                    self.start_standby();
+                    continue;
+                }
                 Woken::Event(Some(event)) => {
                     if let Some(heartbeat) = &mut self.heartbeat {
                         heartbeat.heard();
@@ -322,6 +326,26 @@ impl Daemon {
                 return end;
             }
         }
+    }
+
+    /// Asks the engine whether it goes on, or kills it if it has not answered.
+    fn watch_engine(&mut self) {
+        let Self { heartbeat: Some(heartbeat), facts, .. } = self else { return };
+        if heartbeat.watch(&facts.device) {
+            self.send(&Request::Beat);
+        }
+    }
+
+    /// Starts an engine that stands by, in the background.
+    fn start_standby(&self) {
+        let (mut standby, device) = (self.setup.engine.clone(), self.facts.device.clone());
+        standby.arguments.push("--standby".into());
+        tokio::task::spawn_blocking(move || match launch(&standby) {
+            Ok(()) => tracing::info!("{device}: an engine stands by"),
+            Err(error) => {
+                tracing::warn!("{device}: no engine stands by, so that the next one takes longer to start: {error}");
+            }
+        });
     }
 
     async fn settle_routes(&mut self) {

@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod exchange;
 pub mod guard;
 pub mod health;
+mod heartbeat;
 pub mod identity;
 pub mod memory;
 pub mod options;

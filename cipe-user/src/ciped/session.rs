@@ -279,6 +279,8 @@ impl<R: CryptoRng> Session<R> {
             Event::Stop => vec![Step::End(End::Asked("asked to stop by `cipe down`".to_owned()))],
             Event::Attached { .. }
             | Event::Beat
+            | Event::StandbyWanted
+            | Event::Dismissed
             | Event::Replaceable { .. }
             | Event::Renamed { .. }
             | Event::Status(_)

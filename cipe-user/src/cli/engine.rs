@@ -9,11 +9,13 @@ use crate::control::launch::{Launch, Readiness, launch as background, report_fai
 use crate::control::protocol::{MAX_MTU, MIN_MTU};
 use crate::control::run_dir::RunDir;
 use crate::engine::frames::USUAL_MTU;
-use crate::engine::{EngineOptions, run as run_engine};
+use crate::engine::{EngineOptions, Role, run as run_engine};
 use crate::kernel::confinement::{self, Strictness};
 
 /// Name in logs.
 const PROCESS_NAME: &str = "cipe-engine";
+/// Name of one that stands by.
+const STANDBY_NAME: &str = "cipe-standby";
 /// Maximum time for the engine to load its programs: the kernel's verifier is slow on a small or busy machine. Shorter
 /// than the deadline of a daemon that starts in the background.
 const START_DEADLINE: std::time::Duration = std::time::Duration::from_secs(90);
@@ -37,6 +39,9 @@ pub(super) struct Args {
     /// is ready. Its tunnels go on under the same keys.
     #[arg(long)]
     replace: bool,
+    /// Stand by, in the background: take the place of the engine that runs when it dies. A daemon starts it.
+    #[arg(long, hide = true, requires = "launched", conflicts_with = "replace")]
+    standby: bool,
     /// Started by a daemon, or by --replace: report on stdout when up, leave the terminal, log to syslog.
     #[arg(long, hide = true)]
     launched: bool,
@@ -68,7 +73,7 @@ fn replace(args: &Args) -> anyhow::Result<ExitCode> {
 /// Runs the engine.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A daemon may have started it from the daemon's own executable; give it another name than the daemon's.
-    super::process::set_name(PROCESS_NAME);
+    super::process::set_name(if args.standby { STANDBY_NAME } else { PROCESS_NAME });
     if args.replace && !args.launched {
         return replace(&args);
     }
@@ -79,14 +84,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.launched {
         logging::init(Destination::Stderr { verbose: false });
         let readiness = Readiness::Service;
-        let replaces = false;
-        run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, replaces, readiness, confinement })?;
+        let role = Role::Only;
+        run_engine(EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, role, readiness, confinement })?;
         return Ok(ExitCode::SUCCESS);
     }
     let readiness = Readiness::begin().context("cannot leave the terminal")?;
     logging::init(Destination::Syslog { name: PROCESS_NAME, complain: false });
-    let replaces = args.replace;
-    let options = EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, replaces, readiness, confinement };
+    let role = match (args.replace, args.standby) {
+        (true, _) => Role::Replacement,
+        (_, true) => Role::Standby,
+        _ => Role::Only,
+    };
+    let options = EngineOptions { stay: args.stay, workers, largest_mtu, run_dir, role, readiness, confinement };
     if let Err(error) = run_engine(options) {
         tracing::error!(target: logging::SYSLOG_ONLY, "{error:#}");
         report_failure(&format!("{error:#}"));

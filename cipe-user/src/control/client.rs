@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -203,21 +203,24 @@ impl Client {
     }
 }
 
+/// Connects to the engine, or to one that is about to take the place of an engine that has ended.
 fn connect(run: &RunDir) -> Result<OwnedFd, ConnectError> {
-    let path = run.socket();
-    let attempt = || -> io::Result<Option<OwnedFd>> {
+    let attempt = |path: &Path| -> io::Result<Option<OwnedFd>> {
         let socket = channel::socket()?;
-        match rustix::net::connect(&socket, &SocketAddrUnix::new(&path)?) {
+        match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
             Ok(()) => Ok(Some(socket)),
             Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
             Err(error) => Err(error.into()),
         }
     };
-    match attempt() {
-        Ok(Some(socket)) => Ok(socket),
-        Ok(None) => Err(ConnectError::NotRunning { path }),
-        Err(cause) => Err(ConnectError::Io { path, cause }),
+    for path in [run.socket(), run.next_socket(), run.standby_socket()] {
+        match attempt(&path) {
+            Ok(Some(socket)) => return Ok(socket),
+            Ok(None) => {}
+            Err(cause) => return Err(ConnectError::Io { path, cause }),
+        }
     }
+    Err(ConnectError::NotRunning { path: run.socket() })
 }
 
 /// Starts the engine unless one listens by now, and connects to it. Blocks.

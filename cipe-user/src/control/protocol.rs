@@ -20,7 +20,11 @@ use crate::kernel::bpf::XdpMode;
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Changes whenever an older version would misread a message.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
+/// The version of an engine that does not state one ([`Event::Replaceable`]).
+const fn unstated_version() -> u32 {
+    4
+}
 
 /// Minimum device MTU in octets (RFC 791).
 pub const MIN_MTU: u32 = 68;
@@ -183,6 +187,9 @@ pub enum Request {
     Replace,
     /// The other engine is ready: this one ends at once, and leaves the control socket to it.
     Leave,
+    /// Another engine is to stand by on this connection: it takes the place of this one if the connection closes without
+    /// [`Event::Dismissed`]. Answered by [`Event::Replaceable`] or [`Event::Failed`]. Needs no attached tunnel.
+    StandBy,
     /// Asks whether the engine still goes on; answered by [`Event::Beat`]. Needs no attached tunnel. Only for an engine that knows it
     /// ([`Event::Attached`]).
     Beat,
@@ -400,12 +407,18 @@ pub enum Event {
         /// Whether the engine answers [`Request::Beat`].
         #[serde(default)]
         beats: bool,
+        /// Whether it goes on writing in [`Attach::ledger`].
+        #[serde(default)]
+        keeps_ledger: bool,
         /// The ledger, for the daemon to hold.
         #[serde(skip)]
         ledger: Option<LedgerHandle>,
     },
     /// Another engine may take the place of this one, if it suits its tunnels.
     Replaceable {
+        /// The [`VERSION`] of this engine and its daemons.
+        #[serde(default = "unstated_version")]
+        version: u32,
         /// Whether this engine stays when its last tunnel has ended.
         stay: bool,
         /// The largest MTU of a tunnel, in octets.
@@ -415,6 +428,10 @@ pub enum Event {
     },
     /// The engine goes on.
     Beat,
+    /// An engine that stands by is to be started ([`Request::StandBy`]).
+    StandbyWanted,
+    /// The engine ends, and nobody needs another one: the one that stands by is to end as well.
+    Dismissed,
     /// The last request failed; the message says what failed, where, and how to fix it.
     Failed {
         /// One line.

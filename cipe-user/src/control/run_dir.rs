@@ -74,6 +74,11 @@ impl RunDir {
         self.path.join("control.next")
     }
 
+    /// The control socket of an engine that stands by.
+    pub fn standby_socket(&self) -> PathBuf {
+        self.path.join("control.standby")
+    }
+
     /// The lock that the engine holds while it runs.
     pub fn engine_lock(&self) -> PathBuf {
         self.path.join("engine.lock")

@@ -40,36 +40,38 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct Server {
     socket: UnixListener,
+    /// Where that is.
+    path: PathBuf,
     run: RunDir,
     lock: Option<Lock>,
-    /// Another engine listens in its place.
+    /// Another engine takes its place.
     is_replaced: bool,
 }
 
 impl Server {
-    /// Listens in the place of an engine that still runs: daemons that connect from now on wait for this one. The lock is to be taken
-    /// when the other has ended. Must be called inside a tokio runtime.
+    /// Listens beside an engine that still runs, at [`RunDir::next_socket`] or [`RunDir::standby_socket`]: daemons that find no engine
+    /// wait there. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn replace(run: RunDir) -> Result<Self, BindError> {
-        let io_error = |cause| BindError::Io { path: run.socket(), cause };
-        let next = run.next_socket();
-        let socket = listen(&next).map_err(io_error)?;
-        std::fs::rename(&next, run.socket()).map_err(io_error)?;
-        Ok(Self { socket, run, lock: None, is_replaced: false })
+    pub fn beside(run: RunDir, path: PathBuf) -> Result<Self, BindError> {
+        let socket = listen(&path).map_err(|cause| BindError::Io { path: path.clone(), cause })?;
+        Ok(Self { socket, path, run, lock: None, is_replaced: false })
     }
 
-    /// Takes the lock of an engine that was [replaced](Self::replace) and has ended.
+    /// Takes the place of an engine that has ended.
     ///
     /// # Errors
-    /// Another engine runs.
-    pub fn take_lock(&mut self) -> Result<(), BindError> {
+    /// Another engine runs; or the socket cannot be renamed.
+    pub fn take_place(&mut self) -> Result<(), BindError> {
         self.lock = Some(Self::lock(&self.run)?);
+        let place = self.run.socket();
+        std::fs::rename(&self.path, &place).map_err(|cause| BindError::Io { path: place.clone(), cause })?;
+        self.path = place;
         Ok(())
     }
 
-    /// Another engine listens in its place: leaves it all files.
+    /// Another engine takes its place: leaves it all files.
     pub fn leave(&mut self) {
         self.is_replaced = true;
     }
@@ -80,9 +82,9 @@ impl Server {
     /// # Errors
     /// Another engine runs, or the socket cannot be made.
     pub fn bind(run: RunDir) -> Result<Self, BindError> {
-        let lock = Self::lock(&run)?;
-        let socket = listen(&run.socket()).map_err(|cause| BindError::Io { path: run.socket(), cause })?;
-        Ok(Self { socket, run, lock: Some(lock), is_replaced: false })
+        let (lock, path) = (Self::lock(&run)?, run.socket());
+        let socket = listen(&path).map_err(|cause| BindError::Io { path: path.clone(), cause })?;
+        Ok(Self { socket, path, run, lock: Some(lock), is_replaced: false })
     }
 
     fn lock(run: &RunDir) -> Result<Lock, BindError> {
@@ -145,7 +147,7 @@ impl Drop for Server {
             return;
         }
         // In this order: a process that finds no lock finds no socket of this engine either.
-        let _ = std::fs::remove_file(self.run.socket());
+        let _ = std::fs::remove_file(&self.path);
         self.lock = None;
         self.run.remove();
     }

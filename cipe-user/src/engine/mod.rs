@@ -25,7 +25,7 @@ mod worker;
 pub use carrier::{outer, socks};
 #[cfg(feature = "harness")]
 pub use datapath::pair;
-pub use manager::{EngineOptions, run};
+pub use manager::{EngineOptions, Role, run};
 
 /// Packets of one batch: as many as the ciphers process in parallel.
 pub const BATCH: usize = 128;

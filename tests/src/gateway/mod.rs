@@ -220,7 +220,8 @@ impl Gateway {
     /// The engine's process, if there is one.
     pub fn engine_pid(&self) -> Option<u32> {
         let inside = process::in_namespace(&self.namespace).ok()?;
-        inside.into_iter().find(|&pid| process::arguments(pid).iter().skip(1).any(|argument| argument == "engine"))
+        // Not one that stands by, which has the same arguments when it has become the engine.
+        inside.into_iter().find(|&pid| process::name(pid).as_deref() == Some("cipe-engine"))
     }
 
     /// BPF objects that the engine and the daemon hold open.

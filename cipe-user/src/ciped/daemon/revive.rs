@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::heartbeat::Heartbeat;
 use super::{Daemon, OperatorCommand};
 use crate::ciped::attach::{Attached, Placement, attach};
 use crate::ciped::session::End;
@@ -29,12 +28,12 @@ impl Daemon {
                 biased;
                 command = commands.recv() => if let Some(end) = self.without_engine(command) { return Some(end) },
                 outcome = attached => match outcome {
-                    Ok(Attached { engine, me, resumed, process, ledger, .. }) => {
+                    Ok(Attached { engine, me, resumed, heartbeat, ledger, .. }) => {
                         if me != self.facts.me {
                             tracing::info!("{device}: changing my address: {}", zone::Shown(me));
                             self.facts.me = me;
                         }
-                        self.ledger = ledger.or(self.ledger.take());
+                        self.ledger = ledger;
                         if resumed {
                             tracing::info!("{device}: the engine is back, and goes on under the same keys");
                         } else {
@@ -43,7 +42,7 @@ impl Daemon {
                             self.keys.clear();
                         }
                         self.engine = Some(engine);
-                        self.heartbeat = process.map(Heartbeat::new);
+                        self.heartbeat = heartbeat;
                         self.guard_again(&device);
                         if self.relay.is_some() {
                             self.send(&Request::SetRelay { relay: self.relay_at });

@@ -114,8 +114,15 @@ impl Stage {
         let Some(Request::Attach(request)) = connection.receive().await.unwrap() else { panic!("no attach") };
         let me = "192.0.2.1:40000".parse().unwrap();
         let notes = vec!["played".to_owned()];
-        let attached =
-            Event::Attached { device: device.to_owned(), me, notes, resumed: false, beats: false, ledger: None };
+        let attached = Event::Attached {
+            device: device.to_owned(),
+            me,
+            notes,
+            resumed: false,
+            beats: false,
+            keeps_ledger: false,
+            ledger: None,
+        };
         connection.send(&attached).unwrap();
         (connection, *request)
     }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
-use super::heartbeat::Heartbeat;
 use super::{Daemon, OperatorCommand, Script};
+use crate::ciped::heartbeat::Heartbeat;
 use crate::ciped::options::Mistake;
 use crate::ciped::socks;
 use crate::control::protocol::Event;

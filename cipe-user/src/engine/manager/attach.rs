@@ -278,6 +278,7 @@ impl Manager {
                     notes,
                     resumed: tenant.is_resumed,
                     beats: true,
+                    keeps_ledger: tenant.ledger.is_known,
                     ledger: tenant.ledger.memory.take(),
                 }
             }

@@ -29,6 +29,7 @@ mod replacement;
 mod shared;
 mod shields;
 mod sizes;
+mod standby;
 mod start;
 mod status;
 mod trial;
@@ -50,7 +51,7 @@ use super::report::WorkerReport;
 use super::watchdog::{MANAGER_LIMIT, Pulse, Watchdog, Watched};
 use super::worker::Command;
 use crate::control::launch::Readiness;
-use crate::control::protocol::{Event, Protocol, Request};
+use crate::control::protocol::{Event, Protocol, Request, VERSION};
 use crate::control::run_dir::RunDir;
 use crate::control::server::Server;
 use crate::control::watch;
@@ -68,8 +69,10 @@ use keys::Keyring;
 use lan::Lans;
 use orphans::KeptDevices;
 use replacement::Predecessor;
+pub use replacement::Role;
 use shared::Shared;
 use shields::Shields;
+use standby::Standby;
 use start::Prepared;
 use status::StatusSources;
 use tunnel_devices::TunnelDevices;
@@ -85,9 +88,9 @@ pub struct EngineOptions {
     pub largest_mtu: u32,
     /// Where the control socket is.
     pub run_dir: RunDir,
-    /// Takes the place of the engine that runs.
-    pub replaces: bool,
-    /// Is told when daemons can connect.
+    /// What it is to an engine that runs.
+    pub role: Role,
+    /// Is told when daemons can connect, or when this engine stands by.
     pub readiness: Readiness,
     /// What happens if the engine does what it should not.
     pub confinement: Strictness,
@@ -120,6 +123,7 @@ struct Manager {
     doors: Doors,
     lans: Lans,
     drops: DropNotices,
+    standby: Standby,
     /// The tunnel that waits for its hub to be opened: one at a time.
     attaching: Option<Attaching>,
     /// Devices of orphans that wait for their daemons.
@@ -147,10 +151,8 @@ pub fn run(options: EngineOptions) -> anyhow::Result<()> {
 }
 
 async fn serve(options: EngineOptions) -> anyhow::Result<()> {
-    let predecessor = match options.replaces {
-        true => Some(Predecessor::find(&options.run_dir).await?),
-        false => None,
-    };
+    let standby = Standby::from_environment()?;
+    let predecessor = Predecessor::find(&options.run_dir, options.role).await?;
     let mut server = match predecessor {
         Some(_) => None,
         None => Some(Server::bind(options.run_dir.clone())?),
@@ -160,12 +162,16 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let workers = options.workers.or(former.and_then(|former| former.workers));
     let largest_mtu = former.map_or(options.largest_mtu, |former| former.largest_mtu.max(options.largest_mtu));
     let prepared = start::prepare(workers, largest_mtu, (options.run_dir.path(), options.confinement)).await?;
-    if let Some(predecessor) = predecessor {
-        server = Some(predecessor.replace(options.run_dir).await?);
-    }
-    let mut server = server.context("there is no control socket")?;
+    let mut readiness = Some(options.readiness);
     let (to_manager, mut connection_events) = mpsc::channel(MAX_QUEUED_CONNECTION_EVENTS);
     let Prepared { platform, keys, shields, salt, next_hops, mut followers, mut reports, mut ends } = prepared;
+    if let Some(predecessor) = predecessor {
+        match predecessor.succeed(options.run_dir, &platform, &mut followers, &mut readiness).await? {
+            Some(succeeded) => server = Some(succeeded),
+            None => return Ok(()),
+        }
+    }
+    let mut server = server.context("there is no control socket")?;
     let hubs = start::inherit(&platform.netlink).await?;
     let (routes, mut next_hop_changes) = CarrierRoutes::new(next_hops);
     let mut manager = Manager {
@@ -181,6 +187,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         doors: Doors::new(platform.clone(), followers.policies()),
         lans: Lans::new(platform),
         drops: DropNotices::default(),
+        standby,
         attaching: None,
         kept: KeptDevices::new(),
         departing: 0,
@@ -201,7 +208,9 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         true => Some(Watchdog::start(manager.watched(&pulse))?),
         false => None,
     };
-    options.readiness.up()?;
+    if let Some(readiness) = readiness {
+        readiness.up()?;
+    }
     let ended = loop {
         pulse.beat();
         tokio::select! {
@@ -256,6 +265,9 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
             std::process::exit(0);
         }
     };
+    if ended.is_ok() && manager.shared.tunnels.is_empty() {
+        manager.shared.daemons.dismiss_standby().await;
+    }
     // The workers end now.
     drop(watchdog);
     manager.close().await;
@@ -292,7 +304,8 @@ impl Manager {
 
     /// Polls what no event tells of.
     async fn poll(&mut self, now: Instant) {
-        let Self { shared, keys, shields, drops, lans, doors, devices, hubs, .. } = self;
+        let Self { shared, keys, shields, drops, lans, doors, devices, hubs, standby, .. } = self;
+        standby.poll(now, shared);
         hubs.poll(now).await;
         let used = |number| shared.tunnels.get(number).map_or(0, |tenant| tenant.counters.receive_key_used());
         keys.forget_previous(used, now);
@@ -438,14 +451,20 @@ impl Manager {
         // The attaches of thousands of tunnels may be one event.
         self.pulse.beat();
         let number = self.shared.daemons.tunnel_of(connection);
+        let stands_by = matches!(request, Request::StandBy);
         let Self { shared, keys, routes, .. } = self;
         let workers = &shared.platform.workers;
         let failed = |message: String| shared.daemons.send(connection, Event::Failed { message });
         match (request, number) {
-            (Request::Replace, _) => {
+            (Request::StandBy, _) if shared.daemons.has_standby() => failed("another engine stands by already".into()),
+            (Request::Replace | Request::StandBy, _) => {
                 let largest_mtu = shared.platform.largest_mtu(Protocol::Ip) as u32;
-                let answer = Event::Replaceable { stay: self.stay, largest_mtu, workers: self.workers };
-                shared.daemons.send(connection, answer);
+                let (version, stay, workers) = (VERSION, self.stay, self.workers);
+                shared.daemons.send(connection, Event::Replaceable { version, stay, largest_mtu, workers });
+                match stands_by {
+                    true => shared.daemons.set_standby(connection),
+                    false => shared.daemons.tell_standby(Event::Dismissed),
+                }
             }
             (Request::Leave, _) => self.is_replaced = true,
             // The connection's task has answered it.

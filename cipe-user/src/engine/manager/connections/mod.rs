@@ -1,6 +1,6 @@
 //! The connections of the control socket, of daemons and of those who ask for a status. Each is served by a task of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,12 @@ use crate::control::server::Connection;
 
 /// How long the reader of a status may take for that of one tunnel, before its connection is closed.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the engine that stands by may take to end.
+const DISMISSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Requests of one connection that may wait for the manager, besides those in the socket.
+const MAX_WAITING_REQUESTS: usize = 16;
 
 /// Events that may wait for a connection's task; a daemon that does not read loses those beyond.
 pub(super) const MAX_QUEUED_EVENTS: usize = 256;
@@ -30,6 +36,8 @@ pub(super) struct Daemons {
     all: HashMap<u64, Daemon>,
     /// The connection of each tunnel.
     of_tunnels: HashMap<u16, u64>,
+    /// The connection of the engine that stands by.
+    standby: Option<u64>,
     /// From the connections' tasks to the manager.
     to_manager: mpsc::Sender<ConnectionEvent>,
     /// Number of the last connection.
@@ -53,7 +61,7 @@ struct Daemon {
 impl Daemons {
     /// No connection yet. Their events are sent to `to_manager`.
     pub(super) fn new(to_manager: mpsc::Sender<ConnectionEvent>) -> Self {
-        Self { all: HashMap::new(), of_tunnels: HashMap::new(), to_manager, last: 0 }
+        Self { all: HashMap::new(), of_tunnels: HashMap::new(), standby: None, to_manager, last: 0 }
     }
 
     /// Adds a new connection, and starts its task.
@@ -70,6 +78,7 @@ impl Daemons {
     /// tunnel is to end with it.
     pub(super) fn remove(&mut self, connection: u64) -> Option<(u16, bool)> {
         let daemon = self.all.remove(&connection)?;
+        self.standby.take_if(|standby| *standby == connection);
         Some((daemon.tunnel?, daemon.detaches))
     }
 
@@ -80,9 +89,39 @@ impl Daemons {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there is none, but that of the engine that stands by.
     pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.len() == usize::from(self.standby.is_some())
+    }
+
+    /// Whether an engine stands by.
+    pub(super) fn has_standby(&self) -> bool {
+        self.standby.is_some()
+    }
+
+    /// This connection is that of the engine that stands by.
+    pub(super) fn set_standby(&mut self, connection: u64) {
+        self.standby = self.all.contains_key(&connection).then_some(connection);
+    }
+
+    /// Sends an event to the engine that stands by.
+    pub(super) fn tell_standby(&self, event: Event) {
+        if let Some(standby) = self.standby {
+            self.send(standby, event);
+        }
+    }
+
+    /// Dismisses the engine that stands by, and waits until it has heard that: otherwise it would take the place of this one.
+    pub(super) async fn dismiss_standby(&self) {
+        let Some(standby) = self.standby.and_then(|standby| self.all.get(&standby)) else { return };
+        let dismiss = async {
+            // It fails if its connection has closed.
+            let _ = standby.events.send(Event::Dismissed).await;
+            standby.events.closed().await;
+        };
+        if tokio::time::timeout(DISMISSAL_TIMEOUT, dismiss).await.is_err() {
+            tracing::warn!("the engine that stands by does not end");
+        }
     }
 
     /// The process behind a connection.
@@ -163,7 +202,15 @@ async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
 
 /// Whether an event comes only once, so that a daemon that has lost it would wait for ever.
 fn comes_once(event: &Event) -> bool {
-    matches!(event, Event::Attached { .. } | Event::Failed { .. } | Event::DeviceDown | Event::DeviceLost | Event::Stop)
+    matches!(
+        event,
+        Event::Attached { .. }
+            | Event::Failed { .. }
+            | Event::DeviceDown
+            | Event::DeviceLost
+            | Event::Stop
+            | Event::Dismissed
+    )
 }
 
 /// Forwards the requests of one connection to the manager, and the manager's events to it. Sends [`ConnectionEvent::Closed`] at its
@@ -175,25 +222,28 @@ async fn converse(
     close: Arc<Notify>,
     to_manager: mpsc::Sender<ConnectionEvent>,
 ) {
+    let mut waiting = VecDeque::new();
     loop {
         tokio::select! {
-            request = connection.receive() => match request {
+            request = connection.receive(), if waiting.len() < MAX_WAITING_REQUESTS => match request {
                 // Not by the manager: it may have the attaches of many tunnels before it.
                 Ok(Some(Request::Beat)) => {
                     // A daemon that does not read has no need of it.
                     let _ = connection.send(&Event::Beat);
                 }
-                Ok(Some(request)) => {
-                    if to_manager.send(ConnectionEvent::Request(number, request)).await.is_err() {
-                        return;
-                    }
-                }
+                Ok(Some(request)) => waiting.push_back(request),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!("control connection {number}: {error}");
                     break;
                 }
             },
+            room = to_manager.reserve(), if !waiting.is_empty() => {
+                let Ok(room) = room else { return };
+                if let Some(request) = waiting.pop_front() {
+                    room.send(ConnectionEvent::Request(number, request));
+                }
+            }
             () = close.notified() => break,
             event = events.recv() => {
                 // The manager has forgotten the connection.
@@ -219,8 +269,13 @@ async fn converse(
             }
         }
     }
-    // It fails only when the manager has ended, which has no connections any more.
-    let _ = to_manager.send(ConnectionEvent::Closed(number)).await;
+    let rest = waiting.into_iter().map(|request| ConnectionEvent::Request(number, request));
+    for event in rest.chain([ConnectionEvent::Closed(number)]) {
+        // It fails only when the manager has ended, which has no connections any more.
+        if to_manager.send(event).await.is_err() {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -87,3 +87,26 @@ async fn a_connection_that_loses_what_does_not_come_again_is_closed() {
     assert!(matches!(said.recv().await, Some(ConnectionEvent::Closed(1))));
     assert_eq!(daemons.remove(1), Some((7, false)));
 }
+
+/// The manager may have the attaches of thousands of tunnels before it.
+#[tokio::test(flavor = "current_thread")]
+async fn a_beat_is_answered_while_a_request_waits_for_the_manager() {
+    let directory = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::new(directory.path(), 1);
+    let server = Server::bind(run_dir.clone()).unwrap();
+    let mut client = crate::control::client::Client::connect(&run_dir).unwrap();
+    let connection = server.accept().await.unwrap();
+    let (_sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
+    let (to_manager, mut said) = mpsc::channel(1);
+    to_manager.send(ConnectionEvent::Closed(0)).await.unwrap();
+    tokio::spawn(converse(1, connection, events, Default::default(), to_manager));
+    for request in [Request::Status, Request::DropSendKey, Request::Beat] {
+        client.send(&request).unwrap();
+    }
+    assert!(matches!(client.receive().await.unwrap(), Some(Event::Beat)));
+    drop(client);
+    assert!(matches!(said.recv().await, Some(ConnectionEvent::Closed(0))));
+    assert!(matches!(said.recv().await, Some(ConnectionEvent::Request(1, Request::Status))));
+    assert!(matches!(said.recv().await, Some(ConnectionEvent::Request(1, Request::DropSendKey))));
+    assert!(matches!(said.recv().await, Some(ConnectionEvent::Closed(1))));
+}

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Daemon;
 use crate::control::client::EngineProcess;
-use crate::control::protocol::Request;
 use crate::kernel::thread_state::{Silence, ThreadState};
 
 /// Without an event for this time, the engine is asked.
@@ -66,7 +64,7 @@ pub(super) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Begins to watch an engine that has just answered.
+    /// Begins to watch an engine that has just been heard of.
     pub(super) fn new(engine: EngineProcess) -> Self {
         Self { engine, beat: Beat { due: Instant::now() + INTERVAL, asked: None }, before: None }
     }
@@ -76,7 +74,7 @@ impl Heartbeat {
         self.beat.heard(Instant::now());
     }
 
-    /// When [`Daemon::watch_engine`] is due.
+    /// When [`Self::watch`] is due.
     pub(super) fn deadline(&self) -> Instant {
         self.beat.due
     }
@@ -85,36 +83,34 @@ impl Heartbeat {
         // The control thread is the first one.
         ThreadState::of(self.engine.pid, self.engine.pid)
     }
-}
 
-impl Daemon {
-    /// Asks the engine whether it goes on, and kills it if it has not answered: the connection closes then.
-    pub(super) fn watch_engine(&mut self) {
-        let Some(heartbeat) = &mut self.heartbeat else { return };
-        match heartbeat.beat.tick(Instant::now()) {
+    /// Kills the engine if it has not answered: the connection closes then. Returns whether it is to be asked whether it goes on
+    /// ([`Request::Beat`](crate::control::protocol::Request::Beat)). `tunnel`: for the log.
+    pub(super) fn watch(&mut self, tunnel: &str) -> bool {
+        match self.beat.tick(Instant::now()) {
             Due::Nothing => {}
             Due::Ask => {
-                heartbeat.before = heartbeat.state();
-                self.send(&Request::Beat);
+                self.before = self.state();
+                return true;
             }
             Due::Judge => {
-                let why = heartbeat.state().zip(heartbeat.before).map(|(now, before)| now.silent_since(&before));
+                let why = self.state().zip(self.before).map(|(now, before)| now.silent_since(&before));
                 if why != Some(Silence::Hangs) {
-                    heartbeat.beat.asked = Some(Instant::now());
-                    return;
+                    self.beat.asked = Some(Instant::now());
+                    return false;
                 }
                 tracing::error!(
-                    "{}: the engine (process {}) has not answered for {} s; it is killed, and another one started",
-                    self.facts.device,
-                    heartbeat.engine.pid,
+                    "{tunnel}: the engine (process {}) has not answered for {} s; it is killed, and another one started",
+                    self.engine.pid,
                     MAX_SILENCE.as_secs()
                 );
-                if let Err(error) = heartbeat.engine.kill() {
-                    tracing::error!("{}: the engine cannot be killed: {error}", self.facts.device);
+                if let Err(error) = self.engine.kill() {
+                    tracing::error!("{tunnel}: the engine cannot be killed: {error}");
                 }
-                heartbeat.heard();
+                self.heard();
             }
         }
+        false
     }
 }
 
