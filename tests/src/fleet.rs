@@ -110,6 +110,8 @@ impl Fleet {
         command
             .args(["engine", "--stay"])
             .env("CIPE_CONFINEMENT", "end")
+            // No daemon is there to start another engine.
+            .env("CIPE_STANDBY", "no")
             .env("CIPE_RUN_DIR", &base)
             .stdin(Stdio::null());
         // The engine notifies us as it notifies systemd.
@@ -281,7 +283,7 @@ impl Fleet {
         let key = (self.cipher != Cipher::Nokey).then(|| hex::encode([0xA5; 16]));
         json!({
             "request": "attach",
-            "version": 4,
+            "version": 5,
             "device": device,
             "prefix": prefix,
             "protocol": 3,

@@ -9,7 +9,7 @@ use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
 use crate::control::channel::SendError;
 use crate::control::client::{Client, ConnectError};
-use crate::control::protocol::{Attach, Event, LedgerHandle, Request, SessionKeys, VERSION};
+use crate::control::protocol::{Attach, Descriptor, Event, Request, SessionKeys, VERSION};
 use crate::control::watch;
 
 /// How long the engine may take to make a tunnel.
@@ -54,7 +54,7 @@ pub(super) struct Placement {
     /// The keys to go on under.
     pub resume: Option<SessionKeys>,
     /// The ledger of the engine before.
-    pub ledger: Option<LedgerHandle>,
+    pub ledger: Option<Descriptor>,
 }
 
 /// A tunnel that the engine has made.
@@ -70,7 +70,7 @@ pub(super) struct Attached {
     /// The watch over the engine, if it answers [`Request::Beat`].
     pub heartbeat: Option<Heartbeat>,
     /// Its ledger: a new one, or that of [`Placement::ledger`]; `None` if it writes none, so that no older one is of use any more.
-    pub ledger: Option<LedgerHandle>,
+    pub ledger: Option<Descriptor>,
 }
 
 /// Connects to the engine, starts it if necessary, and requests the tunnel. Logs the modes in use.

@@ -37,7 +37,7 @@ use super::setup::Setup;
 use super::socks;
 use crate::control::client::Client;
 use crate::control::launch::launch;
-use crate::control::protocol::{Event, LedgerHandle, Request};
+use crate::control::protocol::{Descriptor, Event, Request};
 use crate::kernel::zone::Shown;
 use keeper::Keeper;
 use peer_location::first_relay;
@@ -118,7 +118,7 @@ struct Daemon {
     /// The keys that the engine has, for the next one.
     keys: KeysInUse,
     /// The memory in which it records their use.
-    ledger: Option<LedgerHandle>,
+    ledger: Option<Descriptor>,
     /// The watch over the engine; `None`: it is not watched.
     heartbeat: Option<Heartbeat>,
     /// Keeps private packets from other routes; `None`: it could not be started.

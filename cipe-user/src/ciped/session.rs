@@ -280,6 +280,10 @@ impl<R: CryptoRng> Session<R> {
             Event::Attached { .. }
             | Event::Beat
             | Event::StandbyWanted
+            | Event::HubPart { .. }
+            | Event::Hub { .. }
+            | Event::HubGone { .. }
+            | Event::HubsTold
             | Event::Dismissed
             | Event::Replaceable { .. }
             | Event::Renamed { .. }

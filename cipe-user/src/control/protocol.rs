@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::channel::Carries;
 pub use super::secret::{KeyOctets, MessageOctets};
 use crate::kernel::bpf::XdpMode;
+use crate::kernel::hub::Hub;
 
 /// Maximum octets of a message.
 pub const MAX_MESSAGE: usize = 16 * 1024;
@@ -31,18 +32,18 @@ pub const MIN_MTU: u32 = 68;
 /// Maximum device MTU in octets: it fits a frame of the engine with all headers.
 pub const MAX_MTU: u32 = 3500;
 
-/// The descriptor of a tunnel's ledger: memory in which the engine records the use of the keys, and which the daemon holds for the
-/// next engine. It is sent beside a message, not in it.
+/// A descriptor, which is sent beside a message, not in it. That of a tunnel's ledger: memory in which the engine records the use of the
+/// keys, and which the daemon holds for the next engine.
 #[derive(Clone, Debug)]
-pub struct LedgerHandle(pub Arc<OwnedFd>);
+pub struct Descriptor(pub Arc<OwnedFd>);
 
-impl PartialEq for LedgerHandle {
+impl PartialEq for Descriptor {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for LedgerHandle {}
+impl Eq for Descriptor {}
 
 /// The dynamic keys of a tunnel whose engine has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,7 +235,7 @@ impl Carries for Request {
 
     fn take_descriptor(&mut self, descriptor: OwnedFd) {
         if let Self::Attach(attach) = self {
-            attach.ledger = Some(LedgerHandle(Arc::new(descriptor)));
+            attach.ledger = Some(Descriptor(Arc::new(descriptor)));
         }
     }
 }
@@ -242,14 +243,16 @@ impl Carries for Request {
 impl Carries for Event {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Attached { ledger, .. } => ledger.as_ref().map(|ledger| ledger.0.as_fd()),
+            Self::Attached { ledger: descriptor, .. } | Self::HubPart { descriptor, .. } => {
+                descriptor.as_ref().map(|descriptor| descriptor.0.as_fd())
+            }
             _ => None,
         }
     }
 
     fn take_descriptor(&mut self, descriptor: OwnedFd) {
-        if let Self::Attached { ledger, .. } = self {
-            *ledger = Some(LedgerHandle(Arc::new(descriptor)));
+        if let Self::Attached { ledger: place, .. } | Self::HubPart { descriptor: place, .. } = self {
+            *place = Some(Descriptor(Arc::new(descriptor)));
         }
     }
 }
@@ -366,7 +369,7 @@ pub struct Attach {
     pub resume: Option<SessionKeys>,
     /// The ledger of the engine before this one.
     #[serde(skip)]
-    pub ledger: Option<LedgerHandle>,
+    pub ledger: Option<Descriptor>,
 }
 
 /// Why a new key is needed.
@@ -387,6 +390,21 @@ pub enum Wanted {
     ReceiveKeySpent,
     /// For a while, no packet under a dynamic key could be opened: each end may have a key that the other one lacks.
     Undecryptable,
+}
+
+/// A part of a hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HubPart {
+    /// The link of the program on its visible end.
+    TcLink,
+    /// The link of the program on its hidden end.
+    XdpLink,
+    /// An AF_XDP socket of one of its queues. Another engine holds it until the death of this one, and then closes it: the kernel takes
+    /// long for that, and otherwise would do it before anybody notices the death.
+    Queue,
+    /// A packet socket on its hidden end, which is held for the same reason.
+    Injector,
 }
 
 /// From engine to daemon.
@@ -412,7 +430,7 @@ pub enum Event {
         keeps_ledger: bool,
         /// The ledger, for the daemon to hold.
         #[serde(skip)]
-        ledger: Option<LedgerHandle>,
+        ledger: Option<Descriptor>,
     },
     /// Another engine may take the place of this one, if it suits its tunnels.
     Replaceable {
@@ -426,6 +444,30 @@ pub enum Event {
         /// The number of workers that was asked for.
         workers: Option<usize>,
     },
+    /// A part of a hub, for an engine that stands by or replaces this one ([`Request::StandBy`], [`Request::Replace`]).
+    HubPart {
+        /// Index of its hidden end.
+        hidden: u32,
+        /// What it is.
+        part: HubPart,
+        /// Its descriptor.
+        #[serde(skip)]
+        descriptor: Option<Descriptor>,
+    },
+    /// A hub whose parts have been sent.
+    Hub {
+        /// The hub.
+        hub: Hub,
+        /// The mode in which its programs are attached.
+        mode: XdpMode,
+    },
+    /// A hub has gone.
+    HubGone {
+        /// Index of its hidden end.
+        hidden: u32,
+    },
+    /// All hubs that there are have been sent.
+    HubsTold,
     /// The engine goes on.
     Beat,
     /// An engine that stands by is to be started ([`Request::StandBy`]).

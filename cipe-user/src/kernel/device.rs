@@ -109,7 +109,8 @@ impl Netlink {
     }
 
     /// Adopts the device of this name that an engine left on one of `hubs` when it died: a device that was made for the
-    /// same owner, or whose owner has ended. Returns it with the index of its hub in `hubs`; `None` if there is none.
+    /// same owner, or whose owner has ended. Returns it with the index of its hub in `hubs`; `None` if there is none. One that is up,
+    /// with this owner and MTU, stays as it is.
     ///
     /// # Errors
     /// The kernel refuses the MTU or an address. The device then stays as it is.
@@ -123,12 +124,19 @@ impl Netlink {
         };
         let lower = links::lower_of(&link);
         let ours = |owner: &Owner| owner.pid() == wanted.owner || owner.is_dead();
-        let owned = links::alias_of(&link).and_then(Owner::from_alias).is_some_and(|(_, owner)| ours(&owner));
+        let owned = owner_of(&link).is_some_and(|owner| ours(&owner));
         let (Some(hub), true) = (hubs.iter().position(|hub| Some(hub.index) == lower), owned) else { return Ok(None) };
         let card = Card::from_message(&link).ok_or_else(|| Error::Answer(format!("{name}: cannot read its state")))?;
         let mac = card.mac.ok_or_else(|| Error::Answer(format!("{name}: has no address")))?;
         let device = Device { name: card.name, index: card.ifindex, mac };
-        self.take_over(&device, wanted).await?;
+        // An engine has set it up for this very process: with thousands of devices each request counts, and each change is an event
+        // for all daemons.
+        let is_set_up = owner_of(&link).is_some_and(|owner| Owner::of(wanted.owner).is_ok_and(|own| own == owner))
+            && card.mtu == wanted.mtu
+            && link.header.flags.contains(LinkFlags::Up | LinkFlags::Noarp);
+        if !is_set_up {
+            self.take_over(&device, wanted).await?;
+        }
         Ok(Some((hub, device)))
     }
 
@@ -340,6 +348,11 @@ impl Netlink {
             tracing::warn!("{name}: the kernel has no route to {peer} by it yet");
         }
     }
+}
+
+/// The process that a device was made for.
+fn owner_of(link: &LinkMessage) -> Option<Owner> {
+    links::alias_of(link).and_then(Owner::from_alias).map(|(_, owner)| owner)
 }
 
 /// Whether a device is a tunnel's, of either protocol.

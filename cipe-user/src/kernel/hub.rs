@@ -26,6 +26,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::ethtool::{self, Offloads};
 use super::links::{self, Card, CardKind};
@@ -45,7 +46,8 @@ const IPV4: [(&str, &str); 4] =
 const IPV6: [(&str, &str); 1] = [("disable_ipv6", "1")];
 
 /// The kind of frames that tunnel devices send to a hub.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Framing {
     /// Superframes with partial checksums, for generic XDP: the engine segments them.
     Superframes,
@@ -78,7 +80,7 @@ impl fmt::Display for Framing {
 }
 
 /// An existing hub.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hub {
     /// Name of the visible end at its creation.
     pub name: String,
@@ -136,11 +138,12 @@ impl Netlink {
         Ok(self.links().await?.iter().any(|link| links::lower_of(link) == Some(hub.index) && is_macvlan(link)))
     }
 
-    /// Adopts the hubs of dead engines, with the tunnel devices whose owners live, and removes the rest.
+    /// Adopts the hubs of dead engines, with the tunnel devices whose owners live, and removes the rest. Those that are `known` are
+    /// as their engine has set them up, and get a new owner only.
     ///
     /// # Errors
     /// Devices cannot be listed, or the kernel refuses to delete one.
-    pub async fn inherit(&self) -> Result<Inheritance> {
+    pub async fn inherit(&self, known: &[Hub]) -> Result<Inheritance> {
         let links = self.links().await?;
         let mut inheritance = Inheritance::default();
         for hidden in &links {
@@ -163,9 +166,14 @@ impl Netlink {
                         self.delete(link.header.index).await?;
                     }
                     let hidden = hidden.header.index;
-                    inheritance.hubs.push(match framing {
-                        Framing::Ethernet => self.configure_ends(framing, index, hidden).await?,
-                        _ => self.configure_hub(framing, index, hidden).await?,
+                    let known = known.iter().find(|hub| (hub.index, hub.hidden_index) == (index, hidden));
+                    inheritance.hubs.push(match (known, framing) {
+                        (Some(hub), _) => {
+                            self.own(&hub.name, framing, hidden).await?;
+                            hub.clone()
+                        }
+                        (None, Framing::Ethernet) => self.configure_ends(framing, index, hidden).await?,
+                        (None, _) => self.configure_hub(framing, index, hidden).await?,
                     });
                 }
                 // All devices on it are removed with it.
@@ -256,8 +264,7 @@ impl Netlink {
     pub(super) async fn configure_ends(&self, framing: Framing, index: u32, hidden_index: u32) -> Result<Hub> {
         let name = self.card(index).await?.name;
         let what = || format!("{name}: cannot configure its hidden end");
-        let alias = Owner::of(std::process::id())?.alias(&alias_for(framing));
-        self.set_link(what, hidden_index, vec![LinkAttribute::IfAlias(alias)], None).await?;
+        self.own(&name, framing, hidden_index).await?;
         let hidden_name = self.rename_hidden(&name, hidden_index).await?;
         self.silence(&hidden_name, hidden_index).await?;
         ethtool::set_offloads(&name, index, framing.offloads())?;
@@ -268,6 +275,13 @@ impl Netlink {
         let hidden_mac = self.card(hidden_index).await?.mac;
         let hidden_mac = hidden_mac.ok_or_else(|| Error::Answer(format!("{hidden_name}: has no address")))?;
         Ok(Hub { name, index, hidden_index, hidden_mac, framing })
+    }
+
+    /// Makes this process the owner of a pair.
+    async fn own(&self, name: &str, framing: Framing, hidden_index: u32) -> Result<()> {
+        let what = || format!("{name}: cannot take it over");
+        let alias = Owner::of(std::process::id())?.alias(&alias_for(framing));
+        self.set_link(what, hidden_index, vec![LinkAttribute::IfAlias(alias)], None).await
     }
 
     /// Configures an end so that it sends no packets of its own and accepts none.

@@ -149,6 +149,28 @@ fn register(
     flags: SocketAddrXdpFlags,
     config: &SocketConfig,
 ) -> Result<(OwnedFd, Rings), Refusal> {
+    let made = umem.prepared().lock().unwrap_or_else(PoisonError::into_inner).take_if(|made| made.config == *config);
+    let made = made.map_or_else(|| prepare(umem, config), Ok)?;
+    match rustix::net::bind(&made.socket, &SocketAddrXdp::new(flags, queue.0, queue.1)) {
+        Ok(()) => Ok((made.socket, made.rings)),
+        Err(errno) => {
+            // The queue may be free at the next attempt.
+            *umem.prepared().lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+            Err(("bind", errno))
+        }
+    }
+}
+
+/// An unbound socket with which the memory is registered: the kernel takes milliseconds for that.
+pub(super) struct Prepared {
+    config: SocketConfig,
+    // Before the descriptor, as in [`Bound`].
+    rings: Rings,
+    socket: OwnedFd,
+}
+
+/// Makes such a socket.
+pub(super) fn prepare(umem: &Umem, config: &SocketConfig) -> Result<Prepared, Refusal> {
     let (socket, rings) = rings::open(config)?;
     let (addr, len) = umem.range();
     let layout = umem.layout();
@@ -161,8 +183,7 @@ fn register(
         tx_metadata_len: 0,
     };
     sockopt::set_xdp_umem_reg(&socket, shape).map_err(|errno| ("XDP_UMEM_REG", errno))?;
-    rustix::net::bind(&socket, &SocketAddrXdp::new(flags, queue.0, queue.1)).map_err(|errno| ("bind", errno))?;
-    Ok((socket, rings))
+    Ok(Prepared { config: *config, rings, socket })
 }
 
 #[cfg(test)]

@@ -49,19 +49,22 @@ pub struct SocketConfig {
 
 impl Default for SocketConfig {
     fn default() -> Self {
-        Self {
-            rx: 2048,
-            tx: 2048,
-            fill: 2048,
-            completion: 2048,
-            mode: Mode::Auto,
-            multi_buffer: MultiBuffer::Needed,
-            need_wakeup: true,
-        }
+        Self::USUAL
     }
 }
 
 impl SocketConfig {
+    /// The default.
+    pub const USUAL: Self = Self {
+        rx: 2048,
+        tx: 2048,
+        fill: 2048,
+        completion: 2048,
+        mode: Mode::Auto,
+        multi_buffer: MultiBuffer::Needed,
+        need_wakeup: true,
+    };
+
     pub(super) fn check(&self) -> Result<(), Error> {
         let refuse = |what, value: u32, rule| Err(Error::Size { what, value: value.into(), rule });
         if self.rx == 0 && self.tx == 0 {

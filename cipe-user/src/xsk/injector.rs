@@ -2,7 +2,7 @@
 //! AF_XDP has no field for a frame's GSO data.
 
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType};
@@ -48,6 +48,12 @@ impl Injector {
     /// `ENOBUFS` and `EAGAIN` mean that the queue is full for now.
     pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
         rustix::net::sendmsg(&self.socket, pieces, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT).map(drop)
+    }
+}
+
+impl AsFd for Injector {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

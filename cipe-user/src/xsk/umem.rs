@@ -3,11 +3,12 @@
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::bind::{self, Prepared};
 use super::map::Region;
 use super::registration::Registration;
-use super::{Error, Frame, Pool};
+use super::{Error, Frame, Pool, SocketConfig};
 
 /// `XDP_PACKET_HEADROOM`: octets that the kernel leaves in front of a received packet, before the UMEM's own headroom.
 pub const PACKET_HEADROOM: u32 = 256;
@@ -63,6 +64,8 @@ struct Shared {
     layout: Layout,
     /// Sockets that are bound with this memory; later ones share their kernel UMEM.
     registrations: Mutex<Vec<Registration>>,
+    /// For the next socket that shares with none of them.
+    prepared: Mutex<Option<Prepared>>,
 }
 
 impl Umem {
@@ -113,7 +116,7 @@ impl Umem {
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1))
             .expect("four billion UMEMs outlive any machine");
         let layout = Layout { umem, frames, frame_size, headroom };
-        let shared = Arc::new(Shared { memory, layout, registrations: Mutex::default() });
+        let shared = Arc::new(Shared { memory, layout, registrations: Mutex::default(), prepared: Mutex::default() });
         Ok((Self { shared }, Pool::full(layout)))
     }
 
@@ -158,6 +161,19 @@ impl Umem {
     /// Start and length of the memory, for `XDP_UMEM_REG`.
     pub(super) fn range(&self) -> (u64, u64) {
         (self.shared.memory.start().as_ptr() as u64, self.shared.layout.octets() as u64)
+    }
+
+    /// Does in advance, for one socket of this configuration, what takes longest in binding it. Without effect if the kernel refuses:
+    /// the socket is then made as usual.
+    pub fn prepare(&self, config: &SocketConfig) {
+        match bind::prepare(self, config) {
+            Ok(made) => *self.prepared().lock().unwrap_or_else(PoisonError::into_inner) = Some(made),
+            Err((call, errno)) => tracing::debug!("an AF_XDP socket is not prepared: {call}: {errno}"),
+        }
+    }
+
+    pub(super) fn prepared(&self) -> &Mutex<Option<Prepared>> {
+        &self.shared.prepared
     }
 
     pub(super) fn registrations(&self) -> &Mutex<Vec<Registration>> {

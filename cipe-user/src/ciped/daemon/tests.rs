@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use super::*;
 use crate::ciped::memory::MemoryFile;
 use crate::ciped::options::{self, Draft, Program, Sources};
 use crate::control::launch::Launch;
-use crate::control::protocol::{Attach, Event, KeyOctets, MessageOctets, Request, VERSION, Wanted};
+use crate::control::protocol::{Attach, Descriptor, Event, KeyOctets, MessageOctets, Request, VERSION, Wanted};
 use crate::control::run_dir::RunDir;
 use crate::control::server::{Connection, Server};
 use crate::wire::message::{DynamicKey, Message};
@@ -110,19 +111,20 @@ impl Stage {
 
     /// Accepts a daemon and attaches its tunnel.
     async fn attach(&self, device: &str) -> (Connection, Attach) {
+        self.attach_with(device, (false, None)).await
+    }
+
+    /// The same by an engine that goes on with the ledger that it gets, or has one of its own.
+    async fn attach_with(
+        &self,
+        device: &str,
+        (keeps_ledger, ledger): (bool, Option<Descriptor>),
+    ) -> (Connection, Attach) {
         let mut connection = self.accept().await;
         let Some(Request::Attach(request)) = connection.receive().await.unwrap() else { panic!("no attach") };
         let me = "192.0.2.1:40000".parse().unwrap();
-        let notes = vec!["played".to_owned()];
-        let attached = Event::Attached {
-            device: device.to_owned(),
-            me,
-            notes,
-            resumed: false,
-            beats: false,
-            keeps_ledger: false,
-            ledger: None,
-        };
+        let (device, notes) = (device.to_owned(), vec!["played".to_owned()]);
+        let attached = Event::Attached { device, me, notes, resumed: false, beats: false, keeps_ledger, ledger };
         connection.send(&attached).unwrap();
         (connection, *request)
     }
@@ -311,6 +313,25 @@ async fn a_dead_engine_is_met_again_with_the_same_interface_port_and_peer() {
     assert_eq!((second.me.port(), second.peer), (40000, peer));
     connection.send(&Event::KeyWanted { reason: Wanted::NoSendKey }).unwrap();
     assert!(message_type(&next(&mut connection).await).is_some());
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}
+
+/// Engines that write no ledger come and go, as after a downgrade and an upgrade: what was written before them is out of date.
+#[tokio::test(flavor = "current_thread")]
+async fn a_ledger_that_an_engine_did_not_go_on_with_is_forgotten() {
+    let mut stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let memory = || Descriptor(Arc::new(std::fs::File::open("/dev/null").unwrap().into()));
+    let engines = [(false, Some(memory())), (true, None), (false, None), (false, Some(memory())), (true, None)];
+    let expected = [false, true, true, false, true];
+    for (engine, has_ledger) in engines.into_iter().zip(expected) {
+        let (connection, request) = stage.attach_with("cipcb0", engine).await;
+        assert_eq!(request.ledger.is_some(), has_ledger);
+        drop(connection);
+        stage.server = None;
+        stage.start_engine();
+    }
     player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
 }

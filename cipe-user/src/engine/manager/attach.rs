@@ -22,7 +22,7 @@ use super::tunnels::Tenant;
 use super::workers::Answers;
 use super::{Manager, hubs};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Cipher, Event, LedgerHandle, MAX_MTU, MIN_MTU, Protocol, VERSION};
+use crate::control::protocol::{Attach, Cipher, Descriptor, Event, MAX_MTU, MIN_MTU, Protocol, VERSION};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::carrier::outer::Hop;
 use crate::engine::ledger::Ledger;
@@ -56,7 +56,7 @@ pub(super) struct TunnelLedger {
     /// It is of the engine before this one, and readable.
     pub is_known: bool,
     /// Of a new one, for the daemon to hold.
-    memory: Option<LedgerHandle>,
+    memory: Option<Descriptor>,
 }
 
 impl TunnelLedger {
@@ -72,7 +72,7 @@ impl TunnelLedger {
             }
         }
         let (ledger, memory) = Ledger::new()?;
-        Ok(Self { ledger, is_known: false, memory: Some(LedgerHandle(Arc::new(memory))) })
+        Ok(Self { ledger, is_known: false, memory: Some(Descriptor(Arc::new(memory))) })
     }
 }
 
@@ -161,12 +161,15 @@ impl Manager {
     }
 
     /// Handles the result of opening a hub: the tunnel that waits for it is made, and after it those that were deferred.
-    pub(super) async fn hub_opened(&mut self, hubs::Opened { slot, note }: hubs::Opened) {
+    pub(super) async fn hub_opened(&mut self, hubs::Opened { slot, hub }: hubs::Opened) {
         let Some(attaching) = self.attaching.take_if(|attaching| attaching.hub == slot) else {
             return tracing::warn!("hub {slot}: opened for no tunnel");
         };
-        match note.and_then(|note| self.hubs.opened(slot, note)) {
-            Ok(()) => self.continue_attach(attaching).await,
+        match hub.and_then(|hub| self.hubs.opened(slot, hub)) {
+            Ok(()) => {
+                self.shared.daemons.tell_successor(self.hubs.tell_of(slot));
+                self.continue_attach(attaching).await;
+            }
             Err(error) => self.take_back(Begun::Device(slot, attaching.device), attaching.connection, error),
         }
         self.carry_out_deferred().await;

@@ -145,8 +145,9 @@ impl Manager {
         let Departure { tunnels, left, hubs, kept, refused, .. } = departure;
         self.departing -= 1;
         kept.into_iter().for_each(|slot| self.hubs.keep(slot));
-        for (slot, _) in &hubs {
+        for (slot, hub) in &hubs {
             self.hubs.remove(*slot);
+            self.shared.daemons.tell_successor(vec![Event::HubGone { hidden: hub.hidden_index }]);
         }
         if hubs.iter().any(|(_, hub)| hub.framing == Framing::Ethernet) {
             set_ethernet_devices(&self.shared, &self.hubs);

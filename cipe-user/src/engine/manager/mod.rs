@@ -63,7 +63,7 @@ use connections::{ConnectionEvent, Daemons, MAX_QUEUED_EVENTS};
 use doors::Doors;
 use drops::DropNotices;
 use followers::HostChange;
-use hubs::Hubs;
+use hubs::{Handover, Hubs};
 use jobs::Outcome;
 use keys::Keyring;
 use lan::Lans;
@@ -165,14 +165,16 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
     let mut readiness = Some(options.readiness);
     let (to_manager, mut connection_events) = mpsc::channel(MAX_QUEUED_CONNECTION_EVENTS);
     let Prepared { platform, keys, shields, salt, next_hops, mut followers, mut reports, mut ends } = prepared;
+    let mut handover = Handover::default();
     if let Some(predecessor) = predecessor {
         match predecessor.succeed(options.run_dir, &platform, &mut followers, &mut readiness).await? {
-            Some(succeeded) => server = Some(succeeded),
+            Some(succeeded) => (server, handover) = (Some(succeeded.0), succeeded.1),
             None => return Ok(()),
         }
     }
     let mut server = server.context("there is no control socket")?;
-    let hubs = start::inherit(&platform.netlink).await?;
+    let hubs = start::inherit(&platform.netlink, &handover.hubs()).await?;
+    let hubs = Hubs::inherited(platform.clone(), (hubs, handover), salt);
     let (routes, mut next_hop_changes) = CarrierRoutes::new(next_hops);
     let mut manager = Manager {
         stay,
@@ -181,7 +183,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         shared: Shared::new(platform.clone(), Daemons::new(to_manager)),
         keys: Keyring::new(keys, shields),
         shields: Shields::default(),
-        hubs: Hubs::inherited(platform.clone(), hubs, salt),
+        hubs,
         devices: TunnelDevices::new(),
         routes,
         doors: Doors::new(platform.clone(), followers.policies()),
@@ -266,7 +268,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         }
     };
     if ended.is_ok() && manager.shared.tunnels.is_empty() {
-        manager.shared.daemons.dismiss_standby().await;
+        manager.shared.daemons.dismiss_successor().await;
     }
     // The workers end now.
     drop(watchdog);
@@ -451,20 +453,19 @@ impl Manager {
         // The attaches of thousands of tunnels may be one event.
         self.pulse.beat();
         let number = self.shared.daemons.tunnel_of(connection);
-        let stands_by = matches!(request, Request::StandBy);
-        let Self { shared, keys, routes, .. } = self;
+        let Self { shared, keys, routes, hubs, .. } = self;
         let workers = &shared.platform.workers;
         let failed = |message: String| shared.daemons.send(connection, Event::Failed { message });
         match (request, number) {
-            (Request::StandBy, _) if shared.daemons.has_standby() => failed("another engine stands by already".into()),
+            (Request::StandBy, _) if shared.daemons.has_successor() => {
+                failed("another engine stands by already".into());
+            }
             (Request::Replace | Request::StandBy, _) => {
                 let largest_mtu = shared.platform.largest_mtu(Protocol::Ip) as u32;
                 let (version, stay, workers) = (VERSION, self.stay, self.workers);
                 shared.daemons.send(connection, Event::Replaceable { version, stay, largest_mtu, workers });
-                match stands_by {
-                    true => shared.daemons.set_standby(connection),
-                    false => shared.daemons.tell_standby(Event::Dismissed),
-                }
+                shared.daemons.set_successor(connection);
+                shared.daemons.tell_successor(hubs.tell_of_all());
             }
             (Request::Leave, _) => self.is_replaced = true,
             // The connection's task has answered it.

@@ -58,20 +58,24 @@ impl Platform {
         frames::largest_mtu(self.frame_size()) as usize - protocol.header()
     }
 
+    /// Does in advance what takes longest in [binding](Self::bind_queue) a socket of this configuration.
+    pub(super) fn prepare_queue(&self, config: SocketConfig) {
+        self.umem.prepare(&self.possible(config));
+    }
+
+    fn possible(&self, mut config: SocketConfig) -> SocketConfig {
+        if self.lacks.contains(&Feature::MultiBuffer) {
+            config.multi_buffer = MultiBuffer::No;
+        }
+        config
+    }
+
     /// Binds an AF_XDP socket on a thread of its own: it may wait 2 s for a queue that is busy.
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub(super) async fn bind_queue(
-        &self,
-        ifindex: u32,
-        queue: u32,
-        mut config: SocketConfig,
-    ) -> anyhow::Result<Socket> {
-        if self.lacks.contains(&Feature::MultiBuffer) {
-            config.multi_buffer = MultiBuffer::No;
-        }
-        let umem = self.umem.clone();
+    pub(super) async fn bind_queue(&self, ifindex: u32, queue: u32, config: SocketConfig) -> anyhow::Result<Socket> {
+        let (umem, config) = (self.umem.clone(), self.possible(config));
         let bound = tokio::task::spawn_blocking(move || Socket::bind(&umem, ifindex, queue, config));
         Ok(bound.await.context("binding an AF_XDP socket was broken off")??)
     }

@@ -11,6 +11,7 @@ use rustix::thread::set_name;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::followers::{Followers, HostChange};
+use super::hubs::{Handover, QUEUE};
 use super::platform::{Platform, log_failure};
 use crate::control::client::{Client, EngineProcess, start_lock};
 use crate::control::launch::Readiness;
@@ -87,15 +88,18 @@ impl Predecessor {
         platform: &Platform,
         followers: &mut Followers,
         readiness: &mut Option<Readiness>,
-    ) -> anyhow::Result<Option<Server>> {
+    ) -> anyhow::Result<Option<(Server, Handover)>> {
+        platform.prepare_queue(QUEUE);
         match self.role {
             Role::Standby => self.stand_by(run, platform, followers, readiness).await,
             Role::Only | Role::Replacement => self.replace(run).await.map(Some),
         }
     }
 
-    async fn replace(self, run: RunDir) -> anyhow::Result<Server> {
+    async fn replace(self, run: RunDir) -> anyhow::Result<(Server, Handover)> {
         let Self { mut connection, process, .. } = self;
+        let handover = tokio::time::timeout(ANSWER_TIMEOUT, told(&mut connection));
+        let mut handover = handover.await.context("the running engine does not say what hubs it has")?;
         let _no_other = no_other_starts(run.clone()).await?;
         // The other one keeps its socket until it has ended: if it does not end, or has none to end for, nothing is lost.
         let mut server = Server::beside(run.clone(), run.next_socket())?;
@@ -103,8 +107,9 @@ impl Predecessor {
         connection.send(&Request::Leave)?;
         connection.flush().await?;
         ended(process).await?;
+        handover.release();
         server.take_place()?;
-        Ok(server)
+        Ok((server, handover))
     }
 
     async fn stand_by(
@@ -113,10 +118,11 @@ impl Predecessor {
         platform: &Platform,
         followers: &mut Followers,
         readiness: &mut Option<Readiness>,
-    ) -> anyhow::Result<Option<Server>> {
+    ) -> anyhow::Result<Option<(Server, Handover)>> {
         let Self { mut connection, process, .. } = self;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut server = Server::beside(run.clone(), run.standby_socket())?;
+        let mut handover = told(&mut connection).await;
         if let Some(readiness) = readiness.take() {
             readiness.up()?;
         }
@@ -124,7 +130,7 @@ impl Predecessor {
             tokio::select! {
                 event = connection.receive() => match event {
                     Ok(Some(Event::Dismissed)) => return Ok(None),
-                    Ok(Some(_)) => {}
+                    Ok(Some(event)) => handover.take(event),
                     Ok(None) | Err(_) => break,
                 },
                 change = followers.next() => if let HostChange::Addresses(addresses) = change? {
@@ -138,13 +144,26 @@ impl Predecessor {
             tracing::debug!("the process keeps its name: {error}");
         }
         ended(process).await?;
+        handover.release();
         match server.take_place() {
-            Ok(()) => Ok(Some(server)),
+            Ok(()) => Ok(Some((server, handover))),
             // A daemon has started another one.
             Err(BindError::AlreadyRunning { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Takes what an engine tells of the hubs that it has now; less if it ends meanwhile.
+async fn told(connection: &mut Client) -> Handover {
+    let mut handover = Handover::default();
+    while let Ok(Some(event)) = connection.receive().await {
+        match event {
+            Event::HubsTold => break,
+            event => handover.take(event),
+        }
+    }
+    handover
 }
 
 /// Returns a lock under which no daemon starts an engine.

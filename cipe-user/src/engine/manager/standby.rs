@@ -35,7 +35,7 @@ impl Standby {
     pub(super) fn poll(&mut self, now: Instant, shared: &Shared) {
         let Some(delay) = self.delay else { return };
         let open = shared.tunnels.iter().find(|(_, tenant)| tenant.is_open && tenant.orphaned.is_none());
-        let Some((number, _)) = open.filter(|_| !shared.daemons.has_standby()) else {
+        let Some((number, _)) = open.filter(|_| !shared.daemons.has_successor()) else {
             self.due = None;
             return;
         };

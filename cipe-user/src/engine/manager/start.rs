@@ -114,12 +114,13 @@ pub(super) async fn prepare(
     Ok(Prepared { platform, keys, shields, salt: Random::new()?.octets(), next_hops, followers, reports, ends })
 }
 
-/// Takes over the hubs with devices on them that an engine which has ended left, and removes what else it left.
+/// Takes over the hubs with devices on them that an engine which has ended left, and removes what else it left. `known` are hubs that
+/// it has handed over.
 ///
 /// # Errors
 /// The kernel refuses it.
-pub(super) async fn inherit(netlink: &Netlink) -> anyhow::Result<Vec<Hub>> {
-    let Inheritance { swept, hubs } = netlink.inherit().await?;
+pub(super) async fn inherit(netlink: &Netlink, known: &[Hub]) -> anyhow::Result<Vec<Hub>> {
+    let Inheritance { swept, hubs } = netlink.inherit(known).await?;
     for name in swept {
         tracing::info!("{name}: left by an engine that died; removed");
     }

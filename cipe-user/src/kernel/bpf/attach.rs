@@ -1,6 +1,11 @@
 //! Attaching and detaching: each attachment is a link that is held here; dropping the link detaches.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::HashMap,
+    error::Error as StdError,
+    fmt, io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::programs::{ProgramError, ProgramInfo, tc::SchedClassifierLink, xdp::XdpLink};
 use cipe_common::maps::names;
@@ -14,7 +19,8 @@ use rtnetlink::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::hook::name;
+use super::hook::{TcHook, name};
+use super::link::Link;
 use super::{
     Programs, classifier,
     error::{Error, chain, os_error},
@@ -80,7 +86,17 @@ struct Pair {
     ends: Ends,
     hidden: u32,
     preference: XdpMode,
-    _links: (SchedClassifierLink, XdpLink),
+    tc: TcHook,
+    xdp: Link,
+}
+
+/// Descriptors of the links on a pair, by which another engine puts its programs in the place of ours.
+#[derive(Debug)]
+pub struct PairLinks {
+    /// On the visible end; `None` on a kernel without tcx.
+    pub tc: Option<OwnedFd>,
+    /// On the hidden end.
+    pub xdp: OwnedFd,
 }
 
 /// All attachments. Dropping a link detaches it; if the device is gone, the link is detached already.
@@ -150,14 +166,79 @@ impl Programs {
         hidden: u32,
         preference: XdpMode,
     ) -> Result<AttachedMode, Error> {
-        let (tc, xdp) = ends.programs();
-        let (xdp_link, mode) = self.attach_xdp(xdp, hidden, preference)?;
+        let (tc, redirect) = ends.programs();
+        let program = xdp(&mut self.ebpf, redirect)?;
+        let program = program.fd().map_err(|error| Error::program(redirect, &error))?.as_fd();
+        let in_mode = |mode| Link::xdp(program, hidden, mode);
+        let (xdp, mode) = in_best_mode((redirect, hidden), preference, in_mode)?;
         let device = name(visible)?;
         let program = classifier(&mut self.ebpf, tc)?;
-        let tc_link = hook::attach(program, &device).map_err(|error| attach_error(visible, device, tc, &error))?;
-        let pair = Pair { ends, hidden, preference, _links: (tc_link, xdp_link) };
-        self.links.private.insert(visible, pair);
+        let attached = hook::attach(program, (&device, visible));
+        let tc = attached.map_err(|error| attach_error(visible, device, tc, &error))?;
+        self.links.private.insert(visible, Pair { ends, hidden, preference, tc, xdp });
         Ok(mode)
+    }
+
+    /// Descriptors of a pair's links; `None` if it has none, or there are no descriptors to spare.
+    pub fn pair_links(&self, visible: u32) -> Option<PairLinks> {
+        let pair = self.links.private.get(&visible)?;
+        let tc = match &pair.tc {
+            TcHook::Link(link) => Some(link.descriptor().ok()?),
+            TcHook::Filter { .. } => None,
+        };
+        Some(PairLinks { tc, xdp: pair.xdp.descriptor().ok()? })
+    }
+
+    /// Puts the programs in the place of those of another engine, which has ended, by its links on a pair. If the one on the hidden end
+    /// is detached, [`Self::mend_private`] finds that.
+    ///
+    /// # Errors
+    /// As [`Self::attach_carrier`], if the links are detached.
+    pub fn take_over_private(
+        &mut self,
+        ends: Ends,
+        (visible, hidden): (u32, u32),
+        preference: XdpMode,
+        links: PairLinks,
+    ) -> Result<AttachedMode, Error> {
+        let (tc, redirect) = ends.programs();
+        let former = Link::of(links.xdp);
+        let attach_anew = |programs: &mut Self, former: Link| {
+            drop(former);
+            programs.attach_private(ends, visible, hidden, preference)
+        };
+        let tc = match links.tc.map(Link::of) {
+            Some(link) => {
+                let program = classifier(&mut self.ebpf, tc)?.fd().map_err(|error| Error::program(tc, &error))?;
+                match link.update(program.as_fd()) {
+                    Ok(()) => TcHook::Link(link),
+                    Err(_) => {
+                        drop(link);
+                        return attach_anew(self, former);
+                    }
+                }
+            }
+            None => {
+                let device = name(visible)?;
+                let program = classifier(&mut self.ebpf, tc)?;
+                let attached = hook::attach(program, (&device, visible));
+                attached.map_err(|error| attach_error(visible, device, tc, &error))?
+            }
+        };
+        let program = xdp(&mut self.ebpf, redirect)?.fd().map_err(|error| Error::program(redirect, &error))?;
+        let failed = |cause: io::Error| Error::Attach {
+            device: format!("device {hidden}"),
+            program: redirect,
+            reason: cause.to_string(),
+        };
+        let program = program.as_fd().try_clone_to_owned().map_err(failed)?;
+        // It has its effect at once, but waits for those that still run the other program.
+        former.update_behind(program).map_err(failed)?;
+        self.links.private.insert(visible, Pair { ends, hidden, preference, tc, xdp: former });
+        Ok(match preference {
+            XdpMode::Generic => AttachedMode::Generic { refused: None },
+            XdpMode::Auto | XdpMode::Native => AttachedMode::Native,
+        })
     }
 
     /// Attaches the programs of a pair again if somebody has detached one of them; returns whether that was so. `present`: the XDP
@@ -191,33 +272,43 @@ impl Programs {
         ifindex: u32,
         preference: XdpMode,
     ) -> Result<(XdpLink, AttachedMode), Error> {
-        let device = name(ifindex)?;
         let xdp = xdp(&mut self.ebpf, program)?;
-        let mut attach = |mode| xdp.attach_to_if_index(ifindex, mode).and_then(|id| xdp.take_link(id));
-        let refused = match preference {
-            XdpMode::Generic => None,
-            XdpMode::Auto | XdpMode::Native => match attach(aya::programs::XdpMode::Driver) {
-                Ok(link) => return Ok((link, AttachedMode::Native)),
-                Err(error) => match os_error(&error) {
-                    Some(libc::EPERM | libc::EBUSY | libc::EEXIST | libc::ENODEV) => {
-                        return Err(attach_error(ifindex, device, program, &error));
-                    }
-                    errno => Some(refusal(errno, &error)),
-                },
+        in_best_mode((program, ifindex), preference, |mode| {
+            xdp.attach_to_if_index(ifindex, mode).and_then(|id| xdp.take_link(id))
+        })
+    }
+}
+
+/// Attaches an XDP program to a device in the best mode that is wanted and possible.
+fn in_best_mode<L, E: StdError + 'static>(
+    (program, ifindex): (&'static str, u32),
+    preference: XdpMode,
+    mut attach: impl FnMut(aya::programs::XdpMode) -> Result<L, E>,
+) -> Result<(L, AttachedMode), Error> {
+    let device = name(ifindex)?;
+    let refused = match preference {
+        XdpMode::Generic => None,
+        XdpMode::Auto | XdpMode::Native => match attach(aya::programs::XdpMode::Driver) {
+            Ok(link) => return Ok((link, AttachedMode::Native)),
+            Err(error) => match os_error(&error) {
+                Some(libc::EPERM | libc::EBUSY | libc::EEXIST | libc::ENODEV) => {
+                    return Err(attach_error(ifindex, device, program, &error));
+                }
+                errno => Some(refusal(errno, &error)),
             },
-        };
-        match (preference, refused) {
-            (XdpMode::Native, Some(reason)) => Err(Error::NativeRefused { device, reason }),
-            (_, refused) => match attach(aya::programs::XdpMode::Skb) {
-                Ok(link) => Ok((link, AttachedMode::Generic { refused })),
-                Err(error) => Err(attach_error(ifindex, device, program, &error)),
-            },
-        }
+        },
+    };
+    match (preference, refused) {
+        (XdpMode::Native, Some(reason)) => Err(Error::NativeRefused { device, reason }),
+        (_, refused) => match attach(aya::programs::XdpMode::Skb) {
+            Ok(link) => Ok((link, AttachedMode::Generic { refused })),
+            Err(error) => Err(attach_error(ifindex, device, program, &error)),
+        },
     }
 }
 
 /// Why a driver refuses native XDP, according to the error number.
-fn refusal(errno: Option<i32>, error: &ProgramError) -> String {
+fn refusal(errno: Option<i32>, error: &(dyn StdError + 'static)) -> String {
     match errno {
         Some(libc::EOPNOTSUPP) => "the driver has no native XDP".to_owned(),
         Some(libc::ERANGE) => "the MTU is too large for it".to_owned(),
@@ -226,7 +317,7 @@ fn refusal(errno: Option<i32>, error: &ProgramError) -> String {
     }
 }
 
-fn attach_error(ifindex: u32, device: String, program: &'static str, error: &ProgramError) -> Error {
+fn attach_error(ifindex: u32, device: String, program: &'static str, error: &(dyn StdError + 'static)) -> Error {
     match os_error(error) {
         Some(libc::EPERM) => Error::Privilege { what: format!("{device}: attaching eBPF") },
         Some(libc::EBUSY | libc::EEXIST)

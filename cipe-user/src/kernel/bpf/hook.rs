@@ -3,6 +3,7 @@
 //! it.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program,
@@ -13,6 +14,7 @@ use cipe_common::maps::names;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use super::error::{Error, chain, os_error};
+use super::link::Link;
 
 /// Whether the kernel has tcx links. True if the kernel cannot be asked (missing capability): attaching then reports
 /// the error.
@@ -22,13 +24,25 @@ pub fn has_tcx() -> bool {
 }
 
 /// Attaches behind existing programs.
-pub(super) fn attach(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
-    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
-    let id = match program.attach_with_options(device, TcAttachType::Egress, options) {
-        Err(error) if is_unknown(&error) => return attach_filter(program, device),
-        attached => attached?,
-    };
-    program.take_link(id)
+pub(super) fn attach(program: &mut SchedClassifier, (device, ifindex): (&str, u32)) -> Result<TcHook, ProgramError> {
+    match Link::tcx_egress(program.fd()?.as_fd(), ifindex) {
+        Ok(link) => Ok(TcHook::Link(link)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            attach_filter(program, device).map(|filter| TcHook::Filter { _held: filter })
+        }
+        Err(error) => Err(ProgramError::IOError(error)),
+    }
+}
+
+/// The attachment of a TC program to a pair's visible end.
+pub(super) enum TcHook {
+    /// A tcx link.
+    Link(Link),
+    /// A filter, on a kernel without tcx.
+    Filter {
+        /// Detaches it when it is dropped.
+        _held: SchedClassifierLink,
+    },
 }
 
 /// A place for programs of tcx links: `enum bpf_attach_type`.

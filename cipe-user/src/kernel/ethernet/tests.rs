@@ -69,7 +69,7 @@ fn what_a_dead_engine_left_is_taken_over_or_swept_by_its_owners_fate() {
             netlink.set_attribute(&hidden, dead_alias("cipe hub of Ethernet frames")).await;
         }
         netlink.set_attribute(&other.name, dead_alias("cipe tunnel")).await;
-        let inheritance = netlink.inherit().await.unwrap();
+        let inheritance = netlink.inherit(&[]).await.unwrap();
         assert_eq!((inheritance.swept, &inheritance.hubs[..]), (vec![other.name], std::slice::from_ref(&pair)));
         let named = TunnelDevice { name: Some(device.name.clone()), mtu: 1300, ..wanted() };
         let pairs = [&pair];

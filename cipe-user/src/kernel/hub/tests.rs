@@ -77,7 +77,7 @@ fn the_name_of_the_hidden_end_may_be_in_use_by_anybody() {
         assert!(hidden_name(&netlink, &hub).await.starts_with("cx"));
         let device = netlink.make(&hub, &wanted(1)).await.unwrap();
         kill_engine_of(&netlink, &hub).await;
-        assert_eq!(netlink.inherit().await.unwrap().hubs, std::slice::from_ref(&hub));
+        assert_eq!(netlink.inherit(&[]).await.unwrap().hubs, std::slice::from_ref(&hub));
         netlink.remove(&device).await.unwrap();
         netlink.remove_hub(&hub).await.unwrap();
         assert_eq!(netlink.names().await, ["lo", "foreign", "cipehub0x"]);
@@ -134,7 +134,7 @@ fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
         // Foreign devices that look alike.
         netlink.handle.link().add(LinkVeth::new("cipehub8", "cipehub8x").build()).execute().await.unwrap();
 
-        let Inheritance { mut swept, hubs } = netlink.inherit().await.unwrap();
+        let Inheritance { mut swept, hubs } = netlink.inherit(&[]).await.unwrap();
         swept.sort_unstable();
         assert_eq!(swept, ["cipcb0", "cipcb3", "cipcb4"]);
         assert_eq!(hubs, [half_dead]);
@@ -144,6 +144,6 @@ fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
         let hubs = ["cipehub0", "cipehub0x", &alive, &format!("{alive}x"), "cipehub8", "cipehub8x"];
         assert_eq!(names, [&["cipcb1", "cipcb2"][..], &hubs, &["lo"]].concat());
         // The new engine owns it: a third engine would not touch it.
-        assert_eq!(netlink.inherit().await.unwrap().hubs, []);
+        assert_eq!(netlink.inherit(&[]).await.unwrap().hubs, []);
     });
 }

@@ -36,8 +36,8 @@ pub(super) struct Daemons {
     all: HashMap<u64, Daemon>,
     /// The connection of each tunnel.
     of_tunnels: HashMap<u16, u64>,
-    /// The connection of the engine that stands by.
-    standby: Option<u64>,
+    /// The connection of the engine that is to take the place of this one.
+    successor: Option<u64>,
     /// From the connections' tasks to the manager.
     to_manager: mpsc::Sender<ConnectionEvent>,
     /// Number of the last connection.
@@ -61,7 +61,7 @@ struct Daemon {
 impl Daemons {
     /// No connection yet. Their events are sent to `to_manager`.
     pub(super) fn new(to_manager: mpsc::Sender<ConnectionEvent>) -> Self {
-        Self { all: HashMap::new(), of_tunnels: HashMap::new(), standby: None, to_manager, last: 0 }
+        Self { all: HashMap::new(), of_tunnels: HashMap::new(), successor: None, to_manager, last: 0 }
     }
 
     /// Adds a new connection, and starts its task.
@@ -78,7 +78,7 @@ impl Daemons {
     /// tunnel is to end with it.
     pub(super) fn remove(&mut self, connection: u64) -> Option<(u16, bool)> {
         let daemon = self.all.remove(&connection)?;
-        self.standby.take_if(|standby| *standby == connection);
+        self.successor.take_if(|successor| *successor == connection);
         Some((daemon.tunnel?, daemon.detaches))
     }
 
@@ -89,35 +89,36 @@ impl Daemons {
         }
     }
 
-    /// Whether there is none, but that of the engine that stands by.
+    /// Whether there is none, but that of an engine that is to take the place of this one.
     pub(super) fn is_empty(&self) -> bool {
-        self.all.len() == usize::from(self.standby.is_some())
+        self.all.len() == usize::from(self.successor.is_some())
     }
 
-    /// Whether an engine stands by.
-    pub(super) fn has_standby(&self) -> bool {
-        self.standby.is_some()
+    /// Whether there is an engine that is to take the place of this one.
+    pub(super) fn has_successor(&self) -> bool {
+        self.successor.is_some()
     }
 
-    /// This connection is that of the engine that stands by.
-    pub(super) fn set_standby(&mut self, connection: u64) {
-        self.standby = self.all.contains_key(&connection).then_some(connection);
+    /// This connection is that of the engine that is to take the place of this one. One that was so before is dismissed.
+    pub(super) fn set_successor(&mut self, connection: u64) {
+        self.tell_successor(vec![Event::Dismissed]);
+        self.successor = self.all.contains_key(&connection).then_some(connection);
     }
 
-    /// Sends an event to the engine that stands by.
-    pub(super) fn tell_standby(&self, event: Event) {
-        if let Some(standby) = self.standby {
-            self.send(standby, event);
+    /// Sends events to that engine, as fast as it reads.
+    pub(super) fn tell_successor(&self, all: Vec<Event>) {
+        if let Some(daemon) = self.successor.and_then(|successor| self.all.get(&successor)) {
+            tokio::spawn(send_all(daemon.events.clone(), all));
         }
     }
 
-    /// Dismisses the engine that stands by, and waits until it has heard that: otherwise it would take the place of this one.
-    pub(super) async fn dismiss_standby(&self) {
-        let Some(standby) = self.standby.and_then(|standby| self.all.get(&standby)) else { return };
+    /// Dismisses the engine that is to take the place of this one, and waits until it has heard that.
+    pub(super) async fn dismiss_successor(&self) {
+        let Some(successor) = self.successor.and_then(|successor| self.all.get(&successor)) else { return };
         let dismiss = async {
             // It fails if its connection has closed.
-            let _ = standby.events.send(Event::Dismissed).await;
-            standby.events.closed().await;
+            let _ = successor.events.send(Event::Dismissed).await;
+            successor.events.closed().await;
         };
         if tokio::time::timeout(DISMISSAL_TIMEOUT, dismiss).await.is_err() {
             tracing::warn!("the engine that stands by does not end");
@@ -192,7 +193,12 @@ impl Daemons {
 
 /// Sends a status of any number of tunnels, as fast as its reader reads.
 async fn report(events: mpsc::Sender<Event>, all: Vec<Status>) {
-    for event in all.into_iter().map(|status| Event::Status(Box::new(status))).chain([Event::StatusEnd]) {
+    let all = all.into_iter().map(|status| Event::Status(Box::new(status))).chain([Event::StatusEnd]);
+    send_all(events, all).await;
+}
+
+async fn send_all(events: mpsc::Sender<Event>, all: impl IntoIterator<Item = Event>) {
+    for event in all {
         // The reader has gone.
         if events.send(event).await.is_err() {
             return;

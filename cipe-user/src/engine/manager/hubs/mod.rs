@@ -1,5 +1,6 @@
 //! The hubs and the tunnel devices on them: a hub is made and opened for its first tunnel, and removed after its last.
 
+mod handover;
 mod open;
 mod slots;
 
@@ -13,16 +14,20 @@ use super::jobs::Jobs;
 use super::platform::{Platform, log_failure};
 use super::poll::PollTimer;
 use super::workers::hub_queues;
+use crate::control::protocol::Event;
 use crate::kernel::bpf::{Error, XdpMode};
 use crate::kernel::device::{Device, TunnelDevice};
 use crate::kernel::hub::Hub;
-pub(super) use open::Opened;
+pub(super) use handover::Handover;
+pub(super) use open::{Opened, QUEUE};
 use slots::Slots;
 
 /// The hubs of an engine.
 pub(super) struct Hubs {
     platform: Arc<Platform>,
     slots: Slots,
+    /// What the engine before this one has handed over, until its hubs are open.
+    handover: Handover,
     /// A part of the devices' MAC addresses that no engine before this one had.
     salt: [u8; 3],
     /// When to look whether the programs are attached.
@@ -47,9 +52,20 @@ impl DerefMut for Hubs {
 }
 
 impl Hubs {
-    /// The hubs that an engine that died left, with devices on them.
-    pub(super) fn inherited(platform: Arc<Platform>, hubs: Vec<Hub>, salt: [u8; 3]) -> Self {
-        Self { platform, slots: Slots::inherited(hubs), salt, poll: PollTimer::new(POLL_INTERVAL) }
+    /// The hubs that an engine before this one left, with devices on them, and what it has handed over.
+    pub(super) fn inherited(platform: Arc<Platform>, (hubs, handover): (Vec<Hub>, Handover), salt: [u8; 3]) -> Self {
+        Self { platform, slots: Slots::inherited(hubs), handover, salt, poll: PollTimer::new(POLL_INTERVAL) }
+    }
+
+    /// The events that tell an engine that is to take the place of this one of the hub in this slot, if it is open.
+    pub(super) fn tell_of(&self, slot: usize) -> Vec<Event> {
+        self.open_hub(slot).map_or_else(Vec::new, |(hub, open)| handover::events_of(&self.platform, hub, open))
+    }
+
+    /// The events that tell it of all hubs.
+    pub(super) fn tell_of_all(&self) -> Vec<Event> {
+        let slots: Vec<usize> = self.all().map(|(slot, _)| slot).collect();
+        slots.into_iter().flat_map(|slot| self.tell_of(slot)).chain([Event::HubsTold]).collect()
     }
 
     /// Attaches programs again that somebody has detached from a hub.
@@ -93,14 +109,15 @@ impl Hubs {
 
     /// Starts to open the hub in this slot, unless it is open; returns whether the job was started.
     pub(super) fn begin_to_open(
-        &self,
+        &mut self,
         slot: usize,
         mode: XdpMode,
         jobs: &mut Jobs<impl From<Opened> + Send + 'static>,
     ) -> bool {
         let Some(hub) = self.get(slot).filter(|_| self.note(slot).is_none()) else { return false };
         let (platform, hub) = (self.platform.clone(), hub.clone());
-        jobs.start(async move { Opened { slot, note: open::open(platform, slot, hub, mode).await } });
+        let former = self.handover.former(&hub);
+        jobs.start(async move { Opened { slot, hub: open::open(platform, (slot, hub), former, mode).await } });
         true
     }
 

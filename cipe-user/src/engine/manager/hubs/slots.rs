@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use cipe_common::maps::MAX_HUBS;
 
+use super::open::OpenHub;
 use crate::kernel::hub::{Framing, Hub};
 
 /// Most tunnels on one hub. The kernel finds the device of a frame in a hash table of 256 lists, so that more tunnels would cost
@@ -17,8 +18,8 @@ struct HubSlot {
     hub: Hub,
     /// Tunnels of this engine that have entered it.
     tunnels: usize,
-    /// The modes got, for people; `None`: not open yet.
-    note: Option<String>,
+    /// `None`: not open yet.
+    open: Option<OpenHub>,
     /// Somebody deleted it: it gets no new tunnel.
     lost: bool,
     /// Somebody took it down or deleted it since the last tunnel entered it. While it is being opened, no tunnel is there to end.
@@ -31,7 +32,7 @@ struct HubSlot {
 
 impl HubSlot {
     fn new(hub: Hub) -> Self {
-        Self { hub, tunnels: 0, note: None, lost: false, was_down: false, going: false, moved: None }
+        Self { hub, tunnels: 0, open: None, lost: false, was_down: false, going: false, moved: None }
     }
 }
 
@@ -51,7 +52,7 @@ impl Slots {
     pub(crate) fn open_here(&self) -> impl Iterator<Item = &Hub> {
         let entries = self.0.iter().flatten();
         entries
-            .filter(|entry| entry.note.is_some() && entry.moved.is_none() && !entry.lost && !entry.going)
+            .filter(|entry| entry.open.is_some() && entry.moved.is_none() && !entry.lost && !entry.going)
             .map(|entry| &entry.hub)
     }
 
@@ -66,7 +67,13 @@ impl Slots {
 
     /// The modes got on a hub; `None`: it is not open.
     pub(crate) fn note(&self, slot: usize) -> Option<&str> {
-        self.0.get(slot)?.as_ref()?.note.as_deref()
+        self.open_hub(slot).map(|(_, open)| open.note.as_str())
+    }
+
+    /// The hub in a slot, if it is open.
+    pub(crate) fn open_hub(&self, slot: usize) -> Option<(&Hub, &OpenHub)> {
+        let entry = self.0.get(slot)?.as_ref()?;
+        Some((&entry.hub, entry.open.as_ref()?))
     }
 
     /// The slot of the hub that one of its ends belongs to.
@@ -138,14 +145,14 @@ impl Slots {
         Ok(())
     }
 
-    /// Notes that the hub in this slot is open, in these modes.
+    /// Notes that the hub in this slot is open.
     ///
     /// # Errors
     /// Somebody took it down meanwhile.
-    pub(crate) fn opened(&mut self, slot: usize, note: String) -> anyhow::Result<()> {
+    pub(crate) fn opened(&mut self, slot: usize, open: OpenHub) -> anyhow::Result<()> {
         let entry = self.slot_mut(slot).context("the hub has gone")?;
         anyhow::ensure!(!entry.was_down, "{}: somebody took it down while it was opened; try again", entry.hub.name);
-        entry.note = Some(note);
+        entry.open = Some(open);
         Ok(())
     }
 
@@ -188,9 +195,14 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::bpf::XdpMode;
 
     fn hub(framing: Framing, index: u32) -> Hub {
         Hub { name: String::new(), index, hidden_index: index + 100, hidden_mac: [2; 6], framing }
+    }
+
+    fn open() -> OpenHub {
+        OpenHub { note: "open".to_owned(), mode: XdpMode::Generic, sockets: Vec::new() }
     }
 
     /// No tunnel on it hears of that: the one that it is opened for is not there yet.
@@ -201,12 +213,12 @@ mod tests {
             hubs.enter(slot).unwrap();
         }
         hubs.lose(0, false, false);
-        assert!(hubs.opened(0, "open".to_owned()).is_err());
+        assert!(hubs.opened(0, open()).is_err());
         assert!(hubs.note(0).is_none());
         assert!(hubs.leave(0).is_some());
         hubs.enter(0).unwrap();
-        hubs.opened(0, "open".to_owned()).unwrap();
-        hubs.opened(1, "open".to_owned()).unwrap();
+        hubs.opened(0, open()).unwrap();
+        hubs.opened(1, open()).unwrap();
         // One that is open may be taken down and up again; its tunnels have ended.
         hubs.lose(1, false, true);
         assert_eq!(hubs.with_room(Framing::Superframes), Some(0));

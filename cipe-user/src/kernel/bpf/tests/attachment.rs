@@ -153,7 +153,7 @@ fn a_program_that_somebody_detaches_is_missed_beside_a_foreign_one_and_with_an_e
         let mut others = programs_with(LoadOptions::default()).unwrap();
         let attach = |of: &mut Programs| {
             let program = classifier(&mut of.ebpf, names::PRIVATE_TC).unwrap();
-            (Some(program.info().unwrap().id()), hook::attach(program, "v0").unwrap())
+            (Some(program.info().unwrap().id()), hook::attach(program, ("v0", veth.visible)).unwrap())
         };
         let (own, link) = attach(programs);
         let (foreign, _foreign_link) = attach(&mut others);
@@ -166,6 +166,35 @@ fn a_program_that_somebody_detaches_is_missed_beside_a_foreign_one_and_with_an_e
         assert!(!hook::is_attached(veth.visible, Place::Ingress, own));
         drop(link);
         assert_eq!(are_there(), [false, true]);
+    });
+}
+
+/// As if the first engine had been killed: its links live on in descriptors.
+#[test]
+fn the_programs_of_another_engine_take_the_place_of_the_first_ones() {
+    in_namespace(|first, veth| {
+        let mut second = programs().unwrap();
+        first.attach_private(Ends::Hub, veth.visible, veth.hidden, XdpMode::Generic).unwrap();
+        let links = first.pair_links(veth.visible).unwrap();
+        if links.tc.is_none() {
+            return eprintln!("skipped: no tcx");
+        }
+        second.take_over_private(Ends::Hub, (veth.visible, veth.hidden), XdpMode::Generic, links).unwrap();
+        second.set_private_address(SOURCE, TUNNEL).unwrap();
+        let dead = |programs: &Programs| {
+            let before = programs.counted(TUNNEL, Verdict::TunnelDead);
+            let _half_open = syn();
+            programs.counted(TUNNEL, Verdict::TunnelDead) > before
+        };
+        assert!(dead(&second));
+        // Whoever drops a link detaches it, even if others hold it.
+        first.detach_private(veth.visible);
+        assert!(!dead(&second));
+        // Links that are detached are made anew.
+        let detached = second.pair_links(veth.visible).unwrap();
+        second.detach_private(veth.visible);
+        second.take_over_private(Ends::Hub, (veth.visible, veth.hidden), XdpMode::Generic, detached).unwrap();
+        assert!(dead(&second));
     });
 }
 
