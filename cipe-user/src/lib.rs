@@ -12,7 +12,7 @@
 //!      scripts                     worker         a thread for I/O: sockets, epoll, doors
 //!        │                         datapath       packets, without a descriptor: check, seal, open, deliver
 //!        └────────── control ──────────┘          the protocol between the two
-//!      wire                        kernel         layout and messages  │  eBPF loader, links, routes, keys in maps
+//!      wire   sealed               kernel         layout and messages, by protocol  │  eBPF loader, links, routes, keys in maps
 //!      inner   xsk   cipher   repeats             inside IP packets  │  AF_XDP  │  ciphers, many packets wide  │  log lines
 //! ```
 //!
@@ -47,5 +47,6 @@ pub mod engine;
 pub mod inner;
 pub mod kernel;
 pub mod repeats;
+pub mod sealed;
 pub mod wire;
 pub mod xsk;
