@@ -27,6 +27,7 @@ pub mod peer;
 pub mod ping;
 pub mod process;
 pub mod relayed;
+pub mod sealed_peer;
 pub mod soak;
 pub mod socks;
 pub mod status;

@@ -18,6 +18,8 @@ pub mod message;
 mod noise;
 pub mod packet;
 pub mod secrets;
+#[cfg(test)]
+mod vectors;
 pub mod window;
 
 /// Why a sealed datagram is dropped. Each is one verdict (section 11).
