@@ -12,6 +12,8 @@ pub mod lanes;
 pub mod message;
 pub mod options;
 pub mod packet;
+pub mod sealed_handshake;
+pub mod sealed_packet;
 pub mod segment;
 pub mod socks;
 
@@ -19,7 +21,7 @@ pub mod socks;
 pub type Run = fn(&[u8]);
 
 /// Every target by name, which is also the name of its folder of inputs.
-pub const TARGETS: [(&str, Run); 12] = [
+pub const TARGETS: [(&str, Run); 14] = [
     ("carrier", carrier::run),
     ("coalesce", coalesce::run),
     ("control", control::run),
@@ -30,6 +32,8 @@ pub const TARGETS: [(&str, Run); 12] = [
     ("message", message::run),
     ("options", options::run),
     ("packet", packet::run),
+    ("sealed_handshake", sealed_handshake::run),
+    ("sealed_packet", sealed_packet::run),
     ("segment", segment::run),
     ("socks", socks::run),
 ];
