@@ -453,7 +453,7 @@ impl Manager {
         // The attaches of thousands of tunnels may be one event.
         self.pulse.beat();
         let number = self.shared.daemons.tunnel_of(connection);
-        let Self { shared, keys, routes, hubs, .. } = self;
+        let Self { shared, keys, routes, hubs, standby, .. } = self;
         let workers = &shared.platform.workers;
         let failed = |message: String| shared.daemons.send(connection, Event::Failed { message });
         match (request, number) {
@@ -465,6 +465,7 @@ impl Manager {
                 let (version, stay, workers) = (VERSION, self.stay, self.workers);
                 shared.daemons.send(connection, Event::Replaceable { version, stay, largest_mtu, workers });
                 shared.daemons.set_successor(connection);
+                standby.came();
                 shared.daemons.tell_successor(hubs.tell_of_all());
             }
             (Request::Leave, _) => self.is_replaced = true,

@@ -31,6 +31,11 @@ impl Standby {
         Ok(Self { delay: delay(&value)?, due: None })
     }
 
+    /// There is one now, perhaps for less than the time between two polls.
+    pub(super) fn came(&mut self) {
+        self.due = None;
+    }
+
     /// Asks a daemon to start one if it is time.
     pub(super) fn poll(&mut self, now: Instant, shared: &Shared) {
         let Some(delay) = self.delay else { return };
