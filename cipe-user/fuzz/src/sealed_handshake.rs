@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use cipe_user::sealed::handshake::{Action, DirectionKey, Handshake, Input, Kept, Now, Profile, Wanted};
+use cipe_user::sealed::handshake::{Action, DirectionKey, Handshake, Input, Kept, Now, Profile, Source, Wanted};
 use cipe_user::sealed::message::Carries;
 use cipe_user::sealed::secrets::Secrets;
 use rand::SeedableRng;
@@ -17,7 +17,7 @@ use crate::read;
 enum Op {
     WantedForData,
     WantedForPackets,
-    /// Delivers a datagram that was sent before.
+    /// Delivers a datagram that was sent before; an odd number: from another address than the peer's.
     Deliver(u8),
     /// The same, changed.
     Change(u8, u8, u8),
@@ -74,18 +74,18 @@ pub fn run(input: &[u8]) {
             Op::Deliver(which) => {
                 let Some(picked) = pick(which) else { continue };
                 datagram = picked;
-                Input::Datagram(&datagram)
+                Input::Datagram(&datagram, if which % 2 == 0 { Source::Peer } else { Source::Other })
             }
             Op::Change(which, at, with) => {
                 let Some(mut picked) = pick(which) else { continue };
                 let at = usize::from(at) % picked.len();
                 picked[at] ^= with;
                 datagram = picked;
-                Input::Datagram(&datagram)
+                Input::Datagram(&datagram, Source::Other)
             }
             Op::Octets(octets) => {
                 datagram = octets;
-                Input::Datagram(&datagram)
+                Input::Datagram(&datagram, Source::Other)
             }
             Op::Opened(which) => Input::Opened(used(which).unwrap_or(u64::MAX)),
             Op::Probed(which) => Input::Probed(used(which).unwrap_or(u64::MAX)),

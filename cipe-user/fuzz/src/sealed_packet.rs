@@ -1,6 +1,5 @@
 //! Any payload is opened as it was sealed, once; any datagram gets a verdict; counters near the newest one are understood.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use arbitrary::Arbitrary;
@@ -38,10 +37,10 @@ pub fn run(input: &[u8]) {
     let newest = case.next.saturating_add_signed((case.ahead >> 3).into()).min(counter::END - 1);
     window.accept(newest).expect("nothing is in the window");
     let receive = ReceiveKey::new(key(), window);
-    let mut sealer = Arc::new(SendKey::new(key(), epoch, Box::new(AtomicU64::new(case.next)))).sealer();
+    let send = SendKey::new(key(), epoch, Box::new(AtomicU64::new(case.next)));
     let mut sealed = vec![0; octets.len() + OVERHEAD];
     sealed[HEADROOM..HEADROOM + octets.len()].copy_from_slice(octets);
-    let sent = sealer.seal(content, &mut sealed, octets.len());
+    let sent = send.batch(1).seal(content, &mut sealed, octets.len());
     assert_eq!(sent.is_some(), case.next < counter::END);
     if sent.is_some() {
         assert!(packet::is_sealed(&sealed));

@@ -1,12 +1,11 @@
 //! The two halves of a session, as an engine uses them. Each is shared by all workers.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Refused;
 use super::cipher::Key;
-use super::counter::{self, Counters};
+use super::counter;
 use super::packet::{self, Content, Epoch, LowBits};
 use super::window::{WORDS, Window};
 
@@ -24,9 +23,11 @@ impl<N: AsRef<AtomicU64>> SendKey<N> {
         Self { key, epoch, next }
     }
 
-    /// What one worker seals with.
-    pub fn sealer(self: &Arc<Self>) -> Sealer<N> {
-        Sealer { key: self.clone(), counters: Counters::default() }
+    /// Takes the counters of the next `count` packets, which the caller seals at once. A worker must not keep a batch while others
+    /// send: its packets would be too old at the receiver.
+    #[inline]
+    pub fn batch(&self, count: u64) -> Batch<'_, N> {
+        Batch { key: self, counters: counter::take(self.next.as_ref(), count) }
     }
 
     /// Whether it has sent so much that new keys are due.
@@ -36,29 +37,22 @@ impl<N: AsRef<AtomicU64>> SendKey<N> {
     }
 }
 
-/// A key for sending, in one worker. The counters that the worker has taken live and die with its use of the key, so they are
-/// never used under another one.
-pub struct Sealer<N = Box<AtomicU64>> {
-    key: Arc<SendKey<N>>,
-    counters: Counters,
+/// Counters of a key for one batch of packets. They are of no use under another key; those that are left over are never used.
+pub struct Batch<'a, N = Box<AtomicU64>> {
+    key: &'a SendKey<N>,
+    counters: Range<u64>,
 }
 
-impl<N: AsRef<AtomicU64>> Sealer<N> {
-    /// Seals the payload of `n` octets at `buffer[HEADROOM..]` in place, and returns the datagram's length. `None`: the key is
-    /// used up.
+impl<N> Batch<'_, N> {
+    /// Seals the payload of `n` octets at `buffer[HEADROOM..]` in place, and returns the datagram's length. `None`: the batch or
+    /// the key is used up.
     ///
     /// # Panics
     /// If `buffer` is shorter than `n + OVERHEAD`.
     #[inline]
     pub fn seal(&mut self, content: Content, buffer: &mut [u8], n: usize) -> Option<usize> {
-        let key = &*self.key;
-        let counter = self.counters.next(key.next.as_ref())?;
-        Some(packet::seal(&key.key, key.epoch, counter, content, buffer, n))
-    }
-
-    /// The key.
-    pub fn key(&self) -> &SendKey<N> {
-        &self.key
+        let counter = self.counters.next()?;
+        Some(packet::seal(&self.key.key, self.key.epoch, counter, content, buffer, n))
     }
 }
 
@@ -95,18 +89,17 @@ mod tests {
 
     const EPOCH: Epoch = Epoch::ALL[0];
 
-    fn sealer(next: u64) -> Sealer {
-        let key = Key::new(Suite::Aes256Gcm, &[3; 32]);
-        Arc::new(SendKey::new(key, EPOCH, Box::new(AtomicU64::new(next)))).sealer()
+    fn send_key(next: u64) -> SendKey {
+        SendKey::new(Key::new(Suite::Aes256Gcm, &[3; 32]), EPOCH, Box::new(AtomicU64::new(next)))
     }
 
     fn receive_key() -> ReceiveKey {
         ReceiveKey::new(Key::new(Suite::Aes256Gcm, &[3; 32]), Window::default())
     }
 
-    fn packet(sealer: &mut Sealer) -> Vec<u8> {
+    fn packet(batch: &mut Batch) -> Vec<u8> {
         let mut buffer = vec![1; 4 + OVERHEAD];
-        assert_eq!(sealer.seal(Content::Data, &mut buffer, 4), Some(29));
+        assert_eq!(batch.seal(Content::Data, &mut buffer, 4), Some(29));
         buffer
     }
 
@@ -117,8 +110,10 @@ mod tests {
 
     #[test]
     fn each_packet_is_opened_once_in_any_order_and_a_forged_one_changes_nothing() {
-        let (mut sealer, receive) = (sealer(0), receive_key());
-        let packets: Vec<_> = (0..1000).map(|_| packet(&mut sealer)).collect();
+        let (send, receive) = (send_key(0), receive_key());
+        let mut batch = send.batch(1000);
+        let packets: Vec<_> = (0..1000).map(|_| packet(&mut batch)).collect();
+        assert_eq!(batch.seal(Content::Data, &mut [0; OVERHEAD], 0), None, "a packet more than was asked for");
         // A forged packet with a counter far ahead.
         let mut forged = packets[0].clone();
         forged[4..8].copy_from_slice(&0x4FFF_FFFF_u32.to_be_bytes());
@@ -131,33 +126,51 @@ mod tests {
         }
     }
 
+    /// One worker sends a packet now and then, while another one sends a thousand.
     #[test]
-    fn workers_of_one_key_and_the_next_engine_use_other_counters() {
-        let (mut first, receive) = (sealer(0), receive_key());
-        let mut second = first.key.sealer();
+    fn a_slow_worker_sends_the_newest_counter() {
+        let (send, receive) = (send_key(0), receive_key());
+        for _ in 0..100 {
+            for _ in 0..16 {
+                let mut fast = send.batch(64);
+                assert!((0..64).all(|_| open(&receive, &packet(&mut fast)).is_ok()));
+            }
+            let newest = receive.window.top();
+            assert!(open(&receive, &packet(&mut send.batch(64))).is_ok());
+            assert_eq!(receive.window.top(), newest + 1);
+        }
+    }
+
+    #[test]
+    fn batches_of_one_key_and_the_next_engine_use_other_counters() {
+        let (send, receive) = (send_key(0), receive_key());
+        let (mut first, mut second) = (send.batch(700), send.batch(700));
         for _ in 0..500 {
             assert!(open(&receive, &packet(&mut first)).is_ok() && open(&receive, &packet(&mut second)).is_ok());
         }
-        let mut next = first.key.sealer();
-        drop((first, second));
-        assert!(open(&receive, &packet(&mut next)).is_ok());
+        // The engine is killed; the next one has the same number.
+        let next = SendKey::new(Key::new(Suite::Aes256Gcm, &[3; 32]), EPOCH, send.next);
+        let mut batch = next.batch(2);
+        assert!(open(&receive, &packet(&mut batch)).is_ok());
+        assert_eq!(receive.window.top(), 1400);
     }
 
     #[test]
     fn counters_above_thirty_bits_are_understood() {
         let receive = receive_key();
         for next in [1 << 29, 1 << 30, (3 << 29) - 5, 1 << 31] {
-            let mut sealer = sealer(next);
-            assert!((0..10).all(|_| open(&receive, &packet(&mut sealer)).is_ok()), "{next}");
+            let send = send_key(next);
+            let mut batch = send.batch(10);
+            assert!((0..10).all(|_| open(&receive, &packet(&mut batch)).is_ok()), "{next}");
         }
     }
 
     #[test]
     fn a_key_is_worn_and_used_up() {
-        let mut worn = sealer(counter::RENEW - 1);
-        assert!(!worn.key().is_worn());
-        packet(&mut worn);
-        assert!(worn.key().is_worn());
-        assert_eq!(sealer(counter::END).seal(Content::Control, &mut [0; OVERHEAD], 0), None);
+        let worn = send_key(counter::RENEW - 1);
+        assert!(!worn.is_worn());
+        worn.batch(1);
+        assert!(worn.is_worn());
+        assert_eq!(send_key(counter::END).batch(1).seal(Content::Control, &mut [0; OVERHEAD], 0), None);
     }
 }

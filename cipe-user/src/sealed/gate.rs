@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::CryptoRng;
 
 use super::Refused;
+use super::cipher::KeyOctets;
 use super::message::{COOKIE, FIRST, Kind, RETRY, Retry};
 use super::packet::{self, Header};
 use super::secrets::{MAC, MacKey, Secrets};
@@ -35,23 +36,19 @@ pub(super) fn check_mac(secrets: &Secrets, datagram: &[u8]) -> Result<Kind, Refu
     if secrets.mac.verifies(text, &mac[..MAC]) { Ok(kind) } else { Err(Refused::BadTag) }
 }
 
-/// The gate of one tunnel in one worker. Only its cookies are state.
-pub struct Gate {
-    /// The newest first, with the time since which it is in use.
-    cookies: [Option<(Duration, MacKey)>; 2],
-}
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self { cookies: [const { None }; 2] }
-    }
-}
+/// The gate of one tunnel. All workers of an engine share it, so that any of them takes a cookie of any other.
+pub struct Gate(MacKey);
 
 impl Gate {
+    /// A gate whose cookies depend on these octets, which an engine draws for each tunnel.
+    pub fn new(drawn: &KeyOctets) -> Self {
+        Self(MacKey::new(&**drawn))
+    }
+
     /// Judges a handshake message from `source`, which are the octets of an address and a port. `now` is on any clock that
-    /// does not go back.
+    /// does not go back, the same in all workers.
     pub fn judge(
-        &mut self,
+        &self,
         secrets: &Secrets,
         datagram: &[u8],
         source: &[u8],
@@ -66,26 +63,18 @@ impl Gate {
         let first: Option<&[u8; FIRST]> = if kind == Kind::First { datagram.try_into().ok() } else { None };
         let Some(first) = first.filter(|_| loaded) else { return Passage::Pass };
         let (text, mac) = first.split_at(FIRST - MAC);
-        let valid = self.cookies.iter().flatten().filter(|(since, _)| now.saturating_sub(*since) < 2 * COOKIE_LIFE);
-        if valid.map(|(_, secret)| secret.mac(source)).any(|cookie| MacKey::new(&cookie).verifies(text, mac)) {
+        let period = now.as_secs() / COOKIE_LIFE.as_secs();
+        let mut valid = [Some(period), period.checked_sub(1)].into_iter().flatten();
+        if valid.any(|period| MacKey::new(&self.cookie(period, source)).verifies(text, mac)) {
             return Passage::Pass;
         }
-        let cookie = self.secret(now, rng).mac(source);
+        let cookie = self.cookie(period, source);
         Passage::Challenge(Retry { newest: 0, cookie }.build(secrets, first, rng))
     }
 
-    /// The secret for new cookies.
-    fn secret(&mut self, now: Duration, rng: &mut impl CryptoRng) -> &MacKey {
-        if self.cookies[0].as_ref().is_none_or(|(since, _)| now.saturating_sub(*since) >= COOKIE_LIFE) {
-            self.cookies.swap(0, 1);
-            self.cookies[0] = None;
-        }
-        let draw = || {
-            let mut octets = super::cipher::KeyOctets::default();
-            rng.fill_bytes(&mut *octets);
-            (now, MacKey::new(&*octets))
-        };
-        &self.cookies[0].get_or_insert_with(draw).1
+    /// The cookie of an address in the given period of [`COOKIE_LIFE`].
+    fn cookie(&self, period: u64, source: &[u8]) -> [u8; COOKIE] {
+        MacKey::new(&self.0.mac(&period.to_be_bytes())).mac(source)
     }
 }
 
@@ -109,19 +98,19 @@ mod tests {
         first
     }
 
-    fn judge(gate: &mut Gate, datagram: &[u8], source: &[u8], loaded: bool, at: u64) -> Passage {
+    fn judge(gate: &Gate, datagram: &[u8], source: &[u8], loaded: bool, at: u64) -> Passage {
         gate.judge(&Secrets::new(&[1; 16]), datagram, source, loaded, Duration::from_secs(at), &mut rand::rng())
     }
 
     #[test]
     fn nothing_without_the_static_key_passes() {
-        let (secrets, mut gate) = (Secrets::new(&[1; 16]), Gate::default());
+        let (secrets, gate) = (Secrets::new(&[1; 16]), Gate::new(&KeyOctets::default()));
         let good = first(&secrets);
-        assert_eq!(judge(&mut gate, &good, b"a", false, 0), Passage::Pass);
+        assert_eq!(judge(&gate, &good, b"a", false, 0), Passage::Pass);
         for at in 0..96 * 8 {
             let mut bad = good;
             bad[at / 8] ^= 1 << (at % 8);
-            assert!(matches!(judge(&mut gate, &bad, b"a", false, 0), Passage::Drop(_)), "bit {at}");
+            assert!(matches!(judge(&gate, &bad, b"a", false, 0), Passage::Drop(_)), "bit {at}");
         }
         for (datagram, refused) in [
             (first(&Secrets::new(&[2; 16])).to_vec(), Refused::BadTag),
@@ -130,27 +119,25 @@ mod tests {
             ([&Kind::Answer.header()[..], &[0; ANSWER - 8]].concat(), Refused::BadTag),
             ([&[0x80, 0, 0, 0, 0, 0, 0, 9][..], &[0; 104]].concat(), Refused::BadMessage),
         ] {
-            assert_eq!(judge(&mut gate, &datagram, b"a", false, 0), Passage::Drop(refused));
+            assert_eq!(judge(&gate, &datagram, b"a", false, 0), Passage::Drop(refused));
         }
     }
 
     #[test]
     fn under_load_a_cookie_of_the_same_address_passes_for_its_time() {
-        let (secrets, mut gate) = (Secrets::new(&[1; 16]), Gate::default());
+        let (secrets, gate) = (Secrets::new(&[1; 16]), Gate::new(&KeyOctets::default()));
         let mut message = first(&secrets);
-        let Passage::Challenge(retry) = judge(&mut gate, &message, b"a", true, 0) else {
-            panic!("no cookie asked for")
-        };
+        let Passage::Challenge(retry) = judge(&gate, &message, b"a", true, 0) else { panic!("no cookie asked for") };
         assert_eq!(check_mac(&secrets, &retry), Ok(Kind::Retry));
         let retry = Retry::open(&secrets, &retry, ephemeral(&message)).unwrap();
         assert_eq!(retry.newest, 0);
         use_cookie(&mut message, &retry.cookie);
-        assert_eq!(judge(&mut gate, &message, b"a", true, 100), Passage::Pass);
-        assert!(matches!(judge(&mut gate, &message, b"b", true, 100), Passage::Challenge(_)));
+        assert_eq!(judge(&gate, &message, b"a", true, 100), Passage::Pass);
+        assert!(matches!(judge(&gate, &message, b"b", true, 100), Passage::Challenge(_)));
         // Another secret is drawn at 130; the old one is taken still.
-        assert!(matches!(judge(&mut gate, &message, b"b", true, 130), Passage::Challenge(_)));
-        assert_eq!(judge(&mut gate, &message, b"a", true, 239), Passage::Pass);
-        assert!(matches!(judge(&mut gate, &message, b"a", true, 240), Passage::Challenge(_)));
-        assert_eq!(judge(&mut gate, &message, b"a", false, 240), Passage::Pass);
+        assert!(matches!(judge(&gate, &message, b"b", true, 130), Passage::Challenge(_)));
+        assert_eq!(judge(&gate, &message, b"a", true, 239), Passage::Pass);
+        assert!(matches!(judge(&gate, &message, b"a", true, 240), Passage::Challenge(_)));
+        assert_eq!(judge(&gate, &message, b"a", false, 240), Passage::Pass);
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::cipher::{KEY, Key, Suite};
 use super::gate::use_cookie;
-use super::handshake::{Action, DirectionKey, Handshake, Input, Kept, Now, Profile, Wanted};
+use super::handshake::{Action, DirectionKey, Handshake, Input, Kept, Now, Profile, Source, Wanted};
 use super::message::{COOKIE, Carries, FIRST, Retry};
 use super::packet::{self, Content, Epoch, HEADROOM, Header, OVERHEAD};
 use super::secrets::Secrets;
@@ -166,13 +166,13 @@ fn handshakes_are_those_of_the_second_implementation() {
         let (mut initiator, mut responder) = (end(case, &case.initiator), end(case, &case.responder));
         let [Action::Transmit(first, _)] = &initiator.handle(Input::Wanted(Wanted::Send), now)[..] else { panic!() };
         assert_eq!(hex::encode(first), hex::encode(&case.first));
-        let answered = responder.handle(Input::Datagram(first), now);
+        let answered = responder.handle(Input::Datagram(first, Source::Peer), now);
         let [Action::Keep(kept), Action::Receive(receive), Action::Transmit(answer, _)] = &answered[..] else {
             panic!()
         };
         assert_eq!((kept.newest, hex::encode(answer)), (case.stamp, hex::encode(&case.answer)));
         check(receive, case.responder.epoch, case, &case.key_of_initiator);
-        let done = initiator.handle(Input::Datagram(answer), now);
+        let done = initiator.handle(Input::Datagram(answer, Source::Peer), now);
         let [Action::Receive(receive), Action::Send(send, _), Action::Confirm] = &done[..] else { panic!() };
         check(receive, case.initiator.epoch, case, &case.key_of_responder);
         check(send, case.responder.epoch, case, &case.key_of_initiator);

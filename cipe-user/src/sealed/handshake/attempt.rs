@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use rand::{CryptoRng, RngExt};
 
 use super::super::cipher::{KeyOctets, Suite};
@@ -43,8 +44,9 @@ impl Repeat {
     }
 }
 
-/// A cookie, and when it came.
-pub(super) type Cookie = ([u8; COOKIE], Duration);
+/// The last two different cookies, the newest last, and when they came. They are used in turn: somebody on the side can have a
+/// wrong one sent to us, but not take away the right one with it.
+pub(super) type Cookies = ArrayVec<([u8; COOKIE], Duration), 2>;
 
 pub(super) struct Attempt {
     noise: Noise,
@@ -53,7 +55,9 @@ pub(super) struct Attempt {
     pub(super) epoch: Epoch,
     pub(super) stamp: u64,
     pub(super) began: Duration,
-    pub(super) cookie: Option<Cookie>,
+    pub(super) cookies: Cookies,
+    /// How many cookies ago the newest one came.
+    turn: usize,
     repeat: Repeat,
 }
 
@@ -63,7 +67,7 @@ impl Attempt {
         sender: Sender,
         stamp: u64,
         ephemeral: KeyOctets,
-        cookie: Option<Cookie>,
+        cookies: Cookies,
         now: Duration,
     ) -> Self {
         let mut noise = Noise::initiator(secrets, ephemeral);
@@ -74,7 +78,7 @@ impl Attempt {
         written.expect("a first message needs nothing of the peer");
         let mac = secrets.mac.mac(&message[..mac_at]);
         message[mac_at..mac_at + MAC].copy_from_slice(&mac);
-        Self { noise, message, epoch: sender.epoch, stamp, began: now, cookie, repeat: Repeat::new(now) }
+        Self { noise, message, epoch: sender.epoch, stamp, began: now, cookies, turn: 0, repeat: Repeat::new(now) }
     }
 
     pub(super) fn deadline(&self) -> Duration {
@@ -88,19 +92,25 @@ impl Attempt {
     /// The message, which is sent now.
     pub(super) fn repeat(&mut self, now: Duration, rng: &mut impl CryptoRng) -> Vec<u8> {
         self.repeat.sent(now, rng);
-        self.cookie.take_if(|(_, came)| now.saturating_sub(*came) >= COOKIE_LIFE);
-        match &self.cookie {
+        self.cookies.retain(|(_, came)| now.saturating_sub(*came) < COOKIE_LIFE);
+        let count = self.cookies.len().max(1);
+        match self.cookies.iter().rev().nth(self.turn % count) {
             Some((cookie, _)) => use_cookie(&mut self.message, cookie),
             None => self.message[FIRST - MAC..].fill(0),
         }
+        self.turn = (self.turn + 1) % count;
         self.message.to_vec()
     }
 
     /// Takes a cookie; zeros are none.
     pub(super) fn learn_cookie(&mut self, cookie: &[u8; COOKIE], now: Duration) {
-        let is_known = self.cookie.as_ref().is_some_and(|(known, _)| known == cookie);
+        let is_known = self.cookies.iter().any(|(known, _)| known == cookie);
         if *cookie != [0; COOKIE] && !is_known {
-            self.cookie = Some((*cookie, now));
+            if self.cookies.is_full() {
+                self.cookies.remove(0);
+            }
+            self.cookies.push((*cookie, now));
+            self.turn = 0;
             self.repeat.hurry(now);
         }
     }

@@ -5,6 +5,7 @@
 //! packet under a key has opened; the machine tells the engine which keys to use, and the daemon what to keep on disk.
 
 mod attempt;
+mod backoff;
 mod sessions;
 #[cfg(test)]
 mod simulation;
@@ -13,9 +14,10 @@ mod tests;
 
 use std::time::Duration;
 
-use rand::CryptoRng;
+use rand::{CryptoRng, RngExt};
 
-use self::attempt::{Attempt, Cookie};
+use self::attempt::{Attempt, Cookies};
+use self::backoff::BackOff;
 use self::sessions::{Answered, Sessions};
 use super::Refused;
 use super::cipher::{KeyOctets, Suite};
@@ -31,11 +33,12 @@ pub const RENEW_AGE: [Duration; 2] = [Duration::from_secs(120), Duration::from_s
 pub const ATTEMPT_LIFE: Duration = Duration::from_secs(90);
 /// The longest interval between two repetitions of a message.
 pub const LONGEST_INTERVAL: Duration = Duration::from_millis(6_250);
-/// How long a responder waits for its answer to be confirmed before it begins an attempt of its own; also the least time
-/// between two attempts because of packets without a key.
+/// How long a responder waits for its answer to be confirmed before it begins an attempt of its own.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// The greatest time stamp that a clock alone leads to, in the year 2262: an absurd clock does not use up the stamps.
-const CLOCK_END: u64 = 1 << 63;
+const CLOCK_END: u64 = (1 << 63) - 1;
+/// From here on time stamps are refused. Attempts add one each to what a clock says, so an honest end never comes here.
+pub const STAMP_END: u64 = (1 << 63) + (1 << 62);
 
 /// The time of an input, by two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,13 +69,31 @@ pub struct Kept {
     pub was_sealed: bool,
 }
 
-/// Why a handshake is wanted.
+impl Kept {
+    /// Of a tunnel without a file. The newest stamp is our own clock, so that recorded first messages are refused without a curve,
+    /// if the file was lost; a peer whose clock is behind needs one round trip more.
+    pub fn without_file(unix_nanos: u64, rng: &mut impl CryptoRng) -> Self {
+        Self { id: rng.random(), newest: unix_nanos.min(CLOCK_END), was_sealed: false }
+    }
+}
+
+/// Why a handshake is wanted. An engine that knows no address of its peer wants none: what waits is sent in the session that the
+/// peer begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// Something is to be sent: there is no key for it, or the key is old or worn.
+    /// Something is to be sent: there is no key for it, the key is old or worn, or the peer does not answer CT_PING.
     Send,
-    /// Packets come that cannot be opened, or the peer does not answer.
+    /// Packets come that cannot be opened, or packets of protocol 3 that are not accepted. Anybody can send such ones.
     Receive,
+}
+
+/// Where a handshake message came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The address that [`To::Peer`] goes to.
+    Peer,
+    /// Another one.
+    Other,
 }
 
 /// What happened.
@@ -80,7 +101,7 @@ pub enum Input<'a> {
     /// The engine wants a handshake.
     Wanted(Wanted),
     /// A handshake message has come through the gate.
-    Datagram(&'a [u8]),
+    Datagram(&'a [u8], Source),
     /// The first packet under the receive key with this serial has opened.
     Opened(u64),
     /// A control packet without content has opened under the receive key with this serial.
@@ -157,9 +178,6 @@ pub enum Note {
         "the peer knows a newer time stamp than this clock's; it was set back, here or at a former peer: going on from there"
     )]
     ClockBehind,
-    /// No greater time stamp is possible.
-    #[error("the peer has taken the last time stamp that there is; say `cipe forget` at the peer, and use another key")]
-    StampsExhausted,
     /// The peer's tunnel carries the other kind of payload.
     #[error("one end's tunnel carries IP packets and the other's Ethernet frames; run the same kind at both ends")]
     OtherKind,
@@ -181,8 +199,8 @@ pub struct Handshake<R> {
     last_stamp: u64,
     /// Something waits to be sent, and the attempt that was begun for it has not made a session yet.
     is_wanted: bool,
-    /// When the last attempt began.
-    began: Option<Duration>,
+    /// Limits attempts because of packets that anybody can send.
+    forgeable: BackOff,
     rng: R,
 }
 
@@ -197,7 +215,7 @@ impl<R: CryptoRng> Handshake<R> {
             sessions: Sessions::default(),
             last_stamp: 0,
             is_wanted: false,
-            began: None,
+            forgeable: BackOff::default(),
             rng,
         }
     }
@@ -214,15 +232,19 @@ impl<R: CryptoRng> Handshake<R> {
         let mut out = Vec::new();
         match input {
             Input::Wanted(wanted) => self.wanted(wanted, now, &mut out),
-            Input::Datagram(datagram) => {
-                if let Err(refused) = self.datagram(datagram, now, &mut out) {
+            Input::Datagram(datagram, source) => {
+                if let Err(refused) = self.datagram(datagram, source, now, &mut out) {
                     out.push(Action::Refused(refused));
                 }
             }
             Input::Opened(serial) => self.opened(serial, now.at, &mut out),
             Input::Probed(serial) if self.sessions.may_answer_probe(serial) => out.push(Action::Confirm),
             Input::Probed(_) => {}
-            Input::KeysLost => self.sessions.clear(&mut out),
+            Input::KeysLost => {
+                self.sessions.clear(&mut out);
+                // Without any key, the peer's packets are the only way to learn that it has one.
+                self.forgeable = BackOff::default();
+            }
             Input::Tick => self.tick(now, &mut out),
         }
         out
@@ -230,25 +252,23 @@ impl<R: CryptoRng> Handshake<R> {
 
     fn wanted(&mut self, wanted: Wanted, now: Now, out: &mut Vec<Action>) {
         self.is_wanted |= wanted == Wanted::Send;
-        let may_begin = match wanted {
-            Wanted::Send => true,
-            Wanted::Receive => self.began.is_none_or(|began| now.at.saturating_sub(began) >= ANSWER_WAIT),
-        };
-        if may_begin && self.attempt.is_none() && self.sessions.answer_wait().is_none_or(|end| end <= now.at) {
-            self.begin(None, now, out);
+        if self.may_begin(now.at) && (wanted == Wanted::Send || self.forgeable.begin(now.at)) {
+            self.begin(Cookies::new(), now, out);
         }
     }
 
-    /// Begins an attempt, with a cookie if there is one.
-    fn begin(&mut self, cookie: Option<Cookie>, now: Now, out: &mut Vec<Action>) {
-        (self.is_wanted, self.began) = (false, Some(now.at));
-        let Some(stamp) = self.last_stamp.checked_add(1).map(|next| next.max(now.unix_nanos.min(CLOCK_END))) else {
-            return out.push(Action::Log(Note::StampsExhausted));
-        };
+    fn may_begin(&self, now: Duration) -> bool {
+        self.attempt.is_none() && self.sessions.answer_wait().is_none_or(|end| end <= now)
+    }
+
+    /// Begins an attempt, with the cookies that there are.
+    fn begin(&mut self, cookies: Cookies, now: Now, out: &mut Vec<Action>) {
+        self.is_wanted = false;
+        let stamp = (self.last_stamp + 1).max(now.unix_nanos.min(CLOCK_END));
         self.last_stamp = stamp;
-        let sender = self.sender(self.sessions.epoch_for_next());
+        let sender = self.sender(self.sessions.epoch_for_next(None));
         let ephemeral = self.draw();
-        self.attempt = Some(Attempt::begin(&self.secrets, sender, stamp, ephemeral, cookie, now.at));
+        self.attempt = Some(Attempt::begin(&self.secrets, sender, stamp, ephemeral, cookies, now.at));
         self.repeat(now.at, out);
     }
 
@@ -269,16 +289,22 @@ impl<R: CryptoRng> Handshake<R> {
         octets
     }
 
-    fn datagram(&mut self, datagram: &[u8], now: Now, out: &mut Vec<Action>) -> Result<(), Refused> {
+    fn datagram(&mut self, datagram: &[u8], source: Source, now: Now, out: &mut Vec<Action>) -> Result<(), Refused> {
         match gate::check_mac(&self.secrets, datagram)? {
-            Kind::First => self.first(datagram.try_into().map_err(|_| Refused::BadLength)?, now.at, out),
+            Kind::First => self.first(datagram.try_into().map_err(|_| Refused::BadLength)?, source, now.at, out),
             Kind::Answer => self.answer(datagram.try_into().map_err(|_| Refused::BadLength)?, now.at, out),
             Kind::Retry => self.retry(datagram.try_into().map_err(|_| Refused::BadLength)?, now, out),
         }
     }
 
     /// The peer begins (section 6.6).
-    fn first(&mut self, message: &[u8; FIRST], now: Duration, out: &mut Vec<Action>) -> Result<(), Refused> {
+    fn first(
+        &mut self,
+        message: &[u8; FIRST],
+        source: Source,
+        now: Duration,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Refused> {
         if let Some(answer) = self.sessions.answer_again(message) {
             out.push(Action::Transmit(answer.to_vec(), To::Source));
             return Ok(());
@@ -289,17 +315,22 @@ impl<R: CryptoRng> Handshake<R> {
         noise.read(&message[HEADER..Kind::First.mac_at()], &mut payload).ok_or(Refused::BadTag)?;
         let (stamp, peer) = Sender::of_first(&payload);
         let peer = self.check(peer?, out)?;
+        if stamp >= STAMP_END {
+            return Err(Refused::BadMessage);
+        }
         if stamp <= self.kept.newest {
             let retry = Retry { newest: self.kept.newest, ..Retry::default() };
             let retry = retry.build(&self.secrets, message, &mut self.rng);
             out.push(Action::Transmit(retry.to_vec(), To::Source));
             return Err(Refused::Replayed);
         }
-        if self.attempt.is_some() && self.kept.id > peer.id {
-            // Crossing: ours goes on, and the peer will answer it.
+        // Crossing: ours goes on, and the peer will answer it, if it gets it. From another address than ours goes to, it may not.
+        let goes_on = self.attempt.is_some() && self.kept.id > peer.id;
+        if goes_on && source == Source::Peer {
             return Ok(());
         }
-        let epoch = self.sessions.epoch_for_next();
+        let of_attempt = self.attempt.as_ref().filter(|_| goes_on).map(|attempt| attempt.epoch);
+        let epoch = self.sessions.epoch_for_next(of_attempt);
         let mut answer = [0; ANSWER];
         answer[..HEADER].copy_from_slice(&Kind::Answer.header());
         let sender = self.sender(epoch);
@@ -310,13 +341,15 @@ impl<R: CryptoRng> Handshake<R> {
 
         self.kept.newest = stamp;
         out.push(Action::Keep(self.kept));
-        // What waits is sent in the session that the peer begins.
-        self.is_wanted |= self.attempt.take().is_some();
+        if !goes_on {
+            // What waits is sent in the session that the peer begins.
+            self.is_wanted |= self.attempt.take().is_some();
+        }
         let keys = noise.finish(Suite::of([self.profile.fast_aes, peer.fast_aes]));
         let serial = self.sessions.next_serial();
         let key = |epoch, octets| DirectionKey { serial, epoch, suite: keys.suite, octets };
-        let answered = Answered::new(message, answer, key(peer.epoch, keys.of_responder), now);
-        self.sessions.answer(key(epoch, keys.of_initiator), answered, out);
+        let (receive, send) = (key(epoch, keys.of_initiator), key(peer.epoch, keys.of_responder));
+        self.sessions.answer(receive, send, Answered::new(message, answer, serial, now), out);
         out.push(Action::Transmit(answer.to_vec(), To::Source));
         Ok(())
     }
@@ -342,16 +375,19 @@ impl<R: CryptoRng> Handshake<R> {
     fn retry(&mut self, message: &[u8; RETRY], now: Now, out: &mut Vec<Action>) -> Result<(), Refused> {
         let attempt = self.attempt.as_mut().ok_or(Refused::Replayed)?;
         let retry = Retry::open(&self.secrets, message, ephemeral(&attempt.message)).ok_or(Refused::BadTag)?;
+        if retry.newest >= STAMP_END {
+            return Err(Refused::BadMessage);
+        }
         attempt.learn_cookie(&retry.cookie, now.at);
         if retry.newest < attempt.stamp {
             return Ok(());
         }
         out.push(Action::Log(Note::ClockBehind));
         self.last_stamp = self.last_stamp.max(retry.newest);
-        let (cookie, is_wanted) = (attempt.cookie.take(), self.is_wanted);
+        let (cookies, is_wanted) = (std::mem::take(&mut attempt.cookies), self.is_wanted);
         self.attempt = None;
-        self.begin(cookie, now, out);
-        self.is_wanted = is_wanted && self.attempt.is_some();
+        self.begin(cookies, now, out);
+        self.is_wanted = is_wanted;
         Ok(())
     }
 
@@ -388,8 +424,9 @@ impl<R: CryptoRng> Handshake<R> {
         } else if self.attempt.as_ref().is_some_and(|attempt| attempt.deadline() <= now.at) {
             self.repeat(now.at, out);
         }
-        if self.is_wanted && self.attempt.is_none() && self.sessions.answer_wait().is_none_or(|end| end <= now.at) {
-            self.begin(None, now, out);
+        self.is_wanted |= self.sessions.gives_up(now.at);
+        if self.is_wanted && self.may_begin(now.at) {
+            self.begin(Cookies::new(), now, out);
         }
     }
 }

@@ -18,8 +18,10 @@ const SEND_LIFE: Duration = Duration::from_secs(180);
 const RECEIVE_LIFE: Duration = Duration::from_secs(240);
 /// From the first packet under a newer session until the keys of an older one are wiped.
 const PREVIOUS_LIFE: Duration = Duration::from_secs(10);
-/// From the making of a receive key until it is wiped, if no packet comes under it.
+/// From the making of a responder's receive key until it is wiped, if no packet comes under it.
 const PENDING_LIFE: Duration = Duration::from_secs(100);
+/// How long the initiator of a session waits for a packet under it before it begins another one.
+const CONFIRM_WAIT: Duration = Duration::from_secs(10);
 
 /// A receive key that the engine has.
 struct Receiving {
@@ -30,6 +32,8 @@ struct Receiving {
     began: Duration,
     is_opened: bool,
     until: Duration,
+    /// The send key of a session that we have answered, until it is confirmed.
+    aside: Option<DirectionKey>,
 }
 
 /// The send key that the engine has.
@@ -40,17 +44,25 @@ struct Sending {
     until: Duration,
 }
 
-/// A session that we have answered, and that is not confirmed.
+/// A session that we have begun, until the peer is known to use it.
+struct Confirming {
+    serial: u64,
+    repeat: Repeat,
+    /// When another session is begun instead; `None`: that was done.
+    gives_up: Option<Duration>,
+}
+
+/// The last first message that we have answered, if the session is not confirmed.
 pub(super) struct Answered {
     first: [u8; FIRST - MAC],
     answer: [u8; ANSWER],
-    key: DirectionKey,
+    serial: u64,
     since: Duration,
 }
 
 impl Answered {
-    pub(super) fn new(first: &[u8; FIRST], answer: [u8; ANSWER], key: DirectionKey, since: Duration) -> Self {
-        Self { first: std::array::from_fn(|i| first[i]), answer, key, since }
+    pub(super) fn new(first: &[u8; FIRST], answer: [u8; ANSWER], serial: u64, since: Duration) -> Self {
+        Self { first: std::array::from_fn(|i| first[i]), answer, serial, since }
     }
 }
 
@@ -60,8 +72,7 @@ pub(super) struct Sessions {
     receiving: ArrayVec<Receiving, 3>,
     sending: Option<Sending>,
     answered: Option<Answered>,
-    /// The session that we have begun, until the peer is known to use it.
-    confirming: Option<(u64, Repeat)>,
+    confirming: Option<Confirming>,
     last_serial: u64,
 }
 
@@ -72,13 +83,15 @@ impl Sessions {
     }
 
     /// The epoch for the next session: one that is free; else that of a session that was never used; else the oldest one's.
-    /// That of the session in use for sending is never taken, as three cannot all be older.
-    pub(super) fn epoch_for_next(&self) -> Epoch {
-        let free = Epoch::ALL.into_iter().find(|epoch| self.receiving.iter().all(|known| known.epoch != *epoch));
+    /// Neither that of the session in use for sending is taken, nor that of an attempt of ours: of three, one is left.
+    pub(super) fn epoch_for_next(&self, of_attempt: Option<Epoch>) -> Epoch {
         let in_use = self.sending.as_ref().map(|sending| sending.serial);
-        let worth = |known: &&Receiving| (Some(known.serial) == in_use, known.is_opened, known.serial);
-        let least = || self.receiving.iter().min_by_key(worth).map(|known| known.epoch);
-        free.or_else(least).unwrap_or(Epoch::ALL[0])
+        let worth = |epoch: &Epoch| {
+            let known = self.receiving.iter().find(|known| known.epoch == *epoch);
+            let is_taken = Some(*epoch) == of_attempt;
+            (is_taken, known.map(|known| (Some(known.serial) == in_use, known.is_opened, known.serial)))
+        };
+        Epoch::ALL.into_iter().min_by_key(worth).unwrap_or(Epoch::ALL[0])
     }
 
     /// The answer to the same first message, if the last one that was answered comes again.
@@ -93,8 +106,14 @@ impl Sessions {
     }
 
     /// We answer: the receive key comes into use, the send key waits.
-    pub(super) fn answer(&mut self, receive: DirectionKey, answered: Answered, out: &mut Vec<Action>) {
-        self.receive(receive, answered.since, answered.since, out);
+    pub(super) fn answer(
+        &mut self,
+        receive: DirectionKey,
+        send: DirectionKey,
+        answered: Answered,
+        out: &mut Vec<Action>,
+    ) {
+        self.receive(receive, Some(send), answered.since, answered.since + PENDING_LIFE, out);
         self.answered = Some(answered);
     }
 
@@ -108,26 +127,39 @@ impl Sessions {
         out: &mut Vec<Action>,
     ) {
         let serial = send.serial;
-        self.receive(receive, began, now, out);
+        self.receive(receive, None, began, now + RECEIVE_LIFE, out);
         // Packets under a session that we have answered before are still opened.
         self.answered = None;
         self.sending = Some(Sending { serial, is_answered: false, until: now + SEND_LIFE });
         out.push(Action::Send(send, RENEW_AGE[0]));
-        self.confirming = Some((serial, Repeat::new(now)));
+        self.confirming = Some(Confirming { serial, repeat: Repeat::new(now), gives_up: Some(now + CONFIRM_WAIT) });
     }
 
     /// Sends the packet that confirms a session that we have begun.
     pub(super) fn confirm(&mut self, now: Duration, rng: &mut impl CryptoRng, out: &mut Vec<Action>) {
-        if let Some((_, repeat)) = self.confirming.as_mut().filter(|(_, repeat)| repeat.next <= now) {
-            repeat.sent(now, rng);
+        if let Some(confirming) = self.confirming.as_mut().filter(|confirming| confirming.repeat.next <= now) {
+            confirming.repeat.sent(now, rng);
             out.push(Action::Confirm);
         }
     }
 
-    fn receive(&mut self, key: DirectionKey, began: Duration, now: Duration, out: &mut Vec<Action>) {
+    /// Whether the peer does not use the session that we have begun, for so long that it must have lost the keys. Once a session.
+    pub(super) fn gives_up(&mut self, now: Duration) -> bool {
+        let confirming = self.confirming.as_mut();
+        confirming.is_some_and(|confirming| confirming.gives_up.take_if(|when| *when <= now).is_some())
+    }
+
+    fn receive(
+        &mut self,
+        key: DirectionKey,
+        aside: Option<DirectionKey>,
+        began: Duration,
+        until: Duration,
+        out: &mut Vec<Action>,
+    ) {
         self.forget(out, |known| known.epoch == key.epoch);
         let DirectionKey { serial, epoch, suite, .. } = key;
-        self.receiving.push(Receiving { serial, epoch, suite, began, is_opened: false, until: now + PENDING_LIFE });
+        self.receiving.push(Receiving { serial, epoch, suite, began, is_opened: false, until, aside });
         out.push(Action::Receive(key));
     }
 
@@ -152,16 +184,21 @@ impl Sessions {
         for older in &mut self.receiving[..at] {
             older.until = older.until.min(now + PREVIOUS_LIFE);
         }
-        self.confirming.take_if(|(confirming, _)| *confirming <= serial);
+        self.confirming.take_if(|confirming| confirming.serial <= serial);
         true
     }
 
-    /// If the session is the one that we have answered last, its send key comes into use now.
+    /// If we have answered the session, its send key comes into use now, unless a later session's is.
     pub(super) fn take_over(&mut self, serial: u64, now: Duration, out: &mut Vec<Action>) -> bool {
-        let Some(answered) = self.answered.take_if(|answered| answered.key.serial == serial) else { return false };
+        let known = self.receiving.iter_mut().find(|known| known.serial == serial);
+        let Some(key) = known.and_then(|known| known.aside.take()) else { return false };
+        if self.sending.as_ref().is_some_and(|sending| sending.serial > serial) {
+            return false;
+        }
+        self.answered.take_if(|answered| answered.serial <= serial);
         self.sending = Some(Sending { serial, is_answered: true, until: now + SEND_LIFE });
         self.confirming = None;
-        out.push(Action::Send(answered.key, RENEW_AGE[1]));
+        out.push(Action::Send(key, RENEW_AGE[1]));
         out.push(Action::Confirm);
         true
     }
@@ -187,8 +224,9 @@ impl Sessions {
     pub(super) fn deadline(&self) -> Option<Duration> {
         let receiving = self.receiving.iter().map(|known| known.until).min();
         let sending = self.sending.as_ref().map(|sending| sending.until);
-        let confirming = self.confirming.as_ref().map(|(_, repeat)| repeat.next);
-        [receiving, sending, confirming].into_iter().flatten().min()
+        let confirming = self.confirming.as_ref().map(|confirming| confirming.repeat.next);
+        let gives_up = self.confirming.as_ref().and_then(|confirming| confirming.gives_up);
+        [receiving, sending, confirming, gives_up].into_iter().flatten().min()
     }
 
     pub(super) fn tick(&mut self, now: Duration, rng: &mut impl CryptoRng, out: &mut Vec<Action>) {
@@ -197,7 +235,7 @@ impl Sessions {
             self.stop_sending(out);
         }
         let receiving = &self.receiving;
-        self.answered.take_if(|answered| receiving.iter().all(|known| known.serial != answered.key.serial));
+        self.answered.take_if(|answered| receiving.iter().all(|known| known.serial != answered.serial));
         self.confirm(now, rng, out);
     }
 }

@@ -7,12 +7,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::super::*;
-use super::end::{Book, End};
+use super::end::{Address, Book, End};
 
 pub(super) const MS: Duration = Duration::from_millis(1);
+/// How long a NAT keeps a mapping.
+pub(super) const NAT_LIFE: Duration = Duration::from_secs(60);
+const ADVERSARY: Address = 100;
 
 pub(super) enum Event {
-    Arrival(usize, Vec<u8>),
+    /// From an address, to an address.
+    Arrival(Address, Address, Vec<u8>),
     Data(usize, Duration),
     Attack,
 }
@@ -35,6 +39,9 @@ pub(super) struct World {
     pub(super) reflects: bool,
     /// Every datagram that was ever sent.
     pub(super) recorded: Vec<Vec<u8>>,
+    /// The end behind a NAT, which forgets it after a minute of silence, and when it last sent something.
+    nat: Option<(usize, Duration)>,
+    addresses: Address,
     /// How often the adversary acts.
     attacks: Option<Duration>,
 }
@@ -60,8 +67,28 @@ impl World {
             lose: |_, _| false,
             reflects: false,
             recorded: Vec::new(),
+            nat: None,
+            addresses: ADVERSARY,
             attacks: None,
         }
+    }
+
+    /// Puts an end behind a NAT.
+    pub(super) fn behind_nat(mut self, end: usize) -> Self {
+        self.nat = Some((end, self.now));
+        self
+    }
+
+    /// An end gets another address, which its peer does not know.
+    pub(super) fn roam(&mut self, end: usize) {
+        self.addresses += 1;
+        self.ends[end].address = self.addresses;
+    }
+
+    /// Delivers a datagram from the peer's present address.
+    pub(super) fn deliver(&mut self, to: usize, datagram: &[u8]) {
+        let source = self.ends[1 - to].address;
+        self.ends[to].arrive(datagram, (source, true), self.now, &mut self.book);
     }
 
     pub(super) fn schedule(&mut self, when: Duration, event: Event) {
@@ -109,7 +136,14 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Arrival(to, datagram) => self.ends[to].arrive(&datagram, self.now, &mut self.book),
+            Event::Arrival(source, address, datagram) => {
+                let Some(to) = (0..2).find(|end| self.ends[*end].address == address) else { return };
+                if self.nat.is_some_and(|(end, last)| end == to && self.now - last >= NAT_LIFE) {
+                    return;
+                }
+                let is_peer = self.ends[1 - to].address == source;
+                self.ends[to].arrive(&datagram, (source, is_peer), self.now, &mut self.book);
+            }
             Event::Data(from, interval) => {
                 self.ends[from].send_data(self.now, &mut self.book);
                 self.schedule(self.now + interval, Event::Data(from, interval));
@@ -147,13 +181,21 @@ impl World {
             _ => {}
         }
         let to = self.rng.random_range(0..2);
-        self.ends[to].arrive(&datagram, self.now, &mut self.book);
+        // From the peer's address, or from the adversary's own.
+        let source = if self.rng.random() { self.ends[1 - to].address } else { ADVERSARY };
+        self.ends[to].arrive(&datagram, (source, source != ADVERSARY), self.now, &mut self.book);
     }
 
     /// Puts the ends' datagrams on the path.
     fn carry(&mut self) {
         for from in 0..2 {
-            for datagram in std::mem::take(&mut self.ends[from].out) {
+            for (datagram, to) in std::mem::take(&mut self.ends[from].out) {
+                if let Some((end, last)) = self.nat.filter(|(end, _)| *end == from) {
+                    if self.now - last >= NAT_LIFE {
+                        self.roam(end);
+                    }
+                    self.nat = Some((end, self.now));
+                }
                 if self.recorded.len() < 20_000 {
                     self.recorded.push(datagram.clone());
                 }
@@ -162,8 +204,12 @@ impl World {
                 }
                 for _ in 0..=u8::from(self.rng.random_bool(self.duplication)) {
                     let when = self.now + self.latency + self.jitter.mul_f64(self.rng.random());
-                    let to = if self.reflects { from } else { 1 - from };
-                    self.schedule(when, Event::Arrival(to, datagram.clone()));
+                    let source = self.ends[from].address;
+                    let (source, to) =
+                        if self.reflects { (self.ends[1 - from].address, Some(source)) } else { (source, to) };
+                    if let Some(to) = to {
+                        self.schedule(when, Event::Arrival(source, to, datagram.clone()));
+                    }
                 }
             }
         }
