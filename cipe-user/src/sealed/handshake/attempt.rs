@@ -56,7 +56,7 @@ pub(super) struct Attempt {
     pub(super) stamp: u64,
     pub(super) began: Duration,
     pub(super) cookies: Cookies,
-    /// How many cookies ago the newest one came.
+    /// Which cookie is used next: 0, the newest.
     turn: usize,
     repeat: Repeat,
 }
