@@ -11,12 +11,16 @@ use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, leak, may_make_namespaces, ping, process};
 use rustix::process::Signal;
 
+/// Gateway A, which has an engine that stands by from the start.
+fn gateway(net: &Topology) -> Result<Gateway> {
+    let (gw, routes) = (net.gw(Side::A), [Side::B.lan()]);
+    let environment = [("CIPE_STANDBY", "0")];
+    Gateway::start_with(net, (gw, "A"), &routes, Daemon::Blowfish, &Options::of(Side::A), &environment)
+}
+
 /// Gateways with keys, of which A has an engine that stands by from the start.
 fn pair(net: &Topology) -> Result<Pair> {
-    let (gw, routes) = (net.gw(Side::A), [Side::B.lan()]);
-    let options = Options::of(Side::A);
-    let environment = [("CIPE_STANDBY", "0")];
-    let mut a = Gateway::start_with(net, (gw, "A"), &routes, Daemon::Blowfish, &options, &environment)?;
+    let mut a = gateway(net)?;
     let mut b = Gateway::start(net, Side::B, Daemon::Blowfish, &Options::of(Side::B))?;
     a.wait_up()?;
     b.wait_up()?;
@@ -111,6 +115,38 @@ fn another_one_stands_by_after_one_that_is_killed_and_a_replacement_dismisses_it
     wait_for_ping(&net)?;
     assert_ne!(pair.a.engine_pid(), Some(former));
     Ok(())
+}
+
+/// The engine that stands by takes over the device of a daemon that then dies, too.
+#[test]
+fn a_device_whose_daemon_dies_with_its_engine_makes_way_and_goes() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Direct, Offload::On)?;
+    let pair = pair(&net)?;
+    let (daemon, standby) = (pair.a.pid(), wait_for_standby(&net, &pair, 1)?);
+    process::signal(daemon, Signal::STOP)?;
+    process::signal(pair.a.engine_pid().context("an engine runs")?, Signal::KILL)?;
+    // It answers when it has taken over what the other one left.
+    let deadline = Instant::now() + process::patient(SOON);
+    let shows = || Ok::<_, anyhow::Error>(String::from_utf8(pair.a.cipe(&["show"]).output()?.stdout)?);
+    while pair.a.engine_pid() != Some(standby) || shows()?.contains("no engine") {
+        ensure!(Instant::now() < deadline, "the next engine does not answer");
+    }
+    process::signal(daemon, Signal::KILL)?;
+    process::wait_gone(daemon, SOON)?;
+    let Pair { a: gone, b } = pair;
+    let directory = gone.run_directory().to_owned();
+    let mut a = gateway(&net)?;
+    a.wait_up()?;
+    drop(gone);
+    let device = a.status()?.device;
+    ensure!(device == "cipcb0", "the device of the dead daemon was in the way: {device}");
+    wait_for_ping(&net)?;
+    assert!(Pair { a, b }.stop()?.iter().all(std::process::ExitStatus::success));
+    wait_for_nothing(&net, &directory)?;
+    net.gw(Side::A).wait_for_devices(&["lo", "lan0", "wire0"])
 }
 
 /// Both are gone at once: a daemon starts another engine.

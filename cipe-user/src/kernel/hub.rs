@@ -28,6 +28,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::device::Device;
 use super::ethtool::{self, Offloads};
 use super::links::{self, Card, CardKind};
 use super::netlink::{Error, Netlink, Result};
@@ -94,6 +95,23 @@ pub struct Hub {
     pub framing: Framing,
 }
 
+/// A tunnel device that a dead engine left, and whose owner lived then.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// The device.
+    pub device: Device,
+    /// Index of the visible end of its hub.
+    pub hub: u32,
+    owner: Owner,
+}
+
+impl Waiting {
+    /// Whether its owner has ended since.
+    pub fn is_leftover(&self) -> bool {
+        self.owner.is_dead()
+    }
+}
+
 /// The devices that a dead engine left.
 #[derive(Debug, Default)]
 pub struct Inheritance {
@@ -101,6 +119,8 @@ pub struct Inheritance {
     pub swept: Vec<String>,
     /// Hubs of tunnel devices whose owners live: adopt the devices by [`Netlink::adopt`]. The other hubs were removed.
     pub hubs: Vec<Hub>,
+    /// Those devices.
+    pub waiting: Vec<Waiting>,
 }
 
 impl Netlink {
@@ -162,6 +182,7 @@ impl Netlink {
             inheritance.swept.extend(dead.iter().filter_map(|link| Some(Card::from_message(link)?.name)));
             match framing.zip(index).filter(|_| !alive.is_empty()) {
                 Some((framing, index)) => {
+                    inheritance.waiting.extend(alive.into_iter().filter_map(|link| waiting(link, index)));
                     for link in dead {
                         self.delete(link.header.index).await?;
                     }
@@ -344,6 +365,14 @@ fn alias_for(framing: Framing) -> String {
 /// operator has changed the alias, the owner is unknown, and the device stays.
 fn is_leftover(link: &LinkMessage) -> bool {
     links::alias_of(link).is_none_or(|alias| Owner::from_alias(alias).is_some_and(|(_, owner)| owner.is_dead()))
+}
+
+/// A device with a known owner on the hub of this index.
+fn waiting(link: &LinkMessage, hub: u32) -> Option<Waiting> {
+    let (_, owner) = Owner::from_alias(links::alias_of(link)?)?;
+    let card = Card::from_message(link)?;
+    let device = Device { name: card.name, index: card.ifindex, mac: card.mac? };
+    Some(Waiting { device, hub, owner })
 }
 
 /// Whether a network device is one end of a veth pair.

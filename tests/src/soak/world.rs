@@ -280,12 +280,14 @@ impl World {
     }
 }
 
-/// Traces without numbers that change: of processes, of hubs, and the carrier's address.
+/// Traces without numbers that change: of processes, of hubs, and the carrier's address. An engine that stands by comes and goes.
 fn traces_of(net: &Topology, pair: &Pair, side: Side, carrier: Ipv4Addr) -> Result<BTreeSet<String>> {
     let traces = Traces::of(net.gw(side), pair.of(side).run_directory())?;
     let lines = traces.addresses.lines().chain(traces.routes.lines()).map(|line| plain(line, carrier));
     let files = traces.files.iter().map(|file| format!("file {file}"));
-    Ok(lines.chain(files).chain([format!("{} processes", traces.processes.len())]).collect())
+    let stands_by = |pid: &&u32| process::name(**pid).is_some_and(|name| name == "cipe-standby");
+    let processes = traces.processes.iter().filter(|pid| !stands_by(pid)).count();
+    Ok(lines.chain(files).chain([format!("{processes} processes")]).collect())
 }
 
 /// A line in single spaces, without the numbers of hubs, and with a word for the carrier's address.

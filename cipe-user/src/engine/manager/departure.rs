@@ -24,8 +24,8 @@ pub(super) struct Departure {
     tunnels: Vec<Departing>,
     /// The devices of the tunnels stay, and so do their places on the hubs.
     keeps_devices: bool,
-    /// A device that did not become a tunnel's.
-    unused: Option<Device>,
+    /// Devices that are no tunnel's.
+    unused: Vec<Device>,
     /// Slots of the hubs that they leave, each as often as it is left. They leave after their devices are removed: so the last
     /// one that leaves finds a hub without devices.
     left: Vec<usize>,
@@ -105,6 +105,7 @@ impl Manager {
             Begun::Tunnel(number) => self.detach(&[number], refused),
             Begun::Device(slot, unused) => {
                 let (_, nothing) = Answers::to_come();
+                let unused = unused.into_iter().collect();
                 self.depart(Departure { unused, left: vec![slot], refused, ..Departure::default() }, nothing);
             }
         }
@@ -113,6 +114,13 @@ impl Manager {
     /// Removes a tunnel, but not its device, which keeps its place on its hub.
     pub(super) fn detach_but_device(&mut self, number: u16) {
         self.remove_tunnels(&[number], Departure { keeps_devices: true, ..Departure::default() });
+    }
+
+    /// Removes devices that no tunnel has, and their hubs, if nothing else is on them.
+    pub(super) fn remove_unused(&mut self, unused: Vec<Device>, slots: impl IntoIterator<Item = usize>) {
+        let hubs = slots.into_iter().filter_map(|slot| Some((slot, self.hubs.vacate(slot)?))).collect();
+        let (_, nothing) = Answers::to_come();
+        self.depart(Departure { unused, hubs, ..Departure::default() }, nothing);
     }
 
     fn detach(&mut self, numbers: &[u16], refused: Option<(u64, anyhow::Error)>) {

@@ -56,6 +56,7 @@ use crate::control::run_dir::RunDir;
 use crate::control::server::Server;
 use crate::control::watch;
 use crate::kernel::confinement::Strictness;
+use crate::kernel::hub::Waiting;
 use crate::kernel::links::{LinkChange, LinkEvent};
 use attach::Attaching;
 use carrier_routes::CarrierRoutes;
@@ -128,6 +129,8 @@ struct Manager {
     attaching: Option<Attaching>,
     /// Devices of orphans that wait for their daemons.
     kept: KeptDevices,
+    /// Devices that the engine before this one left, whose daemons have not attached here yet.
+    waiting: Vec<Waiting>,
     /// How many departures are under way.
     departing: usize,
     /// Requests that wait for these: an attach may need the name or the port of a tunnel that departs.
@@ -173,7 +176,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         }
     }
     let mut server = server.context("there is no control socket")?;
-    let hubs = start::inherit(&platform.netlink, &handover.hubs()).await?;
+    let (hubs, waiting) = start::inherit(&platform.netlink, &handover.hubs()).await?;
     let hubs = Hubs::inherited(platform.clone(), (hubs, handover), salt);
     let (routes, mut next_hop_changes) = CarrierRoutes::new(next_hops);
     let mut manager = Manager {
@@ -192,6 +195,7 @@ async fn serve(options: EngineOptions) -> anyhow::Result<()> {
         standby,
         attaching: None,
         kept: KeptDevices::new(),
+        waiting,
         departing: 0,
         deferred: VecDeque::new(),
         was_asked: false,
@@ -317,6 +321,7 @@ impl Manager {
         doors.poll(now, shared, lans).await;
         let ended = devices.poll(now, shared, hubs).await;
         self.detach_all(&ended);
+        self.sweep();
     }
 
     /// Handles the result of a job.
@@ -473,7 +478,9 @@ impl Manager {
             (Request::Beat, _) => {}
             (Request::Attach(attach), _) => {
                 self.was_asked = true;
-                if self.make_way(connection, &attach) {
+                // A device that is in the way of a name.
+                let swept = attach.device.is_none() && self.sweep();
+                if swept || self.make_way(connection, &attach) {
                     return self.deferred.push_front((connection, Request::Attach(attach)));
                 }
                 self.attach(connection, attach).await;

@@ -1,7 +1,7 @@
 //! Orphans: tunnels whose daemons have gone without a word, because they were killed, crashed, or gave up. An orphan has no keys and
 //! drops all packets, until a daemon attaches the same tunnel, or an operator ends it. This file is a part of the manager, not a room.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::Manager;
@@ -10,6 +10,7 @@ use super::tunnel_devices::ELSEWHERE;
 use crate::control::protocol::{Attach, Event, Protocol};
 use crate::engine::worker::Command;
 use crate::kernel::device::Device;
+use crate::kernel::hub::Waiting;
 
 /// Devices of orphans that wait for daemons whose attach is deferred, with the slots of their hubs, by connection.
 pub(super) type KeptDevices = HashMap<u64, (usize, Device)>;
@@ -65,6 +66,29 @@ impl Manager {
             tracing::warn!("{}: removed for another tunnel; its guard routes stay", device.name);
             self.detach_all(&[number]);
         }
+        true
+    }
+
+    /// Removes the devices that the engine before this one left, and whose daemons have ended before they attached here; returns
+    /// whether there are any. Guard routes stay in their place.
+    pub(super) fn sweep(&mut self) -> bool {
+        if self.waiting.is_empty() || self.is_busy() {
+            return false;
+        }
+        let (tunnels, kept) = (&self.shared.tunnels, &self.kept);
+        self.waiting.retain(|waiting| {
+            let index = waiting.device.index;
+            tunnels.of_device(index).is_none() && kept.values().all(|(_, device)| device.index != index)
+        });
+        let swept: Vec<Waiting> = self.waiting.extract_if(.., |waiting| waiting.is_leftover()).collect();
+        if swept.is_empty() {
+            return false;
+        }
+        for Waiting { device, .. } in &swept {
+            tracing::info!("{}: its daemon died with the last engine; removed", device.name);
+        }
+        let slots: BTreeSet<usize> = swept.iter().filter_map(|waiting| self.hubs.of_device(waiting.hub)).collect();
+        self.remove_unused(swept.into_iter().map(|waiting| waiting.device).collect(), slots);
         true
     }
 

@@ -21,7 +21,7 @@ use crate::engine::{frames, locked};
 use crate::kernel::bpf::{LoadOptions, Programs, remove_leftovers};
 use crate::kernel::confinement::{Strictness, confine_engine, protect_memory};
 use crate::kernel::features::{self, Feature};
-use crate::kernel::hub::{Hub, Inheritance};
+use crate::kernel::hub::{Hub, Inheritance, Waiting};
 use crate::kernel::keys::KeyWriter;
 use crate::kernel::known_bad;
 use crate::kernel::netlink::Netlink;
@@ -119,15 +119,15 @@ pub(super) async fn prepare(
 ///
 /// # Errors
 /// The kernel refuses it.
-pub(super) async fn inherit(netlink: &Netlink, known: &[Hub]) -> anyhow::Result<Vec<Hub>> {
-    let Inheritance { swept, hubs } = netlink.inherit(known).await?;
+pub(super) async fn inherit(netlink: &Netlink, known: &[Hub]) -> anyhow::Result<(Vec<Hub>, Vec<Waiting>)> {
+    let Inheritance { swept, hubs, waiting } = netlink.inherit(known).await?;
     for name in swept {
         tracing::info!("{name}: left by an engine that died; removed");
     }
     for hub in &hubs {
         remove_leftovers(hub.index);
     }
-    Ok(hubs)
+    Ok((hubs, waiting))
 }
 
 /// Gives up the rights that the engine does not use from here on. What it has used before: CAP_SYS_ADMIN, for a test of the kernel in

@@ -134,9 +134,11 @@ fn what_a_dead_engine_left_without_a_living_owner_is_swept_and_nothing_else() {
         // Foreign devices that look alike.
         netlink.handle.link().add(LinkVeth::new("cipehub8", "cipehub8x").build()).execute().await.unwrap();
 
-        let Inheritance { mut swept, hubs } = netlink.inherit(&[]).await.unwrap();
+        let Inheritance { mut swept, hubs, waiting } = netlink.inherit(&[]).await.unwrap();
         swept.sort_unstable();
         assert_eq!(swept, ["cipcb0", "cipcb3", "cipcb4"]);
+        let [Waiting { device, hub, .. }] = &waiting[..] else { panic!("{waiting:?}") };
+        assert_eq!((&device.name[..], *hub, waiting[0].is_leftover()), ("cipcb1", half_dead.index, false));
         assert_eq!(hubs, [half_dead]);
         let mut names = netlink.names().await;
         names.sort_unstable();

@@ -164,6 +164,13 @@ impl Slots {
         entry.going.then(|| entry.hub.clone())
     }
 
+    /// Returns a hub that no tunnel of this engine has entered: it is to be removed, or to be kept.
+    pub(crate) fn vacate(&mut self, slot: usize) -> Option<Hub> {
+        let entry = self.slot_mut(slot).filter(|entry| entry.tunnels == 0)?;
+        entry.going = true;
+        Some(entry.hub.clone())
+    }
+
     /// Keeps a hub without tunnels of this engine: it has devices of daemons that have not connected yet.
     pub(crate) fn keep(&mut self, slot: usize) {
         if let Some(entry) = self.slot_mut(slot) {
