@@ -140,6 +140,7 @@ fn attach_request(name: String, setup: &Setup, place: Placement) -> Attach {
     let options = &setup.options;
     Attach {
         version: VERSION,
+        sealed: None,
         name,
         stays: options.guard != GuardPolicy::No,
         device: place.device,

@@ -278,6 +278,7 @@ impl<R: CryptoRng> Session<R> {
             }
             Event::Stop => vec![Step::End(End::Asked("asked to stop by `cipe down`".to_owned()))],
             Event::Attached { .. }
+            | Event::Sealed(_)
             | Event::Beat
             | Event::StandbyWanted
             | Event::HubPart { .. }

@@ -134,6 +134,7 @@ pub(super) fn example(device: &str, octets: (u64, u64), verdicts: &[(&str, u64)]
         peer: Some("192.0.2.2:6789".parse().unwrap()),
         keys: vec!["static".to_owned(), "send".to_owned()],
         key_seconds: [("static".to_owned(), 86_400), ("send".to_owned(), 12)].into(),
+        sealed: None,
         verdicts: verdicts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
         octets,
         doors: vec!["wire0: native XDP".to_owned()],

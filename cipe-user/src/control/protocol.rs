@@ -6,6 +6,7 @@
 //! drops everything.
 
 mod attach;
+mod sealed;
 mod status;
 
 use std::net::SocketAddr;
@@ -19,13 +20,14 @@ pub use super::secret::{KeyOctets, MessageOctets};
 use crate::kernel::bpf::XdpMode;
 use crate::kernel::hub::Hub;
 pub use attach::{Attach, CarrierChoice, Cipher, Interface, Protocol, SessionKeys, Under};
-pub use status::{Status, WorkerShare};
+pub use sealed::{AttachSealed, SealedEvent, SealedKey, SealedKeys, SealedRequest, SealedWanted, Unsealed};
+pub use status::{SealedStatus, Status, WorkerShare};
 
 /// Maximum octets of a message.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Changes whenever an older version would misread a message.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The version of an engine that does not state one ([`Event::Replaceable`]).
 const fn unstated_version() -> u32 {
@@ -128,6 +130,8 @@ pub enum Request {
         /// Carrier address of the receiver.
         to: SocketAddr,
     },
+    /// Concerns sealed packets.
+    Sealed(SealedRequest),
     /// Requests one [`Event::Status`] per tunnel, then [`Event::StatusEnd`]. Needs no attached tunnel.
     Status,
     /// Requests [`Event::Status`] of the attached tunnel, then [`Event::StatusEnd`].
@@ -281,7 +285,12 @@ pub enum Event {
         from: SocketAddr,
         /// Whether it was under the static key.
         under_static: bool,
+        /// Whether it was a sealed packet.
+        #[serde(default)]
+        sealed: bool,
     },
+    /// Concerns sealed packets.
+    Sealed(SealedEvent),
     /// A control message in clear came. Anybody may have sent it; if there are many, only some are passed on.
     Clear {
         /// The whole datagram.

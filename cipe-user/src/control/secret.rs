@@ -7,28 +7,28 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, Zeroizing};
 
-/// 16 key octets. They stand in one place however often they are handed on: a value that moves leaves a copy of itself behind, such as
+/// Key octets, 16 unless said otherwise. They stand in one place however often they are handed on: a value that moves leaves a copy of itself behind, such as
 /// in the slots of a channel.
 #[derive(Clone, PartialEq, Eq)]
-pub struct KeyOctets(Box<[u8; 16]>);
+pub struct KeyOctets<const N: usize = 16>(Box<[u8; N]>);
 
-impl KeyOctets {
+impl<const N: usize> KeyOctets<N> {
     /// Takes a copy.
-    pub fn new(octets: &[u8; 16]) -> Self {
+    pub fn new(octets: &[u8; N]) -> Self {
         Self(Box::new(*octets))
     }
 }
 
-impl Drop for KeyOctets {
+impl<const N: usize> Drop for KeyOctets<N> {
     fn drop(&mut self) {
         self.0.zeroize();
     }
 }
 
-impl Deref for KeyOctets {
-    type Target = [u8; 16];
+impl<const N: usize> Deref for KeyOctets<N> {
+    type Target = [u8; N];
 
-    fn deref(&self) -> &[u8; 16] {
+    fn deref(&self) -> &[u8; N] {
         &self.0
     }
 }
@@ -51,7 +51,7 @@ impl From<&[u8]> for MessageOctets {
     }
 }
 
-impl fmt::Debug for KeyOctets {
+impl<const N: usize> fmt::Debug for KeyOctets<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeyOctets(..)")
     }
@@ -63,7 +63,7 @@ impl fmt::Debug for MessageOctets {
     }
 }
 
-impl Serialize for KeyOctets {
+impl<const N: usize> Serialize for KeyOctets<N> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serialize(&self[..], serializer)
     }
@@ -75,10 +75,13 @@ impl Serialize for MessageOctets {
     }
 }
 
-impl<'de> Deserialize<'de> for KeyOctets {
+impl<'de, const N: usize> Deserialize<'de> for KeyOctets<N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let octets = deserializer.deserialize_str(Digits)?;
-        let octets = octets.as_slice().try_into().map_err(|_| D::Error::custom("a key is 32 hexadecimal digits"))?;
+        let octets = octets
+            .as_slice()
+            .try_into()
+            .map_err(|_| D::Error::custom(format!("a key is {} hexadecimal digits", 2 * N)))?;
         Ok(Self::new(octets))
     }
 }

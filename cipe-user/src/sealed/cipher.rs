@@ -1,6 +1,7 @@
 //! The AEADs (section 2), each with a 256-bit key, a 128-bit tag and the IV `00000000 | counter`.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// Octets of a key.
@@ -12,7 +13,8 @@ pub const TAG: usize = 16;
 pub type KeyOctets = Zeroizing<[u8; KEY]>;
 
 /// An AEAD; its number enters the derivation of its keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Suite {
     /// AES-256-GCM (NIST SP 800-38D).

@@ -22,8 +22,11 @@ pub mod secrets;
 mod vectors;
 pub mod window;
 
+use serde::{Deserialize, Serialize};
+
 /// Why a sealed datagram is dropped. Each is one verdict (section 11).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Refused {
     /// Too short for a packet, or not the length of its kind of message.
     BadLength,

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::Refused;
 use super::cipher::{Key, TAG, iv};
 use super::counter::{self, BITS};
@@ -18,8 +20,23 @@ pub const TAILROOM: usize = TAG;
 pub const OVERHEAD: usize = HEADROOM + TAILROOM;
 
 /// The number of a receive key, chosen by its owner: 1, 2 or 3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
 pub struct Epoch(u8);
+
+impl From<Epoch> for u8 {
+    fn from(epoch: Epoch) -> Self {
+        epoch.0
+    }
+}
+
+impl TryFrom<u8> for Epoch {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Self, String> {
+        Self::new(number).ok_or_else(|| format!("{number} is not an epoch; 1, 2 and 3 are"))
+    }
+}
 
 impl Epoch {
     /// All of them.

@@ -64,6 +64,7 @@ mod tests {
             peer: None,
             keys: Vec::new(),
             key_seconds: Default::default(),
+            sealed: None,
             verdicts: verdicts.map(|(name, count)| (name.to_owned(), count)).into(),
             octets: (420, 0),
             doors: Vec::new(),

@@ -148,7 +148,9 @@ fn introduce(connection: &Connection) {
     let mut message = [0; 60];
     message[..10].copy_from_slice(b"\x70CIPEkeep\0");
     let from = "192.0.2.99:6789".parse().unwrap();
-    connection.send(&Event::Control { payload: message.as_slice().into(), from, under_static: false }).unwrap();
+    connection
+        .send(&Event::Control { payload: message.as_slice().into(), from, under_static: false, sealed: false })
+        .unwrap();
 }
 
 async fn next(connection: &mut Connection) -> Request {
@@ -195,10 +197,14 @@ async fn a_daemon_refuses_the_keys_that_the_one_before_it_has_taken() {
         }
         let player = stage.daemon(1, "");
         let (mut connection, _) = stage.attach("cipcb0").await;
-        connection.send(&Event::Control { payload: message.as_slice().into(), from, under_static: true }).unwrap();
+        connection
+            .send(&Event::Control { payload: message.as_slice().into(), from, under_static: true, sealed: false })
+            .unwrap();
         // Its answer comes after all that the key brings about.
         let ping = Message::Ping(b"").build(unix, &mut StdRng::seed_from_u64(2));
-        connection.send(&Event::Control { payload: ping.as_slice().into(), from, under_static: true }).unwrap();
+        connection
+            .send(&Event::Control { payload: ping.as_slice().into(), from, under_static: true, sealed: false })
+            .unwrap();
         let mut taken = false;
         while let Some(request) = connection.receive().await.unwrap() {
             taken |= matches!(request, Request::SetReceiveKey { .. });
@@ -235,7 +241,7 @@ async fn two_daemons_agree_on_keys_for_both_directions() {
             Request::SetReceiveKey { key, .. } => receive[from] = Some(key),
             Request::SendControl { payload, .. } => {
                 let from_address = "192.0.2.9:6789".parse().unwrap();
-                let event = Event::Control { payload, from: from_address, under_static: true };
+                let event = Event::Control { payload, from: from_address, under_static: true, sealed: false };
                 ends[1 - from].send(&event).unwrap();
             }
             _ => {}
@@ -262,7 +268,7 @@ async fn a_stop_says_good_bye_runs_ip_down_and_closes() {
     assert!(matches!(next(&mut connection).await, Request::SetSendLimits { .. }));
     // The daemon handles this event after the previous one.
     let ping = MessageOctets::from(&[0x72; 60][..]);
-    connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+    connection.send(&Event::Control { payload: ping, from: peer, under_static: false, sealed: false }).unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     player.commands.send(OperatorCommand::Stop).await.unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x74));
@@ -303,7 +309,7 @@ async fn a_dead_engine_is_met_again_with_the_same_interface_port_and_peer() {
     let peer = "198.51.100.7:1234".parse().unwrap();
     connection.send(&Event::NewPeer { peer }).unwrap();
     let ping = MessageOctets::from(&[0x72; 60][..]);
-    connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+    connection.send(&Event::Control { payload: ping, from: peer, under_static: false, sealed: false }).unwrap();
     next(&mut connection).await;
     drop(connection);
     stage.server = None;
@@ -411,7 +417,7 @@ async fn options_that_cannot_be_read_again_change_nothing() {
     player.commands.send(OperatorCommand::Reload).await.unwrap();
     let peer = "192.0.2.99:6789".parse().unwrap();
     let ping = MessageOctets::from(&[0x72; 60][..]);
-    connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+    connection.send(&Event::Control { payload: ping, from: peer, under_static: false, sealed: false }).unwrap();
     assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     player.commands.send(OperatorCommand::Stop).await.unwrap();
     player.ended().await.unwrap();
@@ -460,7 +466,7 @@ async fn ip_down_gets_each_option_with_the_values_that_a_reload_has_set() {
         player.commands.send(OperatorCommand::Reload).await.unwrap();
         // The daemon handles this event after the reload.
         let ping = MessageOctets::from(&[0x72; 60][..]);
-        connection.send(&Event::Control { payload: ping, from: peer, under_static: false }).unwrap();
+        connection.send(&Event::Control { payload: ping, from: peer, under_static: false, sealed: false }).unwrap();
         assert_eq!(message_type(&next(&mut connection).await), Some(0x73));
     }
     player.commands.send(OperatorCommand::Stop).await.unwrap();

@@ -38,7 +38,12 @@ fn past(newest_stamp: Option<u32>) -> Past {
 }
 
 fn received(payload: &[u8]) -> Event {
-    Event::Control { payload: payload.into(), from: "192.0.2.2:6789".parse().unwrap(), under_static: false }
+    Event::Control {
+        payload: payload.into(),
+        from: "192.0.2.2:6789".parse().unwrap(),
+        under_static: false,
+        sealed: false,
+    }
 }
 
 fn logs(steps: &[Step]) -> Vec<&str> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Descriptor, KeyOctets};
+use super::{AttachSealed, Descriptor, KeyOctets};
 use crate::kernel::bpf::XdpMode;
 
 /// The dynamic keys of a tunnel whose engine has ended.
@@ -214,6 +214,9 @@ pub struct Attach {
     /// The tunnel is to go on under these keys, if the engine can read the ledger; else keys are exchanged anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<SessionKeys>,
+    /// The use of sealed packets; `None`: they are dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<AttachSealed>,
     /// The ledger of the engine before this one.
     #[serde(skip)]
     pub ledger: Option<Descriptor>,

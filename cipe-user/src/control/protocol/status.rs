@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cipher, Protocol};
+use super::{Cipher, Protocol, Unsealed};
+use crate::sealed::cipher::Suite;
 
 /// Status of one tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Status {
     /// Age of each of these keys in seconds.
     #[serde(default)]
     pub key_seconds: std::collections::BTreeMap<String, u64>,
+    /// The use of sealed packets; `None`: they are dropped.
+    #[serde(default)]
+    pub sealed: Option<SealedStatus>,
     /// Packets by verdict, without zeros.
     pub verdicts: std::collections::BTreeMap<String, u64>,
     /// Payload octets sent and delivered.
@@ -43,6 +47,21 @@ pub struct Status {
     /// The work of each worker thread, by number.
     #[serde(default)]
     pub workers: Vec<WorkerShare>,
+}
+
+/// Sealed packets of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedStatus {
+    /// The use of other packets.
+    pub unsealed: Unsealed,
+    /// The AEAD of the send key; `None`: there is no send key.
+    pub suite: Option<Suite>,
+    /// Age of the send key in seconds.
+    pub send_seconds: Option<u64>,
+    /// Counter of the next packet under the send key.
+    pub send_counter: Option<u64>,
+    /// Age of each receive key in seconds, the newest first.
+    pub receive_seconds: Vec<u64>,
 }
 
 /// The work of one worker thread for a tunnel.

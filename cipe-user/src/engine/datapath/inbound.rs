@@ -270,7 +270,7 @@ impl Datapath {
             }
         }
         let under_static = item.slot == Some(Slot::Static);
-        let event = Event::Control { payload: message.into(), from: item.from, under_static };
+        let event = Event::Control { payload: message.into(), from: item.from, under_static, sealed: false };
         match self.reports.try_send((number, WorkerReport::Event(event))) {
             Ok(()) => Verdict::ControlReceived,
             Err(_) => Verdict::ControlFull,

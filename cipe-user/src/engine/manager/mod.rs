@@ -521,6 +521,10 @@ impl Manager {
                 let message = ControlMessage { octets: payload, under, announces };
                 workers.tell_home(number, Command::SendControl(number, message));
             }
+            (Request::Sealed(_), Some(_)) => {
+                let message = "this engine has no sealed packets yet".to_owned();
+                shared.daemons.send(connection, Event::Failed { message });
+            }
         }
     }
 }

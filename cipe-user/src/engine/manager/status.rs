@@ -62,6 +62,7 @@ impl StatusSources<'_> {
             peer: tenant.peer,
             keys: slots.iter().filter(|(slot, _)| live(*slot)).map(|(_, name)| (*name).to_owned()).collect(),
             key_seconds: slots.iter().filter_map(|(slot, name)| Some(((*name).to_owned(), age(*slot)?))).collect(),
+            sealed: None,
             verdicts,
             octets: tenant.counters.octets(),
             doors,

@@ -26,6 +26,7 @@ async fn a_status_of_any_number_of_tunnels_arrives_whole() {
         peer: None,
         keys: vec!["static".to_owned()],
         key_seconds: Default::default(),
+        sealed: None,
         verdicts: std::collections::BTreeMap::from([("sent".to_owned(), 1)]),
         octets: (1, 2),
         doors: vec!["x".repeat(200)],
