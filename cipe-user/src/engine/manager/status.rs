@@ -1,5 +1,7 @@
 //! The status of tunnels, for those who ask.
 
+use std::collections::BTreeMap;
+
 use cipe_common::Verdict;
 use cipe_common::maps::{Slot, key_index};
 
@@ -8,8 +10,8 @@ use super::jobs::Outcome;
 use super::keys::Keyring;
 use super::lan::Lans;
 use super::shared::Shared;
-use super::tunnels::Tenant;
 use crate::control::protocol::{Status, WorkerShare};
+use crate::engine::tunnel::counters::Tally;
 use crate::engine::worker::Command;
 
 /// Starts the job that answers the status request of a connection: the workers count their losses first.
@@ -37,11 +39,7 @@ impl StatusSources<'_> {
         let Shared { platform, tunnels, .. } = self.shared;
         let tenant = tunnels.get(number)?;
         let in_programs = platform.verdicts(number)?;
-        let verdicts = Verdict::ALL
-            .iter()
-            .map(|verdict| (verdict.name().to_owned(), in_programs[*verdict as usize] + tenant.counters.of(*verdict)))
-            .filter(|(_, count)| *count > 0)
-            .collect();
+        let (verdicts, workers) = counts(&in_programs, &tenant.counters, |worker| platform.workers.helped(worker));
         let reader = self.keys.reader();
         let slots =
             [(Slot::Static, "static"), (Slot::Send, "send"), (Slot::Receive, "receive"), (Slot::Previous, "previous")];
@@ -67,13 +65,54 @@ impl StatusSources<'_> {
             octets: tenant.counters.octets(),
             doors,
             lacks: platform.lacks.iter().map(ToString::to_string).collect(),
-            workers: (0..platform.workers.count()).map(|worker| self.share(tenant, worker)).collect(),
+            workers,
         })
     }
+}
 
-    fn share(&self, tenant: &Tenant, worker: usize) -> WorkerShare {
-        let counters = tenant.counters.of_worker(worker);
-        let (sent, delivered) = (counters.of(Verdict::Sent), counters.of(Verdict::Delivered));
-        WorkerShare { sent, delivered, helped: self.shared.platform.workers.helped(worker) }
+/// The packets by verdict, without zeros, and the share of each worker. Workers go on counting meanwhile, so each counter is read once:
+/// the shares add up to the packets.
+fn counts(
+    in_programs: &[u64; Verdict::COUNT],
+    tally: &Tally,
+    helped: impl Fn(usize) -> u64,
+) -> (BTreeMap<String, u64>, Vec<WorkerShare>) {
+    let mut sums = *in_programs;
+    let share = |worker| {
+        let counted = tally.of_worker(worker).all();
+        sums.iter_mut().zip(counted).for_each(|(sum, count)| *sum += count);
+        let [sent, delivered] = [Verdict::Sent, Verdict::Delivered].map(|verdict| counted[verdict as usize]);
+        WorkerShare { sent, delivered, helped: helped(worker) }
+    };
+    let workers = (0..tally.workers()).map(share).collect();
+    let of = |verdict: &Verdict| (verdict.name().to_owned(), sums[*verdict as usize]);
+    (Verdict::ALL.iter().map(of).filter(|(_, count)| *count > 0).collect(), workers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn the_shares_of_the_workers_add_up_to_the_packets_while_these_count() {
+        let (tally, ends) = (Tally::new(2), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    tally.of_worker(1).count(Verdict::Sent);
+                }
+            });
+            for _ in 0..100_000 {
+                let (verdicts, workers) = counts(&[0; Verdict::COUNT], &tally, |_| 0);
+                let sent = workers.iter().map(|share| share.sent).sum::<u64>();
+                if verdicts.get("sent").copied().unwrap_or(0) != sent {
+                    ends.store(true, Ordering::Relaxed);
+                    panic!("{verdicts:?}, {workers:?}");
+                }
+            }
+            ends.store(true, Ordering::Relaxed);
+        });
     }
 }

@@ -80,6 +80,11 @@ impl Counters {
         self.verdicts[verdict as usize].load(Ordering::Relaxed)
     }
 
+    /// Returns the number of packets under each verdict.
+    pub fn all(&self) -> [u64; Verdict::COUNT] {
+        std::array::from_fn(|verdict| self.verdicts[verdict].load(Ordering::Relaxed))
+    }
+
     /// Returns the payload octets sent and delivered.
     pub fn octets(&self) -> (u64, u64) {
         (self.octets_sent.load(Ordering::Relaxed), self.octets_delivered.load(Ordering::Relaxed))
