@@ -67,10 +67,9 @@ fn places(pid: u32, keys: &[[u8; 16]]) -> Result<Vec<String>> {
             continue;
         }
         for needle in &needles {
-            let hits = octets.windows(needle.len()).filter(|window| window[0] == needle[0] && window == needle).count();
-            if hits > 0 {
-                found.push(format!("{hits} in {name} at {from:x}"));
-            }
+            let windows = octets.windows(needle.len()).enumerate();
+            let hits = windows.filter(|(_, window)| window[0] == needle[0] && window == needle);
+            found.extend(hits.map(|(at, _)| format!("{at:#x} in {name} at {from:x} to {to:x}")));
         }
     }
     Ok(found)

@@ -29,6 +29,10 @@ const _: () =
 /// Octets of a key.
 pub const KEY: usize = 16;
 
+/// A key, wiped when it is dropped. It stands in one place: octets that move, such as with the tunnel that they belong to, leave a copy
+/// of themselves behind.
+pub type Octets = Box<Zeroizing<[u8; KEY]>>;
+
 /// The only writer of the key slots.
 pub struct KeyWriter {
     slots: Arc<SharedArray<WORDS>>,
@@ -147,14 +151,14 @@ impl KeyReader {
     ///
     /// # Panics
     /// If `index` is not below the number of slots.
-    pub fn read(&self, index: u32) -> Option<(u64, Zeroizing<[u8; KEY]>)> {
+    pub fn read(&self, index: u32) -> Option<(u64, Octets)> {
         /// Many more than a writer needs for four stores, unless it lost its CPU: then the caller continues with its
         /// present key and tries again at its next batch.
         const MAX_READ_ATTEMPTS: usize = 1_000;
         let words = &self.slots[index as usize];
         for _ in 0..MAX_READ_ATTEMPTS {
             if let Some((generation, [live, low, high])) = consistent(words) {
-                return (live != 0).then(|| (generation, Zeroizing::new(octets(low, high))));
+                return (live != 0).then(|| (generation, octets(low, high)));
             }
             std::hint::spin_loop();
         }
@@ -180,12 +184,16 @@ fn live_word(live: u32) -> u64 {
 }
 
 fn halves(key: &[u8; KEY]) -> (u64, u64) {
-    let all = u128::from_le_bytes(*key);
-    ((all as u64).to_le(), ((all >> 64) as u64).to_le())
+    let [low, high] = [0, 8].map(|at| u64::from_ne_bytes(std::array::from_fn(|i| key[at + i])));
+    (low, high)
 }
 
-fn octets(low: u64, high: u64) -> [u8; KEY] {
-    (u128::from(u64::from_le(low)) | u128::from(u64::from_le(high)) << 64).to_le_bytes()
+fn octets(low: u64, high: u64) -> Octets {
+    let mut octets = Octets::default();
+    for (half, word) in octets.as_chunks_mut::<8>().0.iter_mut().zip([low, high]) {
+        *half = word.to_ne_bytes();
+    }
+    octets
 }
 
 #[cfg(test)]
@@ -213,7 +221,7 @@ mod tests {
         writer.set(1, Slot::Receive, &key);
         let index = key_index(1, Slot::Receive);
         let (generation, read) = reader.read(index).unwrap();
-        assert_eq!((*read, generation), (key, reader.generation(index)));
+        assert_eq!((**read, generation), (key, reader.generation(index)));
         assert_eq!(generation % 2, 0);
         writer.set(1, Slot::Receive, &key);
         assert_ne!(reader.generation(index), generation);
@@ -262,7 +270,7 @@ mod tests {
         writer.interrupt(0, Slot::Static);
         assert!(reader.read(0).is_none());
         writer.set(0, Slot::Static, &[7; KEY]);
-        assert_eq!(reader.read(0).map(|(generation, key)| (generation, *key)), Some((2, [7; KEY])));
+        assert_eq!(reader.read(0).map(|(generation, key)| (generation, **key)), Some((2, [7; KEY])));
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn set_receive_key(
         keys.set(tunnel, Slot::Receive, key);
         return previous;
     };
-    if *old == *key {
+    if **old == *key {
         return previous;
     }
     let is_used = used == generation;
@@ -261,7 +261,7 @@ mod tests {
         let receive = receive.iter().map(|key| KeyOctets::new(&[*key; KEY])).collect();
         let keys = SessionKeys { send: Some(KeyOctets::new(&[9; KEY])), receive, keep_ms: KEEP.as_millis() as u64 };
         let used = keyring.resume(1, &keys, ledger);
-        assert_eq!(keyring.reader().read(key_index(1, Slot::Send)).map(|(_, key)| *key), Some([9; KEY]));
+        assert_eq!(keyring.reader().read(key_index(1, Slot::Send)).map(|(_, key)| **key), Some([9; KEY]));
         (keyring, used)
     }
 

@@ -4,18 +4,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Instant;
 
-use arrayvec::ArrayVec;
-use cipe_common::maps::{SLOTS, Slot, key_index};
-
-use zeroize::Zeroizing;
-
 use crate::cipher::{Algorithm, Key};
 use crate::engine::ledger::{Ledger, Log, Record, Use};
 use crate::engine::locked;
 use crate::engine::tunnel::replay::{Fingerprint, ReplayFilter, StaticReplayFilter};
-use crate::kernel::keys::{KEY, KeyReader};
-
-type Octets = Zeroizing<[u8; KEY]>;
+use crate::kernel::keys::{KEY, KeyReader, Octets};
+use arrayvec::ArrayVec;
+use cipe_common::maps::{SLOTS, Slot, key_index};
 
 /// The packets that were accepted under one key.
 pub(crate) enum Replay {
@@ -347,7 +342,7 @@ mod tests {
     }
 
     fn octets(keys: &Keys, slot: Slot) -> Option<[u8; KEY]> {
-        keys.get(slot).map(|live| *live.octets)
+        keys.get(slot).map(|live| **live.octets)
     }
 
     fn use_once(keys: &Keys, slot: Slot) -> bool {
