@@ -95,8 +95,10 @@ pub enum SealedRequest {
 pub enum SealedWanted {
     /// Something is to be sent, and there is no key, or it is old or worn.
     Send,
-    /// Packets come that cannot be opened, or unsealed ones that are not accepted.
+    /// Sealed packets come that cannot be opened.
     Receive,
+    /// Packets of protocol 3 come, which are not accepted.
+    Unsealed,
 }
 
 /// From engine to daemon.
