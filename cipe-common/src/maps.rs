@@ -92,7 +92,7 @@ pub const MAX_LAN_ROUTES: u32 = 65_536;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tunnel {
-    /// Bits of [`Tunnel::ALIVE`], [`Tunnel::NOKEY`] and [`Tunnel::PINNED`].
+    /// Bits of [`Tunnel::ALIVE`], [`Tunnel::NOKEY`], [`Tunnel::PINNED`], [`Tunnel::SEALED`] and [`Tunnel::SEALED_ONLY`].
     pub flags: u32,
     /// Largest TCP MSS to let through, in octets, for IPv4; IPv6 is 20 less. 0: do not clamp.
     pub mss: u32,
@@ -117,6 +117,15 @@ impl Tunnel {
     pub const NOKEY: u32 = 2;
     /// Only `target` may send datagrams to this tunnel (`pinpeer`).
     pub const PINNED: u32 = 4;
+    /// Sealed datagrams, which begin with [`Tunnel::SEALED_PREFIX`], go to the engine.
+    pub const SEALED: u32 = 8;
+    /// No other datagrams do, but for one now and then ([`Budgets::KEYLESS_INTERVAL`]). Only together with [`Tunnel::SEALED`].
+    pub const SEALED_ONLY: u32 = 16;
+
+    /// The first octets of a sealed datagram.
+    pub const SEALED_PREFIX: [u8; 4] = [0x80, 0, 0, 0];
+    /// Octets of the shortest sealed datagram.
+    pub const LEAST_SEALED: usize = 25;
 }
 
 /// Key of `PRIVATE_ADDRESSES`: the source address of a tunnel device's frames.

@@ -57,15 +57,18 @@ verdicts! {
     /// In addition to another verdict: a carrier datagram arrived in fragments, and the kernel reassembled it for the tunnel's
     /// UDP socket. The datagram's outcome is counted too.
     Fragmented = "fragmented",
-    /// Inbound drop: not a multiple of 8 octets, or under 16.
+    /// Inbound drop: not a multiple of 8 octets, or under 16. A sealed datagram: under 25, or a handshake message of another length
+    /// than its kind's.
     BadLength = "bad-length",
-    /// Inbound drop: encrypted with a dynamic key that we do not have (protocol section 2).
+    /// Inbound drop: encrypted with a dynamic key that we do not have (protocol section 2); a sealed packet of an epoch without a key.
     NoReceiveKey = "no-receive-key",
     /// Inbound drop: the CRC does not match, or the first and last block show that it cannot; wrong key, damage or forgery.
     BadCrc = "bad-crc",
+    /// Inbound drop: the tag of a sealed packet, or the MAC of a handshake message, does not verify; wrong key, damage or forgery.
+    BadTag = "bad-tag",
     /// Inbound drop: reserved bits of P are set, or the padding is longer than the packet.
     BadPadding = "bad-padding",
-    /// Inbound drop: packet type 10 or 11.
+    /// Inbound drop: packet type 10 or 11; of a sealed packet, a type above 1.
     BadType = "bad-type",
     /// Inbound drop: the payload is not exactly one IP packet; in protocol 4, no Ethernet frame.
     BadInner = "bad-inner",
@@ -74,13 +77,17 @@ verdicts! {
     CongestionDrop = "congestion-drop",
     /// Inbound drop: this packet was accepted before.
     Replayed = "replayed",
+    /// Inbound drop: a sealed packet whose counter is so far behind the newest one that it may have been accepted before.
+    TooOld = "too-old",
     /// Inbound drop: a packet of our own came back to us.
     Reflected = "reflected",
     /// Inbound drop: valid, but from an address other than the pinned peer's.
     WrongPeer = "wrong-peer",
     /// Inbound drop: not from the relay of the tunnel's SOCKS5 server, or without a SOCKS5 UDP header, or a fragment.
     BadRelay = "bad-relay",
-    /// Inbound drop: a control packet that is no message of protocol section 3.
+    /// Inbound drop: a packet of protocol 3 or 4, or a message in clear, while the tunnel accepts sealed packets only.
+    Unsealed = "unsealed",
+    /// Inbound drop: a control packet that is no message of protocol section 3; a handshake message that says what it must not.
     BadMessage = "bad-message",
     /// Inbound drop: a control message in clear text (it begins with 32 zero bits). Some are passed on to the daemon. It answers
     /// questions about its configuration, and trusts nothing in such a message.
@@ -104,7 +111,7 @@ impl Verdict {
     pub const COUNT: usize = Self::ALL.len();
 
     /// The verdicts that the eBPF programs count. The engine counts all others, and also `NoReceiveKey`, `BadLength`,
-    /// `BadCrc`, `WrongPeer`, `ClearControl` and `RouteLoop`; each packet is counted by one of the two.
+    /// `BadCrc`, `WrongPeer`, `ClearControl`, `Unsealed` and `RouteLoop`; each packet is counted by one of the two.
     pub const KERNEL: &'static [Self] = &[
         Self::PrivateNotIp,
         Self::PrivateUnstamped,
@@ -117,6 +124,7 @@ impl Verdict {
         Self::BadCrc,
         Self::WrongPeer,
         Self::ClearControl,
+        Self::Unsealed,
     ];
 
     /// Returns its index in [`Self::KERNEL`]; `None` if the programs do not count it.

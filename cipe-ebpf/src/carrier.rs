@@ -61,25 +61,29 @@ pub fn classify(ctx: &XdpContext) -> Result<u32, Drop> {
     if state.flags & Tunnel::PINNED != 0 && datagram.from != state.target {
         return Err(Drop { tunnel, verdict: Verdict::WrongPeer });
     }
-    let is_keyed = state.flags & Tunnel::NOKEY == 0;
-    if is_keyed && is_clear(front, datagram.payload, n) {
-        shield::pass_few_in_clear(tunnel)?;
-    } else if is_keyed {
-        if !is_packet(n) {
-            return Err(Drop { tunnel, verdict: Verdict::BadLength });
+    match kind(front, datagram.payload, n, state.flags) {
+        Kind::Any => {}
+        Kind::Sealed if n < Tunnel::LEAST_SEALED => return Err(Drop { tunnel, verdict: Verdict::BadLength }),
+        Kind::Sealed => {}
+        Kind::Unsealed => pass_some(tunnel, Verdict::Unsealed)?,
+        Kind::Clear => shield::pass_few_in_clear(tunnel)?,
+        Kind::Packet => {
+            if !is_packet(n) {
+                return Err(Drop { tunnel, verdict: Verdict::BadLength });
+            }
+            // The program can only read the front. The engine checks a payload beyond it.
+            if let Some(first) = front.at::<u8>(datagram.payload)
+                && first & 0x80 != 0
+                && !has_receive_key(tunnel)
+            {
+                pass_some(tunnel, Verdict::NoReceiveKey)?;
+                debug!(
+                    ctx,
+                    "tunnel {}: dynamic key flag without a receive key, handed on so that a key is asked for", tunnel
+                );
+            }
+            shield::check(ctx, tunnel, state, datagram.payload, n)?;
         }
-        // The program can only read the front. The engine checks a payload beyond it.
-        if let Some(first) = front.at::<u8>(datagram.payload)
-            && first & 0x80 != 0
-            && !has_receive_key(tunnel)
-        {
-            pass_some(tunnel, Verdict::NoReceiveKey)?;
-            debug!(
-                ctx,
-                "tunnel {}: dynamic key flag without a receive key, handed on so that a key is asked for", tunnel
-            );
-        }
-        shield::check(ctx, tunnel, state, datagram.payload, n)?;
     }
     // An index beyond the last queue would be that of another device's socket.
     if frame.octets > largest_frame() || ctx.rx_queue_index() >= CARRIER_QUEUES {
@@ -109,13 +113,48 @@ pub fn shield(ctx: &TcContext) -> Result<(), Drop> {
     let Some(state) = TUNNELS.get(tunnel) else { return Ok(()) };
     let n = datagram.length.wrapping_sub(size_of::<Udp>());
     let is_whole = datagram.length >= size_of::<Udp>() && datagram.length <= datagram.room;
-    if !is_whole || state.flags & (Tunnel::ALIVE | Tunnel::NOKEY) != Tunnel::ALIVE {
+    if !is_whole || state.flags & Tunnel::ALIVE == 0 {
         return Ok(());
     }
-    if is_clear(frame.front, datagram.payload, n) {
-        return shield::pass_few_in_clear(tunnel);
+    match kind(frame.front, datagram.payload, n, state.flags) {
+        Kind::Any | Kind::Sealed => Ok(()),
+        Kind::Unsealed => pass_some(tunnel, Verdict::Unsealed),
+        Kind::Clear => shield::pass_few_in_clear(tunnel),
+        Kind::Packet if is_packet(n) => shield::check(ctx, tunnel, state, datagram.payload, n),
+        Kind::Packet => Ok(()),
     }
-    if is_packet(n) { shield::check(ctx, tunnel, state, datagram.payload, n) } else { Ok(()) }
+}
+
+/// What a datagram is to its tunnel, by its first octets.
+enum Kind {
+    /// The program cannot tell: without encryption there is nothing to check, and of a sealed tunnel's datagram it cannot read a
+    /// payload beyond the front.
+    Any,
+    /// A sealed packet or a handshake message.
+    Sealed,
+    /// Another datagram, and the tunnel accepts sealed ones only.
+    Unsealed,
+    /// A control message in clear text.
+    Clear,
+    /// A packet of protocol 3 or 4.
+    Packet,
+}
+
+#[inline(always)]
+fn kind(front: Front<'_>, payload: usize, n: usize, flags: u32) -> Kind {
+    if flags & Tunnel::NOKEY != 0 {
+        return Kind::Any;
+    }
+    if flags & Tunnel::SEALED != 0 {
+        match front.at::<[u8; 4]>(payload) {
+            None if n >= Tunnel::SEALED_PREFIX.len() => return Kind::Any,
+            None => {}
+            Some(first) if *first == Tunnel::SEALED_PREFIX => return Kind::Sealed,
+            Some(_) if flags & Tunnel::SEALED_ONLY != 0 => return Kind::Unsealed,
+            Some(_) => {}
+        }
+    }
+    if is_clear(front, payload, n) { Kind::Clear } else { Kind::Packet }
 }
 
 /// Returns whether the protocol has packets of `n` octets.

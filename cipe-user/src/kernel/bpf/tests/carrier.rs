@@ -14,6 +14,8 @@ const LOCAL: &str = "192.0.2.1:4000";
 const LOCAL_V6: &str = "[2001:db8::1]:4000";
 const VLAN: [u8; 2] = [0x81, 0x00];
 const QINQ: [u8; 2] = [0x88, 0xA8];
+/// Value of `TC_ACT_PIPE`; the test run gives it as it is.
+const TC_PIPE: u32 = 3;
 
 /// A payload with the flag of a static or dynamic key.
 fn payload(length: usize, dynamic: bool) -> Vec<u8> {
@@ -236,6 +238,61 @@ fn without_a_cipher_any_length_and_first_octet_goes_to_the_engine() {
         assert_eq!(programs.carrier(&frame), XDP_REDIRECT, "{length} octets");
     }
     assert_eq!(programs.carrier(&frame(24)[..ETHERNET + IPV4 + UDP + 23]), XDP_DROP);
+}
+
+/// A sealed datagram of `length` octets.
+fn sealed(length: usize) -> Vec<u8> {
+    let mut payload = payload(length, true);
+    let prefix = length.min(4);
+    payload[..prefix].copy_from_slice(&Tunnel::SEALED_PREFIX[..prefix]);
+    udp(LOCAL.parse().unwrap(), &payload)
+}
+
+#[test]
+fn sealed_datagrams_of_any_length_from_25_on_go_to_the_engine_without_a_key() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE | Tunnel::SEALED) else { return };
+    for length in 4..200 {
+        let action = if length >= 25 { XDP_REDIRECT } else { XDP_DROP };
+        assert_eq!(programs.carrier(&sealed(length)), action, "{length} octets");
+    }
+    assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), 21);
+    assert_eq!(programs.carrier(&sealed(1400)[..500]), XDP_DROP, "cut");
+    // Other datagrams go as before.
+    for length in 0..=80 {
+        let fits = length >= 16 && length % 8 == 0;
+        assert_eq!(programs.carrier(&frame(length)), if fits { XDP_REDIRECT } else { XDP_DROP }, "{length} octets");
+    }
+    assert_eq!(programs.counted(TUNNEL, Verdict::Unsealed), 0);
+}
+
+#[test]
+fn to_a_tunnel_without_sealed_packets_they_are_packets_under_an_unknown_key() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE) else { return };
+    assert_eq!(programs.carrier(&sealed(33)), XDP_DROP);
+    assert_eq!(programs.counted(TUNNEL, Verdict::BadLength), 1);
+    let passed = (0..100).filter(|_| programs.carrier(&sealed(32)) == XDP_REDIRECT).count() as u64;
+    assert_eq!(programs.counted(TUNNEL, Verdict::NoReceiveKey), 100 - passed);
+}
+
+#[test]
+fn where_only_sealed_datagrams_are_accepted_few_others_reach_the_engine() {
+    let Some((mut programs, _socket)) = ready(Tunnel::ALIVE | Tunnel::SEALED | Tunnel::SEALED_ONLY) else { return };
+    let mut keys = programs.take_keys().unwrap();
+    keys.set(TUNNEL, Slot::Static, &[1; 16]);
+    keys.set(TUNNEL, Slot::Receive, &[1; 16]);
+    let clear = udp(LOCAL.parse().unwrap(), &[0; 60]);
+    let others = [frame(16), frame(17), udp(LOCAL.parse().unwrap(), &payload(64, true)), clear];
+    const ROUNDS: usize = 100;
+    let mut passed = 0;
+    for frame in others.iter().cycle().take(ROUNDS * others.len()) {
+        passed += u64::from(programs.carrier(frame) == XDP_REDIRECT);
+        let (action, _) = programs.run_tc_of(names::SHIELD_TC, frame, 0);
+        passed += u64::from(action == TC_PIPE);
+        assert_eq!(programs.carrier(&sealed(25)), XDP_REDIRECT);
+        assert_eq!(programs.run_tc_of(names::SHIELD_TC, &sealed(25), 0).0, TC_PIPE);
+    }
+    assert!((1..200).contains(&passed), "the engine must see one, or the peer's mistake is not known: {passed}");
+    assert_eq!(programs.counted(TUNNEL, Verdict::Unsealed), (2 * ROUNDS * others.len()) as u64 - passed);
 }
 
 #[test]
