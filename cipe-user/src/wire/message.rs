@@ -166,15 +166,26 @@ impl<'a> Message<'a> {
         Self::Indication { key: key.clone(), sum: key.sum() }
     }
 
+    /// Octets of data or text, and their greatest number.
+    const fn data(&self) -> (&'a [u8], usize) {
+        match self {
+            Self::Request | Self::Indication { .. } | Self::Acknowledgement { .. } => (&[], 0),
+            Self::Debug(text) | Self::Kill(text) => (text, MAX_TEXT),
+            Self::Dummy(data) | Self::Ping(data) | Self::Pong(data) => (data, MAX_ECHO),
+        }
+    }
+
+    /// Builds the content of a sealed control packet, of a message other than NK_*: type and data, without filler and time stamp.
+    pub fn bare(&self) -> Vec<u8> {
+        let (data, most) = self.data();
+        [&[self.number()], &data[..data.len().min(most)]].concat()
+    }
+
     /// Builds the payload: 60 to 311 octets, filled up with random octets, stamped with `unix_time` (seconds) at both
     /// offsets. Data longer than [`STAMPED_DATA`] replaces the stamps; a text beyond [`MAX_TEXT`] octets is cut off,
     /// and other data beyond [`MAX_ECHO`].
     pub fn build(&self, unix_time: u32, rng: &mut impl CryptoRng) -> Zeroizing<Vec<u8>> {
-        let (data, most) = match self {
-            Self::Request | Self::Indication { .. } | Self::Acknowledgement { .. } => (&[][..], 0),
-            Self::Debug(text) | Self::Kill(text) => (*text, MAX_TEXT),
-            Self::Dummy(data) | Self::Ping(data) | Self::Pong(data) => (*data, MAX_ECHO),
-        };
+        let (data, most) = self.data();
         let data = &data[..data.len().min(most)];
         // Octets for the type, the data, and the zero that ends a text.
         let room = (1 + data.len() + usize::from(most == MAX_TEXT)).saturating_sub(BASE_OCTETS).max(MIN_TAIL_OCTETS);
@@ -275,6 +286,23 @@ mod tests {
                 panic!("{}", message.name());
             };
             assert!(data.starts_with(b"12345678\0") && data.len() > STAMPED_DATA);
+        }
+    }
+
+    #[test]
+    fn a_bare_message_comes_back_as_it_is() {
+        let messages = [
+            Message::Dummy(b""),
+            Message::Ping(b""),
+            Message::Ping(b"12345678"),
+            Message::Pong(&[7; MAX_ECHO]),
+            Message::Debug(b"hello"),
+            Message::Kill(b"asked to stop"),
+        ];
+        for message in messages {
+            let bare = message.bare();
+            assert!(Message::parse(&bare).is_ok_and(|parsed| parsed == message), "{}", message.name());
+            assert_eq!(bare.len(), 1 + message.data().0.len());
         }
     }
 
