@@ -9,6 +9,7 @@ pub(super) mod mtu;
 mod opening;
 pub(super) mod path_probe;
 pub(super) mod replay;
+pub(super) mod sealed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::engine::carrier::outer::Hop;
 use crate::engine::tunnel::counters::{Counters, Tally};
 use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::mtu::TunnelMtu;
+use crate::engine::tunnel::sealed::SealedView;
 use crate::wire::packet::Type;
 
 pub(super) use common::Common;
@@ -76,6 +78,8 @@ pub struct Tunnel {
     pub number: u16,
     /// Live keys.
     pub keys: Keys,
+    /// Keys for sealed packets; `None`: it has no sealed packets.
+    pub sealed: Option<SealedView>,
     /// Whether payloads are sent in clear (`nokey`).
     pub nokey: bool,
     /// Whether it has no daemon: then all its packets are dropped.
@@ -108,7 +112,7 @@ pub struct Tunnel {
     pub mtu: TunnelMtu,
     /// Whether the peer has moved, and the control thread does not know yet.
     pub is_move_untold: bool,
-    /// Whether the peer is known to run this program.
+    /// Whether the daemon knows that the peer runs this program.
     pub is_ours: bool,
     /// Whether only `peer` may send to us.
     pub pinned: bool,
@@ -135,6 +139,7 @@ impl Tunnel {
         Self {
             number,
             keys,
+            sealed: None,
             nokey: false,
             is_orphaned: false,
             counters: Arc::default(),
@@ -167,6 +172,7 @@ impl Tunnel {
     pub fn for_worker(&self, worker: usize, tally: &Tally) -> Self {
         Self {
             keys: self.keys.for_another_worker(),
+            sealed: self.sealed.clone(),
             counters: tally.of_worker(worker).clone(),
             common: self.common.clone(),
             segmentation: self.segmentation.clone(),
@@ -203,6 +209,29 @@ impl Tunnel {
         }
     }
 
+    /// Looks at the present keys. Call it before a packet is classified or admitted.
+    pub fn refresh(&mut self, now: Instant) {
+        self.keys.refresh(now);
+        if let Some(sealed) = &mut self.sealed {
+            sealed.refresh();
+        }
+    }
+
+    /// Whether its packets leave sealed now.
+    pub fn sends_sealed(&self) -> bool {
+        self.sealed.as_ref().is_some_and(|sealed| sealed.keys().send.is_some())
+    }
+
+    /// Whether packets of protocol 3 or 4 may leave now.
+    pub fn sends_unsealed(&self) -> bool {
+        self.sealed.as_ref().is_none_or(|sealed| sealed.keys().send.is_none() && sealed.keys().unsealed.sends)
+    }
+
+    /// Whether the peer is known to run this program.
+    pub fn has_our_peer(&self) -> bool {
+        self.is_ours || self.sends_sealed()
+    }
+
     /// Returns the slot of the key for data.
     ///
     /// # Errors
@@ -215,7 +244,7 @@ impl Tunnel {
     /// Counts one sealed packet. Returns the reason if a new send key must be requested now.
     ///
     /// Messages are counted, but never cause a request: the key exchange that sends them has its own timers.
-    pub fn sealed(&self, slot: Slot, octets: usize, kind: Type, now: Instant) -> Option<Wanted> {
+    pub fn account(&self, slot: Slot, octets: usize, kind: Type, now: Instant) -> Option<Wanted> {
         let limits = self.limits;
         let live = self.keys.get(slot)?;
         let (packets, octets) = live.account(1, octets as u64);

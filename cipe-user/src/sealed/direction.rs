@@ -30,10 +30,15 @@ impl<N: AsRef<AtomicU64>> SendKey<N> {
         Batch { key: self, counters: counter::take(self.next.as_ref(), count) }
     }
 
+    /// The counter of its next packet.
+    pub fn next_counter(&self) -> u64 {
+        self.next.as_ref().load(Ordering::Relaxed)
+    }
+
     /// Whether it has sent so much that new keys are due.
     #[inline]
     pub fn is_worn(&self) -> bool {
-        self.next.as_ref().load(Ordering::Relaxed) >= counter::RENEW
+        self.next_counter() >= counter::RENEW
     }
 }
 

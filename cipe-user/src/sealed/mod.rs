@@ -1,7 +1,7 @@
 //! Sealed packets: the second kind of packet, between two of this program. docs/SEALED.md specifies it; sections here are its.
 //!
-//! Nothing calls this room yet; engine and daemon will. It knows no sockets, no clocks and no files, and imports nothing of
-//! the program: everything is functions over slices and atomics, and a state machine for the handshake.
+//! It knows no sockets, no clocks and no files, and imports nothing of the program: everything is functions over slices and
+//! atomics, and a state machine for the handshake.
 //!
 //! - [`packet`]: layout, sealing and opening in place; [`cipher`]: the two AEADs;
 //! - [`counter`]: the counters of a key, for sending in ranges and for completing the low bits; [`window`]: each one once;

@@ -14,7 +14,7 @@ pub(crate) const UDP: usize = 8;
 /// Offset of a new datagram or message in its frame: it leaves space for all headers.
 pub(crate) const FRESH: usize = 256;
 
-const _: () = assert!(FRESH >= ETHERNET + IPV6 + UDP + 8);
+const _: () = assert!(FRESH >= ETHERNET + IPV6 + UDP + crate::sealed::packet::HEADROOM);
 
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xDD];

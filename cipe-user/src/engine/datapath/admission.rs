@@ -3,11 +3,10 @@
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
-use cipe_common::maps::Slot;
 use cipe_common::{Stamp, Verdict, stamp};
 
 use super::TooBig;
-use super::packets::Outgoing;
+use super::packets::{Form, Outgoing};
 use crate::engine::carrier::outer::{self, FRESH, Marks};
 use crate::engine::tunnel::Tunnel;
 use crate::inner::checksum::complete;
@@ -17,7 +16,7 @@ use crate::inner::ip;
 use crate::inner::nested::complete_inside;
 use crate::inner::payload::PayloadHeaders;
 use crate::inner::segment::Superframe;
-use crate::wire::packet::{self, Type};
+use crate::wire::packet::Type;
 use crate::xsk::{Frame as Chunk, Packet, Pool, Umem};
 
 /// The most descriptors of one private frame. 64 KiB need 37 of them, since each chunk of 2048 octets has 256 octets of headroom.
@@ -26,8 +25,8 @@ pub(super) const MOST_PIECES: usize = 40;
 /// The descriptors of one private frame.
 pub(super) type Pieces = ArrayVec<Packet, MOST_PIECES>;
 
-/// The key to seal a payload with (`None`: no encryption, `nokey`), and the fields of its outer header.
-pub(super) type WayOut = (Option<Slot>, Marks);
+/// How a payload leaves, and the fields of its outer header.
+pub(super) type WayOut = (Form, Marks);
 
 /// Packets of one private frame that are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,11 +112,11 @@ impl Admission<'_> {
         let mut superframe = Superframe::parse(&octets, gso_size)?;
         let segments = superframe.segments();
         let all = |verdict| Dropped { verdict, packets: segments as u64 };
-        if FRESH + packet::sealed_len(superframe.longest()) > self.umem.frame_size() as usize {
-            return Err(all(Verdict::TooBig));
-        }
         let headers = *superframe.headers();
         let way = way_out(self.tunnel, &headers).map_err(all)?;
+        if way.0.datagram(FRESH, superframe.longest()).end > self.umem.frame_size() as usize {
+            return Err(all(Verdict::TooBig));
+        }
         let largest = self.tunnel.mtu.of(headers.version);
         for index in 0..segments {
             let left = |dropped: Dropped| Dropped { packets: (segments - index) as u64, ..dropped };
@@ -172,9 +171,9 @@ impl Admission<'_> {
         end: usize,
         checked: Result<(WayOut, PayloadHeaders), Verdict>,
     ) -> Result<(), Dropped> {
-        let fits = at + packet::sealed_len(end.saturating_sub(at)) <= self.umem.frame_size() as usize;
+        let frame_size = self.umem.frame_size() as usize;
         match checked {
-            Ok((way, headers)) if fits => {
+            Ok((way, headers)) if way.0.datagram(at, end.saturating_sub(at)).end <= frame_size => {
                 self.queue(frame, at, end - at, way, Some(headers));
                 Ok(())
             }
@@ -192,10 +191,10 @@ impl Admission<'_> {
         frame: Chunk,
         at: usize,
         octets: usize,
-        (slot, marks): WayOut,
+        (form, marks): WayOut,
         headers: Option<PayloadHeaders>,
     ) {
-        let out = Outgoing::new(self.tunnel.number, frame, at, octets, Type::Data, slot, marks);
+        let out = Outgoing::new(self.tunnel.number, frame, at, octets, Type::Data, form, marks);
         self.outgoing.push(Outgoing { headers, ..out });
     }
 }
@@ -215,22 +214,30 @@ fn complete_checksum(stamp: Stamp, packet: &mut [u8], headers: &Headers) {
     }
 }
 
-/// Returns the key to seal a packet with, and the fields that its outer header copies.
+/// Returns how a packet leaves, and the fields that its outer header copies.
 fn way_out(tunnel: &Tunnel, headers: &Headers) -> Result<WayOut, Verdict> {
-    let slot = data_slot(tunnel)?;
+    let form = data_form(tunnel)?;
     let ttl = if tunnel.cttl == 0 { headers.ttl } else { tunnel.cttl };
-    Ok((slot, Marks { tos: headers.tos, ttl, dont_fragment: headers.dont_fragment && !tunnel.ignore_df }))
+    Ok((form, Marks { tos: headers.tos, ttl, dont_fragment: headers.dont_fragment && !tunnel.ignore_df }))
 }
 
-/// Returns the key to seal data with; `None`: no encryption (`nokey`).
-pub(super) fn data_slot(tunnel: &Tunnel) -> Result<Option<Slot>, Verdict> {
+/// Returns how data leaves.
+pub(super) fn data_form(tunnel: &Tunnel) -> Result<Form, Verdict> {
     if tunnel.is_orphaned {
         return Err(Verdict::TunnelDead);
     }
     if tunnel.peer.is_none() {
         return Err(Verdict::NoPeer);
     }
-    if tunnel.nokey { Ok(None) } else { tunnel.data_slot().map(Some) }
+    if tunnel.nokey {
+        Ok(Form::Whole)
+    } else if tunnel.sends_sealed() {
+        Ok(Form::Sealed)
+    } else if tunnel.sends_unsealed() {
+        tunnel.data_slot().map(Form::Keyed)
+    } else {
+        Err(Verdict::NoSendKey)
+    }
 }
 
 /// Reads the headers of an outbound packet. This is the only time that they are read.

@@ -7,9 +7,9 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::moves::Question;
-use super::packets::Outgoing;
-use super::{Datapath, OWN};
-use crate::control::protocol::{MessageOctets, Under};
+use super::packets::{Form, Outgoing};
+use super::{Datapath, OWN, want_handshake};
+use crate::control::protocol::{MessageOctets, SealedWanted, Under};
 use crate::engine::carrier::Ask;
 use crate::engine::carrier::outer::{FRESH, Marks};
 use crate::engine::tunnel::path_probe;
@@ -40,23 +40,31 @@ impl Datapath {
     /// not: it would prove our address to be that of somebody who only passes the peer's CT_PING on.
     pub fn seal_message(&mut self, number: u16, message: &ControlMessage, outgoing: &mut Vec<Outgoing>) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
-        tunnel.keys.refresh(self.now);
+        tunnel.refresh(self.now);
         let octets = &message.octets[..];
-        let fits = FRESH + packet::sealed_len(octets.len()) <= self.umem.frame_size() as usize;
         let is_pong = matches!(Message::parse(octets), Ok(Message::Pong(_)));
         let slot = match message.under {
+            _ if !tunnel.sends_unsealed() => None,
             Under::Live => tunnel.keys.sending(),
             Under::Static | Under::Retired(_) => tunnel.keys.get(Slot::Static).map(|_| Slot::Static),
         };
-        let frame = match slot {
-            _ if !fits => Err(Verdict::TooBig),
+        let form = if tunnel.sends_sealed() { Some(Form::Sealed) } else { slot.map(Form::Keyed) };
+        let fits = |form: Form| form.datagram(FRESH, octets.len()).end <= self.umem.frame_size() as usize;
+        let taken = match form {
             _ if is_pong && tunnel.peer.is_none() => Err(Verdict::NoPeer),
             None => Err(Verdict::NoSendKey),
-            Some(_) => self.pool.take().ok_or(Verdict::NoFrame),
+            Some(form) if !fits(form) => Err(Verdict::TooBig),
+            Some(form) => self.pool.take().ok_or(Verdict::NoFrame).map(|frame| (form, frame)),
         };
-        let mut frame = match frame {
-            Ok(frame) => frame,
-            Err(verdict) => return tunnel.counters.count(verdict),
+        let (form, mut frame) = match taken {
+            Ok(taken) => taken,
+            Err(verdict) => {
+                tunnel.counters.count(verdict);
+                if verdict == Verdict::NoSendKey && !tunnel.sends_unsealed() {
+                    want_handshake(&self.reports, tunnel, SealedWanted::Send, self.now);
+                }
+                return;
+            }
         };
         if message.announces {
             tunnel.common.count_from_here();
@@ -64,6 +72,7 @@ impl Datapath {
         let chunk = self.umem.chunk_mut(&mut frame);
         chunk[FRESH..FRESH + octets.len()].copy_from_slice(octets);
         let out = match &message.under {
+            _ if form == Form::Sealed => Outgoing::new(number, frame, FRESH, octets.len(), Type::Control, form, OWN),
             // No slot holds a retired key, so the message is sealed here and sent without further encryption.
             Under::Retired(key) => {
                 let key = tunnel.keys.expand(key);
@@ -71,9 +80,9 @@ impl Datapath {
                 let (at, filler) = (FRESH - packet::IV, self.random.octets());
                 let packet = &mut chunk[at..];
                 let sealed = packet::seal(&mut self.lanes, &key, packet, octets.len(), Type::Control, iv, filler);
-                Outgoing::new(number, frame, at, sealed, Type::Control, None, OWN)
+                Outgoing::new(number, frame, at, sealed, Type::Control, Form::Whole, OWN)
             }
-            Under::Live | Under::Static => Outgoing::new(number, frame, FRESH, octets.len(), Type::Control, slot, OWN),
+            Under::Live | Under::Static => Outgoing::new(number, frame, FRESH, octets.len(), Type::Control, form, OWN),
         };
         let is_for_anybody = slot == Some(Slot::Static) && !is_pong;
         let candidate = tunnel.common.challenge.candidate(self.now).filter(|_| is_for_anybody);
@@ -94,34 +103,41 @@ impl Datapath {
         Some(Outgoing { frame, datagram, headers: None, inside: None, to, ..*out })
     }
 
-    /// Seals the questions to addresses where peers may be now, and appends them to `outgoing`. Without a free frame one is
-    /// not sent; the next packet from there causes another.
+    /// Seals the questions to addresses where peers may be now, and appends them to `outgoing`, as well as answers with cookies.
+    /// Without a free frame one is not sent; the next packet from there causes another.
     pub fn seal_challenges(&mut self, outgoing: &mut Vec<Outgoing>) {
+        self.queue_cookies(outgoing);
         for Question { tunnel: number, to, mark } in std::mem::take(&mut self.moves.questions) {
             let Some(tunnel) = self.tunnels.get_mut(&number) else { continue };
-            tunnel.keys.refresh(self.now);
-            if tunnel.keys.get(Slot::Static).is_none() && !tunnel.nokey {
+            tunnel.refresh(self.now);
+            let form = if tunnel.nokey {
+                Form::Whole
+            } else if tunnel.sends_sealed() {
+                Form::Sealed
+            } else if tunnel.sends_unsealed() && tunnel.keys.get(Slot::Static).is_some() {
+                Form::Keyed(Slot::Static)
+            } else {
                 continue;
-            }
-            let slot = (!tunnel.nokey).then_some(Slot::Static);
+            };
             let Some(mut frame) = self.pool.take() else { continue };
             let (ping, random) = (Message::Ping(&mark), self.random.generator());
-            let message = match slot {
-                Some(_) => ping.build(unix_time(), random),
-                None => clear::datagram(&ping, unix_time(), random).into(),
+            let message = match form {
+                Form::Keyed(_) => ping.build(unix_time(), random),
+                Form::Whole => clear::datagram(&ping, unix_time(), random).into(),
+                Form::Sealed => ping.bare().into(),
             };
             let octets = message.len();
             self.umem.chunk_mut(&mut frame)[FRESH..FRESH + octets].copy_from_slice(&message);
-            let out = Outgoing::new(number, frame, FRESH, octets, Type::Control, slot, OWN);
+            let out = Outgoing::new(number, frame, FRESH, octets, Type::Control, form, OWN);
             let first = outgoing.len();
             outgoing.push(Outgoing { to: Some(Box::new(to)), ..out });
             self.seal_from(first, outgoing);
         }
     }
 
-    /// Whether there are such questions.
+    /// Whether there are such questions, or answers with cookies ([`Self::queue_cookies`]).
     pub fn has_challenges(&self) -> bool {
-        !self.moves.questions.is_empty()
+        !self.moves.questions.is_empty() || !self.cookies.is_empty()
     }
 
     /// Seals pings that test whether groups of datagrams reach the peer, and appends them to `outgoing`. Without a dynamic key it
@@ -133,7 +149,8 @@ impl Datapath {
         };
         // The pings are as large as data packets, since a card or a hypervisor may fail to segment groups of that size.
         let Some(tunnel) = self.tunnels.get(&number) else { return };
-        let octets = if tunnel.is_ours { tunnel.mtu.of(IpVersion::V4).max(MIN_PING_OCTETS) } else { MIN_PING_OCTETS };
+        let octets =
+            if tunnel.has_our_peer() { tunnel.mtu.of(IpVersion::V4).max(MIN_PING_OCTETS) } else { MIN_PING_OCTETS };
         self.seal_pings(number, &mark, (count, octets), OWN, outgoing);
     }
 
@@ -154,17 +171,22 @@ impl Datapath {
         outgoing: &mut Vec<Outgoing>,
     ) {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
-        tunnel.keys.refresh(self.now);
-        if tunnel.keys.sending() != Some(Slot::Send) {
-            return;
-        }
+        tunnel.refresh(self.now);
+        let form = match tunnel.keys.sending() {
+            _ if tunnel.sends_sealed() => Form::Sealed,
+            Some(Slot::Send) if tunnel.sends_unsealed() => Form::Keyed(Slot::Send),
+            _ => return,
+        };
         let first = outgoing.len();
         for _ in 0..count {
             let Some(mut frame) = self.pool.take() else { break };
-            let mut message = Message::Ping(mark).build(unix_time(), self.random.generator());
+            let mut message = match form {
+                Form::Sealed => Message::Ping(mark).bare().into(),
+                _ => Message::Ping(mark).build(unix_time(), self.random.generator()),
+            };
             message.resize(octets, 0);
             self.umem.chunk_mut(&mut frame)[FRESH..FRESH + octets].copy_from_slice(&message);
-            outgoing.push(Outgoing::new(number, frame, FRESH, octets, Type::Control, Some(Slot::Send), marks));
+            outgoing.push(Outgoing::new(number, frame, FRESH, octets, Type::Control, form, marks));
         }
         self.seal_from(first, outgoing);
     }

@@ -9,15 +9,14 @@ use std::sync::{Arc, Mutex};
 use arrayvec::ArrayVec;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::packets::{Incoming, Outgoing, jobs};
-use super::recent::RecentIvs;
+use super::packets::{IDENTITY, Incoming, Outgoing, jobs};
+use super::recent::RecentDatagrams;
 use super::rounds::Rounds;
 use crate::cipher::Lanes;
 use crate::engine::BATCH;
 use crate::engine::locked;
 use crate::engine::tunnel::keys::LiveKey;
 use crate::engine::watchdog::Pulse;
-use crate::wire::packet;
 use crate::xsk::Umem;
 
 /// The state that the workers share.
@@ -39,8 +38,8 @@ struct Member {
     taken: AtomicUsize,
     /// The number of packets that it has processed for other workers.
     helped: AtomicU64,
-    /// The IVs of the datagrams that it sent last.
-    recent: RecentIvs,
+    /// The identities of the datagrams that it sent last.
+    recent: RecentDatagrams,
     pulse: Arc<Pulse>,
 }
 
@@ -134,7 +133,7 @@ impl Crew {
                 done: Mutex::default(),
                 taken: AtomicUsize::new(0),
                 helped: AtomicU64::new(0),
-                recent: RecentIvs::default(),
+                recent: RecentDatagrams::default(),
                 pulse: Arc::default(),
             })
         };
@@ -147,16 +146,16 @@ impl Crew {
         &self.rounds
     }
 
-    /// Remembers the IV of a datagram that a worker has sealed.
-    pub fn remember_sent(&self, member: usize, iv: [u8; packet::IV]) {
+    /// Remembers the [identity](super::packets::identity) of a datagram that a worker has sealed.
+    pub fn remember_sent(&self, member: usize, identity: [u8; IDENTITY]) {
         if let Some(member) = self.members.get(member) {
-            member.recent.remember(iv);
+            member.recent.remember(identity);
         }
     }
 
-    /// Returns whether one of the datagrams that were sealed last, by any worker for any tunnel, had this IV.
-    pub fn has_sent(&self, iv: [u8; packet::IV]) -> bool {
-        self.members.iter().any(|member| member.recent.contains(iv))
+    /// Returns whether one of the datagrams that were sealed last, by any worker for any tunnel, had this identity.
+    pub fn has_sent(&self, identity: [u8; IDENTITY]) -> bool {
+        self.members.iter().any(|member| member.recent.contains(identity))
     }
 
     /// Returns the number of workers.
@@ -255,6 +254,7 @@ mod tests {
 
     use cipe_common::maps::Slot;
 
+    use super::super::packets::Form;
     use super::*;
     use crate::cipher::Algorithm;
     use crate::engine::carrier::outer::{FRESH, Marks};
@@ -300,7 +300,7 @@ mod tests {
                         number += 1;
                         let marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
                         let tunnel = (number % 2) as u16;
-                        Outgoing::new(tunnel, frame, FRESH, OCTETS, Type::Data, Some(Slot::Send), marks)
+                        Outgoing::new(tunnel, frame, FRESH, OCTETS, Type::Data, Form::Keyed(Slot::Send), marks)
                     })
                     .collect();
                 let key_of = |(index, out): (usize, &Outgoing)| {

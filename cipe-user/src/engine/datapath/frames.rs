@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use cipe_common::stamp::STAMP_TPID;
 use cipe_common::{EthernetStamp, Verdict};
 
-use super::admission::{Admission, Dropped, MOST_PIECES, Pieces, data_slot};
+use super::admission::{Admission, Dropped, MOST_PIECES, Pieces, data_form};
 use crate::engine::carrier::outer::{ETHERNET, FRESH, Marks};
 use crate::engine::tunnel::mtu::TunnelMtu;
 use crate::inner::checksum::complete;
@@ -14,7 +14,6 @@ use crate::inner::mss;
 use crate::inner::nested::{complete_hidden, complete_inside};
 use crate::inner::payload::PayloadHeaders;
 use crate::inner::segment::Superframe;
-use crate::wire::packet;
 use crate::xsk::{Packet, Umem};
 
 /// Outer TTL of frames, unless `cttl` sets another.
@@ -75,7 +74,7 @@ impl Admission<'_> {
                 (_, None) => false,
             };
             let marks = self.marks_of_frame(octets, &headers)?;
-            Ok(((data_slot(self.tunnel)?, marks), headers))
+            Ok(((data_form(self.tunnel)?, marks), headers))
         });
         self.queue_in_place(packet.frame, at, end, checked)
     }
@@ -95,10 +94,10 @@ impl Admission<'_> {
             return Ok(Some((header, *superframe.headers())));
         }
         let all = |verdict| Dropped { verdict, packets: segments as u64 };
-        if FRESH + packet::sealed_len(header + superframe.longest()) > umem.frame_size() as usize {
+        let form = data_form(self.tunnel).map_err(all)?;
+        if form.datagram(FRESH, header + superframe.longest()).end > umem.frame_size() as usize {
             return Err(all(Verdict::TooBig));
         }
-        let slot = data_slot(self.tunnel).map_err(all)?;
         let of_longest = superframe.headers().of_segment(superframe.longest());
         let read = ethernet::read_before(link, header, of_longest).ok_or(all(Verdict::PrivateMalformed))?;
         // No segment is longer than the first, so its marks are right for all.
@@ -113,7 +112,7 @@ impl Admission<'_> {
             match known {
                 Ok(known) => {
                     marks = Some(known);
-                    self.queue(frame, FRESH, octets, (slot, known), Some(read.of_segment(octets - header)));
+                    self.queue(frame, FRESH, octets, (form, known), Some(read.of_segment(octets - header)));
                 }
                 Err(verdict) => {
                     self.pool.put(frame);

@@ -1,5 +1,6 @@
 //! Holds private frames that cannot leave yet but probably can in a moment: while keys are exchanged and data must not go
-//! under the static key (`staticdata no`), and while a peer whose address is not proven is asked.
+//! under the static key (`staticdata no`), while there is no key for sealed packets and no others may leave, and while a
+//! peer whose address is not proven is asked.
 //!
 //! Frames are held as they came, in order, and are admitted like others when the wait is over. If that ends with a refusal,
 //! they get the verdict of the refusal then.
@@ -10,7 +11,7 @@ use cipe_common::Verdict;
 use cipe_common::maps::Slot;
 
 use super::Datapath;
-use super::admission::{Pieces, data_slot};
+use super::admission::{Pieces, data_form};
 use super::packets::Outgoing;
 use crate::control::protocol::Protocol;
 use crate::engine::tunnel::Tunnel;
@@ -42,7 +43,7 @@ pub(super) struct HeldFrames {
 
 /// Whether data of a tunnel cannot leave now but probably can soon.
 fn waits(tunnel: &Tunnel, now: Instant) -> bool {
-    match data_slot(tunnel) {
+    match data_form(tunnel) {
         Err(Verdict::NoSendKey) => tunnel.keys.get(Slot::Static).is_some(),
         Err(Verdict::NoPeer) => tunnel.common.challenge.candidate(now).is_some(),
         _ => false,
@@ -90,7 +91,7 @@ impl Datapath {
         let tunnels = &mut self.tunnels;
         let is_over = |queue: &mut Queue| {
             let Some(tunnel) = tunnels.get_mut(&queue.tunnel) else { return true };
-            tunnel.keys.refresh(now);
+            tunnel.refresh(now);
             queue.until <= now || !waits(tunnel, now)
         };
         let over: Vec<Queue> = self.held.queues.extract_if(.., is_over).collect();

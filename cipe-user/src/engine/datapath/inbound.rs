@@ -12,13 +12,14 @@ use super::crew::{Chunk, Packets};
 use super::moves;
 use super::opener::Opener;
 use super::packets::{Delivery, Incoming};
-use super::{Datapath, want};
-use crate::control::protocol::Event;
+use super::{Datapath, want, want_handshake};
+use crate::control::protocol::{Event, SealedWanted};
 use crate::engine::BATCH;
 use crate::engine::carrier::{Arrival, Via, socks};
 use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::Opened;
 use crate::inner::ecn;
+use crate::sealed::packet;
 use crate::wire::clear;
 use crate::wire::message::Message;
 use crate::xsk::Frame;
@@ -58,7 +59,7 @@ impl Datapath {
             }
         }
         self.owners = owners;
-        self.open_incoming()
+        self.open_incoming() + std::mem::take(&mut self.tried)
     }
 
     /// Removes the SOCKS5 relay's header from a datagram. Drops a datagram that is not from the relay.
@@ -89,11 +90,17 @@ impl Datapath {
     fn classify(&mut self, number: u16, frame: Frame, datagram: Range<usize>, outer: Outer) {
         let Outer { from, tos, via } = outer;
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(frame) };
+        tunnel.refresh(self.now);
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
+        let keys = tunnel.sealed.as_ref().map(|sealed| sealed.keys());
         let slot = if tunnel.is_orphaned {
             Err(Verdict::TunnelDead)
         } else if tunnel.pinned && tunnel.peer != Some(from) {
             Err(Verdict::WrongPeer)
+        } else if keys.is_some() && packet::is_sealed(octets) {
+            return self.open_sealed(number, frame, &datagram, outer);
+        } else if keys.is_some_and(|keys| !keys.unsealed.accepts) {
+            Err(Verdict::Unsealed)
         } else if clear::is_clear(octets) {
             if moves::is_clear_proof(tunnel, octets, from, self.now) {
                 self.moves.move_to(tunnel, from, &mut self.targets);
@@ -109,7 +116,6 @@ impl Datapath {
         } else if tunnel.nokey {
             Ok(None)
         } else {
-            tunnel.keys.refresh(self.now);
             tunnel.slot_for(octets).map(Some)
         };
         match slot {
@@ -123,6 +129,9 @@ impl Datapath {
                     _ => tunnel.counters.count(verdict),
                 }
                 self.pool.put(frame);
+                if verdict == Verdict::Unsealed {
+                    want_handshake(&self.reports, tunnel, SealedWanted::Unsealed, self.now);
+                }
                 if verdict == Verdict::NoReceiveKey && tunnel.peer.is_none() {
                     tunnel.common.note_asker(from);
                 }
@@ -193,13 +202,15 @@ impl Datapath {
                 tunnel.common.note_heard();
                 self.authentic.count(item.via, item.datagram.len());
                 let datagram = &self.umem.chunk(&item.frame)[item.datagram.clone()];
-                if moves::is_proof(tunnel, &opened, datagram, item.from, self.now) {
+                if let Opened::Control(message) = &opened
+                    && moves::is_proof(tunnel, &datagram[message.clone()], item.from, self.now)
+                {
                     self.moves.move_to(tunnel, item.from, &mut self.targets);
                     tunnel.counters.count(Verdict::ControlReceived);
                     return self.pool.put(item.frame);
                 }
                 if tunnel.peer != Some(item.from) || tunnel.is_move_untold {
-                    self.moves.came_from(tunnel, item.from, item.slot, &mut self.targets, self.now);
+                    self.moves.came_from(tunnel, item.from, item.slot.into(), &mut self.targets, self.now);
                 }
                 if item.slot == Some(Slot::Receive)
                     && let Some(reason) = tunnel.receiving(self.now)
@@ -222,7 +233,10 @@ impl Datapath {
                     }
                     Opened::Control(range) => {
                         let octets = at + range.start..at + range.end;
-                        let verdict = self.control(number, &self.umem.chunk(&item.frame)[octets.clone()], &item);
+                        let message = &self.umem.chunk(&item.frame)[octets.clone()];
+                        let (payload, under_static) = (message.into(), item.slot == Some(Slot::Static));
+                        let event = Event::Control { payload, from: item.from, under_static, sealed: false };
+                        let verdict = self.control(number, message, event);
                         // It may hold a key, and the frame may wait for long until it is used again.
                         self.umem.chunk_mut(&mut item.frame)[octets].zeroize();
                         verdict
@@ -254,8 +268,8 @@ impl Datapath {
         self.pool.put(item.frame);
     }
 
-    /// Handles the answer to one of the engine's own pings, or passes a message on to the daemon. Returns the verdict.
-    fn control(&self, number: u16, message: &[u8], item: &Incoming) -> Verdict {
+    /// Handles the answer to one of the engine's own pings, or passes a message on to the daemon by `event`. Returns the verdict.
+    pub(super) fn control(&self, number: u16, message: &[u8], event: Event) -> Verdict {
         if let Some(tunnel) = self.tunnels.get(&number)
             && let Ok(Message::Pong(mark)) = Message::parse(message)
         {
@@ -269,8 +283,6 @@ impl Datapath {
                 return Verdict::ControlReceived;
             }
         }
-        let under_static = item.slot == Some(Slot::Static);
-        let event = Event::Control { payload: message.into(), from: item.from, under_static, sealed: false };
         match self.reports.try_send((number, WorkerReport::Event(event))) {
             Ok(()) => Verdict::ControlReceived,
             Err(_) => Verdict::ControlFull,
@@ -280,8 +292,8 @@ impl Datapath {
 
 /// The outer header of a datagram, and how it came.
 #[derive(Clone, Copy)]
-struct Outer {
-    from: SocketAddr,
-    tos: u8,
-    via: Via,
+pub(super) struct Outer {
+    pub(super) from: SocketAddr,
+    pub(super) tos: u8,
+    pub(super) via: Via,
 }

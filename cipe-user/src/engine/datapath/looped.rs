@@ -3,9 +3,8 @@
 use cipe_common::Verdict;
 
 use super::Datapath;
-use super::packets::Outgoing;
+use super::packets::{Outgoing, identity};
 use crate::engine::carrier::socks;
-use crate::wire::packet::IV;
 
 impl Datapath {
     /// Drops looped packets of `outgoing`, from index `first` on. Records for the others which tunnels' datagrams they hold.
@@ -30,15 +29,14 @@ impl Datapath {
     /// Returns whether a packet is in a loop. If not, sets `inside` of `out` when it holds a tunnel's datagram.
     fn is_looped(&self, out: &mut Outgoing) -> bool {
         let Some(headers) = out.headers else { return false };
-        let at = out.datagram.start + if out.slot.is_some() { IV } else { 0 };
+        let at = out.datagram.start + out.form.headroom();
         let payload = self.umem.chunk(&out.frame).get(at..at + out.octets).unwrap_or_default();
         let found = headers.packet(payload).and_then(|(packet, headers)| self.targets.find(packet, headers));
         let Some((carried, datagram)) = found else { return false };
         let is_relayed = self.tunnels.get(&carried).is_some_and(|tunnel| tunnel.socks);
-        let Some(iv) = datagram.get(if is_relayed { socks::HEADER } else { 0 }..).and_then(<[u8]>::first_chunk) else {
-            return false;
-        };
-        let mut inside = self.crew.rounds().inside(iv);
+        let datagram = datagram.get(if is_relayed { socks::HEADER } else { 0 }..).unwrap_or_default();
+        let Some(identity) = identity(datagram) else { return false };
+        let mut inside = self.crew.rounds().inside(&identity);
         if carried == out.tunnel || inside.contains(&out.tunnel) || inside.try_push(carried).is_err() {
             return true;
         }

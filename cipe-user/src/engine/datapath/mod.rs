@@ -36,6 +36,7 @@ mod packets;
 pub mod pair;
 mod recent;
 mod rounds;
+mod sealed;
 mod suspicion;
 mod table;
 
@@ -51,7 +52,7 @@ use super::random::Random;
 use super::report::{Reports, WorkerReport};
 use super::tunnel::{Opened, Tunnel};
 use crate::cipher::Lanes;
-use crate::control::protocol::{Event, Wanted};
+use crate::control::protocol::{Event, SealedEvent, SealedWanted, Wanted};
 use crate::engine::BATCH;
 use crate::inner::coalesce::Coalescer;
 use crate::inner::headers::Headers;
@@ -61,7 +62,7 @@ use crate::xsk::{Pool, Umem};
 pub(super) use control::ControlMessage;
 pub(super) use crew::Crew;
 pub(super) use outlet::{Device, Devices, Injected};
-pub(super) use packets::Outgoing;
+pub(super) use packets::{Form, IDENTITY, Outgoing, identity};
 pub(super) use table::TunnelTable;
 
 use cipe_common::Verdict;
@@ -69,6 +70,7 @@ use held::HeldFrames;
 use moves::Moves;
 use packets::{Delivery, Incoming};
 use rounds::Targets;
+use sealed::Cookie;
 use suspicion::Suspicion;
 use table::Addresses;
 
@@ -110,6 +112,10 @@ pub struct Datapath {
     authentic: Authentic,
     deliveries: Vec<Delivery>,
     moves: Moves,
+    /// Answers with cookies that are to be sent.
+    cookies: Vec<Cookie>,
+    /// Sealed packets of a batch that were tried.
+    tried: usize,
     held: HeldFrames,
 }
 
@@ -130,6 +136,8 @@ impl Datapath {
             number,
             crew,
             moves: Moves::new(number, reports.clone()),
+            cookies: Vec::new(),
+            tried: 0,
             held: HeldFrames::default(),
             reports,
             lanes: Lanes::new(),
@@ -210,6 +218,16 @@ impl TooBig {
 fn want(reports: &Reports, tunnel: &Tunnel, reason: Wanted) {
     if reports.try_send((tunnel.number, WorkerReport::Event(Event::KeyWanted { reason }))).is_err() {
         tunnel.common.ask_again();
+    }
+}
+
+/// Asks the daemon for a handshake, at a limited rate; if its queue is full, the next packet asks again. A tunnel that knows no address
+/// of its peer waits for the peer to begin one.
+fn want_handshake(reports: &Reports, tunnel: &Tunnel, reason: SealedWanted, now: Instant) {
+    let Some(sealed) = tunnel.sealed.as_ref().filter(|_| tunnel.peer.is_some()) else { return };
+    let event = Event::Sealed(SealedEvent::Wanted { reason });
+    if sealed.shared.may_ask(reason, now) && reports.try_send((tunnel.number, WorkerReport::Event(event))).is_err() {
+        sealed.shared.ask_again(reason);
     }
 }
 

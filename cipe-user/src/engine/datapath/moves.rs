@@ -8,7 +8,7 @@ use cipe_common::maps::Slot;
 
 use super::rounds::Targets;
 use crate::engine::report::{Reports, WorkerReport};
-use crate::engine::tunnel::{Opened, Tunnel, challenge};
+use crate::engine::tunnel::{Tunnel, challenge};
 use crate::wire::clear::Clear;
 use crate::wire::message::Message;
 
@@ -20,6 +20,27 @@ pub(super) struct Question {
     pub to: SocketAddr,
     /// What the answer has to copy.
     pub mark: challenge::Mark,
+}
+
+/// How long the key of a datagram lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyLife {
+    /// There is no key (`nokey`).
+    None,
+    /// For ever: the static key. Recorded packets open after a restart.
+    Static,
+    /// For a session.
+    Session,
+}
+
+impl From<Option<Slot>> for KeyLife {
+    fn from(slot: Option<Slot>) -> Self {
+        match slot {
+            None => Self::None,
+            Some(Slot::Static) => Self::Static,
+            Some(_) => Self::Session,
+        }
+    }
 }
 
 /// Follows the peers of a worker's tunnels.
@@ -39,23 +60,22 @@ impl Moves {
     }
 
     /// Handles the source of an authentic datagram that is not the peer's known address, or whose report is to be repeated.
-    /// Without encryption (`slot`: `None`), the first source of all is the peer: nothing is authentic there.
+    /// Without encryption, the first source of all is the peer: nothing is authentic there.
     pub(super) fn came_from(
         &mut self,
         tunnel: &mut Tunnel,
         from: SocketAddr,
-        slot: Option<Slot>,
+        under: KeyLife,
         targets: &mut Targets,
         now: Instant,
     ) {
         match tunnel.peer {
             Some(peer) if peer == from => return self.report(tunnel),
-            None if slot.is_none() => return self.move_to(tunnel, from, targets),
+            None if under == KeyLife::None => return self.move_to(tunnel, from, targets),
             None => tunnel.common.note_asker(from),
             Some(_) => {}
         }
-        let is_dynamic = matches!(slot, Some(Slot::Receive | Slot::Previous));
-        let mark = tunnel.common.challenge.ask(from, is_dynamic, now);
+        let mark = tunnel.common.challenge.ask(from, under == KeyLife::Session, now);
         self.questions.extend(mark.map(|mark| Question { tunnel: tunnel.number, to: from, mark }));
     }
 
@@ -79,11 +99,10 @@ impl Moves {
     }
 }
 
-/// Whether a message in `datagram` proves that the peer is where it came from.
-pub(super) fn is_proof(tunnel: &Tunnel, opened: &Opened, datagram: &[u8], from: SocketAddr, now: Instant) -> bool {
-    let Opened::Control(range) = opened else { return false };
-    match datagram.get(range.clone()).map(Message::parse) {
-        Some(Ok(Message::Pong(mark))) => tunnel.common.challenge.is_proof(mark, from, now),
+/// Whether a message proves that the peer is where it came from.
+pub(super) fn is_proof(tunnel: &Tunnel, message: &[u8], from: SocketAddr, now: Instant) -> bool {
+    match Message::parse(message) {
+        Ok(Message::Pong(mark)) => tunnel.common.challenge.is_proof(mark, from, now),
         _ => false,
     }
 }

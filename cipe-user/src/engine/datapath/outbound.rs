@@ -4,10 +4,11 @@ use arrayvec::ArrayVec;
 use cipe_common::maps::Slot;
 use cipe_common::{Stamp, Verdict};
 
-use super::admission::{Admission, Dropped, Pieces, data_slot};
+use super::admission::{Admission, Dropped, Pieces, data_form};
 use super::crew::{Chunk, Packets};
-use super::packets::{Outgoing, jobs};
-use super::{Datapath, want};
+use super::packets::{Form, Outgoing, identity, jobs};
+use super::{Datapath, want, want_handshake};
+use crate::control::protocol::SealedWanted;
 use crate::engine::BATCH;
 use crate::engine::report::Reports;
 use crate::engine::tunnel::Tunnel;
@@ -49,7 +50,7 @@ impl Datapath {
             return received.drain(..).for_each(|piece| self.pool.put(piece.frame));
         };
         tunnel.prefetch(Slot::Send);
-        tunnel.keys.refresh(self.now);
+        tunnel.refresh(self.now);
         let first = outgoing.len();
         let mut pieces = Pieces::new();
         for piece in received.drain(..) {
@@ -83,7 +84,7 @@ impl Datapath {
         let Some(tunnel) = number.and_then(|number| self.tunnels.get_mut(&number)) else {
             return pieces.drain(..).for_each(|piece| self.pool.put(piece.frame));
         };
-        tunnel.keys.refresh(self.now);
+        tunnel.refresh(self.now);
         if self.held.take(tunnel, pieces, self.pool.total(), self.now) {
             return want_key(&self.reports, tunnel, self.now);
         }
@@ -102,13 +103,13 @@ impl Datapath {
         }
     }
 
-    /// Pads and encrypts the payloads in `outgoing`, from index `first` on.
+    /// Makes datagrams of the payloads in `outgoing`, from index `first` on.
     pub(super) fn seal_from(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
         self.drop_looped(first, outgoing);
         let mut unsaved = None;
         for out in &mut outgoing[first..] {
             self.frame(out);
-            if out.slot == Some(Slot::Static)
+            if out.form == Form::Keyed(Slot::Static)
                 && let Some(before) = unsaved.replace(out.tunnel).filter(|before| *before != out.tunnel)
             {
                 self.save(before);
@@ -117,7 +118,10 @@ impl Datapath {
         if let Some(last) = unsaved {
             self.save(last);
         }
-        self.encrypt(first, outgoing);
+        if outgoing[first..].iter().any(|out| out.form.slot().is_some()) {
+            self.encrypt(first, outgoing);
+        }
+        self.seal_packets(&mut outgoing[first..]);
     }
 
     /// Keeps the IVs that a tunnel is about to send under its static key.
@@ -130,36 +134,36 @@ impl Datapath {
     /// Chooses the IV of a payload, pads it, and counts it for its key.
     fn frame(&mut self, out: &mut Outgoing) {
         let Some(tunnel) = self.tunnels.get(&out.tunnel) else { return };
-        let Some(slot) = out.slot else {
-            // Without encryption, the first octets of the payload take the place of the IV.
-            let begin = self.umem.chunk(&out.frame).get(out.datagram.clone()).and_then(<[u8]>::first_chunk);
-            if let Some(begin) = begin {
-                self.crew.remember_sent(self.number, *begin);
-                if let Some(inside) = out.inside.take() {
-                    self.crew.rounds().remember(*begin, *inside);
-                }
-            }
-            return;
+        let slot = match out.form {
+            Form::Keyed(slot) => slot,
+            Form::Whole => return self.remember(out),
+            Form::Sealed => return,
         };
         let kind = if slot == Slot::Static { KeyKind::Static } else { KeyKind::Dynamic };
         let iv = packet::draw_iv(kind, || self.random.octets());
-        self.crew.remember_sent(self.number, iv);
-        if let Some(inside) = out.inside.take() {
-            self.crew.rounds().remember(iv, *inside);
-        }
         if slot == Slot::Static {
             tunnel.common.note_iv(&iv);
         }
-        if let Some(reason) = tunnel.sealed(slot, out.octets, out.kind, self.now) {
+        if let Some(reason) = tunnel.account(slot, out.octets, out.kind, self.now) {
             want(&self.reports, tunnel, reason);
         }
         let datagram = &mut self.umem.chunk_mut(&mut out.frame)[out.datagram.clone()];
         packet::frame(datagram, out.octets, out.kind, iv, self.random.octets());
+        self.remember(out);
+    }
+
+    /// Remembers what identifies a datagram, and the tunnels inside it.
+    pub(super) fn remember(&self, out: &mut Outgoing) {
+        let Some(identity) = self.umem.chunk(&out.frame).get(out.datagram.clone()).and_then(identity) else { return };
+        self.crew.remember_sent(self.number, identity);
+        if let Some(inside) = out.inside.take() {
+            self.crew.rounds().remember(identity, *inside);
+        }
     }
 
     /// Encrypts padded payloads in place.
     fn encrypt(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
-        let key_of = |out: &Outgoing| self.tunnels.get(&out.tunnel)?.keys.get(out.slot?);
+        let key_of = |out: &Outgoing| self.tunnels.get(&out.tunnel)?.keys.get(out.form.slot()?);
         if outgoing.len() - first > BATCH && self.crew.has_help(self.number) {
             let chunks = Chunk::cut(outgoing.drain(first..), Packets::Outgoing, key_of);
             for chunk in self.crew.work(self.number, chunks, &self.umem, &mut self.lanes) {
@@ -187,8 +191,12 @@ fn drop_admitted(reports: &Reports, tunnel: &Tunnel, dropped: Dropped, now: std:
 
 /// Asks for a key for data that cannot leave without one, if there is none.
 fn want_key(reports: &Reports, tunnel: &Tunnel, now: std::time::Instant) {
-    let wanted = (data_slot(tunnel) == Err(Verdict::NoSendKey)).then(|| tunnel.want_send_key(now)).flatten();
-    if let Some(reason) = wanted {
+    if data_form(tunnel) != Err(Verdict::NoSendKey) {
+        return;
+    }
+    if !tunnel.sends_unsealed() {
+        want_handshake(reports, tunnel, SealedWanted::Send, now);
+    } else if let Some(reason) = tunnel.want_send_key(now) {
         want(reports, tunnel, reason);
     }
 }

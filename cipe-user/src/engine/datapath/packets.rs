@@ -15,8 +15,59 @@ use crate::engine::carrier::outer::Marks;
 use crate::engine::tunnel::Head;
 use crate::engine::tunnel::keys::LiveKey;
 use crate::inner::payload::PayloadHeaders;
+use crate::sealed;
 use crate::wire::packet::{self, Type};
 use crate::xsk::{Frame, Umem};
+
+/// How a payload leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As it is: without encryption (`nokey`), or already encrypted.
+    Whole,
+    /// As a packet of protocol 3 or 4, under the key in this slot.
+    Keyed(Slot),
+    /// As a sealed packet (docs/SEALED.md).
+    Sealed,
+}
+
+impl Form {
+    /// Octets in front of the payload.
+    pub fn headroom(self) -> usize {
+        match self {
+            Self::Whole => 0,
+            Self::Keyed(_) => packet::IV,
+            Self::Sealed => sealed::packet::HEADROOM,
+        }
+    }
+
+    /// Returns the place of the datagram with a payload of `octets` octets at `at`.
+    pub fn datagram(self, at: usize, octets: usize) -> Range<usize> {
+        let length = match self {
+            Self::Whole => octets,
+            Self::Keyed(_) => packet::sealed_len(octets),
+            Self::Sealed => octets + sealed::packet::OVERHEAD,
+        };
+        let start = at - self.headroom();
+        start..start + length
+    }
+
+    /// Returns the slot of its key.
+    pub fn slot(self) -> Option<Slot> {
+        match self {
+            Self::Keyed(slot) => Some(slot),
+            Self::Whole | Self::Sealed => None,
+        }
+    }
+}
+
+/// Octets of a datagram that identify it, as nobody can guess them.
+pub(crate) const IDENTITY: usize = 8;
+
+/// Returns the octets that identify a datagram: the IV; of a sealed one, octets 8 to 15. `None` if it is too short.
+pub(crate) fn identity(datagram: &[u8]) -> Option<[u8; IDENTITY]> {
+    let at = if sealed::packet::is_sealed(datagram) { sealed::packet::HEADER } else { 0 };
+    datagram.get(at..)?.first_chunk().copied()
+}
 
 /// An outbound payload.
 pub struct Outgoing {
@@ -30,11 +81,11 @@ pub struct Outgoing {
     pub octets: usize,
     /// Data or control.
     pub kind: Type,
-    /// Key to seal with; `None`: no encryption (`nokey`).
-    pub slot: Option<Slot>,
+    /// How it leaves.
+    pub form: Form,
     /// Fields of the outer header.
     pub marks: Marks,
-    /// The payload is encrypted, or needs no encryption (`nokey`). Only then may it be sent.
+    /// The payload is encrypted, or needs no encryption. Only then may it be sent.
     pub ready: bool,
     /// Headers of the payload; `None` for messages, and for fragments other than the first.
     pub headers: Option<PayloadHeaders>,
@@ -45,22 +96,10 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Returns a payload of `octets` octets at `at` in the chunk, which has room for the IV before it and the padding behind it.
-    pub fn new(
-        tunnel: u16,
-        frame: Frame,
-        at: usize,
-        octets: usize,
-        kind: Type,
-        slot: Option<Slot>,
-        marks: Marks,
-    ) -> Self {
-        let datagram = match slot {
-            Some(_) => at - packet::IV..at - packet::IV + packet::sealed_len(octets),
-            None => at..at + octets,
-        };
-        let ready = slot.is_none();
-        Self { tunnel, frame, datagram, octets, kind, slot, marks, ready, headers: None, inside: None, to: None }
+    /// Returns a payload of `octets` octets at `at` in the chunk, which has room for the rest of the datagram around it.
+    pub fn new(tunnel: u16, frame: Frame, at: usize, octets: usize, kind: Type, form: Form, marks: Marks) -> Self {
+        let (datagram, ready) = (form.datagram(at, octets), form == Form::Whole);
+        Self { tunnel, frame, datagram, octets, kind, form, marks, ready, headers: None, inside: None, to: None }
     }
 
     /// Returns the IV and the octets to encrypt, and marks the payload as ready.

@@ -1,5 +1,7 @@
 //! Two datapaths and the queue between them. Tests, fuzzers and benchmarks use them in place of a kernel, devices and a network.
 
+mod sealed;
+
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +28,9 @@ use crate::inner::segment::Superframe;
 use crate::kernel::keys::{KEY, KeyWriter};
 use crate::wire::packet::Type;
 use crate::xsk::{PACKET_HEADROOM, Packet, Pool, Umem, UmemConfig};
+
+#[cfg(test)]
+pub(crate) use sealed::{REQUIRED, STATIC_KEY};
 
 /// The only tunnel of an end.
 const TUNNEL: u16 = 0;
@@ -397,6 +402,9 @@ pub fn udp(payload: usize) -> Vec<u8> {
     packet
 }
 
+/// The first octet of an input's operations on sealed packets.
+const SEALED_OPERATIONS: u8 = 240;
+
 /// Runs the operations in `input`: packets, noise, damage, changes of keys and of the tunnel, in any order.
 ///
 /// # Panics
@@ -406,10 +414,15 @@ pub fn run(input: &[u8]) {
     let mut pair = Pair::new(Algorithm::Blowfish, Protocol::Ip).expect("memory and random octets");
     let mut line: Vec<Datagram> = Vec::new();
     let mut key = [1; KEY];
+    let mut serial = 0;
     pair.change_key(&key, None);
     while let Some(op) = input.octet() {
         let Pair { a, b } = &mut pair;
         let accounted = (a.accounted(), b.accounted());
+        if op >= SEALED_OPERATIONS {
+            sealed::operate(&mut pair, op - SEALED_OPERATIONS, &mut serial);
+            continue;
+        }
         match op % 12 {
             0 => {
                 let (gso_size, len) = (input.number(), input.number());

@@ -1,41 +1,40 @@
-//! The IVs of the datagrams that a worker sent last. They prove that an ICMP error is about one of our datagrams: an attacker may
-//! know the addresses and ports of a tunnel, but only a host on the path sees the IVs. Under `nokey`, the first eight octets of the
-//! payload take the place of the IV.
+//! The [identities](super::packets::identity) of the datagrams that a worker sent last. They prove that an ICMP error is about one
+//! of our datagrams: an attacker may know the addresses and ports of a tunnel, but only a host on the path sees the datagrams.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::wire::packet::IV;
+use super::packets::IDENTITY;
 
-/// The number of IVs that a worker remembers, a power of two; 8 octets each. At 100,000 datagrams a second they cover
+/// The number of datagrams that a worker remembers, a power of two; 8 octets each. At 100,000 datagrams a second they cover
 /// 160 ms, and an error arrives within a round trip.
 const REMEMBERED: usize = 1 << 14;
 
-/// A ring of IVs. Its worker writes, every worker reads.
+/// A ring of identities. Its worker writes, every worker reads.
 #[derive(Debug)]
-pub(super) struct RecentIvs {
+pub(super) struct RecentDatagrams {
     ring: Box<[AtomicU64]>,
     next: AtomicUsize,
 }
 
-impl Default for RecentIvs {
+impl Default for RecentDatagrams {
     fn default() -> Self {
         Self { ring: (0..REMEMBERED).map(|_| AtomicU64::new(0)).collect(), next: AtomicUsize::new(0) }
     }
 }
 
-impl RecentIvs {
-    /// Stores the IV of a datagram in place of the oldest one. Only the ring's own worker calls this.
-    pub(super) fn remember(&self, iv: [u8; IV]) {
+impl RecentDatagrams {
+    /// Stores the identity of a datagram in place of the oldest one. Only the ring's own worker calls this.
+    pub(super) fn remember(&self, identity: [u8; IDENTITY]) {
         let next = self.next.load(Ordering::Relaxed);
-        self.ring[next % REMEMBERED].store(u64::from_ne_bytes(iv), Ordering::Relaxed);
+        self.ring[next % REMEMBERED].store(u64::from_ne_bytes(identity), Ordering::Relaxed);
         self.next.store(next.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Returns whether this IV is among the stored ones.
-    pub(super) fn contains(&self, iv: [u8; IV]) -> bool {
-        let iv = u64::from_ne_bytes(iv);
-        // Zero marks a free place. An IV of ours is zero with a probability of 2^-64.
-        iv != 0 && self.ring.iter().any(|sent| sent.load(Ordering::Relaxed) == iv)
+    /// Returns whether this identity is among the stored ones.
+    pub(super) fn contains(&self, identity: [u8; IDENTITY]) -> bool {
+        let identity = u64::from_ne_bytes(identity);
+        // Zero marks a free place. An identity of ours is zero with a probability of 2^-64.
+        identity != 0 && self.ring.iter().any(|sent| sent.load(Ordering::Relaxed) == identity)
     }
 }
 
@@ -45,8 +44,8 @@ mod tests {
 
     #[test]
     fn the_last_datagrams_are_remembered_and_no_others() {
-        let recent = RecentIvs::default();
-        assert!(!recent.contains([0; IV]), "free places are no datagrams");
+        let recent = RecentDatagrams::default();
+        assert!(!recent.contains([0; IDENTITY]), "free places are no datagrams");
         for number in 1..=REMEMBERED as u64 + 3 {
             recent.remember(number.to_be_bytes());
         }

@@ -1,7 +1,7 @@
 //! Detects loops through several tunnels of this engine. A tunnel may carry datagrams of another tunnel. But if a tunnel's datagram
 //! comes back to that tunnel inside of others, the routes, firewall rules or bridges form a loop.
 //!
-//! The first eight octets, the IV, identify a datagram. For each datagram that holds one of another tunnel, this module records the
+//! Eight octets identify a datagram ([`identity`](super::packets::identity)). For each datagram that holds one of another tunnel, this module records the
 //! tunnels inside. For any other datagram the cost is to read its header and one bit.
 //!
 //! There are two limits:
@@ -14,8 +14,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
+use super::packets::IDENTITY;
 use crate::inner::headers::{Headers, Part, UDP};
-use crate::wire::packet::IV;
 use arrayvec::ArrayVec;
 
 /// The most tunnels inside each other. More count as a loop.
@@ -34,20 +34,20 @@ pub struct Rounds(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    inside: HashMap<[u8; IV], Inside>,
-    order: VecDeque<[u8; IV]>,
+    inside: HashMap<[u8; IDENTITY], Inside>,
+    order: VecDeque<[u8; IDENTITY]>,
 }
 
 impl Rounds {
-    /// Returns the tunnels whose datagrams are inside the one with this IV; none if it is not remembered.
-    pub fn inside(&self, iv: &[u8; IV]) -> Inside {
-        self.known().inside.get(iv).cloned().unwrap_or_default()
+    /// Returns the tunnels whose datagrams are inside the one with this identity; none if it is not remembered.
+    pub fn inside(&self, identity: &[u8; IDENTITY]) -> Inside {
+        self.known().inside.get(identity).cloned().unwrap_or_default()
     }
 
     /// Records the tunnels inside a datagram, in place of the oldest record.
-    pub fn remember(&self, iv: [u8; IV], inside: Inside) {
+    pub fn remember(&self, identity: [u8; IDENTITY], inside: Inside) {
         let mut known = self.known();
-        if let Some(present) = known.inside.get_mut(&iv) {
+        if let Some(present) = known.inside.get_mut(&identity) {
             *present = inside;
             return;
         }
@@ -56,8 +56,8 @@ impl Rounds {
         {
             known.inside.remove(&oldest);
         }
-        known.order.push_back(iv);
-        known.inside.insert(iv, inside);
+        known.order.push_back(identity);
+        known.inside.insert(identity, inside);
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {

@@ -375,6 +375,7 @@ mod delivery {
 mod ethernet;
 mod held;
 mod moves;
+mod sealed;
 
 /// The fate of a datagram on the line.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@
 
 mod layout;
 mod record;
+mod sealed;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +29,11 @@ use crate::kernel::keys::KEY;
 use crate::kernel::shared::SharedArray;
 use layout::{
     BROKEN_WORD, HASH, IV_LOG, LOGGED, MAGIC, MAGIC_WORD, NEXT_WORD, NUMBER, OCTETS, PACKETS, RECEIVE_RECORDS, RECORDS,
-    SALT_WORDS, SEND_RECORDS, SENT_IVS_WORD, SINCE, STATIC_ENTRIES, VERSION, VERSION_WORD, WORDS,
+    SALT_WORDS, SEALED_RECEIVE, SEALED_SEND, SEND_RECORDS, SENT_IVS_WORD, SINCE, STATIC_ENTRIES, VERSION, VERSION_WORD,
+    WORDS,
 };
 pub(super) use record::{Log, Record};
+pub(super) use sealed::{Handed, NextCounter, WindowWords, boottime};
 
 /// The use of a key. A key for both directions counts as two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,10 @@ pub enum Use {
     Send,
     /// A dynamic key for receiving.
     Receive,
+    /// A key for sending sealed packets.
+    SealedSend,
+    /// A key for receiving sealed packets.
+    SealedReceive,
 }
 
 impl Use {
@@ -50,6 +57,8 @@ impl Use {
             Self::Static => 0..1,
             Self::Send => 1..1 + SEND_RECORDS,
             Self::Receive => 1 + SEND_RECORDS..1 + SEND_RECORDS + RECEIVE_RECORDS,
+            Self::SealedSend => SEALED_SEND,
+            Self::SealedReceive => SEALED_RECEIVE,
         }
     }
 }
@@ -135,7 +144,7 @@ impl Ledger {
         self.word(BROKEN_WORD).store(1, Ordering::Relaxed);
     }
 
-    fn hash(&self, used: Use, key: &[u8; KEY]) -> [u64; 2] {
+    fn hash(&self, used: Use, key: &[u8]) -> [u64; 2] {
         let mut hash = Sha256::new_with_prefix([used as u8]);
         SALT_WORDS.for_each(|word| hash.update(self.word(word).load(Ordering::Relaxed).to_ne_bytes()));
         let digest = Zeroizing::new(<[u8; 32]>::from(hash.chain_update(key).finalize()));
@@ -173,6 +182,11 @@ impl Ledger {
         Record::new(self.clone(), index, number, known.is_none())
     }
 
+    /// The number of a new record.
+    fn next_number(&self) -> u64 {
+        self.word(NEXT_WORD).fetch_add(1, Ordering::Relaxed)
+    }
+
     fn begin(&self, used: Use, hash: [u64; 2]) -> (usize, u64) {
         let number_of = |index: usize| self.word(layout::record(index) + NUMBER);
         let worth = |index: &usize| {
@@ -182,7 +196,7 @@ impl Ledger {
         };
         let index = used.records().min_by_key(worth).unwrap_or(used.records().start);
         let _record = locked(&self.records[index]);
-        let number = self.word(NEXT_WORD).fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number();
         // Empty while it is written.
         number_of(index).store(0, Ordering::Release);
         let set = |field: usize, value: u64| self.word(layout::record(index) + field).store(value, Ordering::Relaxed);

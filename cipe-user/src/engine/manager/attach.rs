@@ -22,12 +22,14 @@ use super::tunnels::Tenant;
 use super::workers::Answers;
 use super::{Manager, hubs};
 use crate::cipher::Algorithm;
-use crate::control::protocol::{Attach, Cipher, Descriptor, Event, MAX_MTU, MIN_MTU, Protocol, VERSION};
+use crate::control::protocol::{Attach, Cipher, Descriptor, Event, MAX_MTU, MIN_MTU, Protocol, SealedEvent, VERSION};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::carrier::outer::Hop;
 use crate::engine::ledger::Ledger;
+use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::keys::Keys;
 use crate::engine::tunnel::replay::Journal;
+use crate::engine::tunnel::sealed::{SealedTunnel, SealedView};
 use crate::engine::tunnel::{Common, Egress, IpIds, KeyLimits, Tunnel};
 use crate::engine::worker::{Command, ORIGINAL_PACKETS};
 use crate::kernel::addresses::AddressConfiguration;
@@ -90,7 +92,7 @@ impl Manager {
             }
             Err(error) => match self.kept.remove(&connection) {
                 Some((slot, device)) => self.take_back(Begun::Device(slot, Some(device)), connection, error),
-                None => self.shared.daemons.send(connection, Event::Failed { message: format!("{error:#}") }),
+                None => _ = self.shared.daemons.send(connection, Event::Failed { message: format!("{error:#}") }),
             },
         }
     }
@@ -219,6 +221,14 @@ impl Manager {
             tenant.counters.of_worker(0).use_receive_key(used);
             tenant.is_resumed = true;
         }
+        if let Some(sealed) = &attach.sealed {
+            let key = attach.key.as_ref().context("sealed packets need a static key")?;
+            let (sealed, resumed) = SealedTunnel::attach(key, sealed, tenant.ledger.ledger.clone())?;
+            tenant.sealed = Some(sealed);
+            if resumed.is_err() {
+                tenant.early.push(WorkerReport::Event(Event::Sealed(SealedEvent::KeysLost)));
+            }
+        }
         tenant.notes.extend(self.hubs.note(tenant.hub).map(str::to_owned));
         let hub = self.hubs.get(tenant.hub).context("its hub has gone")?;
         match attach.protocol {
@@ -310,6 +320,7 @@ fn worker_state(number: u16, attach: &Attach, tenant: &Tenant, hub: &Hub, udp: &
     Tunnel {
         number,
         keys,
+        sealed: tenant.sealed.clone().map(SealedView::new),
         nokey: attach.key.is_none(),
         is_orphaned: false,
         counters: tenant.counters.of_worker(0).clone(),

@@ -26,6 +26,7 @@ mod orphans;
 mod platform;
 mod poll;
 mod replacement;
+mod sealed;
 mod shared;
 mod shields;
 mod sizes;
@@ -317,6 +318,7 @@ impl Manager {
         keys.forget_previous(used, now);
         drops.poll(now, shared);
         shields.poll(now, shared, keys);
+        sealed::poll(shared);
         lans.poll(now, shared).await;
         doors.poll(now, shared, lans).await;
         let ended = devices.poll(now, shared, hubs).await;
@@ -352,7 +354,7 @@ impl Manager {
             return;
         }
         match report {
-            WorkerReport::Event(event) => shared.daemons.tell(number, event),
+            WorkerReport::Event(event) => sealed::tell(number, event, shared),
             WorkerReport::NewPeer { peer, worker } => {
                 shared.platform.workers.tell_others(worker, || Command::SetPeer(number, peer));
                 routes.new_peer(number, peer, shared);
@@ -460,7 +462,7 @@ impl Manager {
         let number = self.shared.daemons.tunnel_of(connection);
         let Self { shared, keys, routes, hubs, standby, .. } = self;
         let workers = &shared.platform.workers;
-        let failed = |message: String| shared.daemons.send(connection, Event::Failed { message });
+        let failed = |message: String| _ = shared.daemons.send(connection, Event::Failed { message });
         match (request, number) {
             (Request::StandBy, _) if shared.daemons.has_successor() => {
                 failed("another engine stands by already".into());
@@ -521,9 +523,10 @@ impl Manager {
                 let message = ControlMessage { octets: payload, under, announces };
                 workers.tell_home(number, Command::SendControl(number, message));
             }
-            (Request::Sealed(_), Some(_)) => {
-                let message = "this engine has no sealed packets yet".to_owned();
-                shared.daemons.send(connection, Event::Failed { message });
+            (Request::Sealed(request), Some(number)) => {
+                if let Err(error) = sealed::requested(number, request, shared) {
+                    shared.daemons.send(connection, Event::Failed { message: format!("{error:#}") });
+                }
             }
         }
     }

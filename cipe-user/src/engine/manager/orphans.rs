@@ -31,6 +31,9 @@ impl Manager {
         self.idle(number);
         let Some(tenant) = self.shared.tunnels.get_mut(number) else { return };
         (tenant.orphaned, tenant.busy_poll) = (Some(Instant::now()), Duration::ZERO);
+        if let Some(sealed) = &tenant.sealed {
+            sealed.clear();
+        }
         let (listens, is_relayed) = (tenant.listens, tenant.socks.is_some());
         tracing::warn!(
             "{name}: its daemon has gone without a word; all packets are dropped until it is back, or `cipe down {name}`",
@@ -99,7 +102,7 @@ impl Manager {
             devices.push(tenant.device.name.clone());
             match tenant.orphaned {
                 Some(_) => orphans.push(number),
-                None => self.shared.daemons.tell(number, Event::Stop),
+                None => _ = self.shared.daemons.tell(number, Event::Stop),
             }
         }
         self.detach_all(&orphans);

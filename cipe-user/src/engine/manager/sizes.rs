@@ -9,7 +9,7 @@ use super::platform::{Platform, log_failure};
 use super::tunnels::Tenant;
 use crate::control::protocol::{Attach, Protocol};
 use crate::engine::carrier::socks;
-use crate::engine::tunnel::mtu::TunnelMtu;
+use crate::engine::tunnel::mtu::{KEYED_OVERHEAD, SEALED_OVERHEAD, TunnelMtu};
 use crate::engine::worker::Command;
 use crate::inner::headers::IpVersion;
 use crate::kernel::bpf::carrier_address;
@@ -42,6 +42,8 @@ pub(super) struct Sizes {
     /// The MSS of TCP connections is clamped (`mssclamp`).
     clamps: bool,
     nokey: bool,
+    /// Packets leave sealed, or are to.
+    sealed: bool,
     protocol: Protocol,
     /// The MTU in force.
     mtu: TunnelMtu,
@@ -62,6 +64,7 @@ impl Sizes {
             forced: attach.force_mtu,
             clamps: attach.mss_clamp,
             nokey: attach.key.is_none(),
+            sealed: attach.sealed.as_ref().is_some_and(|sealed| !sealed.unsealed.sends),
             protocol: attach.protocol,
             mtu: TunnelMtu::of_device(device),
             told: false,
@@ -126,6 +129,19 @@ impl Tenant {
         Some(MtuNotices { notices, news, is_too_small })
     }
 
+    /// Takes note of whether packets leave sealed, which leaves less room in a datagram, and tells the workers. Returns what the daemon
+    /// is to be told.
+    pub(super) fn set_sealed(&mut self, number: u16, sealed: bool, platform: &Platform) -> MtuNotices {
+        if std::mem::replace(&mut self.sizes.sealed, sealed) == sealed {
+            return MtuNotices::default();
+        }
+        let path = self.looked_up.map(|hop| hop.mtu as usize).zip(self.target());
+        let notices = path.map(|(path, target)| self.set_path_mtu(number, path, target.ip(), platform));
+        let (device, mtu) = (self.sizes.device, self.sizes.mtu);
+        platform.workers.tell_all(|_| Command::SetDeviceMtu(number, device, mtu));
+        notices.unwrap_or_default()
+    }
+
     /// Gives the tunnel the MTU of its carrier path to `peer`, in octets; the caller tells the workers.
     pub(super) fn set_path_mtu(&mut self, number: u16, path: usize, peer: IpAddr, platform: &Platform) -> MtuNotices {
         let mut notices = MtuNotices::default();
@@ -135,7 +151,8 @@ impl Tenant {
             return notices;
         }
         let header = if self.socks.is_some() { socks::HEADER } else { 0 } + sizes.protocol.header();
-        let mtu = TunnelMtu::of_path(sizes.device.min(largest), path.saturating_sub(header), peer);
+        let overhead = if sizes.sealed { SEALED_OVERHEAD } else { KEYED_OVERHEAD };
+        let mtu = TunnelMtu::of_path(sizes.device.min(largest), path.saturating_sub(header), peer, overhead);
         if std::mem::replace(&mut sizes.mtu, mtu) == mtu {
             return notices;
         }

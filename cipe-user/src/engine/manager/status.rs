@@ -60,7 +60,7 @@ impl StatusSources<'_> {
             peer: tenant.peer,
             keys: slots.iter().filter(|(slot, _)| live(*slot)).map(|(_, name)| (*name).to_owned()).collect(),
             key_seconds: slots.iter().filter_map(|(slot, name)| Some(((*name).to_owned(), age(*slot)?))).collect(),
-            sealed: None,
+            sealed: tenant.sealed.as_ref().map(|sealed| sealed.status()),
             verdicts,
             octets: tenant.counters.octets(),
             doors,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cipe_common::maps::{MAX_TUNNELS, Tunnel as TunnelEntry};
@@ -15,6 +16,7 @@ use crate::control::protocol::{Attach, CarrierChoice, Cipher, Protocol};
 use crate::engine::carrier::UdpCarrier;
 use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::counters::Tally;
+use crate::engine::tunnel::sealed::SealedTunnel;
 use crate::kernel::bpf::XdpMode;
 use crate::kernel::device::Device;
 use crate::kernel::nexthop::NextHop;
@@ -56,6 +58,8 @@ pub(super) struct Tenant {
     pub counters: Tally,
     /// The use of its keys.
     pub ledger: TunnelLedger,
+    /// Its sealed packets; `None`: it has none.
+    pub sealed: Option<Arc<SealedTunnel>>,
     /// It goes on under the keys that it had before this engine.
     pub is_resumed: bool,
     pub sizes: Sizes,
@@ -141,6 +145,7 @@ impl Tenant {
             socks: attach.socks.map(|server| Socks { server, relay: None }),
             counters: Tally::new(workers),
             ledger,
+            sealed: None,
             is_resumed: false,
             sizes: Sizes::new(attach),
             is_pinned: attach.pin_peer && attach.socks.is_none(),
@@ -212,7 +217,12 @@ impl Tenant {
         let target = self.target().filter(may_go_round);
         let entry = self.sizes.entry(self.hub, self.device.mac, target);
         let pinned = if self.is_pinned && target.is_some() { TunnelEntry::PINNED } else { 0 };
-        TunnelEntry { flags: entry.flags | pinned, shield: self.shield, ..entry }
+        let sealed = match self.sealed.as_ref().map(|sealed| sealed.keys().unsealed.accepts) {
+            None => 0,
+            Some(true) => TunnelEntry::SEALED,
+            Some(false) => TunnelEntry::SEALED | TunnelEntry::SEALED_ONLY,
+        };
+        TunnelEntry { flags: entry.flags | pinned | sealed, shield: self.shield, ..entry }
     }
 
     /// Index of the device that its link-local carrier addresses belong to.

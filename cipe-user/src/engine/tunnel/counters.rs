@@ -1,4 +1,4 @@
-//! The counters of one tunnel in one worker: written by this worker only, read by all threads.
+//! The counters of one tunnel in one thread: written by this thread only, read by all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,43 +91,55 @@ impl Counters {
     }
 }
 
-/// The counters of one tunnel in all workers; they are added when they are read.
-pub struct Tally(Vec<Arc<Counters>>);
+/// The counters of one tunnel in all workers and in the control thread; they are added when they are read.
+pub struct Tally {
+    workers: Vec<Arc<Counters>>,
+    control: Counters,
+}
 
 impl Tally {
     /// Creates the counters for `workers` workers.
     pub fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| Arc::default()).collect())
+        Self { workers: (0..workers).map(|_| Arc::default()).collect(), control: Counters::default() }
     }
 
     /// Returns the number of workers.
     pub fn workers(&self) -> usize {
-        self.0.len()
+        self.workers.len()
     }
 
     /// Returns the counters of worker `number`.
     pub fn of_worker(&self, number: usize) -> &Arc<Counters> {
-        &self.0[number]
+        &self.workers[number]
+    }
+
+    /// Returns the counters of the control thread.
+    pub fn of_control(&self) -> &Counters {
+        &self.control
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Counters> {
+        self.workers.iter().map(AsRef::as_ref).chain([&self.control])
     }
 
     /// Returns the number of packets under one verdict.
     pub fn of(&self, verdict: Verdict) -> u64 {
-        self.0.iter().map(|counters| counters.of(verdict)).sum()
+        self.all().map(|counters| counters.of(verdict)).sum()
     }
 
     /// Returns the payload octets sent and delivered.
     pub fn octets(&self) -> (u64, u64) {
         let add = |(sent, delivered), (more_sent, more_delivered)| (sent + more_sent, delivered + more_delivered);
-        self.0.iter().map(|counters| counters.octets()).fold((0, 0), add)
+        self.all().map(Counters::octets).fold((0, 0), add)
     }
 
     /// Returns the generation of the newest receive key that the peer was seen to use; 0: none yet.
     pub fn receive_key_used(&self) -> u64 {
-        self.0.iter().map(|counters| counters.receive_key_used()).max().unwrap_or(0)
+        self.all().map(Counters::receive_key_used).max().unwrap_or(0)
     }
 
     /// Returns the length of the last datagram of an invalid length that any worker has seen.
     pub fn bogus_length(&self) -> u64 {
-        self.0.iter().map(|counters| counters.bogus_length()).max().unwrap_or(0)
+        self.all().map(Counters::bogus_length).max().unwrap_or(0)
     }
 }

@@ -118,6 +118,18 @@ impl Tunnel {
         }
     }
 
+    /// Reads the headers of a sealed packet's payload. The handshake has made sure that both ends carry the same kind.
+    ///
+    /// # Errors
+    /// [`Verdict::BadInner`].
+    #[inline]
+    pub fn check_sealed(&self, payload: &[u8]) -> Result<PayloadHeaders, Verdict> {
+        match self.protocol {
+            Protocol::Ip => ip::check(payload).map(PayloadHeaders::of_packet),
+            Protocol::Ethernet => ethernet::read(payload).ok_or(Verdict::BadInner),
+        }
+    }
+
     /// Explains, once, why a decrypted datagram was dropped as [`Verdict::BadInner`]: the peer uses the other protocol.
     /// Returns the text for the operator.
     pub fn explain(&self, datagram: &[u8]) -> Option<&'static str> {

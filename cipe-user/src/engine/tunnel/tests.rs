@@ -335,7 +335,7 @@ fn a_send_key_is_asked_for_at_each_limit() {
         let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC), (Slot::Send, SEND)]);
         bed.pass(wait);
         let wanted =
-            (1..).find_map(|packet| Some((packet, bed.tunnel.sealed(Slot::Send, octets, Type::Data, bed.now)?)));
+            (1..).find_map(|packet| Some((packet, bed.tunnel.account(Slot::Send, octets, Type::Data, bed.now)?)));
         assert_eq!(wanted, Some((packets, reason)));
         sealed.push(bed.tunnel.keys.get(Slot::Send).unwrap().octets_used());
     }
@@ -345,11 +345,11 @@ fn a_send_key_is_asked_for_at_each_limit() {
 #[test]
 fn data_under_the_static_key_asks_for_a_key_and_messages_never_do() {
     let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
-    assert_eq!(bed.tunnel.sealed(Slot::Static, 60, Type::Control, bed.now), None);
-    assert_eq!(bed.tunnel.sealed(Slot::Static, 60, Type::Data, bed.now), Some(Wanted::NoSendKey));
+    assert_eq!(bed.tunnel.account(Slot::Static, 60, Type::Control, bed.now), None);
+    assert_eq!(bed.tunnel.account(Slot::Static, 60, Type::Data, bed.now), Some(Wanted::NoSendKey));
     bed.set(Slot::Send, &SEND);
     for _ in 0..2 * LIMITS.send_packets {
-        assert_eq!(bed.tunnel.sealed(Slot::Send, 60, Type::Control, bed.now), None);
+        assert_eq!(bed.tunnel.account(Slot::Send, 60, Type::Control, bed.now), None);
     }
     let packets = |slot| bed.tunnel.keys.get(slot).unwrap().packets();
     assert_eq!((packets(Slot::Static), packets(Slot::Send)), (2, 2 * LIMITS.send_packets));
@@ -376,9 +376,9 @@ fn a_key_that_came_since_answers_the_request() {
     bed.set(Slot::Send, &SEND);
     bed.set(Slot::Receive, &RECEIVE);
     // At a million packets a second, a key reaches its limit long before the retry time is over.
-    let wanted = (0..).find_map(|_| bed.tunnel.sealed(Slot::Send, 1, Type::Data, bed.now));
+    let wanted = (0..).find_map(|_| bed.tunnel.account(Slot::Send, 1, Type::Data, bed.now));
     assert_eq!(wanted, Some(Wanted::Packets));
-    assert_eq!(bed.tunnel.sealed(Slot::Send, 1, Type::Data, bed.now), None);
+    assert_eq!(bed.tunnel.account(Slot::Send, 1, Type::Data, bed.now), None);
     for _ in 0..LIMITS.receive_packets {
         let datagram = bed.data(KeyKind::Dynamic, &RECEIVE);
         assert!(bed.open(&datagram).is_ok());
@@ -408,7 +408,7 @@ fn packets_that_fail_for_a_while_under_a_live_key_ask_for_another_ever_more_seld
 fn packets_under_the_static_key_since_the_announcement_count_for_a_key() {
     let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
     bed.tunnel.limits = KeyLimits { send_packets: 32, send_octets: u64::MAX, ..LIMITS };
-    let seal = |bed: &Bed, slot| bed.tunnel.sealed(slot, 1, Type::Data, bed.now);
+    let seal = |bed: &Bed, slot| bed.tunnel.account(slot, 1, Type::Data, bed.now);
     for _ in 0..1000 {
         seal(&bed, Slot::Static);
     }
@@ -429,7 +429,7 @@ fn packets_under_the_static_key_since_the_announcement_count_for_a_key() {
 #[test]
 fn a_send_key_that_was_dropped_is_asked_for_again_at_once() {
     let mut bed = Bed::new(Algorithm::Blowfish, &[(Slot::Static, STATIC)]);
-    let seal = |bed: &Bed, slot| bed.tunnel.sealed(slot, 1, Type::Data, bed.now);
+    let seal = |bed: &Bed, slot| bed.tunnel.account(slot, 1, Type::Data, bed.now);
     assert_eq!(seal(&bed, Slot::Static), Some(Wanted::NoSendKey));
     bed.set(Slot::Send, &SEND);
     bed.pass(2);

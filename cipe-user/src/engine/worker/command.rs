@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::control::protocol::MessageOctets;
 use crate::engine::carrier::outer::Hop;
 use crate::engine::carrier::{Traffic, UdpCarrier};
 use crate::engine::datapath::ControlMessage;
@@ -73,6 +74,13 @@ pub(crate) enum Command {
     SendControl(u16, ControlMessage),
     /// Sends a datagram in clear to this address, by the tunnel's UDP socket.
     SendClear(u16, SocketAddr, Vec<u8>),
+    /// Sends a handshake message to this address, or to the peer.
+    SendHandshake(u16, MessageOctets, Option<SocketAddr>),
+    /// Seals and sends a packet that confirms a session.
+    SendConfirmation(u16),
+    /// A tunnel's keys for sealed packets, or the use of other packets, have changed: frames may wait for that, and keys that are not
+    /// in use any more are wiped when no worker has a view of them.
+    SealedChanged(u16),
     /// A tunnel has a new send key: frames may wait for it.
     SendKeySet,
     /// The tunnel has no dynamic send key any more; the next packet requests one.

@@ -1,9 +1,9 @@
 //! ICMP errors about datagrams that a tunnel sent, by any door: they name its carrier port, so its UDP socket receives
 //! them.
 //!
-//! Anybody can send such errors. An error counts only if it quotes a datagram of ours: to the peer, and with one of the
-//! IVs that were sent last. This also holds for "fragmentation needed" and "packet too big"; if the quote is too short
-//! for an IV, the peer is asked (see [`crate::engine::tunnel::path_probe`]).
+//! Anybody can send such errors. An error counts only if it quotes a datagram of ours: to the peer, and with the
+//! [`identity`] of one that was sent last. This also holds for "fragmentation needed" and "packet too big"; if the quote
+//! is too short for that, the peer is asked (see [`crate::engine::tunnel::path_probe`]).
 
 use std::io::IoSliceMut;
 use std::net::SocketAddr;
@@ -16,9 +16,10 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use super::{BATCH, Worker};
 use crate::control::protocol::Event;
 use crate::engine::carrier::socks;
+use crate::engine::datapath::{IDENTITY, identity};
 use crate::engine::tunnel::path_probe::Probing;
 use crate::kernel::zone;
-use crate::wire::packet::IV;
+use crate::sealed::packet::HEADER;
 
 /// How long a proven path MTU applies: as long as in the kernel.
 const PROVEN_MTU_LIFE: Duration = Duration::from_secs(600);
@@ -38,15 +39,15 @@ struct NetworkError {
 /// The part of our datagram that an error quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Quote {
-    /// The quote has the IV.
-    Iv([u8; IV]),
-    /// The quote is too short for the IV.
+    /// The quote has what identifies the datagram.
+    Of([u8; IDENTITY]),
+    /// The quote is too short for that.
     Short,
 }
 
 /// Returns what is quoted of a UDP payload; its first `header` octets are for a relay.
 fn quote(payload: &[u8], header: usize) -> Quote {
-    payload.get(header..).and_then(<[u8]>::first_chunk).map_or(Quote::Short, |iv| Quote::Iv(*iv))
+    payload.get(header..).and_then(identity).map_or(Quote::Short, Quote::Of)
 }
 
 impl Worker {
@@ -62,7 +63,7 @@ impl Worker {
         let mut room = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
         for _ in 0..BATCH {
             let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-            let mut payload = [0; socks::HEADER + IV];
+            let mut payload = [0; socks::HEADER + HEADER + IDENTITY];
             let mut parts = [IoSliceMut::new(&mut payload)];
             let received = recvmsg::<SockaddrStorage>(endpoint.udp.as_raw_fd(), &mut parts, Some(&mut room), flags);
             let Ok(message) = received else { break };
@@ -86,8 +87,8 @@ impl Worker {
                 continue;
             }
             let is_proven = match quote(&payload[..length], header) {
-                Quote::Iv(iv) if self.error_budget.take(self.datapath.now) && self.crew.has_sent(iv) => true,
-                Quote::Iv(_) => continue,
+                Quote::Of(sent) if self.error_budget.take(self.datapath.now) && self.crew.has_sent(sent) => true,
+                Quote::Of(_) => continue,
                 Quote::Short => false,
             };
             match error.errno {
@@ -102,7 +103,9 @@ impl Worker {
         match too_large {
             Some((mtu, true)) => self.next_hops.set_path_mtu(target.ip(), mtu, PROVEN_MTU_LIFE),
             // A peer that is not known to be ours may not accept CT_PINGs of that size.
-            Some((mtu, false)) if !tunnel.is_ours => self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN_MTU_LIFE),
+            Some((mtu, false)) if !tunnel.has_our_peer() => {
+                self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN_MTU_LIFE)
+            }
             Some((mtu, false)) if tunnel.common.path_probe.doubt(mtu, mark, now) => self.probing.push(number),
             Some((_, false)) | None => {}
         }
@@ -156,13 +159,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_iv_is_read_where_the_quote_holds_all_of_it() {
-        assert_eq!(quote(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 0), Quote::Iv([1, 2, 3, 4, 5, 6, 7, 8]));
+    fn what_identifies_a_datagram_is_read_where_the_quote_holds_all_of_it() {
+        assert_eq!(quote(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 0), Quote::Of([1, 2, 3, 4, 5, 6, 7, 8]));
         assert_eq!(quote(&[1, 2, 3, 4, 5, 6, 7], 0), Quote::Short);
         assert_eq!(quote(&[], 0), Quote::Short);
         let mut relayed = [0; 18];
         relayed[10..].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(quote(&relayed, socks::HEADER), Quote::Iv([1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(quote(&relayed, socks::HEADER), Quote::Of([1, 2, 3, 4, 5, 6, 7, 8]));
         assert_eq!(quote(&relayed[..17], socks::HEADER), Quote::Short);
+        let sealed = [0x80, 0, 0, 0, 0x40, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(quote(&sealed, 0), Quote::Of([1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(quote(&sealed[..15], 0), Quote::Short);
+        assert_eq!(quote(&sealed[..8], 0), Quote::Short, "what anybody can guess");
     }
 }

@@ -98,6 +98,11 @@ impl Worker {
         // The current keys may be used: this is not in the middle of a batch.
         self.datapath.now = Instant::now();
         self.datapath.seal_message(number, message, &mut self.outgoing);
+        self.send_messages();
+    }
+
+    /// Sends messages, which do not wait for more.
+    pub(super) fn send_messages(&mut self) {
         self.send_outgoing();
         self.flush();
     }

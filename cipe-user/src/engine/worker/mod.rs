@@ -379,6 +379,15 @@ impl Worker {
             Command::SendControl(number, message) => self.send_control(number, &message),
             Command::SendClear(number, to, datagram) => self.send_clear(number, to, &datagram),
             Command::SendKeyDropped(number) => self.change(number, |tunnel| tunnel.common.send_key_dropped()),
+            Command::SendHandshake(number, datagram, to) => {
+                self.datapath.queue_handshake(number, &datagram, to, &mut self.outgoing);
+                self.send_messages();
+            }
+            Command::SendConfirmation(number) => {
+                self.datapath.seal_confirmation(number, &mut self.outgoing);
+                self.send_messages();
+            }
+            Command::SealedChanged(number) => self.refresh(number),
             Command::SendKeySet | Command::Stop => {}
         }
     }
@@ -424,12 +433,15 @@ impl Worker {
 
     fn orphan(&mut self, number: u16) {
         self.end_pacing(number);
+        self.change(number, |tunnel| tunnel.is_orphaned = true);
+        // The key map has no keys any more; what is expanded here goes, too.
+        self.refresh(number);
+    }
+
+    /// Looks at the present keys of a tunnel, also if no packet comes.
+    fn refresh(&mut self, number: u16) {
         let now = self.datapath.now;
-        self.change(number, |tunnel| {
-            tunnel.is_orphaned = true;
-            // The key map has none any more; what is expanded here goes, too.
-            tunnel.keys.refresh(now);
-        });
+        self.change(number, |tunnel| tunnel.refresh(now));
     }
 
     fn count_losses(&mut self) {

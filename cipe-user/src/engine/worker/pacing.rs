@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use crate::engine::datapath::Outgoing;
+use crate::engine::datapath::{Form, Outgoing};
 use crate::engine::pace::Pace;
 use crate::wire::packet::Type;
 
@@ -23,16 +23,20 @@ const MAX_EMPTY_TIME: Duration = Duration::from_secs(1);
 impl Worker {
     /// Moves the datagrams of paced tunnels that may not be sent yet to their queues.
     pub(super) fn queue_paced(&mut self, outgoing: &mut Vec<Outgoing>) {
-        let is_paced = |number: u16| self.datapath.tunnels.get(&number).is_some_and(|tunnel| tunnel.paced);
-        if !outgoing.iter().any(|out| out.kind == Type::Data && is_paced(out.tunnel)) {
+        // Who opens sealed packets runs this program. Messages are few, and the key exchange waits for them.
+        let tunnels = &self.datapath.tunnels;
+        let is_paced = |out: &Outgoing| {
+            let may_be = out.kind == Type::Data && out.form != Form::Sealed;
+            may_be && tunnels.get(&out.tunnel).is_some_and(|tunnel| tunnel.paced)
+        };
+        if !outgoing.iter().any(is_paced) {
             return;
         }
         let now = Instant::now();
         let mut leaving = Vec::with_capacity(outgoing.len());
         let mut touched = Vec::new();
         for out in outgoing.drain(..) {
-            // Messages are few, and the key exchange waits for them.
-            if out.kind != Type::Data || !is_paced(out.tunnel) {
+            if !is_paced(&out) {
                 leaving.push(out);
                 continue;
             }

@@ -231,6 +231,7 @@ mod tests {
 
     use super::*;
     use crate::engine::carrier::outer::{FRESH, Marks};
+    use crate::engine::datapath::Form;
     use crate::xsk::{Umem, UmemConfig};
 
     proptest! {
@@ -241,7 +242,7 @@ mod tests {
             let (_umem, mut pool) = Umem::new(UmemConfig { frames: 256, ..UmemConfig::default() }).unwrap();
             let marks = Marks { tos: 0, ttl: 64, dont_fragment: false };
             let out = |(tunnel, octets): &(u16, usize)| {
-                Outgoing::new(*tunnel, pool.take().unwrap(), FRESH, *octets, Type::Data, Some(Slot::Send), marks)
+                Outgoing::new(*tunnel, pool.take().unwrap(), FRESH, *octets, Type::Data, Form::Keyed(Slot::Send), marks)
             };
             let all: Vec<Outgoing> = sizes.iter().map(out).collect();
             let mut rest = &all[..];

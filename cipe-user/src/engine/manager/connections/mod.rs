@@ -151,10 +151,12 @@ impl Daemons {
     }
 
     /// Sends an event to a connection. If too many wait already, because it does not read, the event is lost; and if the event comes
-    /// only once, the connection is closed, and its tunnel ends.
-    pub(super) fn send(&self, connection: u64, event: Event) {
-        let Some(daemon) = self.all.get(&connection) else { return };
-        match daemon.events.try_send(event) {
+    /// only once, the connection is closed, and its tunnel ends. Returns whether the event waits for the connection's task.
+    pub(super) fn send(&self, connection: u64, event: Event) -> bool {
+        let Some(daemon) = self.all.get(&connection) else { return false };
+        let sent = daemon.events.try_send(event);
+        let waits = sent.is_ok();
+        match sent {
             Ok(()) => {}
             // Its task has ended, and the event of that is on its way.
             Err(TrySendError::Closed(_)) => {}
@@ -164,13 +166,12 @@ impl Daemons {
             }
             Err(TrySendError::Full(_)) => tracing::debug!("control connection {connection} does not listen"),
         }
+        waits
     }
 
-    /// Sends an event to the daemon of a tunnel.
-    pub(super) fn tell(&self, number: u16, event: Event) {
-        if let Some(connection) = self.of_tunnels.get(&number) {
-            self.send(*connection, event);
-        }
+    /// Sends an event to the daemon of a tunnel. Returns whether it waits there.
+    pub(super) fn tell(&self, number: u16, event: Event) -> bool {
+        self.of_tunnels.get(&number).is_some_and(|connection| self.send(*connection, event))
     }
 
     /// Sends a line for the log of a tunnel's daemon, for the operator to look at.
