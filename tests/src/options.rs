@@ -27,7 +27,8 @@ impl Options {
         Self::default()
     }
 
-    /// The options of a gateway of the topology, in the foreground: addresses, peer, [`KEY`], a fixed outer TTL.
+    /// The options of a gateway of the topology, in the foreground: addresses, peer, [`KEY`], a fixed outer TTL, and protocol 3, which
+    /// two ends of ours would leave.
     pub fn of(side: Side) -> Self {
         Self::new()
             .set("ipaddr", side.tunnel())
@@ -35,6 +36,7 @@ impl Options {
             .set("me", format!("{}:{PORT}", side.carrier()))
             .set("peer", format!("{}:{PORT}", side.other().carrier()))
             .set("key", KEY)
+            .set("sealed", "no")
             .set("cttl", 64)
             .flag("debug")
     }

@@ -27,7 +27,7 @@ pub use resolve::endpoint as address_of;
 pub use secret::masked;
 pub use settle::{Endpoint, Options, settle};
 pub use table::{Draft, SPECS, Setting, Spec};
-pub use value::{CipherName, GuardPolicy, IdeaWords};
+pub use value::{CipherName, GuardPolicy, IdeaWords, SealedPolicy};
 
 use crate::control::protocol::{Cipher, Protocol};
 

@@ -12,7 +12,7 @@ use super::permission::check_script;
 use super::prefix;
 use super::problem::{Mistake, Origin, Problem, Severity};
 use super::table::{Draft, Setting};
-use super::value::{CipherName, GuardPolicy, IdeaWords};
+use super::value::{CipherName, GuardPolicy, IdeaWords, SealedPolicy};
 use crate::control::protocol::{CarrierChoice, Cipher, Interface, KeyOctets, MAX_MTU, Protocol};
 use crate::kernel::bpf::XdpMode;
 
@@ -60,6 +60,8 @@ pub struct Options {
     pub key: Option<KeyOctets>,
     /// The digits a to f of the key were read as 1 to 6.
     pub keybug: bool,
+    /// Whether packets are sealed; [`SealedPolicy::No`] without a key.
+    pub sealed: SealedPolicy,
     /// Whether data may be sent under the static key; `None`: until the peer is known to run this program.
     pub static_data: Option<bool>,
     /// Seconds until an unanswered exchange is started again.
@@ -142,6 +144,7 @@ impl Settle<'_> {
         let socks = self.socks();
         let carrier = self.carrier_addresses(socks.as_ref().and_then(|socks| socks.as_ref()).map(|socks| socks.1.ip()));
         let interface = self.interface(tunnel.map(|(ipaddr, _)| ipaddr));
+        self.sealed();
         self.scripts();
         self.warn_of_idle_options();
         let ethernet = self.ethernet();
@@ -172,6 +175,7 @@ impl Settle<'_> {
                 KeyChoice::Key(key) => Some(key),
             },
             keybug: draft.keybug.value,
+            sealed: if draft.nokey.value { SealedPolicy::No } else { draft.sealed.value },
             static_data: draft.staticdata.value,
             tokxc: draft.tokxc.value,
             tokey: draft.tokey.value,
@@ -253,6 +257,15 @@ impl Settle<'_> {
         }
     }
 
+    /// Sealed packets need a key; what nobody has asked for is no mistake.
+    fn sealed(&mut self) {
+        let (sealed, nokey) = (&self.draft.sealed, &self.draft.nokey);
+        if nokey.value && sealed.value != SealedPolicy::No && sealed.origin != Origin::Default {
+            let what = format!("`sealed` ({}) needs a key, and `nokey` says that there is none", sealed.origin);
+            self.error::<()>(Mistake::new(what, "set `key` in place of `nokey`, or write `sealed no`"), &nokey.origin);
+        }
+    }
+
     /// Scripts run as root, so whoever can write them has as much power as with the option file.
     fn scripts(&mut self) {
         let draft = self.draft;
@@ -287,6 +300,19 @@ impl Settle<'_> {
                 "remove it, or set `cipher idea`",
                 &draft.idea_words.origin,
             );
+        }
+        if draft.sealed.value == SealedPolicy::Require {
+            for (name, is_set, origin) in [
+                ("staticdata", draft.staticdata.value == Some(true), &draft.staticdata.origin),
+                ("tokey", draft.tokey.origin != Origin::Default, &draft.tokey.origin),
+                ("tokxts", draft.tokxts.value > 0, &draft.tokxts.origin),
+            ] {
+                if is_set {
+                    let what =
+                        format!("`{name}` has no effect with `sealed require`, which uses none of protocol 3's keys");
+                    self.warn(what, "remove it", origin);
+                }
+            }
         }
         if draft.keybug.value && draft.nokey.value {
             self.warn("`keybug` has no effect with `nokey`", "remove it", &draft.keybug.origin);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::endpoint::{self, EndpointName};
 use super::key::{self, KeyText};
 use super::problem::{Mistake, Origin};
-use super::value::{self, CipherName, GuardPolicy, HostName, IdeaWords, Mac, Mask, Show};
+use super::value::{self, CipherName, GuardPolicy, HostName, IdeaWords, Mac, Mask, SealedPolicy, Show};
 use super::{Options, Program};
 use crate::control::protocol::{CarrierChoice, MAX_MTU, MIN_MTU, Protocol};
 use crate::kernel::bpf::XdpMode;
@@ -115,6 +115,7 @@ options! {
     key: Option<KeyText> = None, key::key, "key", "static key, 32 hexadecimal digits; only in a file";
     keybug: bool = false, value::flag, "keybug", "read the digits a to f as 1 to 6, as versions before 1.4.0 did";
     nokey: bool = false, value::flag, "nokey", "NO ENCRYPTION AT ALL; for tests";
+    sealed: SealedPolicy = SealedPolicy::Auto, value::choice, "sealed", "auto, require or no: authenticated packets with forward secrecy, with a peer that is this program; once, or nothing else, or never";
     staticdata: Option<bool> = None, value::flag_if_any, "staticdata", "whether data may go under the static key while no dynamic key is agreed; if not given, until the peer is known to be this program";
     idea_words: IdeaWords = IdeaWords::Big, value::choice, "idea_words", "big or little: word order of IDEA on the wire";
     socks: Option<EndpointName> = None, endpoint::endpoint, "socks", "SOCKS5 server address:port to reach the peer through; user and password from SOCKS5_USER and SOCKS5_PASSWD";

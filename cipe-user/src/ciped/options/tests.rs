@@ -315,6 +315,35 @@ fn a_mark_is_decimal_or_hexadecimal() {
 }
 
 #[test]
+fn sealed_packets_are_the_default_and_need_a_key() {
+    for (text, expected) in
+        [("", SealedPolicy::Auto), ("sealed require\n", SealedPolicy::Require), ("sealed no\n", SealedPolicy::No)]
+    {
+        let (options, problems) = settled(&format!("{GOOD}{text}"));
+        assert_eq!((options.unwrap().sealed, problems.len()), (expected, 0), "{text}");
+    }
+    let without_key = GOOD.replace("key 000102030405060708090a0b0c0d0e0f", "nokey");
+    for text in ["", "sealed no\n"] {
+        let (options, problems) = settled(&format!("{without_key}{text}"));
+        assert_eq!((options.unwrap().sealed, problems.len()), (SealedPolicy::No, 1), "{text}: {problems:?}");
+    }
+    for text in ["sealed auto\n", "sealed require\n"] {
+        let (options, problems) = settled(&format!("{without_key}{text}"));
+        let told = |part| problems.iter().any(|problem| problem.contains(part));
+        assert!(options.is_none() && told("`sealed` (/etc/cipe/b:7) needs a key") && told("sealed no"), "{problems:?}");
+    }
+}
+
+#[test]
+fn options_of_protocol_3_have_no_effect_where_it_is_not_used() {
+    let extra = "staticdata yes\ntokey 60\ntokxts 30\n";
+    for (policy, warnings) in [("auto", 0), ("require", 3)] {
+        let (options, problems) = settled(&format!("{GOOD}{extra}sealed {policy}\n"));
+        assert!(options.is_some() && problems.len() == warnings, "{problems:?}");
+    }
+}
+
+#[test]
 fn every_option_of_the_protocol_is_known() {
     let names = "device debug cipher ipaddr ptpaddr mtu metric cttl me peer key nokey socks tokxc tokey tokxts ping \
                  toping maxerr ipup ipdown arg dynip ifconfig checksum forcemtu ignoredf mask bcast hwaddr keybug \

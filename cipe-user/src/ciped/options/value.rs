@@ -134,6 +134,18 @@ choice! {
     }
 }
 
+choice! {
+    /// `sealed`.
+    SealedPolicy {
+        /// With a peer that can; without fallback once it was.
+        Auto = "auto",
+        /// Nothing else.
+        Require = "require",
+        /// Never.
+        No = "no",
+    }
+}
+
 impl Choice for CarrierChoice {
     const ALL: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("xdp", Self::Xdp), ("udp", Self::Udp)];
 }
