@@ -1,5 +1,7 @@
 //! The AEADs (section 2), each with a 256-bit key, a 128-bit tag and the IV `00000000 | counter`.
 
+use std::fmt;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -21,6 +23,15 @@ pub enum Suite {
     Aes256Gcm = 1,
     /// ChaCha20-Poly1305 (RFC 8439).
     ChaCha20Poly1305 = 2,
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aes256Gcm => "AES-256-GCM",
+            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+        })
+    }
 }
 
 impl Suite {

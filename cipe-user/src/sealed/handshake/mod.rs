@@ -6,6 +6,7 @@
 
 mod attempt;
 mod backoff;
+mod note;
 mod sessions;
 #[cfg(test)]
 mod simulation;
@@ -15,9 +16,12 @@ mod tests;
 use std::time::Duration;
 
 use rand::{CryptoRng, RngExt};
+use serde::{Deserialize, Serialize};
 
 use self::attempt::{Attempt, Cookies};
 use self::backoff::BackOff;
+pub use self::note::Note;
+pub use self::sessions::PREVIOUS_LIFE;
 use self::sessions::{Answered, Sessions};
 use super::Refused;
 use super::cipher::{KeyOctets, Suite};
@@ -49,6 +53,13 @@ pub struct Now {
     pub unix_nanos: u64,
 }
 
+impl Now {
+    /// Seconds since 1970, modulo 2^32, as messages of protocol 3 have them.
+    pub const fn unix_seconds(self) -> u32 {
+        (self.unix_nanos / 1_000_000_000) as u32
+    }
+}
+
 /// What an end says of itself in each handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
@@ -59,7 +70,7 @@ pub struct Profile {
 }
 
 /// What has to outlive the process, in a file of the tunnel's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     /// Random, drawn once: tells our own messages when they come back.
     pub id: u64,
@@ -156,38 +167,6 @@ pub enum Action {
     Log(Note),
 }
 
-/// An event that may interest an operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Note {
-    /// A session was confirmed.
-    #[error("sealed by {suite:?}, after {} ms", after.as_millis())]
-    Sealed {
-        /// Its AEAD.
-        suite: Suite,
-        /// Since the first message was sent or came.
-        after: Duration,
-    },
-    /// An attempt had no answer.
-    #[error("no answer to a handshake for {} s; is the peer up, and does it have the same static key?", after.as_secs())]
-    NoAnswer {
-        /// Since its first message.
-        after: Duration,
-    },
-    /// The peer has taken a time stamp that is newer than ours.
-    #[error(
-        "the peer knows a newer time stamp than this clock's; it was set back, here or at a former peer: going on from there"
-    )]
-    ClockBehind,
-    /// The peer's tunnel carries the other kind of payload.
-    #[error("one end's tunnel carries IP packets and the other's Ethernet frames; run the same kind at both ends")]
-    OtherKind,
-    /// A message with our own id.
-    #[error(
-        "a handshake message of our own came back: somebody reflects it, or the peer's state file is a copy of ours (`cipe forget`)"
-    )]
-    Reflected,
-}
-
 /// The handshake of one tunnel. `R` makes ephemeral keys.
 pub struct Handshake<R> {
     secrets: Secrets,
@@ -225,6 +204,16 @@ impl<R: CryptoRng> Handshake<R> {
         let attempt = self.attempt.as_ref().map(Attempt::deadline);
         let own = if self.is_wanted && self.attempt.is_none() { self.sessions.answer_wait() } else { None };
         [attempt, own, self.sessions.deadline()].into_iter().flatten().min()
+    }
+
+    /// How long an attempt of ours has had no answer; `None`: there is none.
+    pub fn unanswered_for(&self, now: Duration) -> Option<Duration> {
+        self.attempt.as_ref().map(|attempt| now.saturating_sub(attempt.began))
+    }
+
+    /// Goes on with other knowledge of the peer. An attempt, which has the former id, ends. The keys in use stay.
+    pub fn forget(&mut self, kept: Kept) {
+        (self.kept, self.attempt, self.is_wanted) = (kept, None, false);
     }
 
     /// Handles one input. No input, in any order, is an error.

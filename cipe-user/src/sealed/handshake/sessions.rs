@@ -17,7 +17,7 @@ const SEND_LIFE: Duration = Duration::from_secs(180);
 /// From the first packet under a receive key until it is wiped.
 const RECEIVE_LIFE: Duration = Duration::from_secs(240);
 /// From the first packet under a newer session until the keys of an older one are wiped.
-const PREVIOUS_LIFE: Duration = Duration::from_secs(10);
+pub const PREVIOUS_LIFE: Duration = Duration::from_secs(10);
 /// From the making of a responder's receive key until it is wiped, if no packet comes under it.
 const PENDING_LIFE: Duration = Duration::from_secs(100);
 /// How long the initiator of a session waits for a packet under it before it begins another one.
