@@ -9,7 +9,7 @@ use super::session::{ORIGINAL_PACKETS, RECEIVE_PACKETS, SEND_OCTETS};
 use super::setup::Setup;
 use crate::control::channel::SendError;
 use crate::control::client::{Client, ConnectError};
-use crate::control::protocol::{Attach, Descriptor, Event, Request, SessionKeys, VERSION};
+use crate::control::protocol::{Attach, AttachSealed, Descriptor, Event, Request, SessionKeys, VERSION};
 use crate::control::watch;
 
 /// How long the engine may take to make a tunnel.
@@ -51,6 +51,8 @@ pub(super) struct Placement {
     pub send_packets: u64,
     /// Whether data may be sent under the static key.
     pub static_data: bool,
+    /// The use of sealed packets.
+    pub sealed: Option<AttachSealed>,
     /// The keys to go on under.
     pub resume: Option<SessionKeys>,
     /// The ledger of the engine before.
@@ -140,7 +142,7 @@ fn attach_request(name: String, setup: &Setup, place: Placement) -> Attach {
     let options = &setup.options;
     Attach {
         version: VERSION,
-        sealed: None,
+        sealed: place.sealed,
         name,
         stays: options.guard != GuardPolicy::No,
         device: place.device,

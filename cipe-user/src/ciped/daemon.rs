@@ -3,6 +3,7 @@
 //! [`Session`] makes all decisions about events; the daemon carries them out. If the engine dies, the interface stays
 //! and drops all packets (fail closed) until a new engine has taken it over.
 
+mod clock;
 mod ending;
 mod keeper;
 mod peer_location;
@@ -12,11 +13,12 @@ mod session_keys;
 mod statistics;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rand::rngs::StdRng;
@@ -26,19 +28,20 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::attach::{AttachError, Attached, Placement, attach};
-use super::exchange::Now;
 use super::guard::Guard;
 use super::heartbeat::Heartbeat;
 use super::options::{self, Options};
 use super::peer_name::PeerName;
 use super::scripts::{self, Facts};
-use super::session::{End, Level, ORIGINAL_PACKETS, Session, Step};
+use super::sealing::Sealing;
+use super::session::{End, Level, Session, Step};
 use super::setup::Setup;
 use super::socks;
 use crate::control::client::Client;
 use crate::control::launch::launch;
 use crate::control::protocol::{Descriptor, Event, Request};
 use crate::kernel::zone::Shown;
+use clock::Clock;
 use keeper::Keeper;
 use peer_location::first_relay;
 use session_keys::KeysInUse;
@@ -81,20 +84,6 @@ pub async fn run(setup: Setup, mut commands: mpsc::Receiver<OperatorCommand>, up
             End::Again(_) => daemon = daemon.start_over().await?,
             End::Failed(reason) => bail!("{}: {reason}", daemon.facts.device),
         }
-    }
-}
-
-/// The clocks for [`Session`].
-#[derive(Clone, Copy)]
-struct Clock {
-    start: Instant,
-}
-
-impl Clock {
-    fn now(self) -> Now {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // Time stamps have 32 bits; they wrap, as in the protocol.
-        Now { at: self.start.elapsed(), unix: unix as u32 }
     }
 }
 
@@ -152,17 +141,23 @@ impl Script {
 impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
         let (relay, relay_at) = first_relay(&setup.options).await?.unzip();
-        let clock = Clock { start: Instant::now() };
+        let clock = Clock::new();
         let (keeper, past) = Keeper::open(setup.memory.clone(), random()?.random());
-        let session = Session::new(&setup.options, past, clock.now(), (random()?, random()?));
+        let rngs = (random()?, random()?);
+        let sealing = Sealing::new(&setup.options, past.sealed, max_renew_age(), rngs, clock.now());
+        let mut session = Session::new(&setup.options, past, clock.now(), (random()?, random()?));
+        if let Some(sealing) = sealing {
+            session = session.seal_by(sealing);
+        }
         let mut attempt = 1;
         let Attached { engine, device, me, heartbeat, ledger, .. } = loop {
             let place = Placement {
                 device: setup.options.device.clone(),
                 me: setup.options.me.address,
                 peer: setup.options.peer.address,
-                send_packets: ORIGINAL_PACKETS,
+                send_packets: session.send_packets(),
                 static_data: session.static_data(),
+                sealed: session.attach_sealed(clock.now()),
                 resume: None,
                 ledger: None,
             };
@@ -186,6 +181,7 @@ impl Daemon {
             relay: None,
             options: setup.draft.environment(),
         };
+        session.name(&facts.device);
         let guard = Guard::start(&setup, &facts.device).inspect_err(|error| {
             tracing::error!("{}: NO GUARD ROUTES: {error:#}", facts.device);
         });
@@ -275,6 +271,7 @@ impl Daemon {
                     if let Some(guard) = &mut self.guard {
                         guard.rename(&device);
                     }
+                    self.session.name(&device);
                     self.facts.device = device;
                     continue;
                 }
@@ -293,15 +290,16 @@ impl Daemon {
                     continue;
                 }
                 Woken::Timer => {
-                    self.keep().await;
+                    let mut steps = self.keep().await;
                     self.keys.forget_former(Instant::now());
                     self.watch_engine();
-                    self.session.tick(now)
+                    steps.extend(self.session.tick(now));
+                    steps
                 }
                 Woken::Relay(news) => self.relayed(news),
                 Woken::Resolved(answer) => match self.resolved(answer) {
-                    Some(end) => return end,
-                    None => continue,
+                    Ok(steps) => steps,
+                    Err(end) => return end,
                 },
                 Woken::Command(Some(OperatorCommand::Reload)) => {
                     self.reload();
@@ -322,7 +320,7 @@ impl Daemon {
                     continue;
                 }
             };
-            if let Some(end) = self.carry_out(steps) {
+            if let Some(end) = self.carry_out(steps).await {
                 return end;
             }
         }
@@ -354,8 +352,9 @@ impl Daemon {
         }
     }
 
-    fn carry_out(&mut self, steps: Vec<Step>) -> Option<End> {
-        for step in steps {
+    async fn carry_out(&mut self, steps: Vec<Step>) -> Option<End> {
+        let mut steps = VecDeque::from(steps);
+        while let Some(step) = steps.pop_front() {
             let device = &self.facts.device;
             match step {
                 Step::Send(request) => self.send(&request),
@@ -372,7 +371,8 @@ impl Daemon {
                         name.look_up();
                     }
                 }
-                Step::Forget => self.forget_if_asked(),
+                Step::Forget => steps.extend(self.forget_if_asked().unwrap_or_default()),
+                Step::Keep(kept) => steps.extend(self.keep_sealed(kept).await),
                 Step::FallBack => self.fall_back(),
                 Step::End(end) => return Some(end),
             }
@@ -396,6 +396,12 @@ async fn run_script(script: PathBuf, facts: Facts, stop: impl Future<Output = ()
     if let Err(error) = scripts::run(&script, &facts, scripts::MAX_RUN_TIME, stop).await {
         tracing::error!("{}: {error}", facts.device);
     }
+}
+
+/// The greatest age of a send key for sealed packets at which another one is wanted, in milliseconds, by the environment: so that tests
+/// see renewals.
+fn max_renew_age() -> Option<Duration> {
+    std::env::var("CIPE_SEALED_RENEW_MS").ok()?.parse().ok().map(Duration::from_millis)
 }
 
 fn random() -> anyhow::Result<StdRng> {

@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use super::exchange::TakenKeys;
 use super::identity::Identity;
 use crate::control::lock::{self, Lock, Wait};
+use crate::control::small_file::Flush;
 use crate::control::{run_dir, small_file};
+use crate::sealed::handshake::Kept;
 
 /// Format of the files.
 const VERSION: u32 = 1;
@@ -52,6 +54,9 @@ pub struct Memory {
     /// Whether the peer runs this program.
     #[serde(default)]
     pub is_ours: bool,
+    /// Of handshakes with the peer; `None`: there was none.
+    #[serde(default)]
+    pub sealed: Option<Kept>,
     /// Salt of the hashes.
     salt: String,
     /// Hashes of the peer's keys, oldest first.
@@ -68,6 +73,7 @@ impl Memory {
             namespace: None,
             newest_stamp,
             is_ours: false,
+            sealed: None,
             salt: hex::encode(taken.salt()),
             taken: taken.newest(KEYS).collect(),
         }
@@ -206,14 +212,15 @@ impl MemoryFile {
         Ok(Some(memory))
     }
 
-    /// Replaces it, so that a reader or a power failure sees the old file or the new one. Only its owner may read it.
+    /// Replaces it, so that a reader sees the old file or the new one; with [`Flush::Yes`] also after a power failure. Only its owner may
+    /// read it.
     ///
     /// # Errors
     /// No directory can be made there, or no file written.
-    pub fn write(&self, memory: &Memory) -> anyhow::Result<()> {
+    pub fn write(&self, memory: &Memory, flush: Flush) -> anyhow::Result<()> {
         let write = || -> io::Result<()> {
             self.make_directory()?;
-            small_file::replace(&self.path, &serde_json::to_vec(memory)?)
+            small_file::replace(&self.path, &serde_json::to_vec(memory)?, flush)
         };
         write().with_context(|| self.path.display().to_string())
     }
@@ -263,8 +270,8 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let file = MemoryFile::new(&base.path().join("cipe"), OsStr::new("a.json"));
         assert_eq!(file.read().unwrap(), None);
-        file.write(&memory()).unwrap();
-        file.write(&memory()).unwrap();
+        file.write(&memory(), Flush::Yes).unwrap();
+        file.write(&memory(), Flush::Yes).unwrap();
         let read = file.read().unwrap().unwrap();
         assert_eq!(read, memory());
         let mut taken = read.taken_keys().unwrap();
@@ -276,6 +283,21 @@ mod tests {
         assert_eq!(std::fs::read_dir(file.path().parent().unwrap()).unwrap().count(), 1, "nothing is left over");
         assert!(file.forget().unwrap());
         assert!(!file.forget().unwrap());
+    }
+
+    #[test]
+    fn what_is_known_of_handshakes_is_kept_and_older_files_have_none() {
+        let base = tempfile::tempdir().unwrap();
+        let file = MemoryFile::new(base.path(), OsStr::new("a.json"));
+        let sealed = Some(Kept { id: u64::MAX, newest: 1 << 63, was_sealed: true });
+        file.write(&Memory { sealed, ..memory() }, Flush::No).unwrap();
+        assert_eq!(file.read().unwrap().unwrap().sealed, sealed);
+        file.write(&memory(), Flush::Yes).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let former = text.replace(r#""sealed":null,"#, "");
+        assert_ne!(former, text);
+        std::fs::write(file.path(), former).unwrap();
+        assert_eq!(file.read().unwrap().unwrap(), memory());
     }
 
     fn tunnel(host: u8) -> Identity {
@@ -292,7 +314,7 @@ mod tests {
         let file = MemoryFile::claim(directory, OsStr::new("a.json"), &tunnel(host));
         let memory =
             Memory { tunnel: Some(tunnel(host)), ..Memory::new("cipcb0", Some(stamp), &TakenKeys::new([7; 16])) };
-        file.write(&memory).unwrap();
+        file.write(&memory, Flush::Yes).unwrap();
         file
     }
 
@@ -327,7 +349,7 @@ mod tests {
     fn a_file_of_a_former_version_goes_to_the_tunnel_that_comes_first() {
         let base = tempfile::tempdir().unwrap();
         let file = MemoryFile::new(base.path(), OsStr::new("a.json"));
-        file.write(&memory()).unwrap();
+        file.write(&memory(), Flush::Yes).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
         let former = text.replace(r#""tunnel":null,"namespace":null,"#, "");
         assert_ne!(former, text);
@@ -340,14 +362,14 @@ mod tests {
     fn a_place_that_cannot_be_written_is_no_obstacle() {
         let file = MemoryFile::claim(Path::new("/proc/none"), OsStr::new("a.json"), &tunnel(1));
         assert_eq!(file.path(), Path::new("/proc/none/a.json"));
-        assert!(file.write(&memory()).is_err());
+        assert!(file.write(&memory(), Flush::Yes).is_err());
     }
 
     #[test]
     fn a_key_is_not_in_the_file() {
         let base = tempfile::tempdir().unwrap();
         let file = MemoryFile::new(base.path(), OsStr::new("a.json"));
-        file.write(&memory()).unwrap();
+        file.write(&memory(), Flush::Yes).unwrap();
         let text = std::fs::read(file.path()).unwrap();
         for key in [[1u8; 16], [2; 16]] {
             assert!(!text.windows(16).any(|window| window == key));

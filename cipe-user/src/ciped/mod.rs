@@ -14,6 +14,7 @@ pub mod memory;
 pub mod options;
 mod peer_name;
 pub mod scripts;
+pub mod sealing;
 pub mod session;
 pub mod setup;
 pub mod socks;

@@ -3,10 +3,11 @@
 //! A state machine without sockets or clocks, like the [`Exchange`] inside it; [`super::daemon`] carries out the steps.
 
 mod clear;
+mod sealed;
+mod step;
 mod topic;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::CryptoRng;
@@ -14,12 +15,14 @@ use rand::CryptoRng;
 use super::exchange::{Action, Exchange, Input, Note, Now, TakenKeys};
 use super::health::{ErrorAction, Health, HealthOptions};
 use super::options::Options;
+use super::sealing::Sealing;
 use crate::control::protocol::{Event, MessageOctets, Request, Under};
 use crate::kernel::zone::Shown;
 use crate::repeats::{Repeats, counted};
 use crate::wire::clear::Configuration;
 use crate::wire::message::{self, Message};
 
+pub use self::step::{End, Level, Past, Step};
 pub(super) use self::topic::Topic;
 use self::topic::{level, topic};
 
@@ -32,61 +35,6 @@ pub const OWN_PACKETS: u64 = 1 << 18;
 pub const SEND_OCTETS: u64 = 256 << 20;
 /// Maximum packets under one receive key. Senders have lower limits; no correct sender reaches this one.
 pub const RECEIVE_PACKETS: u64 = 2 * OWN_PACKETS;
-
-/// How important a log line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Something is wrong.
-    Warning,
-    /// Worth knowing.
-    Info,
-    /// Details.
-    Debug,
-}
-
-/// The reason why the tunnel ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Somebody asked for it.
-    Asked(String),
-    /// Somebody has taken the interface down or away. The daemon ends as if it was asked to, but nobody has asked that private
-    /// packets leave by another route.
-    Down(String),
-    /// The tunnel has to begin again.
-    Again(String),
-    /// Something is wrong.
-    Failed(String),
-}
-
-/// What to do, in order. Not `Debug`: requests hold keys.
-pub enum Step {
-    /// Send a request to the engine.
-    Send(Request),
-    /// Log a line for the operator; it has no interface name.
-    Log(Level, String),
-    /// The peer's address has changed to this one.
-    Peer(SocketAddr),
-    /// Our address has changed to this one.
-    Me(SocketAddr),
-    /// The peer does not answer: if it was given by name, the name may have a new address.
-    LookUpPeer,
-    /// The peer's messages seem old: if somebody has asked to forget its clock, do.
-    Forget,
-    /// The peer does not answer where it is said to be: go back to its configured address.
-    FallBack,
-    /// Stop.
-    End(End),
-}
-
-/// What an earlier daemon knew of the peer.
-pub struct Past {
-    /// The newest time stamp of its key exchange, in seconds since 1970.
-    pub newest_stamp: Option<u32>,
-    /// The keys that it has announced.
-    pub taken: TakenKeys,
-    /// Whether it runs this program.
-    pub is_ours: bool,
-}
 
 /// How much older than the newest one a key exchange message of the peer's may be, in seconds: datagrams overtake each other.
 const REORDERED: u32 = 2;
@@ -127,6 +75,12 @@ pub struct Session<R> {
     nokey: bool,
     /// When a CT_PING in clear was answered last.
     pong_sent: Option<Duration>,
+    /// Sealed packets; `None`: there are none.
+    sealing: Option<Sealing<R>>,
+    /// Whether they have taken the place of protocol 3.
+    is_sealed: bool,
+    /// The interface, for log lines that name a command.
+    device: String,
     rng: R,
 }
 
@@ -151,6 +105,9 @@ impl<R: CryptoRng> Session<R> {
             configuration_told: None,
             nokey: options.key.is_none(),
             pong_sent: None,
+            sealing: None,
+            is_sealed: false,
+            device: String::new(),
             rng: rngs.1,
         }
     }
@@ -171,14 +128,20 @@ impl<R: CryptoRng> Session<R> {
         self.exchange.taken_keys()
     }
 
-    /// Takes the peer's messages of any age once more, since its clock may have gone back.
-    pub fn forget_stamps(&mut self) {
+    /// Takes the peer's messages of any age once more, since its clock may have gone back, and the peer for one that was never sealed.
+    pub fn forget(&mut self, now: Now) -> Vec<Step> {
         self.newest_stamp = None;
+        self.with_sealing(now, |sealing| sealing.forget(now))
+    }
+
+    /// The interface has this name.
+    pub fn name(&mut self, device: &str) {
+        device.clone_into(&mut self.device);
     }
 
     /// Maximum packets under one send key towards the peer, by what is known about the peer.
     pub fn send_packets(&self) -> u64 {
-        if self.peer_keeps_keys { OWN_PACKETS } else { ORIGINAL_PACKETS }
+        if self.peer_keeps_keys || self.seals() { OWN_PACKETS } else { ORIGINAL_PACKETS }
     }
 
     /// Whether data may be sent under the static key while there is no other. By default not to a peer that runs this program:
@@ -197,19 +160,21 @@ impl<R: CryptoRng> Session<R> {
     pub fn start_over(&mut self) {
         self.static_data_told = self.static_data();
         self.exchange.start_over();
-        self.peer_keeps_keys = false;
+        self.peer_keeps_keys = self.seals();
         self.key_ends = None;
     }
 
     /// When [`Session::tick`] is due, on the clock of [`Now::at`].
     pub fn deadline(&self) -> Option<Duration> {
-        [self.exchange.deadline(), self.health.deadline(), self.key_ends].into_iter().flatten().min()
+        let sealing = self.sealing.as_ref().and_then(Sealing::deadline);
+        [self.exchange.deadline(), self.health.deadline(), self.key_ends, sealing].into_iter().flatten().min()
     }
 
     /// Checks the deadlines at `now`.
     pub fn tick(&mut self, now: Now) -> Vec<Step> {
+        let mut steps = self.tick_sealing(now);
         let actions = self.exchange.handle(Input::Tick, now);
-        let mut steps = self.steps(actions, now);
+        steps.extend(self.steps(actions, now));
         if self.key_ends.take_if(|at| *at <= now.at).is_some() {
             let actions = self.exchange.handle(Input::SendKeyForgotten, now);
             steps.extend(self.steps(actions, now));
@@ -219,7 +184,9 @@ impl<R: CryptoRng> Session<R> {
             let action = self.health.error();
             self.error("no answer to a ping", action, now, &mut steps);
         }
-        if due.silent {
+        if due.silent && self.seals() {
+            steps.extend(self.with_sealing(now, |sealing| sealing.unanswered(now)));
+        } else if due.silent {
             let actions = self.exchange.handle(Input::Unanswered, now);
             steps.extend(self.steps(actions, now));
         }
@@ -235,21 +202,30 @@ impl<R: CryptoRng> Session<R> {
     /// The message that tells the peer that this end stops, and why. An original would exit for good, so only a peer
     /// that runs this program gets one.
     pub fn farewell(&mut self, reason: &str, now: Now) -> Option<Request> {
-        let is_ours = self.exchange.peer_keeps_keys();
-        is_ours.then(|| control(&Message::Kill(reason.as_bytes()), now, &mut self.rng))
+        let is_ours = if self.seals() { self.has_sealed_key() } else { self.exchange.peer_keeps_keys() };
+        is_ours.then(|| self.request(&Message::Kill(reason.as_bytes()), now))
     }
 
     /// Handles an event of the engine. Ignores [`Event::Attached`], [`Event::Renamed`] and the status events, which are
     /// handled elsewhere.
     pub fn event(&mut self, event: &Event, now: Now) -> Vec<Step> {
         match event {
+            // The engine has asked before it was told that packets are sealed.
+            Event::KeyWanted { .. } if self.seals() => Vec::new(),
             Event::KeyWanted { reason } => {
                 let actions = self.exchange.handle(Input::KeyWanted(*reason), now);
-                self.steps(actions, now)
+                let mut steps = self.steps(actions, now);
+                steps.extend(self.with_sealing(now, |sealing| sealing.data_goes_on(now)));
+                steps
             }
+            Event::Control { payload, sealed: true, .. } => self.sealed_message(payload, now),
             Event::Control { payload, under_static, .. } => self.message(payload, *under_static, now),
+            Event::Sealed(event) => self.with_sealing(now, |sealing| sealing.event(event, now)),
             // Behind a NAT with a new mapping for each packet, each packet causes this event.
             Event::NewPeer { peer } => {
+                if let Some(sealing) = &mut self.sealing {
+                    sealing.learn_address();
+                }
                 let mut steps = vec![Step::Peer(*peer)];
                 steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {}", Shown(*peer)), now));
                 steps
@@ -278,7 +254,6 @@ impl<R: CryptoRng> Session<R> {
             }
             Event::Stop => vec![Step::End(End::Asked("asked to stop by `cipe down`".to_owned()))],
             Event::Attached { .. }
-            | Event::Sealed(_)
             | Event::Beat
             | Event::StandbyWanted
             | Event::HubPart { .. }
@@ -303,12 +278,11 @@ impl<R: CryptoRng> Session<R> {
     }
 
     fn message(&mut self, payload: &[u8], under_static: bool, now: Now) -> Vec<Step> {
-        let Ok(message) = Message::parse(payload) else {
-            let number = payload.first().copied().unwrap_or_default();
-            let text = format!("dropped a control message that is unknown or damaged, of type {number:#04x}");
-            return self.tell(Topic::Unknown, Level::Info, &text, now);
-        };
-        if message.is_stamped() && !message::is_fresh(payload, now.unix, self.tokxts) {
+        let Ok(message) = Message::parse(payload) else { return self.unknown(payload, now) };
+        if self.seals() {
+            return self.unsealed_message(&message, now);
+        }
+        if message.is_stamped() && !message::is_fresh(payload, now.unix_seconds(), self.tokxts) {
             let text = format!(
                 "a key exchange message is off by more than tokxts={} s; dropped; compare the clocks",
                 self.tokxts
@@ -328,12 +302,26 @@ impl<R: CryptoRng> Session<R> {
                 return steps;
             }
             let is_newer = self.newest_stamp.is_none_or(|newest| stamp.wrapping_sub(newest).cast_signed() > 0);
-            if is_newer && stamp.wrapping_sub(now.unix).cast_signed() <= MAX_AHEAD.cast_signed() {
+            if is_newer && stamp.wrapping_sub(now.unix_seconds()).cast_signed() <= MAX_AHEAD.cast_signed() {
                 self.newest_stamp = Some(stamp);
             }
         }
+        let mut steps = self.hear(&message, now);
+        let actions = self.exchange.handle(Input::Message { message, under_static }, now);
+        steps.extend(self.steps(actions, now));
+        steps
+    }
+
+    fn unknown(&mut self, payload: &[u8], now: Now) -> Vec<Step> {
+        let number = payload.first().copied().unwrap_or_default();
+        let text = format!("dropped a control message that is unknown or damaged, of type {number:#04x}");
+        self.tell(Topic::Unknown, Level::Info, &text, now)
+    }
+
+    /// Handles what a message says, but for keys.
+    fn hear(&mut self, message: &Message<'_>, now: Now) -> Vec<Step> {
         self.health.heard(now.at);
-        let mut steps = match &message {
+        match message {
             Message::Ping(data) => vec![self.control(&Message::Pong(data), now)],
             Message::Pong(_) => {
                 self.health.answered();
@@ -348,10 +336,7 @@ impl<R: CryptoRng> Session<R> {
                 self.tell(Topic::PeerSays, Level::Info, &format!("the peer says: {}", text.escape_ascii()), now)
             }
             _ => Vec::new(),
-        };
-        let actions = self.exchange.handle(Input::Message { message, under_static }, now);
-        steps.extend(self.steps(actions, now));
-        steps
+        }
     }
 
     fn steps(&mut self, actions: Vec<Action>, now: Now) -> Vec<Step> {
@@ -373,6 +358,9 @@ impl<R: CryptoRng> Session<R> {
                     let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
                     steps.push(Step::Send(Request::SetReceiveKey { key, keep_ms }));
                 }
+                Action::PeerSeals { asks } => {
+                    steps.extend(self.effects(now, |sealing| sealing.peer_seals(asks, now)));
+                }
                 Action::Log(note) => {
                     if matches!(note, Note::NewSendKey { .. }) {
                         self.unidentified_keys += 1;
@@ -390,22 +378,33 @@ impl<R: CryptoRng> Session<R> {
         } else if self.unidentified_keys >= MAX_UNIDENTIFIED_KEYS {
             self.is_ours = false;
         }
-        let keeps_keys = self.exchange.peer_keeps_keys();
-        if (self.peer_keeps_keys, self.static_data_told) != (keeps_keys, self.static_data()) {
-            (self.peer_keeps_keys, self.static_data_told) = (keeps_keys, self.static_data());
-            let packets = self.send_packets();
-            steps.push(Step::Send(Request::SetSendLimits {
-                packets,
-                octets: SEND_OCTETS,
-                paced: !self.peer_keeps_keys,
-                static_data: self.static_data_told,
-            }));
-        }
+        steps.extend(self.limits());
         steps
     }
 
+    /// The request for other limits, if they depend on what has been learned about the peer.
+    fn limits(&mut self) -> Option<Step> {
+        let known = (self.exchange.peer_keeps_keys() || self.seals(), self.static_data());
+        if known == (self.peer_keeps_keys, self.static_data_told) {
+            return None;
+        }
+        (self.peer_keeps_keys, self.static_data_told) = known;
+        Some(Step::Send(Request::SetSendLimits {
+            packets: self.send_packets(),
+            octets: SEND_OCTETS,
+            paced: !self.peer_keeps_keys,
+            static_data: self.static_data_told,
+        }))
+    }
+
     fn control(&mut self, message: &Message<'_>, now: Now) -> Step {
-        Step::Send(control(message, now, &mut self.rng))
+        Step::Send(self.request(message, now))
+    }
+
+    fn request(&mut self, message: &Message<'_>, now: Now) -> Request {
+        let sealed = self.has_sealed_key().then(|| message.bare().into());
+        let payload = MessageOctets(sealed.unwrap_or_else(|| message.build(now.unix_seconds(), &mut self.rng)));
+        Request::SendControl { payload, under: Under::Live, announces: false }
     }
 
     /// Logs a line for the operator, unless lines of the same topic were frequent recently.
@@ -442,11 +441,6 @@ fn give_up(what: &str, count: u32) -> Step {
 /// Whether a message so many seconds behind the newest one came too late; what is ahead of it is far behind modulo 2^32.
 fn is_old(behind: u32) -> bool {
     (REORDERED + 1..1 << 31).contains(&behind)
-}
-
-fn control(message: &Message<'_>, now: Now, rng: &mut impl CryptoRng) -> Request {
-    let payload = MessageOctets(message.build(now.unix, rng));
-    Request::SendControl { payload, under: Under::Live, announces: false }
 }
 
 fn limits(options: &Options) -> HealthOptions {

@@ -95,6 +95,7 @@ mod tests {
     use super::*;
     use crate::ciped::exchange::TakenKeys;
     use crate::ciped::identity::Identity;
+    use crate::control::small_file::Flush;
 
     /// Inode of a network namespace.
     const HERE: u64 = 7;
@@ -104,7 +105,7 @@ mod tests {
         let tunnel = Identity { name: option_file.to_owned(), prefix: "cipcb".to_owned(), ipaddr, ptpaddr };
         let mut memory = Memory::new(device, None, &TakenKeys::new([0; 16]));
         (memory.tunnel, memory.namespace) = (Some(tunnel), Some(namespace));
-        file.write(&memory).unwrap();
+        file.write(&memory, Flush::Yes).unwrap();
     }
 
     fn found(base: &Path, tunnel: &str) -> Vec<String> {

@@ -6,12 +6,20 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Replaces a file, so that a reader or a power failure sees the old one or the new one. Only its owner may read it. One writer at a
-/// time.
+/// Whether to wait until the disk has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// A power failure leaves the old file or the new one.
+    Yes,
+    /// A power failure may leave a damaged file.
+    No,
+}
+
+/// Replaces a file, so that a reader sees the old one or the new one. Only its owner may read it. One writer at a time.
 ///
 /// # Errors
 /// It cannot be written; the old one stays.
-pub fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
+pub fn replace(path: &Path, octets: &[u8], flush: Flush) -> io::Result<()> {
     let new = beside(path, "new");
     // One that a crash has left.
     match fs::remove_file(&new) {
@@ -20,9 +28,14 @@ pub fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(octets)?;
-    file.sync_all()?;
+    if flush == Flush::Yes {
+        file.sync_all()?;
+    }
     fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    match flush {
+        Flush::Yes => File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all(),
+        Flush::No => Ok(()),
+    }
 }
 
 /// The place of a file that belongs to another one. It is hidden, so that no list of those files has it.
@@ -45,12 +58,12 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("a.json");
         fs::write(beside(&path, "new"), "left by a crash").unwrap();
-        for text in ["first", "second"] {
-            replace(&path, text.as_bytes()).unwrap();
+        for (text, flush) in [("first", Flush::Yes), ("second", Flush::No)] {
+            replace(&path, text.as_bytes(), flush).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
-        assert!(replace(&base.path().join("none/a"), b"").is_err());
+        assert!(replace(&base.path().join("none/a"), b"", Flush::Yes).is_err());
     }
 }

@@ -9,8 +9,10 @@ use tokio::time::Instant;
 use super::Daemon;
 use crate::ciped::exchange::TakenKeys;
 use crate::ciped::memory::{Memory, MemoryFile};
-use crate::ciped::session::Past;
+use crate::ciped::session::{Past, Step};
 use crate::control::run_dir;
+use crate::control::small_file::Flush;
+use crate::sealed::handshake::Kept;
 
 /// Least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -24,7 +26,11 @@ const NOTHING: Known = (None, 0, false);
 /// Writes the file in the background.
 pub(super) struct Keeper {
     file: MemoryFile,
+    /// Of handshakes, also of those before a start with `sealed no`.
+    sealed: Option<Kept>,
     written: Known,
+    /// The last write has not waited for the disk, so that another one is to follow that does.
+    is_unflushed: bool,
     /// When the next write may begin.
     next: Instant,
     writing: Option<JoinHandle<anyhow::Result<()>>>,
@@ -45,16 +51,18 @@ impl Keeper {
         let is_named = memory.as_ref().is_some_and(|memory| memory.tunnel.is_some());
         let newest_stamp = memory.as_ref().and_then(|memory| memory.newest_stamp);
         let is_ours = memory.as_ref().is_some_and(|memory| memory.is_ours);
+        let sealed = memory.as_ref().and_then(|memory| memory.sealed);
         let taken = memory.and_then(|memory| memory.taken_keys()).unwrap_or_else(|| TakenKeys::new(salt));
         // A file of a former version does not say whose it is; it will.
         let written = if is_named { (newest_stamp, taken.len(), is_ours) } else { NOTHING };
-        let keeper = Self { file, written, next: Instant::now(), writing: None, fails: false, was_there };
-        (keeper, Past { newest_stamp, taken, is_ours })
+        let next = Instant::now();
+        let keeper = Self { file, sealed, written, is_unflushed: false, next, writing: None, fails: false, was_there };
+        (keeper, Past { newest_stamp, taken, is_ours, sealed })
     }
 
     /// When [`Daemon::keep`] is due.
     pub(super) fn deadline(&self, known: Known) -> Option<Instant> {
-        (known != self.written).then_some(self.next)
+        (known != self.written || self.is_unflushed).then_some(self.next)
     }
 }
 
@@ -68,23 +76,45 @@ impl Daemon {
         self.keeper.deadline(self.known())
     }
 
-    /// Writes the file if that is due, and no write is under way.
-    pub(super) async fn keep(&mut self) {
-        let (known, now) = (self.known(), Instant::now());
-        if self.keeper.deadline(known).is_none_or(|at| at > now) {
-            return;
+    /// Writes the file if that is due, and no write is under way. Returns what follows if somebody has asked to forget.
+    pub(super) async fn keep(&mut self) -> Vec<Step> {
+        let now = Instant::now();
+        if self.keep_deadline().is_none_or(|at| at > now) {
+            return Vec::new();
         }
         self.keeper.next = now + INTERVAL;
         if self.keeper.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
-            return;
+            return Vec::new();
         }
         self.end_write().await;
-        let mut memory = Memory::new(&self.facts.device, known.0, self.session.taken_keys());
-        memory.is_ours = known.2;
+        let forgotten = self.forget_if_asked();
+        let (file, memory) = (self.keeper.file.clone(), self.memory());
+        (self.keeper.written, self.keeper.is_unflushed) = (self.known(), false);
+        self.keeper.writing = Some(tokio::task::spawn_blocking(move || file.write(&memory, Flush::Yes)));
+        forgotten.unwrap_or_default()
+    }
+
+    /// Keeps what is known of handshakes, before an answer is sent, so without waiting for the disk. Returns what follows if somebody has
+    /// asked to forget: then there is nothing to keep.
+    pub(super) async fn keep_sealed(&mut self, kept: Kept) -> Vec<Step> {
+        // A former write must not take the place of this one.
+        self.end_write().await;
+        if let Some(steps) = self.forget_if_asked() {
+            return steps;
+        }
+        self.keeper.sealed = Some(kept);
+        (self.keeper.written, self.keeper.is_unflushed) = (self.known(), true);
+        let written = self.keeper.file.write(&self.memory(), Flush::No);
+        self.wrote(written);
+        Vec::new()
+    }
+
+    fn memory(&self) -> Memory {
+        let (newest_stamp, _, is_ours) = self.known();
+        let mut memory = Memory::new(&self.facts.device, newest_stamp, self.session.taken_keys());
+        (memory.is_ours, memory.sealed) = (is_ours, self.keeper.sealed);
         (memory.tunnel, memory.namespace) = (Some(self.setup.identity()), run_dir::namespace().ok());
-        let file = self.keeper.file.clone();
-        self.keeper.written = known;
-        self.keeper.writing = Some(tokio::task::spawn_blocking(move || file.write(&memory)));
+        memory
     }
 
     /// Writes what is new, at the end.
@@ -96,8 +126,13 @@ impl Daemon {
     }
 
     async fn end_write(&mut self) {
-        let Some(writing) = self.keeper.writing.take() else { return };
-        let written = writing.await.map_err(anyhow::Error::from).flatten();
+        if let Some(writing) = self.keeper.writing.take() {
+            let written = writing.await.map_err(anyhow::Error::from).flatten();
+            self.wrote(written);
+        }
+    }
+
+    fn wrote(&mut self, written: anyhow::Result<()>) {
         match written {
             Ok(()) => (self.keeper.fails, self.keeper.was_there) = (false, true),
             Err(error) => {
@@ -107,31 +142,30 @@ impl Daemon {
                     return;
                 }
                 tracing::warn!(
-                    "{}: cannot keep what is known of the peer's key exchanges: {error:#}; after a restart recorded ones may be taken",
+                    "{}: cannot keep what is known of the peer's key exchanges: {error:#}; after a restart recorded ones may be taken, and a \
+                     peer that was sealed counts as one that was not",
                     self.facts.device
                 );
             }
         }
     }
 
-    /// Forgets the newest stamp if somebody has removed the file.
-    pub(super) fn forget_if_asked(&mut self) {
+    /// Forgets the peer if somebody has removed the file, and returns what follows.
+    pub(super) fn forget_if_asked(&mut self) -> Option<Vec<Step>> {
         // The file that was removed may be the one that was written last.
         if self.keeper.writing.as_ref().is_some_and(JoinHandle::is_finished) {
             self.end_write().now_or_never();
         }
-        if std::mem::take(&mut self.keeper.was_there) {
-            if self.keeper.file.exists() {
-                self.keeper.was_there = true;
-            } else {
-                tracing::info!(
-                    "{}: {} was removed: the peer's clock may have any time",
-                    self.facts.device,
-                    self.keeper.file.path().display()
-                );
-                self.session.forget_stamps();
-                self.keeper.written = NOTHING;
-            }
+        if !self.keeper.was_there || self.keeper.file.exists() {
+            return None;
         }
+        tracing::info!(
+            "{}: {} was removed: the peer's clock may have any time, and the peer counts as one that was never sealed",
+            self.facts.device,
+            self.keeper.file.path().display()
+        );
+        let keeper = &mut self.keeper;
+        (keeper.was_there, keeper.sealed, keeper.written) = (false, None, NOTHING);
+        Some(self.session.forget(self.clock.now()))
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::Daemon;
 use crate::ciped::options::{Mistake, Options};
+use crate::ciped::peer_name::PeerName;
 use crate::ciped::session::{End, Level, Step, Topic};
 use crate::ciped::socks;
 use crate::control::protocol::Request;
@@ -50,14 +51,14 @@ impl Daemon {
     /// Sends to the current address of the peer's name. If the IP address is the same, the peer's port stays, because
     /// it may have been learned. If the IP version changes, the tunnel starts over, because it needs another socket and
     /// own address.
-    pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) -> Option<End> {
-        let name = self.peer_name.as_ref()?.text();
+    pub(super) fn resolved(&mut self, answer: Result<SocketAddr, Mistake>) -> Result<Vec<Step>, End> {
+        let Some(name) = self.peer_name.as_ref().map(PeerName::text) else { return Ok(Vec::new()) };
         let (topic, level, text) = match answer {
             Ok(peer) if peer.is_ipv4() != self.peer.is_ipv4() => {
                 let (now, before) = if peer.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
                 let text = format!("{name} is at {} now", Shown(peer));
                 if self.setup.draft.me.value.as_ref().is_none_or(|me| me.host.is_empty()) {
-                    return Some(End::Again(format!("{text}; the tunnel starts over with {now}")));
+                    return Err(End::Again(format!("{text}; the tunnel starts over with {now}")));
                 }
                 let text = format!("{text}, but `me` is {before}; correct `me`, or omit its address");
                 (Topic::PeerIsAt, Level::Warning, text)
@@ -72,7 +73,6 @@ impl Daemon {
                 (Topic::PeerNameLost, Level::Warning, text)
             }
         };
-        let steps = self.session.tell(topic, level, &text, self.clock.now());
-        self.carry_out(steps)
+        Ok(self.session.tell(topic, level, &text, self.clock.now()))
     }
 }

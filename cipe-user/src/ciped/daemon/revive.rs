@@ -23,6 +23,11 @@ impl Daemon {
         tracing::error!("{device}: the engine has gone; the interface drops all traffic until it is back");
         let mut back_off = MIN_BACK_OFF;
         loop {
+            // Keys that are too old by now are not for the next engine.
+            let steps = self.session.tick_sealing(self.clock.now());
+            if let Some(end) = self.carry_out(steps).await {
+                return Some(end);
+            }
             let attached = attach(&self.setup, self.place());
             tokio::select! {
                 biased;
@@ -88,6 +93,7 @@ impl Daemon {
             peer: self.peer,
             send_packets: self.session.send_packets(),
             static_data: self.session.static_data(),
+            sealed: self.session.attach_sealed(self.clock.now()),
             resume: self.keys.for_next_engine(),
             ledger: self.ledger.clone(),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::control::protocol::{KeyOctets, Request, SessionKeys};
+use crate::control::protocol::{KeyOctets, Request, SealedRequest, SessionKeys, Unsealed};
 
 /// Maximum receive keys: the newest one, and those before it that the peer may still use. One of ours announces a new key at most each
 /// tokxc, a second at the least, and may use any of them: so none is forgotten before [`MIN_HOLD`].
@@ -44,6 +44,8 @@ impl KeysInUse {
                     self.former.truncate(MAX_RECEIVE_KEYS - 1);
                 }
             }
+            // Nothing under them is accepted any more.
+            Request::Sealed(SealedRequest::Unsealed(Unsealed { accepts: false, .. })) => self.clear(),
             _ => {}
         }
     }
@@ -108,6 +110,19 @@ mod tests {
         keys.forget_former(later + MIN_HOLD);
         assert_eq!(held(&keys), (None, vec![6]));
         keys.clear();
+        assert!(keys.for_next_engine().is_none());
+    }
+
+    #[test]
+    fn keys_of_protocol_3_are_wiped_when_only_sealed_packets_are_accepted() {
+        let start = Instant::now();
+        let mut keys = KeysInUse::default();
+        keys.note(&Request::SetSendKey { key: KeyOctets::new(&[9; 16]) }, start);
+        keys.note(&receive(1), start);
+        let unsealed = |accepts| Request::Sealed(SealedRequest::Unsealed(Unsealed { sends: false, accepts }));
+        keys.note(&unsealed(true), start);
+        assert_eq!(held(&keys), (Some(9), vec![1]));
+        keys.note(&unsealed(false), start);
         assert!(keys.for_next_engine().is_none());
     }
 

@@ -1,5 +1,7 @@
 //! The daemon with an engine that the test simulates, over a real control socket.
 
+mod sealed;
+
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -29,7 +29,7 @@ impl Daemon {
         commands: &mut mpsc::Receiver<OperatorCommand>,
         script: Option<&mut Script>,
     ) -> Woken {
-        let session = self.session.deadline().map(|at| self.clock.start + at);
+        let session = self.session.deadline().map(|at| self.clock.timer(at));
         let heartbeat = self.heartbeat.as_ref().map(Heartbeat::deadline);
         let deadline = [session, self.keep_deadline(), self.keys.deadline(), heartbeat].into_iter().flatten().min();
         let timer = async {

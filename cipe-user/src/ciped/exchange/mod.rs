@@ -11,6 +11,7 @@
 //! under the static key, too.
 
 mod announcements;
+mod marker;
 mod receiver;
 mod retry;
 mod sender;
@@ -25,21 +26,14 @@ use std::time::Duration;
 use rand::CryptoRng;
 use zeroize::Zeroizing;
 
+use self::marker::Marker;
 use self::receiver::Receiver;
 use self::retry::Timing;
 use self::sender::Sender;
 pub use self::taken::TakenKeys;
 use crate::control::protocol::{KeyOctets, Under, Wanted};
+pub use crate::sealed::handshake::Now;
 use crate::wire::message::Message;
-
-/// The time of an input, by two clocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Now {
-    /// Monotonic, since any fixed moment.
-    pub at: Duration,
-    /// Unix time in seconds, for time stamps.
-    pub unix: u32,
-}
 
 /// What happened.
 pub enum Input<'a> {
@@ -82,6 +76,11 @@ pub enum Action {
         /// How long the previous key stays valid, counted from the first packet under the new key. Until that packet,
         /// the peer may not use the new key yet: two NK_IND of an original may overtake each other.
         keep: Duration,
+    },
+    /// The peer says that it uses sealed packets; `asks`: and waits for an answer of ours, which comes before this.
+    PeerSeals {
+        /// Whether it asks.
+        asks: bool,
     },
     /// Log a note for the operator.
     Log(Note),
@@ -128,15 +127,14 @@ pub enum Note {
     PeerKeepsKeys,
 }
 
-/// Data of the CT_DUMMY by which ours recognize each other; the next octet asks for an answer (1) or not (0).
-const MARKER: &[u8; 8] = b"CIPEkeep";
-
 /// The key exchange of one tunnel. `R` makes the keys and the filler.
 pub struct Exchange<R> {
     sender: Sender,
     receiver: Receiver,
     /// The peer keeps the previous receive key at a change.
     peer_keeps_keys: bool,
+    /// Whether we use sealed packets with a peer that does, too.
+    seals: bool,
     rng: R,
 }
 
@@ -145,7 +143,13 @@ impl<R: CryptoRng> Exchange<R> {
     /// The peer's keys in `taken` are refused.
     pub fn new(tokxc: Duration, taken: TakenKeys, rng: R) -> Self {
         let timing = Timing::new(tokxc);
-        Self { sender: Sender::new(timing), receiver: Receiver::new(timing, taken), peer_keeps_keys: false, rng }
+        let (sender, receiver) = (Sender::new(timing), Receiver::new(timing, taken));
+        Self { sender, receiver, peer_keeps_keys: false, seals: false, rng }
+    }
+
+    /// Tells the peer that we use sealed packets, if it does, too.
+    pub fn announce_seals(&mut self) {
+        self.seals = true;
     }
 
     /// The engine has lost all dynamic keys. Keys that were used before stay refused, because their replay filters are
@@ -173,7 +177,8 @@ impl<R: CryptoRng> Exchange<R> {
 
     /// Handles one input. No input, in any order, is an error.
     pub fn handle(&mut self, input: Input<'_>, now: Now) -> Vec<Action> {
-        let mut out = Out { actions: Vec::new(), now, introduce: !self.peer_keeps_keys, rng: &mut self.rng };
+        let (introduce, seals) = (!self.peer_keeps_keys, self.seals);
+        let mut out = Out { actions: Vec::new(), now, introduce, seals, rng: &mut self.rng };
         match input {
             Input::Tick => {
                 self.sender.tick(&mut out);
@@ -213,13 +218,17 @@ impl<R: CryptoRng> Exchange<R> {
                     }
                     Message::Acknowledgement { sum } => self.sender.acknowledged(sum, self.peer_keeps_keys, &mut out),
                     Message::Dummy(data) => {
-                        if let Some(asked) = data.strip_prefix(MARKER).and_then(|rest| rest.first()) {
+                        let marker = Marker::read(data);
+                        if let Some(asks) = marker.asks {
                             if !std::mem::replace(&mut self.peer_keeps_keys, true) {
                                 out.log(Note::PeerKeepsKeys);
                             }
-                            if *asked == 1 {
+                            if asks {
                                 out.marker(false, under);
                             }
+                        }
+                        if marker.seals && self.seals {
+                            out.actions.push(Action::PeerSeals { asks: marker.asks == Some(true) });
                         }
                     }
                     // An original uses this message for another purpose.
@@ -238,18 +247,20 @@ struct Out<'a, R> {
     now: Now,
     /// Whether to send our marker too, since the peer has not sent its own.
     introduce: bool,
+    /// Whether our marker says that we use sealed packets.
+    seals: bool,
     rng: &'a mut R,
 }
 
 impl<R: CryptoRng> Out<'_, R> {
     fn send(&mut self, message: &Message<'_>, under: Under) {
-        let payload = message.build(self.now.unix, self.rng);
+        let payload = message.build(self.now.unix_seconds(), self.rng);
         self.actions.push(Action::SendMessage { payload, under, announces: false });
     }
 
     /// Sends a message that opens an exchange; `announces`: whether it is the first NK_IND of a key.
     fn send_opening(&mut self, message: &Message<'_>, under: Under, announces: bool) {
-        let payload = message.build(self.now.unix, self.rng);
+        let payload = message.build(self.now.unix_seconds(), self.rng);
         self.actions.push(Action::SendMessage { payload, under: under.clone(), announces });
         if self.introduce {
             // An original takes the new key at the NK_IND and opens nothing under the old one afterwards.
@@ -259,9 +270,7 @@ impl<R: CryptoRng> Out<'_, R> {
     }
 
     fn marker(&mut self, ask: bool, under: Under) {
-        let mut data = [0; MARKER.len() + 1];
-        data[..MARKER.len()].copy_from_slice(MARKER);
-        data[MARKER.len()] = ask.into();
+        let data = Marker { asks: Some(ask), seals: self.seals }.data();
         self.send(&Message::Dummy(&data), under);
     }
 

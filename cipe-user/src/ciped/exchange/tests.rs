@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::marker::MARKER;
 use super::*;
 use crate::wire::message::DynamicKey;
 
@@ -45,7 +46,7 @@ impl Machine {
     /// Omits markers.
     fn handle(&mut self, input: Input<'_>) -> Vec<Seen> {
         let mut seen = Vec::new();
-        for action in self.exchange.handle(input, Now { at: self.now, unix: 0 }) {
+        for action in self.exchange.handle(input, Now { at: self.now, unix_nanos: 0 }) {
             seen.push(match action {
                 Action::SendMessage { payload, under, announces } => match Message::parse(&payload).unwrap() {
                     Message::Dummy(_) => continue,
@@ -73,7 +74,7 @@ impl Machine {
                     assert_eq!(keep, 2 * TOKXC);
                     Seen::SetReceiveKey(*key)
                 }
-                Action::Log(_) => continue,
+                Action::PeerSeals { .. } | Action::Log(_) => continue,
             });
         }
         seen
@@ -386,7 +387,7 @@ fn an_original_can_open_the_marker_behind_an_indication() {
     let mut machine = Machine::new();
     machine.wanted(Wanted::NoSendKey);
     machine.acknowledge();
-    let now = Now { at: machine.now, unix: 0 };
+    let now = Now { at: machine.now, unix_nanos: 0 };
     let actions = machine.exchange.handle(Input::KeyWanted(Wanted::Packets), now);
     assert_eq!(markers(&actions), [Under::Static], "the key before is gone at the NK_IND");
 }
@@ -430,6 +431,36 @@ fn markers_are_answered_once_and_stop_when_the_peer_is_known() {
     assert_eq!(input(Input::KeyWanted(Wanted::NoReceiveKey)), 0);
     assert_eq!(input(Input::Message { message: Message::Request, under_static: true }), 1);
     assert_eq!(input(Input::Message { message: Message::Dummy(b"something else"), under_static: true }), 0);
+}
+
+#[test]
+fn each_of_two_that_seal_learns_it_of_the_other_and_an_end_that_does_not_is_not_told() {
+    for seals in [[true, true], [true, false], [false, true]] {
+        let mut ends = [1, 2].map(|seed| Exchange::new(TOKXC, TakenKeys::new([0; 16]), StdRng::seed_from_u64(seed)));
+        for (end, seals) in ends.iter_mut().zip(seals) {
+            if seals {
+                end.announce_seals();
+            }
+        }
+        let mut learned = Vec::new();
+        let first = ends[0].handle(Input::KeyWanted(Wanted::NoSendKey), Now::default());
+        let mut on_the_way: VecDeque<_> = first.into_iter().map(|action| (1, action)).collect();
+        while let Some((to, action)) = on_the_way.pop_front() {
+            match action {
+                Action::SendMessage { payload, .. } => {
+                    let message = Message::parse(&payload).unwrap();
+                    let answers = ends[to].handle(Input::Message { message, under_static: true }, Now::default());
+                    on_the_way.extend(answers.into_iter().map(|answer| (1 - to, answer)));
+                }
+                // The end that has been told is the one that makes the action.
+                Action::PeerSeals { asks } => learned.push((1 - to, asks)),
+                _ => {}
+            }
+        }
+        let expected = if seals == [true, true] { vec![(1, true), (0, false)] } else { Vec::new() };
+        assert_eq!(learned, expected, "{seals:?}");
+        assert_eq!(ends.map(|end| end.peer_keeps_keys()), [true, true]);
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ciped::identity::Identity;
 use crate::control::run_dir::RunDir;
-use crate::control::small_file;
+use crate::control::small_file::{self, Flush};
 use crate::kernel::guard_routes::Destination;
 use crate::kernel::owner::Owner;
 
@@ -124,7 +124,7 @@ impl RecordFile {
 
     fn try_to_write(&self, run_dir: &RunDir) -> io::Result<()> {
         run_dir.create()?;
-        small_file::replace(&self.path, &serde_json::to_vec(&self.record)?)
+        small_file::replace(&self.path, &serde_json::to_vec(&self.record)?, Flush::Yes)
     }
 
     /// Removes it, and the directory if nothing else is in it.

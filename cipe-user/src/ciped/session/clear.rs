@@ -47,7 +47,7 @@ impl<R: CryptoRng> Session<R> {
                     return Vec::new();
                 }
                 self.pong_sent = Some(now.at);
-                let pong = clear::datagram(&Message::Pong(data), now.unix, &mut self.rng);
+                let pong = clear::datagram(&Message::Pong(data), now.unix_seconds(), &mut self.rng);
                 return vec![Step::Send(Request::SendClear { datagram: pong[..].into(), to })];
             }
             // The engine has read it.
@@ -73,7 +73,7 @@ impl<R: CryptoRng> Session<R> {
         };
         if asks && self.configuration_told.is_none_or(|last| now.at >= last + MIN_ANSWER_INTERVAL) {
             self.configuration_told = Some(now.at);
-            let datagram = self.configuration.answer(now.unix, &mut self.rng);
+            let datagram = self.configuration.answer(now.unix_seconds(), &mut self.rng);
             steps.push(Step::Send(Request::SendClear { datagram: datagram[..].into(), to }));
         }
         steps

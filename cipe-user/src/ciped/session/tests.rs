@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::path::Path;
 
 use rand::SeedableRng;
@@ -8,7 +9,7 @@ use crate::ciped::options::{self, Draft, Program};
 use crate::control::protocol::Wanted;
 use crate::wire::message::DynamicKey;
 
-fn options(extra: &str) -> Options {
+pub(super) fn options(extra: &str) -> Options {
     options_as(Program::Cb, extra)
 }
 
@@ -21,11 +22,11 @@ fn options_as(program: Program, extra: &str) -> Options {
     options::settle(&draft, problems).0.unwrap()
 }
 
-fn at(seconds: u32) -> Now {
-    Now { at: Duration::from_secs(seconds.into()), unix: 1_000_000 + seconds }
+pub(super) fn at(seconds: u32) -> Now {
+    Now { at: Duration::from_secs(seconds.into()), unix_nanos: 1_000_000_000 * u64::from(1_000_000 + seconds) }
 }
 
-fn rng(seed: u64) -> StdRng {
+pub(super) fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
@@ -33,11 +34,11 @@ fn session(seed: u64, extra: &str) -> Session<StdRng> {
     Session::new(&options(extra), past(None), at(0), (rng(seed), rng(seed + 1)))
 }
 
-fn past(newest_stamp: Option<u32>) -> Past {
-    Past { newest_stamp, taken: TakenKeys::new([0; 16]), is_ours: false }
+pub(super) fn past(newest_stamp: Option<u32>) -> Past {
+    Past { newest_stamp, taken: TakenKeys::new([0; 16]), is_ours: false, sealed: None }
 }
 
-fn received(payload: &[u8]) -> Event {
+pub(super) fn received(payload: &[u8]) -> Event {
     Event::Control {
         payload: payload.into(),
         from: "192.0.2.2:6789".parse().unwrap(),
@@ -46,11 +47,11 @@ fn received(payload: &[u8]) -> Event {
     }
 }
 
-fn logs(steps: &[Step]) -> Vec<&str> {
+pub(super) fn logs(steps: &[Step]) -> Vec<&str> {
     steps.iter().filter_map(|step| if let Step::Log(_, text) = step { Some(text.as_str()) } else { None }).collect()
 }
 
-fn sent(steps: &[Step]) -> Vec<Vec<u8>> {
+pub(super) fn sent(steps: &[Step]) -> Vec<Vec<u8>> {
     let payload = |step: &Step| match step {
         Step::Send(Request::SendControl { payload, .. }) => Some(payload.to_vec()),
         _ => None,
@@ -409,7 +410,7 @@ fn takes_a_key(steps: &[Step]) -> bool {
     steps.iter().any(|step| matches!(step, Step::Send(Request::SetReceiveKey { .. })))
 }
 
-fn indication(number: u8, unix: u32) -> Event {
+pub(super) fn indication(number: u8, unix: u32) -> Event {
     received(&Message::indication(&DynamicKey([number; 16])).build(unix, &mut rng(number.into())))
 }
 
@@ -417,7 +418,7 @@ fn indication(number: u8, unix: u32) -> Event {
 fn kept(session: &Session<StdRng>) -> Past {
     let taken = session.taken_keys();
     let taken = TakenKeys::restored(taken.salt(), taken.newest(usize::MAX));
-    Past { newest_stamp: session.newest_stamp(), taken, is_ours: session.is_ours() }
+    Past { newest_stamp: session.newest_stamp(), taken, is_ours: session.is_ours(), sealed: None }
 }
 
 #[test]
@@ -446,7 +447,7 @@ fn a_clock_that_goes_back_is_reported_until_it_is_forgotten() {
     let steps = session.event(&indication(3, 999_997), at(0));
     assert!(!takes_a_key(&steps) && steps.iter().any(|step| matches!(step, Step::Forget)));
     assert!(logs(&steps)[0].contains("3 s older") && logs(&steps)[0].contains("cipe forget"), "{:?}", logs(&steps));
-    session.forget_stamps();
+    session.forget(at(0));
     assert!(takes_a_key(&session.event(&indication(4, 999_997), at(0))));
 }
 

@@ -2,6 +2,8 @@
 
 use super::Level;
 use crate::ciped::exchange::Note;
+use crate::ciped::sealing;
+use crate::sealed::handshake;
 
 /// A kind of log line that is written at the 1st, 2nd, 4th, 8th ... time only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +31,17 @@ pub(in crate::ciped) enum Topic {
     PeerIsAt,
     PeerStaysAt,
     PeerNameLost,
+    Sealed,
+    SealedAgain,
+    OnlySealed,
+    NoAnswer,
+    ClockBehind,
+    OtherKind,
+    Reflected,
+    Overdue,
+    Downgraded,
+    Unsealed,
+    SealedKey,
 }
 
 /// The topic of a note. Each note may repeat often: because of a dead peer, a peer that requests key after key, or
@@ -53,5 +66,23 @@ pub(super) fn level(note: Note) -> Level {
         Note::ReusedKey | Note::NoAcknowledgement { .. } | Note::NoIndication { .. } => Level::Warning,
         Note::NewSendKey { .. } | Note::NewReceiveKey | Note::PeerKeepsKeys => Level::Info,
         Note::Requested | Note::Forgotten | Note::StrayAcknowledgement => Level::Debug,
+    }
+}
+
+/// The topic and the importance of a note about sealed packets.
+pub(super) fn of_sealing(note: sealing::Note) -> (Topic, Level) {
+    match note {
+        sealing::Note::Handshake(note) => match note {
+            handshake::Note::Sealed { .. } => (Topic::Sealed, Level::Info),
+            handshake::Note::NoAnswer { .. } => (Topic::NoAnswer, Level::Warning),
+            handshake::Note::ClockBehind => (Topic::ClockBehind, Level::Warning),
+            handshake::Note::OtherKind => (Topic::OtherKind, Level::Warning),
+            handshake::Note::Reflected => (Topic::Reflected, Level::Warning),
+        },
+        sealing::Note::Renewed(_) => (Topic::SealedAgain, Level::Debug),
+        sealing::Note::OnlySealed => (Topic::OnlySealed, Level::Info),
+        sealing::Note::Overdue => (Topic::Overdue, Level::Warning),
+        sealing::Note::Downgraded => (Topic::Downgraded, Level::Warning),
+        sealing::Note::Unsealed => (Topic::Unsealed, Level::Warning),
     }
 }

@@ -82,7 +82,7 @@ pub(super) enum Habit {
 }
 
 pub(super) fn at(now: Duration) -> Now {
-    Now { at: now, unix: now.as_secs() as u32 }
+    Now { at: now, unix_nanos: now.as_nanos() as u64 }
 }
 
 /// Whether an event that is reported at most once per tokxc is reported now.
@@ -179,7 +179,7 @@ impl End {
                     (self.previous_used, self.keep, self.previous_ends) = (used || stays, keep, None);
                     (self.receive, self.received, self.receive_wanted) = (Some(*key), 0, None);
                 }
-                Action::Log(_) => {}
+                Action::PeerSeals { .. } | Action::Log(_) => {}
             }
         }
     }
