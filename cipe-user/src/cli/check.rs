@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::ciped::options::{self, Program, Severity, Sources};
+use crate::ciped::options::{self, Options, Program, SealedPolicy, Severity, Sources};
 use crate::control::protocol::Protocol;
 
 /// Arguments of `cipe check`.
@@ -66,6 +66,7 @@ fn report(sources: &Sources) -> (String, bool) {
             false => "ip-up sets the interface's addresses, because of `ifconfig`",
         };
         line(format_args!("  {who}"));
+        line(format_args!("  {}", sealed(options)));
     }
     for problem in &problems {
         match problem.severity {
@@ -75,6 +76,20 @@ fn report(sources: &Sources) -> (String, bool) {
     }
     line(format_args!("{}", if settled.is_some() { "ok" } else { "not usable" }));
     (text, settled.is_some())
+}
+
+/// What `sealed` comes to.
+fn sealed(options: &Options) -> &'static str {
+    match options.sealed {
+        _ if options.key.is_none() => "packets are not sealed, without a key",
+        SealedPolicy::Auto => {
+            "packets are sealed if the peer is this program and does the same; then, and until `cipe forget`, it must"
+        }
+        SealedPolicy::Require => "packets are sealed, and all others dropped: the peer must be this program",
+        SealedPolicy::No => {
+            "packets are not sealed, because of `sealed no`: protocol 3 and what it protects (docs/SECURITY.md)"
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `cipe forget`: a peer's clock went back.
+//! `cipe forget`: a peer's clock went back, or a peer that was sealed is an original now.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +20,9 @@ pub(super) struct Args {
 const EXAMPLES: &str =
     "A daemon drops key exchange messages that are older than others of the same peer: somebody may have recorded
 them. If the peer's clock was ahead and was set back, its log says so until this command was given.
+
+A tunnel that was sealed never goes back to protocol 3 by itself. If the peer is an original now, this command allows that once: make
+sure first that it is, since whoever drops packets on the path can make it look so.
 
 Examples:
   cipe forget /etc/cipe/gateway-b

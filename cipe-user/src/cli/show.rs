@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::status::{self, Rates, age, count, scaled};
 use crate::control::client::Client;
-use crate::control::protocol::{Cipher, Protocol, Status, WorkerShare};
+use crate::control::protocol::{Cipher, Protocol, SealedStatus, Status, WorkerShare};
 use crate::kernel::zone::Shown;
 
 /// Time over which rates are measured.
@@ -125,6 +125,9 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
     line("protocol", protocol);
     line("cipher", cipher);
     line("keys", &keys);
+    if let Some(sealed) = &status.sealed {
+        line("sealed", &sealed_line(sealed, count(status, "unsealed")));
+    }
     for door in &status.doors {
         line("door", door);
     }
@@ -156,6 +159,18 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
     format!("{}\n{text}", status.device)
 }
 
+/// Whether packets are sealed. `refused`: packets of protocol 3 that were not accepted.
+fn sealed_line(sealed: &SealedStatus, refused: u64) -> String {
+    match (sealed.suite, sealed.send_seconds) {
+        (Some(suite), Some(seconds)) => format!("by {suite}, key {} old", age(seconds)),
+        _ if sealed.unsealed.sends => "no: protocol 3, since the peer has not sealed".to_owned(),
+        _ if refused > 0 => {
+            format!("no key: packets wait for a handshake; {refused} packets of protocol 3 were refused")
+        }
+        _ => "no key: packets wait for a handshake".to_owned(),
+    }
+}
+
 /// The share of each of several workers, in percent.
 fn shares(workers: &[WorkerShare]) -> String {
     let total = |of: fn(&WorkerShare) -> u64| workers.iter().map(of).sum::<u64>();
@@ -170,8 +185,9 @@ fn shares(workers: &[WorkerShare]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::status::example;
+    use super::super::status::{example, example_sealed};
     use super::*;
+    use crate::control::protocol::Unsealed;
 
     #[test]
     fn a_tunnel_is_a_few_lines() {
@@ -203,6 +219,25 @@ mod tests {
         let text = text(&orphan, None);
         let state = "  state     orphaned: daemon gone since 1 min; drops all traffic; `cipe down cipcb0` ends it\n";
         assert!(text.contains(state) && text.contains("  keys      none\n"), "{text}");
+    }
+
+    #[test]
+    fn a_tunnel_that_may_seal_says_whether_it_does() {
+        let keyless = example_sealed(None);
+        let only_sealed = SealedStatus { unsealed: Unsealed { sends: false, accepts: false }, ..keyless.clone() };
+        for (sealed, refused, expected) in [
+            (example_sealed(Some(12)), 0, "by AES-256-GCM, key 12 s old"),
+            (keyless, 0, "no: protocol 3, since the peer has not sealed"),
+            (only_sealed.clone(), 0, "no key: packets wait for a handshake"),
+            (only_sealed, 7, "no key: packets wait for a handshake; 7 packets of protocol 3 were refused"),
+        ] {
+            let status = Status { sealed: Some(sealed), ..example("cipcb0", (0, 0), &[("unsealed", refused)]) };
+            let text = text(&status, None);
+            assert!(text.contains(&format!("  keys      static, send (12 s)\n  sealed    {expected}\n")), "{text}");
+        }
+        let status = Status { sealed: Some(example_sealed(Some(12))), ..example("cipcb0", (0, 0), &[]) };
+        let json = &json(&[status]).unwrap()[0]["sealed"];
+        assert_eq!((&json["suite"], &json["send_seconds"]), (&"aes256-gcm".into(), &12.into()));
     }
 
     #[test]

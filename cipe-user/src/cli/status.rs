@@ -143,6 +143,20 @@ pub(super) fn example(device: &str, octets: (u64, u64), verdicts: &[(&str, u64)]
     }
 }
 
+/// How a tunnel seals, for tests: by a key of this age in seconds, or not.
+#[cfg(test)]
+pub(super) fn example_sealed(seconds: Option<u64>) -> crate::control::protocol::SealedStatus {
+    use crate::control::protocol::{SealedStatus, Unsealed};
+
+    SealedStatus {
+        unsealed: Unsealed { sends: seconds.is_none(), accepts: seconds.is_none() },
+        suite: seconds.map(|_| crate::sealed::cipher::Suite::Aes256Gcm),
+        send_seconds: seconds,
+        send_counter: seconds.map(|_| 1_000),
+        receive_seconds: seconds.into_iter().collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ use crate::kernel::ethtool;
 use crate::kernel::features;
 use crate::kernel::links::{Card, CardKind};
 use crate::kernel::netlink::Netlink;
+use crate::sealed::cipher::{Suite, has_fast_aes};
 use crate::xsk::{Umem, UmemConfig};
 
 /// Octets around an inner packet over IPv4: IP, UDP, IV, the largest tail, and SOCKS5's header, for which space is
@@ -60,6 +61,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no event loop")?;
     findings.extend(runtime.block_on(cards(&args.cards))?);
     findings.extend(ciphers());
+    findings.push(sealed(has_fast_aes()));
     let mut good = true;
     for Finding { grade, text } in findings {
         let word = match grade {
@@ -172,6 +174,18 @@ fn ciphers() -> Vec<Finding> {
     chosen.map(|kernel| Finding::new(Grade::Good, line(&kernel))).collect()
 }
 
+/// The cipher of sealed packets.
+fn sealed(fast_aes: bool) -> Finding {
+    let suite = Suite::of([fast_aes; 2]);
+    Finding::new(
+        Grade::Good,
+        match fast_aes {
+            true => format!("sealed packets: by {suite}, if the peer's CPU has AES instructions, too, as this one"),
+            false => format!("sealed packets: by {suite}, because this CPU has no AES instructions that are known"),
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +210,12 @@ mod tests {
 
     fn grades(findings: &[Finding]) -> Vec<Grade> {
         findings.iter().map(|finding| finding.grade).collect()
+    }
+
+    #[test]
+    fn the_cipher_of_sealed_packets_follows_from_the_cpu() {
+        assert!(sealed(true).text.contains("by AES-256-GCM, if the peer"));
+        assert!(sealed(false).text.contains("by ChaCha20-Poly1305, because"));
     }
 
     #[test]

@@ -38,14 +38,20 @@ pub(super) struct Row {
 impl Row {
     /// A tunnel's current status, and its rates since the last answer.
     pub(super) fn new(status: &Status, rates: Option<Rates>) -> Self {
-        let key = |name| status.key_seconds.get(name).map_or_else(|| "-".to_owned(), |seconds| age(*seconds));
+        let shown = |seconds: Option<&u64>| seconds.map_or_else(|| "-".to_owned(), |seconds| age(*seconds));
+        let key = |name| shown(status.key_seconds.get(name));
+        let sealed = status.sealed.as_ref().filter(|sealed| sealed.suite.is_some() || !sealed.unsealed.sends);
         Self {
             device: status.device.clone(),
             peer: status.peer.map_or_else(|| "not known yet".to_owned(), |peer| Shown(peer).to_string()),
-            keys: match (status.orphaned_seconds, status.keys.is_empty()) {
+            keys: match (status.orphaned_seconds, sealed) {
                 (Some(seconds), _) => format!("ORPHANED {}", age(seconds)),
-                (None, true) => "NO ENCRYPTION".to_owned(),
-                (None, false) => format!("{} / {}", key("send"), key("receive")),
+                (None, Some(sealed)) => {
+                    let (send, receive) = (sealed.send_seconds.as_ref(), sealed.receive_seconds.first());
+                    format!("sealed {} / {}", shown(send), shown(receive))
+                }
+                (None, None) if status.keys.is_empty() => "NO ENCRYPTION".to_owned(),
+                (None, None) => format!("{} / {}", key("send"), key("receive")),
             },
             rates,
         }
@@ -119,7 +125,7 @@ pub(super) fn lines(rows: &[Row], sort: Sort, width: usize) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::status::example;
+    use super::super::super::status::{example, example_sealed};
     use super::*;
 
     fn rows() -> Vec<Row> {
@@ -150,6 +156,18 @@ cipcb1  not known yet   NO ENCRYPTION         -      -       -      -  -
 cipcb2  192.0.2.2:6789  ORPHANED 3 min        -      -       -      -  -
 cipci0  192.0.2.2:6789  12 s / -          537 M  4.4 T       0      0  0";
         assert_eq!(lines(&rows(), Sort::Name, 100).join("\n"), expected);
+    }
+
+    #[test]
+    fn a_tunnel_that_seals_has_the_ages_of_those_keys() {
+        let keys = |sealed| Row::new(&Status { sealed, ..example("cipcb0", (0, 0), &[]) }, None).keys;
+        let mut waits = example_sealed(None);
+        assert_eq!(keys(Some(waits.clone())), "12 s / -");
+        waits.unsealed.sends = false;
+        assert_eq!(
+            (keys(Some(waits)), keys(Some(example_sealed(Some(75))))),
+            ("sealed - / -".into(), "sealed 1 min / 1 min".into())
+        );
     }
 
     #[test]
