@@ -44,7 +44,8 @@ impl Keeper {
     /// Reads the file of the tunnel. What cannot be read is as if it were new.
     pub(super) fn open(file: MemoryFile, salt: [u8; 16]) -> (Self, Past) {
         let memory = file.read().unwrap_or_else(|error| {
-            tracing::warn!("what the last daemon knew is lost: {error:#}; recorded key exchanges of the peer may be taken once more");
+            tracing::warn!("what the last daemon knew is lost: {error:#}; recorded key exchanges of the peer may be taken once more, and \
+                 with `sealed auto` the peer counts as one that was never sealed");
             None
         });
         let was_there = memory.is_some();
