@@ -59,7 +59,7 @@ pub fn run(input: &[u8]) {
             }
         };
         let ticked = matches!(input, Input::Tick);
-        let actions = exchange.handle(input, Now { at: now, unix: 0 });
+        let actions = exchange.handle(input, Now { at: now, unix_nanos: 0 });
         assert!(actions.len() <= 8);
         for action in actions {
             match action {
@@ -75,7 +75,7 @@ pub fn run(input: &[u8]) {
                 }
                 Action::DropSendKey => assert!(std::mem::take(&mut sending)),
                 Action::SetReceiveKey { key, .. } => assert!(taken.insert(*key)),
-                Action::Log(_) => {}
+                Action::PeerSeals { .. } | Action::Log(_) => {}
             }
         }
         if ticked {
