@@ -18,6 +18,7 @@ use crate::engine::BATCH;
 use crate::engine::carrier::{Arrival, Via, socks};
 use crate::engine::report::WorkerReport;
 use crate::engine::tunnel::Opened;
+use crate::engine::tunnel::sealed::SealedView;
 use crate::inner::ecn;
 use crate::sealed::packet;
 use crate::wire::clear;
@@ -92,7 +93,7 @@ impl Datapath {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return self.pool.put(frame) };
         tunnel.refresh(self.now);
         let octets = &self.umem.chunk(&frame)[datagram.clone()];
-        let keys = tunnel.sealed.as_ref().map(|sealed| sealed.keys());
+        let keys = tunnel.sealed.as_ref().map(SealedView::keys);
         let slot = if tunnel.is_orphaned {
             Err(Verdict::TunnelDead)
         } else if tunnel.pinned && tunnel.peer != Some(from) {

@@ -104,7 +104,7 @@ impl Worker {
             Some((mtu, true)) => self.next_hops.set_path_mtu(target.ip(), mtu, PROVEN_MTU_LIFE),
             // A peer that is not known to be ours may not accept CT_PINGs of that size.
             Some((mtu, false)) if !tunnel.has_our_peer() => {
-                self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN_MTU_LIFE)
+                self.next_hops.set_path_mtu(target.ip(), mtu, UNPROVEN_MTU_LIFE);
             }
             Some((mtu, false)) if tunnel.common.path_probe.doubt(mtu, mark, now) => self.probing.push(number),
             Some((_, false)) | None => {}

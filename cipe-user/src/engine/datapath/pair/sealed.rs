@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{End, Pair};
-use crate::control::protocol::{KeyOctets, Protocol, SealedKey, Unsealed};
+#[cfg(test)]
+use crate::control::protocol::Protocol;
+use crate::control::protocol::{KeyOctets, SealedKey, Unsealed};
 use crate::engine::ledger::{Handed, Ledger};
 use crate::engine::tunnel::sealed::{SealedTunnel, SealedView};
 use crate::sealed::cipher::Suite;
@@ -13,6 +15,7 @@ use crate::sealed::packet::Epoch;
 /// The static key that handshake messages depend on.
 pub(crate) const STATIC_KEY: [u8; 16] = [0x5E; 16];
 /// Only sealed packets.
+#[cfg(test)]
 pub(crate) const REQUIRED: Unsealed = Unsealed { sends: false, accepts: false };
 
 impl End {
@@ -31,6 +34,7 @@ impl End {
 
 impl Pair {
     /// Returns two ends that use sealed packets only, in a first session.
+    #[cfg(test)]
     pub(crate) fn sealed(suite: Suite, protocol: Protocol) -> Self {
         let mut pair = Self::new(crate::cipher::Algorithm::Blowfish, protocol).expect("memory and random octets");
         pair.a.use_sealed(REQUIRED);
