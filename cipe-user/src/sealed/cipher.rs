@@ -1,18 +1,47 @@
 //! The AEADs (section 2), each with a 256-bit key, a 128-bit tag and the IV `00000000 | counter`.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 /// Octets of a key.
 pub const KEY: usize = 32;
 /// Octets of a tag.
 pub const TAG: usize = 16;
 
-/// The octets of a key, which are wiped when they are dropped.
-pub type KeyOctets = Zeroizing<[u8; KEY]>;
+/// The octets of a key, which are wiped when they are dropped. They stand in one place however often they are handed on: a value that
+/// moves, such as one in a list that grows, leaves a copy of itself behind.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct KeyOctets(Box<[u8; KEY]>);
+
+impl Deref for KeyOctets {
+    type Target = [u8; KEY];
+
+    fn deref(&self) -> &[u8; KEY] {
+        &self.0
+    }
+}
+
+impl DerefMut for KeyOctets {
+    fn deref_mut(&mut self) -> &mut [u8; KEY] {
+        &mut self.0
+    }
+}
+
+impl Drop for KeyOctets {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for KeyOctets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyOctets(..)")
+    }
+}
 
 /// An AEAD; its number enters the derivation of its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

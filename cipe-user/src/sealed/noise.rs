@@ -115,7 +115,7 @@ impl Curve {
     fn agree(private: &[u8], public: &[u8]) -> Option<KeyOctets> {
         let private = PrivateKey::from_private_key(&X25519, private).ok()?;
         agree(&private, UnparsedPublicKey::new(&X25519, public), (), |secret| {
-            let mut octets = Zeroizing::new([0; KEY]);
+            let mut octets = KeyOctets::default();
             octets.copy_from_slice(secret);
             Ok(octets)
         })
@@ -261,7 +261,11 @@ mod tests {
 
     fn ends(keys: [u8; 2]) -> (Noise, Noise) {
         let secrets = keys.map(|key| Secrets::new(&[key; 16]));
-        let ephemeral = |octet| Zeroizing::new([octet; KEY]);
+        let ephemeral = |octet| {
+            let mut octets = KeyOctets::default();
+            octets.fill(octet);
+            octets
+        };
         (Noise::initiator(&secrets[0], ephemeral(3)), Noise::responder(&secrets[1], ephemeral(4)))
     }
 

@@ -1,7 +1,6 @@
 //! What is derived from the static key, and the keys of a session (sections 2 and 5).
 
 use aws_lc_rs::hmac::{self, Context, HMAC_SHA256};
-use zeroize::Zeroizing;
 
 use super::cipher::{KEY, KeyOctets, Suite};
 
@@ -25,7 +24,7 @@ impl MacKey {
     fn whole(&self, parts: &[&[u8]]) -> KeyOctets {
         let mut context = Context::with_key(&self.0);
         parts.iter().for_each(|part| context.update(part));
-        let mut octets = Zeroizing::new([0; KEY]);
+        let mut octets = KeyOctets::default();
         octets.copy_from_slice(context.sign().as_ref());
         octets
     }
