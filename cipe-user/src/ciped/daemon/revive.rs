@@ -28,7 +28,10 @@ impl Daemon {
             if let Some(end) = self.carry_out(steps).await {
                 return Some(end);
             }
-            let attached = attach(&self.setup, self.place());
+            let place = self.place();
+            // If it cannot, it says so.
+            let resumes_sealed = place.sealed.as_ref().is_some_and(|sealed| sealed.resume.is_some());
+            let attached = attach(&self.setup, place);
             tokio::select! {
                 biased;
                 command = commands.recv() => if let Some(end) = self.without_engine(command) { return Some(end) },
@@ -39,10 +42,12 @@ impl Daemon {
                             self.facts.me = me;
                         }
                         self.ledger = ledger;
-                        if resumed {
+                        if resumed || resumes_sealed {
                             tracing::info!("{device}: the engine is back, and goes on under the same keys");
                         } else {
                             tracing::info!("{device}: the engine is back; keys are exchanged again");
+                        }
+                        if !resumed {
                             self.session.start_over();
                             self.keys.clear();
                         }

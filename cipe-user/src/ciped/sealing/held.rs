@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use crate::control::protocol::{SealedKey, SealedKeys, SealedRequest};
 
+/// An engine that asks for a send key within this time after it was sent one had asked before. None is worn so soon.
+const ON_THE_WAY: Duration = Duration::from_secs(5);
+
 /// The keys in use. They are wiped when they are dropped.
 #[derive(Default)]
 pub(super) struct Held {
     /// The send key, and when another one is wanted.
     send: Option<(SealedKey, Duration)>,
+    /// When the engine was given the send key.
+    since: Duration,
     /// The newest last.
     receive: Vec<SealedKey>,
 }
@@ -24,6 +29,7 @@ impl Held {
             SealedRequest::Forget { serial } => self.receive.retain(|known| known.serial != *serial),
             SealedRequest::Send { key, renew_ms } => {
                 self.send = Some((key.clone(), now + Duration::from_millis(*renew_ms)));
+                self.since = now;
             }
             SealedRequest::StopSending => self.send = None,
             SealedRequest::Unsealed(_)
@@ -36,6 +42,11 @@ impl Held {
     /// Whether there is a send key.
     pub(super) fn sends(&self) -> bool {
         self.send.is_some()
+    }
+
+    /// Whether there is a send key that is so new that nobody can want another one.
+    pub(super) fn is_new(&self, now: Duration) -> bool {
+        self.send.as_ref().is_some_and(|(_, renew)| now < (self.since + ON_THE_WAY).min(*renew))
     }
 
     /// The keys for the next engine; `None`: there are none.
@@ -69,6 +80,7 @@ mod tests {
         held.note(&SealedRequest::Forget { serial: 2 }, second);
         held.note(&SealedRequest::Send { key: key(4, 2), renew_ms: 10_000 }, second);
         held.note(&SealedRequest::Confirm, second);
+        assert!(held.is_new(5 * second) && !held.is_new(6 * second));
         let keys = held.for_next_engine(4 * second).unwrap();
         assert_eq!(keys, SealedKeys { send: Some((key(4, 2), 7_000)), receive: vec![key(4, 1), key(3, 3)] });
         assert_eq!(held.for_next_engine(40 * second).unwrap().send.unwrap().1, 0, "another one is wanted at once");

@@ -57,6 +57,9 @@ pub enum Note {
     /// The first session with this peer is in use.
     #[error("the peer seals: packets of protocol 3 are not accepted any more")]
     OnlySealed,
+    /// The engine could not go on under the keys that it was handed.
+    #[error("the engine cannot go on under the former keys of sealed packets; a handshake makes others")]
+    KeysLost,
     /// Both ends seal, and no handshake is answered.
     #[error(
         "the peer seals, as it says, but no handshake was answered for {} s: somebody may drop them; the tunnel stays with protocol 3",
@@ -187,7 +190,10 @@ impl<R: CryptoRng> Sealing<R> {
             }
             SealedEvent::Opened { serial } => self.handle(Input::Opened(*serial), now, &mut out),
             SealedEvent::Probed { serial } => self.handle(Input::Probed(*serial), now, &mut out),
-            SealedEvent::KeysLost => self.lose_keys(now, &mut out),
+            SealedEvent::KeysLost => {
+                out.push(Effect::Log(Note::KeysLost));
+                self.lose_keys(now, &mut out);
+            }
         }
         out
     }
@@ -197,6 +203,8 @@ impl<R: CryptoRng> Sealing<R> {
             out.push(Effect::Forget);
         }
         let reason = match reason {
+            // The engine has asked before it got the key: a packet that opened was answered at once.
+            SealedWanted::Send if self.held.is_new(now.at) => return,
             SealedWanted::Send => Wanted::Send,
             SealedWanted::Receive => Wanted::Receive,
             SealedWanted::Unsealed => {

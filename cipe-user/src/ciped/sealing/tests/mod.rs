@@ -296,6 +296,21 @@ fn a_test_can_have_keys_renewed_sooner() {
     }
 }
 
+/// A worker answers a packet before the daemon has seen that it opened.
+#[test]
+fn an_engine_that_has_asked_before_it_got_a_key_causes_no_second_handshake() {
+    let mut world = World::new(["require", "require"]);
+    world.act(0, Sealing::unanswered);
+    world.run_for(SECOND);
+    assert!(world.is_sealed());
+    let mut transmits = |after: Duration| {
+        let event = SealedEvent::Wanted { reason: SealedWanted::Send };
+        let effects = world.ends[1].sealing.as_mut().unwrap().event(&event, at(SECOND + after));
+        effects.iter().any(|effect| matches!(effect, Effect::Request(SealedRequest::Transmit { .. })))
+    };
+    assert!(!transmits(Duration::ZERO) && transmits(135 * SECOND));
+}
+
 /// A machine slept for an hour: what comes first must not find the old keys in use.
 #[test]
 fn keys_that_are_too_old_are_wiped_before_anything_else_happens() {
