@@ -26,6 +26,8 @@ verdicts! {
     Sent = "sent",
     /// Outbound: a key-exchange or control message of our own was sent.
     ControlSent = "control-sent",
+    /// Outbound drop: a message of our own could not be sent: no peer, no key, no route, or no room. Messages are repeated.
+    ControlUnsent = "control-unsent",
     /// Outbound drop: neither IPv4 nor IPv6.
     PrivateNotIp = "private-not-ip",
     /// Outbound drop: the frame did not pass the TC program, so its tunnel is unknown.

@@ -285,7 +285,12 @@ fn traces_of(net: &Topology, pair: &Pair, side: Side, carrier: Ipv4Addr) -> Resu
     let traces = Traces::of(net.gw(side), pair.of(side).run_directory())?;
     let lines = traces.addresses.lines().chain(traces.routes.lines()).map(|line| plain(line, carrier));
     let files = traces.files.iter().map(|file| format!("file {file}"));
-    let stands_by = |pid: &&u32| process::name(**pid).is_some_and(|name| name == "cipe-standby");
+    // It has that name a moment after it was started, and another one once it has taken over.
+    let stands_by = |pid: &&u32| {
+        let name = process::name(**pid).unwrap_or_default();
+        name == "cipe-standby"
+            || name != "cipe-engine" && process::arguments(**pid).iter().any(|argument| argument == "--standby")
+    };
     let processes = traces.processes.iter().filter(|pid| !stands_by(pid)).count();
     Ok(lines.chain(files).chain([format!("{processes} processes")]).collect())
 }

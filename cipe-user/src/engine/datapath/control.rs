@@ -59,7 +59,7 @@ impl Datapath {
         let (form, mut frame) = match taken {
             Ok(taken) => taken,
             Err(verdict) => {
-                tunnel.counters.count(verdict);
+                tunnel.counters.count(Verdict::ControlUnsent);
                 if verdict == Verdict::NoSendKey && !tunnel.sends_unsealed() {
                     want_handshake(&self.reports, tunnel, SealedWanted::Send, self.now);
                 }

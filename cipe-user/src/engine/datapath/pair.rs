@@ -214,7 +214,8 @@ impl End {
                 match (out.ready, out.kind) {
                     (true, Type::Data) => tunnel.counters.sent(out.octets),
                     (true, Type::Control) => tunnel.counters.count(Verdict::ControlSent),
-                    (false, _) => tunnel.counters.count(Verdict::NoSendKey),
+                    (false, Type::Data) => tunnel.counters.count(Verdict::NoSendKey),
+                    (false, Type::Control) => tunnel.counters.count(Verdict::ControlUnsent),
                 }
             }
             datapath.pool.put(out.frame);

@@ -188,9 +188,9 @@ impl Datapath {
         let Some(tunnel) = self.tunnels.get(&number) else { return };
         let place = FRESH..FRESH + datagram.len();
         if place.end > self.umem.frame_size() as usize {
-            return tunnel.counters.count(Verdict::TooBig);
+            return tunnel.counters.count(Verdict::ControlUnsent);
         }
-        let Some(mut frame) = self.pool.take() else { return tunnel.counters.count(Verdict::NoFrame) };
+        let Some(mut frame) = self.pool.take() else { return tunnel.counters.count(Verdict::ControlUnsent) };
         self.umem.chunk_mut(&mut frame)[place].copy_from_slice(datagram);
         let to = to.filter(|to| tunnel.peer != Some(*to)).map(Box::new);
         let out = Outgoing::new(number, frame, FRESH, datagram.len(), Type::Control, Form::Whole, OWN);
@@ -202,9 +202,9 @@ impl Datapath {
         let Some(tunnel) = self.tunnels.get_mut(&number) else { return };
         tunnel.refresh(self.now);
         if !tunnel.sends_sealed() {
-            return tunnel.counters.count(Verdict::NoSendKey);
+            return tunnel.counters.count(Verdict::ControlUnsent);
         }
-        let Some(frame) = self.pool.take() else { return tunnel.counters.count(Verdict::NoFrame) };
+        let Some(frame) = self.pool.take() else { return tunnel.counters.count(Verdict::ControlUnsent) };
         self.append(Outgoing::new(number, frame, FRESH, 0, Type::Control, Form::Sealed, OWN), outgoing);
     }
 

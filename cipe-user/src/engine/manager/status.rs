@@ -77,7 +77,8 @@ fn counts(
     tally: &Tally,
     helped: impl Fn(usize) -> u64,
 ) -> (BTreeMap<String, u64>, Vec<WorkerShare>) {
-    let mut sums = *in_programs;
+    let control = tally.of_control().all();
+    let mut sums: [u64; Verdict::COUNT] = std::array::from_fn(|verdict| in_programs[verdict] + control[verdict]);
     let share = |worker| {
         let counted = tally.of_worker(worker).all();
         sums.iter_mut().zip(counted).for_each(|(sum, count)| *sum += count);
@@ -94,6 +95,15 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+
+    #[test]
+    fn what_programs_workers_and_the_control_thread_have_counted_is_added() {
+        let (tally, mut in_programs) = (Tally::new(2), [0; Verdict::COUNT]);
+        in_programs[Verdict::Replayed as usize] = 100;
+        (0..2).for_each(|worker| tally.of_worker(worker).count_all(Verdict::Replayed, 10));
+        tally.of_control().count(Verdict::Replayed);
+        assert_eq!(counts(&in_programs, &tally, |_| 0).0, [("replayed".to_owned(), 121)].into());
+    }
 
     #[test]
     fn the_shares_of_the_workers_add_up_to_the_packets_while_these_count() {

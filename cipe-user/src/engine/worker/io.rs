@@ -122,8 +122,7 @@ impl Worker {
         };
         tunnel.counters.count(match sent {
             Some(true) => Verdict::ControlSent,
-            Some(false) => Verdict::CarrierFull,
-            None => Verdict::NoRoute,
+            Some(false) | None => Verdict::ControlUnsent,
         });
     }
 }

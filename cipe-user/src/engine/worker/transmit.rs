@@ -64,6 +64,7 @@ impl Worker {
             };
             let (sent, refused) = octets.split_at(sent);
             sent.iter().for_each(|octets| count(tunnel, *octets, kind));
+            let verdict = if kind == Type::Control { Verdict::ControlUnsent } else { verdict };
             tunnel.counters.count_all(verdict, refused.len() as u64);
             last = Some(number);
             if udp.met_smaller_path(self.datapath.now)
