@@ -1,7 +1,7 @@
 //! The answers of a host behind the peer: to pings, and to UDP on any port.
 
 /// The answer to an inner packet: an echo reply, or a UDP datagram sent back. `None` for anything else.
-pub(super) fn answer(packet: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn answer(packet: &[u8]) -> Option<Vec<u8>> {
     let mut answer = packet.to_vec();
     // Swapping addresses and ports changes no checksum.
     let (protocol, header) = match packet.first()? >> 4 {

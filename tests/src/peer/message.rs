@@ -7,8 +7,8 @@ use super::{Order, Stamp};
 pub(super) const NK_REQ: u8 = 1;
 pub(super) const NK_IND: u8 = 2;
 pub(super) const NK_ACK: u8 = 3;
-pub(super) const CT_PING: u8 = 0x72;
-pub(super) const CT_PONG: u8 = 0x73;
+pub(crate) const CT_PING: u8 = 0x72;
+pub(crate) const CT_PONG: u8 = 0x73;
 pub(super) const CT_CONFREQ: u8 = 0x75;
 
 /// The datagram in clear that an original of 1.5 sends at its start: its configuration, and a request for the peer's. `number`:

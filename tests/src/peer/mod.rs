@@ -6,7 +6,7 @@
 //! everything and sends events through a channel.
 
 mod cipher;
-mod echo;
+pub(crate) mod echo;
 mod message;
 mod packet;
 mod session;
@@ -26,6 +26,7 @@ use rustix::event::EventfdFlags;
 
 pub use self::cipher::{Cipher, KEY};
 pub use self::message::announcement;
+pub(crate) use self::message::{CT_PING, CT_PONG};
 pub use self::packet::{Opened, Refused, open, seal};
 use self::session::Session;
 use self::worker::Worker;

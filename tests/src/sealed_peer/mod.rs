@@ -1,7 +1,8 @@
 //! A second implementation of sealed packets, to test the first one with: written from docs/SEALED.md alone, with the Noise
-//! pattern spelled out and the primitives of other libraries. It shares no code with `cipe-user`. It has no timers and keeps no
-//! state but what a caller holds: the messages of one handshake, and packets under its keys.
+//! pattern spelled out and the primitives of other libraries. It shares no code with `cipe-user`. [`SealedPeer`] has no timers and keeps
+//! no state but what a caller holds: the messages of one handshake, and packets under its keys. [`live`] is an end on a socket.
 
+pub mod live;
 mod noise;
 mod packet;
 mod primitives;
@@ -30,6 +31,7 @@ pub struct SealedPeer {
 }
 
 /// A handshake that was begun.
+#[derive(Clone)]
 pub struct Begun {
     noise: Noise,
     first: Vec<u8>,

@@ -6,6 +6,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use super::NAME;
 use super::primitives::{hmac, poly_open, poly_seal, sha256};
 
+#[derive(Clone)]
 pub(super) struct Noise {
     h: [u8; 32],
     ck: [u8; 32],
