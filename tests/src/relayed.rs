@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::SOON;
 use crate::gateway::{Daemon, Pair};
-use crate::impair::{Passed, Relay};
+use crate::impair::{Attack, Passed, Relay};
 use crate::offload::Offload;
 use crate::options::{Options, PORT};
 use crate::process::patient;
@@ -38,6 +38,20 @@ impl Relayed {
     /// # Errors
     /// As [`Self::start`].
     pub fn over(net: Topology, daemon: Daemon, seed: u64, change: impl Fn(Options) -> Options) -> Result<Self> {
+        Self::under(net, daemon, seed, None, change)
+    }
+
+    /// Does the same with somebody on the path from the first datagram on.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn under(
+        net: Topology,
+        daemon: Daemon,
+        seed: u64,
+        attack: Option<Attack>,
+        change: impl Fn(Options) -> Options,
+    ) -> Result<Self> {
         for side in [Side::A, Side::B] {
             net.gw(side).ip(&["route", "add", &port_of(side).ip().to_string(), "dev", "wire0"])?;
         }
@@ -45,6 +59,7 @@ impl Relayed {
         let bind = |side| tap.run(|| UdpSocket::bind(port_of(side)));
         let ends = [Side::A, Side::B].map(carrier_of);
         let relay = Relay::start([bind(Side::A)?, bind(Side::B)?], ends, seed)?;
+        relay.attack(attack);
         let pair = Pair::start(&net, daemon, |side, options| change(options.set("peer", port_of(side))))?;
         Ok(Self { pair, relay, net })
     }

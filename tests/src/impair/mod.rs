@@ -106,8 +106,9 @@ pub struct Passed {
     pub refused: u64,
 }
 
-/// Somebody on the path: gets each datagram with the side that it came from, and returns those that go on to the other one.
-pub type Attack = Box<dyn FnMut(usize, Vec<u8>) -> Vec<Vec<u8>> + Send>;
+/// Somebody on the path: gets each datagram with the side that it came from, and returns those that go on in its place, each with the
+/// side that it seems to come from.
+pub type Attack = Box<dyn FnMut(usize, Vec<u8>) -> Vec<(usize, Vec<u8>)> + Send>;
 
 /// A running relay between side 0 and side 1; ends when dropped.
 pub struct Relay {

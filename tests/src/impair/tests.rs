@@ -104,14 +104,16 @@ fn reordered_datagrams_are_overtaken_and_none_is_lost() {
 fn somebody_on_the_path_decides_what_goes_on() {
     let bench = bench(5);
     bench.relay.attack(Some(Box::new(|side, datagram| match (side, datagram[0] % 3) {
-        (0, 0) => vec![],
-        (0, 1) => vec![datagram.clone(), datagram],
-        _ => vec![datagram],
+        (0, 0) => vec![(1, datagram)],
+        (0, 1) => vec![(0, datagram.clone()), (0, datagram)],
+        _ => vec![(side, datagram)],
     })));
     let arrived = bench.run(9);
     assert_eq!(arrived.iter().map(|datagram| datagram[0]).collect::<Vec<_>>(), [1, 1, 2, 4, 4, 5, 7, 7, 8]);
     bench.relay.inject(0, [vec![42; 20]]);
     let mut buffer = [0; 64];
+    assert_eq!(bench.ends[0].recv(&mut buffer).expect("it is reflected"), 20);
+    assert_eq!(buffer[..20], [0; 20]);
     assert_eq!(bench.ends[1].recv(&mut buffer).expect("it is passed on"), 20);
     assert_eq!(buffer[..20], [42; 20]);
 }

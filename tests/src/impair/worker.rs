@@ -87,8 +87,8 @@ impl Worker {
                         Err(_) => {}
                     }
                 }
-                self.release(side);
             }
+            [0, 1].into_iter().for_each(|side| self.release(side));
         }
         Ok(())
     }
@@ -128,7 +128,9 @@ impl Worker {
         if let Some(attack) = &mut state.attack {
             let instead = attack(side, datagram);
             state.passed[side].lost += u64::from(instead.is_empty());
-            lane.held.extend(instead.into_iter().map(Held::at_once));
+            for (side, datagram) in instead {
+                self.lanes[side].held.push_back(Held::at_once(datagram));
+            }
             state.waiting = waiting(&self.lanes, &state);
             return;
         }
