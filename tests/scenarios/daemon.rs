@@ -229,25 +229,34 @@ fn it_ends_well_when_asked_and_badly_when_the_network_is_gone() -> Result<()> {
 }
 
 /// Nobody can decrypt packets that the other end sends under its old key.
-#[test]
-fn not_one_packet_is_lost_after_a_peer_was_restarted() -> Result<()> {
+fn not_one_packet_is_lost_after_a_restart(change: fn(Options) -> Options) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, Offload::On)?;
-    let mut pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    let mut pair = Pair::start(&net, Daemon::Blowfish, |_, options| change(options))?;
     for from in [Side::A, Side::B, Side::A] {
         pair.wait_for_keys(&net)?;
         let Pair { a, b } = pair;
         assert!(a.stop()?.success());
-        b.wait_for_status("no send key", |status| !status.has_key("send"))?;
-        let mut a = Gateway::start(&net, Side::A, Daemon::Blowfish, &Options::of(Side::A))?;
+        b.wait_for_status("no send key", |status| !status.has_key("send") && !status.is_sealed())?;
+        let mut a = Gateway::start(&net, Side::A, Daemon::Blowfish, &change(Options::of(Side::A)))?;
         a.wait_up()?;
         let report = ping::run(net.lan(from), from.other().host(), &Plan::count(1))?;
         assert_eq!(report.received(), 1, "from {from:?}: {:?}\n{}", a.status()?, b.log().text());
         pair = Pair { a, b };
     }
     Ok(())
+}
+
+#[test]
+fn not_one_packet_is_lost_after_a_peer_was_restarted() -> Result<()> {
+    not_one_packet_is_lost_after_a_restart(|options| options)
+}
+
+#[test]
+fn not_one_sealed_packet_is_lost_after_a_peer_was_restarted() -> Result<()> {
+    not_one_packet_is_lost_after_a_restart(Options::sealed)
 }
 
 #[test]

@@ -104,18 +104,18 @@ fn the_status_says_which_door_was_asked_for() -> Result<()> {
 
 /// A router on the path fragments datagrams without DF that are too large for its next link. The kernel reassembles them before
 /// the tunnel gets them.
-#[test]
-fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
+fn datagrams_in_fragments_reach_the_tunnel(carriers: &[&str], sealed: &str) -> Result<()> {
     const LARGE: usize = 20;
     if !may_make_namespaces() {
         return Ok(());
     }
-    for carrier in ["xdp", "udp", "auto"] {
+    for carrier in carriers {
         let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
         for side in [Side::A, Side::B] {
             net.lan(side).sysctl("net.ipv4.ip_no_pmtu_disc", "1")?;
         }
-        let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("carrier", carrier))?;
+        let pair =
+            Pair::start(&net, Daemon::Blowfish, |_, options| options.set("carrier", carrier).set("sealed", sealed))?;
         pair.wait_for_keys(&net)?;
         // Towards A only: a device with this MTU would not receive A's own datagrams.
         let (tap, to) = (net.tap().expect("a tapped carrier has a tap"), Side::A.carrier().to_string());
@@ -127,6 +127,16 @@ fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
         assert_eq!(pair.b.status()?.count("fragmented"), 0);
     }
     Ok(())
+}
+
+#[test]
+fn datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
+    datagrams_in_fragments_reach_the_tunnel(&["xdp", "udp", "auto"], "no")
+}
+
+#[test]
+fn sealed_datagrams_in_fragments_reach_the_tunnel_and_are_counted() -> Result<()> {
+    datagrams_in_fragments_reach_the_tunnel(&["xdp", "udp"], "require")
 }
 
 /// A device on top of the carrier's cable, of a kind of `ip link add link wire0 type ...`.

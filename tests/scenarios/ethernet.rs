@@ -62,6 +62,23 @@ fn bridged_lans_are_one_ethernet() -> Result<()> {
 }
 
 #[test]
+fn bridged_lans_are_one_ethernet_sealed_by_each_door() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for (carrier, offload) in [("udp", Offload::On), ("xdp", Offload::Raw)] {
+        let change = |_, options: Options| options.set("carrier", carrier).sealed();
+        let joined = Joined::new(Daemon::EthernetIdea, offload, change)?;
+        joined.everything_passes()?;
+        joined.passes(&frame([0x02, 0, 0, 0, 0, 0x99], &[0x88, 0xB5], &pattern(2, MTU)), "the largest frame")?;
+        for status in joined.pair.stop()? {
+            assert!(status.success(), "a daemon ended with {status}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn every_door_carries_frames() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());

@@ -8,7 +8,7 @@ use cipe_tests::gateway::{Daemon, Gateway};
 use cipe_tests::impair::{Impairment, Passed};
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::process::patient;
-use cipe_tests::relayed::Relayed;
+use cipe_tests::relayed::{Relayed, inbound};
 use cipe_tests::status::Status;
 use cipe_tests::topology::Side;
 use cipe_tests::{SOON, may_make_namespaces};
@@ -143,6 +143,101 @@ fn all_at_once_is_borne() -> Result<()> {
         assert_eq!(ends[to].count("replayed"), passed[from].doubled, "{:?}", ends[to]);
         let refused = ends[to].count("bad-crc") + ends[to].count("no-receive-key");
         assert_eq!(refused, passed[from].damaged, "{:?}", ends[to]);
+    }
+    Ok(())
+}
+
+/// The longest time that the ends of a sealed tunnel may take to agree: three of the longest intervals between two repetitions
+/// (docs/SEALED.md, section 6.5).
+const SEALED_WITHIN: Duration = Duration::from_millis(18_750);
+
+/// How long each handshake of a gateway took, by its log, in milliseconds.
+fn handshakes(gateway: &Gateway) -> Vec<u64> {
+    let after = |line: &str| line.split_once("sealed by ")?.1.split_once("after ")?.1.split_once(" ms")?.0.parse().ok();
+    gateway.log().lines().iter().filter_map(|line| after(&line.text)).collect()
+}
+
+/// The same for sealed packets. Returns the counters of the ends and the relay.
+fn seals(impairment: Impairment) -> Result<Option<([Status; 2], [Passed; 2])>> {
+    /// Packets of each end after which keys are surely renewed some times.
+    const ROUNDS: usize = 8;
+    if !may_make_namespaces() {
+        return Ok(None);
+    }
+    let link = Relayed::start(Daemon::Blowfish, 2027, |options| options.sealed_anew("500"))?;
+    link.relay.impair(impairment);
+    let started = Instant::now();
+    link.pair.wait_for_keys(&link.net)?;
+    assert!(started.elapsed() <= patient(SEALED_WITHIN), "{:?} until both ends were sealed", started.elapsed());
+    let timeout = Duration::from_secs(1);
+    let plan = Plan { window: 100, interval: Duration::from_millis(2), timeout, ..Plan::count(100) };
+    let (mut sent, mut received) = (0, 0);
+    for _ in 0..ROUNDS {
+        for side in [Side::A, Side::B] {
+            let report = ping::run(link.net.lan(side), side.other().host(), &plan)?;
+            assert_eq!(report.damaged, 0, "from {side:?}");
+            (sent, received) = (sent + report.sent, received + report.received());
+        }
+    }
+    let both_arrive = (1.0 - impairment.loss) * (1.0 - impairment.corruption);
+    let expected = sent as f64 * both_arrive * both_arrive * 0.7;
+    assert!(received as f64 > expected, "{received} of {sent} pings were answered");
+    for side in [Side::A, Side::B] {
+        let slowest = handshakes(link.pair.of(side)).into_iter().max().unwrap_or_default();
+        assert!(u128::from(slowest) <= patient(SEALED_WITHIN).as_millis(), "{side:?} needed {slowest} ms for a key");
+    }
+    let settled = link.settle()?;
+    for (side, status) in [Side::A, Side::B].into_iter().zip(&settled.0) {
+        for verdict in ["bad-crc", "bad-inner", "reflected", "wrong-peer", "too-old", "no-frame"] {
+            assert_eq!(status.count(verdict), 0, "{verdict} at {side:?}: {status:?}");
+        }
+    }
+    Ok(Some(settled))
+}
+
+/// Datagrams that an end has refused, other than repeated ones.
+fn refused(status: &Status) -> u64 {
+    let taken = ["delivered", "control-received", "replayed"].map(|verdict| status.count(verdict));
+    inbound(status) - taken.iter().sum::<u64>()
+}
+
+#[test]
+fn sealed_keys_are_agreed_where_one_in_five_is_lost() -> Result<()> {
+    let impairment = Impairment { loss: 0.2, ..Impairment::default() };
+    let Some((ends, passed)) = seals(impairment)? else { return Ok(()) };
+    for (status, passed) in ends.iter().zip(&passed) {
+        assert!(passed.lost > 0, "{passed:?}");
+        assert_eq!(status.count("bad-tag"), 0, "{status:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_doubled_sealed_datagram_is_delivered_once_and_a_damaged_one_never() -> Result<()> {
+    let impairment = Impairment { duplication: 0.3, corruption: 0.1, ..Impairment::default() };
+    let Some((ends, passed)) = seals(impairment)? else { return Ok(()) };
+    for (to, from) in [(0, 1), (1, 0)] {
+        assert!(passed[from].doubled > 0 && passed[from].damaged > 0, "{passed:?}");
+        assert_eq!(refused(&ends[to]), passed[from].damaged, "{:?}", ends[to]);
+        // A handshake message that comes twice is taken, or is a replay, as one that its sender has repeated is.
+        let replayed = ends[to].count("replayed");
+        assert!(
+            replayed.abs_diff(passed[from].doubled) <= 20,
+            "{replayed} of {}: {:?}",
+            passed[from].doubled,
+            ends[to]
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn reordered_sealed_datagrams_are_delivered_also_across_key_changes() -> Result<()> {
+    let impairment = Impairment { reorder: 0.2, span: 6, ..Impairment::default() };
+    let Some((ends, passed)) = seals(impairment)? else { return Ok(()) };
+    for (to, from) in [(0, 1), (1, 0)] {
+        assert!(passed[from].overtaken > 0, "{passed:?}");
+        assert_eq!(refused(&ends[to]), 0, "{:?}", ends[to]);
     }
     Ok(())
 }

@@ -90,12 +90,12 @@ fn octets() -> Vec<u8> {
     (0..500_000_u32).flat_map(|n| n.wrapping_mul(0x9E37_79B1).to_le_bytes()).collect()
 }
 
-fn everything_passes(offload: Offload, mode: &str, short: bool) -> Result<()> {
+fn everything_passes(offload: Offload, mode: &str, short: bool, sealed: &str) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, offload)?;
-    let pair = start(&net, &[("xdp-mode", mode)])?;
+    let pair = start(&net, &[("xdp-mode", mode), ("sealed", sealed)])?;
     if short {
         wait_for_short_cut(&net, &pair)?;
     }
@@ -177,22 +177,27 @@ fn datagrams_stay_apart(net: &Topology) -> Result<()> {
 
 #[test]
 fn everything_passes_by_native_xdp_and_past_the_kernel() -> Result<()> {
-    everything_passes(Offload::Raw, "native", true)
+    everything_passes(Offload::Raw, "native", true, "no")
+}
+
+#[test]
+fn everything_passes_sealed_and_past_the_kernel() -> Result<()> {
+    everything_passes(Offload::Raw, "native", true, "require")
 }
 
 #[test]
 fn everything_passes_by_generic_xdp_and_past_the_kernel() -> Result<()> {
-    everything_passes(Offload::Raw, "generic", true)
+    everything_passes(Offload::Raw, "generic", true, "no")
 }
 
 #[test]
 fn unfinished_checksums_are_finished_behind_native_xdp() -> Result<()> {
-    everything_passes(Offload::On, "native", true)
+    everything_passes(Offload::On, "native", true, "no")
 }
 
 #[test]
 fn superframes_and_unfinished_checksums_take_the_kernels_way_under_generic_xdp() -> Result<()> {
-    everything_passes(Offload::On, "generic", false)
+    everything_passes(Offload::On, "generic", false, "no")
 }
 
 /// Sends an echo request with a TTL; returns the address and the ICMP type of the answer.

@@ -22,6 +22,13 @@ const MTU: usize = 1442;
 /// A smaller path MTU of the carrier, and the MTU that it leaves to the tunnel (section 4).
 const PATH: usize = 1400;
 const LEFT: usize = PATH - 48;
+/// The same for sealed packets.
+const LEFT_SEALED: usize = PATH - 53;
+
+/// What `sealed` leaves of [`PATH`].
+fn left(sealed: &str) -> usize {
+    if sealed == "no" { LEFT } else { LEFT_SEALED }
+}
 
 /// Limits the carrier's last hop before B to [`PATH`] octets: B's device has this MTU, A learns it from the router.
 fn shrink_hop(net: &Topology) -> Result<()> {
@@ -37,13 +44,12 @@ fn learned(net: &Topology, side: Side) -> Result<String> {
     net.lan(side).ip(&["route", "get", &side.other().host().to_string()])
 }
 
-#[test]
-fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
+fn a_sender_is_told_what_a_smaller_hop_leaves(sealed: &str) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, Offload::On)?;
-    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("sealed", sealed))?;
     pair.wait_for_keys(&net)?;
     let large = Plan { timeout: Duration::from_millis(200), ..Plan::sizes(vec![MTU]) };
     assert_eq!(ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes(vec![MTU]))?.received(), 1);
@@ -57,12 +63,22 @@ fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
     }
     // B sends answers, which have no DF.
     let learned = learned(&net, Side::A)?;
-    assert!(learned.contains(&format!("mtu {LEFT}")), "{learned}");
+    assert!(learned.contains(&format!("mtu {}", left(sealed))), "{learned}");
     assert!(pair.a.status()?.count("too-big") > 0);
     // Neither is a network error that counts against `maxerr`.
     let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes((28..=MTU).step_by(13).collect()))?;
     assert_eq!(report.lost, [0; 0]);
     Ok(())
+}
+
+#[test]
+fn a_sender_is_told_what_a_smaller_hop_of_the_carrier_leaves() -> Result<()> {
+    a_sender_is_told_what_a_smaller_hop_leaves("no")
+}
+
+#[test]
+fn a_sender_is_told_what_a_smaller_hop_leaves_to_a_sealed_tunnel() -> Result<()> {
+    a_sender_is_told_what_a_smaller_hop_leaves("require")
 }
 
 /// Makes the kernel of gateway A learn the smaller hop by another socket: no router informs the tunnel then.
@@ -81,12 +97,12 @@ fn let_the_kernel_learn(net: &Topology) -> Result<()> {
     Ok(())
 }
 
-fn a_stream_goes_on(offload: Offload, known_before: bool) -> Result<()> {
+fn a_stream_goes_on(offload: Offload, known_before: bool, sealed: &str) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, offload)?;
-    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("sealed", sealed))?;
     pair.wait_for_keys(&net)?;
     let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
     let mut here = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
@@ -116,7 +132,7 @@ fn a_stream_goes_on(offload: Offload, known_before: bool) -> Result<()> {
         let_the_kernel_learn(&net)?;
     }
     // Packets that do not fit are fragmented until the senders know the MTU, which may take longer than one turn.
-    let told = |side| -> Result<bool> { Ok(learned(&net, side)?.contains(&format!("mtu {LEFT}"))) };
+    let told = |side| -> Result<bool> { Ok(learned(&net, side)?.contains(&format!("mtu {}", left(sealed)))) };
     for _ in 0..100 {
         both_ways("the smaller hop")?;
         if told(Side::A)? && told(Side::B)? {
@@ -125,7 +141,7 @@ fn a_stream_goes_on(offload: Offload, known_before: bool) -> Result<()> {
     }
     for side in [Side::A, Side::B] {
         let learned = learned(&net, side)?;
-        assert!(learned.contains(&format!("mtu {LEFT}")), "lan{}: {learned}", side.letter());
+        assert!(learned.contains(&format!("mtu {}", left(sealed))), "lan{}: {learned}", side.letter());
         assert!(pair.of(side).status()?.count("too-big") > 0);
     }
     Ok(())
@@ -133,17 +149,22 @@ fn a_stream_goes_on(offload: Offload, known_before: bool) -> Result<()> {
 
 #[test]
 fn a_stream_of_superframes_goes_on_over_a_smaller_hop() -> Result<()> {
-    a_stream_goes_on(Offload::On, false)
+    a_stream_goes_on(Offload::On, false, "no")
+}
+
+#[test]
+fn a_sealed_stream_of_superframes_goes_on_over_a_smaller_hop() -> Result<()> {
+    a_stream_goes_on(Offload::On, false, "require")
 }
 
 #[test]
 fn a_stream_of_single_frames_goes_on_over_a_smaller_hop() -> Result<()> {
-    a_stream_goes_on(Offload::Raw, false)
+    a_stream_goes_on(Offload::Raw, false, "no")
 }
 
 #[test]
 fn a_smaller_hop_that_only_the_kernel_knows_is_found_by_what_it_refuses() -> Result<()> {
-    a_stream_goes_on(Offload::On, true)
+    a_stream_goes_on(Offload::On, true, "no")
 }
 
 #[test]
@@ -187,12 +208,15 @@ fn the_mss_follows_the_carrier_path() -> Result<()> {
     for side in [Side::A, Side::B] {
         net.gw(side).ip(&["link", "set", "wire0", "mtu", &PATH.to_string()])?;
     }
-    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
-    pair.wait_for_keys(&net)?;
-    let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
-    let stream = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
-    // Less IPv4 and TCP headers, and the time stamps, which the kernel subtracts by itself.
-    assert_eq!(SockRef::from(&stream).tcp_mss()?, (LEFT - 40 - 12) as u32);
+    for sealed in ["no", "require"] {
+        let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.set("sealed", sealed))?;
+        pair.wait_for_keys(&net)?;
+        let listener = net.lan(Side::B).run(|| TcpListener::bind((Side::B.host(), 0)))?;
+        let stream = net.lan(Side::A).run(|| TcpStream::connect(listener.local_addr()?))?;
+        // Less IPv4 and TCP headers, and the time stamps, which the kernel subtracts by itself.
+        assert_eq!(SockRef::from(&stream).tcp_mss()?, (left(sealed) - 40 - 12) as u32, "sealed {sealed}");
+        assert!(pair.stop()?.iter().all(std::process::ExitStatus::success));
+    }
     Ok(())
 }
 

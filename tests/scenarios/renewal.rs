@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use cipe_tests::gateway::{Daemon, Pair};
+use cipe_tests::gateway::{Daemon, Gateway, Pair};
 use cipe_tests::net::Frame;
 use cipe_tests::offload::Offload;
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::process::patient;
+use cipe_tests::stream::Stream;
 use cipe_tests::topology::{Carrier, Side, Topology};
 use cipe_tests::{SOON, may_make_namespaces, traffic};
 
@@ -86,6 +87,94 @@ fn a_stream_outlives_key_changes_whole() -> Result<()> {
         if Instant::now() > deadline {
             bail!("too few key changes; A's log:\n{}", pair.a.log().text());
         }
+    }
+    Ok(())
+}
+
+/// Counts sealed sessions of an end, by its status: each begins with counter 0.
+#[derive(Default)]
+struct Sessions {
+    counter: u64,
+    changes: usize,
+}
+
+impl Sessions {
+    fn look(&mut self, end: &Gateway) -> Result<usize> {
+        let counter = end.status()?.send_counter();
+        self.changes += usize::from(counter < self.counter);
+        self.counter = counter;
+        Ok(self.changes)
+    }
+}
+
+/// The first octets of a carrier datagram.
+fn datagram(frame: &[u8]) -> Option<[u8; 8]> {
+    let packet = Frame::parse(frame)?.ipv4()?;
+    packet.udp()?.2.first_chunk().copied()
+}
+
+#[test]
+fn renewal_of_sealed_keys_loses_no_packet_and_sends_none_unsealed() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
+    let capture = net.capture_carrier(1_000_000)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.sealed_anew("500"))?;
+    pair.wait_for_keys(&net)?;
+    let (mut sent, mut ends) = (0, [Sessions::default(), Sessions::default()]);
+    let deadline = Instant::now() + patient(SOON + Duration::from_secs(2 * CHANGES as u64));
+    let plan = Plan { window: WINDOW, interval: Duration::from_millis(1), ..Plan::count(250) };
+    loop {
+        let changes = ends[0].look(&pair.a)?.min(ends[1].look(&pair.b)?);
+        if changes >= CHANGES {
+            break;
+        }
+        let report = ping::run(net.lan(Side::A), Side::B.host(), &plan)?;
+        sent += report.sent;
+        assert_eq!((report.lost.len(), report.damaged), (0, 0), "of {sent} pings and {changes} key changes");
+        if Instant::now() > deadline {
+            bail!("{changes} key changes in {sent} pings\n{}\n{}", pair.a.log().text(), pair.b.log().text());
+        }
+    }
+    for side in [&pair.a, &pair.b] {
+        let status = side.status()?;
+        let lost = ["no-receive-key", "bad-tag", "too-old", "unsealed"].map(|verdict| status.count(verdict));
+        assert_eq!(lost, [0; 4], "{status:?}");
+    }
+    let datagrams: Vec<_> = capture.finish()?.iter().filter_map(|captured| datagram(&captured.octets)).collect();
+    assert!(datagrams.len() >= 2 * sent, "{} datagrams of {sent} pings", datagrams.len());
+    let unsealed = datagrams.iter().filter(|octets| octets[..4] != [0x80, 0, 0, 0]).count();
+    let answers = datagrams.iter().filter(|octets| **octets == [0x80, 0, 0, 0, 0, 0, 0, 2]).count();
+    assert!(unsealed == 0 && answers > CHANGES, "{unsealed} unsealed, {answers} answers");
+    Ok(())
+}
+
+#[test]
+fn sealed_streams_outlive_key_changes_whole() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for offload in [Offload::On, Offload::Raw] {
+        let net = Topology::new(Carrier::Direct, offload)?;
+        let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options.sealed_anew("500"))?;
+        pair.wait_for_keys(&net)?;
+        let stream = Stream::start(net.lan(Side::A), (net.lan(Side::B), Side::B.host()))?;
+        let mut sessions = Sessions::default();
+        let deadline = Instant::now() + patient(SOON);
+        while sessions.look(&pair.a)? < CHANGES {
+            stream.wait_for_more()?;
+            if Instant::now() > deadline {
+                bail!("too few key changes; A's log:\n{}", pair.a.log().text());
+            }
+        }
+        assert!(stream.finish()? > 0);
+        let status = pair.b.status()?;
+        assert_eq!(
+            status.count("bad-tag") + status.count("no-receive-key") + status.count("replayed"),
+            0,
+            "{status:?}"
+        );
     }
     Ok(())
 }

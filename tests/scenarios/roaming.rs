@@ -34,18 +34,17 @@ fn loses_nothing(net: &Topology, change: impl FnOnce() -> Result<()>) -> Result<
     })
 }
 
-#[test]
-fn a_peer_of_ours_roams_without_a_loss() -> Result<()> {
+fn a_peer_of_ours_roams(carriers: &[&str], sealed: &str) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
-    for carrier in ["auto", "xdp", "udp"] {
+    for carrier in carriers {
         let net = Topology::new(Carrier::Direct, Offload::On)?;
         let [a, b, c, d] = Side::B.carrier().octets();
         let another = Ipv4Addr::new(a, b, c, d + 20);
         net.gw(Side::B).ip(&["addr", "add", &format!("{another}/32"), "dev", "wire0"])?;
         let pair = Pair::start(&net, Daemon::Blowfish, |side, options| {
-            let options = options.set("carrier", carrier);
+            let options = options.set("carrier", carrier).set("sealed", sealed);
             if side == Side::B { options.flag("dynip") } else { options }
         })?;
         pair.wait_for_keys(&net)?;
@@ -60,6 +59,16 @@ fn a_peer_of_ours_roams_without_a_loss() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+#[test]
+fn a_peer_of_ours_roams_without_a_loss() -> Result<()> {
+    a_peer_of_ours_roams(&["auto", "xdp", "udp"], "no")
+}
+
+#[test]
+fn a_sealed_peer_roams_without_a_loss() -> Result<()> {
+    a_peer_of_ours_roams(&["xdp", "udp"], "require")
 }
 
 #[test]

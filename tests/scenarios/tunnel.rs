@@ -84,12 +84,25 @@ fn ping_and_tcp_pass_without_any_offload() -> Result<()> {
     ping_and_tcp(Daemon::Blowfish, Offload::Raw, &[])
 }
 
-fn every_size(daemon: Daemon) -> Result<()> {
+#[test]
+fn ping_and_tcp_pass_sealed_by_udp_sockets() -> Result<()> {
+    ping_and_tcp(Daemon::Idea, Offload::On, &[("sealed", "require"), ("carrier", "udp")])?;
+    ping_and_tcp(Daemon::Blowfish, Offload::On, &[("sealed", "auto")])
+}
+
+#[test]
+fn ping_and_tcp_pass_sealed_by_af_xdp() -> Result<()> {
+    ping_and_tcp(Daemon::Blowfish, Offload::Raw, &[("sealed", "require"), ("carrier", "xdp")])?;
+    let generic = [("sealed", "auto"), ("carrier", "xdp"), ("xdp-mode", "generic")];
+    ping_and_tcp(Daemon::Idea, Offload::Off, &generic)
+}
+
+fn every_size(daemon: Daemon, change: fn(Options) -> Options) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Direct, Offload::On)?;
-    let pair = Pair::start(&net, daemon, |_, options| options)?;
+    let pair = Pair::start(&net, daemon, |_, options| change(options))?;
     pair.wait_for_keys(&net)?;
 
     let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes((HEADERS..=MTU).collect()))?;
@@ -119,22 +132,27 @@ fn every_size(daemon: Daemon) -> Result<()> {
 
 #[test]
 fn every_inner_size_passes_with_blowfish() -> Result<()> {
-    every_size(Daemon::Blowfish)
+    every_size(Daemon::Blowfish, |options| options)
 }
 
 #[test]
 fn every_inner_size_passes_with_idea() -> Result<()> {
-    every_size(Daemon::Idea)
+    every_size(Daemon::Idea, |options| options)
 }
 
 #[test]
-fn the_carrier_sees_nothing_but_cipe() -> Result<()> {
+fn every_inner_size_passes_sealed() -> Result<()> {
+    every_size(Daemon::Blowfish, Options::sealed)
+}
+
+/// `check` is called with the payload of each datagram.
+fn the_carrier_sees(change: fn(Options) -> Options, check: impl Fn(&[u8])) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     let net = Topology::new(Carrier::Tapped, Offload::Raw)?;
     let capture = net.capture_carrier(100_000)?;
-    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| options)?;
+    let pair = Pair::start(&net, Daemon::Blowfish, |_, options| change(options))?;
     pair.wait_for_keys(&net)?;
     let report = ping::run(net.lan(Side::A), Side::B.host(), &Plan::sizes((HEADERS..=MTU).step_by(7).collect()))?;
     assert!(report.lost.is_empty(), "{:?}", report.lost);
@@ -150,10 +168,22 @@ fn the_carrier_sees_nothing_but_cipe() -> Result<()> {
         let (source, destination, payload) =
             packet.udp().with_context(|| format!("not UDP: {}", hex::encode(frame)))?;
         assert_eq!((source, destination), (PORT, PORT));
-        assert!(payload.len() >= 16 && payload.len().is_multiple_of(8), "{} octets", payload.len());
+        check(payload);
         assert!(!in_clear(payload));
         datagrams += 1;
     }
     assert!(datagrams >= 2 * report.sent, "{datagrams} datagrams for {} pings", report.sent);
     Ok(())
+}
+
+#[test]
+fn the_carrier_sees_nothing_but_cipe() -> Result<()> {
+    let check = |payload: &[u8]| assert!(payload.len() >= 16 && payload.len().is_multiple_of(8), "{}", payload.len());
+    the_carrier_sees(|options| options, check)
+}
+
+#[test]
+fn the_carrier_sees_nothing_but_sealed_packets() -> Result<()> {
+    let check = |payload: &[u8]| assert!(payload.len() >= 25 && payload[..4] == [0x80, 0, 0, 0], "{payload:02x?}");
+    the_carrier_sees(Options::sealed, check)
 }

@@ -106,6 +106,17 @@ fn flows_of_one_tunnel_use_a_worker_for_each_queue_of_the_carrier() -> Result<()
 }
 
 #[test]
+fn flows_of_a_sealed_tunnel_use_each_worker_and_stay_in_order() -> Result<()> {
+    if !may_make_namespaces() {
+        return Ok(());
+    }
+    for door in ["xdp", "udp"] {
+        carries_in_order(Carrier::Queues(4), &[("carrier", door), ("sealed", "require")], Some(3))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_carrier_with_one_queue_has_one_worker_which_goes_where_there_is_room() -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());

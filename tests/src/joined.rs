@@ -61,7 +61,7 @@ impl Joined {
         Ok(joined)
     }
 
-    /// Pings from both sides until both have dynamic keys for both directions.
+    /// Pings from both sides until both have keys for both directions.
     fn wait_for_keys(&self) -> Result<()> {
         let deadline = Instant::now() + process::patient(SOON);
         let one = Plan { timeout: Duration::from_millis(500), ..Plan::count(1) };
@@ -70,7 +70,7 @@ impl Joined {
                 ping::run(self.net.lan(side), host(side.other()), &one)?;
             }
             let both = [self.pair.a.status()?, self.pair.b.status()?];
-            if both.iter().all(|status| status.has_key("send") && status.has_key("receive")) {
+            if both.iter().all(|status| self.pair.has_keys(status)) {
                 return Ok(());
             }
             if Instant::now() > deadline {

@@ -4,6 +4,7 @@
 //! Nothing here imports `cipe-user`: the bed uses the project as an operator does, by option files, packets and status. Waits
 //! end at an event or at a deadline; nothing sleeps.
 
+pub mod attacked;
 pub mod bpf;
 pub mod bridge;
 pub mod capture;

@@ -19,6 +19,7 @@ pub const PORT: u16 = 6789;
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     lines: Vec<(String, Option<String>)>,
+    environment: Vec<(String, String)>,
 }
 
 impl Options {
@@ -51,10 +52,41 @@ impl Options {
         self.put(name, None)
     }
 
+    /// Sealed packets only.
+    pub fn sealed(self) -> Self {
+        self.set("sealed", "require")
+    }
+
+    /// Sealed packets only, with new keys under traffic after so many milliseconds instead of two minutes.
+    pub fn sealed_anew(self, milliseconds: &str) -> Self {
+        self.sealed().with_environment("CIPE_SEALED_RENEW_MS", milliseconds)
+    }
+
+    /// Gives the daemon an environment variable.
+    pub fn with_environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The environment variables.
+    pub fn environment(&self) -> &[(String, String)] {
+        &self.environment
+    }
+
+    /// The value of an option, if it is set.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.lines.iter().find(|(present, _)| present == name)?.1.as_deref()
+    }
+
     /// Removes an option.
     pub fn without(mut self, name: &str) -> Self {
         self.lines.retain(|(present, _)| present != name);
         self
+    }
+
+    /// Whether a tunnel with these options becomes sealed if its peer's may: `sealed` is not `no`.
+    pub fn may_be_sealed(&self) -> bool {
+        self.value("sealed") != Some("no")
     }
 
     fn put(mut self, name: &str, value: Option<String>) -> Self {
@@ -72,9 +104,17 @@ impl Options {
     pub fn write(&self, directory: &Path) -> Result<PathBuf> {
         fs::DirBuilder::new().mode(0o700).create(directory).with_context(|| format!("{}", directory.display()))?;
         let path = directory.join("options");
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        write!(file, "{self}")?;
+        self.write_file(&path)?;
         Ok(path)
+    }
+
+    /// Writes the option file, in the place of an earlier one.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn write_file(&self, path: &Path) -> Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(write!(file, "{self}")?)
     }
 }
 
@@ -97,6 +137,7 @@ mod tests {
     #[test]
     fn a_later_value_takes_the_place_of_an_earlier_one() {
         let options = Options::new().set("mtu", 1442).flag("debug").set("mtu", 1400).set("key", KEY).without("key");
+        assert_eq!((options.value("mtu"), options.value("key")), (Some("1400"), None));
         assert_eq!(options.to_string(), "mtu 1400\ndebug\n");
     }
 }

@@ -40,6 +40,41 @@ pub struct Share {
     pub helped: u64,
 }
 
+/// Sealed packets of a tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sealed {
+    /// Whether it sends packets of protocol 3 or 4 while it has no key for sealed ones.
+    pub sends_unsealed: bool,
+    /// Whether it accepts such packets.
+    pub accepts_unsealed: bool,
+    /// The AEAD of the send key, if there is one.
+    pub suite: Option<String>,
+    /// Age of the send key in seconds.
+    pub send_seconds: Option<u64>,
+    /// Counter of the next packet under the send key.
+    pub send_counter: Option<u64>,
+    /// Ages of the receive keys in seconds, the newest first.
+    pub receive_seconds: Vec<u64>,
+}
+
+impl Sealed {
+    fn of(object: &Value) -> Option<Self> {
+        object.is_object().then(|| Self {
+            sends_unsealed: object["unsealed"]["sends"] == true,
+            accepts_unsealed: object["unsealed"]["accepts"] == true,
+            suite: object["suite"].as_str().map(str::to_owned),
+            send_seconds: object["send_seconds"].as_u64(),
+            send_counter: object["send_counter"].as_u64(),
+            receive_seconds: object["receive_seconds"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_u64)
+                .collect(),
+        })
+    }
+}
+
 /// Status of one tunnel.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
@@ -51,6 +86,8 @@ pub struct Status {
     pub keys: Vec<String>,
     /// Ages of the live keys in seconds, by slot.
     pub key_seconds: BTreeMap<String, u64>,
+    /// Sealed packets; `None`: the tunnel does not use them.
+    pub sealed: Option<Sealed>,
     /// Packets by verdict, without zeros.
     pub verdicts: BTreeMap<String, u64>,
     /// Doors and modes in use.
@@ -97,6 +134,7 @@ impl Status {
             is_orphaned: object["orphaned_seconds"].is_u64(),
             keys: texts("keys"),
             key_seconds: numbers("key_seconds"),
+            sealed: Sealed::of(&object["sealed"]),
             verdicts: numbers("verdicts"),
             doors: texts("doors"),
             lacks: texts("lacks"),
@@ -116,6 +154,19 @@ impl Status {
             eprintln!("skipped: this kernel has no {lacked}");
         }
         lacked.is_none()
+    }
+
+    /// Whether it has sealed keys for both directions.
+    pub fn is_sealed(&self) -> bool {
+        let has_both = |sealed: &Sealed| {
+            sealed.suite.is_some() && sealed.send_seconds.is_some() && !sealed.receive_seconds.is_empty()
+        };
+        self.sealed.as_ref().is_some_and(has_both)
+    }
+
+    /// Counter of the next sealed packet, 0 without a key.
+    pub fn send_counter(&self) -> u64 {
+        self.sealed.as_ref().and_then(|sealed| sealed.send_counter).unwrap_or_default()
     }
 
     /// Whether a key slot has a live key.
@@ -139,6 +190,12 @@ mod tests {
             assert!(all[0].has_key("send") && !all[0].has_key("receive"));
             assert!(all[0].has_feature("AF_XDP") && !all[0].has_feature("tcx"));
         }
+        let sealed = r#"{"sealed":{"unsealed":{"sends":false,"accepts":true},"suite":"aes256-gcm","send_seconds":7,"send_counter":9,
+                         "receive_seconds":[]}}"#;
+        let status = &Status::parse(sealed).expect("JSON")[0];
+        let read = status.sealed.as_ref().expect("it is there");
+        assert_eq!((read.sends_unsealed, read.accepts_unsealed, read.send_counter), (false, true, Some(9)));
+        assert!(!status.is_sealed() && !Status::parse(one).expect("JSON")[0].is_sealed());
         assert!(Status::parse("[]").expect("JSON").is_empty());
         assert!(Status::parse("no engine").is_err());
     }

@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Only these kinds of events
     #[arg(long, value_delimiter = ',', value_name = "KIND,...", value_parser = Kind::parse)]
     only: Vec<Kind>,
+    /// A sealed tunnel, with new keys each 5 s
+    #[arg(long)]
+    sealed: bool,
 }
 
 /// Builds the program and runs the soak.
@@ -41,7 +44,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Short, so that people can type it.
     let seed = args.seed.unwrap_or_else(|| u64::from(std::process::id()));
     println!("seed {seed}");
-    let settings = Settings { duration, seed, other: args.other.clone(), only: args.only.clone() };
+    let settings =
+        Settings { duration, seed, other: args.other.clone(), only: args.only.clone(), is_sealed: args.sealed };
     let result = soak::run(&settings);
     if tools::ending() {
         // A signal removes the network, and the soak fails therefore; the process ends in a moment.

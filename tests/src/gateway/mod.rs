@@ -66,7 +66,8 @@ pub struct Gateway {
     child: Child,
     daemon: Daemon,
     device: Option<String>,
-    options: PathBuf,
+    options: Options,
+    option_file: PathBuf,
     directory: PathBuf,
     run_directory: PathBuf,
     bin: PathBuf,
@@ -88,10 +89,16 @@ fn set_environment(command: &mut Command, run_directory: &Path) {
 }
 
 /// What starts a daemon; its log is a pipe.
-fn command_of(namespace: &Namespace, program: &Path, options: &Path, run_directory: &Path) -> Command {
+fn command_of(
+    namespace: &Namespace,
+    program: &Path,
+    (options, file): (&Options, &Path),
+    run_directory: &Path,
+) -> Command {
     let mut command = namespace.command(program);
-    command.arg("-o").arg(options);
+    command.arg("-o").arg(file);
     set_environment(&mut command, run_directory);
+    command.envs(options.environment().iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -139,7 +146,8 @@ impl Gateway {
         let directory = net.directory().join(&name);
         let fifo = directory.join("up");
         let script = directory.join("ip-up");
-        let path = options.clone().set("ipup", script.display()).write(&directory)?;
+        let options = options.clone().set("ipup", script.display());
+        let path = options.write(&directory)?;
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
         // Open for writing too, so that there is no end of file when one writer closes it.
         let up =
@@ -156,7 +164,7 @@ impl Gateway {
         // There is one engine for each namespace: the run directory belongs to the namespace, not to the daemon.
         let run_directory = net.directory().join(format!("run{who}"));
         let bin = net.directory().join("bin");
-        let mut command = command_of(namespace, &bin.join(daemon.program()), &path, &run_directory);
+        let mut command = command_of(namespace, &bin.join(daemon.program()), (&options, &path), &run_directory);
         command.envs(environment.iter().copied());
         let text = format!(
             "CIPE_RUN_DIR={} ip netns exec {} {} -o {}",
@@ -172,7 +180,8 @@ impl Gateway {
             child,
             daemon,
             device: None,
-            options: path,
+            options,
+            option_file: path,
             directory,
             run_directory,
             bin,
@@ -345,6 +354,15 @@ impl Gateway {
         self.restart_after(Signal::TERM, namespace)
     }
 
+    /// Writes the option file anew, for the next start.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn reconfigure(&mut self, change: impl FnOnce(Options) -> Options) -> Result<()> {
+        self.options = change(self.options.clone());
+        self.options.write_file(&self.option_file)
+    }
+
     /// Ends the daemon by a signal, unless it has ended, and starts it again as [`Gateway::restart`] does.
     ///
     /// # Errors
@@ -355,7 +373,8 @@ impl Gateway {
         let mut earlier = [0; 4096];
         while matches!((&self.up).read(&mut earlier), Ok(1..)) {}
         let program = self.bin.join(self.daemon.program());
-        let mut child = command_of(namespace, &program, &self.options, &self.run_directory).spawn()?;
+        let mut child =
+            command_of(namespace, &program, (&self.options, &self.option_file), &self.run_directory).spawn()?;
         self.log = Log::follow(child.stderr.take().context("stderr is a pipe")?);
         (self.child, self.started) = (child, Instant::now());
         self.wait_up().map(drop)
@@ -381,6 +400,11 @@ impl Gateway {
         let status = self.child.wait()?;
         ended.with_context(|| format!("{how:?}; its log:\n{}", self.log.text()))?;
         Ok(status)
+    }
+
+    /// Its options.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// The directory of option file and scripts.

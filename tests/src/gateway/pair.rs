@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use super::{Daemon, Gateway};
 use crate::options::Options;
+use crate::status::Status;
 use crate::topology::{Side, Topology};
 use crate::{SOON, ping, process};
 
@@ -32,7 +33,8 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Pings from LAN to LAN, in both directions, until both ends have dynamic keys for both directions.
+    /// Pings from LAN to LAN, in both directions, until both ends have keys for both directions: sealed ones if both may be sealed,
+    /// else dynamic ones.
     ///
     /// # Errors
     /// Logs and counters, if that takes longer than [`SOON`].
@@ -45,13 +47,22 @@ impl Pair {
                 ping::run(net.lan(side), side.other().host(), &one)?;
             }
             let (a, b) = (self.a.status()?, self.b.status()?);
-            if [&a, &b].iter().all(|status| status.has_key("send") && status.has_key("receive")) {
+            if self.has_keys(&a) && self.has_keys(&b) {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 let logs = format!("{}\n{}", self.a.log.text(), self.b.log.text());
-                bail!("no dynamic keys after {SOON:?}\nA: {a:?}\nB: {b:?}\n{logs}");
+                bail!("no keys after {SOON:?}\nA: {a:?}\nB: {b:?}\n{logs}");
             }
+        }
+    }
+
+    /// Whether an end has keys for both directions, of the kind that both ends may have.
+    pub fn has_keys(&self, end: &Status) -> bool {
+        if [&self.a, &self.b].iter().all(|end| end.options().may_be_sealed()) {
+            end.is_sealed()
+        } else {
+            end.has_key("send") && end.has_key("receive")
         }
     }
 

@@ -121,9 +121,14 @@ impl Scene<'_> {
     }
 
     fn keys(&mut self) -> Result<()> {
+        // What grows as long as a key is in use.
         let ages = |world: &World| -> Result<[u64; 2]> {
-            let age = |side| Ok::<_, anyhow::Error>(world.pair.of(side).status()?.key_seconds.get("send").copied());
-            Ok([age(Side::A)?, age(Side::B)?].map(Option::unwrap_or_default))
+            let age = |side| -> Result<u64> {
+                let status = world.pair.of(side).status()?;
+                let seconds = status.key_seconds.get("send").copied();
+                Ok(if status.is_sealed() { status.send_counter() } else { seconds.unwrap_or_default() })
+            };
+            Ok([age(Side::A)?, age(Side::B)?])
         };
         let deadline = Instant::now() + process::patient(SOON);
         let (mut before, mut changed) = (ages(self.world)?, [false; 2]);

@@ -39,6 +39,8 @@ pub struct Settings {
     pub other: Option<PathBuf>,
     /// Kinds of events; none means all.
     pub only: Vec<Kind>,
+    /// Whether the tunnel is sealed.
+    pub is_sealed: bool,
 }
 
 /// Pings after each event, so that traffic flows for a while.
@@ -78,7 +80,7 @@ struct Soak<'a> {
 
 impl Soak<'_> {
     fn all(&mut self) -> Result<()> {
-        let Settings { duration, seed, other, only } = self.settings;
+        let Settings { duration, seed, other, only, .. } = self.settings;
         let mut world = None;
         for event in Plan::new(*seed, only) {
             if self.start.elapsed() > *duration || self.report.faults() >= ENOUGH_FAULTS {
@@ -107,7 +109,8 @@ impl Soak<'_> {
 
     fn begin(&mut self, other: Option<&std::path::Path>) -> Result<World> {
         self.totals.worlds += 1;
-        let world = World::new(self.settings.seed, other).context("the network of the soak")?;
+        let world =
+            World::new(self.settings.seed, other, self.settings.is_sealed).context("the network of the soak")?;
         self.say("both gateways are up and have keys");
         Ok(world)
     }

@@ -76,7 +76,7 @@ impl World {
     ///
     /// # Errors
     /// Something cannot be made, or a gateway does not start.
-    pub(super) fn new(seed: u64, other: Option<&Path>) -> Result<Self> {
+    pub(super) fn new(seed: u64, other: Option<&Path>, is_sealed: bool) -> Result<Self> {
         let net = Topology::new(Carrier::Tapped, Offload::On)?;
         leak::tempt(&net)?;
         for side in SIDES {
@@ -97,7 +97,8 @@ impl World {
         let attacker = Attacker::new(&net)?;
         let link = Relayed::over(net, Daemon::Blowfish, seed, |options| {
             // Data under the static key can be replayed to a new engine: `staticdata no` promises that there is none.
-            options.set("guard", "always").set("staticdata", "no").set("tokey", 5).set("tokxc", 3).flag("dynip")
+            let options = options.set("guard", "always").set("staticdata", "no").flag("dynip");
+            if is_sealed { options.sealed_anew("5000") } else { options.set("tokey", 5).set("tokxc", 3) }
         })?;
         link.pair.wait_for_keys(&link.net)?;
         let own = gateway::binary()?.to_owned();
