@@ -92,9 +92,10 @@ struct TunnelArgs {
 }
 
 /// With --quick: ours, and the tunnels that the goals compare them with.
-const QUICK: [Tunnel; 7] = [
+const QUICK: [Tunnel; 8] = [
     Tunnel::CipeBlowfish,
     Tunnel::CipeIdea,
+    Tunnel::CipeSealed,
     Tunnel::CipeNokey,
     Tunnel::OpenvpnBf,
     Tunnel::Gotatun,

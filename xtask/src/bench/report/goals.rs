@@ -80,8 +80,32 @@ fn goals(results: &Results) -> Vec<Goal> {
             goals.extend(cpu.at_most(ours, 0.5, Tunnel::Gotatun));
         }
     }
+    goals.extend(sealed(results));
     goals.extend(round_trips(results));
     goals.extend(idle(results));
+    goals
+}
+
+/// Those of sealed packets.
+fn sealed(results: &Results) -> Vec<Goal> {
+    let ours = Tunnel::CipeSealed;
+    let mut goals = Vec::new();
+    for topology in TOPOLOGIES {
+        let of = |offloads, metric, name| Against { results, offloads, topology, metric, name };
+        // Times gotatun with single frames, with superframes, and its CPU time.
+        let (raw, on, cpu) = if topology == Topology::P2p { (2.9, 3.9, 0.30) } else { (2.3, 4.2, 0.36) };
+        let tcp = of(Offloads::Raw, Metric::Tcp1, "TCP");
+        goals.extend(tcp.at_least(ours, raw, Tunnel::Gotatun));
+        goals.extend(of(Offloads::On, Metric::Tcp1, "TCP").at_least(ours, on, Tunnel::Gotatun));
+        goals.extend(tcp.at_least(ours, 0.88, Tunnel::CipeNokey));
+        goals.extend(of(Offloads::Raw, Metric::Udp1400, "UDP 1400").at_least(ours, 2.4, Tunnel::Gotatun));
+        goals.extend(of(Offloads::Raw, Metric::CpuTunnel, "CPU s/GB").at_most(ours, cpu, Tunnel::Gotatun));
+        goals.extend(of(Offloads::Raw, Metric::PingIdle, "ping, idle, median").at_most(
+            ours,
+            1.0,
+            Tunnel::CipeBlowfish,
+        ));
+    }
     goals
 }
 

@@ -15,6 +15,8 @@ pub(crate) enum Tunnel {
     CipeIdea,
     /// Ours, IDEA, Ethernet frames (protocol 4), routed
     CipeIdeaEthernet,
+    /// Ours, sealed packets (docs/SEALED.md)
+    CipeSealed,
     /// Ours without a cipher
     CipeNokey,
     /// Ours, Blowfish, with the short cut past the gateways' stack (`lan`)
@@ -81,6 +83,7 @@ impl Tunnel {
             Self::CipeBlowfish
             | Self::CipeIdea
             | Self::CipeIdeaEthernet
+            | Self::CipeSealed
             | Self::CipeNokey
             | Self::CipeBlowfishLan
             | Self::CipeIdeaLan => Kind::Ours,

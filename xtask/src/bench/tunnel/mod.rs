@@ -35,6 +35,7 @@ impl Tunnel {
             Self::CipeBlowfish
             | Self::CipeIdea
             | Self::CipeIdeaEthernet
+            | Self::CipeSealed
             | Self::CipeNokey
             | Self::CipeBlowfishLan
             | Self::CipeIdeaLan => &[],
@@ -68,6 +69,7 @@ impl Tunnel {
             Self::CipeBlowfish
             | Self::CipeIdea
             | Self::CipeIdeaEthernet
+            | Self::CipeSealed
             | Self::CipeNokey
             | Self::CipeBlowfishLan
             | Self::CipeIdeaLan => Running::Ours(Box::new(ours::start(self, net)?)),

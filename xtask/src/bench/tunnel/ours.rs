@@ -16,7 +16,7 @@ pub(crate) fn use_options(options: &[String]) {
     OPTIONS.get_or_init(|| options.to_vec());
 }
 
-/// Starts both daemons and, where there are keys, waits for the dynamic ones.
+/// Starts both daemons and, where there are keys, waits until both have those for packets.
 pub(super) fn start(tunnel: Tunnel, net: &Topology) -> Result<Pair> {
     let idea = matches!(tunnel, Tunnel::CipeIdea | Tunnel::CipeIdeaLan);
     let short_cut = matches!(tunnel, Tunnel::CipeBlowfishLan | Tunnel::CipeIdeaLan);
@@ -29,6 +29,7 @@ pub(super) fn start(tunnel: Tunnel, net: &Topology) -> Result<Pair> {
     let pair = Pair::start(net, daemon, |_, options| {
         let options = options.set("mtu", INNER_MTU);
         let options = if tunnel == Tunnel::CipeNokey { options.without("key").flag("nokey") } else { options };
+        let options = if tunnel == Tunnel::CipeSealed { options.set("sealed", "require") } else { options };
         let options = if ethernet { options.set("mask", "255.255.255.0") } else { options };
         let options = if short_cut { options.set("lan", "lan0") } else { options };
         OPTIONS.get().into_iter().flatten().fold(options, |options, option| match option.split_once('=') {
