@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use cipe_tests::gateway::Daemon;
 use cipe_tests::net::{UDP, checksum};
-use cipe_tests::options::KEY;
+use cipe_tests::options::{KEY, Options};
 use cipe_tests::peer::{Cipher, seal};
 use cipe_tests::ping::{self, Plan};
 use cipe_tests::process::patient;
@@ -115,11 +115,22 @@ fn is_dynamic(datagram: &[u8]) -> bool {
 /// Runs `attack` on gateway B of a link with keys, and checks that the tunnel is not affected. `carrier`: the door; before a
 /// UDP socket the kernel checks datagrams itself.
 fn survives(daemon: Daemon, carrier: &str, attack: impl FnOnce(&Thrower<'_>, &mut StdRng) -> Result<()>) -> Result<()> {
+    survives_if(daemon, carrier, "no", attack)
+}
+
+/// The same with a value of `sealed`.
+fn survives_if(
+    daemon: Daemon,
+    carrier: &str,
+    sealed: &str,
+    attack: impl FnOnce(&Thrower<'_>, &mut StdRng) -> Result<()>,
+) -> Result<()> {
     if !may_make_namespaces() {
         return Ok(());
     }
     // Keys are renewed at most once meanwhile, and the previous one is kept.
-    let link = Relayed::start(daemon, 1, |options| options.set("carrier", carrier).set("tokxc", 60))?;
+    let change = |options: Options| options.set("carrier", carrier).set("tokxc", 60).set("sealed", sealed);
+    let link = Relayed::start(daemon, 1, change)?;
     link.pair.wait_for_keys(&link.net)?;
     let engine = link.pair.b.engine_pid().context("B has an engine")?;
     let [_, before] = link.settle()?.0;
@@ -143,6 +154,28 @@ fn noise_of_every_length_is_counted_and_does_no_harm() -> Result<()> {
             let datagrams: Vec<Vec<u8>> =
                 (0..=2000).map(|length| (0..length).map(|_| rng.random()).collect()).collect();
             assert_eq!(thrower.datagrams(&datagrams)?, refused(&datagrams), "round {round}");
+        }
+        Ok(())
+    })
+}
+
+/// Sealed: noise of any kind and length is counted once, and nothing of it is delivered.
+#[test]
+fn noise_of_every_length_does_a_sealed_tunnel_no_harm() -> Result<()> {
+    survives_if(Daemon::Blowfish, "xdp", "require", |thrower, rng| {
+        let fronts: [&[u8]; 5] = [
+            &[],
+            &[0x80, 0, 0, 0, 0x40],
+            &[0x80, 0, 0, 0, 0xC0],
+            &[0x80, 0, 0, 0, 0, 0, 0, 1],
+            &[0x80, 0, 0, 0, 0, 0, 0],
+        ];
+        for front in fronts {
+            let random = |length: usize| (0..length).map(|_| rng.random::<u8>()).collect::<Vec<u8>>();
+            let noise = (0..=2000).map(random).map(|noise| [front, &noise].concat());
+            // Under these lengths and this front it is a message in clear or a handshake's; each is counted, too.
+            let counted = thrower.datagrams(&noise.collect::<Vec<_>>())?;
+            assert!(!counted.contains_key("delivered"), "{front:02x?}: {counted:?}");
         }
         Ok(())
     })
@@ -258,6 +291,10 @@ enum Noise {
     Random,
     /// What looks like control messages in clear: four zero octets in front.
     InClear,
+    /// What looks like first messages of a sealed handshake.
+    FirstMessages,
+    /// What looks like sealed packets of any epoch.
+    SealedPackets,
 }
 
 impl Noise {
@@ -266,22 +303,43 @@ impl Noise {
         match self {
             Self::Random => noise[1] |= 1,
             Self::InClear => noise[..4].fill(0),
+            Self::FirstMessages => {
+                noise.resize(112, 7);
+                noise[..8].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 1]);
+            }
+            Self::SealedPackets => {
+                noise.resize(noise.len() + 9, 7);
+                noise[..4].copy_from_slice(&[0x80, 0, 0, 0]);
+                noise[4] |= 0x40;
+            }
         }
         noise
     }
 
-    fn verdict(self) -> &'static str {
+    /// The value of `sealed` of the tunnel that gets it.
+    fn sealed(self) -> &'static str {
         match self {
-            Self::Random => "bad-crc",
-            Self::InClear => "clear-control",
+            Self::Random | Self::InClear => "no",
+            Self::FirstMessages | Self::SealedPackets => "require",
         }
+    }
+
+    /// How many of them an end has counted.
+    fn counted(self, status: &Status) -> u64 {
+        let verdicts: &[&str] = match self {
+            Self::Random => &["bad-crc"],
+            Self::InClear => &["clear-control"],
+            Self::FirstMessages => &["bad-tag"],
+            Self::SealedPackets => &["bad-tag", "no-receive-key"],
+        };
+        verdicts.iter().map(|verdict| status.count(verdict)).sum()
     }
 }
 
 /// Throws a flood at a tunnel in use: each datagram is counted, a stream goes on, and no ping is lost. `is_told`: the log says so,
 /// once; of the flood in clear XDP hands on so few that the engine sees none.
 fn flood_is_survived(daemon: Daemon, carrier: &str, noise: Noise, is_told: bool) -> Result<()> {
-    survives(daemon, carrier, |thrower, rng| {
+    survives_if(daemon, carrier, noise.sealed(), |thrower, rng| {
         let Relayed { pair, net, .. } = thrower.link;
         let [from, to] = [net.lan(Side::A), net.lan(Side::B)];
         let stream = Stream::start(from, (to, Side::B.host()))?;
@@ -311,7 +369,7 @@ fn flood_is_survived(daemon: Daemon, carrier: &str, noise: Noise, is_told: bool)
         let lines = usize::from(is_told);
         assert_eq!(pair.b.log().wait_for_lines(lines, patient(SOON), is_set), lines, "{}", pair.b.log().text());
         let after = pair.b.status()?;
-        assert_eq!(after.count(noise.verdict()) - before.count(noise.verdict()), FLOOD as u64, "{after:?}");
+        assert_eq!(noise.counted(&after) - noise.counted(&before), FLOOD as u64, "{after:?}");
         if carrier != "auto" {
             assert_eq!(door(&after), door(&before));
         }
@@ -328,7 +386,7 @@ fn throw_noise(thrower: &Thrower<'_>, noise: Noise, rng: &mut StdRng, before: &S
             thrower.socket.send_to(&noise.datagram(rng), to)?;
         }
         let deadline = Instant::now() + patient(SOON);
-        while target.status()?.count(noise.verdict()) < before.count(noise.verdict()) + sent as u64 {
+        while noise.counted(&target.status()?) < noise.counted(before) + sent as u64 {
             if Instant::now() > deadline {
                 bail!("{sent} sent: {:?}", target.status()?);
             }
@@ -355,4 +413,14 @@ fn a_stream_and_pings_survive_a_flood_in_clear_by_xdp() -> Result<()> {
 #[test]
 fn a_stream_and_pings_survive_a_flood_in_clear_by_the_udp_socket() -> Result<()> {
     flood_is_survived(Daemon::Blowfish, "udp", Noise::InClear, true)
+}
+
+#[test]
+fn a_sealed_stream_and_pings_survive_a_flood_of_first_messages() -> Result<()> {
+    flood_is_survived(Daemon::Idea, "udp", Noise::FirstMessages, false)
+}
+
+#[test]
+fn a_sealed_stream_and_pings_survive_a_flood_of_packets() -> Result<()> {
+    flood_is_survived(Daemon::Blowfish, "xdp", Noise::SealedPackets, false)
 }
