@@ -1,5 +1,6 @@
 //! Ours at one end, sealed; at the other the second implementation of sealed packets (docs/SEALED.md) on a socket.
 
+use std::cell::Cell;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -167,8 +168,8 @@ fn lost_answers_cookies_and_a_newer_stamp_are_borne() -> Result<()> {
     )?;
     link.wait_for_pings()?;
     let counters = link.theirs.counters();
-    // One for the cookie, one for the stamp, of each message that came before the right one.
-    assert!(counters.retries_sent >= 2 && counters.answers >= 3, "{}", link.told());
+    // A retry asks for the cookie and says the stamp.
+    assert!(counters.retries_sent >= 1 && counters.answers >= 3, "{}", link.told());
     assert_eq!((counters.begun, counters.confirmed), (0, 1), "{}", link.told());
     // Its own clock is behind what it has taken, and so is its own stamp: ours takes it.
     link.theirs.begin();
@@ -187,7 +188,7 @@ fn a_stamp_that_is_not_newer_is_answered_by_a_retry_that_says_the_newest() -> Re
     link.ping_back(1)?;
     let counters = link.theirs.counters();
     assert_eq!((counters.begun, counters.initiated, counters.retries_received), (2, 1, 1), "{}", link.told());
-    assert_eq!(link.ours.status()?.count("replayed"), 1);
+    link.ours.wait_for_status("the first one refused", |status| status.count("replayed") == 1)?;
     Ok(())
 }
 
@@ -200,13 +201,15 @@ fn keys_that_the_peer_renews_under_traffic_lose_nothing() -> Result<()> {
     let link = link(|options| options, |config| config.tell_packets = false)?;
     link.wait_for_pings()?;
     let plan = Plan { window: 64, interval: Duration::from_millis(1), ..Plan::count(100_000) };
-    let theirs = &link.theirs;
+    // The peer is asked once for each session that it is to begin.
+    let (theirs, asked) = (&link.theirs, Cell::new(0));
     let report = ping::run_while(link.lan(), Side::B.host(), &plan, || {
-        let counters = theirs.counters();
-        if counters.begun == counters.initiated {
+        let done = theirs.counters().initiated;
+        if done == asked.get() {
+            asked.set(done + 1);
             theirs.begin();
         }
-        counters.initiated < SESSIONS
+        done < SESSIONS
     })?;
     assert_eq!(report.lost, [0; 0], "of {}\n{}", report.sent, link.told());
     let (status, counters) = (link.ours.status()?, link.theirs.counters());

@@ -213,11 +213,9 @@ impl End {
     fn first(&mut self, first: &[u8], from: SocketAddr) {
         self.peer.get_or_insert(from);
         let identity = self.config.identity;
-        if let Some(known) =
-            self.answered.as_ref().filter(|known| first.len() == 112 && known.first[..96] == first[..96])
-        {
-            self.counters.answers += 1;
-            self.out.push((from, known.answer.clone()));
+        let is_same = |known: &&Answered| first.len() == 112 && known.first[..96] == first[..96];
+        if let Some(answer) = self.answered.as_ref().filter(is_same).map(|known| known.answer.clone()) {
+            self.send_answer(answer, from);
             return;
         }
         let Some((said, answer, session)) = identity.answer(first, rand::random(), self.epoch_for_next()) else {
@@ -242,15 +240,21 @@ impl End {
         let number = self.receive_under(session.of_initiator);
         let first = first.to_vec();
         self.answered = Some(Answered { session: number, first, answer: answer.clone(), send: session.of_responder });
+        self.send_answer(answer, from);
+    }
+
+    fn send_answer(&mut self, answer: Vec<u8>, to: SocketAddr) {
         self.counters.answers += 1;
         match self.config.lose_answers.checked_sub(1) {
             Some(left) => self.config.lose_answers = left,
-            None => self.out.push((from, answer)),
+            None => self.out.push((to, answer)),
         }
     }
 
     fn answer(&mut self, answer: &[u8], now: Instant) {
-        let Some(attempt) = &self.attempt else { return };
+        // One to an attempt before is late.
+        let is_of = |attempt: &&Attempt| answer.len() != 96 || answer[72..80] == attempt.first[80..88];
+        let Some(attempt) = self.attempt.as_ref().filter(is_of) else { return };
         let Some(session) = self.config.identity.finish(attempt.begun.clone(), answer) else {
             self.counters.refused += 1;
             return;

@@ -73,7 +73,7 @@ fn lost_answers_cookies_and_a_clock_that_was_set_back_are_borne() {
     both.answers(1);
     let [a, b] = both.ends.map(|end| end.stop().expect("it has not ended"));
     assert_eq!((a.begun, a.initiated, a.retries_received), (2, 1, b.retries_sent), "{a:?}\n{b:?}");
-    assert!(b.retries_sent >= 2 && b.answers == 2, "{b:?}");
+    assert!(b.retries_sent >= 1 && b.answers >= 2, "{b:?}");
 }
 
 #[test]
