@@ -78,10 +78,10 @@ impl<R: CryptoRng> Session<R> {
             self.exchange.start_over();
             (self.key_ends, self.unidentified_keys) = (None, 0);
             if is_sealed {
-                self.is_ours = true;
                 steps.push(Step::Send(Request::DropSendKey));
             }
         }
+        self.is_ours |= self.has_sealed_key();
         steps
     }
 

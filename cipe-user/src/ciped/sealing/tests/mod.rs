@@ -2,6 +2,7 @@ mod world;
 
 use std::time::Duration;
 
+use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -123,7 +124,7 @@ fn nothing_is_begun_with_a_peer_that_does_not_say_that_it_seals() {
 fn ends_agree_over_a_path_that_loses_a_third_of_all_datagrams() {
     for seed in 0..20 {
         let mut world = World::of_seed(["auto", "require"], seed);
-        world.lose = |_, rng| rand::RngExt::random_ratio(rng, 1, 3);
+        world.lose = |_, rng| rng.random_ratio(1, 3);
         world.talk_for(60 * SECOND);
         assert!(world.ends.iter().all(|end| end.send.is_some()), "{seed}");
         let before = world.delivered();
@@ -366,5 +367,86 @@ fn a_tunnel_that_must_not_seal_does_not() {
             (options.key, options.sealed) = (None, SealedPolicy::No);
         }
         assert!(Sealing::new(&options, None, None, (rng(1), rng(2)), at(SECOND)).is_none());
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Talk(u64),
+    Silence(u64),
+    Restart(usize),
+    LoseFile(usize),
+    Forget(usize),
+    LoseKeys(usize),
+    Leave(usize),
+    Introduce,
+    Cut(bool),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => (100_u64..30_000).prop_map(Op::Talk),
+        1 => (100_u64..400_000).prop_map(Op::Silence),
+        1 => (0_usize..2).prop_map(Op::Restart),
+        1 => (0_usize..2).prop_map(Op::LoseFile),
+        1 => (0_usize..2).prop_map(Op::Forget),
+        1 => (0_usize..2).prop_map(Op::LoseKeys),
+        1 => (0_usize..2).prop_map(Op::Leave),
+        1 => Just(Op::Introduce),
+        1 => any::<bool>().prop_map(Op::Cut),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// Whatever has happened, two ends that both talk understand each other in the end, and an end that was sealed sends and accepts nothing
+    /// else unless it was told to forget.
+    #[test]
+    fn ends_understand_each_other_whatever_has_happened(
+        first in prop::sample::select(vec!["auto", "require"]),
+        ops in prop::collection::vec(op(), 0..25),
+        seed: u64,
+    ) {
+        let mut world = World::of_seed([first, "auto"], seed);
+        for op in ops {
+            let had_left = world.ends.each_ref().map(|end| !end.unsealed.sends);
+            let mut may_return = None;
+            match op {
+                Op::Talk(ms) => world.talk_for(Duration::from_millis(ms)),
+                Op::Silence(ms) => world.run_for(Duration::from_millis(ms)),
+                Op::Restart(end) => {
+                    // An end that has a send key, but has opened nothing yet, has nothing on disk.
+                    may_return = world.ends[end].kept.is_none_or(|kept| !kept.was_sealed).then_some(end);
+                    world.restart(end);
+                }
+                Op::LoseFile(end) => {
+                    (world.ends[end].kept, may_return) = (None, Some(end));
+                    world.restart(end);
+                }
+                Op::Forget(end) => {
+                    world.ends[end].is_forgotten = true;
+                    may_return = Some(end);
+                    world.talk_for(SECOND);
+                    world.ends[end].is_forgotten = false;
+                }
+                Op::LoseKeys(end) => world.act(end, |sealing, now| sealing.event(&SealedEvent::KeysLost, now)),
+                Op::Leave(end) => world.act(end, Sealing::peer_leaves),
+                Op::Introduce => world.introduce(),
+                Op::Cut(is_cut) => world.lose = if is_cut { |_, _| true } else { |_, _| false },
+            }
+            for end in [0, 1] {
+                prop_assert!(!had_left[end] || !world.ends[end].unsealed.sends || may_return == Some(end));
+            }
+        }
+        world.lose = |_, _| false;
+        // The longest pause between handshakes that anybody's packets can cause.
+        world.talk_for(330 * SECOND);
+        let before = world.delivered();
+        world.talk_for(5 * SECOND);
+        let after = world.delivered();
+        for (before, after) in before.into_iter().zip(after) {
+            prop_assert!(after.0 + after.1 >= before.0 + before.1 + 40, "{:?} {:?}", before, after);
+        }
     }
 }

@@ -149,7 +149,7 @@ fn in_use() -> Session<StdRng> {
     let mut pair =
         Pair::new([session(1, "sealed require\nping 5\ntoping 1", false), session(11, "sealed require", false)]);
     pair.event(0, &Event::Sealed(SealedEvent::Wanted { reason: SealedWanted::Send }), at(1));
-    assert_eq!(pair.is_sealed, [true; 2]);
+    assert_eq!((pair.is_sealed, pair.ends.each_ref().map(Session::is_ours)), ([true; 2], [true; 2]));
     let [end, _] = pair.ends;
     end
 }
