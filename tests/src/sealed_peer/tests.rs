@@ -122,7 +122,7 @@ proptest! {
 
 #[test]
 fn a_cookie_of_our_gate_is_used_by_the_peer() {
-    let (peer, gate, secrets) = (theirs(true), Gate::new(&KeyOctets::new([1; 32])), Secrets::new(&KEY));
+    let (peer, gate, secrets) = (theirs(true), Gate::new(&KeyOctets::default()), Secrets::new(&KEY));
     let judge = |datagram: &[u8]| {
         gate.judge(&secrets, datagram, b"192.0.2.1:6789", true, Duration::ZERO, &mut StdRng::seed_from_u64(1))
     };

@@ -76,8 +76,8 @@ impl Ours {
     }
 
     fn now(&self) -> Now {
-        let unix = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is past 1970").as_secs() as u32;
-        Now { at: self.start.elapsed(), unix }
+        let unix = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is past 1970");
+        Now { at: self.start.elapsed(), unix_nanos: unix.as_nanos() as u64 }
     }
 
     fn data(&mut self, packet: &[u8]) {
@@ -121,7 +121,7 @@ impl Ours {
                     self.receive = Some(Key::new(self.algorithm, &key));
                     self.receive_keys += 1;
                 }
-                Action::Log(_) => {}
+                Action::PeerSeals { .. } | Action::Log(_) => {}
             }
         }
     }
@@ -148,7 +148,7 @@ impl Ours {
         match kind {
             Type::Data => Some(payload),
             Type::Control => {
-                assert!(is_fresh(&payload, self.now().unix, 30));
+                assert!(is_fresh(&payload, self.now().unix_seconds(), 30));
                 let message = Message::parse(&payload).expect("honest messages are parsed");
                 self.input(Input::Message { message, under_static });
                 None
