@@ -104,10 +104,12 @@ impl Datapath {
     }
 
     /// Seals the questions to addresses where peers may be now, and appends them to `outgoing`, as well as answers with cookies.
-    /// Without a free frame one is not sent; the next packet from there causes another.
+    /// Without a free frame one is not sent; the next packet from there causes another. If packets leave sealed only, one waits for
+    /// the send key: the first packet of a session comes before it is in use here.
     pub fn seal_challenges(&mut self, outgoing: &mut Vec<Outgoing>) {
         self.queue_cookies(outgoing);
-        for Question { tunnel: number, to, mark } in std::mem::take(&mut self.moves.questions) {
+        for question in std::mem::take(&mut self.moves.questions) {
+            let Question { tunnel: number, to, mark, until } = question;
             let Some(tunnel) = self.tunnels.get_mut(&number) else { continue };
             tunnel.refresh(self.now);
             let form = if tunnel.nokey {
@@ -117,6 +119,9 @@ impl Datapath {
             } else if tunnel.sends_unsealed() && tunnel.keys.get(Slot::Static).is_some() {
                 Form::Keyed(Slot::Static)
             } else {
+                if until > self.now && !tunnel.sends_unsealed() {
+                    self.moves.questions.push(question);
+                }
                 continue;
             };
             let Some(mut frame) = self.pool.take() else { continue };

@@ -2,7 +2,7 @@
 //! it the peer's when that is proven ([`Challenge`](crate::engine::tunnel::challenge::Challenge)).
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cipe_common::maps::Slot;
 
@@ -20,7 +20,12 @@ pub(super) struct Question {
     pub to: SocketAddr,
     /// What the answer has to copy.
     pub mark: challenge::Mark,
+    /// How long it may wait for a key.
+    pub until: Instant,
 }
+
+/// How long a question may wait for the send key of the session that it is asked in: about as long as its answer is of use.
+const MAX_QUESTION_WAIT: Duration = Duration::from_secs(2);
 
 /// How long the key of a datagram lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +81,12 @@ impl Moves {
             Some(_) => {}
         }
         let mark = tunnel.common.challenge.ask(from, under == KeyLife::Session, now);
-        self.questions.extend(mark.map(|mark| Question { tunnel: tunnel.number, to: from, mark }));
+        self.questions.extend(mark.map(|mark| Question {
+            tunnel: tunnel.number,
+            to: from,
+            mark,
+            until: now + MAX_QUESTION_WAIT,
+        }));
     }
 
     /// Makes an address the peer's.

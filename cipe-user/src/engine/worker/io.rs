@@ -63,13 +63,18 @@ impl Worker {
     pub(super) fn take_in(&mut self, of_socket: Option<u16>) -> Authentic {
         self.moved += self.datapath.open(&mut self.arrivals, of_socket);
         self.datapath.deliver(&mut Private { hubs: &mut self.hubs, lans: &mut self.lans });
+        self.send_challenges();
+        self.datapath.take_authentic()
+    }
+
+    /// Sends the questions to addresses where peers may be now, and answers with cookies.
+    pub(super) fn send_challenges(&mut self) {
         if self.datapath.has_challenges() {
             let mut outgoing = std::mem::take(&mut self.outgoing);
             self.datapath.seal_challenges(&mut outgoing);
             self.transmit(&mut outgoing);
             self.outgoing = outgoing;
         }
-        self.datapath.take_authentic()
     }
 
     /// Sends the sealed datagrams, or queues them if they are paced, and sends the ICMP errors.

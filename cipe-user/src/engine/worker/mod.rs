@@ -387,7 +387,11 @@ impl Worker {
                 self.datapath.seal_confirmation(number, &mut self.outgoing);
                 self.send_messages();
             }
-            Command::SealedChanged(number) => self.refresh(number),
+            Command::SealedChanged(number) => {
+                self.refresh(number);
+                self.send_challenges();
+                self.flush();
+            }
             Command::SendKeySet | Command::Stop => {}
         }
     }

@@ -330,6 +330,28 @@ fn a_peer_that_moves_is_asked_and_answers_sealed() {
 }
 
 #[test]
+fn the_source_of_a_session_s_first_packet_is_asked_when_there_is_a_key_to_ask_with() {
+    let mut pair = sealed();
+    let elsewhere = SocketAddr::from(([192, 0, 2, 77], 7));
+    pair.b.tunnel().peer = None;
+    pair.b.sealed().stop_sending();
+    let first = one(&mut pair);
+    pair.b.push_datagram(elsewhere, &first);
+    pair.b.open();
+    assert!(pair.b.challenges().is_empty() && pair.b.datapath.has_challenges());
+    pair.new_session(2, Suite::Aes256Gcm);
+    assert_eq!(pair.b.challenges().iter().map(|(to, _)| *to).collect::<Vec<_>>(), [elsewhere]);
+    // The key does not come.
+    pair.b.sealed().stop_sending();
+    pair.b.pass(Duration::from_secs(1));
+    let next = one(&mut pair);
+    pair.b.push_datagram(elsewhere, &next);
+    pair.b.open();
+    pair.b.pass(Duration::from_secs(2));
+    assert!(pair.b.challenges().is_empty() && !pair.b.datapath.has_challenges());
+}
+
+#[test]
 fn an_orphan_and_a_tunnel_without_sealed_packets_drop_them() {
     let mut pair = sealed();
     let datagram = one(&mut pair);
