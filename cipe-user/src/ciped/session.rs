@@ -77,7 +77,9 @@ pub struct Session<R> {
     pong_sent: Option<Duration>,
     /// Sealed packets; `None`: there are none.
     sealing: Option<Sealing<R>>,
-    /// Whether they have taken the place of protocol 3.
+    /// Handshakes without an answer since there was a session, by what is logged of them.
+    attempts: HashMap<Topic, u64>,
+    /// Whether sealed packets have taken the place of protocol 3.
     is_sealed: bool,
     /// The interface, for log lines that name a command.
     device: String,
@@ -106,6 +108,7 @@ impl<R: CryptoRng> Session<R> {
             nokey: options.key.is_none(),
             pong_sent: None,
             sealing: None,
+            attempts: HashMap::new(),
             is_sealed: false,
             device: String::new(),
             rng: rngs.1,

@@ -99,6 +99,8 @@ pub struct Sealing<R> {
     overdue: Option<Duration>,
     /// When packets of protocol 3 are not accepted any more.
     accepts_until: Option<Duration>,
+    /// When the attempt began in which it was logged that the peer speaks protocol 3 only.
+    told: Option<Duration>,
     rng: R,
 }
 
@@ -131,6 +133,7 @@ impl<R: CryptoRng> Sealing<R> {
             begins: None,
             overdue: None,
             accepts_until: None,
+            told: None,
             rng,
         })
     }
@@ -208,7 +211,10 @@ impl<R: CryptoRng> Sealing<R> {
             SealedWanted::Send => Wanted::Send,
             SealedWanted::Receive => Wanted::Receive,
             SealedWanted::Unsealed => {
-                if self.handshake.unanswered_for(now.at).is_some_and(|time| time >= MIN_UNANSWERED) {
+                let unanswered = self.handshake.unanswered_for(now.at).filter(|time| *time >= MIN_UNANSWERED);
+                if let Some(began) = unanswered.map(|time| now.at - time)
+                    && self.told.replace(began) != Some(began)
+                {
                     let is_auto = self.policy == SealedPolicy::Auto;
                     out.push(Effect::Log(if is_auto { Note::Downgraded } else { Note::Unsealed }));
                 }

@@ -11,6 +11,7 @@ use super::{Level, Session, Step, Topic};
 use crate::ciped::exchange::Now;
 use crate::ciped::sealing::{Effect, Note, Sealing};
 use crate::control::protocol::{AttachSealed, Request};
+use crate::repeats::counted;
 use crate::sealed::handshake;
 use crate::wire::message::Message;
 
@@ -65,9 +66,17 @@ impl<R: CryptoRng> Session<R> {
                         Note::Downgraded => format!("{note}, say `cipe forget {}`", self.device),
                         _ => note.to_string(),
                     };
-                    steps.extend(self.tell(topic, level, &text, now));
-                    if matches!(note, Note::Handshake(handshake::Note::NoAnswer { .. })) {
-                        steps.extend([Step::FallBack, Step::LookUpPeer]);
+                    match note {
+                        Note::Handshake(handshake::Note::NoAnswer { .. }) => {
+                            steps.extend(self.tell_of_attempt(topic, level, &text));
+                            steps.extend([Step::FallBack, Step::LookUpPeer]);
+                        }
+                        Note::Downgraded | Note::Unsealed => steps.extend(self.tell_of_attempt(topic, level, &text)),
+                        Note::Handshake(handshake::Note::Sealed { .. }) => {
+                            self.attempts.clear();
+                            steps.extend(self.tell(topic, level, &text, now));
+                        }
+                        _ => steps.extend(self.tell(topic, level, &text, now)),
                     }
                 }
             }
@@ -83,6 +92,14 @@ impl<R: CryptoRng> Session<R> {
         }
         self.is_ours |= self.has_sealed_key();
         steps
+    }
+
+    /// Logs the 1st, 2nd, 4th, 8th ... attempt without an answer since a session was made: an attempt takes longer than the time after which a
+    /// line is not a repetition any more.
+    fn tell_of_attempt(&mut self, topic: Topic, level: Level, line: &str) -> Option<Step> {
+        let total = self.attempts.entry(topic).or_default();
+        *total += 1;
+        total.is_power_of_two().then(|| Step::Log(level, counted(line, *total)))
     }
 
     /// Handles a message in a sealed packet.

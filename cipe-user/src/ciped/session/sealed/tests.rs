@@ -200,7 +200,7 @@ fn a_peer_that_was_sealed_and_is_not_any_more_is_told_of_with_the_way_out() {
     assert_eq!(sealed_requests(&end.event(&unsealed, at(1))).len(), 1);
     let steps: Vec<Step> = (2..60).flat_map(|second| end.event(&unsealed, at(second))).collect();
     let lines = logs(&steps);
-    assert!((2..8).contains(&lines.len()), "{lines:?}");
+    assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("the peer was sealed") && lines[0].ends_with("say `cipe forget cipcb7`"), "{lines:?}");
     assert!(steps.iter().any(|step| matches!(step, Step::Forget)));
     let steps = end.forget(at(60));
@@ -209,6 +209,26 @@ fn a_peer_that_was_sealed_and_is_not_any_more_is_told_of_with_the_way_out() {
     assert!(steps.iter().any(limits));
     let steps = end.event(&Event::KeyWanted { reason: Wanted::NoSendKey }, at(61));
     assert_eq!(sent(&steps)[0][0], 2, "keys are exchanged again");
+}
+
+/// For a day, data is sent to a peer that is away, or speaks protocol 3.
+#[test]
+fn a_peer_that_does_not_seal_does_not_fill_the_log() {
+    for (reason, policy, what) in [
+        (SealedWanted::Send, "auto", "no answer to a handshake"),
+        (SealedWanted::Unsealed, "auto", "the peer was sealed"),
+        (SealedWanted::Unsealed, "require", "`sealed require` does not allow that"),
+    ] {
+        let mut end = session(1, &format!("sealed {policy}"), true);
+        let mut lines: Vec<String> = Vec::new();
+        for second in 1..86_400 {
+            let mut steps = end.tick(at(second));
+            steps.extend(end.event(&Event::Sealed(SealedEvent::Wanted { reason }), at(second)));
+            lines.extend(logs(&steps).into_iter().map(str::to_owned));
+        }
+        let those = lines.iter().filter(|line| line.contains(what)).count();
+        assert!((5..12).contains(&those) && lines.len() < 24, "{what}: {lines:?}");
+    }
 }
 
 #[test]
