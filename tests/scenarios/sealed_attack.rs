@@ -187,6 +187,7 @@ fn replays_are_refused(restart: Option<(Side, Signal)>) -> Result<()> {
             path.link.relay.inject(side, recorded);
         }
     }
+    assert_eq!(data.take(0..0)?, [0; 2]);
     let refused = |status: &[Status; 2]| -> u64 {
         let verdicts = ["replayed", "too-old", "bad-tag", "no-receive-key", "control-received"];
         status.iter().flat_map(|status| verdicts.map(|verdict| status.count(verdict))).sum()
