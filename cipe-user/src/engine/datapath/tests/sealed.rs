@@ -211,7 +211,7 @@ fn without_a_key_packets_wait_for_the_handshake_that_they_ask_for() {
     }
     let ping = control(Message::Ping(b"1").bare());
     assert!(pair.a.seal_message(&ping).is_empty());
-    assert_eq!((told(&mut pair.a), counted(&pair.a, Verdict::NoSendKey)), (vec![wanted(SealedWanted::Send)], 1));
+    assert_eq!((told(&mut pair.a), counted(&pair.a, Verdict::ControlUnsent)), (vec![wanted(SealedWanted::Send)], 1));
     pair.new_session(1, Suite::Aes256Gcm);
     let released = pair.a.release();
     let (a, b) = (&pair.a, &mut pair.b);
@@ -431,7 +431,7 @@ mod handshakes {
             pair.a.datapath.pool.put(out.frame);
         }
         pair.a.datapath.queue_handshake(0, &[0; 4096], None, &mut Vec::new());
-        assert_eq!(counted(&pair.a, Verdict::TooBig), 1);
+        assert_eq!(counted(&pair.a, Verdict::ControlUnsent), 1);
         pair.assert_frames_are_back();
     }
 }
