@@ -145,15 +145,16 @@ impl Datapath {
         }
     }
 
-    /// Passes a handshake message with a right MAC on to the daemon. While many wait there, the sender of a first message must
-    /// prove its address before.
+    /// Passes a handshake message with a right MAC on to the daemon. While many wait there or come, the sender of a first message
+    /// must prove its address before.
     fn judge_handshake(&mut self, number: u16, frame: &Frame, datagram: &Range<usize>, from: SocketAddr) -> Fate {
         let Some(tunnel) = self.tunnels.get(&number) else { return Fate::Count(Verdict::TunnelDead) };
         let Some(sealed) = &tunnel.sealed else { return Fate::Count(Verdict::NoReceiveKey) };
         let (shared, octets) = (&sealed.shared, &self.umem.chunk(frame)[datagram.clone()]);
-        let is_loaded = 2 * self.reports.capacity() < self.reports.max_capacity();
+        let is_loaded = shared.is_loaded() || 2 * self.reports.capacity() < self.reports.max_capacity();
         let (source, now) = (octets_of(from), shared.gate_time(self.now));
         match shared.gate.judge(&shared.secrets, octets, &source, is_loaded, now, self.random.generator()) {
+            Passage::Pass if !shared.may_pass_on(self.now) => Fate::Count(Verdict::ControlFull),
             Passage::Pass => {
                 let from_peer = tunnel.peer == Some(from);
                 let event = SealedEvent::Handshake { datagram: octets.into(), from, from_peer };

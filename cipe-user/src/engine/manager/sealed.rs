@@ -76,14 +76,23 @@ fn follow(number: u16, sealed: &SealedTunnel, shared: &mut Shared) {
     }
 }
 
-/// Sends an event of a worker to a tunnel's daemon. A handshake message that its daemon never gets to judge is counted here.
+/// Sends an event of a worker to a tunnel's daemon. If it does not get there, a handshake message is counted here, as the daemon does
+/// not judge it, and the first packet of a session is told with the next one.
 pub(super) fn tell(number: u16, event: Event, shared: &Shared) {
-    let is_handshake = matches!(event, Event::Sealed(SealedEvent::Handshake { .. }));
-    if !shared.daemons.tell(number, event)
-        && is_handshake
-        && let Some(tenant) = shared.tunnels.get(number)
-    {
+    let (is_handshake, opened) = match &event {
+        Event::Sealed(SealedEvent::Handshake { .. }) => (true, None),
+        Event::Sealed(SealedEvent::Opened { serial }) => (false, Some(*serial)),
+        _ => (false, None),
+    };
+    if shared.daemons.tell(number, event) {
+        return;
+    }
+    let Some(tenant) = shared.tunnels.get(number) else { return };
+    if is_handshake {
         tenant.counters.of_control().count(Verdict::ControlFull);
+    }
+    if let Some((sealed, serial)) = tenant.sealed.as_ref().zip(opened) {
+        sealed.tell_again(serial);
     }
 }
 

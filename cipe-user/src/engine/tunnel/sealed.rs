@@ -7,7 +7,7 @@ mod keys;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use anyhow::Context as _;
 use cipe_common::Verdict;
 
 use crate::control::protocol::{AttachSealed, KeyOctets, SealedKey, SealedStatus, SealedWanted, Unsealed};
+use crate::engine::bucket::Bucket;
 use crate::engine::ledger::{Handed, Ledger, boottime};
 use crate::engine::locked;
 use crate::sealed::Refused;
@@ -29,6 +30,11 @@ const MIN_ASK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long packets may fail to open, without one that does, before a handshake is wanted: some that were under way at a change of
 /// keys fail.
 const MAX_FAILING_TIME: Duration = Duration::from_secs(1);
+
+/// Handshake messages that may be passed on at once, and the time for one more: far more than two ends have for each other, and less
+/// than the queue to a daemon holds. Recorded ones pass the gate.
+const MAX_MESSAGES: u32 = 64;
+const MESSAGE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A key that cannot be used, because its record is missing or all records are in use. No key of the tunnel is used then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +72,10 @@ pub struct SealedTunnel {
     failing: AtomicU64,
     /// When a handshake was wanted last, by [`SealedWanted`]; 0: never.
     asked: [AtomicU64; 3],
+    /// Handshake messages that may be passed on.
+    messages: Mutex<Bucket>,
+    /// Whether the last one could not be passed on.
+    is_loaded: AtomicBool,
 }
 
 impl SealedTunnel {
@@ -90,6 +100,8 @@ impl SealedTunnel {
             keys: Mutex::new(Arc::new(KeySet { unsealed, send: None, receive: [const { None }; 3] })),
             failing: AtomicU64::new(0),
             asked: [const { AtomicU64::new(0) }; 3],
+            messages: Mutex::new(Bucket::with(MAX_MESSAGES, MESSAGE_INTERVAL, now)),
+            is_loaded: AtomicBool::new(false),
         }))
     }
 
@@ -203,6 +215,26 @@ impl SealedTunnel {
     /// A moment as a number above 0: nanoseconds.
     fn moment(&self, now: Instant) -> u64 {
         self.gate_time(now).as_nanos() as u64 + 1
+    }
+
+    /// Whether a handshake message may be passed on to the daemon now.
+    pub fn may_pass_on(&self, now: Instant) -> bool {
+        let may = locked(&self.messages).take(now);
+        self.is_loaded.store(!may, Ordering::Relaxed);
+        may
+    }
+
+    /// Whether so many came that the last one could not be passed on.
+    pub fn is_loaded(&self) -> bool {
+        self.is_loaded.load(Ordering::Relaxed)
+    }
+
+    /// The daemon did not hear that the first packet under a receive key has opened: the next packet tells it.
+    pub fn tell_again(&self, serial: u64) {
+        let keys = self.keys();
+        if let Some(key) = keys.receive.iter().flatten().find(|key| key.serial == serial) {
+            key.tell_again();
+        }
     }
 
     /// Records that a packet has opened and was new.

@@ -419,6 +419,22 @@ mod handshakes {
     }
 
     #[test]
+    fn recorded_messages_do_not_fill_the_queue_that_others_need() {
+        let mut pair = sealed();
+        let message = first(&STATIC_KEY);
+        let (mut passed, mut cookies) = (0, 0);
+        for _ in 0..20 {
+            (0..20).for_each(|_| pair.b.push_datagram(SocketAddr::from(([192, 0, 2, 77], 7)), &message));
+            pair.b.open();
+            passed += told(&mut pair.b).len();
+            cookies += pair.b.challenges().len();
+        }
+        // The one that found no room got no cookie; those after it must show one.
+        assert_eq!((passed, cookies, counted(&pair.b, Verdict::ControlFull)), (64, 400 - 65, 400 - 64));
+        pair.assert_frames_are_back();
+    }
+
+    #[test]
     fn messages_of_the_daemon_leave_as_they_are() {
         let mut pair = sealed();
         let message = first(&STATIC_KEY);

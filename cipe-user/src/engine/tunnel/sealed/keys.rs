@@ -88,6 +88,11 @@ impl ReceiveKeyInUse {
         Self { key: ReceiveKey::new(expanded, Window::over(words)), serial: key.serial, since, was_told }
     }
 
+    /// The daemon did not hear it.
+    pub(super) fn tell_again(&self) {
+        self.was_told.store(false, Ordering::Relaxed);
+    }
+
     /// Call this if a packet has opened: `tell` tells the daemon of the first one, and returns whether it could.
     #[inline]
     pub fn opened(&self, tell: impl FnOnce() -> bool) {

@@ -155,3 +155,24 @@ fn a_handshake_is_wanted_when_packets_fail_for_a_second_or_there_is_no_key() {
     tunnel.ask_again(SealedWanted::Send);
     assert!(tunnel.may_ask(SealedWanted::Send, at(251)));
 }
+
+#[test]
+fn the_first_packet_of_a_session_is_told_until_the_daemon_has_heard() {
+    let (ledger, _memory) = Ledger::new().unwrap();
+    let tunnel = tunnel(&ledger);
+    tunnel.receive(&key(1, 1), Handed::New).unwrap();
+    let view = SealedView::new(tunnel.clone());
+    let tells = |hears: bool| {
+        let mut told = false;
+        view.keys().receive_key(Epoch::ALL[0]).unwrap().opened(|| {
+            told = true;
+            hears
+        });
+        told
+    };
+    assert!(tells(false) && tells(true) && !tells(true));
+    tunnel.tell_again(2);
+    assert!(!tells(true), "of another session");
+    tunnel.tell_again(1);
+    assert!(tells(true));
+}
