@@ -78,14 +78,11 @@ impl Link {
     }
 
     fn wait_for_event(&self, what: &str, wanted: impl Fn(&Event) -> bool) -> Result<()> {
-        ensure!(self.sees_event(SOON, wanted), "not seen: {what}\n{}", self.told());
-        Ok(())
-    }
-
-    fn sees_event(&self, within: Duration, wanted: impl Fn(&Event) -> bool) -> bool {
-        let deadline = Instant::now() + patient(within);
+        let deadline = Instant::now() + patient(SOON);
         let left = || deadline.saturating_duration_since(Instant::now());
-        std::iter::from_fn(|| self.events.recv_timeout(left()).ok()).any(|event| wanted(&event))
+        let seen = std::iter::from_fn(|| self.events.recv_timeout(left()).ok()).any(|event| wanted(&event));
+        ensure!(seen, "not seen: {what}\n{}", self.told());
+        Ok(())
     }
 
     /// Pings from lanA until one is answered.
@@ -244,17 +241,8 @@ fn a_peer_whose_address_is_not_known_begins() -> Result<()> {
     let plan = Plan { timeout: Duration::from_millis(100), ..Plan::count(3) };
     assert_eq!(ping::run(link.lan(), Side::B.host(), &plan)?.received(), 0);
     assert_eq!(link.theirs.counters().datagrams, 0, "an end without an address begins nothing");
-    // It is asked where it is when it has sent something, at most so often as moving peers are.
-    let deadline = Instant::now() + patient(SOON);
-    let mut number = 1;
-    loop {
-        link.theirs.send(echo_request(&pattern(number, 100)));
-        if link.sees_event(Duration::from_millis(300), |event| is_answer(event, number)) {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "no answer to {number} pings\n{}", link.told());
-        number += 1;
-    }
+    // It is asked where it is as soon as there is a key to ask with, and gets the answer to its first packet.
+    link.ping_back(1)?;
     link.wait_for_pings()
 }
 
