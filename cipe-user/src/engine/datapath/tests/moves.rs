@@ -99,7 +99,7 @@ fn an_unknown_peer_gets_no_data_before_it_has_answered() {
     let pong = MessageOctets(Message::Pong(b"x").build(0, &mut StdRng::seed_from_u64(1)));
     let pong = ControlMessage { octets: pong, under: Under::Live, announces: false };
     assert!(pair.b.seal_message(&pong).is_empty());
-    assert_eq!(counted(&pair.b, Verdict::NoPeer), 1);
+    assert_eq!(counted(&pair.b, Verdict::ControlUnsent), 1);
 
     let answered = answer(&mut pair, &question);
     receive(&mut pair, home, &answered);
