@@ -283,7 +283,7 @@ impl Fleet {
         let key = (self.cipher != Cipher::Nokey).then(|| hex::encode([0xA5; 16]));
         json!({
             "request": "attach",
-            "version": 5,
+            "version": 6,
             "device": device,
             "prefix": prefix,
             "protocol": 3,
