@@ -21,11 +21,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 use super::attach::{AttachError, Attached, Placement, attach};
 use super::guard::Guard;
@@ -90,7 +90,7 @@ pub async fn run(setup: Setup, mut commands: mpsc::Receiver<OperatorCommand>, up
 struct Daemon {
     setup: Setup,
     clock: Clock,
-    session: Session<StdRng>,
+    session: Session<Random>,
     /// `None` while the engine is dead.
     engine: Option<Client>,
     facts: Facts,
@@ -404,10 +404,15 @@ fn max_renew_age() -> Option<Duration> {
     std::env::var("CIPE_SEALED_RENEW_MS").ok()?.parse().ok().map(Duration::from_millis)
 }
 
-fn random() -> anyhow::Result<StdRng> {
-    let mut seed = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *seed).context("the system gives no random numbers")?;
-    Ok(StdRng::from_seed(*seed))
+/// Makes keys, ids and filler: each draw is the kernel's. A generator in this process could be run backwards by whoever reads its memory
+/// later, to the private keys of all sessions before.
+type Random = UnwrapErr<SysRng>;
+
+/// # Errors
+/// The kernel gives no random numbers. If it gives some once, it does not fail later.
+fn random() -> anyhow::Result<Random> {
+    getrandom::fill(&mut [0]).context("the system gives no random numbers")?;
+    Ok(UnwrapErr(SysRng))
 }
 
 #[cfg(test)]

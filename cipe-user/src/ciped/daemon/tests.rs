@@ -9,6 +9,8 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -157,6 +159,14 @@ fn introduce(connection: &Connection) {
 
 async fn next(connection: &mut Connection) -> Request {
     connection.receive().await.unwrap().unwrap()
+}
+
+#[test]
+fn the_daemon_has_nothing_from_which_earlier_private_keys_follow() {
+    assert_eq!(size_of::<Random>(), 0, "a generator with a state of its own can be run backwards");
+    let mut random = random().unwrap();
+    let (one, other): ([u8; 32], [u8; 32]) = (random.random(), random.random());
+    assert_ne!(one, other);
 }
 
 #[tokio::test(flavor = "current_thread")]

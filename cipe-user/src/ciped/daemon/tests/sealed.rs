@@ -7,7 +7,7 @@ use crate::control::protocol::{SealedEvent, SealedRequest, SealedWanted, Unseale
 const FROM: &str = "192.0.2.99:6789";
 
 /// The peer of the daemon under test.
-fn peer() -> Sealing<StdRng> {
+fn peer() -> Sealing<Random> {
     let (mut draft, mut problems) = (Draft::new(Program::Cb), Vec::new());
     options::read_text(options_text(1, "sealed require").as_bytes(), Path::new("/x"), &mut draft, &mut problems);
     let options = options::settle(&draft, problems).0.unwrap();
