@@ -37,6 +37,7 @@ use super::sealing::Sealing;
 use super::session::{End, Level, Session, Step};
 use super::setup::Setup;
 use super::socks;
+use crate::control::channel::SendError;
 use crate::control::client::Client;
 use crate::control::launch::launch;
 use crate::control::protocol::{Descriptor, Event, Request};
@@ -385,9 +386,14 @@ impl Daemon {
         if let Some(engine) = &self.engine
             && let Err(error) = engine.send(request)
         {
-            // The next receive detects a dead engine. This engine has hung for so long that the queue is full; the
-            // request is lost.
-            tracing::warn!("{}: {error}", self.facts.device);
+            if matches!(error, SendError::Closed) {
+                // What the engine has said before is received first.
+                tracing::warn!("{}: {error}", self.facts.device);
+                return;
+            }
+            // The request is lost: the engine would go on with other keys and rules than the daemon believes. The next attach states all.
+            tracing::error!("{}: a request is lost: {error}; the connection to the engine ends", self.facts.device);
+            (self.engine, self.heartbeat) = (None, None);
         }
     }
 }

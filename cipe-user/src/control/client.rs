@@ -146,7 +146,8 @@ impl Client {
     /// Waits for an event, and meanwhile sends the queued requests; `None` when the engine has ended. Cancel safe.
     ///
     /// # Errors
-    /// Errors of the socket, or an event that this version does not know.
+    /// Errors of the socket, an event that this version does not know, or a request that cannot be sent. The two ends have different states
+    /// then: connect again.
     pub async fn receive(&mut self) -> io::Result<Option<Event>> {
         let Self { channel, unsent } = self;
         let unsent = unsent.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -157,7 +158,7 @@ impl Client {
                 sent = channel.deliver(next) => match sent {
                     // `receive` reports the end of the engine next.
                     Ok(()) | Err(SendError::Closed) => {}
-                    Err(error) => tracing::warn!("a request to the engine is lost: {error}"),
+                    Err(error) => return Err(io::Error::other(format!("a request to the engine is lost: {error}"))),
                 },
             }
             unsent.pop_front();
@@ -186,7 +187,8 @@ impl Client {
     /// would have different keys.
     ///
     /// # Errors
-    /// The request is lost: the engine has ended, or hangs ([`SendError::Full`]).
+    /// The request is lost: the engine has ended, or hangs ([`SendError::Full`]). Unless it has ended, connect again: the two ends have
+    /// different states.
     pub fn send(&self, request: &Request) -> Result<(), SendError> {
         let mut unsent = self.unsent.lock().unwrap_or_else(PoisonError::into_inner);
         if unsent.is_empty() {

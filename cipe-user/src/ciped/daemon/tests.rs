@@ -182,6 +182,30 @@ async fn the_engine_is_told_what_the_options_say() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn an_engine_that_has_missed_a_request_is_told_everything_again() {
+    let stage = Stage::new();
+    let player = stage.daemon(1, "");
+    let (connection, _) = stage.attach("cipcb0").await;
+    let ping = Message::Ping(b"").build(1_000_000, &mut StdRng::seed_from_u64(1));
+    let from = "192.0.2.99:6789".parse().unwrap();
+    let event = Event::Control { payload: ping.as_slice().into(), from, under_static: true, sealed: false };
+    // It reads none of the answers.
+    let asks = async {
+        loop {
+            let _ = connection.send(&event);
+            tokio::task::yield_now().await;
+        }
+    };
+    let again = tokio::select! {
+        () = asks => unreachable!("it does not end"),
+        (again, _) = stage.attach("cipcb0") => again,
+    };
+    drop(again);
+    player.commands.send(OperatorCommand::Stop).await.unwrap();
+    player.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_tunnel_is_paced_until_its_peer_is_known_and_one_without_keys_is_not() {
     let stage = Stage::new();
     for (number, extra, paced) in [(1, "", true), (2, "nokey", false)] {
