@@ -21,7 +21,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rand::RngExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use tokio::sync::{mpsc, oneshot};
@@ -143,7 +142,7 @@ impl Daemon {
     async fn start(setup: Setup) -> anyhow::Result<Self> {
         let (relay, relay_at) = first_relay(&setup.options).await?.unzip();
         let clock = Clock::new();
-        let (keeper, past) = Keeper::open(setup.memory.clone(), random()?.random());
+        let (keeper, past) = Keeper::open(setup.memory.clone(), clock.now().unix_nanos, &mut random()?);
         let rngs = (random()?, random()?);
         let sealing = Sealing::new(&setup.options, past.sealed, max_renew_age(), rngs, clock.now());
         let mut session = Session::new(&setup.options, past, clock.now(), (random()?, random()?));

@@ -92,7 +92,7 @@ impl Memory {
 pub struct MemoryFile {
     path: PathBuf,
     /// Held while a daemon uses it.
-    _lock: Option<Arc<Lock>>,
+    lock: Option<Arc<Lock>>,
 }
 
 /// What a file is to a tunnel, the best first.
@@ -108,7 +108,7 @@ enum Match {
 impl MemoryFile {
     /// The one of this name, which [`file_name`] makes.
     pub fn new(directory: &Path, name: &OsStr) -> Self {
-        Self { path: directory.join(name), _lock: None }
+        Self { path: directory.join(name), lock: None }
     }
 
     /// The file of a tunnel, for its daemon alone. In several network namespaces, option files may have the same path: the files of such
@@ -116,6 +116,13 @@ impl MemoryFile {
     pub fn claim(directory: &Path, name: &OsStr, tunnel: &Identity) -> Self {
         let deadline = Instant::now() + MAX_WAIT;
         let mut files: Vec<Self> = Self::namesakes(directory, name).collect();
+        if let Some(other) = Self::left_behind(&files, tunnel) {
+            tracing::warn!(
+                "{} is of a tunnel with this option file that was sealed, with other inner addresses or of another kind; this tunnel gets a \
+                 file of its own, and with `sealed auto` its peer counts as one that was never sealed; with the same peer say `sealed require`",
+                other.path.display()
+            );
+        }
         files.sort_by_cached_key(|file| file.is_of(tunnel));
         for file in files {
             let found = file.is_of(tunnel);
@@ -126,7 +133,7 @@ impl MemoryFile {
                 match file.try_to_lock() {
                     // Another daemon may have made it its own by now.
                     Ok(Some(lock)) if file.is_of(tunnel) <= found => {
-                        return Self { _lock: Some(Arc::new(lock)), ..file };
+                        return Self { lock: Some(Arc::new(lock)), ..file };
                     }
                     Ok(Some(_)) => break,
                     Ok(None) if found == Match::Own && Instant::now() < deadline => std::thread::sleep(LOOK_INTERVAL),
@@ -147,6 +154,18 @@ impl MemoryFile {
             }
         }
         Self::new(directory, name)
+    }
+
+    /// The file of a tunnel that was sealed and does not run now, if this one, which is new, may be the same with other options.
+    fn left_behind<'a>(files: &'a [Self], tunnel: &Identity) -> Option<&'a Self> {
+        let is_new = |file: &Self| matches!(file.is_of(tunnel), Match::Free | Match::Other);
+        let was_sealed = |file: &Self| {
+            file.read().ok().flatten().and_then(|memory| memory.sealed).is_some_and(|kept| kept.was_sealed)
+        };
+        if !files.iter().all(is_new) {
+            return None;
+        }
+        files.iter().find(|file| was_sealed(file) && matches!(file.try_to_lock(), Ok(Some(_))))
     }
 
     /// The files of all tunnels whose option files have one path; they need not exist.
@@ -194,6 +213,15 @@ impl MemoryFile {
     /// Whether it is there.
     pub fn exists(&self) -> bool {
         self.path.exists()
+    }
+
+    /// Whether somebody has removed it after it was written. It is no removal if its directory cannot be looked into or is another one, as
+    /// when the file system is not mounted.
+    pub fn is_removed(&self) -> bool {
+        let is_there = |path: &Path| path.try_exists().ok();
+        let beside = self.path.parent().unwrap_or(Path::new("/"));
+        let lock = self.lock.is_some().then(|| self.lock_path());
+        is_there(&self.path) == Some(false) && is_there(lock.as_deref().unwrap_or(beside)) == Some(true)
     }
 
     /// Reads it; `None` if there is none.
@@ -334,6 +362,47 @@ mod tests {
         assert!(MemoryFile::new(base.path(), OsStr::new("a.json")).forget().unwrap());
         assert_eq!(name_of(&MemoryFile::claim(base.path(), OsStr::new("a.json"), &tunnel(2))), "a.2.json");
         assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 1, "locks are removed");
+    }
+
+    #[test]
+    fn a_tunnel_that_was_sealed_and_has_other_addresses_now_is_noticed() {
+        let base = tempfile::tempdir().unwrap();
+        let left_behind = |host| {
+            let files: Vec<MemoryFile> = MemoryFile::namesakes(base.path(), OsStr::new("a.json")).collect();
+            MemoryFile::left_behind(&files, &tunnel(host)).map(name_of)
+        };
+        let first = run(base.path(), 1, 100);
+        assert_eq!(left_behind(2), None, "it was not sealed");
+        let memory = first.read().unwrap().unwrap();
+        let sealed = Some(Kept { id: 1, newest: 1, was_sealed: true });
+        first.write(&Memory { sealed, ..memory }, Flush::No).unwrap();
+        assert_eq!(left_behind(2), None, "it runs");
+        drop(first);
+        assert_eq!((left_behind(2), left_behind(1)), (Some("a.json".to_owned()), None));
+        drop(run(base.path(), 2, 200));
+        assert_eq!(left_behind(2), None, "it is known by now");
+    }
+
+    #[test]
+    fn a_file_is_removed_only_if_its_place_is_there() {
+        let base = tempfile::tempdir().unwrap();
+        let state = base.path().join("state");
+        let unlocked = MemoryFile::new(&state, OsStr::new("a.json"));
+        let file = run(&state, 1, 100);
+        assert!(!file.is_removed() && !unlocked.is_removed());
+        // As if it was not mounted: without the directory, in an empty one, and where nothing can be looked into.
+        let aside = base.path().join("aside");
+        std::fs::rename(&state, &aside).unwrap();
+        assert!(!file.is_removed() && !unlocked.is_removed());
+        std::fs::create_dir(&state).unwrap();
+        assert!(!file.is_removed());
+        std::fs::remove_dir(&state).unwrap();
+        std::fs::write(&state, "").unwrap();
+        assert!(!file.is_removed() && !unlocked.is_removed());
+        std::fs::remove_file(&state).unwrap();
+        std::fs::rename(&aside, &state).unwrap();
+        assert!(file.forget().unwrap());
+        assert!(file.is_removed() && unlocked.is_removed());
     }
 
     #[test]

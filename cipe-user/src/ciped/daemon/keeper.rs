@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use rand::{CryptoRng, RngExt as _};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -41,19 +42,25 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Reads the file of the tunnel. What cannot be read is as if it were new.
-    pub(super) fn open(file: MemoryFile, salt: [u8; 16]) -> (Self, Past) {
-        let memory = file.read().unwrap_or_else(|error| {
-            tracing::warn!("what the last daemon knew is lost: {error:#}; recorded key exchanges of the peer may be taken once more, and \
-                 with `sealed auto` the peer counts as one that was never sealed");
-            None
-        });
-        let was_there = memory.is_some();
+    /// Reads the file of the tunnel. What cannot be read is as if it were new, but for this: the peer counts as one that was sealed, since
+    /// that may have been in it.
+    pub(super) fn open(file: MemoryFile, unix_nanos: u64, rng: &mut impl CryptoRng) -> (Self, Past) {
+        let (memory, lost) = match file.read() {
+            Ok(memory) => (memory, None),
+            Err(error) => {
+                tracing::warn!(
+                    "what the last daemon knew is lost: {error:#}; recorded key exchanges of the peer may be taken once more, and with \
+                     `sealed auto` nothing but sealed packets is used; if the peer was never sealed, remove the file with `cipe forget`"
+                );
+                (None, Some(Kept { was_sealed: true, ..Kept::without_file(unix_nanos, rng) }))
+            }
+        };
+        let was_there = memory.is_some() || lost.is_some();
         let is_named = memory.as_ref().is_some_and(|memory| memory.tunnel.is_some());
         let newest_stamp = memory.as_ref().and_then(|memory| memory.newest_stamp);
         let is_ours = memory.as_ref().is_some_and(|memory| memory.is_ours);
-        let sealed = memory.as_ref().and_then(|memory| memory.sealed);
-        let taken = memory.and_then(|memory| memory.taken_keys()).unwrap_or_else(|| TakenKeys::new(salt));
+        let sealed = memory.as_ref().map_or(lost, |memory| memory.sealed);
+        let taken = memory.and_then(|memory| memory.taken_keys()).unwrap_or_else(|| TakenKeys::new(rng.random()));
         // A file of a former version does not say whose it is; it will.
         let written = if is_named { (newest_stamp, taken.len(), is_ours) } else { NOTHING };
         let next = Instant::now();
@@ -157,7 +164,7 @@ impl Daemon {
         if self.keeper.writing.as_ref().is_some_and(JoinHandle::is_finished) {
             self.end_write().now_or_never();
         }
-        if !self.keeper.was_there || self.keeper.file.exists() {
+        if !self.keeper.was_there || !self.keeper.file.is_removed() {
             return None;
         }
         tracing::info!(

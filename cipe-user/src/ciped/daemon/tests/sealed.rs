@@ -139,6 +139,22 @@ async fn keys_are_for_the_next_engine_and_what_is_known_for_the_next_daemon() {
     assert_eq!((memory.sealed, memory.is_ours), (kept, true));
 }
 
+/// It may have said that the peer was sealed.
+#[tokio::test(flavor = "current_thread")]
+async fn a_damaged_file_is_of_a_peer_that_was_sealed_until_it_is_forgotten() {
+    let stage = Stage::new();
+    let file = stage.memory_file();
+    std::fs::create_dir(file.path().parent().unwrap()).unwrap();
+    std::fs::write(file.path(), "").unwrap();
+    let player = stage.daemon(1, "");
+    let (mut connection, attach) = stage.attach("cipcb0").await;
+    assert_eq!(attach.sealed.unwrap().unsealed, Unsealed { sends: false, accepts: false });
+    assert!(file.forget().unwrap());
+    send(&connection, SealedEvent::Wanted { reason: SealedWanted::Send });
+    while next_sealed(&mut connection).await != SealedRequest::Unsealed(Unsealed { sends: true, accepts: true }) {}
+    stop(player, connection).await;
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn a_removed_file_makes_a_running_daemon_forget_its_peer() {
     let stage = Stage::new();
