@@ -227,8 +227,15 @@ impl<R: CryptoRng> Handshake<R> {
                 }
             }
             Input::Opened(serial) => self.opened(serial, now.at, &mut out),
-            Input::Probed(serial) if self.sessions.may_answer_probe(serial) => out.push(Action::Confirm),
-            Input::Probed(_) => {}
+            Input::Probed(serial) => {
+                // If this begins the use of the send key, that has confirmed it.
+                let may_answer = self.sessions.may_answer_probe(serial);
+                // It proves the same, and the event that said it may be lost.
+                self.opened(serial, now.at, &mut out);
+                if may_answer {
+                    out.push(Action::Confirm);
+                }
+            }
             Input::KeysLost => {
                 self.sessions.clear(&mut out);
                 // Without any key, the peer's packets are the only way to learn that it has one.

@@ -77,6 +77,20 @@ fn a_handshake_step_by_step() {
     assert!(a.handle(Input::Tick, at(2_000)).is_empty());
 }
 
+/// A busy engine may lose an event.
+#[test]
+fn a_probe_says_also_that_a_packet_has_opened() {
+    let (mut a, mut b) = (end(1, KEY, IP), end(2, KEY, IP));
+    let answered = b.handle(Input::Datagram(&begin(&mut a, 0), Source::Peer), at(10));
+    let serial = receive_key(&answered).unwrap().serial;
+    let confirmed = b.handle(Input::Probed(serial), at(30));
+    assert!(send_key(&confirmed).is_some());
+    assert_eq!(confirmed.iter().filter(|action| matches!(action, Action::Confirm)).count(), 1);
+    assert!(matches!(confirmed.last(), Some(Action::Keep(Kept { was_sealed: true, .. }))));
+    assert!(b.handle(Input::Opened(serial), at(30)).is_empty());
+    assert!(matches!(b.handle(Input::Probed(serial), at(40))[..], [Action::Confirm]));
+}
+
 #[test]
 fn the_suite_is_aes_only_if_it_is_fast_at_both_ends() {
     for (fast, suite) in [
