@@ -265,14 +265,15 @@ impl<R: CryptoRng> Sealing<R> {
         out
     }
 
-    /// The operator wants the peer to be as new. The keys in use stay in use.
+    /// The operator wants the peer to be as new. The keys in use stay in use; protocol 3 is accepted when none is used for sending any more.
     pub fn forget(&mut self, now: Now) -> Vec<Effect> {
         let mut out = Vec::new();
         self.handshake.forget(Kept::without_file(now.unix_nanos, &mut self.rng));
         self.peer_seals = false;
         (self.begins, self.overdue, self.accepts_until) = (None, None, None);
         let may = self.policy == SealedPolicy::Auto;
-        self.set_unsealed(Unsealed { sends: may, accepts: may }, now, &mut out);
+        let accepts = may && (self.unsealed.accepts || !self.held.sends());
+        self.set_unsealed(Unsealed { sends: may, accepts }, now, &mut out);
         out
     }
 
@@ -315,6 +316,10 @@ impl<R: CryptoRng> Sealing<R> {
                 Action::StopSending => {
                     self.is_confirmed = false;
                     self.request(SealedRequest::StopSending, now, out);
+                    if self.unsealed.sends {
+                        // The operator has said that the peer is to be as new while the key was in use.
+                        self.set_unsealed(Unsealed { accepts: true, ..self.unsealed }, now, out);
+                    }
                 }
                 Action::Confirm => self.request(SealedRequest::Confirm, now, out),
                 Action::Transmit(datagram, to) => {

@@ -327,6 +327,20 @@ fn keys_that_are_too_old_are_wiped_before_anything_else_happens() {
     assert!(!requests.contains(&&SealedRequest::Confirm), "{requests:?}");
 }
 
+/// Keys of protocol 3 that were in use before may have leaked since.
+#[test]
+fn an_end_that_forgets_accepts_protocol_3_when_it_seals_no_more() {
+    let mut world = sealed();
+    world.act(0, Sealing::forget);
+    assert_eq!(world.ends[0].unsealed, Unsealed { sends: true, accepts: false });
+    world.lose = |_, _| true;
+    world.run_for(200 * SECOND);
+    assert!(world.ends[0].send.is_none());
+    assert_eq!(world.ends[0].unsealed, BOTH);
+    world.act(0, Sealing::forget);
+    assert_eq!(world.ends[0].unsealed, BOTH);
+}
+
 #[test]
 fn an_answer_is_kept_before_it_is_sent_and_each_message_is_judged() {
     let options = options("sealed require");
