@@ -233,6 +233,8 @@ impl<R: CryptoRng> Session<R> {
                 steps.extend(self.tell(Topic::NewPeer, Level::Info, &format!("new peer {}", Shown(*peer)), now));
                 steps
             }
+            // What is sent is sealed: nothing is answered in clear.
+            Event::Clear { .. } if self.seals() => Vec::new(),
             Event::Clear { datagram, from } => self.clear(datagram, *from, now),
             Event::NewMe { me, before } if before.ip().is_unspecified() => {
                 vec![Step::Me(*me), Step::Log(Level::Info, format!("my address is {}", Shown(*me)))]

@@ -187,7 +187,7 @@ fn a_farewell_says_why_and_what_the_peer_s_says_is_logged() {
     assert!(!steps.iter().any(|step| matches!(step, Step::End(_))), "the tunnel waits for it");
 }
 
-fn asked_in_clear(body: &[u8]) -> Event {
+pub(super) fn asked_in_clear(body: &[u8]) -> Event {
     let datagram = [&[0; 8][..], &[0x75, 1, 2, 3], body, &[9; 40]].concat();
     Event::Clear { datagram: datagram[..].into(), from: "192.0.2.66:1".parse().unwrap() }
 }

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 
 use rand::rngs::StdRng;
 
-use crate::ciped::session::tests::{at, indication, logs, options, past, received, rng, sent};
+use crate::ciped::session::tests::{asked_in_clear, at, indication, logs, options, past, received, rng, sent};
 use crate::ciped::session::*;
 use crate::control::protocol::{SealedEvent, SealedRequest, SealedWanted, Wanted};
 use crate::sealed::handshake::Kept;
@@ -159,6 +159,7 @@ fn what_comes_in_sealed_packets_is_answered_without_filler_and_makes_no_keys() {
     let mut end = in_use();
     let steps = end.event(&in_sealed_packet(&Message::Ping(b"echo me")), at(2));
     assert_eq!(sent(&steps), [b"\x73echo me"]);
+    assert!(end.event(&asked_in_clear(b""), at(2)).is_empty(), "nothing leaves in clear");
     let Event::Control { payload, from, .. } = indication(7, 1_000_002) else { panic!("no message") };
     let steps = end.event(&Event::Control { payload, from, under_static: false, sealed: true }, at(2));
     assert!(sent(&steps).is_empty() && logs(&steps)[0].contains("NK_IND"), "{:?}", logs(&steps));
