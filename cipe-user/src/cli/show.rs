@@ -162,7 +162,14 @@ fn text(status: &Status, rates: Option<Rates>) -> String {
 /// Whether packets are sealed. `refused`: packets of protocol 3 that were not accepted.
 fn sealed_line(sealed: &SealedStatus, refused: u64) -> String {
     match (sealed.suite, sealed.send_seconds) {
-        (Some(suite), Some(seconds)) => format!("by {suite}, key {} old", age(seconds)),
+        (Some(suite), Some(seconds)) => {
+            let confirmed = if sealed.unsealed.accepts {
+                "; not confirmed yet, or just now: protocol 3 is still accepted"
+            } else {
+                ""
+            };
+            format!("by {suite}, key {} old{confirmed}", age(seconds))
+        }
         _ if sealed.unsealed.sends => "no: protocol 3, since the peer has not sealed".to_owned(),
         _ if refused > 0 => {
             format!("no key: packets wait for a handshake; {refused} packets of protocol 3 were refused")
@@ -224,9 +231,16 @@ mod tests {
     #[test]
     fn a_tunnel_that_may_seal_says_whether_it_does() {
         let keyless = example_sealed(None);
+        let accepts = Unsealed { sends: false, accepts: true };
+        let unconfirmed = SealedStatus { unsealed: accepts, ..example_sealed(Some(12)) };
         let only_sealed = SealedStatus { unsealed: Unsealed { sends: false, accepts: false }, ..keyless.clone() };
         for (sealed, refused, expected) in [
             (example_sealed(Some(12)), 0, "by AES-256-GCM, key 12 s old"),
+            (
+                unconfirmed,
+                0,
+                "by AES-256-GCM, key 12 s old; not confirmed yet, or just now: protocol 3 is still accepted",
+            ),
             (keyless, 0, "no: protocol 3, since the peer has not sealed"),
             (only_sealed.clone(), 0, "no key: packets wait for a handshake"),
             (only_sealed, 7, "no key: packets wait for a handshake; 7 packets of protocol 3 were refused"),

@@ -28,7 +28,7 @@ use crate::sealed::{Refused, cipher};
 
 /// How long an end that has been asked whether it seals waits for the first message of the one that has asked.
 const ASKED_WAIT: Duration = Duration::from_secs(1);
-/// How long no handshake may be answered by a peer that says that it seals, before that is logged.
+/// How long no session may be confirmed by a peer that says that it seals, before that is logged.
 const MAX_OVERDUE: Duration = Duration::from_secs(60);
 /// A peer that answers no handshake for so long, and sends packets of protocol 3, speaks protocol 3 only.
 const MIN_UNANSWERED: Duration = Duration::from_secs(10);
@@ -60,9 +60,9 @@ pub enum Note {
     /// The engine could not go on under the keys that it was handed.
     #[error("the engine cannot go on under the former keys of sealed packets; a handshake makes others")]
     KeysLost,
-    /// Both ends seal, and no handshake is answered.
+    /// Both ends seal, and no session is confirmed.
     #[error(
-        "the peer seals, as it says, but no handshake was answered for {} s: somebody may drop them; the tunnel stays with protocol 3",
+        "the peer seals, as it says, but no session was confirmed for {} s: somebody may drop sealed packets; protocol 3 is accepted meanwhile",
         MAX_OVERDUE.as_secs()
     )]
     Overdue,
@@ -310,7 +310,6 @@ impl<R: CryptoRng> Sealing<R> {
                     let age = self.max_renew_age.map_or(age, |most| age.min(most));
                     let renew_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
                     self.request(SealedRequest::Send { key: sealed_key(&key), renew_ms }, now, out);
-                    self.overdue = None;
                     self.set_unsealed(Unsealed { sends: false, ..self.unsealed }, now, out);
                 }
                 Action::StopSending => {
@@ -329,6 +328,7 @@ impl<R: CryptoRng> Sealing<R> {
                 Action::Refused(refused) => verdict = Some(refused),
                 // A session is in use.
                 Action::Log(note @ handshake::Note::Sealed { .. }) => {
+                    self.overdue = None;
                     if self.unsealed.accepts {
                         self.accepts_until.get_or_insert(now.at + PREVIOUS_LIFE);
                     }

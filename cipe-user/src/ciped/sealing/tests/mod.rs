@@ -327,6 +327,20 @@ fn keys_that_are_too_old_are_wiped_before_anything_else_happens() {
     assert!(!requests.contains(&&SealedRequest::Confirm), "{requests:?}");
 }
 
+/// Somebody lets handshakes pass, and drops what is sealed.
+#[test]
+fn a_session_that_nobody_confirms_is_logged() {
+    let mut world = World::new(["auto", "auto"]);
+    world.lose = |datagram, _| matches!(datagram, Datagram::Sealed(..));
+    world.introduce();
+    world.run_for(59 * SECOND);
+    assert!(world.ends[0].send.is_some() && world.ends[0].unsealed.accepts);
+    let is_told = |world: &World| world.ends[0].has_noted(|note| *note == Note::Overdue);
+    assert!(!is_told(&world));
+    world.run_for(2 * SECOND);
+    assert!(is_told(&world));
+}
+
 /// Keys of protocol 3 that were in use before may have leaked since.
 #[test]
 fn an_end_that_forgets_accepts_protocol_3_when_it_seals_no_more() {
