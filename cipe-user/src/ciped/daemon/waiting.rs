@@ -1,14 +1,19 @@
 //! The events that a daemon waits for.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::{Daemon, OperatorCommand, Script};
 use crate::ciped::heartbeat::Heartbeat;
 use crate::ciped::options::Mistake;
 use crate::ciped::socks;
 use crate::control::protocol::Event;
+
+/// How late a deadline may be noticed after the machine has slept: the timer's clock stands meanwhile, and keys are to be wiped.
+const MAX_TIMER: Duration = Duration::from_secs(10);
 
 /// The event that woke the loop.
 pub(super) enum Woken {
@@ -29,7 +34,7 @@ impl Daemon {
         commands: &mut mpsc::Receiver<OperatorCommand>,
         script: Option<&mut Script>,
     ) -> Woken {
-        let session = self.session.deadline().map(|at| self.clock.timer(at));
+        let session = self.session.deadline().map(|at| self.clock.timer(at).min(Instant::now() + MAX_TIMER));
         let heartbeat = self.heartbeat.as_ref().map(Heartbeat::deadline);
         let deadline = [session, self.keep_deadline(), self.keys.deadline(), heartbeat].into_iter().flatten().min();
         let timer = async {
