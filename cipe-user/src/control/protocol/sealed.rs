@@ -51,6 +51,13 @@ pub struct AttachSealed {
     pub resume: Option<SealedKeys>,
 }
 
+impl AttachSealed {
+    /// Whether it goes on with a send key.
+    pub fn sends(&self) -> bool {
+        self.resume.as_ref().is_some_and(|keys| keys.send.is_some())
+    }
+}
+
 /// From daemon to engine, for a tunnel that was attached with [`AttachSealed`]. They are carried out in the order in which they come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "sealed")]

@@ -67,6 +67,13 @@ impl Keyring {
         self.shields.update(number, &self.writer.reader());
     }
 
+    /// Empties the slots of a tunnel but that of the static key: it accepts sealed packets only.
+    pub(super) fn clear_dynamic(&mut self, number: u16) {
+        self.previous.remove(&number);
+        [Slot::Send, Slot::Receive, Slot::Previous].into_iter().for_each(|slot| self.writer.clear(number.into(), slot));
+        self.shields.update(number, &self.writer.reader());
+    }
+
     /// Empties all slots of a tunnel, and takes its shield.
     pub(super) fn clear_tunnel(&mut self, number: u16) {
         self.previous.remove(&number);
@@ -287,6 +294,20 @@ mod tests {
         keyring.forget_previous(|_| used, now);
         keyring.forget_previous(|_| used, now + KEEP);
         assert_eq!(slots(&keyring), [Some(3), None]);
+    }
+
+    #[test]
+    fn a_tunnel_that_leaves_protocol_3_keeps_its_static_key_only() {
+        let mut keyring = Keyring::new(KeyWriter::anonymous(8), ShieldWriter::anonymous());
+        for slot in [Slot::Static, Slot::Send] {
+            keyring.set(1, slot, &[9; KEY]);
+        }
+        (1..3).for_each(|key| keyring.set_receive_key(1, &[key; KEY], KEEP, 0));
+        assert_eq!(slots(&keyring), [Some(2), Some(1)]);
+        keyring.clear_dynamic(1);
+        let live = |slot| keyring.reader().read(key_index(1, slot)).is_some();
+        assert_eq!([Slot::Static, Slot::Send, Slot::Receive, Slot::Previous].map(live), [true, false, false, false]);
+        assert!(keyring.previous.is_empty());
     }
 
     #[test]

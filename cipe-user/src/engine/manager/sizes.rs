@@ -64,7 +64,7 @@ impl Sizes {
             forced: attach.force_mtu,
             clamps: attach.mss_clamp,
             nokey: attach.key.is_none(),
-            sealed: attach.sealed.as_ref().is_some_and(|sealed| !sealed.unsealed.sends),
+            sealed: attach.sealed.as_ref().is_some_and(|sealed| !sealed.unsealed.sends || sealed.sends()),
             protocol: attach.protocol,
             mtu: TunnelMtu::of_device(device),
             told: false,
