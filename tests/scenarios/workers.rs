@@ -55,6 +55,12 @@ fn start(net: &Topology, options: &[(&str, &str)], workers: Option<usize>) -> Re
     pair.a.wait_up()?;
     pair.b.wait_up()?;
     pair.wait_for_keys(net)?;
+    if options.contains(&("carrier", "xdp")) {
+        // Sealed tunnels have keys before AF_XDP is open, and packets by the socket and by the card may overtake each other.
+        for gateway in [&mut pair.a, &mut pair.b] {
+            gateway.wait_for_status("its door", |status| status.doors.iter().any(|door| door.contains("queue(s)")))?;
+        }
+    }
     Ok(pair)
 }
 
