@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use cipe_tests::gateway::{Daemon, Gateway};
-use cipe_tests::net::{ICMP, Ipv4, checksum, pattern};
+use cipe_tests::net::{ICMP, Ipv4, checksum, echo_request, pattern};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{KEY, Options, PORT};
 use cipe_tests::ping::{self, Plan};
@@ -47,23 +47,6 @@ fn bind(net: &Topology) -> Result<UdpSocket> {
     Ok(net.gw(Side::B).run(|| UdpSocket::bind((Side::B.carrier(), PORT)))?)
 }
 
-/// A ping from lanB's address to lanA's.
-fn echo_request(payload: &[u8]) -> Vec<u8> {
-    let mut icmp = [&[8, 0, 0, 0, 0x12, 0x34, 0, 1], payload].concat();
-    let sum = checksum(&icmp);
-    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-    let total = (20 + icmp.len()) as u16;
-    let mut packet = vec![0x45, 0];
-    packet.extend(total.to_be_bytes());
-    packet.extend([0, 1, 0x40, 0, 64, ICMP, 0, 0]);
-    packet.extend(Side::B.host().octets());
-    packet.extend(Side::A.host().octets());
-    let sum = checksum(&packet);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend(icmp);
-    packet
-}
-
 fn is_answer(event: &Event, number: u32) -> bool {
     let Event::Delivered(packet) = event else { return false };
     let reply = Ipv4::parse(packet).filter(|reply| reply.protocol == ICMP && checksum(reply.payload) == 0);
@@ -73,7 +56,7 @@ fn is_answer(event: &Event, number: u32) -> bool {
 impl Link {
     /// Lets the other implementation ping lanA, and waits for the answer at its end.
     fn ping_back(&self, number: u32) -> Result<()> {
-        self.theirs.send(echo_request(&pattern(number, 100)));
+        self.theirs.send(echo_request([Side::B.host(), Side::A.host()], &pattern(number, 100)));
         self.wait_for_event("the answer to its ping", |event| is_answer(event, number))
     }
 
@@ -255,7 +238,7 @@ fn a_peer_that_moves_is_asked_there_before_anything_goes_there() -> Result<()> {
     link.wait_for_pings()?;
     let elsewhere = SocketAddr::from((Side::B.carrier(), PORT + 1));
     link.theirs.roam_to(link.net.gw(Side::B).run(|| UdpSocket::bind(elsewhere))?)?;
-    link.theirs.send(echo_request(&pattern(1, 100)));
+    link.theirs.send(echo_request([Side::B.host(), Side::A.host()], &pattern(1, 100)));
     link.wait_for_event("a question", |event| *event == Event::Message(CT_PING))?;
     link.ours.wait_for_line("of the new peer", |line| line.ends_with(&format!("new peer {elsewhere}")))?;
     link.ping_back(2)

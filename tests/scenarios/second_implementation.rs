@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cipe_tests::gateway::{Daemon, Gateway};
-use cipe_tests::net::{ICMP, Ipv4, checksum, pattern};
+use cipe_tests::net::{ICMP, Ipv4, checksum, echo_request, pattern};
 use cipe_tests::offload::Offload;
 use cipe_tests::options::{KEY, Options, PORT};
 use cipe_tests::peer::{Cipher, Config, Event, OldKey, Peer};
@@ -98,7 +98,7 @@ impl Link {
     fn ping_back(&self, number: u32) -> Result<()> {
         while self.events.try_recv().is_ok() {}
         let payload = pattern(number, 100);
-        self.theirs.send(echo_request(&payload));
+        self.theirs.send(echo_request([Side::B.host(), Side::A.host()], &payload));
         let deadline = Instant::now() + patient(SOON);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -112,23 +112,6 @@ impl Link {
             }
         }
     }
-}
-
-/// A ping from lanB's address to lanA's.
-fn echo_request(payload: &[u8]) -> Vec<u8> {
-    let mut icmp = [&[8, 0, 0, 0, 0x12, 0x34, 0, 1], payload].concat();
-    let sum = checksum(&icmp);
-    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-    let total = (20 + icmp.len()) as u16;
-    let mut packet = vec![0x45, 0];
-    packet.extend(total.to_be_bytes());
-    packet.extend([0, 1, 0x40, 0, 64, ICMP, 0, 0]);
-    packet.extend(Side::B.host().octets());
-    packet.extend(Side::A.host().octets());
-    let sum = checksum(&packet);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend(icmp);
-    packet
 }
 
 fn both_ways(daemon: Daemon) -> Result<()> {
@@ -232,7 +215,7 @@ fn one_that_another_stood_in_for_is_heard_again_when_it_comes_back() -> Result<(
     let deadline = Instant::now() + patient(SOON);
     let before = link.theirs.counters().delivered_dynamic;
     while link.theirs.counters().delivered_dynamic == before {
-        link.theirs.send(echo_request(&pattern(3, 100)));
+        link.theirs.send(echo_request([Side::B.host(), Side::A.host()], &pattern(3, 100)));
         if Instant::now() > deadline {
             bail!("{:?}\n{:?}\n{}", link.theirs.counters(), link.ours.status()?, link.ours.log().text());
         }

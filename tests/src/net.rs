@@ -98,6 +98,23 @@ pub fn in_clear(octets: &[u8]) -> bool {
     octets.windows(MARKER.len()).any(|window| window == MARKER)
 }
 
+/// An ICMP echo request between these addresses.
+pub fn echo_request([from, to]: [Ipv4Addr; 2], payload: &[u8]) -> Vec<u8> {
+    let mut icmp = [&[8, 0, 0, 0, 0x12, 0x34, 0, 1], payload].concat();
+    let sum = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    let total = (20 + icmp.len()) as u16;
+    let mut packet = vec![0x45, 0];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 1, 0x40, 0, 64, ICMP, 0, 0]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    let sum = checksum(&packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(icmp);
+    packet
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
