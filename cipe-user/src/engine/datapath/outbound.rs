@@ -133,12 +133,13 @@ impl Datapath {
 
     /// Chooses the IV of a payload, pads it, and counts it for its key.
     fn frame(&mut self, out: &mut Outgoing) {
-        let Some(tunnel) = self.tunnels.get(&out.tunnel) else { return };
         let slot = match out.form {
             Form::Keyed(slot) => slot,
             Form::Whole => return self.remember(out),
+            // Later, with the counters of its key ([`Self::seal_packets`]).
             Form::Sealed => return,
         };
+        let Some(tunnel) = self.tunnels.get(&out.tunnel) else { return };
         let kind = if slot == Slot::Static { KeyKind::Static } else { KeyKind::Dynamic };
         let iv = packet::draw_iv(kind, || self.random.octets());
         if slot == Slot::Static {

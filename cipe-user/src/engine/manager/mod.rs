@@ -52,7 +52,7 @@ use super::report::WorkerReport;
 use super::watchdog::{MANAGER_LIMIT, Pulse, Watchdog, Watched};
 use super::worker::Command;
 use crate::control::launch::Readiness;
-use crate::control::protocol::{Event, Protocol, Request, SealedRequest, Unsealed, VERSION};
+use crate::control::protocol::{Event, Protocol, Request, VERSION};
 use crate::control::run_dir::RunDir;
 use crate::control::server::Server;
 use crate::control::watch;
@@ -524,10 +524,7 @@ impl Manager {
                 workers.tell_home(number, Command::SendControl(number, message));
             }
             (Request::Sealed(request), Some(number)) => {
-                if matches!(request, SealedRequest::Unsealed(Unsealed { accepts: false, .. })) {
-                    keys.clear_dynamic(number);
-                }
-                if let Err(error) = sealed::requested(number, request, shared) {
+                if let Err(error) = sealed::requested(number, request, keys, shared) {
                     shared.daemons.send(connection, Event::Failed { message: format!("{error:#}") });
                 }
             }

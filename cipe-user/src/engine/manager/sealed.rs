@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cipe_common::Verdict;
 
+use super::keys::Keyring;
 use super::platform::log_failure;
 use super::shared::Shared;
 use super::sizes;
@@ -21,7 +22,12 @@ use crate::engine::worker::Command;
 ///
 /// # Errors
 /// The tunnel was attached without sealed packets.
-pub(super) fn requested(number: u16, request: SealedRequest, shared: &mut Shared) -> anyhow::Result<()> {
+pub(super) fn requested(
+    number: u16,
+    request: SealedRequest,
+    keys: &mut Keyring,
+    shared: &mut Shared,
+) -> anyhow::Result<()> {
     let tenant = shared.tunnels.get_mut(number).context("the tunnel has gone")?;
     let sealed = tenant.sealed.clone().context("the tunnel was attached without sealed packets")?;
     let workers = &shared.platform.workers;
@@ -37,6 +43,9 @@ pub(super) fn requested(number: u16, request: SealedRequest, shared: &mut Shared
             Ok(())
         }
         SealedRequest::Unsealed(unsealed) => {
+            if !unsealed.accepts {
+                keys.clear_dynamic(number);
+            }
             sealed.set_unsealed(unsealed);
             Ok(())
         }
